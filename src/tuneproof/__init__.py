@@ -1,0 +1,1 @@
+"""TuneProof: your production outcomes train your next model."""
