@@ -1,0 +1,331 @@
+"""Real servers for tests: PostgreSQL, Redis and MLflow on free loopback ports.
+
+Each is a context manager that yields a `Server` with its address, and ends what it started.
+`stop()` and `start()` make an outage on the same port with the same data. A missing binary
+fails with the command that installs it: a test that needs a server never passes without one.
+
+    with postgres_server() as server:
+        url = server.create_database()      # postgresql+psycopg://…/db_1
+    with redis_server() as server:
+        server.url                          # redis://127.0.0.1:PORT/0
+    with mlflow_server() as server:
+        server.url                          # http://127.0.0.1:PORT
+
+Start them from the main thread: they are then ended by the kernel too should pytest be killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+__all__ = [
+    "PostgresServer",
+    "Server",
+    "free_port",
+    "mlflow_server",
+    "postgres_server",
+    "redis_server",
+]
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+_INITDB_OPTIONS = "-U postgres -A trust -N -E UTF8 --no-locale".split()
+_REDIS_OPTIONS = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass(kw_only=True)
+class Server:
+    """One server process; `url` is its address, also while it is stopped."""
+
+    name: str
+    url: str
+    port: int
+    command: list[str]
+    folder: Path
+    ready: Callable[[], bool]
+    environment: dict[str, str] = field(default_factory=dict)
+    user: str | None = None
+    end_signal: signal.Signals = signal.SIGTERM
+    start_timeout_s: float = 60.0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """The last lines that the server wrote."""
+        path = self.folder / "server.log"
+        text = path.read_text(errors="replace") if path.exists() else ""
+        return "\n".join(text.splitlines()[-30:])
+
+    def start(self) -> None:
+        """Start the process and wait until it answers; raises with its log if it does not."""
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+                user=self.user,
+                group=pwd.getpwnam(self.user).pw_gid if self.user else None,
+                extra_groups=[] if self.user else None,
+                preexec_fn=_die_with_parent(self.end_signal),
+            )
+        self._wait_until_ready(self.process)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End the process and those it started; `kill` gives it no chance to tidy up."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if kill:
+            _signal_group(process, signal.SIGKILL)
+        else:
+            process.send_signal(self.end_signal)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self.start_timeout_s
+        while process.poll() is None and time.monotonic() < deadline:
+            if self.ready():
+                return
+            time.sleep(0.05)
+        code = process.poll()
+        why = f"ended with {code}" if code is not None else f"silent for {self.start_timeout_s} s"
+        self.stop(kill=True)
+        raise RuntimeError(f"{self.name} did not start ({why}). Its log:\n{self.log}")
+
+
+@dataclass(kw_only=True)
+class PostgresServer(Server):
+    """A PostgreSQL server whose superuser is `postgres`, without a password."""
+
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def dsn(self) -> str:
+        """The address of the maintenance database for psycopg and asyncpg."""
+        return self.url.replace("postgresql+psycopg", "postgresql")
+
+    def create_database(self, name: str = "") -> str:
+        """Make an empty database and return its SQLAlchemy URL (psycopg 3)."""
+        name = name or f"db_{next(self._numbers)}"
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return self.url.rsplit("/", 1)[0] + f"/{name}"
+
+    def drop_database(self, url: str) -> None:
+        """Remove a database that `create_database` made, ending its connections."""
+        name = url.rsplit("/", 1)[1].split("?")[0]
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def postgres_server(**settings: str | int) -> Iterator[PostgresServer]:
+    """A PostgreSQL server; `settings` are postgresql.conf parameters (`max_connections=…`)."""
+    user = "postgres" if os.geteuid() == 0 else None
+    binaries = _postgres_binaries()
+    with _folder("pg", owner=user) as folder:
+        data = folder / "data"
+        subprocess.run(
+            [str(binaries / "initdb"), "-D", str(data), *_INITDB_OPTIONS],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+            user=user,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+            extra_groups=[] if user else None,
+        )
+        port = free_port()
+        options: dict[str, str | int] = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(folder),
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            "shared_buffers": "64MB",
+            "max_connections": 200,
+            **settings,
+        }
+        dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        server = PostgresServer(
+            name="PostgreSQL",
+            url=dsn.replace("postgresql:", "postgresql+psycopg:"),
+            port=port,
+            command=[str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
+            + [part for name, value in options.items() for part in ("-c", f"{name}={value}")],
+            folder=folder,
+            user=user,
+            end_signal=signal.SIGINT,  # its fast shutdown
+            ready=lambda: _postgres_answers(dsn),
+        )
+        with _running(server):
+            yield server
+
+
+@contextmanager
+def redis_server(*arguments: str) -> Iterator[Server]:
+    """A Redis server that keeps nothing on disk; `arguments` go to redis-server."""
+    binary = _binary("redis-server", "apt-get install -y redis-server")
+    port = free_port()
+    with _folder("redis") as folder:
+        server = Server(
+            name="Redis",
+            url=f"redis://127.0.0.1:{port}/0",
+            port=port,
+            command=[binary, "--port", str(port), *_REDIS_OPTIONS, *arguments],
+            folder=folder,
+            ready=lambda: _redis_answers(port),
+        )
+        with _running(server):
+            yield server
+
+
+@contextmanager
+def mlflow_server(*, allowed_hosts: str = "") -> Iterator[Server]:
+    """An MLflow tracking server on SQLite; up in about 10 s, so one for a whole test session.
+
+    `allowed_hosts` goes to its host check; left out, MLflow allows loopback and private ones.
+    """
+    port = free_port()
+    with _folder("mlflow") as folder:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(folder / "artifacts")]
+        command += ["--allowed-hosts", allowed_hosts] if allowed_hosts else []
+        server = Server(
+            name="MLflow",
+            url=f"http://127.0.0.1:{port}",
+            port=port,
+            command=command,
+            folder=folder,
+            environment={
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "DO_NOT_TRACK": "true",
+            },
+            start_timeout_s=120.0,
+            ready=lambda: _http_answers(f"http://127.0.0.1:{port}/health"),
+        )
+        with _running(server):
+            yield server
+
+
+@contextmanager
+def _running(server: Server) -> Iterator[None]:
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _folder(kind: str, *, owner: str | None = None) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix=f"tuneproof-{kind}-"))
+    if owner is not None:
+        shutil.chown(path, user=owner)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _die_with_parent(how: signal.Signals) -> Callable[[], None] | None:
+    # The kernel watches the thread that forked, so this is right for the main thread alone.
+    if threading.current_thread() is not threading.main_thread() or sys.platform != "linux":
+        return None
+    number = int(how)
+    return lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) and None
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _binary(name: str, install: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"This test needs `{name}`, which is not on PATH: `{install}`.")
+    return found
+
+
+def _postgres_binaries() -> Path:
+    folders = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -int(path.parent.name)
+    )
+    for folder in folders:
+        if (folder / "postgres").exists():
+            return folder
+    found = shutil.which("postgres")
+    if found is None:
+        raise RuntimeError(
+            "This test needs a PostgreSQL server, and none is in /usr/lib/postgresql or on PATH: "
+            "`apt-get install -y postgresql`."
+        )
+    return Path(found).resolve().parent
+
+
+def _postgres_answers(dsn: str) -> bool:
+    try:
+        with psycopg.connect(dsn, connect_timeout=2) as connection:
+            connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _redis_answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
+            sock.sendall(b"PING\r\n")
+            return sock.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _http_answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
