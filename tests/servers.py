@@ -48,7 +48,7 @@ __all__ = [
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
-_INITDB_OPTIONS = "-U postgres -A trust -N -E UTF8 --no-locale".split()
+_INITDB_OPTIONS = ["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--no-locale"]
 _REDIS_OPTIONS = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
 
 
