@@ -1,0 +1,44 @@
+"""What keeps the loop going while something it needs is down.
+
+`CircuitBreaker` stops calling a service that keeps failing, `retrying` calls again after a short
+pause, `ConnectionPoolManager` bounds and counts connections. None of them knows which service it
+guards, and none imports a driver before a pool is made.
+"""
+
+from tuneproof.resilience.breaker import (
+    DEFAULTS,
+    BreakerEvent,
+    CircuitBreaker,
+    Diagnosis,
+    State,
+    at_fault,
+)
+from tuneproof.resilience.pools import (
+    ConnectionPoolManager,
+    DatabasePool,
+    Pool,
+    PoolCounts,
+    RedisPool,
+    postgres_engine,
+    prewarm,
+    redis_pool,
+)
+from tuneproof.resilience.retries import retrying
+
+__all__ = [
+    "DEFAULTS",
+    "BreakerEvent",
+    "CircuitBreaker",
+    "ConnectionPoolManager",
+    "DatabasePool",
+    "Diagnosis",
+    "Pool",
+    "PoolCounts",
+    "RedisPool",
+    "State",
+    "at_fault",
+    "postgres_engine",
+    "prewarm",
+    "redis_pool",
+    "retrying",
+]
