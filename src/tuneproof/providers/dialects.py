@@ -1,0 +1,96 @@
+"""What differs between the servers that speak OpenAI's fine-tuning wire, as data.
+
+A new server of the wire is a new row here, not a new branch in the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from urllib.parse import urlsplit
+
+from tuneproof.errors import ConfigError
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one server of the wire departs from the others."""
+
+    name: str
+    hosts: tuple[str, ...] = ()
+    """Host names (a leading dot: any subdomain) by which the server is recognised."""
+    job_body: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    """Fields that the server wants in the body of a new job beside the wire's own."""
+    job_metadata: bool = True
+    """Whether jobs keep `metadata`; without it a job cannot be found before it is made again."""
+    file_processing: bool = False
+    """Whether an uploaded file must be polled until it is processed before a job may use it."""
+    uploads_above: int | None = 512 * MEBIBYTE
+    """Files larger than this (bytes) go through the uploads API; None: it has none."""
+    part_bytes: int = 64 * MEBIBYTE
+    """The size of one part of the uploads API."""
+    absolute_learning_rate: bool = False
+    """Whether `learning_rate_multiplier` is read as the learning rate itself."""
+    max_tokens_field: str = "max_tokens"
+    """The name of the reply's length limit in a chat request."""
+    prompt_logprobs: bool = True
+    """Whether to ask for `prompt_logprobs` (vLLM's extension), by which replies are scored."""
+
+
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
+    {
+        dialect.name: dialect
+        for dialect in (
+            Dialect(
+                name="openai",
+                hosts=("api.openai.com", ".api.openai.com"),
+                max_tokens_field="max_completion_tokens",
+                prompt_logprobs=False,
+            ),
+            Dialect(
+                name="azure",
+                hosts=(".openai.azure.com", ".services.ai.azure.com"),
+                job_body=MappingProxyType({"trainingType": "Standard"}),
+                file_processing=True,
+                max_tokens_field="max_completion_tokens",
+                prompt_logprobs=False,
+            ),
+            Dialect(
+                name="nebius",
+                hosts=(".nebius.com", ".nebius.ai"),
+                uploads_above=None,
+                absolute_learning_rate=True,
+            ),
+            Dialect(name="compatible"),
+        )
+    }
+)
+"""By name. `compatible` is any other server of the wire: our own trainer, vLLM and the like."""
+
+
+def dialect_for(kind: str, base_url: str | None) -> Dialect:
+    """The dialect of a provider: by its `kind`, and for kind `openai` by its host.
+
+    Kind `openai` says which wire is spoken, so the address decides who speaks it: with none
+    it is OpenAI itself, and a host that no row knows is `compatible`.
+    """
+    if kind not in DIALECTS:
+        raise ConfigError(
+            f"Provider kind {kind!r} is unknown.",
+            mend=f"Set `kind` to one of {', '.join(sorted(DIALECTS))}, or name your own provider "
+            "by a dotted name in `adapters.provider`.",
+        )
+    if kind != "openai" or base_url is None:
+        return DIALECTS[kind]
+    host = urlsplit(base_url).hostname or ""
+    return next(
+        (d for d in DIALECTS.values() if any(_matches(host, known) for known in d.hosts)),
+        DIALECTS["compatible"],
+    )
+
+
+def _matches(host: str, known: str) -> bool:
+    return host.endswith(known) if known.startswith(".") else host == known

@@ -1,0 +1,505 @@
+"""The fine-tuning wire of OpenAI, spoken by the official client.
+
+Every call is made once: retries belong to the caller, who knows what may be repeated. Errors
+are those of `tuneproof.errors`. Verified against openai 3.51.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+
+import openai
+from openai.types import FileObject, Model
+from openai.types.chat import ChatCompletion
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+
+from tuneproof.errors import ConfigError, DataError, NotFoundError, ProviderUnavailableError
+from tuneproof.providers.dialects import Dialect, dialect_for
+from tuneproof.providers.wire_errors import translate
+from tuneproof.training import (
+    Completion,
+    Job,
+    JobEvent,
+    JobRequest,
+    JobStatus,
+    ModelInfo,
+    Score,
+)
+
+if TYPE_CHECKING:
+    from tuneproof.workflow import Clock
+
+T = TypeVar("T")
+
+OPENAI_URL = "https://api.openai.com/v1"
+FILE_POLL_S = 2.0
+FILE_POLLS = 300
+
+
+class Endpoint(Protocol):
+    """What `open_provider` needs to know; `settings.ProviderConfig` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def base_url(self) -> str | None: ...
+    @property
+    def api_key(self) -> str | None: ...
+    @property
+    def organization(self) -> str | None: ...
+
+
+class Breaker(Protocol):
+    """What wraps each call; `resilience.CircuitBreaker` is one."""
+
+    async def call(self, function: Callable[[], Awaitable[T]]) -> T: ...
+
+
+def open_provider(
+    config: Endpoint,
+    *,
+    clock: Clock | None = None,
+    breaker: Breaker | None = None,
+    timeout_s: float = 30.0,
+) -> OpenAIWire:
+    """The provider that `config` describes; no call is made yet.
+
+    `timeout_s` bounds each silence of the server (connect, read, write), not a whole upload.
+    Raises `ConfigError` for an unknown kind, a malformed address, or a missing key where the
+    server is not on this machine.
+    """
+    if clock is None:
+        from tuneproof.workflow import SystemClock
+
+        clock = SystemClock()
+    base_url = config.base_url or OPENAI_URL
+    _check_address(config.name, base_url)
+    dialect = dialect_for(config.kind, base_url)
+    return OpenAIWire(
+        name=config.name,
+        client=openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=_key(config, base_url),
+            organization=config.organization,
+            max_retries=0,
+            timeout=timeout_s,
+        ),
+        dialect=dialect,
+        clock=clock,
+        breaker=breaker,
+    )
+
+
+class OpenAIWire:
+    """A `Provider` over an `openai.AsyncOpenAI` that was made with `max_retries=0`."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        client: openai.AsyncOpenAI,
+        dialect: Dialect,
+        clock: Clock,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self.name = name
+        self.dialect = dialect
+        self._client = client
+        self._clock = clock
+        self._breaker = breaker
+
+    # Files
+
+    async def upload(self, path: Path, *, name: str) -> str:
+        """Upload a JSONL file streamed under `name` and return the provider's file id.
+
+        Files above 512 MB go in parts through the uploads API. Raises `DataError` for a file
+        that is absent, empty, or larger than the server takes.
+        """
+        size = _size(path)
+        limit = self.dialect.uploads_above
+        if limit is not None and size > limit:
+            return await self._upload_parts(path, name=name, size=size)
+        with path.open("rb") as file:
+            made = await self._call(
+                lambda: self._client.files.create(
+                    file=(name, file, "application/jsonl"), purpose="fine-tune"
+                )
+            )
+        if self.dialect.file_processing:
+            await self._wait_processed(made.id)
+        return made.id
+
+    async def _upload_parts(self, path: Path, *, name: str, size: int) -> str:
+        upload = await self._call(
+            lambda: self._client.uploads.create(
+                bytes=size, filename=name, mime_type="text/jsonl", purpose="fine-tune"
+            )
+        )
+        try:
+            parts = [part async for part in self._parts(upload.id, path)]
+            done = await self._call(
+                lambda: self._client.uploads.complete(upload.id, part_ids=parts)
+            )
+        except BaseException:
+            await self._call(lambda: self._client.uploads.cancel(upload.id))
+            raise
+        file = done.file
+        if file is None:
+            raise ProviderUnavailableError(
+                f"Provider {self.name!r} completed upload {upload.id} without naming its file.",
+                mend="The upload is made again.",
+            )
+        return file.id
+
+    async def _parts(self, upload_id: str, path: Path) -> AsyncIterator[str]:
+        with path.open("rb") as file:
+            while data := file.read(self.dialect.part_bytes):
+                part = await self._call(
+                    lambda data=data: self._client.uploads.parts.create(upload_id, data=data)  # type: ignore[misc]
+                )
+                yield part.id
+
+    async def _wait_processed(self, file_id: str) -> None:
+        for _ in range(FILE_POLLS):
+            file: FileObject = await self._call(lambda: self._client.files.retrieve(file_id))
+            if file.status == "processed":
+                return
+            if file.status == "error":
+                raise DataError(
+                    f"Provider {self.name!r} could not read file {file_id}: "
+                    f"{file.status_details or 'it gave no reason'}.",
+                    mend="Mend the training file, then call again.",
+                )
+            await self._clock.sleep_until(self._clock.now() + timedelta(seconds=FILE_POLL_S))
+        raise ProviderUnavailableError(
+            f"Provider {self.name!r} had not processed file {file_id} "
+            f"after {FILE_POLLS * FILE_POLL_S:.0f} s.",
+            mend="The upload is looked for again later.",
+        )
+
+    async def find_file(self, name: str) -> str | None:
+        """The id of the newest usable file with this name, or None."""
+
+        async def search() -> str | None:
+            async for file in self._client.files.list(
+                purpose="fine-tune", order="desc", limit=1000
+            ):
+                if file.filename == name and file.status not in ("error", "deleted"):
+                    return file.id
+            return None
+
+        return await self._call(search)
+
+    async def delete_file(self, file_id: str) -> bool:
+        """Delete a file; False when it was gone already."""
+        try:
+            answer = await self._call(lambda: self._client.files.delete(file_id))
+        except NotFoundError:
+            return False
+        return answer.deleted
+
+    # Jobs
+
+    async def create_job(self, request: JobRequest) -> Job:
+        """Start a job; never retried inside."""
+        body = self._job_body(request)
+        job = await self._call(
+            lambda: self._client.fine_tuning.jobs.create(
+                model=request.model,
+                training_file=request.training_file,
+                extra_body=body,
+            )
+        )
+        return _job(job)
+
+    def _job_body(self, request: JobRequest) -> dict[str, Any]:
+        chosen = {k: v for k, v in request.hyperparameters.items() if v != "auto"}
+        self._check_learning_rate(chosen.get("learning_rate_multiplier"))
+        method: dict[str, Any] = {"type": request.method}
+        if chosen:
+            method[request.method] = {"hyperparameters": chosen}
+        body: dict[str, Any] = {"method": method, **self.dialect.job_body}
+        optional = {
+            "validation_file": request.validation_file,
+            "suffix": request.suffix,
+            "seed": request.seed,
+            "metadata": dict(request.metadata) if self.dialect.job_metadata else None,
+        }
+        return body | {k: v for k, v in optional.items() if v not in (None, {})}
+
+    def _check_learning_rate(self, value: int | float | str | None) -> None:
+        if self.dialect.absolute_learning_rate and isinstance(value, int | float) and value >= 0.1:
+            raise ConfigError(
+                f"learning_rate_multiplier {value} is not sent to provider {self.name!r}: "
+                f"{self.dialect.name} reads it as the learning rate itself, which stays below 0.1.",
+                mend='Set it to "auto", or to a learning rate such as 0.00001.',
+            )
+
+    async def find_job(self, key: str, value: str) -> Job | None:
+        """The newest job whose metadata has `key` = `value`, or None.
+
+        The server is asked to filter; a server that ignores the filter is searched through.
+        """
+
+        async def search() -> Job | None:
+            pages = self._client.fine_tuning.jobs.list(limit=100, metadata={key: value})
+            async for job in pages:
+                if (job.metadata or {}).get(key) == value:
+                    return _job(job)
+            return None
+
+        return await self._call(search)
+
+    async def job(self, job_id: str) -> Job:
+        """The job as it stands now."""
+        return _job(await self._call(lambda: self._client.fine_tuning.jobs.retrieve(job_id)))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Ask for the job's end; a job that ended already is returned as it is."""
+        try:
+            return _job(await self._call(lambda: self._client.fine_tuning.jobs.cancel(job_id)))
+        except DataError:
+            job = await self.job(job_id)
+            if job.status.final:
+                return job
+            raise
+
+    async def events(self, job_id: str) -> Sequence[JobEvent]:
+        """All events of the job, oldest first."""
+
+        async def read() -> list[JobEvent]:
+            pages = self._client.fine_tuning.jobs.list_events(job_id, limit=100)
+            return [_event(event) async for event in pages]
+
+        return (await self._call(read))[::-1]  # the wire lists the newest first
+
+    # Models
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """The models that this account can call."""
+
+        async def read() -> list[ModelInfo]:
+            return [_model(model) async for model in self._client.models.list()]
+
+        return await self._call(read)
+
+    async def complete(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        n: int = 1,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Sequence[Completion]:
+        """Ask a model for `n` replies.
+
+        The wire reports tokens for the whole answer: the prompt's are put on the first reply,
+        the replies' are shared out by the length of their texts, so sums are what is billed.
+        """
+        body: dict[str, Any] = {"n": n, "temperature": temperature, "seed": seed}
+        body[self.dialect.max_tokens_field] = max_tokens
+        body = {k: v for k, v in body.items() if v is not None}
+        began = self._clock.now()
+        answer = await self._chat(model, messages, body, timeout_s=timeout_s)
+        latency_ms = (self._clock.now() - began).total_seconds() * 1000
+        return _completions(answer, latency_ms)
+
+    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
+        """How likely the model finds the last (assistant) message.
+
+        Asks for `prompt_logprobs` of the whole conversation and takes the tokens behind those
+        of the conversation without its last message. None where the server does not know the
+        extension, or ignores it.
+        """
+        if not self.dialect.prompt_logprobs:
+            return None
+        whole = {"max_tokens": 1, "prompt_logprobs": 0, "add_generation_prompt": False}
+        try:
+            answer = await self._chat(model, messages, whole)
+            entries = getattr(answer, "prompt_logprobs", None)
+            if not isinstance(entries, list):
+                return None
+            start = await self._chat(model, messages[:-1], {"max_tokens": 1})
+        except DataError:
+            return None
+        if start.usage is None or not 0 < start.usage.prompt_tokens < len(entries):
+            return None
+        logprobs = [_chosen_logprob(entry) for entry in entries[start.usage.prompt_tokens :]]
+        return Score(tokens=len(logprobs), logprob=sum(logprobs))
+
+    async def _chat(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        body: Mapping[str, Any],
+        *,
+        timeout_s: float | None = None,
+    ) -> ChatCompletion:
+        return await self._call(
+            lambda: self._client.chat.completions.create(
+                model=model,
+                messages=cast(Any, [dict(message) for message in messages]),
+                extra_body=dict(body),
+                timeout=openai.NOT_GIVEN if timeout_s is None else timeout_s,
+            )
+        )
+
+    # Health
+
+    async def ping(self) -> None:
+        """Raise unless the provider answers an authenticated call."""
+        await self._call(lambda: self._client.models.list())
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._client.close()
+
+    async def _call(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Make one call, through the breaker where there is one, with our errors."""
+
+        async def translated() -> T:
+            try:
+                return await function()
+            except openai.OpenAIError as error:
+                address = str(self._client.base_url)
+                raise translate(error, provider=self.name, address=address) from error
+
+        return await (translated() if self._breaker is None else self._breaker.call(translated))
+
+
+def _size(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError(
+            f"Training file {path} does not exist.", mend="Collect the training data again."
+        ) from None
+    if size == 0:
+        raise DataError(f"Training file {path} is empty.", mend="Collect more examples.")
+    return size
+
+
+def _check_address(name: str, base_url: str) -> None:
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"base_url {base_url!r} of providers.{name} is not an http(s) address.",
+            mend="Write it like http://127.0.0.1:8688/v1 or https://api.openai.com/v1.",
+        )
+
+
+def _key(config: Endpoint, base_url: str) -> str:
+    if config.api_key:
+        return config.api_key
+    if urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost"):
+        return "none"  # the client wants a text; a server on this machine asks for no key
+    raise ConfigError(
+        f"providers.{config.name} at {base_url} has no key.",
+        mend="Set OPENAI_API_KEY, or `api_key_env` of this provider to the variable that holds it.",
+    )
+
+
+def _job(job: FineTuningJob) -> Job:
+    known = job.status in JobStatus._value2member_map_
+    return Job(
+        id=job.id,
+        model=job.model,
+        status=JobStatus(job.status) if known else JobStatus.UNKNOWN,
+        raw_status=job.status,
+        fine_tuned_model=job.fine_tuned_model,
+        # A healthy job carries an empty object, so the code decides, not the object.
+        error_code=getattr(job.error, "code", None),
+        error_message=getattr(job.error, "message", None),
+        trained_tokens=job.trained_tokens,
+        created_at=_instant(job.created_at),
+        finished_at=_instant(job.finished_at),
+        estimated_finish=_instant(job.estimated_finish),
+        hyperparameters=_hyperparameters(job),
+        metadata=dict(job.metadata or {}),
+    )
+
+
+def _hyperparameters(job: FineTuningJob) -> dict[str, Any]:
+    """What the job really trained with: the method's own values, else the old top-level ones."""
+    method = getattr(job.method, job.method.type, None) if job.method else None
+    chosen = getattr(method, "hyperparameters", None) or job.hyperparameters
+    return {} if chosen is None else {k: v for k, v in chosen.to_dict().items() if v is not None}
+
+
+def _event(event: FineTuningJobEvent) -> JobEvent:
+    return JobEvent(
+        id=event.id,
+        at=datetime.fromtimestamp(event.created_at, UTC),
+        level=event.level,
+        message=event.message,
+        data=dict(event.data) if isinstance(event.data, Mapping) else {},
+    )
+
+
+def _model(model: Model) -> ModelInfo:
+    return ModelInfo(
+        id=model.id,
+        owned_by=getattr(model, "owned_by", None) or "",
+        created_at=_instant(getattr(model, "created", None)),
+        shutdown_at=_day(model.shutdown_date),
+    )
+
+
+def _completions(answer: ChatCompletion, latency_ms: float) -> list[Completion]:
+    texts = [choice.message.content or "" for choice in answer.choices]
+    usage = answer.usage
+    tokens = _share_out(usage.completion_tokens if usage else 0, [len(text) for text in texts])
+    return [
+        Completion(
+            text=text,
+            model=answer.model,
+            prompt_tokens=usage.prompt_tokens if usage and i == 0 else 0,
+            completion_tokens=tokens[i],
+            latency_ms=latency_ms,
+            finish_reason=answer.choices[i].finish_reason or "stop",
+        )
+        for i, text in enumerate(texts)
+    ]
+
+
+def _share_out(total: int, weights: list[int]) -> list[int]:
+    """Whole numbers that sum to `total`, each near its weight's share of it."""
+    weight = sum(weights)
+    if weight == 0:
+        weights, weight = [1] * len(weights), len(weights)
+    ends, seen = [], 0
+    for part in weights:
+        seen += part
+        ends.append(round(total * seen / weight))
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _chosen_logprob(entry: Mapping[str, Any] | None) -> float:
+    """The log-probability of the token that stands there (the only one when 0 are asked for)."""
+    if not entry:
+        return 0.0
+    chosen = next(iter(entry.values()))
+    return float(chosen["logprob"] if isinstance(chosen, Mapping) else chosen)
+
+
+def _instant(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _day(text: str | None) -> datetime | None:
+    """A date or an instant of the wire as UTC; None where it is absent or no date."""
+    try:
+        found = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return found.replace(tzinfo=found.tzinfo or UTC) if found else None

@@ -1,0 +1,127 @@
+"""What an error of the wire means for the caller: retry, mend, or stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+
+from tuneproof.errors import (
+    ConflictError,
+    CredentialsError,
+    DataError,
+    NotFoundError,
+    ProviderUnavailableError,
+    QuotaExhaustedError,
+    RateLimitedError,
+    TrainingNotAvailableError,
+    TuneProofError,
+)
+
+
+def translate(error: openai.OpenAIError, *, provider: str, address: str) -> TuneProofError:
+    """The error of our tree that says what `error` of the SDK means for the caller."""
+    if isinstance(error, openai.APIStatusError):
+        return _from_status(error, provider, address)
+    if isinstance(error, openai.APITimeoutError):
+        return ProviderUnavailableError(
+            f"Provider {provider!r} at {address} did not answer in time.",
+            mend="The call is made again later; check the server and the network.",
+        )
+    return ProviderUnavailableError(
+        f"Provider {provider!r} at {address} cannot be reached: {_cause(error)}.",
+        mend=f"Check that a server listens there and `base_url` of providers.{provider} is right.",
+    )
+
+
+def _from_status(error: openai.APIStatusError, provider: str, address: str) -> TuneProofError:
+    who = f"Provider {provider!r} at {address}"
+    said = f"{error.status_code} {error.code or error.type or ''}".strip()
+    details: dict[str, Any] = {
+        "status": error.status_code,
+        "code": error.code,
+        "request_id": error.request_id,
+    }
+    text = _message(error)
+    match error.status_code:
+        case 401:
+            return _credentials(who, said, text, provider, details)
+        case 403 if error.code == "training_not_available":
+            return TrainingNotAvailableError(
+                f"{who} has closed fine-tuning for this account ({said}: {text}).",
+                mend=f"Point `base_url` of providers.{provider} (or OPENAI_BASE_URL) at a server "
+                "that trains, such as your own `tuneproof-trainer serve`, and retry the run from "
+                "its training stage; datasets and history stay as they are.",
+                **details,
+            )
+        case 403:
+            return _credentials(who, said, text, provider, details)
+        case 404:
+            return NotFoundError(
+                f"{who} does not know what was asked for ({said}: {text}).",
+                mend="Check the id of the model, file or job; it may have been deleted.",
+                **details,
+            )
+        case 409:
+            return ConflictError(f"{who} refused: {text} ({said}).", **details)
+        case 429 if "insufficient_quota" in (error.code, error.type):
+            return QuotaExhaustedError(
+                f"The quota at {who} is gone ({said}: {text}).",
+                mend="Raise the budget of that account or switch `base_url`; waiting does not "
+                "help. Then retry the run.",
+                **details,
+            )
+        case 429:
+            return RateLimitedError(
+                f"{who} limits the rate of calls ({said}: {text}).",
+                mend="The call is made again after the time that the provider named.",
+                retry_after_s=_retry_after_s(error),
+                **details,
+            )
+        case 408 | 425:
+            return ProviderUnavailableError(f"{who} did not answer in time ({said}).", **details)
+        case status if status >= 500:
+            return ProviderUnavailableError(
+                f"{who} failed ({said}: {text}).",
+                mend="The call is made again later.",
+                **details,
+            )
+        case _:
+            return DataError(
+                f"{who} refused the request ({said}: {text}).",
+                mend="Mend the named parameter or file, then call again.",
+                param=error.param,
+                **details,
+            )
+
+
+def _credentials(
+    who: str, said: str, text: str, provider: str, details: dict[str, Any]
+) -> CredentialsError:
+    return CredentialsError(
+        f"{who} refused the key ({said}: {text}).",
+        mend=f"Set a valid key for providers.{provider} (OPENAI_API_KEY for the default one).",
+        **details,
+    )
+
+
+def _retry_after_s(error: openai.APIStatusError) -> float | None:
+    headers = error.response.headers
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return float(headers[name]) * scale
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body = error.body
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return str(body["message"]).rstrip(".")
+    return error.message.rstrip(".")
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__
+    return f"{error} ({cause})" if cause is not None and str(cause) else str(error)
