@@ -1,0 +1,47 @@
+"""Settings: what the user set, validated, with where it came from. Read once, passed on.
+
+`checks` (rules for values) → `pipelines`, `records` (what can be set) → `environment` (names
+of variables) → `loading` (`Settings.load` merges arguments, environment, file, defaults).
+Nothing else in TuneProof reads the environment.
+"""
+
+from tuneproof.settings.checks import Secret, Url
+from tuneproof.settings.loading import ADAPTERS, Settings
+from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig
+from tuneproof.settings.records import (
+    BODY,
+    HOOK,
+    POST_COLUMNS,
+    CacheConfig,
+    KubernetesConfig,
+    ProviderConfig,
+    RemoteConfig,
+    ServerConfig,
+    SourceConfig,
+    StoreConfig,
+    TargetConfig,
+    TaskConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "ADAPTERS",
+    "BODY",
+    "HOOK",
+    "POST_COLUMNS",
+    "STRATEGIES",
+    "CacheConfig",
+    "KubernetesConfig",
+    "PipelineConfig",
+    "ProviderConfig",
+    "RemoteConfig",
+    "Secret",
+    "ServerConfig",
+    "Settings",
+    "SourceConfig",
+    "StoreConfig",
+    "TargetConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "Url",
+]

@@ -1,0 +1,166 @@
+"""Rules for single values, each raising a `ConfigError` that names field, value, rule and mend."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from tuneproof.errors import ConfigError
+
+
+class Secret(str):
+    """A string that never shows itself in a repr; `str(secret)` and the wire get the value."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+class Url(str):
+    """An address whose repr hides the password; `str(url)` is the whole of it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(self.masked)
+
+    @property
+    def masked(self) -> str:
+        """The address with its password, if there is one, replaced by `***`."""
+        try:
+            parts = urlsplit(str(self))
+            password = parts.password
+        except ValueError:
+            return "***"
+        if password is None:
+            return str(self)
+        user, _, host = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+
+
+def refuse(field: str, value: Any, rule: str, *, mend: str = "") -> ConfigError:
+    """The error for a field whose value breaks a rule; the caller raises it."""
+    return ConfigError(
+        f"{field} is {value!r}, but {rule}.",
+        mend=mend or f"Change {field} to such a value.",
+        field=field,
+        value=_plain(value),
+        rule=rule,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Url):
+        return value.masked
+    if isinstance(value, Secret):
+        return "***"
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return value if isinstance(value, bool | int | str) else repr(value)
+
+
+def number(
+    field: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    whole: bool = False,
+    mend: str = "",
+) -> None:
+    """Refuse what is not a finite number within the bounds (`above` excludes its bound)."""
+    rule = _rule(at_least, above, at_most, whole)
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value):
+        raise refuse(field, value, rule, mend=mend)
+    low = (at_least is not None and value < at_least) or (above is not None and value <= above)
+    if low or (at_most is not None and value > at_most):
+        raise refuse(field, value, rule, mend=mend)
+
+
+def _rule(at_least: float | None, above: float | None, at_most: float | None, whole: bool) -> str:
+    parts = []
+    if at_least is not None:
+        parts.append(f"at least {at_least:g}")
+    if above is not None:
+        parts.append(f"above {above:g}")
+    if at_most is not None:
+        parts.append(f"at most {at_most:g}")
+    bounds = " and ".join(parts)
+    return f"must be a {'whole ' if whole else ''}number{' ' + bounds if bounds else ''}"
+
+
+def text(field: str, value: Any, *, optional: bool = False, empty: bool = False) -> None:
+    """Refuse what is not a string, or is empty where that is not allowed."""
+    if value is None and optional:
+        return
+    if not isinstance(value, str) or (not value.strip() and not empty):
+        raise refuse(field, value, "must be a text that is not empty")
+
+
+def truth(field: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise refuse(field, value, "must be true or false")
+
+
+def choice(field: str, value: Any, allowed: Sequence[str]) -> None:
+    """Refuse what is not one of the allowed words."""
+    if value not in allowed:
+        names = ", ".join(f'"{name}"' for name in allowed)
+        raise refuse(field, value, f"must be one of {names}", mend=meant(str(value), allowed))
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """A mend that names the closest known word, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return f'Did you mean "{close[0]}"?' if close else f"Known are: {', '.join(known)}."
+
+
+def cron(field: str, value: Any) -> None:
+    """Refuse what is not a cron expression of five fields."""
+    from croniter import croniter
+
+    good = isinstance(value, str) and len(value.split()) == 5 and croniter.is_valid(value)
+    if not good:
+        mend = 'Write minute, hour, day, month, weekday, such as "0 2 * * 0" (Sundays at 02:00).'
+        raise refuse(field, value, "must be a cron expression of five fields", mend=mend)
+
+
+def time_zone(field: str, value: Any) -> None:
+    """Refuse what the time zone database does not know."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        mend = 'Write a name such as "UTC" or "Europe/Berlin".'
+        raise refuse(field, value, "must be an IANA time zone", mend=mend) from error
+
+
+def names(field: str, value: Any) -> tuple[str, ...]:
+    """A tuple of distinct names that is not empty, from any list of texts."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise refuse(field, value, "must be a list of names that is not empty")
+    for name in value:
+        text(field, name)
+    if len(set(value)) != len(value):
+        raise refuse(field, value, "must not name anything twice")
+    return tuple(value)
+
+
+def address(field: str, value: Any, schemes: Sequence[str], *, optional: bool = True) -> None:
+    """Refuse an address whose scheme is not among `schemes` (`postgresql+x` counts as its stem)."""
+    if value is None and optional:
+        return
+    scheme = value.partition(":")[0].partition("+")[0] if isinstance(value, str) else ""
+    if ":" not in str(value) or scheme not in schemes:
+        rule = f"must be an address that starts with one of {', '.join(f'{s}:' for s in schemes)}"
+        shown = Url(value) if isinstance(value, str) else value
+        raise refuse(field, shown, rule)

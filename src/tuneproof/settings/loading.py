@@ -1,0 +1,264 @@
+"""`Settings`: everything that was set, merged once from arguments, environment, file, defaults.
+
+Within, a setting is a path (`pipelines.default.traffic_split`, `store.url`) with a value and
+an origin; layers are laid over each other by path, then each record is built and validates
+itself. Nothing else in the package reads the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tuneproof.errors import ConfigError
+from tuneproof.settings import checks, environment, layers
+from tuneproof.settings.layers import DEFAULT_DIR, Layer
+from tuneproof.settings.pipelines import PipelineConfig
+from tuneproof.settings.records import (
+    BODY,
+    HOOK,
+    CacheConfig,
+    KubernetesConfig,
+    ProviderConfig,
+    RemoteConfig,
+    ServerConfig,
+    SourceConfig,
+    StoreConfig,
+    TargetConfig,
+    TaskConfig,
+    TrackingConfig,
+    shown,
+)
+
+ADAPTERS: Mapping[str, str] = MappingProxyType(
+    {
+        "store": "tuneproof.store:open_store",
+        "source": "tuneproof.sources:open_source",
+        "provider": "tuneproof.providers:open_provider",
+        "target": "tuneproof.targets:open_target",
+        "tracker": "tuneproof.tracking:MLflowExperimentTracker",
+        "cache": "tuneproof.cache:Cache",
+    }
+)
+"""Kind of adapter -> the dotted name that makes one. Settings may name others."""
+
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes tells a pod its namespace."""
+
+
+def _mapped(**items: Any) -> Any:
+    return field(default_factory=lambda: MappingProxyType(dict(items)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a process, read once; `Settings.load` merges where they come from.
+
+    `origins` says by path where each value that is no default came from. Reprs and `to_dict`
+    never show a secret.
+    """
+
+    dir: Path = DEFAULT_DIR
+    pipelines: Mapping[str, PipelineConfig] = _mapped(default=PipelineConfig())
+    tasks: Mapping[str, TaskConfig] = _mapped(hook=HOOK, body=BODY)
+    providers: Mapping[str, ProviderConfig] = _mapped(default=ProviderConfig(kind="trainer"))
+    sources: Mapping[str, SourceConfig] = _mapped(posts=SourceConfig())
+    targets: Mapping[str, TargetConfig] = _mapped()
+    store: StoreConfig = field(default_factory=StoreConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    adapters: Mapping[str, str] = field(default_factory=lambda: ADAPTERS)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dir", Path(self.dir).expanduser().absolute())
+        object.__setattr__(self, "adapters", MappingProxyType({**ADAPTERS, **self.adapters}))
+        for name in (*layers.NAMED, "origins"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        if not self.store.url:
+            url = f"sqlite+aiosqlite:///{self.dir / 'tuneproof.db'}"
+            object.__setattr__(self, "store", dataclasses.replace(self.store, url=url))
+        for config in self.pipelines.values():
+            self._check_names(config)
+
+    def _check_names(self, config: PipelineConfig) -> None:
+        named: list[tuple[str, str, Mapping[str, Any]]]
+        named = [("tasks", task, self.tasks) for task in config.tasks]
+        named += [("provider", config.provider, self.providers)]
+        named += [("source", config.source, self.sources)]
+        for key, name, known in named:
+            if name not in known:
+                kind = key.rstrip("s")
+                raise ConfigError(
+                    f"pipelines.{config.name}.{key} names the {kind} {name!r}, which is not set.",
+                    mend=f"{checks.meant(name, known)} Or add [{kind}s.{name}].",
+                    field=f"pipelines.{config.name}.{key}",
+                    value=name,
+                )
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        dir: Path | str | None = None,
+        file: Path | str | None = None,
+        env: Mapping[str, str] | None = None,
+        **arguments: Any,
+    ) -> Settings:
+        """Merge arguments over environment over `tuneproof.toml` over defaults.
+
+        `dir` is the data directory; `file` the settings file, by default `tuneproof.toml` in
+        the current directory, or in the data directory, if there is one. `env` defaults to
+        the process's environment. Further arguments are fields of the pipeline `default`
+        (`traffic_split=0.2`), the short names `database_url`, `redis_url`, `host`, `port`,
+        `base_url`, `api_key`, `mlflow_tracking_uri`, `posts`, or whole paths
+        (`**{"pipelines.weekly.seed": 3}`). An argument that is None is not set.
+
+        Raises `ConfigError`, which names the field, value, rule, mend and origin.
+        """
+        env = os.environ if env is None else env
+        from_env = environment.read(env)
+        where = dir or from_env.pop("dir", (None, ""))[0]
+        named = file or from_env.pop("file", (None, ""))[0]
+        path = layers.find_file(named, Path(where) if where else DEFAULT_DIR)
+        merged: Layer = layers.from_file(path) if path else {}
+        if "dir" in merged and not where:
+            where = (path.parent if path else Path()) / str(merged["dir"][0])
+        merged.pop("dir", None)
+        merged |= {key: (value, f"environment {name}") for key, (value, name) in from_env.items()}
+        merged |= layers.from_arguments(arguments)
+        return _build(cls, Path(where) if where else DEFAULT_DIR, layers.with_keys(merged, env))
+
+    def adapter(self, kind: str) -> Callable[..., Any]:
+        """What makes an adapter of this kind, resolved from its dotted name.
+
+        Raises `ConfigError` when the name is unknown or cannot be imported.
+        """
+        if kind not in self.adapters:
+            raise ConfigError(
+                f"There is no adapter {kind!r}.",
+                mend=checks.meant(kind, self.adapters),
+                field=f"adapters.{kind}",
+            )
+        try:
+            return pkgutil.resolve_name(self.adapters[kind])  # type: ignore[no-any-return]
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"adapters.{kind} is {self.adapters[kind]!r}, which cannot be imported: {error}.",
+                mend='Write "package.module:name" of something that is installed.',
+                field=f"adapters.{kind}",
+                value=self.adapters[kind],
+            ) from error
+
+    def pipeline(self, name: str = "default") -> PipelineConfig:
+        """The pipeline of this name. Raises `ConfigError` when there is none."""
+        if name not in self.pipelines:
+            mend = checks.meant(name, self.pipelines)
+            raise ConfigError(f"There is no pipeline {name!r}.", mend=mend, field="pipeline")
+        return self.pipelines[name]
+
+    @property
+    def address(self) -> str:
+        """Where people and programs reach this service."""
+        if self.server.public_url:
+            return str(self.server.public_url).rstrip("/")
+        host = self.server.host
+        host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON types, secrets masked."""
+        fields = (f.name for f in dataclasses.fields(self) if f.name != "origins")
+        return {name: shown(getattr(self, name)) for name in fields}
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """What holds, as rows of (path, value, origin), for `tuneproof config check`."""
+        rows: list[tuple[str, str, str]] = []
+        for path, value in _walk(self.to_dict()):
+            origin = self.origins.get(path) or _nearest(self.origins, path)
+            rows.append((path, "none" if value is None else str(value), origin))
+        return rows
+
+
+def _walk(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        prefix = f"{path}." if path else ""
+        return [row for key, inner in value.items() for row in _walk(inner, f"{prefix}{key}")]
+    return [(path, value)]
+
+
+def _nearest(origins: Mapping[str, str], path: str) -> str:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        if path in origins:
+            return origins[path]
+    return "default"
+
+
+def _build(cls: type[Settings], dir: Path, merged: Layer) -> Settings:
+    _follow_pod(merged)
+    grouped = _grouped(merged)
+    grouped.setdefault("providers", {}).setdefault("default", {"kind": "trainer"})
+    built: dict[str, Any] = {}
+    for kind, record in layers.NAMED.items():
+        built[kind] = {
+            name: _record(record, f"{kind}.{name}", {**_start(kind, name), **fields}, merged)
+            for name, fields in _with_defaults(kind, grouped.get(kind, {})).items()
+        }
+    for kind, record in layers.SINGLE.items():
+        built[kind] = _record(record, kind, grouped.get(kind, {}), merged)
+    origins = {path: origin for path, (_, origin) in merged.items()}
+    return cls(dir=dir, adapters=grouped.get("adapters", {}), origins=origins, **built)
+
+
+def _follow_pod(merged: Layer) -> None:
+    if "kubernetes.namespace" not in merged and POD_NAMESPACE.is_file():
+        namespace = POD_NAMESPACE.read_text("utf-8").strip()
+        merged["kubernetes.namespace"] = (namespace or None, "the pod")
+
+
+def _grouped(merged: Layer) -> dict[str, dict[str, Any]]:
+    grouped: dict[str, dict[str, Any]] = {}
+    for path, (value, _) in merged.items():
+        head, rest = path.split(".", 1)
+        if head in layers.NAMED:
+            name, _, key = rest.rpartition(".")
+            grouped.setdefault(head, {}).setdefault(name, {})[key] = value
+        else:
+            grouped.setdefault(head, {})[rest] = value
+    return grouped
+
+
+def _with_defaults(kind: str, named: dict[str, Any]) -> dict[str, Any]:
+    defaults = {"pipelines": ["default"], "tasks": ["hook", "body"], "sources": ["posts"]}
+    return {**{name: {} for name in defaults.get(kind, [])}, **named}
+
+
+def _start(kind: str, name: str) -> dict[str, Any]:
+    """The fields from which a named record starts before the layers are laid over it."""
+    known = {"hook": HOOK, "body": BODY}
+    if kind == "tasks" and name in known:
+        return dataclasses.asdict(known[name])
+    return {"name": name}
+
+
+def _record(record: type[Any], where: str, fields: dict[str, Any], merged: Layer) -> Any:
+    for required in layers.required_in(record):
+        if required not in fields:
+            mend = f"Add it to [{where}]."
+            path = f"{where}.{required}"
+            raise ConfigError(f"{path} is not set.", mend=mend, field=path)
+    try:
+        return record(**fields)
+    except ConfigError as error:
+        path = f"{where}.{error.details.get('field', '')}"
+        raise layers.located(error, merged.get(path, ("", ""))[1], path) from error

@@ -1,0 +1,295 @@
+"""What the settings say about everything but pipelines: tasks, providers, sources, servers.
+
+Each record validates itself. Secrets are `Secret`, addresses `Url`: neither shows a key or a
+password in a repr, in `to_dict` or in an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneproof.settings import checks
+from tuneproof.settings.checks import Secret, Url
+
+
+def _wrap(record: object, **kinds: type[str]) -> None:
+    for name, kind in kinds.items():
+        value = getattr(record, name)
+        if isinstance(value, str):
+            object.__setattr__(record, name, kind(value))
+
+
+def shown(value: Any) -> Any:
+    """A setting's value as JSON types, with secrets and passwords masked."""
+    if isinstance(value, Secret):
+        return "***"
+    if isinstance(value, Url):
+        return value.masked
+    if isinstance(value, Mapping):
+        return {str(k): shown(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [shown(v) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: shown(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One thing the application asks a model for.
+
+    `prompt` is a template over the post's columns; a post whose columns for it are empty gets
+    `empty_prompt`. `completion` is the column with the answer. `model` is the model in use
+    before the first rollout (None: the pipeline's base model).
+    """
+
+    name: str
+    prompt: str
+    completion: str
+    empty_prompt: str = "Create engaging content"
+    system: str | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("name", "prompt", "completion", "empty_prompt"):
+            checks.text(name, getattr(self, name))
+        checks.text("system", self.system, optional=True)
+        checks.text("model", self.model, optional=True)
+        try:
+            self.columns  # noqa: B018 - parses the template
+        except ValueError as error:
+            mend = 'Write columns in braces, such as "{original_input}"; double a brace to keep it.'
+            raise checks.refuse("prompt", self.prompt, "must be a template", mend=mend) from error
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the prompt's template names, in order, each once."""
+        from string import Formatter
+
+        found = (name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None)
+        return tuple(dict.fromkeys(found))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return dataclasses.asdict(self)
+
+
+HOOK = TaskConfig(name="hook", prompt="{original_input}", completion="hook")
+BODY = TaskConfig(name="body", prompt="{hook}\n\nWrite a detailed post:", completion="body")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderConfig:
+    """Who trains and answers. `kind` "trainer" is our own trainer, started in this process.
+
+    Give the key by `api_key_env`, the name of an environment variable; only the settings
+    read it. `prices` maps a model's prefix to USD per million tokens (prompt, completion).
+    """
+
+    name: str = "default"
+    kind: str = "openai"
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    api_key: str | None = None
+    organization: str | None = None
+    timeout_seconds: float = 30
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _wrap(self, api_key=Secret, base_url=Url)
+        checks.text("name", self.name)
+        checks.choice("kind", self.kind, ("openai", "trainer"))
+        checks.address("base_url", self.base_url, ("http", "https"))
+        checks.text("api_key_env", self.api_key_env)
+        checks.text("api_key", self.api_key, optional=True)
+        checks.text("organization", self.organization, optional=True)
+        checks.number("timeout_seconds", self.timeout_seconds, above=0)
+        object.__setattr__(self, "prices", {k: _price(k, v) for k, v in self.prices.items()})
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this process starts the trainer itself."""
+        return self.kind == "trainer"
+
+
+def _price(model: str, pair: Any) -> tuple[float, float]:
+    rule = "must be two numbers, USD per million tokens of prompt and of completion"
+    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+        raise checks.refuse(f"prices.{model}", pair, rule)
+    for part in pair:
+        checks.number(f"prices.{model}", part, at_least=0)
+    return float(pair[0]), float(pair[1])
+
+
+POST_COLUMNS: Mapping[str, str] = {
+    "id": "id",
+    "persona_id": "persona_id",
+    "original_input": "original_input",
+    "hook": "hook",
+    "body": "body",
+    "engagement_rate": "engagement_rate",
+    "ts": "ts",
+    "tokens_used": "tokens_used",
+}
+"""Our word for a column of the posts -> its usual name in the user's table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where posts come from: a database or a file. `url` None is our own database.
+
+    `columns` says which column of the table is meant by our word for it; words left out keep
+    their own name. `where` is SQL put beside the conditions, from this file only.
+    """
+
+    name: str = "posts"
+    url: str | None = None
+    table: str = "posts"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    where: str | None = None
+
+    def __post_init__(self) -> None:
+        _wrap(self, url=Url)
+        checks.text("name", self.name)
+        checks.text("url", self.url, optional=True)
+        checks.text("table", self.table)
+        checks.text("where", self.where, optional=True)
+        for word, column in self.columns.items():
+            checks.text(f"columns.{word}", column)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Our own database. An empty `url` is a SQLite file in the data directory."""
+
+    url: str = ""
+    pool_size: int = 10
+    max_overflow: int = 0
+    pool_timeout: float = 30
+
+    def __post_init__(self) -> None:
+        _wrap(self, url=Url)
+        if self.url:
+            schemes = ("postgresql", "postgres", "sqlite")
+            checks.address("url", self.url, schemes, optional=False)
+        checks.number("pool_size", self.pool_size, at_least=1, at_most=1000, whole=True)
+        checks.number("max_overflow", self.max_overflow, at_least=0, at_most=1000, whole=True)
+        checks.number("pool_timeout", self.pool_timeout, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The cache: `mem://` in this process, or a Redis."""
+
+    url: str = "mem://"
+    max_connections: int = 20
+    keepalive: bool = True
+
+    def __post_init__(self) -> None:
+        _wrap(self, url=Url)
+        checks.address("url", self.url, ("mem", "redis", "rediss", "unix"), optional=False)
+        checks.number("max_connections", self.max_connections, at_least=1, whole=True)
+        checks.truth("keepalive", self.keepalive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow. Without `uri` the outbox keeps what it should get."""
+
+    uri: str | None = None
+    experiment_name: str = "fine_tuning_pipeline"
+    autolog: bool = True
+
+    def __post_init__(self) -> None:
+        _wrap(self, uri=Url)
+        checks.text("uri", self.uri, optional=True)
+        checks.text("experiment_name", self.experiment_name)
+        checks.truth("autolog", self.autolog)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The HTTP service. Any bind but loopback asks for a bearer token on each call."""
+
+    host: str = "127.0.0.1"
+    port: int = 8686
+    public_url: str | None = None
+    metrics_enabled: bool = True
+    metrics_port: int = 9090
+    grafana_dashboard_enabled: bool = True
+    require_token: bool | None = None
+
+    def __post_init__(self) -> None:
+        _wrap(self, public_url=Url)
+        checks.text("host", self.host)
+        checks.number("port", self.port, at_least=0, at_most=65535, whole=True)
+        checks.address("public_url", self.public_url, ("http", "https"))
+        checks.number("metrics_port", self.metrics_port, at_least=0, at_most=65535, whole=True)
+        checks.truth("metrics_enabled", self.metrics_enabled)
+        checks.truth("grafana_dashboard_enabled", self.grafana_dashboard_enabled)
+        if self.require_token is not None:
+            checks.truth("require_token", self.require_token)
+            if not self.require_token and not self.loopback:
+                rule = f"must be true where host ({self.host}) is not loopback"
+                raise checks.refuse("require_token", False, rule)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def token_needed(self) -> bool:
+        """Whether each call must carry a bearer token."""
+        return not self.loopback if self.require_token is None else self.require_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteConfig:
+    """The service that the command line speaks to, where it is not the local one."""
+
+    url: str | None = None
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        _wrap(self, url=Url, token=Secret)
+        checks.address("url", self.url, ("http", "https"))
+        checks.text("token", self.token, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubernetesConfig:
+    """Where this process runs. `namespace` comes from the pod when it is not set."""
+
+    cluster_name: str | None = None
+    namespace: str | None = None
+    connection_pool_enabled: bool = True
+    circuit_breaker_enabled: bool = True
+
+    def __post_init__(self) -> None:
+        checks.text("cluster_name", self.cluster_name, optional=True)
+        checks.text("namespace", self.namespace, optional=True)
+        checks.truth("connection_pool_enabled", self.connection_pool_enabled)
+        checks.truth("circuit_breaker_enabled", self.circuit_breaker_enabled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """A place besides our router that must learn of a new share or model."""
+
+    name: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checks.text("name", self.name)
+        checks.choice("kind", self.kind, ("configmap", "istio", "webhook", "envfile"))
