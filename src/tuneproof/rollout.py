@@ -5,13 +5,18 @@ The state machine and its guardrails are here; where a share is applied is a `Ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from tuneproof.errors import StateError
 from tuneproof.experiments import ModelRef
+
+if TYPE_CHECKING:
+    from tuneproof.settings import PipelineConfig
 
 
 class DeploymentState(StrEnum):
@@ -126,3 +131,142 @@ class RollbackResult:
     restored_model: str
     reason: str
     seconds: float
+
+
+# --- the plan ---------------------------------------------------------------------------
+
+CANARY = (0.01, 0.05, 0.2, 0.5, 1.0)
+"""Shares of the `canary` strategy."""
+
+
+def plan(config: PipelineConfig) -> Plan:
+    """The steps that a pipeline's settings ask for.
+
+    The last step is `max_traffic` less the holdback; a step that would come within the holdback
+    is left out.
+    """
+    top = config.max_traffic - config.holdback
+    if config.steps is not None:
+        shares: tuple[float, ...] = config.steps
+    elif config.deployment_strategy == "canary":
+        shares = CANARY
+    elif config.deployment_strategy == "immediate":
+        shares = (top,)
+    else:
+        count = math.ceil((1 - config.initial_traffic) / config.increment_percentage - 1e-9)
+        shares = tuple(
+            config.initial_traffic + i * config.increment_percentage for i in range(count + 1)
+        )
+    below = tuple(round(s, 6) for s in shares if s < top - 1e-9)
+    return Plan(
+        strategy=config.deployment_strategy if config.steps is None else "steps",
+        steps=(*below, round(top, 6)),
+        interval_hours=config.increment_interval_hours,
+        holdback=config.holdback,
+        holdback_days=config.holdback_days if config.holdback else 0.0,
+    )
+
+
+# --- the state machine: values in, values out -------------------------------------------
+
+
+def begin(deployment: Deployment, now: datetime) -> Deployment:
+    """Take the first step of a pending rollout."""
+    _expect(deployment, "begin", DeploymentState.PENDING)
+    return _to_step(deployment, 0, now)
+
+
+def advance(deployment: Deployment, now: datetime) -> Deployment:
+    """Take the next step; after the last one hold, and after the hold be complete."""
+    _expect(
+        deployment,
+        "advance",
+        DeploymentState.STEPPING,
+        DeploymentState.PAUSED,
+        DeploymentState.HOLDING,
+    )
+    if deployment.state is DeploymentState.HOLDING or _served_all(deployment):
+        return replace(
+            deployment,
+            state=DeploymentState.COMPLETE,
+            share=deployment.plan.steps[-1] + deployment.plan.holdback,
+            ended_at=now,
+            next_at=None,
+        )
+    return _to_step(deployment, deployment.step + 1, now)
+
+
+def pause(deployment: Deployment, reason: str) -> Deployment:
+    """Stay at this share until somebody resumes, or data come."""
+    _expect(deployment, "pause", DeploymentState.STEPPING)
+    return replace(deployment, state=DeploymentState.PAUSED, next_at=None, cause=reason)
+
+
+def resume(deployment: Deployment, now: datetime) -> Deployment:
+    """Go on from a pause; the step's time starts anew."""
+    _expect(deployment, "resume", DeploymentState.PAUSED)
+    return replace(_to_step(deployment, deployment.step, now), cause=None)
+
+
+def roll_back(
+    deployment: Deployment, now: datetime, cause: str, evidence: Mapping[str, Any]
+) -> Deployment:
+    """Give all traffic back to the baseline; one that is rolled back already stays as it is."""
+    if deployment.state is DeploymentState.ROLLED_BACK:
+        return deployment
+    if deployment.state is DeploymentState.FAILED:
+        _expect(deployment, "roll back", DeploymentState.STEPPING)
+    return replace(
+        deployment,
+        state=DeploymentState.ROLLED_BACK,
+        share=0.0,
+        cause=cause,
+        evidence=dict(evidence),
+        ended_at=now,
+        next_at=None,
+    )
+
+
+def _to_step(deployment: Deployment, step: int, now: datetime) -> Deployment:
+    last = step == len(deployment.plan.steps) - 1
+    holding = last and deployment.plan.holdback > 0
+    days, hours = deployment.plan.holdback_days, deployment.plan.interval_hours
+    return replace(
+        deployment,
+        state=DeploymentState.HOLDING if holding else DeploymentState.STEPPING,
+        step=step,
+        share=deployment.plan.steps[step],
+        step_started_at=now,
+        next_at=now + (timedelta(days=days) if holding else timedelta(hours=hours)),
+    )
+
+
+def _served_all(deployment: Deployment) -> bool:
+    return deployment.step >= len(deployment.plan.steps) - 1
+
+
+def _expect(deployment: Deployment, verb: str, *states: DeploymentState) -> None:
+    if deployment.state not in states:
+        raise StateError(
+            f"Rollout {deployment.id} is {deployment.state}: it cannot {verb}.",
+            mend=f"tuneproof rollout show {deployment.id}",
+            state=str(deployment.state),
+        )
+
+
+def routing_of(deployment: Deployment, task: str, phase: int) -> Routing:
+    """What a rollout in this state means for a task."""
+    if deployment.state is DeploymentState.COMPLETE:
+        return Routing(task=task, baseline=deployment.candidate, cause=f"{deployment.id} complete")
+    if deployment.state in (DeploymentState.ROLLED_BACK, DeploymentState.FAILED):
+        return Routing(task=task, baseline=deployment.previous, cause=deployment.cause or "")
+    return Routing(
+        task=task,
+        baseline=deployment.previous,
+        candidate=deployment.candidate,
+        share=deployment.share,
+        salt=deployment.salt,
+        subject=deployment.id,
+        phase=phase,
+        cause=f"{deployment.id} step {deployment.step + 1}: {deployment.share:.0%}",
+    )

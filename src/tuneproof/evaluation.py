@@ -1,0 +1,218 @@
+"""The gate: the offline check before any user sees a version.
+
+Held-out loss against the base model, checks of sampled outputs, and whatever scorers the
+user brings. A version that fails is rejected and never served. Knows no database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tuneproof.errors import DataError
+from tuneproof.training import Completion, ModelVersion, Provider, Score
+
+Messages = Sequence[Mapping[str, str]]
+
+Scorer = Callable[[Messages, str], Awaitable[float]]
+"""Judges one output for its prompt; higher is better. Bring your own as `Gate(scorers=…)`."""
+
+SPECIAL_TOKENS = ("<|", "|>", "<s>", "</s>", "[INST]", "\x00")
+"""What a served text must not contain: marks of a template that leaked."""
+
+MAX_BAD_SHARE = 0.1
+"""The share of sampled outputs that may fail a check before the gate does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sampled output: its prompt's last message, the candidate's text, what is wrong."""
+
+    prompt: str
+    text: str
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateReport:
+    """What the gate saw. Losses are nats per token of the held-out replies.
+
+    `improvement` is the share by which the loss fell below the base's (0.1 = 10 %); None
+    where the provider cannot score, which the reason says.
+    """
+
+    passed: bool
+    reason: str
+    heldout_examples: int = 0
+    heldout_loss: float | None = None
+    base_heldout_loss: float | None = None
+    improvement: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loss:
+    tokens: int
+    nats: float
+
+    @property
+    def mean(self) -> float:
+        return self.nats / self.tokens
+
+
+class Gate:
+    """Checks a version against its base on held-out examples.
+
+    `min_improvement` is the share by which the loss must fall (0: it must fall at all);
+    `min_scores` the least mean of each named scorer; `concurrency` how many calls at once.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        min_improvement: float = 0.0,
+        samples: int = 20,
+        max_heldout: int = 500,
+        max_characters: int = 20_000,
+        scorers: Mapping[str, Scorer] | None = None,
+        min_scores: Mapping[str, float] | None = None,
+        seed: int = 0,
+        concurrency: int = 8,
+    ) -> None:
+        self._provider = provider
+        self._min_improvement = min_improvement
+        self._samples = samples
+        self._max_heldout = max_heldout
+        self._max_characters = max_characters
+        self._scorers = dict(scorers or {})
+        self._min_scores = dict(min_scores or {})
+        self._seed = seed
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def check(self, version: ModelVersion, validation_path: Path | str) -> GateReport:
+        """Judge a trained version. Raises `DataError` when the held-out file is unreadable."""
+        if version.model_id is None:
+            return GateReport(passed=False, reason="The version has no model: its job never ended.")
+        examples = _read(Path(validation_path), self._max_heldout)
+        if not examples:
+            return GateReport(
+                passed=False, reason="The held-out set is empty: nothing can be checked."
+            )
+        loss = await self._loss(version.model_id, examples)
+        base = await self._loss(version.base_model, examples) if loss else None
+        samples = await self._sample(version.model_id, examples[: self._samples])
+        scores = await self._score(examples, samples)
+        faults = self._faults(loss, base, samples, scores)
+        improvement = 1 - loss.mean / base.mean if loss and base and base.mean > 0 else None
+        return GateReport(
+            passed=not faults,
+            reason=" ".join(faults) or _praise(loss, base, improvement, len(samples)),
+            heldout_examples=len(examples),
+            heldout_loss=loss.mean if loss else None,
+            base_heldout_loss=base.mean if base else None,
+            improvement=improvement,
+            scores=scores,
+            samples=tuple(samples),
+        )
+
+    async def _loss(self, model: str, examples: Sequence[Messages]) -> _Loss | None:
+        found = await asyncio.gather(*(self._one_score(model, e) for e in examples))
+        scores = [s for s in found if s is not None]
+        if len(scores) < len(examples) or not (tokens := sum(s.tokens for s in scores)):
+            return None
+        return _Loss(tokens=tokens, nats=-math.fsum(s.logprob for s in scores))
+
+    async def _one_score(self, model: str, messages: Messages) -> Score | None:
+        async with self._slots:
+            return await self._provider.score(model, messages)
+
+    async def _sample(self, model: str, examples: Sequence[Messages]) -> list[Sample]:
+        async def one(index: int, messages: Messages) -> Sample:
+            async with self._slots:
+                [answer] = await self._provider.complete(
+                    model, messages[:-1], max_tokens=400, seed=self._seed + index
+                )
+            prompt = messages[-2]["content"] if len(messages) > 1 else ""
+            return Sample(prompt=prompt, text=answer.text, faults=self._check(prompt, answer))
+
+        return await asyncio.gather(*(one(i, m) for i, m in enumerate(examples)))
+
+    def _check(self, prompt: str, answer: Completion) -> tuple[str, ...]:
+        text = answer.text
+        faults = []
+        if not text.strip():
+            faults.append("empty")
+        if len(text) > self._max_characters:
+            faults.append(f"longer than {self._max_characters} characters")
+        if any(token in text for token in SPECIAL_TOKENS):
+            faults.append("contains a special token")
+        if prompt and text.strip() == prompt.strip():
+            faults.append("repeats the prompt")
+        return tuple(faults)
+
+    async def _score(
+        self, examples: Sequence[Messages], samples: Sequence[Sample]
+    ) -> dict[str, float]:
+        means = {}
+        for name, scorer in self._scorers.items():
+            values = [await scorer(m[:-1], s.text) for m, s in zip(examples, samples, strict=False)]
+            means[name] = math.fsum(values) / len(values) if values else math.nan
+        return means
+
+    def _faults(
+        self,
+        loss: _Loss | None,
+        base: _Loss | None,
+        samples: Sequence[Sample],
+        scores: Mapping[str, float],
+    ) -> list[str]:
+        faults = []
+        if loss and base and loss.mean >= base.mean * (1 - self._min_improvement):
+            faults.append(
+                f"The held-out loss {loss.mean:.3f} is not at least {self._min_improvement:.1%} "
+                f"below the base model's {base.mean:.3f}."
+            )
+        bad = [s for s in samples if s.faults]
+        if samples and len(bad) > MAX_BAD_SHARE * len(samples):
+            kinds = sorted({f for s in bad for f in s.faults})
+            faults.append(
+                f"{len(bad)} of {len(samples)} sampled outputs fail a check ({', '.join(kinds)}); "
+                f"{MAX_BAD_SHARE:.0%} may."
+            )
+        for name, least in self._min_scores.items():
+            if not scores.get(name, math.nan) >= least:
+                faults.append(
+                    f"Scorer {name!r} gives {scores.get(name, math.nan):.3f}, below {least:g}."
+                )
+        return faults
+
+
+def _praise(loss: _Loss | None, base: _Loss | None, improvement: float | None, samples: int) -> str:
+    if loss and base and improvement is not None:
+        return (
+            f"The held-out loss fell {improvement:.1%}, from {base.mean:.3f} to {loss.mean:.3f} "
+            f"nats per token; {samples} sampled outputs pass their checks."
+        )
+    return (
+        f"{samples} sampled outputs pass their checks; this provider cannot score held-out "
+        "text, so the loss was not compared."
+    )
+
+
+def _read(path: Path, most: int) -> list[list[dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line)["messages"] for line in islice(file, most)]
+    except (OSError, ValueError, KeyError) as e:
+        raise DataError(
+            f"The held-out file {path} cannot be read: {e}.",
+            mend="Retry the run from its collection; it builds the file again.",
+        ) from e
