@@ -1,0 +1,18 @@
+"""A small statistics library for experiments that are looked at every hour.
+
+Pure and usable by itself: numbers in, numbers out, numpy and scipy only. In the order in which
+an analysis uses them:
+
+    aggregates    sums over units that add and subtract: what the store keeps
+    effects       means, ratios, quantiles and the contrast of two arms, stratified by phase
+    sequential    confidence sequences, declared looks, non-inferiority
+    spending      the bounds of declared looks
+    fixed         one look at the end: Welch, proportions, the chi-squared split check
+    guardrails    e-values for errors, latency and the split; engagement drop; gross failure
+    multiplicity  many candidates, segments and cycles: e-BH, Holm, the alpha ledger
+    shrinkage     what a winner's lift will be worth
+    design        sample size, power, duration and expected stopping time, before it starts
+    brownian      first crossings, which spending and design are computed from
+
+The modules are the interface: `from tuneproof.stats import sequential`.
+"""
