@@ -1,0 +1,118 @@
+"""The in-memory twins behave as the adapters that they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuneproof import errors
+from tuneproof.experiments import ModelRef
+from tuneproof.rollout import Routing
+from tuneproof.testing import MemoryProvider, MemoryTarget
+from tuneproof.training import JobRequest, JobStatus
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text("one two three\n")
+    return path
+
+
+async def _started(provider: MemoryProvider, file: Path) -> str:
+    uploaded = await provider.upload(file, name="t.jsonl")
+    request = JobRequest(model="base", training_file=uploaded, suffix="tp", metadata={"run": "r1"})
+    return (await provider.create_job(request)).id
+
+
+async def test_job_succeeds_after_its_polls_and_its_model_answers(file: Path) -> None:
+    provider = MemoryProvider(polls=3)
+    job_id = await _started(provider, file)
+    states = [(await provider.job(job_id)).status for _ in range(3)]
+    assert states == [JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.SUCCEEDED]
+    job = await provider.job(job_id)
+    assert job.fine_tuned_model == "ft:base:memory:tp:0001"
+    assert job.trained_tokens == 3
+    replies = await provider.complete(
+        job.fine_tuned_model, [{"role": "user", "content": "hi"}], n=2
+    )
+    assert [reply.text for reply in replies] == [
+        "ft:base:memory:tp:0001 [0]: hi",
+        "ft:base:memory:tp:0001 [1]: hi",
+    ]
+    assert "ft:base:memory:tp:0001" in [model.id for model in await provider.models()]
+
+
+async def test_tuned_model_scores_better_by_default(file: Path) -> None:
+    provider = MemoryProvider(polls=1)
+    job = await provider.job(await _started(provider, file))
+    messages = [{"role": "assistant", "content": "four words of text"}]
+    base = await provider.score("base", messages)
+    tuned = await provider.score(job.fine_tuned_model or "", messages)
+    assert base is not None
+    assert tuned is not None
+    assert tuned.logprob > base.logprob
+
+
+async def test_files_and_jobs_are_found_again(file: Path) -> None:
+    provider = MemoryProvider()
+    job_id = await _started(provider, file)
+    found = await provider.find_job("run", "r1")
+    assert found is not None
+    assert found.id == job_id
+    assert await provider.find_job("run", "r2") is None
+    assert await provider.find_file("t.jsonl") == "file-memory-0001"
+    assert await provider.delete_file("file-memory-0001") is True
+    assert await provider.delete_file("file-memory-0001") is False
+
+
+async def test_failed_and_cancelled_jobs(file: Path) -> None:
+    provider = MemoryProvider(polls=1)
+    cancelled = await provider.cancel_job(await _started(provider, file))
+    assert cancelled.status is JobStatus.CANCELLED
+    provider.fail_job = ("invalid_training_file", "Example 3 is empty")
+    failed = await provider.job(await _started(provider, file))
+    assert (failed.status, failed.error_code) == (JobStatus.FAILED, "invalid_training_file")
+    assert (await provider.cancel_job(failed.id)).status is JobStatus.FAILED
+
+
+async def test_unknown_models_files_and_jobs_are_refused() -> None:
+    provider = MemoryProvider()
+    with pytest.raises(errors.NotFoundError):
+        await provider.complete("ft:none", [])
+    with pytest.raises(errors.NotFoundError):
+        await provider.job("ftjob-none")
+    with pytest.raises(errors.DataError):
+        await provider.create_job(JobRequest(model="base", training_file="file-none"))
+
+
+async def test_provider_fails_where_it_is_told_to() -> None:
+    provider = MemoryProvider()
+    provider.raises["ping"] = errors.ProviderUnavailableError("away")
+    with pytest.raises(errors.ProviderUnavailableError):
+        await provider.ping()
+    del provider.raises["ping"]
+    await provider.ping()
+    assert provider.calls["ping"] == 2
+
+
+async def test_target_serves_what_was_applied_last() -> None:
+    target = MemoryTarget()
+    assert await target.observe("hook") is None
+    for version, share in ((1, 0.1), (2, 0.2)):
+        await target.apply(
+            Routing(
+                task="hook",
+                baseline=ModelRef(model_id="base"),
+                candidate=ModelRef(model_id="ft"),
+                share=share,
+                version=version,
+            )
+        )
+    assert await target.observe("hook") == {
+        "baseline": "base",
+        "candidate": "ft",
+        "share": 0.2,
+        "version": 2,
+    }
