@@ -52,8 +52,9 @@ POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where Kubernetes tells a pod its namespace."""
 
 
-def _mapped(**items: Any) -> Any:
-    return field(default_factory=lambda: MappingProxyType(dict(items)))
+def _named(*records: Callable[[], Any]) -> Any:
+    """A field whose default is these records by their name, made when they are needed."""
+    return field(default_factory=lambda: {r.name: r for r in (make() for make in records)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,11 @@ class Settings:
     """
 
     dir: Path = DEFAULT_DIR
-    pipelines: Mapping[str, PipelineConfig] = _mapped(default=PipelineConfig())
-    tasks: Mapping[str, TaskConfig] = _mapped(hook=HOOK, body=BODY)
-    providers: Mapping[str, ProviderConfig] = _mapped(default=ProviderConfig(kind="trainer"))
-    sources: Mapping[str, SourceConfig] = _mapped(posts=SourceConfig())
-    targets: Mapping[str, TargetConfig] = _mapped()
+    pipelines: Mapping[str, PipelineConfig] = _named(PipelineConfig)
+    tasks: Mapping[str, TaskConfig] = _named(lambda: HOOK, lambda: BODY)
+    providers: Mapping[str, ProviderConfig] = _named(lambda: ProviderConfig(kind="trainer"))
+    sources: Mapping[str, SourceConfig] = _named(SourceConfig)
+    targets: Mapping[str, TargetConfig] = field(default_factory=dict)
     store: StoreConfig = field(default_factory=StoreConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

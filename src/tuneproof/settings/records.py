@@ -84,7 +84,8 @@ BODY = TaskConfig(name="body", prompt="{hook}\n\nWrite a detailed post:", comple
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderConfig:
-    """Who trains and answers. `kind` "trainer" is our own trainer, started in this process.
+    """Who trains and answers. `kind` is a dialect of the wire, "openai" (told by its host),
+    "azure", "nebius", "compatible", or "trainer": our own, started in this process.
 
     Give the key by `api_key_env`, the name of an environment variable; only the settings
     read it. `prices` maps a model's prefix to USD per million tokens (prompt, completion).
@@ -102,7 +103,7 @@ class ProviderConfig:
     def __post_init__(self) -> None:
         _wrap(self, api_key=Secret, base_url=Url)
         checks.text("name", self.name)
-        checks.choice("kind", self.kind, ("openai", "trainer"))
+        checks.text("kind", self.kind)
         checks.address("base_url", self.base_url, ("http", "https"))
         checks.text("api_key_env", self.api_key_env)
         checks.text("api_key", self.api_key, optional=True)
