@@ -1,0 +1,230 @@
+"""The cache in memory and in a real Redis, and what it does when Redis goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from tests.servers import Server, redis_server
+
+from tuneproof.cache import METRICS_TTL_S, Cache, metrics_key
+from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
+from tuneproof.resilience import RedisPool, redis_pool
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Server]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def cache(request: pytest.FixtureRequest) -> AsyncIterator[Cache]:
+    url = "mem://" if request.param == "memory" else request.getfixturevalue("redis").url
+    cache = Cache(url)
+    yield cache
+    await cache._cashews.clear()
+    await cache.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": [1, 2.5, None, "ü"]}, "text", "12", 12, -3, 0.1, True, False, None, [], {}, ""],
+)
+async def test_values_come_back_equal_and_of_the_same_type(cache: Cache, value: Any) -> None:
+    assert await cache.set("key", value, 60)
+    found = await cache.get("key", "absent")
+    assert found == value
+    assert type(found) is type(value)
+
+
+async def test_absent_and_deleted_keys_are_misses(cache: Cache) -> None:
+    assert await cache.get("key") is None
+    await cache.set("key", 1, 60)
+    assert await cache.delete("key")
+    assert await cache.get("key", "default") == "default"
+
+
+async def test_values_end_by_their_time(cache: Cache) -> None:
+    await cache.set("key", 1, 0.02)
+    assert await cache.get("key") == 1
+    await asyncio.sleep(0.03)
+    assert await cache.get("key") is None
+
+
+@pytest.mark.parametrize("value", [b"bytes", {"a": b"bytes"}, {1, 2}, object()])
+async def test_values_that_are_not_json_are_refused(cache: Cache, value: Any) -> None:
+    with pytest.raises(TypeError):
+        await cache.set("key", value, 60)
+    assert await cache.get("key") is None
+
+
+async def test_values_are_copies(cache: Cache) -> None:
+    value = {"sizes": [1]}
+    await cache.set("key", value, 60)
+    value["sizes"].append(2)
+    (await cache.get("key"))["sizes"].append(3)
+    assert await cache.get("key") == {"sizes": [1]}
+
+
+async def test_hit_rate_is_measured(cache: Cache) -> None:
+    assert cache.hit_rate is None
+    await cache.get("key")
+    await cache.set("key", 1, 60)
+    for _ in range(3):
+        await cache.get("key")
+    assert (cache.hits, cache.misses, cache.errors) == (3, 1, 0)
+    assert cache.hit_rate == 0.75
+
+
+async def test_of_fifty_concurrent_callers_one_computes(cache: Cache) -> None:
+    computed = 0
+
+    async def compute() -> dict[str, int]:
+        nonlocal computed
+        computed += 1
+        await asyncio.sleep(0.01)
+        return {"n": computed}
+
+    values = await asyncio.gather(
+        *(cache.get_or_compute("key", METRICS_TTL_S, compute) for _ in range(50))
+    )
+    assert computed == 1
+    assert values == [{"n": 1}] * 50
+    assert await cache.get_or_compute("key", 60, compute) == {"n": 1}
+
+
+async def test_failed_computation_reaches_all_callers_and_is_not_kept(cache: Cache) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    async def succeed() -> int:
+        return 1
+
+    results = await asyncio.gather(
+        *(cache.get_or_compute("key", 60, fail) for _ in range(3)), return_exceptions=True
+    )
+    assert [type(r) for r in results] == [ZeroDivisionError] * 3
+    assert await cache.get_or_compute("key", 60, succeed) == 1
+
+
+async def test_cancelled_caller_leaves_the_computation_to_the_others(cache: Cache) -> None:
+    gate = asyncio.Event()
+
+    async def compute() -> int:
+        await gate.wait()
+        return 1
+
+    first = asyncio.create_task(cache.get_or_compute("key", 60, compute))
+    second = asyncio.create_task(cache.get_or_compute("key", 60, compute))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    gate.set()
+    assert await second == 1
+    assert first.cancelled()
+
+
+async def test_lock_is_held_by_one_at_a_time(cache: Cache) -> None:
+    async with cache.lock("tick", 60):
+        with pytest.raises(StateError, match="locked"):
+            async with cache.lock("tick", 60):
+                pytest.fail("two hold the lock")
+    async with cache.lock("tick", 60):
+        pass
+
+
+async def test_lock_whose_time_is_up_can_be_taken_and_is_not_freed_by_its_old_holder(
+    cache: Cache,
+) -> None:
+    async with cache.lock("tick", 0.02):
+        await asyncio.sleep(0.03)
+        second = cache.lock("tick", 60)
+        await second.__aenter__()
+    with pytest.raises(StateError):
+        async with cache.lock("tick", 60):
+            pytest.fail("two hold the lock")
+    await second.__aexit__(None, None, None)
+
+
+async def test_keys_are_prefixed_and_values_are_json(redis: Server) -> None:
+    cache = Cache(redis.url, prefix="mine")
+    key = metrics_key("ab-test-20261120-001", "candidate", 4)
+    await cache.set(key, {"engagement_rate": 0.07}, METRICS_TTL_S)
+    async with Redis.from_url(redis.url) as client:
+        raw = await client.get("mine:model_metrics:ab-test-20261120-001:candidate:v4")
+        left = await client.ttl(f"mine:{key}")
+        await client.set(f"mine:{key}", b"\x80\x04 no json")
+    assert raw == b'{"engagement_rate": 0.07}'
+    assert 298 <= left <= 300
+    assert await cache.get(key) is None
+    assert cache.errors == 1
+    await cache.close()
+
+
+async def test_given_pool_is_the_one_that_is_used(redis: Server) -> None:
+    pool = redis_pool(redis.url)
+    cache = Cache(redis.url, pool=pool)
+    await cache.set("key", 1, 60)
+    assert RedisPool(pool).counts().idle == 1
+    await cache.close()
+
+
+async def test_redis_outage_is_a_miss_an_error_and_visible_then_over() -> None:
+    clock = Clock()
+    with redis_server() as server:
+        cache = Cache(server.url, clock=clock)
+        await cache.set("key", 1, 60)
+        server.stop(kill=True)
+        assert await cache.get("key") is None
+        assert not await cache.set("key", 2, 60)
+        assert not await cache.delete("key")
+
+        async def compute() -> int:
+            return 3
+
+        assert await cache.get_or_compute("key", 60, compute) == 3
+        assert cache.errors == 5
+        with pytest.raises(StoreUnavailableError, match="Redis did not answer"):
+            await cache.ping()
+        with pytest.raises(StoreUnavailableError):
+            async with cache.lock("tick", 60):
+                pytest.fail("a lock without Redis")
+        server.start()
+        clock.now += 1
+        await cache.ping()
+        assert await cache.get_or_compute("key", 60, compute) == 3
+        assert await cache.get("key") == 3
+        await cache.close()
+
+
+async def test_memory_is_bounded() -> None:
+    cache = Cache("mem://", size=100)
+    for n in range(1000):
+        await cache.set(str(n), n, 60)
+    assert await cache.get("0") is None
+    assert await cache.get("999") == 999
+    await cache.ping()
+    await cache.close()
+
+
+@pytest.mark.parametrize("url", ["", "memcached://x", "/tmp/x"])
+def test_other_addresses_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="scheme"):
+        Cache(url)
+
+
+async def test_time_must_be_above_zero(cache: Cache) -> None:
+    with pytest.raises(ConfigError):
+        await cache.set("key", 1, 0)
