@@ -1,16 +1,15 @@
-"""Experiments: the online test of a candidate against a baseline, looked at every hour.
-
-Assignment is `assignment.py`, the arithmetic is `stats/`; this stage declares the test,
-takes looks, and turns them into a verdict. It knows no database and no wire.
-"""
+"""What experiments are made of: tests, arms, events, looks, verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
+
+from tuneproof.stats.aggregates import Aggregate, Histogram, Stratum, merge
+from tuneproof.stats.effects import quantile
 
 
 class Arm(StrEnum):
@@ -29,7 +28,7 @@ class Verdict(StrEnum):
     INVALID = "invalid"  # a precondition failed (a broken split): the data answer nothing
 
 
-class TestStatus(StrEnum):
+class ExperimentStatus(StrEnum):
     """Where an experiment stands."""
 
     RUNNING = "running"  # enrols or matures
@@ -73,7 +72,7 @@ class ABTest:
     min_units: int
     min_units_phase: int
     salt: str
-    status: TestStatus
+    status: ExperimentStatus
     start_at: datetime
     end_at: datetime
     verdict: Verdict | None = None
@@ -82,8 +81,6 @@ class ABTest:
     @property
     def last_look_at(self) -> datetime:
         """When the last look is due: one maturation window after enrolment ends."""
-        from datetime import timedelta
-
         return self.end_at + timedelta(hours=self.maturation_hours)
 
 
@@ -128,7 +125,7 @@ class EvaluationResult:
     """An experiment as its last look sees it: the answer of `evaluate_performance`."""
 
     ab_test_id: str
-    status: TestStatus
+    status: ExperimentStatus
     look: Look
     recommendation: Verdict
     reason: str
@@ -177,3 +174,68 @@ class Ingested:
     accepted: int
     duplicates: int
     unknown: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm in one phase: its matured units with an outcome (y engagement, c cost in USD,
+    d tokens), and how many units it was exposed to."""
+
+    phase: int
+    arm: Arm
+    units: Aggregate
+    exposed: int = 0
+    quality: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """All requests of one arm: how many, how many failed, how long they took (ms)."""
+
+    n: int = 0
+    errors: int = 0
+    latency: Histogram | None = None
+    mean_latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that a look is made from. `exposed` counts every exposure, matured or not."""
+
+    cells: tuple[Cell, ...] = ()
+    exposed: Mapping[tuple[int, Arm], int] = field(default_factory=dict)
+    shares: Mapping[int, float] = field(default_factory=dict)
+    requests: Mapping[Arm, Requests] = field(default_factory=dict)
+
+    def strata(self) -> list[Stratum]:
+        """The phases with their two arms, in order."""
+        empty = Aggregate()
+        found: dict[int, dict[Arm, Aggregate]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.phase, {})[cell.arm] = cell.units
+        return [
+            Stratum(
+                phase=str(phase),
+                baseline=arms.get(Arm.BASELINE, empty),
+                candidate=arms.get(Arm.CANDIDATE, empty),
+            )
+            for phase, arms in sorted(found.items())
+        ]
+
+    def arm(self, arm: Arm) -> ArmMetrics:
+        """What one arm showed, over its phases."""
+        cells = [c for c in self.cells if c.arm is arm]
+        units = merge(c.units for c in cells)
+        requests = self.requests.get(arm, Requests())
+        qualities = [c.quality for c in cells if c.quality is not None]
+        if not units.n:
+            return ArmMetrics(response_time_ms=requests.mean_latency_ms)
+        return ArmMetrics(
+            sample_size=units.n,
+            engagement_rate=units.sum_y / units.n,
+            p95_engagement=quantile(units.histogram, 0.95).value if units.histogram else None,
+            cost_per_token=units.sum_c / units.sum_d if units.sum_d else None,
+            cost_per_engagement=units.sum_c / units.sum_y if units.sum_y else None,
+            response_time_ms=requests.mean_latency_ms,
+            quality_score=sum(qualities) / len(qualities) if qualities else None,
+        )

@@ -1,7 +1,4 @@
-"""Rollout: the stepwise move of traffic to a promoted version, and the way back.
-
-The state machine and its guardrails are here; where a share is applied is a `Target`.
-"""
+"""The rollout's state machine: values in, values out. Nothing here knows a clock or a store."""
 
 from __future__ import annotations
 
@@ -165,9 +162,6 @@ def plan(config: PipelineConfig) -> Plan:
         holdback=config.holdback,
         holdback_days=config.holdback_days if config.holdback else 0.0,
     )
-
-
-# --- the state machine: values in, values out -------------------------------------------
 
 
 def begin(deployment: Deployment, now: datetime) -> Deployment:

@@ -1,0 +1,201 @@
+"""The evaluator: declares tests, takes looks, keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from tuneproof.errors import InputError
+from tuneproof.experiments.judge import judge
+from tuneproof.experiments.records import (
+    ABTest,
+    Criteria,
+    EvaluationResult,
+    Evidence,
+    ExperimentStatus,
+    Look,
+    ModelRef,
+    Verdict,
+)
+from tuneproof.settings import PipelineConfig
+from tuneproof.training import ModelVersion
+from tuneproof.workflow import Clock, SystemClock
+
+
+class ExperimentStore(Protocol):
+    """What the evaluator keeps: tests, looks, phases, evidence, routing."""
+
+    async def next_test_id(self, at: datetime, tx: Any = None) -> str:
+        """The next `ab-test-YYYYMMDD-NNN`."""
+
+    async def start_test(self, test: ABTest, *, tx: Any = None) -> None:
+        """Keep a new test, open its first phase, and route its tasks; refuses busy tasks."""
+
+    async def test(self, test_id: str, *, tx: Any = None) -> ABTest:
+        """The test of this id. Raises `NotFoundError`."""
+
+    async def looks(self, test_id: str, *, tx: Any = None) -> Sequence[Look]:
+        """All looks, oldest first."""
+
+    async def add_look(self, look: Look, *, tx: Any = None) -> None:
+        """Keep a look for ever."""
+
+    async def end_test(self, test: ABTest, *, tx: Any = None) -> None:
+        """Keep the test's final status, verdict and reason."""
+
+    async def evidence(self, subject: str, *, before: datetime, tx: Any = None) -> Evidence:
+        """What is known of units whose first exposure hour ended by `before`."""
+
+
+class ModelEvaluator:
+    """Declares online tests and judges them. Usable by itself, with a store."""
+
+    def __init__(
+        self,
+        *,
+        store: ExperimentStore,
+        clock: Clock | None = None,
+        config: PipelineConfig | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock or SystemClock()
+        self._config = config or PipelineConfig()
+
+    async def create_a_b_test(
+        self,
+        baseline_model: str | ModelRef | ModelVersion,
+        candidate_model: str | ModelRef | ModelVersion,
+        traffic_split: float | None = None,
+        duration_hours: float | None = None,
+        *,
+        criteria: Criteria | None = None,
+        run_id: str | None = None,
+        at: datetime | None = None,
+        tx: Any = None,
+    ) -> ABTest:
+        """Declare a test and route its tasks: `traffic_split` of the units get the candidate.
+
+        Raises `InputError` for a split outside (0, 0.5], a duration that is not positive or two
+        equal models, `ConflictError` where one of the tasks is being tested or rolled out.
+        """
+        config = self._config
+        start = at or self._clock.now()
+        split = config.traffic_split if traffic_split is None else traffic_split
+        hours = config.a_b_test_duration_hours if duration_hours is None else duration_hours
+        baseline, candidate = model_ref(baseline_model), model_ref(candidate_model)
+        _check_test(baseline, candidate, split, hours)
+        test_id = await self._store.next_test_id(start, tx)
+        test = ABTest(
+            id=test_id,
+            run_id=run_id,
+            pipeline=config.name,
+            tasks=config.tasks,
+            baseline=baseline,
+            candidate=candidate,
+            traffic_split=split,
+            duration_hours=hours,
+            criteria=criteria
+            or Criteria(
+                min_engagement_lift=config.min_engagement_lift,
+                min_cost_efficiency_gain=config.min_cost_efficiency_gain,
+                significance_threshold=config.significance_threshold,
+            ),
+            decision=config.decision,
+            cost_metric=config.cost_metric,
+            maturation_hours=config.maturation_hours,
+            min_units=config.min_units,
+            min_units_phase=config.min_units_phase,
+            salt=test_id,
+            status=ExperimentStatus.RUNNING,
+            start_at=start,
+            end_at=start + timedelta(hours=hours),
+        )
+        await self._store.start_test(test, tx=tx)
+        return test
+
+    async def look(self, ab_test_id: str, *, at: datetime | None = None, tx: Any = None) -> Look:
+        """Take one look and keep it; a final verdict ends the test.
+
+        An ended test is not looked at again: its last look is returned.
+        """
+        test = await self._store.test(ab_test_id, tx=tx)
+        looks = await self._store.looks(ab_test_id, tx=tx)
+        if test.status is not ExperimentStatus.RUNNING and looks:
+            return looks[-1]
+        instant = at or self._clock.now()
+        matured = instant - timedelta(hours=test.maturation_hours)
+        evidence = await self._store.evidence(test.id, before=matured, tx=tx)
+        look = judge(
+            test,
+            evidence,
+            at=instant,
+            number=len(looks) + 1,
+            declared_before=[x.inputs["fractions"][-1] for x in looks if x.declared],
+            max_error_rate=self._config.max_error_rate,
+            max_p95_latency_ms=self._config.max_p95_latency_ms,
+        )
+        await self._store.add_look(look, tx=tx)
+        if look.verdict is not Verdict.CONTINUE:
+            ended = replace(
+                test, status=ExperimentStatus.COMPLETED, verdict=look.verdict, reason=look.reason
+            )
+            await self._store.end_test(ended, tx=tx)
+        return look
+
+    async def evaluate_performance(
+        self, ab_test_id: str, significance_threshold: float | None = None
+    ) -> EvaluationResult:
+        """The experiment as it stands: a running test is looked at now.
+
+        `significance_threshold` may only repeat what was declared: a test does not change while
+        it runs. Raises `NotFoundError`, `InputError`.
+        """
+        test = await self._store.test(ab_test_id)
+        declared = test.criteria.significance_threshold
+        if significance_threshold is not None and significance_threshold != declared:
+            raise InputError(
+                f"significance_threshold {significance_threshold:g} is not what {ab_test_id} "
+                f"declared ({declared:g}).",
+                mend="A running test cannot be changed; declare another one.",
+            )
+        look = await self.look(ab_test_id)
+        test = await self._store.test(ab_test_id)
+        return EvaluationResult(
+            ab_test_id=ab_test_id,
+            status=test.status,
+            look=look,
+            recommendation=look.verdict,
+            reason=look.reason,
+            looks=look.number,
+        )
+
+
+def model_ref(model: str | ModelRef | ModelVersion) -> ModelRef:
+    """A model by whatever the caller has of it."""
+    if isinstance(model, ModelRef):
+        return model
+    if isinstance(model, str):
+        return ModelRef(model_id=model)
+    if model.model_id is None:
+        raise InputError(
+            f"Version {model.id} has no model yet: it is {model.status}.",
+            mend="Wait for its training (ModelTrainer.monitor_training_job).",
+        )
+    return ModelRef(model_id=model.model_id, version=model.id)
+
+
+def _check_test(baseline: ModelRef, candidate: ModelRef, split: float, hours: float) -> None:
+    if not 0 < split <= 0.5:
+        raise InputError(
+            f"traffic_split {split!r} is outside (0, 0.5].",
+            mend="Give the candidate's share of the units: 10 % is 0.1.",
+        )
+    if not hours > 0:
+        raise InputError(f"duration_hours {hours!r} is not above 0.", mend="A week is 168.")
+    if baseline.model_id == candidate.model_id:
+        raise InputError(
+            f"Baseline and candidate are the same model, {baseline.model_id}.",
+            mend="Test a version against the model in use.",
+        )

@@ -1,0 +1,356 @@
+"""The deployment manager: checks before, steps during, the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from tuneproof.errors import SafetyCheckError, StateError, TuneProofError
+from tuneproof.experiments import (
+    EvaluationResult,
+    Evidence,
+    ModelRef,
+    Requests,
+    Verdict,
+    model_ref,
+)
+from tuneproof.rollout import machine
+from tuneproof.rollout.machine import (
+    Deployment,
+    DeploymentResult,
+    DeploymentState,
+    RollbackResult,
+    Routing,
+    Target,
+)
+from tuneproof.rollout.watch import Advice, Watch, watch
+from tuneproof.settings import PipelineConfig
+from tuneproof.training import ModelVersion, Provider
+from tuneproof.workflow import Clock, SystemClock
+
+log = logging.getLogger(__name__)
+
+CHECK_TIMEOUT_S = 30.0
+"""How long a model may take to answer the safety check's call."""
+
+
+class RolloutStore(Protocol):
+    """What the manager keeps: rollouts with their history, phases, evidence, routing."""
+
+    async def next_deployment_id(self, at: datetime, tx: Any = None) -> str:
+        """The next `deploy-YYYYMMDD-NNN`."""
+
+    async def deployment(self, deployment_id: str, *, tx: Any = None) -> Deployment:
+        """The rollout of this id. Raises `NotFoundError`."""
+
+    async def add_deployment(self, deployment: Deployment, *, tx: Any = None) -> None:
+        """Keep a new rollout."""
+
+    async def move_deployment(
+        self, deployment: Deployment, kind: str, who: str, reason: str, at: datetime, tx: Any = None
+    ) -> Deployment:
+        """Keep a moved rollout, its history line, its phase and the routing of its tasks."""
+
+    async def evidence(self, subject: str, *, before: datetime, tx: Any = None) -> Evidence:
+        """What is known of units whose first exposure hour ended by `before`."""
+
+    async def requests_by_phase(self, subject: str, *, tx: Any = None) -> Mapping[int, Requests]:
+        """The candidate's requests, phase by phase."""
+
+    async def routing_of(self, task: str, *, tx: Any = None) -> Routing | None:
+        """Which model serves a task now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyCheck:
+    """One check before a rollout, and what it found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class DeploymentManager:
+    """Moves traffic to a promoted version step by step, and takes it back.
+
+    Usable by itself, with a store and the provider that serves the models.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RolloutStore,
+        provider: Provider,
+        targets: Sequence[Target] = (),
+        clock: Clock | None = None,
+        config: PipelineConfig | None = None,
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._targets = tuple(targets)
+        self._clock = clock or SystemClock()
+        self._config = config or PipelineConfig()
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """What rolls back by itself, in words."""
+        config = self._config
+        return (
+            f"engagement_rate_drop_{config.max_engagement_drop * 100:g}_percent",
+            f"error_rate_above_{config.max_error_rate * 100:g}_percent",
+            f"response_time_above_{config.max_p95_latency_ms:g}ms",
+        )
+
+    async def check_safety(
+        self,
+        candidate: ModelRef,
+        previous: ModelRef,
+        evaluation: EvaluationResult | None,
+    ) -> list[SafetyCheck]:
+        """Performance, significance, resources, and the way back: each really looked at."""
+        found = [_performance(evaluation), _significance(evaluation)]
+        found += await asyncio.gather(
+            self._answers("candidate answers", candidate.model_id),
+            self._answers("baseline answers", previous.model_id),
+        )
+        return found
+
+    async def _answers(self, name: str, model_id: str) -> SafetyCheck:
+        limit = self._config.max_p95_latency_ms
+        try:
+            [answer] = await self._provider.complete(
+                model_id,
+                [{"role": "user", "content": "Create engaging content"}],
+                max_tokens=32,
+                timeout_s=CHECK_TIMEOUT_S,
+            )
+        except TuneProofError as e:
+            return SafetyCheck(name=name, passed=False, detail=f"{model_id}: {e}")
+        passed = bool(answer.text.strip()) and answer.latency_ms <= limit
+        detail = f"{model_id} answered in {answer.latency_ms:.0f} ms (limit {limit:g} ms)"
+        return SafetyCheck(name=name, passed=passed, detail=detail)
+
+    async def deploy_model(
+        self,
+        model_version: ModelVersion | ModelRef | str,
+        evaluation_result: EvaluationResult | None,
+        deployment_strategy: str | None = None,
+        *,
+        previous: ModelRef | None = None,
+        salt: str | None = None,
+        run_id: str | None = None,
+    ) -> DeploymentResult:
+        """Check, declare a rollout and take its first step.
+
+        Raises `SafetyCheckError`, which names each check that failed; nothing is served then.
+        """
+        candidate = model_ref(model_version)
+        baseline = previous or await self.baseline()
+        await self.ensure_safe(candidate, baseline, evaluation_result)
+        config = self._config
+        if deployment_strategy is not None:
+            config = replace(config, deployment_strategy=deployment_strategy)
+        made = await self.declare(
+            candidate,
+            baseline,
+            ab_test_id=evaluation_result.ab_test_id if evaluation_result else None,
+            salt=salt,
+            run_id=run_id,
+            config=config,
+        )
+        begun = await self.begin(made.id)
+        await self.apply(begun)
+        return self.result(begun)
+
+    async def ensure_safe(
+        self, candidate: ModelRef, previous: ModelRef, evaluation: EvaluationResult | None
+    ) -> list[SafetyCheck]:
+        """All checks passed, or `SafetyCheckError`."""
+        checks = await self.check_safety(candidate, previous, evaluation)
+        failed = [c for c in checks if not c.passed]
+        if failed:
+            raise SafetyCheckError(
+                "The safety checks failed: " + "; ".join(f"{c.name}: {c.detail}" for c in failed),
+                mend="Mend what they name, then retry the run from its rollout.",
+                checks=[{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks],
+            )
+        return checks
+
+    async def baseline(self) -> ModelRef:
+        """The model in use of the pipeline's first task. Raises `StateError` where none is."""
+        routing = await self._store.routing_of(self._config.tasks[0])
+        if routing is None:
+            raise StateError(
+                f"No model serves {self._config.tasks[0]} yet: there is nothing to return to.",
+                mend="Give `previous`, the model to fall back to.",
+            )
+        return routing.baseline
+
+    async def declare(
+        self,
+        candidate: ModelRef,
+        previous: ModelRef,
+        *,
+        ab_test_id: str | None = None,
+        salt: str | None = None,
+        run_id: str | None = None,
+        config: PipelineConfig | None = None,
+        at: datetime | None = None,
+        tx: Any = None,
+    ) -> Deployment:
+        """Keep a new rollout in state `pending`; no traffic moves."""
+        chosen = config or self._config
+        instant = at or self._clock.now()
+        deployment_id = await self._store.next_deployment_id(instant, tx)
+        deployment = Deployment(
+            id=deployment_id,
+            run_id=run_id,
+            pipeline=chosen.name,
+            tasks=chosen.tasks,
+            ab_test_id=ab_test_id,
+            version_id=candidate.version,
+            candidate=candidate,
+            previous=previous,
+            plan=machine.plan(chosen),
+            state=DeploymentState.PENDING,
+            step=0,
+            share=0.0,
+            salt=salt or deployment_id,
+            created_at=instant,
+        )
+        await self._store.add_deployment(deployment, tx=tx)
+        return deployment
+
+    async def begin(
+        self, deployment_id: str, *, at: datetime | None = None, tx: Any = None
+    ) -> Deployment:
+        """Take the first step."""
+        deployment = await self._store.deployment(deployment_id, tx=tx)
+        now = at or self._clock.now()
+        moved = machine.begin(deployment, now)
+        return await self._store.move_deployment(
+            moved, "begin", "system", f"serves {moved.share:.0%}", now, tx
+        )
+
+    async def look(
+        self, deployment_id: str, *, at: datetime | None = None, tx: Any = None
+    ) -> tuple[Deployment, Watch]:
+        """Judge a rollout and move it as the judgement says, in one write."""
+        now = at or self._clock.now()
+        deployment = await self._store.deployment(deployment_id, tx=tx)
+        if deployment.state.final:
+            return deployment, Watch(advice=Advice.STAY, reason="It is over.")
+        before = now - timedelta(hours=self._config.maturation_hours)
+        evidence = await self._store.evidence(deployment_id, before=before, tx=tx)
+        requests = await self._store.requests_by_phase(deployment_id, tx=tx)
+        seen = watch(deployment, evidence, requests, self._config, now)
+        moved = _follow(deployment, seen, now)
+        if moved is deployment:
+            return deployment, seen
+        kept = await self._store.move_deployment(
+            moved, str(seen.advice), "system", seen.reason, now, tx
+        )
+        return kept, seen
+
+    async def act(
+        self,
+        deployment_id: str,
+        verb: str,
+        *,
+        actor: str,
+        reason: str,
+        at: datetime | None = None,
+        tx: Any = None,
+    ) -> Deployment:
+        """Do what a person asked for: `pause`, `resume`, `advance` or `rollback`."""
+        now = at or self._clock.now()
+        deployment = await self._store.deployment(deployment_id, tx=tx)
+        if verb == "rollback":
+            moved = machine.roll_back(deployment, now, reason, {"actor": actor})
+        elif verb == "pause":
+            moved = machine.pause(deployment, reason)
+        elif verb == "resume":
+            moved = machine.resume(deployment, now)
+        elif verb == "advance":
+            moved = machine.advance(deployment, now)
+        else:
+            raise StateError(
+                f"A rollout cannot {verb!r}.", mend="Use pause, resume, advance or rollback."
+            )
+        if moved is deployment:
+            return deployment
+        return await self._store.move_deployment(moved, verb, actor, reason, now, tx)
+
+    async def rollback_model(
+        self, deployment_id: str, reason: str, *, actor: str = "system"
+    ) -> RollbackResult:
+        """Give all traffic back to the model before: one write. Doing it twice is harmless."""
+        began = time.perf_counter()
+        deployment = await self.act(deployment_id, "rollback", actor=actor, reason=reason)
+        seconds = time.perf_counter() - began
+        await self.apply(deployment)
+        return RollbackResult(
+            deployment_id=deployment_id,
+            status=deployment.state,
+            restored_model=deployment.previous.model_id,
+            reason=deployment.cause or reason,
+            seconds=seconds,
+        )
+
+    async def apply(self, deployment: Deployment) -> list[str]:
+        """Tell each target, in order, what its tasks serve now; the names of those that failed.
+
+        Our own routing is written already: a target that does not answer delays nothing.
+        """
+        failed = []
+        for task in deployment.tasks:
+            routing = await self._store.routing_of(task)
+            for target in self._targets if routing is not None else ():
+                try:
+                    await target.apply(routing)  # type: ignore[arg-type]
+                except TuneProofError as e:
+                    log.warning("target %s did not take %s: %s", target.name, task, e)
+                    failed.append(target.name)
+        return failed
+
+    def result(self, deployment: Deployment) -> DeploymentResult:
+        """A rollout as `deploy_model` answers it."""
+        return DeploymentResult(
+            deployment_id=deployment.id,
+            status=deployment.state,
+            strategy=deployment.plan.strategy,
+            current_traffic=deployment.share,
+            previous_model=deployment.previous.model_id,
+            triggers=self.triggers,
+        )
+
+
+def _follow(deployment: Deployment, seen: Watch, now: datetime) -> Deployment:
+    if seen.advice is Advice.ROLL_BACK:
+        return machine.roll_back(deployment, now, seen.reason, seen.evidence)
+    if seen.advice is Advice.ADVANCE:
+        return machine.advance(deployment, now)
+    if seen.advice is Advice.PAUSE and deployment.state is DeploymentState.STEPPING:
+        return machine.pause(deployment, seen.reason)
+    return deployment
+
+
+def _performance(evaluation: EvaluationResult | None) -> SafetyCheck:
+    name = "performance"
+    if evaluation is None:
+        return SafetyCheck(name=name, passed=False, detail="no experiment says that it is better")
+    passed = evaluation.recommendation is Verdict.PROMOTE
+    return SafetyCheck(
+        name=name, passed=passed, detail=f"{evaluation.recommendation}: {evaluation.reason}"
+    )
+
+
+def _significance(evaluation: EvaluationResult | None) -> SafetyCheck:
+    significant = evaluation is not None and evaluation.is_significant
+    detail = evaluation.look.method if evaluation else "no experiment"
+    return SafetyCheck(name="significance", passed=significant, detail=detail)

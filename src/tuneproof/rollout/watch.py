@@ -1,0 +1,153 @@
+"""What a rollout's guardrails say: stay, step on, wait for data, or go back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from tuneproof.experiments import Arm, Evidence, Requests, broken_split, harmful_requests
+from tuneproof.rollout.machine import Deployment, DeploymentState
+from tuneproof.settings import PipelineConfig
+from tuneproof.stats import guardrails, sequential
+from tuneproof.stats.aggregates import Stratum
+
+ENGAGEMENT_DROP = "engagement_rate_drop"
+ERROR_OR_LATENCY = "error_rate_or_latency"
+ALPHA = 0.03
+"""The chance that a healthy version is ever rolled back by its guardrails, all together."""
+
+RECENT_PHASES = 2
+"""Harm that begins late is looked for in the newest phases too: all of them would dilute it."""
+
+
+class Advice(StrEnum):
+    """What should become of a rollout now."""
+
+    STAY = "stay"  # nothing is due
+    ADVANCE = "advance"  # time is up, data are there, all guardrails hold
+    WAIT = "wait"  # time is up, but there is too little data: no data is not good news
+    PAUSE = "pause"  # waited too long for data
+    ROLL_BACK = "roll_back"  # a guardrail fired
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """One look at a rollout: advice, reason in words, and what it was made from."""
+
+    advice: Advice
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+def watch(
+    deployment: Deployment,
+    evidence: Evidence,
+    by_phase: Mapping[int, Requests],
+    config: PipelineConfig,
+    now: datetime,
+) -> Watch:
+    """Judge a rollout, pure. `by_phase` counts the candidate's requests phase by phase.
+
+    Errors and latency are judged on the current phase (each phase has its own statistics),
+    engagement on all phases and on the newest two, stratified; the error `ALPHA` is split over
+    all of them, since any one rolls back. A broken split pauses: it is our fault, not harm.
+    """
+    harm = _harm(deployment, evidence, by_phase, config)
+    if harm is not None:
+        return harm
+    if deployment.state is DeploymentState.PAUSED or deployment.next_at is None:
+        return Watch(advice=Advice.STAY, reason="Paused: waits for a person or for data.")
+    broken = broken_split(evidence)
+    if broken and deployment.state is DeploymentState.STEPPING:
+        return Watch(advice=Advice.PAUSE, reason=broken)
+    if now < deployment.next_at:
+        return Watch(advice=Advice.STAY, reason=f"The next step is due at {deployment.next_at}.")
+    return _due(deployment, evidence, config, now)
+
+
+def _harm(
+    deployment: Deployment,
+    evidence: Evidence,
+    by_phase: Mapping[int, Requests],
+    config: PipelineConfig,
+) -> Watch | None:
+    phases = max(1, len(deployment.plan.steps))
+    current = max(by_phase, default=0)
+    requests = by_phase.get(current, Requests())
+    found = harmful_requests(
+        requests,
+        max_error_rate=config.max_error_rate,
+        max_p95_latency_ms=config.max_p95_latency_ms,
+        alpha=guardrails.split_alpha(ALPHA * 2 / 3, 2 * phases),
+    )
+    if found:
+        detail = {"trigger": ERROR_OR_LATENCY, "requests": requests.n, "errors": requests.errors}
+        return Watch(
+            advice=Advice.ROLL_BACK, reason=_sentence(found), evidence={**detail, "phase": current}
+        )
+    strata = evidence.strata()
+    alpha = guardrails.split_alpha(ALPHA / 3, 2)
+    for name, part in (("newest phases", strata[-RECENT_PHASES:]), ("all phases", strata)):
+        drop = guardrails.engagement_drop(
+            _lift(part, alpha, config), drop=config.max_engagement_drop
+        )
+        if drop.fired:
+            return Watch(
+                advice=Advice.ROLL_BACK,
+                reason=f"{_sentence(drop.reason)[:-1]}, {name}.",
+                evidence={
+                    "trigger": ENGAGEMENT_DROP,
+                    "lift": estimate.lift,
+                    "lower": estimate.lower,
+                    "upper": estimate.upper,
+                    "units": estimate.n_baseline + estimate.n_candidate,
+                    "phases": list(estimate.phases),
+                },
+            )
+    return None
+
+
+def _lift(strata: list[Stratum], alpha: float, config: PipelineConfig) -> sequential.LiftEstimate:
+    # The drop needs one side only, so a two-sided sequence at 2·alpha spends alpha on it.
+    return sequential.lift(
+        strata,
+        alpha=2 * alpha,
+        min_units=config.min_units,
+        min_units_phase=config.min_units_phase,
+    )
+
+
+def _due(
+    deployment: Deployment, evidence: Evidence, config: PipelineConfig, now: datetime
+) -> Watch:
+    assert deployment.next_at is not None
+    seen = sum(c.units.n for c in evidence.cells if c.arm is Arm.CANDIDATE)
+    phase = max((c.phase for c in evidence.cells), default=0)
+    fresh = sum(c.units.n for c in evidence.cells if c.arm is Arm.CANDIDATE and c.phase == phase)
+    needed = config.min_step_units
+    if fresh >= needed or (deployment.state is DeploymentState.HOLDING and seen >= needed):
+        return Watch(
+            advice=Advice.ADVANCE,
+            reason=f"All guardrails hold on {fresh} units of this step.",
+            evidence={"units": fresh},
+        )
+    waited = now - deployment.next_at
+    if waited >= timedelta(hours=config.pause_after_hours):
+        return Watch(
+            advice=Advice.PAUSE,
+            reason=(
+                f"Only {fresh} of {needed} units with an outcome came in this step, "
+                f"{config.pause_after_hours:g} h after it should have ended."
+            ),
+        )
+    return Watch(
+        advice=Advice.WAIT,
+        reason=f"{fresh} of {needed} units with an outcome: no data is not good news.",
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
