@@ -91,9 +91,8 @@ def _harm(
     strata = evidence.strata()
     alpha = guardrails.split_alpha(ALPHA / 3, 2)
     for name, part in (("newest phases", strata[-RECENT_PHASES:]), ("all phases", strata)):
-        drop = guardrails.engagement_drop(
-            _lift(part, alpha, config), drop=config.max_engagement_drop
-        )
+        estimate = _lift(part, alpha, config)
+        drop = guardrails.engagement_drop(estimate, drop=config.max_engagement_drop)
         if drop.fired:
             return Watch(
                 advice=Advice.ROLL_BACK,
