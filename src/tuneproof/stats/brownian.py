@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tuneproof.errors import InputError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Crossing", "Walk", "check_information", "first_crossing"]
 
-REACH = 9.0
+REACH: Final = 9.0
 """Standard deviations beyond which the density is taken as zero (mass below 1e-18)."""
 
 
@@ -93,7 +93,7 @@ class Walk:
             self._nodes, self._mass = np.zeros(1), np.zeros(1)
             self.information = information
             return
-        count = int(min(max(6 * (high - low) / deviation, 96), 1200))
+        count = 32 * math.ceil(min(max(3 * (high - low) / deviation, 64), 1024) / 32)
         points, weights = _legendre(count)
         nodes = (high - low) / 2 * points + (high + low) / 2
         start = np.zeros(1) if self._nodes is None else self._nodes
