@@ -1,0 +1,33 @@
+"""What the service says about itself: metrics, health, memory, traces.
+
+The logic imports none of this. It calls hooks that the app connects to `Metrics`; what can be
+read when somebody asks (pools, breakers, the cache, memory) is read then and never pushed.
+"""
+
+from tuneproof.telemetry.health import (
+    BreakerCheck,
+    CallCheck,
+    ComponentHealth,
+    HealthCheck,
+    HealthReport,
+    Status,
+    run_checks,
+)
+from tuneproof.telemetry.memory import MemoryWatch, ProcessFigures
+from tuneproof.telemetry.metrics import Metrics, ResponseTimes
+from tuneproof.telemetry.tracing import span
+
+__all__ = [
+    "BreakerCheck",
+    "CallCheck",
+    "ComponentHealth",
+    "HealthCheck",
+    "HealthReport",
+    "MemoryWatch",
+    "Metrics",
+    "ProcessFigures",
+    "ResponseTimes",
+    "Status",
+    "run_checks",
+    "span",
+]

@@ -1,0 +1,335 @@
+"""Prometheus metrics under the names that the first users know, and ours beside them.
+
+Names that start with `fine_tuning_` are theirs and fixed; ours start with `tuneproof_`. Every
+`Metrics` has a registry of its own, so two services in one process don't mix. Labels are taken
+from small sets only (stage, arm, pipeline, route pattern, test id while the test runs).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from tuneproof.resilience import BreakerEvent, State
+from tuneproof.telemetry.memory import ProcessFigures
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+__all__ = ["Breaker", "Metrics", "ResponseTimes"]
+
+_STAGE_BUCKETS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200)
+_RUN_BUCKETS = (60, 600, 3600, 21600, 86400, 259200, 604800, 1209600, 1814400, 2592000)
+_REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_ARM = ("pipeline", "arm")
+_BREAKERS = ("openai", "mlflow")
+_POOL_COUNTS = {
+    f"{kind}_connections_{use}": f"{text} connections {use}"
+    for kind, text in (("db", "Database"), ("redis", "Redis"))
+    for use in ("active", "idle")
+}
+
+
+class Breaker(Protocol):
+    """What is read of a breaker; `resilience.CircuitBreaker` is one."""
+
+    @property
+    def state(self) -> State: ...
+    @property
+    def failures_total(self) -> int: ...
+
+
+class ResponseTimes:
+    """The last `size` response times, for averages and percentiles on the health page."""
+
+    def __init__(self, size: int = 1000) -> None:
+        self._seconds: deque[float] = deque(maxlen=size)
+
+    def add(self, seconds: float) -> None:
+        """Remember one."""
+        self._seconds.append(seconds)
+
+    @property
+    def avg_ms(self) -> float:
+        """Their mean in milliseconds; 0 before the first."""
+        return 1000 * sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
+
+    def read(self) -> dict[str, float | int]:
+        """`count`, `avg_ms`, `p50_ms`, `p95_ms`, `p99_ms` and `max_ms` (nearest rank)."""
+        ordered = sorted(self._seconds)
+
+        def rank(share: float) -> float:
+            if not ordered:
+                return 0.0
+            return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
+
+        return {
+            "count": len(ordered),
+            "avg_ms": round(self.avg_ms, 3),
+            "p50_ms": rank(0.50),
+            "p95_ms": rank(0.95),
+            "p99_ms": rank(0.99),
+            "max_ms": rank(1.0),
+        }
+
+
+class Metrics:
+    """The service's metrics: hooks to call, sources to watch, and `render` for Prometheus."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.response_times = ResponseTimes()
+        self._watched = _Watched(ProcessFigures())
+        self.registry.register(self._watched)
+        ProcessCollector(registry=self.registry)
+        self._make_theirs()
+        self._make_ours()
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All metrics and their content type, in the form that the Accept header asks for."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self.registry), content_type
+
+    def serve(self, port: int, host: str = "127.0.0.1") -> Callable[[], None]:
+        """Serve `/metrics` from a thread on a port of its own; returns what ends it."""
+        from prometheus_client import start_wsgi_server
+
+        server, thread = start_wsgi_server(port, host, self.registry)
+
+        def end() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return end
+
+    # Sources, read at each scrape.
+
+    def watch_pools(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Read the connection counts from here (`ConnectionPoolManager.counts`)."""
+        self._watched.pools = counts
+
+    def watch_breaker(self, name: str, breaker: Breaker) -> None:
+        """Read the state and the failures of the breaker `openai` or `mlflow` from here."""
+        self._watched.breakers[name] = breaker
+
+    def watch_cache(self, hit_rate: Callable[[], float | None]) -> None:
+        """Read the cache's hit rate from here; None before its first read."""
+        self._watched.hit_rate = hit_rate
+
+    def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """A gauge `tuneproof_NAME` that is read from `read`."""
+        Gauge(f"tuneproof_{name}", documentation, registry=self.registry).set_function(read)
+
+    # Hooks, called as things happen.
+
+    def on_breaker_event(self, event: BreakerEvent) -> None:
+        """A breaker opened, half-opened or closed (`CircuitBreaker(on_event=…)`)."""
+        self._breaker_events.labels(event.breaker, event.kind).inc()
+
+    def stage_finished(self, stage: str, seconds: float) -> None:
+        """A stage ended after `seconds` of active time (waiting not counted)."""
+        self._stage_seconds.labels(stage).observe(seconds)
+
+    def run_finished(self, status: str, seconds: float, *, pipeline: str = "default") -> None:
+        """A run ended as `status`, `seconds` after its start."""
+        self._run_seconds.observe(seconds)
+        self._runs.labels(pipeline, status).inc()
+
+    def run_skipped(self, reason: str, *, pipeline: str = "default") -> None:
+        """A tick started no run, because of `reason`."""
+        self._skipped.labels(pipeline, reason).inc()
+
+    def memory_peak(self, peak_mb: float) -> None:
+        """The most memory that the last run took."""
+        self._peak_mb.set(peak_mb)
+
+    def on_memory_warning(self, resident_mb: float, limit_mb: float) -> None:
+        """Memory went over its limit (`MemoryWatch(on_warning=…)`)."""
+        self._memory_warnings.inc()
+
+    def examples_collected(self, examples: int) -> None:
+        """A run's dataset was made of `examples`."""
+        self._examples.inc(examples)
+
+    def posts_dropped(self, reason: str, posts: int = 1) -> None:
+        """Curation left `posts` out, because of `reason`."""
+        self._dropped.labels(reason).inc(posts)
+
+    def arm_looked_at(
+        self,
+        arm: str,
+        *,
+        engagement_rate: float | None = None,
+        cost_per_token: float | None = None,
+        quality_score: float | None = None,
+        pipeline: str = "default",
+    ) -> None:
+        """A look found these means for an arm; None leaves the last one standing."""
+        for gauge, value in (
+            (self._engagement_rate, engagement_rate),
+            (self._cost_per_token, cost_per_token),
+            (self._quality_score, quality_score),
+        ):
+            if value is not None:
+                gauge.labels(pipeline, arm).set(value)
+
+    def test_looked_at(self, test_id: str, success_rate: float) -> None:
+        """A look found this share of the test's success criteria met, 0–1."""
+        self._success_rate.labels(test_id).set(success_rate)
+
+    def test_ended(self, test_id: str) -> None:
+        """The test is over: its series ends, so that series don't pile up."""
+        self._success_rate.remove(test_id)
+
+    def rollout_moved(self, share: float, state: str, *, pipeline: str = "default") -> None:
+        """A rollout serves `share` of the traffic, 0–1, by its step into `state`."""
+        self._rollout_share.labels(pipeline).set(share)
+        self._rollout_steps.labels(pipeline, state).inc()
+
+    def request_finished(self, method: str, route: str, status: int, seconds: float) -> None:
+        """An HTTP request on the route pattern `route` was answered."""
+        self.response_times.add(seconds)
+        self._requests.labels(method, route, str(status)).observe(seconds)
+
+    def events_ingested(self, exposures: int, outcomes: int) -> None:
+        """New exposures and outcomes were stored."""
+        self._events.labels("exposure").inc(exposures)
+        self._events.labels("outcome").inc(outcomes)
+
+    def naive_time_read(self) -> None:
+        """A time without a zone came in and was read as UTC."""
+        self._naive_times.inc()
+
+    def tracking_delivered(self, items: int) -> None:
+        """The outbox delivered `items` to MLflow."""
+        self._delivered.inc(items)
+
+    def _make_theirs(self) -> None:
+        self._stage_seconds = self._histogram(
+            "fine_tuning_pipeline_execution_duration_seconds",
+            "Active time of a stage",
+            _STAGE_BUCKETS,
+            "stage",
+        )
+        self._run_seconds = self._histogram(
+            "fine_tuning_pipeline_duration_seconds",
+            "Time from a run's start to its end",
+            _RUN_BUCKETS,
+        )
+        self._peak_mb = self._gauge(
+            "fine_tuning_pipeline_memory_peak_mb", "Peak memory of the last run"
+        )
+        self._examples = self._counter(
+            "fine_tuning_pipeline_training_examples", "Training examples made"
+        )
+        self._engagement_rate = self._gauge(
+            "fine_tuning_model_engagement_rate", "Mean engagement by the last look", *_ARM
+        )
+        self._cost_per_token = self._gauge(
+            "fine_tuning_model_cost_per_token", "Cost per token in USD by the last look", *_ARM
+        )
+        self._quality_score = self._gauge(
+            "fine_tuning_model_quality_score", "Mean quality score by the last look", *_ARM
+        )
+        self._success_rate = self._gauge(
+            "fine_tuning_ab_test_success_rate",
+            "Share of a running test's success criteria that its last look found met",
+            "test_id",
+        )
+
+    def _make_ours(self) -> None:
+        self._runs = self._counter("tuneproof_runs", "Runs ended", "pipeline", "status")
+        self._skipped = self._counter(
+            "tuneproof_ticks_skipped", "Ticks that started no run", "pipeline", "reason"
+        )
+        self._breaker_events = self._counter(
+            "tuneproof_breaker_events", "Changes of a breaker's state", "breaker", "kind"
+        )
+        self._memory_warnings = self._counter(
+            "tuneproof_memory_warnings", "Times that memory went over its limit"
+        )
+        self._dropped = self._counter(
+            "tuneproof_posts_dropped", "Posts left out by curation", "reason"
+        )
+        self._rollout_share = self._gauge(
+            "tuneproof_rollout_traffic_share", "Traffic on the rollout's version, 0-1", "pipeline"
+        )
+        self._rollout_steps = self._counter(
+            "tuneproof_rollout_steps", "Steps of rollouts", "pipeline", "state"
+        )
+        self._requests = self._histogram(
+            "tuneproof_http_request_duration_seconds",
+            "Time to answer an HTTP request",
+            _REQUEST_BUCKETS,
+            *("method", "route", "status"),
+        )
+        self._events = self._counter("tuneproof_events", "Events stored", "kind")
+        self._naive_times = self._counter(
+            "tuneproof_naive_times", "Times without a zone, read as UTC"
+        )
+        self._delivered = self._counter(
+            "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+
+class _Watched(Collector):
+    """Reads pools, breakers, the cache and memory when Prometheus asks."""
+
+    def __init__(self, process: ProcessFigures) -> None:
+        self.pools: Callable[[], Mapping[str, int]] = dict
+        self.breakers: dict[str, Breaker] = {}
+        self.hit_rate: Callable[[], float | None] = lambda: None
+        self._process = process
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, with what their sources say now."""
+        counts = self.pools()
+        for name, text in _POOL_COUNTS.items():
+            yield GaugeMetricFamily(f"fine_tuning_{name}", text, value=counts.get(name, 0))
+        for name in dict.fromkeys((*_BREAKERS, *self.breakers)):
+            yield from self._breaker(name)
+        yield GaugeMetricFamily(
+            "fine_tuning_memory_usage_mb",
+            "Resident memory of the service",
+            value=self._process.read()["memory_usage_mb"],
+        )
+        rate = self.hit_rate()
+        family = GaugeMetricFamily(
+            "fine_tuning_pipeline_cache_hit_rate", "Share of cache reads that found a value"
+        )
+        if rate is not None:
+            family.add_metric([], rate)
+        yield family
+
+    def _breaker(self, name: str) -> Iterable[Metric]:
+        breaker = self.breakers.get(name)
+        now = breaker.state if breaker is not None else State.CLOSED
+        states = GaugeMetricFamily(
+            f"fine_tuning_{name}_circuit_breaker_state",
+            f"1 on the current state of the breaker of {name}",
+            labels=["state"],
+        )
+        for state in State:
+            states.add_metric([state.value], float(state is now))
+        yield states
+        yield CounterMetricFamily(
+            f"fine_tuning_{name}_failures",
+            f"Failed calls of {name}",
+            value=breaker.failures_total if breaker is not None else 0,
+        )
