@@ -99,6 +99,7 @@ class PostsTable:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._reader = engine.execution_options(tuneproof_read=True)
 
     async def create(self) -> None:
         """Make both tables where they are absent."""
@@ -122,7 +123,7 @@ class PostsTable:
         """What was served at since ≤ `at` < until, in order."""
         at = SERVED_TABLE.c.at
         query = sa.select(SERVED_TABLE).where(at >= since, at < until)
-        async with self._engine.connect() as tx:
+        async with self._reader.connect() as tx:
             rows = await tx.execute(query.order_by(at, SERVED_TABLE.c.post_id))
             return [Served(**row._mapping) for row in rows]
 
@@ -135,7 +136,7 @@ class PostsTable:
             .where(served.c.measured == sa.false(), served.c.due < until)
             .order_by(served.c.due, served.c.post_id)
         )
-        async with self._engine.connect() as tx:
+        async with self._reader.connect() as tx:
             return [(Served(**_only(row)), row.hook, row.body) for row in await tx.execute(query)]
 
     async def measured(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -161,7 +162,7 @@ class PostsTable:
 
     async def count(self) -> int:
         """How many posts there are."""
-        async with self._engine.connect() as tx:
+        async with self._reader.connect() as tx:
             found = await tx.execute(sa.select(sa.func.count()).select_from(POSTS_TABLE))
             return int(found.scalar_one())
 

@@ -26,6 +26,7 @@ from tuneproof.demo import (
 from tuneproof.demo.draws import draws
 from tuneproof.experiments import Arm, Exposure, Ingested, ModelRef, Outcome
 from tuneproof.rollout import Routing
+from tuneproof.store import make_engine
 from tuneproof.testing import MemoryProvider
 
 START = datetime(2026, 11, 2, 9, 30, tzinfo=UTC)
@@ -84,9 +85,17 @@ def _answer(model: str, messages: Sequence[Mapping[str, str]], index: int) -> st
     return draft.body if messages[-1]["content"].endswith("post:") else draft.hook
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/posts.db"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    made = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/posts.db")
+async def engine(url: str) -> AsyncIterator[AsyncEngine]:
+    made = make_engine(url)
     await PostsTable(made).create()
     yield made
     await made.dispose()
