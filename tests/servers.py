@@ -141,11 +141,11 @@ class PostgresServer(Server):
         """The address of the maintenance database for psycopg and asyncpg."""
         return self.url.replace("postgresql+psycopg", "postgresql")
 
-    def create_database(self, name: str = "") -> str:
-        """Make an empty database and return its SQLAlchemy URL (psycopg 3)."""
+    def create_database(self, name: str = "", *, template: str = "template1") -> str:
+        """Make a database, empty or a copy of `template`; its SQLAlchemy URL (psycopg 3)."""
         name = name or f"db_{next(self._numbers)}"
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url.rsplit("/", 1)[0] + f"/{name}"
 
     def drop_database(self, url: str) -> None:

@@ -1,0 +1,38 @@
+"""What TuneProof remembers: every SQL statement of the project is here.
+
+`engine` differs by database, `tables` and `migrations` say what there is, one file stands for
+each noun, `store` holds them together; events go through `events` into `ingest_sqlite` or
+`ingest_postgres`, and are read back as sums by `rollups`.
+"""
+
+from tuneproof.store.activity import Activity
+from tuneproof.store.deployments import HistoryEntry
+from tuneproof.store.engine import database_url, make_engine, mask
+from tuneproof.store.experiments import Phase
+from tuneproof.store.idempotency import KeptAnswer
+from tuneproof.store.ids import uuid7
+from tuneproof.store.paging import Page
+from tuneproof.store.rollups import ArmStratum
+from tuneproof.store.runs import Run, RunStatus
+from tuneproof.store.store import Store, open_store
+from tuneproof.store.tables import metadata
+from tuneproof.store.tokens import TokenInfo
+
+__all__ = [
+    "Activity",
+    "ArmStratum",
+    "HistoryEntry",
+    "KeptAnswer",
+    "Page",
+    "Phase",
+    "Run",
+    "RunStatus",
+    "Store",
+    "TokenInfo",
+    "database_url",
+    "make_engine",
+    "mask",
+    "metadata",
+    "open_store",
+    "uuid7",
+]

@@ -1,0 +1,90 @@
+"""Activity: who did what to which object and why, appended for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import DataError
+from tuneproof.store.paging import Page, check_limit
+from tuneproof.store.rows import to_json_types
+from tuneproof.store.tables import activity
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Activity", "ActivityLog"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """One deed: `actor` is a token's name, `cli`, `schedule`, or `loop` for the loop itself."""
+
+    seq: int
+    at: datetime
+    actor: str
+    action: str
+    object_id: str
+    reason: str
+    detail: Mapping[str, Any]
+
+
+class ActivityLog:
+    """The audit table; nothing in it is ever changed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(
+        self,
+        at: datetime,
+        actor: str,
+        action: str,
+        object_id: str,
+        reason: str = "",
+        detail: Mapping[str, Any] | None = None,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> None:
+        """Note a deed."""
+        row = {
+            "at": at,
+            "actor": actor,
+            "action": action,
+            "object_id": object_id,
+            "reason": reason,
+            "detail": to_json_types(detail or {}),
+        }
+        async with self._store.writing(tx) as own:
+            await own.execute(insert(activity), row)
+
+    async def page(
+        self,
+        object_id: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> Page[Activity]:
+        """Deeds, newest first, on one object or on all. Raises `DataError` for a bad cursor."""
+        check_limit(limit)
+        query = select(activity)
+        if object_id is not None:
+            query = query.where(activity.c.object_id == object_id)
+        if cursor is not None:
+            if not cursor.isascii() or not cursor.isdigit():
+                raise DataError(
+                    f"The cursor {cursor[:80]!r} did not come from a page.",
+                    mend="Take next_cursor from the page before, or leave the cursor out.",
+                )
+            query = query.where(activity.c.seq < min(int(cursor), 2**62))
+        async with self._store.reading(tx) as own:
+            rows = await own.execute(query.order_by(activity.c.seq.desc()).limit(limit + 1))
+            found = [Activity(**row._mapping) for row in rows]
+        after = str(found[limit - 1].seq) if len(found) > limit else None
+        return Page(items=tuple(found[:limit]), next_cursor=after)

@@ -1,0 +1,185 @@
+"""Rollouts, and what happened to each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.rollout import Deployment, DeploymentState, Plan
+from tuneproof.store.experiments import model_ref
+from tuneproof.store.paging import Page, page_by_time
+from tuneproof.store.rows import to_json_types, to_row
+from tuneproof.store.tables import deployment_history, deployments, subjects
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Deployments", "HistoryEntry"]
+
+_FIXED = {"id", "pipeline", "tasks", "candidate", "salt", "created_at", "version"}
+_CHANGEABLE = set(Deployment.__dataclass_fields__) - _FIXED
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryEntry:
+    """Something that happened to a rollout: a step, a pause, a rollback, by whom and why."""
+
+    seq: int
+    deployment_id: str
+    at: datetime
+    kind: str
+    who: str
+    reason: str
+    detail: Mapping[str, Any]
+
+
+class Deployments:
+    """The tables of rollouts and their history."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(self, deployment: Deployment, *, tx: AsyncConnection | None = None) -> None:
+        """Record a rollout; its events are taken from now on.
+
+        Raises `ConflictError` where its id is taken.
+        """
+        try:
+            async with self._store.writing(tx) as own:
+                await own.execute(insert(deployments), to_row(deployment))
+                await own.execute(insert(subjects), {"id": deployment.id, "kind": "deployment"})
+        except IntegrityError as error:
+            raise ConflictError(
+                f"There is a rollout {deployment.id} already.",
+                mend="Take a new id.",
+                id=deployment.id,
+            ) from error
+
+    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> Deployment:
+        """The rollout with this id. Raises `NotFoundError`."""
+        async with self._store.reading(tx) as own:
+            return await _load(own, id)
+
+    async def page(
+        self,
+        pipeline: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        run_id: str | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> Page[Deployment]:
+        """Rollouts, newest first, of one pipeline or run, or of all."""
+        query = select(deployments)
+        if pipeline is not None:
+            query = query.where(deployments.c.pipeline == pipeline)
+        if run_id is not None:
+            query = query.where(deployments.c.run_id == run_id)
+        at, key = deployments.c.created_at, deployments.c.id
+        async with self._store.reading(tx) as own:
+            rows, after = await page_by_time(own, query, at, key, cursor, limit)
+        return Page(items=tuple(_deployment(row) for row in rows), next_cursor=after)
+
+    async def active(
+        self, pipeline: str | None = None, *, tx: AsyncConnection | None = None
+    ) -> list[Deployment]:
+        """Rollouts that have not ended, oldest first."""
+        final = [s.value for s in DeploymentState if s.final]
+        query = select(deployments).where(deployments.c.state.not_in(final))
+        if pipeline is not None:
+            query = query.where(deployments.c.pipeline == pipeline)
+        async with self._store.reading(tx) as own:
+            rows = await own.execute(query.order_by(deployments.c.created_at, deployments.c.id))
+            return [_deployment(row) for row in rows]
+
+    async def update(
+        self,
+        id: str,
+        *,
+        expected_version: int | None = None,
+        tx: AsyncConnection | None = None,
+        **fields: Any,
+    ) -> Deployment:
+        """Change fields of a rollout and count its version up.
+
+        Raises `NotFoundError`; `ConflictError` where it is not at `expected_version`;
+        `DataError` for a field that does not change.
+        """
+        unknown = set(fields) - _CHANGEABLE
+        if unknown:
+            raise DataError(f"A rollout's {sorted(unknown)} cannot change.", mend="Leave it out.")
+        async with self._store.writing(tx) as own:
+            old = await _load(own, id, lock=True)
+            if expected_version is not None and old.version != expected_version:
+                raise ConflictError(
+                    f"Rollout {id} is at version {old.version}, not {expected_version}: it is "
+                    f"{old.state.value} at share {old.share}.",
+                    mend="Read it again, then decide.",
+                    version=old.version,
+                    state=old.state.value,
+                    share=old.share,
+                )
+            new = replace(old, **fields, version=old.version + 1)
+            await own.execute(update(deployments).where(deployments.c.id == id).values(to_row(new)))
+        return replace(new, state=DeploymentState(new.state))
+
+    async def add_history(
+        self,
+        id: str,
+        at: datetime,
+        kind: str,
+        who: str,
+        reason: str,
+        detail: Mapping[str, Any] | None = None,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> None:
+        """Note for ever what happened to a rollout. Raises `NotFoundError`."""
+        row = {
+            "deployment_id": id,
+            "at": at,
+            "kind": kind,
+            "who": who,
+            "reason": reason,
+            "detail": to_json_types(detail or {}),
+        }
+        async with self._store.writing(tx) as own:
+            await _load(own, id)
+            await own.execute(insert(deployment_history), row)
+
+    async def history(self, id: str, *, tx: AsyncConnection | None = None) -> list[HistoryEntry]:
+        """What happened to a rollout, oldest first."""
+        table = deployment_history
+        query = select(table).where(table.c.deployment_id == id).order_by(table.c.seq)
+        async with self._store.reading(tx) as own:
+            return [HistoryEntry(**row._mapping) for row in await own.execute(query)]
+
+
+async def _load(tx: AsyncConnection, id: str, *, lock: bool = False) -> Deployment:
+    query = select(deployments).where(deployments.c.id == id)
+    row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no rollout {id}.", mend="Check the id.", id=id)
+    return _deployment(row)
+
+
+def _deployment(row: Any) -> Deployment:
+    values = dict(row._mapping)
+    plan = values["plan"]
+    return Deployment(
+        **{
+            **values,
+            "tasks": tuple(values["tasks"]),
+            "candidate": model_ref(values["candidate"]),
+            "previous": model_ref(values["previous"]),
+            "plan": Plan(**{**plan, "steps": tuple(plan["steps"])}),
+            "state": DeploymentState(values["state"]),
+        }
+    )

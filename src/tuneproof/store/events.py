@@ -1,0 +1,282 @@
+"""Exposures and outcomes: taken in once each, kept as sums, read by looks and guardrails.
+
+Ingestion is one transaction: raw events, units and rollups change together or not at all.
+Events may come late, twice and in any order; the result does not depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import DataError, NotFoundError
+from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
+from tuneproof.store import ingest_postgres, ingest_sqlite
+from tuneproof.store.rollups import (
+    ARMS,
+    ArmStratum,
+    kept_rollups,
+    read_exposed,
+    read_requests,
+    read_strata,
+    recounted_rollups,
+)
+from tuneproof.store.sums import NANO, Rollups
+from tuneproof.store.tables import (
+    cells,
+    engagement,
+    exposures,
+    phases,
+    requests,
+    subjects,
+)
+from tuneproof.store.types import from_micros, to_micros
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Events", "RecentRequest"]
+
+MAX_VALUE: Final = 9.0e9
+"""Outcomes, qualities and costs up to here fit into 64 bits of billionths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentRequest:
+    """One request, as the breaker for gross failure reads it."""
+
+    at: datetime
+    arm: Arm
+    error: bool
+    latency_ms: float | None
+
+
+class Events:
+    """The events and everything that is summed up from them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def ingest(
+        self,
+        exposures: Sequence[Exposure] = (),
+        outcomes: Sequence[Outcome] = (),
+        *,
+        now: datetime | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> Ingested:
+        """Take in events, all in one transaction.
+
+        An event is known by its subject, unit and id: sent again it changes nothing. Events of
+        unknown subjects are refused, named in `unknown`, and the rest is taken. `accepted`
+        counts the new ones. `now` is not needed: an event's own instant is what counts.
+        Raises `DataError` for an event with a malformed value; then none is taken.
+        """
+        async with self._store.writing(tx) as own:
+            events: list[Exposure | Outcome] = [*exposures, *outcomes]
+            keys = await _keys(own, (event.subject for event in events))
+            unknown = [event.id for event in events if event.subject not in keys]
+            shown = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
+            told = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
+            if not shown and not told:
+                return Ingested(accepted=0, duplicates=0, unknown=tuple(unknown))
+            engine = ingest_sqlite if self._store.dialect == "sqlite" else ingest_postgres
+            new = await engine.ingest(own, shown, told)
+        return Ingested(
+            accepted=new, duplicates=len(shown) + len(told) - new, unknown=tuple(unknown)
+        )
+
+    async def strata(
+        self,
+        subject: str,
+        *,
+        before: datetime | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> list[ArmStratum]:
+        """Each phase's arms, of units whose first exposure's hour ended by `before`.
+
+        Raises `NotFoundError` for an unknown subject.
+        """
+        async with self._store.reading(tx) as own:
+            return await read_strata(own, await _key(own, subject), before)
+
+    async def exposed(
+        self,
+        subject: str,
+        before: datetime | None = None,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> dict[tuple[int, Arm], int]:
+        """How many units were first exposed in each phase and arm: for the split's check."""
+        async with self._store.reading(tx) as own:
+            return await read_exposed(own, await _key(own, subject), before)
+
+    async def requests(
+        self,
+        subject: str,
+        *,
+        since: datetime | None = None,
+        phase: int | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> dict[Arm, Requests]:
+        """All requests of each arm, from `since` on or of one phase: n, errors, latencies."""
+        async with self._store.reading(tx) as own:
+            return await read_requests(own, await _key(own, subject), since, phase)
+
+    async def recent(
+        self,
+        subject: str,
+        arm: Arm,
+        *,
+        limit: int = 20,
+        since: datetime | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> list[RecentRequest]:
+        """The last requests of an arm (not before `since`), oldest first."""
+        table = exposures
+        async with self._store.reading(tx) as own:
+            key = await _key(own, subject)
+            query = select(table.c.at, table.c.error, table.c.latency_us).where(
+                table.c.subject == key, table.c.arm == ARMS.index(arm)
+            )
+            if since is not None:
+                query = query.where(table.c.at >= to_micros(since))
+            query = query.order_by(table.c.at.desc(), table.c.id.desc()).limit(limit)
+            found = (await own.execute(query)).all()
+        return [
+            RecentRequest(
+                at=from_micros(at),
+                arm=arm,
+                error=bool(error),
+                latency_ms=None if micros is None else micros / 1000,
+            )
+            for at, error, micros in reversed(found)
+        ]
+
+    async def evidence(
+        self,
+        subject: str,
+        *,
+        before: datetime | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> Evidence:
+        """All that a look is made from: matured units, exposures, shares, requests."""
+        async with self._store.reading(tx) as own:
+            key = await _key(own, subject)
+            shares = select(phases.c.number, phases.c.share).where(phases.c.subject == subject)
+            return Evidence(
+                cells=tuple(_cell(s) for s in await read_strata(own, key, before)),
+                exposed=await read_exposed(own, key, None),
+                shares={row.number: row.share for row in await own.execute(shares)},
+                requests=await read_requests(own, key, None, None),
+            )
+
+    async def recount(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
+        """The rollups made anew from the raw events: equal to `kept` unless there is a bug."""
+        async with self._store.reading(tx) as own:
+            return await recounted_rollups(own, await _key(own, subject))
+
+    async def kept(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
+        """The rollups as they are kept."""
+        async with self._store.reading(tx) as own:
+            key = await _key(own, subject)
+            rows = {}
+            for table in (cells, engagement, requests):
+                found = await own.execute(select(table).where(table.c.subject == key))
+                rows[table.name] = list(found)
+        return kept_rollups(rows)
+
+
+async def _keys(tx: AsyncConnection, ids: Iterable[str]) -> dict[str, int]:
+    wanted = list(dict.fromkeys(ids))
+    query = select(subjects.c.id, subjects.c.key)
+    found: dict[str, int] = {}
+    for start in range(0, len(wanted), 1000):
+        part = query.where(subjects.c.id.in_(wanted[start : start + 1000]))
+        found.update((id, key) for id, key in await tx.execute(part))
+    return found
+
+
+async def _key(tx: AsyncConnection, subject: str) -> int:
+    found = await _keys(tx, [subject])
+    if subject not in found:
+        raise NotFoundError(
+            f"There is no experiment or rollout {subject}.", mend="Check the id.", id=subject
+        )
+    return found[subject]
+
+
+def _cell(stratum: ArmStratum) -> Cell:
+    return Cell(
+        phase=stratum.phase,
+        arm=stratum.arm,
+        units=stratum.units,
+        exposed=stratum.exposed,
+        quality=stratum.quality,
+    )
+
+
+def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
+    _check_names(event.id, event.unit, event.task)
+    if event.tokens < 0 or event.phase < 0 or not 0 <= event.cost_usd <= MAX_VALUE:
+        raise DataError(
+            f"Exposure {event.id!r} has phase={event.phase}, tokens={event.tokens}, "
+            f"cost_usd={event.cost_usd}.",
+            mend="None of them is negative, and the cost is at most 9e9.",
+        )
+    latency = event.latency_ms
+    if latency is not None and not 0 <= latency < MAX_VALUE:
+        raise DataError(
+            f"Exposure {event.id!r} took {latency} ms.", mend="Send None where it is not known."
+        )
+    return (
+        subject,
+        event.unit,
+        event.id,
+        event.phase,
+        ARMS.index(Arm(event.arm)),
+        to_micros(event.at),
+        event.task,
+        None if latency is None else round(latency * 1000),
+        event.error,
+        event.tokens,
+        round(event.cost_usd * NANO),
+        json.dumps(dict(event.attributes)) if event.attributes else None,
+    )
+
+
+def _outcome_row(subject: int, event: Outcome) -> tuple[Any, ...]:
+    _check_names(event.id, event.unit)
+    for value in (event.value, event.quality):
+        if value is not None and not (math.isfinite(value) and abs(value) <= MAX_VALUE):
+            raise DataError(
+                f"Outcome {event.id!r} of unit {event.unit!r} is {value}.",
+                mend="Outcomes are finite numbers between -9e9 and 9e9.",
+            )
+    quality = event.quality
+    return (
+        subject,
+        event.unit,
+        event.id,
+        to_micros(event.at),
+        round(event.value * NANO),
+        None if quality is None else round(quality * NANO),
+    )
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if "\x00" in name or any("\ud800" <= c <= "\udfff" for c in name):
+            raise DataError(
+                f"The name {name!r} has a character that no database keeps.",
+                mend="Leave out NUL and lone surrogates.",
+            )
+    if not names[0] or not names[1]:
+        raise DataError("An event has an empty id or unit.", mend="Give each event both.")

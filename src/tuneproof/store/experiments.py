@@ -1,0 +1,232 @@
+"""Experiments, their phases and their looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.experiments import (
+    ABTest,
+    ArmMetrics,
+    Criteria,
+    ExperimentStatus,
+    Look,
+    ModelRef,
+    Verdict,
+)
+from tuneproof.store.paging import Page, page_by_time
+from tuneproof.store.rows import to_row
+from tuneproof.store.tables import experiments, looks, phases, subjects
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Experiments", "Phase"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of an experiment or a rollout with one fixed share, from `at` on."""
+
+    subject: str
+    number: int
+    share: float
+    at: datetime
+
+
+class Experiments:
+    """The tables of experiments, phases and looks."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(self, test: ABTest, *, tx: AsyncConnection | None = None) -> None:
+        """Declare an experiment; its events are taken from now on.
+
+        Raises `ConflictError` where its id is taken.
+        """
+        try:
+            async with self._store.writing(tx) as own:
+                await own.execute(insert(experiments), to_row(test))
+                await own.execute(insert(subjects), {"id": test.id, "kind": "experiment"})
+        except IntegrityError as error:
+            raise ConflictError(
+                f"There is an experiment {test.id} already.", mend="Take a new id.", id=test.id
+            ) from error
+
+    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> ABTest:
+        """The experiment with this id. Raises `NotFoundError`."""
+        async with self._store.reading(tx) as own:
+            query = select(experiments).where(experiments.c.id == id)
+            row = (await own.execute(query)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"There is no experiment {id}.", mend="Check the id.", id=id)
+        return _experiment(row)
+
+    async def page(
+        self,
+        pipeline: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        run_id: str | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> Page[ABTest]:
+        """Experiments, newest first, of one pipeline or run, or of all."""
+        query = select(experiments)
+        if pipeline is not None:
+            query = query.where(experiments.c.pipeline == pipeline)
+        if run_id is not None:
+            query = query.where(experiments.c.run_id == run_id)
+        at, key = experiments.c.start_at, experiments.c.id
+        async with self._store.reading(tx) as own:
+            rows, after = await page_by_time(own, query, at, key, cursor, limit)
+        return Page(items=tuple(_experiment(row) for row in rows), next_cursor=after)
+
+    async def update(
+        self,
+        id: str,
+        *,
+        status: ExperimentStatus | None = None,
+        verdict: Verdict | None = None,
+        reason: str | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> ABTest:
+        """Set what of an experiment may change; None leaves it. Raises `NotFoundError`."""
+        given = {"status": status, "verdict": verdict, "reason": reason}
+        values = {name: str(value) for name, value in given.items() if value is not None}
+        async with self._store.writing(tx) as own:
+            if values:
+                await own.execute(update(experiments).where(experiments.c.id == id).values(values))
+            return await self.get(id, tx=own)
+
+    async def open_phase(
+        self,
+        subject: str,
+        number: int,
+        share: float,
+        at: datetime,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> Phase:
+        """Begin a phase; again with the same share changes nothing.
+
+        Raises `ConflictError` where the phase began with another share.
+        """
+        async with self._store.writing(tx) as own:
+            known = {p.number: p for p in await self.phases(subject, tx=own)}
+            if number in known:
+                return _same_share(known[number], share)
+            phase = Phase(subject=subject, number=number, share=share, at=at)
+            await own.execute(insert(phases), to_row(phase))
+        return phase
+
+    async def phases(self, subject: str, *, tx: AsyncConnection | None = None) -> list[Phase]:
+        """The phases of an experiment or a rollout, in order."""
+        query = select(phases).where(phases.c.subject == subject).order_by(phases.c.number)
+        async with self._store.reading(tx) as own:
+            return [Phase(**row._mapping) for row in await own.execute(query)]
+
+    async def add_look(self, look: Look, *, tx: AsyncConnection | None = None) -> None:
+        """Keep a look for ever; the same look again changes nothing.
+
+        Raises `ConflictError` where another look has its number, `DataError` for NaN in it.
+        """
+        async with self._store.writing(tx) as own:
+            known = await self._look(own, look.experiment_id, look.number)
+            if known is None:
+                await own.execute(insert(looks), _look_row(look))
+            elif _look_row(known) != _look_row(look):
+                raise ConflictError(
+                    f"Experiment {look.experiment_id} has another look {look.number}.",
+                    mend="Looks are never changed; take the next number.",
+                )
+
+    async def looks(
+        self,
+        id: str,
+        *,
+        after: int = 0,
+        limit: int = 10_000,
+        tx: AsyncConnection | None = None,
+    ) -> list[Look]:
+        """The looks of an experiment with a number above `after`, in order."""
+        query = select(looks).where(looks.c.experiment_id == id, looks.c.number > after)
+        async with self._store.reading(tx) as own:
+            rows = await own.execute(query.order_by(looks.c.number).limit(limit))
+            return [_look(row) for row in rows]
+
+    async def last_look(self, id: str, *, tx: AsyncConnection | None = None) -> Look | None:
+        """The newest look of an experiment, or None."""
+        query = select(looks).where(looks.c.experiment_id == id)
+        async with self._store.reading(tx) as own:
+            row = (await own.execute(query.order_by(looks.c.number.desc()).limit(1))).one_or_none()
+        return None if row is None else _look(row)
+
+    async def count_looks(self, id: str, *, tx: AsyncConnection | None = None) -> int:
+        """How many looks an experiment has."""
+        query = select(func.count()).select_from(looks).where(looks.c.experiment_id == id)
+        async with self._store.reading(tx) as own:
+            return int((await own.execute(query)).scalar_one())
+
+    async def _look(self, tx: AsyncConnection, id: str, number: int) -> Look | None:
+        query = select(looks).where(looks.c.experiment_id == id, looks.c.number == number)
+        row = (await tx.execute(query)).one_or_none()
+        return None if row is None else _look(row)
+
+
+def model_ref(data: Mapping[str, Any]) -> ModelRef:
+    """The model that JSON describes."""
+    return ModelRef(model_id=data["model_id"], version=data.get("version"))
+
+
+def _same_share(phase: Phase, share: float) -> Phase:
+    if phase.share == share:
+        return phase
+    raise ConflictError(
+        f"Phase {phase.number} of {phase.subject} has share {phase.share}, not {share}.",
+        mend="A phase has one fixed share: open the next one.",
+    )
+
+
+def _experiment(row: Any) -> ABTest:
+    values = dict(row._mapping)
+    verdict = values["verdict"]
+    return ABTest(
+        **{
+            **values,
+            "tasks": tuple(values["tasks"]),
+            "baseline": model_ref(values["baseline"]),
+            "candidate": model_ref(values["candidate"]),
+            "criteria": Criteria(**values["criteria"]),
+            "status": ExperimentStatus(values["status"]),
+            "verdict": None if verdict is None else Verdict(verdict),
+        }
+    )
+
+
+def _look_row(look: Look) -> dict[str, Any]:
+    values = to_row(look)
+    for name, value in values.items():
+        if isinstance(value, float) and value != value:
+            raise DataError(f"{name} of a look is NaN.", mend="Use None for what is not known.")
+    return values
+
+
+def _look(row: Any) -> Look:
+    values = dict(row._mapping)
+    return Look(
+        **{
+            **values,
+            "baseline": ArmMetrics(**values["baseline"]),
+            "candidate": ArmMetrics(**values["candidate"]),
+            "verdict": Verdict(values["verdict"]),
+        }
+    )

@@ -1,0 +1,77 @@
+"""Answers kept by idempotency key, so that a request sent twice is done once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import ConflictError
+from tuneproof.store.tables import idempotency
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Idempotency", "KeptAnswer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptAnswer:
+    """What a request was answered; `request_hash` tells another request with the same key."""
+
+    key: str
+    request_hash: str
+    status: int
+    body: Any
+    created_at: datetime
+
+
+class Idempotency:
+    """The table of kept answers."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, key: str, *, tx: AsyncConnection | None = None) -> KeptAnswer | None:
+        """The answer kept under a key, or None."""
+        async with self._store.reading(tx) as own:
+            query = select(idempotency).where(idempotency.c.key == key)
+            row = (await own.execute(query)).one_or_none()
+        return None if row is None else KeptAnswer(**row._mapping)
+
+    async def put(
+        self,
+        key: str,
+        request_hash: str,
+        status: int,
+        body: Any,
+        now: datetime | None = None,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> None:
+        """Keep an answer. Raises `ConflictError` where the key has one already."""
+        row = {
+            "key": key,
+            "request_hash": request_hash,
+            "status": status,
+            "body": body,
+            "created_at": now or self._store.clock.now(),
+        }
+        try:
+            async with self._store.writing(tx) as own:
+                await own.execute(insert(idempotency), row)
+        except IntegrityError as error:
+            raise ConflictError(
+                f"The idempotency key {key!r} was used already.",
+                mend="Send the same request to get its answer, or take a new key.",
+            ) from error
+
+    async def forget(self, before: datetime, *, tx: AsyncConnection | None = None) -> int:
+        """Drop answers older than `before`; how many there were."""
+        async with self._store.writing(tx) as own:
+            done = await own.execute(delete(idempotency).where(idempotency.c.created_at < before))
+            return int(done.rowcount)

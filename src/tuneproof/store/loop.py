@@ -1,0 +1,314 @@
+"""What a run writes down: the changes that touch several nouns, each in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import ConflictError
+from tuneproof.experiments import (
+    ABTest,
+    Arm,
+    Evidence,
+    ExperimentStatus,
+    Look,
+    Requests,
+    Verdict,
+)
+from tuneproof.rollout import Deployment, DeploymentState, Routing, routing_of
+from tuneproof.rollout.machine import advance, roll_back
+from tuneproof.store.rows import to_json_types
+from tuneproof.store.runs import RunStatus
+from tuneproof.training import ModelVersion, VersionStatus
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Loop"]
+
+Tx = AsyncConnection | None
+
+
+class Loop:
+    """The store as the pipeline, the evaluator and the deployment manager see it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # --- runs -----------------------------------------------------------------------
+
+    async def mark_stage(
+        self,
+        run_id: str,
+        stage: str,
+        status: str,
+        detail: Mapping[str, Any],
+        at: datetime,
+        tx: Tx = None,
+    ) -> None:
+        """Where a stage of a run stands."""
+        await self._store.runs.stage(run_id, str(stage), status, detail, at, tx=tx)
+
+    async def mark_run(
+        self,
+        run_id: str,
+        status: str,
+        *,
+        at: datetime,
+        reason: str | None = None,
+        error: Mapping[str, Any] | None = None,
+        result: Mapping[str, Any] | None = None,
+        tx: Tx = None,
+    ) -> None:
+        """Where a run stands; `result` is merged into what is known."""
+        async with self._store.writing(tx) as own:
+            run = await self._store.runs.get(run_id, tx=own)
+            wanted = RunStatus(status)
+            await self._store.runs.update(
+                run_id,
+                tx=own,
+                status=wanted,
+                reason=reason,
+                error=error,
+                result={**run.result, **to_json_types(result or {})},
+                updated_at=at,
+                ended_at=at if wanted.final else None,
+            )
+
+    async def attempt(self, run_id: str, tx: Tx = None) -> int:
+        """How often the run was retried, plus one."""
+        run = await self._store.runs.get(run_id, tx=tx)
+        return int(run.arguments.get("attempt", 1))
+
+    async def tell(self, key: str, kind: str, payload: Mapping[str, Any], tx: Tx = None) -> None:
+        """Put something into the outbox, once per key."""
+        await self._store.outbox.add(key, kind, payload, tx=tx)
+
+    # --- versions -------------------------------------------------------------------
+
+    async def declare_version(self, version: ModelVersion, tx: Tx = None) -> ModelVersion:
+        """Keep a new version under its pipeline's next number; its parent is the live one."""
+        async with self._store.writing(tx) as own:
+            number = await self._store.versions.next_number(
+                version.pipeline, version.base_model, tx=own
+            )
+            live = await self._store.versions.live(version.pipeline, tx=own)
+            kept = replace(version, version=number, parent_id=live.id if live else None)
+            await self._store.versions.add(kept, tx=own)
+        return kept
+
+    async def keep_version(self, version: ModelVersion, tx: Tx = None) -> None:
+        """Write a version's new state."""
+        await self._store.versions.update(
+            version.id,
+            tx=tx,
+            model_id=version.model_id,
+            training_job_id=version.training_job_id,
+            status=version.status,
+            trained_tokens=version.trained_tokens,
+            heldout_loss=version.heldout_loss,
+            base_heldout_loss=version.base_heldout_loss,
+        )
+
+    async def put_live(self, version_id: str | None, pipeline: str, tx: Tx = None) -> None:
+        """Make a version the model in use; the one before is retired."""
+        async with self._store.writing(tx) as own:
+            before = await self._store.versions.live(pipeline, tx=own)
+            if before is not None and before.id != version_id:
+                await self._store.versions.update(before.id, tx=own, status=VersionStatus.RETIRED)
+            if version_id is not None:
+                await self._store.versions.update(version_id, tx=own, status=VersionStatus.LIVE)
+
+    # --- experiments ----------------------------------------------------------------
+
+    async def next_test_id(self, at: datetime, tx: Tx = None) -> str:
+        """The next `ab-test-YYYYMMDD-NNN`."""
+        return await self._store.ids.next("ab-test", at, tx=tx)
+
+    async def start_test(self, test: ABTest, *, tx: Tx = None) -> None:
+        """Keep a test, open its first phase and route its tasks; refuses busy tasks."""
+        async with self._store.writing(tx) as own:
+            for task in test.tasks:
+                await self._refuse_busy(task, own)
+            await self._store.experiments.add(test, tx=own)
+            await self._store.experiments.open_phase(
+                test.id, 1, test.traffic_split, test.start_at, tx=own
+            )
+            for task in test.tasks:
+                routing = Routing(
+                    task=task,
+                    baseline=test.baseline,
+                    candidate=test.candidate,
+                    share=test.traffic_split,
+                    salt=test.salt,
+                    subject=test.id,
+                    phase=1,
+                    updated_at=test.start_at,
+                    cause=f"{test.id} starts",
+                )
+                await self._store.routing.set(routing, tx=own)
+
+    async def _refuse_busy(self, task: str, tx: AsyncConnection) -> None:
+        routing = await self._store.routing.get(task, tx=tx)
+        if routing is not None and routing.subject is not None:
+            raise ConflictError(
+                f"Task {task} is busy with {routing.subject}: one candidate at a time.",
+                mend=f"End {routing.subject} first, or wait for it.",
+                subject=routing.subject,
+            )
+
+    async def test(self, test_id: str, *, tx: Tx = None) -> ABTest:
+        """The test of this id. Raises `NotFoundError`."""
+        return await self._store.experiments.get(test_id, tx=tx)
+
+    async def looks(self, test_id: str, *, tx: Tx = None) -> Sequence[Look]:
+        """All looks, oldest first."""
+        return await self._store.experiments.looks(test_id, tx=tx)
+
+    async def add_look(self, look: Look, *, tx: Tx = None) -> None:
+        """Keep a look for ever."""
+        await self._store.experiments.add_look(look, tx=tx)
+
+    async def end_test(self, test: ABTest, *, tx: Tx = None) -> None:
+        """Keep the test's final status, verdict and reason."""
+        await self._store.experiments.update(
+            test.id, status=test.status, verdict=test.verdict, reason=test.reason, tx=tx
+        )
+
+    async def evidence(self, subject: str, *, before: datetime, tx: Tx = None) -> Evidence:
+        """What is known of units whose first exposure hour ended by `before`."""
+        return await self._store.events.evidence(subject, before=before, tx=tx)
+
+    # --- rollouts -------------------------------------------------------------------
+
+    async def next_deployment_id(self, at: datetime, tx: Tx = None) -> str:
+        """The next `deploy-YYYYMMDD-NNN`."""
+        return await self._store.ids.next("deploy", at, tx=tx)
+
+    async def deployment(self, deployment_id: str, *, tx: Tx = None) -> Deployment:
+        """The rollout of this id. Raises `NotFoundError`."""
+        return await self._store.deployments.get(deployment_id, tx=tx)
+
+    async def add_deployment(self, deployment: Deployment, *, tx: Tx = None) -> None:
+        """Keep a new rollout."""
+        await self._store.deployments.add(deployment, tx=tx)
+
+    async def move_deployment(
+        self,
+        deployment: Deployment,
+        kind: str,
+        who: str,
+        reason: str,
+        at: datetime,
+        tx: Tx = None,
+    ) -> Deployment:
+        """Keep a moved rollout, its history line, its phase and the routing of its tasks.
+
+        Raises `ConflictError` where somebody else moved it since it was read.
+        """
+        async with self._store.writing(tx) as own:
+            kept = await self._store.deployments.update(
+                deployment.id,
+                expected_version=deployment.version,
+                tx=own,
+                state=deployment.state,
+                step=deployment.step,
+                share=deployment.share,
+                step_started_at=deployment.step_started_at,
+                next_at=deployment.next_at,
+                ended_at=deployment.ended_at,
+                cause=deployment.cause,
+                evidence=deployment.evidence,
+            )
+            detail = {"state": str(kept.state), "share": kept.share, "step": kept.step}
+            await self._store.deployments.add_history(
+                kept.id, at, kind, who, reason, {**detail, "evidence": kept.evidence}, tx=own
+            )
+            await self._store.activity.add(at, who, f"rollout {kind}", kept.id, reason, tx=own)
+            phase = await self._phase(kept, at, own)
+            for task in kept.tasks:
+                routing = replace(routing_of(kept, task, phase), updated_at=at)
+                if await self._mine(routing, kept, own):
+                    await self._store.routing.set(routing, tx=own)
+        return kept
+
+    async def _phase(self, deployment: Deployment, at: datetime, tx: AsyncConnection) -> int:
+        phases = await self._store.experiments.phases(deployment.id, tx=tx)
+        number = phases[-1].number if phases else 0
+        if deployment.state.final or (phases and phases[-1].share == deployment.share):
+            return number
+        await self._store.experiments.open_phase(
+            deployment.id, number + 1, deployment.share, at, tx=tx
+        )
+        return number + 1
+
+    async def _mine(self, wanted: Routing, deployment: Deployment, tx: AsyncConnection) -> bool:
+        """Whether this rollout still speaks for the task: a later one may have taken over."""
+        now = await self._store.routing.get(wanted.task, tx=tx)
+        if now is None or now.subject in (None, deployment.id, deployment.ab_test_id):
+            return True
+        return not deployment.state.final
+
+    async def requests_by_phase(self, subject: str, *, tx: Tx = None) -> Mapping[int, Requests]:
+        """The candidate's requests in the newest phase, under that phase's number."""
+        phases = await self._store.experiments.phases(subject, tx=tx)
+        if not phases:
+            return {}
+        newest = phases[-1].number
+        found = await self._store.events.requests(subject, phase=newest, tx=tx)
+        return {newest: found.get(Arm.CANDIDATE, Requests())}
+
+    async def routing_of(self, task: str, *, tx: Tx = None) -> Routing | None:
+        """Which model serves a task now."""
+        return await self._store.routing.get(task, tx=tx)
+
+    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx = None) -> list[str]:
+        """Complete the rollouts that only hold; the ids of the runs that drive them."""
+        woken = []
+        async with self._store.writing(tx) as own:
+            for deployment in await self._store.deployments.active(pipeline, tx=own):
+                if deployment.state is not DeploymentState.HOLDING:
+                    continue
+                await self.move_deployment(
+                    advance(deployment, at), "complete", "system", "superseded", at, own
+                )
+                woken.append(deployment.run_id or deployment.id)
+        return woken
+
+    async def withdraw(
+        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx = None
+    ) -> list[str]:
+        """End what still runs of these tests and rollouts; their tasks get the baseline back."""
+        async with self._store.writing(tx) as own:
+            for deployment in await self._store.deployments.active(tx=own):
+                if deployment.id in subjects:
+                    moved = roll_back(deployment, at, cause, {})
+                    await self.move_deployment(moved, "rollback", "system", cause, at, own)
+            routed = []
+            for routing in await self._store.routing.all(tx=own):
+                if routing.subject not in subjects:
+                    continue
+                await self._end_open_test(routing.subject, cause, own)
+                bare = Routing(
+                    task=routing.task, baseline=routing.baseline, updated_at=at, cause=cause
+                )
+                await self._store.routing.set(bare, tx=own)
+                routed.append(routing.task)
+        return routed
+
+    async def _end_open_test(self, subject: str | None, cause: str, tx: AsyncConnection) -> None:
+        if subject is None or not subject.startswith("ab-test-"):
+            return
+        test = await self._store.experiments.get(subject, tx=tx)
+        if test.status is ExperimentStatus.RUNNING:
+            await self._store.experiments.update(
+                subject,
+                status=ExperimentStatus.ABORTED,
+                verdict=Verdict.REJECT,
+                reason=cause,
+                tx=tx,
+            )

@@ -1,0 +1,230 @@
+"""Reading the rollups: what a look needs, from a few hundred rows whatever the traffic."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.experiments import Arm, Requests
+from tuneproof.stats.aggregates import (
+    ENGAGEMENT_EDGES,
+    LATENCY_MS_EDGES,
+    Aggregate,
+    Histogram,
+)
+from tuneproof.store.sums import (
+    LATENCY_US_EDGES,
+    NANO,
+    NO_LATENCY,
+    Rollups,
+    Unit,
+)
+from tuneproof.store.tables import SUMS, cells, engagement, exposures, outcomes, requests
+from tuneproof.store.types import hour_of, to_micros
+
+__all__ = ["ARMS", "ArmStratum", "kept_rollups", "read_exposed", "read_requests", "read_strata"]
+
+ARMS: Final = (Arm.BASELINE, Arm.CANDIDATE)
+"""An arm's number in the tables is its place here."""
+
+_DOLLARS: Final = NANO
+_COLUMNS: Final = ("exposed", "exposed_tokens", "exposed_cost", "n", "n_q", *SUMS)
+# The sums' names in an `Aggregate`, and what makes a whole number of ours its unit.
+_TO_AGGREGATE: Final = {
+    "y": ("sum_y", NANO),
+    "yy": ("sum_yy", NANO**2),
+    "c": ("sum_c", NANO),
+    "cc": ("sum_cc", NANO**2),
+    "cy": ("sum_cy", NANO**2),
+    "t": ("sum_d", 1),
+    "tt": ("sum_dd", 1),
+    "yt": ("sum_yd", NANO),
+    "ct": ("sum_cd", NANO),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmStratum:
+    """One arm in one phase.
+
+    `units` holds the sums over units that have an outcome: y outcome, c cost in USD, d tokens,
+    with the engagement histogram. `exposed`, `tokens` and `cost_usd` are over all units that
+    were exposed, with an outcome or without. `quality` is a mean over `quality_n` units.
+    """
+
+    phase: int
+    arm: Arm
+    units: Aggregate
+    exposed: int
+    tokens: int
+    cost_usd: float
+    quality: float | None = None
+    quality_n: int = 0
+
+
+async def read_strata(
+    tx: AsyncConnection, subject: int, before: datetime | None
+) -> list[ArmStratum]:
+    """The arms of each phase, of units whose first exposure's hour ended by `before`."""
+    query = select(cells).where(cells.c.subject == subject)
+    bars = select(
+        engagement.c.phase, engagement.c.arm, engagement.c.bucket, func.sum(engagement.c.n)
+    ).where(engagement.c.subject == subject)
+    if before is not None:
+        query = query.where(cells.c.hour < hour_of(before))
+        bars = bars.where(engagement.c.hour < hour_of(before))
+    sums: dict[tuple[int, int], dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COLUMNS, 0))
+    for row in (await tx.execute(query)).mappings():
+        found = sums[row["phase"], row["arm"]]
+        for name in _COLUMNS:
+            found[name] += row[name]
+    shapes = await _histograms(tx, bars, len(ENGAGEMENT_EDGES) + 1)
+    return [
+        _stratum(phase, arm, row, shapes[phase, arm])
+        for (phase, arm), row in sorted(sums.items())
+        if row["exposed"]
+    ]
+
+
+async def read_exposed(
+    tx: AsyncConnection, subject: int, before: datetime | None
+) -> dict[tuple[int, Arm], int]:
+    """How many units were first exposed in each phase and arm, in hours ended by `before`."""
+    query = select(cells.c.phase, cells.c.arm, func.sum(cells.c.exposed)).where(
+        cells.c.subject == subject
+    )
+    if before is not None:
+        query = query.where(cells.c.hour < hour_of(before))
+    found = await tx.execute(query.group_by(cells.c.phase, cells.c.arm).order_by("phase", "arm"))
+    return {(phase, ARMS[arm]): int(n) for phase, arm, n in found if n}
+
+
+async def read_requests(
+    tx: AsyncConnection, subject: int, since: datetime | None, phase: int | None
+) -> dict[Arm, Requests]:
+    """All requests of each arm from `since` on (exactly) or of one phase.
+
+    The whole hours come from the rollup; the rest of the hour that `since` lies in is counted.
+    """
+    table = requests
+    query = select(
+        table.c.arm,
+        table.c.bucket,
+        func.sum(table.c.n),
+        func.sum(table.c.errors),
+        func.sum(table.c.latency_us),
+    ).where(table.c.subject == subject)
+    if phase is not None:
+        query = query.where(table.c.phase == phase)
+    if since is not None:
+        query = query.where(table.c.hour > hour_of(since))
+    rows = list(await tx.execute(query.group_by(table.c.arm, table.c.bucket)))
+    if since is not None:
+        rows += await tx.execute(_rest_of_hour(subject, since, phase))
+    return _requests(rows)
+
+
+def kept_rollups(rows: Mapping[str, list[Any]]) -> Rollups:
+    """The rollups that are kept, as `sums.Rollups`, to be compared with a recount."""
+    kept = Rollups()
+    for row in rows["cells"]:
+        kept.cells[tuple(row[:4])] = [int(value) for value in row[4:]]
+    for row in rows["engagement"]:
+        kept.engagement[tuple(row[:4]), row[4]] = row[5]
+    for row in rows["requests"]:
+        kept.requests[(tuple(row[:4]), row[4])] = [int(value) for value in row[5:]]
+    return kept.without_zeros()
+
+
+async def recounted_rollups(tx: AsyncConnection, subject: int) -> Rollups:
+    """The rollups made anew from all raw events of a subject."""
+    fresh = Rollups()
+    units: dict[str, Unit] = defaultdict(Unit)
+    async with tx.stream(select(exposures).where(exposures.c.subject == subject)) as rows:
+        async for row in rows:
+            seen = units[row.unit].arms[row.arm]
+            seen.add(row.at, row.id, row.phase, row.tokens, row.cost_nano)
+            key = (subject, row.at // 3_600_000_000, row.phase, row.arm)
+            fresh.add_request(key, row.error, row.latency_us)
+    async with tx.stream(select(outcomes).where(outcomes.c.subject == subject)) as rows:
+        async for row in rows:
+            units[row.unit].see(row.at, row.id, row.y, row.quality)
+    for unit in units.values():
+        fresh.add_unit(subject, unit, 1)
+    return fresh.without_zeros()
+
+
+async def _histograms(
+    tx: AsyncConnection, query: Select[Any], size: int
+) -> dict[tuple[int, int], list[int]]:
+    found: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * size)
+    columns = (engagement.c.phase, engagement.c.arm, engagement.c.bucket)
+    for phase, arm, bucket, n in await tx.execute(query.group_by(*columns)):
+        found[phase, arm][bucket] = int(n)
+    return found
+
+
+def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int]) -> ArmStratum:
+    sums = {name: row[ours] / unit for ours, (name, unit) in _TO_AGGREGATE.items()}
+    return ArmStratum(
+        phase=phase,
+        arm=ARMS[arm],
+        units=Aggregate(
+            n=row["n"],
+            **sums,
+            histogram=Histogram(edges=ENGAGEMENT_EDGES, counts=tuple(shape)),
+        ),
+        exposed=row["exposed"],
+        tokens=row["exposed_tokens"],
+        cost_usd=row["exposed_cost"] / _DOLLARS,
+        quality=row["q"] / NANO / row["n_q"] if row["n_q"] else None,
+        quality_n=row["n_q"],
+    )
+
+
+def _rest_of_hour(subject: int, since: datetime, phase: int | None) -> Select[Any]:
+    end = (hour_of(since) + 1) * 3_600_000_000
+    table = exposures
+    bucket = _latency_bucket(table.c.latency_us).label("bucket")
+    query = select(
+        table.c.arm,
+        bucket,
+        func.count(),
+        func.sum(case((table.c.error, 1), else_=0)),
+        func.coalesce(func.sum(table.c.latency_us), 0),
+    ).where(table.c.subject == subject, table.c.at >= to_micros(since), table.c.at < end)
+    if phase is not None:
+        query = query.where(table.c.phase == phase)
+    return query.group_by(table.c.arm, bucket)
+
+
+def _latency_bucket(column: ColumnElement[Any]) -> ColumnElement[int]:
+    places = [(column <= edge, place) for place, edge in enumerate(LATENCY_US_EDGES)]
+    return case((column.is_(None), NO_LATENCY), *places, else_=len(LATENCY_US_EDGES))
+
+
+def _requests(rows: list[Any]) -> dict[Arm, Requests]:
+    counts: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    shapes: dict[int, list[int]] = defaultdict(lambda: [0] * (len(LATENCY_US_EDGES) + 1))
+    for arm, bucket, n, errors, latency_us in rows:
+        known = int(n) if bucket != NO_LATENCY else 0
+        for place, value in enumerate((n, errors, latency_us, known)):
+            counts[arm][place] += int(value)
+        if known:
+            shapes[arm][bucket] += known
+    edges = tuple(map(float, LATENCY_MS_EDGES))
+    return {
+        ARMS[arm]: Requests(
+            n=n,
+            errors=errors,
+            latency=Histogram(edges=edges, counts=tuple(shapes[arm])),
+            mean_latency_ms=total / known / 1000 if known else None,
+        )
+        for arm, (n, errors, total, known) in sorted(counts.items())
+    }

@@ -1,0 +1,100 @@
+"""Routing: which model serves a task, the one state that client, gateway and targets read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import ConflictError
+from tuneproof.rollout import Routing
+from tuneproof.store.experiments import model_ref
+from tuneproof.store.rows import to_row
+from tuneproof.store.tables import routing
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Routings"]
+
+
+class Routings:
+    """The table of routings, one row a task."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, task: str, *, tx: AsyncConnection | None = None) -> Routing | None:
+        """The routing of a task, or None where nothing was ever set."""
+        async with self._store.reading(tx) as own:
+            return await _load(own, task)
+
+    async def all(self, *, tx: AsyncConnection | None = None) -> list[Routing]:
+        """The routings of all tasks, by task."""
+        async with self._store.reading(tx) as own:
+            rows = await own.execute(select(routing).order_by(routing.c.task))
+            return [_routing(row) for row in rows]
+
+    async def version(self, *, tx: AsyncConnection | None = None) -> int:
+        """A number that grows with each write of any task's routing: poll this, then `all`."""
+        async with self._store.reading(tx) as own:
+            found = await own.execute(select(func.coalesce(func.sum(routing.c.version), 0)))
+            return int(found.scalar_one())
+
+    async def set(
+        self,
+        wanted: Routing,
+        expected_version: int | None = None,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> Routing:
+        """Write a task's routing at the next version and return it as written.
+
+        `wanted.version` is not read; `updated_at` None becomes now. `expected_version` is the
+        version that the caller read, 0 for "none yet": `ConflictError` where it is another.
+        """
+        async with self._store.writing(tx) as own:
+            old = await _load(own, wanted.task, lock=True)
+            found = 0 if old is None else old.version
+            if expected_version is not None and found != expected_version:
+                raise _changed(wanted.task, expected_version, found)
+            at = wanted.updated_at or self._store.clock.now()
+            new = replace(wanted, version=found + 1, updated_at=at)
+            if old is not None:
+                statement = update(routing).where(routing.c.task == wanted.task)
+                await own.execute(statement.values(to_row(new)))
+                return new
+            try:
+                await own.execute(insert(routing), to_row(new))
+            except IntegrityError as error:  # another worker wrote the first one meanwhile
+                raise _changed(wanted.task, 0, 1) from error
+        return new
+
+
+def _changed(task: str, expected: int, found: int) -> ConflictError:
+    return ConflictError(
+        f"The routing of {task} is at version {found}, not {expected}.",
+        mend="Read it again, then decide.",
+        version=found,
+    )
+
+
+async def _load(tx: AsyncConnection, task: str, *, lock: bool = False) -> Routing | None:
+    query = select(routing).where(routing.c.task == task)
+    row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+    return None if row is None else _routing(row)
+
+
+def _routing(row: Any) -> Routing:
+    values = dict(row._mapping)
+    candidate = values["candidate"]
+    return Routing(
+        **{
+            **values,
+            "baseline": model_ref(values["baseline"]),
+            "candidate": None if candidate is None else model_ref(candidate),
+        }
+    )

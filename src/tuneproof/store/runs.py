@@ -1,0 +1,206 @@
+"""Runs: where each turn of the loop stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.store.paging import Page, page_by_time
+from tuneproof.store.rows import to_json_types, to_row
+from tuneproof.store.tables import runs
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Run", "RunStatus", "Runs"]
+
+
+class RunStatus(StrEnum):
+    """Where a run stands."""
+
+    PENDING = "pending"  # recorded, not begun
+    RUNNING = "running"  # a stage is at work or waits
+    HOLDING = "holding"  # the rollout holds; the next run may start
+    SUCCESS = "success"  # the version is the model in use
+    SKIPPED = "skipped"  # too few examples; nothing was spent
+    REJECTED = "rejected"  # the gate or the experiment said no
+    ROLLED_BACK = "rolled_back"  # taken back for harm
+    ABORTED = "aborted"  # somebody ended it
+    FAILED = "failed"  # an error ended it; it can be retried from that stage
+
+    @property
+    def final(self) -> bool:
+        """Whether the run is over."""
+        return self not in (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.HOLDING)
+
+
+_OPEN = [s.value for s in RunStatus if not s.final]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One turn of the loop. `version` counts its changes.
+
+    `stages` maps a stage to `{status, started_at, ended_at, detail}`, instants as RFC 3339.
+    """
+
+    id: str
+    pipeline: str
+    status: RunStatus = RunStatus.PENDING
+    current_stage: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reason: str | None = None
+    error: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+    created_at: datetime
+    updated_at: datetime | None = None
+    ended_at: datetime | None = None
+    version: int = 0
+
+
+_CHANGEABLE = {"status", "current_stage", "config", "arguments", "stages", "reason", "error"}
+_CHANGEABLE |= {"result", "ended_at", "updated_at"}
+
+
+class Runs:
+    """The table of runs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def create(self, run: Run, *, tx: AsyncConnection | None = None) -> Run:
+        """Record a new run. Raises `ConflictError` where its id is taken."""
+        run = replace(run, updated_at=run.updated_at or run.created_at)
+        try:
+            async with self._store.writing(tx) as own:
+                await own.execute(insert(runs), to_row(run))
+        except IntegrityError as error:
+            raise ConflictError(
+                f"There is a run {run.id} already.", mend="Take a new id.", id=run.id
+            ) from error
+        return run
+
+    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> Run:
+        """The run with this id. Raises `NotFoundError`."""
+        async with self._store.reading(tx) as own:
+            return await _load(own, id)
+
+    async def find(self, id: str, *, tx: AsyncConnection | None = None) -> Run | None:
+        """The run with this id, or None."""
+        try:
+            return await self.get(id, tx=tx)
+        except NotFoundError:
+            return None
+
+    async def page(
+        self,
+        pipeline: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> Page[Run]:
+        """Runs, newest first, of one pipeline or of all."""
+        query = select(runs)
+        if pipeline is not None:
+            query = query.where(runs.c.pipeline == pipeline)
+        async with self._store.reading(tx) as own:
+            rows, after = await page_by_time(
+                own, query, runs.c.created_at, runs.c.id, cursor, limit
+            )
+        return Page(items=tuple(_run(row) for row in rows), next_cursor=after)
+
+    async def active(
+        self, pipeline: str | None = None, *, tx: AsyncConnection | None = None
+    ) -> list[Run]:
+        """Runs that have not ended, oldest first, those that hold included."""
+        query = select(runs).where(runs.c.status.in_(_OPEN))
+        if pipeline is not None:
+            query = query.where(runs.c.pipeline == pipeline)
+        async with self._store.reading(tx) as own:
+            rows = await own.execute(query.order_by(runs.c.created_at, runs.c.id))
+            return [_run(row) for row in rows]
+
+    async def update(
+        self,
+        id: str,
+        *,
+        expected_version: int | None = None,
+        tx: AsyncConnection | None = None,
+        **fields: Any,
+    ) -> Run:
+        """Change fields of a run and count its version up.
+
+        Raises `NotFoundError`; `ConflictError` where it is not at `expected_version`;
+        `DataError` for a field that does not change.
+        """
+        unknown = set(fields) - _CHANGEABLE
+        if unknown:
+            raise DataError(f"A run's {sorted(unknown)} cannot be changed.", mend="Leave it out.")
+        async with self._store.writing(tx) as own:
+            run = await _load(own, id, lock=True)
+            if expected_version is not None and run.version != expected_version:
+                raise ConflictError(
+                    f"Run {id} is at version {run.version}, not {expected_version}.",
+                    mend="Read it again, then decide.",
+                    version=run.version,
+                )
+            fields.setdefault("updated_at", self._store.clock.now())
+            new = replace(run, **fields, version=run.version + 1)
+            await own.execute(update(runs).where(runs.c.id == id).values(to_row(new)))
+        return replace(new, status=RunStatus(new.status))
+
+    async def stage(
+        self,
+        id: str,
+        stage: str,
+        status: str,
+        detail: Mapping[str, Any] | None = None,
+        at: datetime | None = None,
+        *,
+        tx: AsyncConnection | None = None,
+    ) -> Run:
+        """Record where a stage of a run stands; `detail` is merged into what was there.
+
+        `in_progress` sets `started_at` (once) and the run's current stage; any other status
+        but `pending` sets `ended_at`.
+        """
+        at = at or self._store.clock.now()
+        async with self._store.writing(tx) as own:
+            run = await _load(own, id, lock=True)
+            entry = dict(run.stages.get(stage, {}))
+            entry["status"] = status
+            entry["detail"] = {**entry.get("detail", {}), **to_json_types(detail or {})}
+            entry.setdefault("started_at", None)
+            entry["ended_at"] = None
+            if status != "pending":
+                entry["started_at"] = entry["started_at"] or at.isoformat()
+            if status not in ("pending", "in_progress"):
+                entry["ended_at"] = at.isoformat()
+            changes: dict[str, Any] = {"stages": {**run.stages, stage: entry}, "updated_at": at}
+            if status == "in_progress":
+                changes["current_stage"] = stage
+            return await self.update(id, tx=own, **changes)
+
+
+async def _load(tx: AsyncConnection, id: str, *, lock: bool = False) -> Run:
+    query = select(runs).where(runs.c.id == id)
+    row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no run {id}.", mend="`tuneproof run list` shows all.", id=id)
+    return _run(row)
+
+
+def _run(row: Any) -> Run:
+    values = dict(row._mapping)
+    return Run(**{**values, "status": RunStatus(values["status"])})

@@ -1,0 +1,29 @@
+"""One row inserted or, where its key exists, replaced: the same on both databases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+__all__ = ["insert_or_ignore", "upsert"]
+
+
+async def upsert(tx: AsyncConnection, table: Table, row: dict[str, Any]) -> None:
+    """Insert `row`, or replace the other columns of the row with its primary key."""
+    keys = [column.name for column in table.primary_key]
+    statement = _insert(tx, table).values(row)
+    changed = {name: statement.excluded[name] for name in row if name not in keys}
+    await tx.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+
+
+async def insert_or_ignore(tx: AsyncConnection, table: Table, row: dict[str, Any]) -> bool:
+    """Insert `row` unless one with its keys exists; whether it was inserted."""
+    statement = _insert(tx, table).values(row).on_conflict_do_nothing()
+    return (await tx.execute(statement)).rowcount > 0
+
+
+def _insert(tx: AsyncConnection, table: Table) -> Any:
+    return sqlite.insert(table) if tx.dialect.name == "sqlite" else postgresql.insert(table)

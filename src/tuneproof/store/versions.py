@@ -1,0 +1,126 @@
+"""Versions: the models that were trained, with their lineage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.store.rows import to_row
+from tuneproof.store.tables import versions
+from tuneproof.training import ModelVersion, VersionStatus
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Versions"]
+
+_FIXED = {"id", "pipeline", "version", "created_at"}
+_CHANGEABLE = set(ModelVersion.__dataclass_fields__) - _FIXED
+
+
+class Versions:
+    """The table of versions."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(self, version: ModelVersion, *, tx: AsyncConnection | None = None) -> None:
+        """Record a version. Raises `ConflictError` where its id or number is taken."""
+        try:
+            async with self._store.writing(tx) as own:
+                await own.execute(insert(versions), to_row(version))
+        except IntegrityError as error:
+            raise ConflictError(
+                f"Pipeline {version.pipeline} has a version {version.version} or an id "
+                f"{version.id} already.",
+                mend="Take the next number.",
+                id=version.id,
+            ) from error
+
+    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> ModelVersion:
+        """The version with this id. Raises `NotFoundError`."""
+        async with self._store.reading(tx) as own:
+            return await _load(own, id)
+
+    async def update(
+        self, id: str, *, tx: AsyncConnection | None = None, **fields: Any
+    ) -> ModelVersion:
+        """Change fields of a version. Raises `NotFoundError`, `DataError` for a fixed field."""
+        unknown = set(fields) - _CHANGEABLE
+        if unknown:
+            raise DataError(f"A version's {sorted(unknown)} cannot change.", mend="Leave it out.")
+        async with self._store.writing(tx) as own:
+            new = replace(await _load(own, id, lock=True), **fields)
+            await own.execute(update(versions).where(versions.c.id == id).values(to_row(new)))
+        return replace(new, status=VersionStatus(new.status))
+
+    async def list(
+        self,
+        pipeline: str | None = None,
+        *,
+        run_id: str | None = None,
+        model_id: str | None = None,
+        status: VersionStatus | None = None,
+        limit: int = 1000,
+        tx: AsyncConnection | None = None,
+    ) -> list[ModelVersion]:
+        """Versions, newest first, that have all the given properties."""
+        query = select(versions)
+        wanted = {"pipeline": pipeline, "run_id": run_id, "model_id": model_id, "status": status}
+        for name, value in wanted.items():
+            if value is not None:
+                query = query.where(versions.c[name] == str(value))
+        query = query.order_by(versions.c.created_at.desc(), versions.c.id.desc()).limit(limit)
+        async with self._store.reading(tx) as own:
+            return [_version(row) for row in await own.execute(query)]
+
+    async def live(
+        self, pipeline: str, *, tx: AsyncConnection | None = None
+    ) -> ModelVersion | None:
+        """The version in use, or None while the base model still is."""
+        found = await self.list(pipeline, status=VersionStatus.LIVE, limit=1, tx=tx)
+        return found[0] if found else None
+
+    async def next_number(
+        self, pipeline: str, base_model: str, *, tx: AsyncConnection | None = None
+    ) -> str:
+        """The semantic version of the next training: `1.0.0`, then minor up each time, and
+        major up when the base model is another one than last time."""
+        query = select(versions.c.version, versions.c.base_model).where(
+            versions.c.pipeline == pipeline
+        )
+        async with self._store.reading(tx) as own:
+            known = [(_parts(number), base) for number, base in await own.execute(query)]
+        if not known:
+            return "1.0.0"
+        (major, minor, _), base = max(known)
+        return f"{major}.{minor + 1}.0" if base == base_model else f"{major + 1}.0.0"
+
+
+def _parts(number: str) -> tuple[int, int, int]:
+    major, minor, patch = number.split(".")
+    return int(major), int(minor), int(patch)
+
+
+async def _load(tx: AsyncConnection, id: str, *, lock: bool = False) -> ModelVersion:
+    query = select(versions).where(versions.c.id == id)
+    row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no version {id}.", mend="Check the id.", id=id)
+    return _version(row)
+
+
+def _version(row: Any) -> ModelVersion:
+    values = dict(row._mapping)
+    return ModelVersion(
+        **{
+            **values,
+            "tasks": tuple(values["tasks"]),
+            "status": VersionStatus(values["status"]),
+        }
+    )

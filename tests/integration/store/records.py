@@ -1,0 +1,120 @@
+"""Records for tests of the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tuneproof.experiments import (
+    ABTest,
+    ArmMetrics,
+    Criteria,
+    ExperimentStatus,
+    Look,
+    ModelRef,
+    Verdict,
+)
+from tuneproof.rollout import Deployment, DeploymentState, Plan
+from tuneproof.training import ModelVersion, VersionStatus
+
+T0 = datetime(2025, 1, 20, 10, 0, tzinfo=UTC)
+
+
+def experiment(id: str = "ab-test-20250120-001", **changes: Any) -> ABTest:
+    return replace(
+        ABTest(
+            id=id,
+            run_id="ft-pipeline-20250120-001",
+            pipeline="default",
+            tasks=("hook", "body"),
+            baseline=ModelRef(model_id="base"),
+            candidate=ModelRef(model_id="ft:base:1", version="ver-1"),
+            traffic_split=0.1,
+            duration_hours=168,
+            criteria=Criteria(),
+            decision="spec",
+            cost_metric="per_engagement",
+            maturation_hours=24,
+            min_units=100,
+            min_units_phase=50,
+            salt=id,
+            status=ExperimentStatus.RUNNING,
+            start_at=T0,
+            end_at=T0 + timedelta(hours=168),
+        ),
+        **changes,
+    )
+
+
+def look(id: str, number: int, **changes: Any) -> Look:
+    return replace(
+        Look(
+            experiment_id=id,
+            number=number,
+            at=T0 + timedelta(hours=number),
+            matured_before=T0,
+            baseline=ArmMetrics(sample_size=100, engagement_rate=0.1),
+            candidate=ArmMetrics(),
+            lift=0.1 + 0.2,
+            lower=None,
+            upper=None,
+            p_value=0.04,
+            cost_gain=None,
+            is_significant=False,
+            declared=False,
+            method="log-ratio",
+            verdict=Verdict.CONTINUE,
+            reason="too early",
+            inputs={"n": [1, 2]},
+        ),
+        **changes,
+    )
+
+
+def deployment(id: str = "deploy-20250120-001", **changes: Any) -> Deployment:
+    return replace(
+        Deployment(
+            id=id,
+            run_id=None,
+            pipeline="default",
+            tasks=("hook",),
+            ab_test_id="ab-test-20250120-001",
+            version_id="ver-1",
+            candidate=ModelRef(model_id="ft:base:1", version="ver-1"),
+            previous=ModelRef(model_id="base"),
+            plan=Plan(
+                strategy="gradual_rollout",
+                steps=(0.1, 0.2, 0.95),
+                interval_hours=24,
+                holdback=0.05,
+                holdback_days=14,
+            ),
+            state=DeploymentState.PENDING,
+            step=0,
+            share=0.0,
+            salt="salt",
+            created_at=T0,
+        ),
+        **changes,
+    )
+
+
+def version(id: str = "ver-1", **changes: Any) -> ModelVersion:
+    return replace(
+        ModelVersion(
+            id=id,
+            pipeline="default",
+            run_id="ft-pipeline-20250120-001",
+            version="1.0.0",
+            model_id=None,
+            base_model="base",
+            provider="default",
+            training_job_id=None,
+            dataset_hash="abc",
+            tasks=("hook", "body"),
+            status=VersionStatus.TRAINING,
+            created_at=T0,
+        ),
+        **changes,
+    )
