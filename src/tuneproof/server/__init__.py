@@ -1,0 +1,92 @@
+"""The HTTP face of App: `create_app(app)` makes the service.
+
+Routes are split by noun (`fine_tuning`, `evaluation`, `deployment`, `events`, `health`,
+`catalogue`, `gateway`, `live`, `page`); `problems` says how errors look, `auth` who may call,
+`once` what an idempotency key means, `guard` what stands before all of them. Knows no
+database and no engine: every route calls one use case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import httpx2
+from fastapi import FastAPI
+
+from tuneproof.server import (
+    catalogue,
+    deployment,
+    evaluation,
+    events,
+    fine_tuning,
+    gateway,
+    health,
+    live,
+    page,
+    problems,
+)
+from tuneproof.server.guard import Guard
+from tuneproof.server.once import Once
+from tuneproof.server.recorder import Recorder
+
+if TYPE_CHECKING:
+    from tuneproof.app import App
+
+__all__ = ["create_app"]
+
+DESCRIPTION = """\
+A self-driving fine-tuning loop. Times are UTC (RFC 3339), money is USD, shares are 0–1.
+Writes take `Idempotency-Key`, changes of state `If-Match`; errors are RFC 9457 problem details.
+"""
+
+
+def create_app(app: App) -> FastAPI:
+    """The service over an App that is open; the caller closes the App after the service.
+
+    Serve it with uvicorn and `timeout_graceful_shutdown=2`: open event streams never end by
+    themselves.
+    """
+
+    @asynccontextmanager
+    async def lifespan(service: FastAPI) -> AsyncIterator[None]:
+        limits = httpx2.Limits(max_connections=200, max_keepalive_connections=50)
+        recorder = Recorder(app)
+        async with httpx2.AsyncClient(limits=limits, trust_env=False) as client:
+            service.state.gateway = gateway.Gateway(app, client, recorder)
+            recorder.start()
+            try:
+                yield
+            finally:
+                await recorder.stop()
+
+    service = FastAPI(
+        title="TuneProof",
+        version=metadata.version("tuneproof"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    service.state.tuneproof = app
+    service.state.once = Once()
+    problems.install(service)
+    for routes in (
+        fine_tuning.router(),
+        evaluation.router(),
+        deployment.router(),
+        deployment.routing_router(),
+        events.router(),
+        catalogue.router(),
+        health.router(),
+        health.overview_router(),
+        gateway.router(),
+        live.router(),
+        page.router(),
+        problems.router(),
+    ):
+        service.include_router(routes)
+    service.add_middleware(Guard, tuneproof=app)
+    return service

@@ -1,0 +1,405 @@
+"""Rollouts over HTTP: deploy, status, pause, resume, advance, roll back; and who serves what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field
+
+from tuneproof.experiments import ModelRef
+from tuneproof.server.auth import Reader, Writer
+from tuneproof.server.models import (
+    Answer,
+    Cursor,
+    IdempotencyKey,
+    IfMatch,
+    Instant,
+    Limit,
+    Model,
+    OptionalReason,
+    Paged,
+    Reason,
+    Strict,
+    etag,
+    expected,
+)
+from tuneproof.server.once import once
+from tuneproof.server.problems import RESPONSES
+from tuneproof.server.state import TheApp
+
+if TYPE_CHECKING:
+    from tuneproof.rollout import Deployment, RollbackResult, Routing
+    from tuneproof.settings import PipelineConfig, Settings
+    from tuneproof.store import HistoryEntry
+
+EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
+ROLLBACK_S = 30
+"""What was promised of a rollback: traffic is back on the old model within this time."""
+
+
+class Evaluation(Strict):
+    """Which test speaks for the version. Only its id is used: the service looks it up."""
+
+    ab_test_id: str = Field(min_length=1, max_length=200)
+    recommendation: str | None = Field(default=None, max_length=50)
+    safety_checks_passed: bool | None = None
+
+
+class RolloutConfig(Strict):
+    """The steps of a rollout; fields left out are the pipeline's."""
+
+    initial_traffic: float | None = Field(default=None, gt=0, le=1)
+    increment_interval_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    increment_percentage: float | None = Field(default=None, gt=0, le=1)
+    max_traffic: float | None = Field(default=None, gt=0, le=1)
+    holdback: float | None = Field(default=None, ge=0, le=0.5)
+    holdback_days: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class DeployRequest(Strict):
+    """A version to roll out, and the test that speaks for it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model_version": {"model_id": "ft:ngram:hook:7f3a", "version": "1.4.0"},
+                "evaluation_result": {
+                    "ab_test_id": "ab-test-20261120-001",
+                    "recommendation": "promote",
+                    "safety_checks_passed": True,
+                },
+                "deployment_strategy": "gradual_rollout",
+                "rollout_config": {
+                    "initial_traffic": 0.1,
+                    "increment_interval_hours": 24,
+                    "increment_percentage": 0.1,
+                    "max_traffic": 1.0,
+                    "holdback": 0.05,
+                    "holdback_days": 14,
+                },
+            }
+        }
+    )
+
+    model_version: Model | Annotated[str, Field(min_length=1, max_length=500)]
+    evaluation_result: Evaluation
+    deployment_strategy: Literal["gradual_rollout", "canary", "immediate"] | None = None
+    rollout_config: RolloutConfig | None = None
+    pipeline: str | None = Field(default=None, max_length=200)
+
+    def ref(self) -> ModelRef:
+        """The version as a record."""
+        version = self.model_version
+        return ModelRef(model_id=version) if isinstance(version, str) else version.ref()
+
+
+class RollbackPlan(Answer):
+    """The way back."""
+
+    previous_model: str
+    rollback_time_seconds: float
+    health_check_endpoints: list[str]
+
+
+class Monitoring(Answer):
+    """Where to watch the rollout. `alerts_configured` is true only where it was verified."""
+
+    deployment_dashboard: str
+    alerts_configured: bool
+    rollback_triggers: list[str] = Field(
+        examples=[
+            [
+                "engagement_rate_drop_15_percent",
+                "error_rate_above_5_percent",
+                "response_time_above_2000ms",
+            ]
+        ]
+    )
+
+
+class Deployed(Answer):
+    """A rollout as it was begun."""
+
+    deployment_id: str = Field(examples=[EXAMPLE_DEPLOYMENT])
+    status: str = Field(examples=["stepping"])
+    deployment_strategy: str
+    current_traffic: float
+    rollback_plan: RollbackPlan
+    monitoring: Monitoring
+
+
+class HistoryLine(Answer):
+    """Something that happened to a rollout."""
+
+    at: Instant
+    kind: str
+    who: str
+    reason: str
+    detail: dict[str, Any]
+
+
+class DeploymentState(Deployed):
+    """Where a rollout stands."""
+
+    run_id: str | None
+    pipeline: str
+    tasks: list[str]
+    ab_test_id: str | None
+    candidate: Model
+    previous: Model
+    steps: list[float]
+    step: int
+    interval_hours: float
+    holdback: float
+    holdback_days: float
+    created_at: Instant
+    step_started_at: Instant | None
+    next_at: Instant | None
+    ended_at: Instant | None
+    cause: str | None
+    evidence: dict[str, Any]
+    history: list[HistoryLine]
+    version: int
+
+
+class RolledBack(Answer):
+    """What a rollback did."""
+
+    deployment_id: str = Field(examples=[EXAMPLE_DEPLOYMENT])
+    status: str = Field(examples=["rolled_back"])
+    restored_model: str
+    reason: str
+    rollback_time_seconds: float
+
+
+class RoutingState(Answer):
+    """Which model serves a task, and the share of units that get the candidate."""
+
+    task: str
+    baseline: Model
+    candidate: Model | None
+    share: float
+    salt: str
+    subject: str | None
+    phase: int
+    version: int
+    updated_at: Instant | None
+    cause: str
+
+
+class RoutingTable(Answer):
+    """All tasks; `version` grows with each change of any of them."""
+
+    version: int
+    routing: list[RoutingState]
+
+
+def router() -> APIRouter:
+    """The routes under `/deployment`."""
+    routes = APIRouter(prefix="/deployment", tags=["deployment"], responses=RESPONSES)
+
+    @routes.post("/deploy", status_code=202, response_model=Deployed, summary="Begin a rollout")
+    async def deploy(
+        request: Request,
+        app: TheApp,
+        caller: Writer,
+        asked: DeployRequest,
+        key: IdempotencyKey = None,
+    ) -> Response:
+        async def begin() -> Deployed:
+            config = asked.rollout_config
+            deployment = await app.deploy(
+                model=asked.ref(),
+                ab_test_id=asked.evaluation_result.ab_test_id,
+                strategy=asked.deployment_strategy,
+                rollout=None if config is None else config.model_dump(exclude_none=True),
+                pipeline=asked.pipeline,
+                idempotency_key=key and f"{caller.name}:{key}",
+                actor=caller.actor,
+            )
+            return Deployed.model_validate(_deployed(deployment, app.settings))
+
+        return await once(request, caller, key, begin, status=202)
+
+    @routes.get("/rollouts", summary="All rollouts, newest first")
+    async def rollouts(
+        app: TheApp,
+        _: Reader,
+        pipeline: str | None = None,
+        cursor: Cursor = None,
+        limit: Limit = 50,
+    ) -> Paged[DeploymentState]:
+        page = await app.deployments(pipeline=pipeline, cursor=cursor, limit=limit)
+        items = [deployment_state(d, (), app.settings) for d in page.items]
+        return Paged(items=items, next_cursor=page.next_cursor)
+
+    @routes.get("/status/{deployment_id}", summary="Where a rollout stands")
+    async def status(
+        app: TheApp, _: Reader, deployment_id: str, response: Response
+    ) -> DeploymentState:
+        deployment = await app.deployment(deployment_id)
+        history = await app.deployment_history(deployment_id)
+        response.headers.update(etag(deployment.version))
+        return deployment_state(deployment, history, app.settings)
+
+    @routes.post("/rollback/{deployment_id}", summary="Return all traffic to the old model")
+    async def rollback(
+        app: TheApp, caller: Writer, deployment_id: str, asked: Reason, if_match: IfMatch = None
+    ) -> RolledBack:
+        return rolled_back(
+            await app.rollback(
+                deployment_id,
+                reason=asked.reason,
+                actor=caller.actor,
+                expected_version=expected(if_match),
+            )
+        )
+
+    @routes.post("/{action}/{deployment_id}", summary="Pause, resume or advance a rollout")
+    async def change(
+        app: TheApp,
+        caller: Writer,
+        action: Literal["pause", "resume", "advance"],
+        deployment_id: str,
+        asked: OptionalReason | None = None,
+        if_match: IfMatch = None,
+    ) -> DeploymentState:
+        acts = {
+            "pause": app.pause_rollout,
+            "resume": app.resume_rollout,
+            "advance": app.advance_rollout,
+        }
+        deployment = await acts[action](
+            deployment_id,
+            reason=(asked.reason if asked else "") or f"asked by {caller.name}",
+            actor=caller.actor,
+            expected_version=expected(if_match),
+        )
+        history = await app.deployment_history(deployment_id)
+        return deployment_state(deployment, history, app.settings)
+
+    return routes
+
+
+def routing_router() -> APIRouter:
+    """The routes under `/routing`: what clients decide by."""
+    routes = APIRouter(prefix="/routing", tags=["routing"], responses=RESPONSES)
+
+    @routes.get("", response_model=RoutingTable, summary="Which model serves each task")
+    async def table(
+        app: TheApp,
+        _: Reader,
+        after: Annotated[int, Query(ge=0, description="Answer when it is newer.")] = 0,
+        wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait.")] = 0,
+        seen: Annotated[str | None, Header(alias="If-None-Match", max_length=50)] = None,
+    ) -> Response:
+        found = await routing_table(app)
+        if wait and found.version <= after:
+            found = await _newer(app, after, wait) or found
+        headers = etag(found.version)
+        if seen is not None and seen == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return JSONResponse(found.model_dump(mode="json"), headers=headers)
+
+    @routes.post("/{task}/rollback", summary="Return a task to its old model")
+    async def rollback(app: TheApp, caller: Writer, task: str, asked: Reason) -> RolledBack:
+        return rolled_back(await app.rollback(task, reason=asked.reason, actor=caller.actor))
+
+    return routes
+
+
+async def _newer(app: TheApp, after: int, wait: float) -> RoutingTable | None:
+    try:
+        async with asyncio.timeout(wait):
+            events = app.subscribe()
+            try:
+                async for event in events:
+                    if event.kind == "routing":
+                        found = await routing_table(app)
+                        if found.version > after:
+                            return found
+            finally:
+                await events.aclose()
+    except TimeoutError:
+        return None
+    return None
+
+
+async def routing_table(app: TheApp) -> RoutingTable:
+    """The routing of all tasks, as clients get it."""
+    all_tasks = await app.routing()
+    version = max((r.version for r in all_tasks), default=0)
+    return RoutingTable(version=version, routing=[_routing(r) for r in all_tasks])
+
+
+def _routing(routing: Routing) -> RoutingState:
+    fields = {name: getattr(routing, name) for name in RoutingState.model_fields}
+    candidate = None if routing.candidate is None else Model.of(routing.candidate)
+    return RoutingState.model_validate(
+        {**fields, "baseline": Model.of(routing.baseline), "candidate": candidate}
+    )
+
+
+def rolled_back(result: RollbackResult) -> RolledBack:
+    """The answer to a rollback."""
+    return RolledBack(
+        deployment_id=result.deployment_id,
+        status=str(result.status),
+        restored_model=result.restored_model,
+        reason=result.reason,
+        rollback_time_seconds=result.seconds,
+    )
+
+
+def deployment_state(
+    deployment: Deployment, history: Sequence[HistoryEntry], settings: Settings
+) -> DeploymentState:
+    """A rollout as `GET /deployment/status` answers it."""
+    same = ["run_id", "pipeline", "ab_test_id", "step", "created_at", "step_started_at"]
+    same += ["next_at", "ended_at", "cause", "version"]
+    return DeploymentState(
+        **_deployed(deployment, settings),
+        **{name: getattr(deployment, name) for name in same},
+        tasks=list(deployment.tasks),
+        candidate=Model.of(deployment.candidate),
+        previous=Model.of(deployment.previous),
+        steps=list(deployment.plan.steps),
+        interval_hours=deployment.plan.interval_hours,
+        holdback=deployment.plan.holdback,
+        holdback_days=deployment.plan.holdback_days,
+        evidence=dict(deployment.evidence),
+        history=[HistoryLine.model_validate(entry) for entry in history],
+    )
+
+
+def _deployed(deployment: Deployment, settings: Settings) -> dict[str, Any]:
+    config = settings.pipelines.get(deployment.pipeline)
+    return {
+        "deployment_id": deployment.id,
+        "status": str(deployment.state),
+        "deployment_strategy": deployment.plan.strategy,
+        "current_traffic": deployment.share,
+        "rollback_plan": {
+            "previous_model": deployment.previous.model_id,
+            "rollback_time_seconds": ROLLBACK_S,
+            "health_check_endpoints": ["/health", "/health/model-performance", "/ready"],
+        },
+        "monitoring": {
+            "deployment_dashboard": f"{settings.address}/dashboard/deployment/{deployment.id}",
+            "alerts_configured": False,
+            "rollback_triggers": [] if config is None else triggers(config),
+        },
+    }
+
+
+def triggers(config: PipelineConfig) -> list[str]:
+    """The names of what rolls a rollout of this pipeline back by itself."""
+    return [
+        f"engagement_rate_drop_{config.max_engagement_drop * 100:g}_percent",
+        f"error_rate_above_{config.max_error_rate * 100:g}_percent",
+        f"response_time_above_{config.max_p95_latency_ms:g}ms",
+    ]

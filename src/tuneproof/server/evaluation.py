@@ -1,0 +1,358 @@
+"""Experiments over HTTP: declare, status, looks, metrics, end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ConfigDict, Field
+
+from tuneproof.experiments import Criteria
+from tuneproof.server.auth import Reader, Writer
+from tuneproof.server.models import (
+    Answer,
+    Cursor,
+    IdempotencyKey,
+    Instant,
+    Limit,
+    Model,
+    Paged,
+    Reason,
+    Share,
+    Strict,
+)
+from tuneproof.server.once import once
+from tuneproof.server.problems import RESPONSES
+from tuneproof.server.state import TheApp
+
+if TYPE_CHECKING:
+    from tuneproof.experiments import ABTest, ArmMetrics, EvaluationResult, Look
+
+EXAMPLE_TEST = "ab-test-20261120-001"
+
+
+class SuccessCriteria(Strict):
+    """What a candidate must show to be promoted. Shares, not percent."""
+
+    min_engagement_lift: float = Field(default=0.15, ge=-1, allow_inf_nan=False)
+    min_cost_efficiency_gain: float = Field(default=0.10, ge=-10, le=1, allow_inf_nan=False)
+    significance_threshold: float = Field(default=0.05, gt=0, le=0.5)
+
+
+class CreateRequest(Strict):
+    """A new test of a candidate against a baseline."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "baseline_model": {"model_id": "ngram-base", "version": None},
+                "candidate_model": {"model_id": "ft:ngram:hook:7f3a", "version": "1.4.0"},
+                "traffic_split": 0.1,
+                "duration_hours": 168,
+                "success_criteria": {
+                    "min_engagement_lift": 0.15,
+                    "min_cost_efficiency_gain": 0.10,
+                    "significance_threshold": 0.05,
+                },
+            }
+        }
+    )
+
+    baseline_model: Model
+    candidate_model: Model
+    traffic_split: float | None = Field(default=None, gt=0, le=0.5)
+    duration_hours: float | None = Field(default=None, gt=0, le=24 * 365)
+    success_criteria: SuccessCriteria | None = None
+    pipeline: str = Field(default="default", max_length=200)
+    tasks: list[str] | None = Field(default=None, min_length=1, max_length=100)
+
+
+class Allocation(Answer):
+    """The share of the units that each arm gets."""
+
+    baseline: float
+    candidate: float
+
+
+class Endpoints(Answer):
+    """Where to look at the test."""
+
+    metrics: str
+    status: str
+
+
+class Test(Answer):
+    """A declared test."""
+
+    __test__ = False
+
+    ab_test_id: str = Field(examples=[EXAMPLE_TEST])
+    status: str = Field(examples=["running"])
+    start_time: Instant
+    estimated_end_time: Instant
+    traffic_allocation: Allocation
+    monitoring_endpoints: Endpoints
+
+
+class TestState(Test):
+    """A test, with what is declared of it and how it ended."""
+
+    run_id: str | None
+    pipeline: str
+    tasks: list[str]
+    baseline_model: Model
+    candidate_model: Model
+    success_criteria: SuccessCriteria
+    decision: str
+    cost_metric: str
+    duration_hours: float
+    maturation_hours: float
+    last_look_at: Instant
+    verdict: str | None
+    reason: str | None
+
+
+class ArmFigures(Answer):
+    """What one arm showed; null where there is nothing to say yet. Money is USD."""
+
+    engagement_rate: float | None
+    cost_per_token: float | None
+    cost_per_engagement: float | None
+    response_time_ms: float | None
+    quality_score: float | None
+    sample_size: int
+    p95_engagement: float | None
+
+
+class Arms(Answer):
+    """Both arms."""
+
+    baseline: ArmFigures
+    candidate: ArmFigures
+
+
+class Comparison(Answer):
+    """The candidate against the baseline, as shares; positive is better."""
+
+    engagement_lift: float | None
+    cost_efficiency_gain: float | None
+    quality_improvement: float | None
+    latency_improvement: float | None
+
+
+class Interval(Answer):
+    """The confidence sequence of the lift at `confidence_level`."""
+
+    lower: float | None
+    upper: float | None
+
+
+class Statistics(Answer):
+    """`p_value` is the anytime-valid one; `effect_size` the relative lift."""
+
+    is_significant: bool
+    confidence_level: Share
+    p_value: float | None
+    interval: Interval
+    effect_size: float | None
+    method: str | None
+
+
+class Metrics(Answer):
+    """A test as its last look sees it."""
+
+    ab_test_id: str = Field(examples=[EXAMPLE_TEST])
+    status: str
+    duration_hours: float
+    metrics: Arms
+    performance_comparison: Comparison
+    statistical_analysis: Statistics
+    recommendation: str = Field(description="promote, reject, continue or invalid")
+    reason: str
+    looks: int
+
+
+class LookAnswer(Answer):
+    """One analysis."""
+
+    number: int
+    at: Instant
+    matured_before: Instant
+    baseline: ArmFigures
+    candidate: ArmFigures
+    lift: float | None
+    lower: float | None
+    upper: float | None
+    p_value: float | None
+    cost_gain: float | None
+    is_significant: bool
+    declared: bool
+    method: str
+    verdict: str
+    reason: str
+    inputs: dict[str, Any]
+
+
+def router() -> APIRouter:
+    """The routes under `/evaluation`."""
+    routes = APIRouter(prefix="/evaluation", tags=["evaluation"], responses=RESPONSES)
+
+    @routes.post("/create-ab-test", status_code=201, response_model=Test, summary="Declare a test")
+    async def create(
+        request: Request,
+        app: TheApp,
+        caller: Writer,
+        asked: CreateRequest,
+        key: IdempotencyKey = None,
+    ) -> Response:
+        async def declare() -> Test:
+            criteria = asked.success_criteria
+            test = await app.create_ab_test(
+                baseline=asked.baseline_model.ref(),
+                candidate=asked.candidate_model.ref(),
+                traffic_split=asked.traffic_split,
+                duration_hours=asked.duration_hours,
+                criteria=None if criteria is None else Criteria(**criteria.model_dump()),
+                pipeline=asked.pipeline,
+                tasks=asked.tasks,
+                idempotency_key=key and f"{caller.name}:{key}",
+                actor=caller.actor,
+            )
+            return Test.model_validate(_test(test))
+
+        return await once(request, caller, key, declare, status=201)
+
+    @routes.get("/tests", summary="All tests, newest first")
+    async def tests(
+        app: TheApp,
+        _: Reader,
+        pipeline: str | None = None,
+        cursor: Cursor = None,
+        limit: Limit = 50,
+    ) -> Paged[TestState]:
+        page = await app.experiments(pipeline=pipeline, cursor=cursor, limit=limit)
+        return Paged(items=[test_state(t) for t in page.items], next_cursor=page.next_cursor)
+
+    @routes.get("/status/{ab_test_id}", summary="Where a test stands")
+    async def status(app: TheApp, _: Reader, ab_test_id: str) -> TestState:
+        return test_state(await app.experiment(ab_test_id))
+
+    @routes.get("/looks/{ab_test_id}", summary="All looks at a test, oldest first")
+    async def looks(app: TheApp, _: Reader, ab_test_id: str) -> list[LookAnswer]:
+        await app.experiment(ab_test_id)
+        return [_look(look) for look in await app.looks(ab_test_id)]
+
+    @routes.get("/metrics/{ab_test_id}", summary="What a test shows")
+    async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> Metrics:
+        test = await app.experiment(ab_test_id)
+        return _metrics(test, await app.evaluation(ab_test_id))
+
+    @routes.post("/end/{ab_test_id}", summary="End a test before its time")
+    async def end(app: TheApp, caller: Writer, ab_test_id: str, asked: Reason) -> TestState:
+        return test_state(
+            await app.end_experiment(ab_test_id, reason=asked.reason, actor=caller.actor)
+        )
+
+    return routes
+
+
+def _test(test: ABTest) -> dict[str, Any]:
+    return {
+        "ab_test_id": test.id,
+        "status": str(test.status),
+        "start_time": test.start_at,
+        "estimated_end_time": test.end_at,
+        "traffic_allocation": {
+            "baseline": round(1 - test.traffic_split, 10),
+            "candidate": test.traffic_split,
+        },
+        "monitoring_endpoints": {
+            "metrics": f"/evaluation/metrics/{test.id}",
+            "status": f"/evaluation/status/{test.id}",
+        },
+    }
+
+
+def test_state(test: ABTest) -> TestState:
+    """A test as `GET /evaluation/status` answers it."""
+    return TestState(
+        **_test(test),
+        run_id=test.run_id,
+        pipeline=test.pipeline,
+        tasks=list(test.tasks),
+        baseline_model=Model.of(test.baseline),
+        candidate_model=Model.of(test.candidate),
+        success_criteria=SuccessCriteria(
+            min_engagement_lift=test.criteria.min_engagement_lift,
+            min_cost_efficiency_gain=test.criteria.min_cost_efficiency_gain,
+            significance_threshold=test.criteria.significance_threshold,
+        ),
+        decision=test.decision,
+        cost_metric=test.cost_metric,
+        duration_hours=test.duration_hours,
+        maturation_hours=test.maturation_hours,
+        last_look_at=test.last_look_at,
+        verdict=None if test.verdict is None else str(test.verdict),
+        reason=test.reason,
+    )
+
+
+def _metrics(test: ABTest, result: EvaluationResult | None) -> Metrics:
+    look = None if result is None else result.look
+    nothing = ArmFigures.model_validate(dict.fromkeys(ArmFigures.model_fields) | {"sample_size": 0})
+    return Metrics(
+        ab_test_id=test.id,
+        status=str(test.status),
+        duration_hours=test.duration_hours,
+        metrics=Arms(
+            baseline=_arm(look.baseline) if look else nothing,
+            candidate=_arm(look.candidate) if look else nothing,
+        ),
+        performance_comparison=_comparison(look),
+        statistical_analysis=_statistics(test, look),
+        recommendation=str(result.recommendation) if result else "continue",
+        reason=result.reason if result else "There is no look yet.",
+        looks=result.looks if result else 0,
+    )
+
+
+def _comparison(look: Look | None) -> Comparison:
+    if look is None:
+        return Comparison.model_validate(dict.fromkeys(Comparison.model_fields))
+    quality = _change(look.baseline.quality_score, look.candidate.quality_score)
+    slower = _change(look.baseline.response_time_ms, look.candidate.response_time_ms)
+    return Comparison(
+        engagement_lift=look.lift,
+        cost_efficiency_gain=look.cost_gain,
+        quality_improvement=quality,
+        latency_improvement=None if slower is None else -slower,
+    )
+
+
+def _statistics(test: ABTest, look: Look | None) -> Statistics:
+    return Statistics(
+        is_significant=look is not None and look.is_significant,
+        confidence_level=1 - test.criteria.significance_threshold,
+        p_value=None if look is None else look.p_value,
+        interval=Interval(
+            lower=None if look is None else look.lower,
+            upper=None if look is None else look.upper,
+        ),
+        effect_size=None if look is None else look.lift,
+        method=None if look is None else look.method,
+    )
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    """The relative change, or None where either is unknown or there was nothing before."""
+    return None if before is None or after is None or before == 0 else after / before - 1
+
+
+def _arm(metrics: ArmMetrics) -> ArmFigures:
+    return ArmFigures.model_validate(metrics)
+
+
+def _look(look: Look) -> LookAnswer:
+    fields = {name: getattr(look, name) for name in LookAnswer.model_fields}
+    arms = {"baseline": _arm(look.baseline), "candidate": _arm(look.candidate)}
+    return LookAnswer.model_validate({**fields, **arms, "verdict": str(look.verdict)})

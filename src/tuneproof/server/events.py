@@ -1,0 +1,184 @@
+"""Exposures and outcomes over HTTP: in batches, idempotent by event id."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ConfigDict, Field, ValidationError
+
+from tuneproof.errors import InputError
+from tuneproof.experiments import Arm, Exposure, Outcome
+from tuneproof.server.auth import Reader, Writer
+from tuneproof.server.models import Answer, Limit, Paged, Strict, utc
+from tuneproof.server.problems import RESPONSES
+from tuneproof.server.state import TheApp
+
+MAX_EVENTS = 10_000
+MAX_BYTES = 16 * 1024 * 1024
+
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+Unit = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class ExposureIn(Strict):
+    """A request served to a unit by an arm."""
+
+    id: Id
+    subject: Id = Field(description="The experiment's or the rollout's id.")
+    phase: int = Field(ge=0, le=10_000)
+    arm: Arm
+    unit: Unit
+    at: datetime
+    task: str = Field(default="", max_length=200)
+    latency_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    error: bool = False
+    tokens: int = Field(default=0, ge=0, le=2**53)
+    cost_usd: float = Field(default=0.0, ge=0, le=1e9)
+    attributes: dict[str, str] = Field(default_factory=dict, max_length=50)
+
+    def record(self) -> Exposure:
+        """As a record; a naive time is read as UTC."""
+        return Exposure(**{**self.__dict__, "at": utc(self.at)})
+
+
+class OutcomeIn(Strict):
+    """A measurement of a unit, maybe days later. The newest `at` of a unit counts."""
+
+    id: Id
+    subject: Id
+    unit: Unit
+    at: datetime
+    value: float = Field(allow_inf_nan=False)
+    quality: float | None = Field(default=None, allow_inf_nan=False)
+
+    def record(self) -> Outcome:
+        """As a record; a naive time is read as UTC."""
+        return Outcome(**{**self.__dict__, "at": utc(self.at)})
+
+
+class Batch(Strict):
+    """Events; each is taken once, however often it is sent."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "exposures": [
+                    {
+                        "id": "0192f3a1",
+                        "subject": "ab-test-20261120-001",
+                        "phase": 0,
+                        "arm": "candidate",
+                        "unit": "post-42",
+                        "at": "2026-11-20T09:00:00Z",
+                        "task": "hook",
+                        "latency_ms": 412.0,
+                        "tokens": 96,
+                        "cost_usd": 0.00021,
+                    }
+                ],
+                "outcomes": [
+                    {
+                        "id": "0192f3a2",
+                        "subject": "ab-test-20261120-001",
+                        "unit": "post-42",
+                        "at": "2026-11-21T09:00:00Z",
+                        "value": 0.071,
+                    }
+                ],
+            }
+        }
+    )
+
+    exposures: list[ExposureIn] = Field(default_factory=list, max_length=MAX_EVENTS)
+    outcomes: list[OutcomeIn] = Field(default_factory=list, max_length=MAX_EVENTS)
+
+    def naive(self) -> int:
+        """How many times came without a zone."""
+        times = [e.at for e in self.exposures] + [e.at for e in self.outcomes]
+        return sum(at.tzinfo is None for at in times)
+
+
+class Taken(Answer):
+    """What became of a batch. `unknown` are the subjects that this service does not have."""
+
+    accepted: int
+    duplicates: int
+    unknown: list[str]
+
+
+def router() -> APIRouter:
+    """The routes under `/events`."""
+    routes = APIRouter(prefix="/events", tags=["events"], responses=RESPONSES)
+
+    @routes.post(
+        "",
+        summary="Send exposures and outcomes",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": Batch.model_json_schema()}},
+            }
+        },
+    )
+    async def take(request: Request, app: TheApp, _: Writer) -> Taken:
+        batch = _parsed(await _body(request))
+        app.count_naive_times(batch.naive())
+        taken = await app.record_events(
+            exposures=[event.record() for event in batch.exposures],
+            outcomes=[event.record() for event in batch.outcomes],
+        )
+        return Taken(
+            accepted=taken.accepted, duplicates=taken.duplicates, unknown=list(taken.unknown)
+        )
+
+    @routes.get("", summary="The newest events")
+    async def tail(
+        app: TheApp,
+        _: Reader,
+        after: Annotated[str | None, Query(max_length=200)] = None,
+        limit: Limit = 100,
+    ) -> Paged[dict[str, Any]]:
+        page = await app.recent_events(after=after, limit=limit)
+        return Paged(items=[dict(event) for event in page.items], next_cursor=page.next_cursor)
+
+    return routes
+
+
+def _parsed(body: bytes) -> Batch:
+    try:
+        return Batch.model_validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)[:100]
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in found]) from error
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body, unzipped where it says so. Raises `InputError` (413, 415)."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip"):
+        raise InputError(
+            f"Content-Encoding is {coding[:20]!r}.", mend="Use gzip or none.", status=415
+        )
+    body = await request.body()
+    if coding == "gzip":
+        unzip = zlib.decompressobj(wbits=31)
+        try:
+            body = unzip.decompress(body, MAX_BYTES + 1)
+        except zlib.error as error:
+            raise InputError("The body is not gzip.", mend="Send it plain, or zip it.") from error
+        if not unzip.eof and len(body) <= MAX_BYTES:
+            raise InputError("The gzip body is cut short.", mend="Send all of it.")
+    if len(body) > MAX_BYTES:
+        raise too_large(MAX_BYTES)
+    return body
+
+
+def too_large(limit: int) -> InputError:
+    """The error for a body above `limit` bytes."""
+    return InputError(
+        f"The body is larger than {limit} bytes.", mend="Send smaller batches.", status=413
+    )

@@ -1,0 +1,363 @@
+"""The gateway: an OpenAI-compatible face that decides which arm answers.
+
+`model="tuneproof/<task>"`; the unit is the header `x-tuneproof-unit`, else `user`, else a new
+one for this request. The answer is passed through; its exposure (arm, latency, tokens, cost,
+error) is recorded behind it. A candidate whose provider fails is replaced by the baseline, and
+the failure counts as the candidate's. The response's id names subject and unit, so that
+`POST /v1/feedback` needs no memory of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import httpx2
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import Field, ValidationError
+
+from tuneproof import assignment
+from tuneproof.errors import InputError, NotFoundError, TuneProofError
+from tuneproof.experiments import Arm, Exposure, ModelRef, Outcome
+from tuneproof.server import upstream
+from tuneproof.server.auth import Scope, authorise
+from tuneproof.server.models import Strict, utc
+from tuneproof.server.problems import headers_of, status_of
+
+if TYPE_CHECKING:
+    from tuneproof.app import App
+    from tuneproof.rollout import Routing
+    from tuneproof.server.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+PREFIX = "tuneproof/"
+MAX_UNIT = 500
+
+
+class Feedback(Strict):
+    """The outcome of an answer. `at` is when it was measured, by default now."""
+
+    response_id: str = Field(min_length=1, max_length=4000)
+    value: float = Field(allow_inf_nan=False)
+    quality: float | None = Field(default=None, allow_inf_nan=False)
+    id: str | None = Field(default=None, min_length=1, max_length=200)
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """What the id of an answer says: whose outcome belongs to what."""
+
+    exposure: str
+    task: str
+    subject: str | None
+    unit: str
+
+    def encode(self) -> str:
+        """As the id of a response."""
+        fields = [self.exposure, self.task, self.subject, self.unit]
+        text = json.dumps(fields, separators=(",", ":"))
+        return "tp-" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, id: str) -> Ticket:
+        """From the id of a response. Raises `InputError` for any other text."""
+        text = id.removeprefix("tp-")
+        try:
+            fields = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            exposure, task, subject, unit = fields
+            good = all(isinstance(part, str) for part in (exposure, task, unit))
+            if not good or not isinstance(subject, str | None):
+                raise ValueError
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"response_id {id[:80]!r} is not the id of an answer of this gateway.",
+                mend="Send the `id` of the chat completion as it came.",
+            ) from error
+        return cls(exposure=exposure, task=task, subject=subject, unit=unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Which arm answers this request."""
+
+    routing: Routing
+    unit: str
+    arm: Arm
+    model: ModelRef
+    ticket: Ticket
+    failed: bool = False
+
+    def fallen_back(self) -> Decision:
+        """The same decision, answered by the baseline since the candidate's provider failed."""
+        return replace(self, model=self.routing.baseline, failed=True)
+
+
+class Gateway:
+    """Answers chat requests for tasks. One per service; `client` is shared by all requests."""
+
+    def __init__(self, app: App, client: httpx2.AsyncClient, recorder: Recorder) -> None:
+        self._app = app
+        self._client = client
+        self._recorder = recorder
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        body = await _chat_body(request)
+        decision = await self._decide(request, body)
+        began = time.perf_counter()
+        ask = self._stream if body.get("stream") else self._complete
+        try:
+            return await ask(decision, body, began)
+        except upstream.Refused as refusal:
+            return Response(refusal.body, refusal.status, media_type="application/json")
+        except TuneProofError as error:
+            if decision.arm is not Arm.CANDIDATE:
+                self._record(decision, began, error=True)
+                raise
+            log.warning("%s falls back to its baseline: %s", decision.routing.task, error)
+        decision = decision.fallen_back()
+        try:
+            return await ask(decision, body, began)
+        except upstream.Refused as refusal:
+            self._record(decision, began, error=True)
+            return Response(refusal.body, refusal.status, media_type="application/json")
+        except TuneProofError:
+            self._record(decision, began, error=True)
+            raise
+
+    async def _decide(self, request: Request, body: Mapping[str, Any]) -> Decision:
+        task = str(body["model"]).removeprefix(PREFIX)
+        routing = next((r for r in await self._app.routing() if r.task == task), None)
+        if routing is None or task == body["model"]:
+            raise NotFoundError(
+                f"The model {str(body['model'])[:100]!r} does not exist here.",
+                mend='Use "tuneproof/TASK"; GET /v1/models lists all.',
+            )
+        return decide(routing, _unit(request, body))
+
+    async def _complete(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
+        endpoint = await self._app.chat_endpoint(decision.model.model_id)
+        asked = {**body, "model": decision.model.model_id}
+        answer = await upstream.complete(self._client, endpoint, asked)
+        self._record(decision, began, usage=answer.get("usage"))
+        answer["id"] = decision.ticket.encode()
+        return JSONResponse(answer, headers=_headers(decision))
+
+    async def _stream(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
+        endpoint = await self._app.chat_endpoint(decision.model.model_id)
+        options = dict(body.get("stream_options") or {})
+        asked_usage = bool(options.get("include_usage"))
+        options["include_usage"] = True
+        asked = {**body, "model": decision.model.model_id, "stream_options": options}
+        chunks = await upstream.stream(self._client, endpoint, asked)
+        relay = self._relay(decision, chunks, began, asked_usage=asked_usage)
+        headers = {**_headers(decision), "Cache-Control": "no-cache"}
+        return StreamingResponse(relay, media_type="text/event-stream", headers=headers)
+
+    async def _relay(
+        self,
+        decision: Decision,
+        chunks: AsyncIterator[dict[str, Any]],
+        began: float,
+        *,
+        asked_usage: bool,
+    ) -> AsyncIterator[bytes]:
+        """The provider's chunks under our id; usage that the caller did not ask for is kept."""
+        usage: Any = None
+        failed = False
+        id = decision.ticket.encode()
+        try:
+            async for chunk in chunks:
+                usage = chunk.get("usage") or usage
+                if usage and not chunk.get("choices") and not asked_usage:
+                    continue
+                yield _sse({**chunk, "id": id})
+            yield b"data: [DONE]\n\n"
+        except TuneProofError as error:
+            failed = True
+            log.warning("The stream for %s broke: %s", decision.routing.task, error)
+            yield _sse(_error_body(error))
+        finally:
+            await chunks.aclose()  # type: ignore[attr-defined]
+            self._record(decision, began, usage=usage, error=failed)
+
+    def _record(
+        self, decision: Decision, began: float, *, usage: Any = None, error: bool = False
+    ) -> None:
+        routing = decision.routing
+        if routing.subject is None:
+            return
+        counted = usage if isinstance(usage, Mapping) else {}
+        prompt, completion = _tokens(counted, "prompt"), _tokens(counted, "completion")
+        model = decision.model.model_id
+        self._recorder.add(
+            Exposure(
+                id=decision.ticket.exposure,
+                subject=routing.subject,
+                phase=routing.phase,
+                arm=decision.arm,
+                unit=decision.unit,
+                at=self._app.clock.now(),
+                task=routing.task,
+                latency_ms=(time.perf_counter() - began) * 1000,
+                error=error or decision.failed,
+                tokens=prompt + completion,
+                cost_usd=self._app.cost_usd(
+                    model, prompt_tokens=prompt, completion_tokens=completion
+                ),
+            )
+        )
+
+    async def models(self) -> Response:
+        """`GET /v1/models`."""
+        entries = [
+            {
+                "id": f"{PREFIX}{routing.task}",
+                "object": "model",
+                "created": int(routing.updated_at.timestamp()) if routing.updated_at else 0,
+                "owned_by": "tuneproof",
+            }
+            for routing in await self._app.routing()
+        ]
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def feedback(self, request: Request) -> Response:
+        """`POST /v1/feedback`."""
+        try:
+            asked = Feedback.model_validate_json(await request.body())
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{field or 'body'}: {first['msg']}.", mend="Mend it.") from error
+        ticket = Ticket.decode(asked.response_id)
+        if ticket.subject is None:
+            reason = "No experiment or rollout was under way when this was answered."
+            return JSONResponse({"accepted": 0, "reason": reason})
+        if asked.at is not None and asked.at.tzinfo is None:
+            self._app.count_naive_times(1)
+        at = utc(asked.at) if asked.at else self._app.clock.now()
+        taken = await self._app.record_events(
+            exposures=[],
+            outcomes=[
+                Outcome(
+                    id=asked.id or _outcome_id(ticket, at, asked.value),
+                    subject=ticket.subject,
+                    unit=ticket.unit,
+                    at=at,
+                    value=asked.value,
+                    quality=asked.quality,
+                )
+            ],
+        )
+        return JSONResponse({"accepted": taken.accepted, "duplicates": taken.duplicates})
+
+
+def decide(routing: Routing, unit: str) -> Decision:
+    """Which arm of `routing` answers `unit`: the same everywhere, by `assignment`."""
+    candidate = routing.candidate
+    bucket = assignment.bucket(routing.salt, unit)
+    chosen = candidate is not None and assignment.arm(bucket, routing.share) == "candidate"
+    ticket = Ticket(
+        exposure=uuid.uuid4().hex, task=routing.task, subject=routing.subject, unit=unit
+    )
+    return Decision(
+        routing=routing,
+        unit=unit,
+        arm=Arm.CANDIDATE if chosen else Arm.BASELINE,
+        model=candidate if chosen and candidate is not None else routing.baseline,
+        ticket=ticket,
+    )
+
+
+async def _chat_body(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.body())
+    except ValueError as error:
+        raise InputError("The body is not JSON.", mend="Send a chat completion request.") from error
+    if not isinstance(body, dict) or not isinstance(body.get("model"), str):
+        mend = 'Send a chat completion request with model "tuneproof/TASK".'
+        raise InputError("The body names no model.", mend=mend)
+    return body
+
+
+def _unit(request: Request, body: Mapping[str, Any]) -> str:
+    given = request.headers.get("x-tuneproof-unit") or body.get("user") or uuid.uuid4().hex
+    if not isinstance(given, str) or len(given) > MAX_UNIT:
+        raise InputError(
+            f"The unit is not a text of at most {MAX_UNIT} characters.",
+            mend="Send an id in `user` or in the header x-tuneproof-unit.",
+        )
+    return given
+
+
+def _headers(decision: Decision) -> dict[str, str]:
+    found = {
+        "x-tuneproof-task": decision.routing.task,
+        "x-tuneproof-arm": str(decision.arm),
+        "x-tuneproof-model": decision.model.model_id,
+        "x-tuneproof-unit": decision.unit,
+        "x-tuneproof-subject": decision.routing.subject or "",
+        "x-tuneproof-fallback": "true" if decision.failed else "",
+    }
+    return {name: quote(value, safe="/:@ ,;=+") for name, value in found.items() if value}
+
+
+def _tokens(usage: Mapping[str, Any], kind: str) -> int:
+    value = usage.get(f"{kind}_tokens")
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _sse(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _outcome_id(ticket: Ticket, at: datetime, value: float) -> str:
+    text = f"{ticket.exposure} {at.isoformat()} {value!r}"
+    return f"fb-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _error_body(error: TuneProofError) -> dict[str, Any]:
+    """An error in the shape that OpenAI's clients read."""
+    code = "model_not_found" if isinstance(error, NotFoundError) else error.slug.replace("-", "_")
+    kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
+    return {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
+
+
+def router() -> APIRouter:
+    """The routes under `/v1`."""
+    routes = APIRouter(prefix="/v1", tags=["gateway"])
+
+    async def answer(
+        request: Request, scope: Scope, do: Callable[[Gateway], Awaitable[Response]]
+    ) -> Response:
+        try:
+            await authorise(request, scope)
+            return await do(request.app.state.gateway)
+        except TuneProofError as error:
+            return JSONResponse(_error_body(error), status_of(error), headers=headers_of(error))
+
+    @routes.post("/chat/completions", summary="Chat, answered by the arm of the unit")
+    async def chat(request: Request) -> Response:
+        return await answer(request, "write", lambda gateway: gateway.chat(request))
+
+    @routes.get("/models", summary="The tasks, as models")
+    async def models(request: Request) -> Response:
+        return await answer(request, "read", lambda gateway: gateway.models())
+
+    @routes.post("/feedback", summary="The outcome of an answer")
+    async def feedback(request: Request) -> Response:
+        return await answer(request, "write", lambda gateway: gateway.feedback(request))
+
+    return routes

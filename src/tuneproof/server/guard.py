@@ -1,0 +1,81 @@
+"""What stands before every route: a bound on bodies, a time for each answer, safe headers.
+
+Plain ASGI, so that streams pass through untouched.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+
+from tuneproof.server.events import MAX_BYTES, too_large
+from tuneproof.server.problems import problem, respond
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from tuneproof.app import App
+
+
+class Guard:
+    """ASGI middleware around the whole service."""
+
+    def __init__(self, app: ASGIApp, *, tuneproof: App) -> None:
+        self._app = app
+        self._tuneproof = tuneproof
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).setdefault("X-Content-Type-Options", "nosniff")
+            await send(message)
+
+        try:
+            if _announced(scope) > MAX_BYTES:
+                await _refuse(scope, receive, sending)
+            else:
+                await self._app(scope, _bounded(receive), sending)
+        finally:
+            seconds = time.perf_counter() - began
+            self._tuneproof.observe_request(scope["method"], _route(scope), status, seconds)
+
+
+def _announced(scope: Scope) -> int:
+    length = Headers(scope=scope).get("content-length", "0")
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
+def _bounded(receive: Receive) -> Receive:
+    taken = 0
+
+    async def receiving() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > MAX_BYTES:
+            raise HTTPException(413, f"the body is larger than {MAX_BYTES} bytes")
+        return message
+
+    return receiving
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    await respond(problem(too_large(MAX_BYTES), scope["path"]))(scope, receive, send)
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern, so that ids do not make a series each."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "unknown"))

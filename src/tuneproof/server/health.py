@@ -1,0 +1,150 @@
+"""How the service is: probes, health by real calls, metrics, overview, doctor, activity, tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field
+
+from tuneproof.server.auth import Admin, Reader
+from tuneproof.server.models import Answer, Cursor, Instant, Limit, Paged, Strict
+from tuneproof.server.problems import RESPONSES
+from tuneproof.server.state import TheApp
+
+
+class Alive(Answer):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Readiness(Answer):
+    """Whether the service can do its work, and if not, why."""
+
+    ready: bool
+    reasons: list[str]
+
+
+class Component(Answer):
+    """One dependency, by a real call; `hint` says how to mend it."""
+
+    status: str = Field(examples=["healthy"])
+    detail: str = ""
+    hint: str = ""
+    latency_ms: float | None = None
+
+
+class Health(Answer):
+    """All dependencies. The status is the worst that matters."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: str = Field(examples=["healthy"])
+    timestamp: Instant
+    components: dict[str, Component]
+    connection_pools: dict[str, int | None]
+    performance_metrics: dict[str, float | None]
+
+
+class FindingOut(Answer):
+    """One check of the doctor."""
+
+    name: str
+    status: str = Field(examples=["ok"])
+    detail: str
+    mend: str
+
+
+class ActivityLine(Answer):
+    """One deed."""
+
+    seq: int
+    at: Instant
+    actor: str
+    action: str
+    object_id: str
+    reason: str
+    detail: dict[str, Any]
+
+
+class TokenRequest(Strict):
+    """A new token."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"name": "ci", "scopes": ["read"]}})
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[\w.@-]+$")
+    scopes: list[Literal["read", "write", "admin"]] = Field(min_length=1, max_length=3)
+
+
+class NewToken(Answer):
+    """The token, shown this once."""
+
+    name: str
+    scopes: list[str]
+    token: str
+
+
+def router() -> APIRouter:
+    """Probes, health, metrics, overview."""
+    routes = APIRouter(tags=["health"], responses=RESPONSES)
+
+    @routes.get("/live", summary="Whether the process answers (no dependency is asked)")
+    async def live() -> Alive:
+        return Alive()
+
+    @routes.get("/ready", response_model=Readiness, summary="Whether work can be taken")
+    async def ready(app: TheApp) -> Response:
+        found = await app.ready()
+        body = Readiness(ready=found.ok, reasons=list(found.reasons))
+        return JSONResponse(body.model_dump(), 200 if found.ok else 503)
+
+    @routes.get("/health", response_model=Health, summary="Each dependency, by a real call")
+    async def health(app: TheApp, _: Reader) -> Response:
+        found = Health.model_validate(await app.health())
+        body = found.model_dump(mode="json")
+        return JSONResponse(body, 503 if found.status == "unhealthy" else 200)
+
+    @routes.get("/health/model-performance", summary="What each model in use shows")
+    async def model_performance(app: TheApp, _: Reader) -> dict[str, Any]:
+        return dict(await app.model_performance())
+
+    @routes.get("/health/response-time", summary="How fast this service answers")
+    async def response_time(app: TheApp, _: Reader) -> dict[str, Any]:
+        return dict(await app.response_time())
+
+    @routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    async def metrics(request: Request, app: TheApp, _: Reader) -> Response:
+        body, kind = await app.metrics_text(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": kind})
+
+    return routes
+
+
+def overview_router() -> APIRouter:
+    """What the command line and the dashboard open with."""
+    routes = APIRouter(tags=["overview"], responses=RESPONSES)
+
+    @routes.get("/status", summary="All pipelines at a glance")
+    async def status(app: TheApp, _: Reader) -> dict[str, Any]:
+        return dict(await app.status())
+
+    @routes.get("/doctor", summary="What is wrong, and how to mend it")
+    async def doctor(app: TheApp, _: Reader) -> list[FindingOut]:
+        return [FindingOut.model_validate(finding) for finding in await app.doctor()]
+
+    @routes.get("/activity", summary="Who did what and why, newest first")
+    async def activity(
+        app: TheApp, _: Reader, cursor: Cursor = None, limit: Limit = 50
+    ) -> Paged[ActivityLine]:
+        page = await app.activity(cursor=cursor, limit=limit)
+        items = [ActivityLine.model_validate(line) for line in page.items]
+        return Paged(items=items, next_cursor=page.next_cursor)
+
+    @routes.post("/tokens", status_code=201, summary="Make a bearer token")
+    async def token(app: TheApp, caller: Admin, asked: TokenRequest) -> NewToken:
+        made = await app.create_token(asked.name, scopes=asked.scopes, actor=caller.actor)
+        return NewToken(name=asked.name, scopes=list(asked.scopes), token=made)
+
+    return routes

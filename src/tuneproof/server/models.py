@@ -1,0 +1,128 @@
+"""What several routes take and give: models, pages, reasons."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Header, Query
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from tuneproof.errors import InputError
+from tuneproof.experiments import ModelRef
+
+T = TypeVar("T")
+
+
+def utc(at: datetime) -> datetime:
+    """An instant in UTC; a naive one is read as UTC."""
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def rfc3339(at: datetime) -> str:
+    """An instant as RFC 3339 in UTC, to the millisecond."""
+    return utc(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Instant = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of a page.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="The same key with the same request is done once; its answer is repeated.",
+    ),
+]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        max_length=50,
+        description="The version that was read (its ETag); 409 when it is no longer that.",
+    ),
+]
+
+
+class Strict(BaseModel):
+    """A request: fields that nobody knows are refused rather than ignored."""
+
+    model_config = ConfigDict(extra="forbid", str_max_length=10_000, protected_namespaces=())
+
+
+class Answer(BaseModel):
+    """A response."""
+
+    model_config = ConfigDict(protected_namespaces=(), from_attributes=True)
+
+
+class Model(Strict):
+    """A model by the provider's name, and our version's id where it is one of ours."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model_id": "ft:ngram:hook:7f3a", "version": "1.4.0"}}
+    )
+
+    model_id: str = Field(min_length=1, max_length=500)
+    version: str | None = Field(default=None, max_length=100)
+
+    def ref(self) -> ModelRef:
+        """As a record."""
+        return ModelRef(model_id=self.model_id, version=self.version)
+
+    @classmethod
+    def of(cls, ref: ModelRef) -> Model:
+        """Of a record."""
+        return cls(model_id=ref.model_id, version=ref.version)
+
+
+class Reason(Strict):
+    """Why a person acts; kept in the history for ever."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"reason": "complaints from support"}})
+
+    reason: str = Field(min_length=1, max_length=2000)
+
+
+class OptionalReason(Strict):
+    """Why a person acts, where no reason is demanded."""
+
+    reason: str = Field(default="", max_length=2000)
+
+
+class Paged(Answer, Generic[T]):
+    """A page of a list, newest first; `next_cursor` is null on the last one."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+def expected(if_match: str | None) -> int | None:
+    """The version in an `If-Match` header; None where there is none or it is `*`.
+
+    Raises `InputError` for what is not a version.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return None
+    text = if_match.strip().removeprefix("W/").strip('"')
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise InputError(
+            f"If-Match is {if_match!r}, not a version.",
+            mend='Send the ETag of the object as it was read, such as "3".',
+        )
+    return int(text)
+
+
+def etag(version: int) -> dict[str, str]:
+    """The `ETag` header of a version."""
+    return {"ETag": f'"{version}"'}
+
+
+def instant(value: Any) -> datetime | None:
+    """An instant from a record's JSON, or None."""
+    if value is None or isinstance(value, datetime):
+        return None if value is None else utc(value)
+    return utc(datetime.fromisoformat(str(value)))

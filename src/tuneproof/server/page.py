@@ -1,0 +1,189 @@
+"""`/dashboard/deployment/{id}`: a rollout as one plain page, made here, with no script.
+
+Every text is escaped; the policy allows nothing but this page's own style sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, Response
+
+from tuneproof.rollout import DeploymentState
+from tuneproof.server.auth import Reader
+from tuneproof.server.deployment import triggers
+from tuneproof.server.models import utc
+from tuneproof.server.problems import RESPONSES
+from tuneproof.server.state import TheApp
+
+if TYPE_CHECKING:
+    from tuneproof.rollout import Deployment
+    from tuneproof.store import HistoryEntry
+
+POLICY = (
+    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+STYLE = """\
+:root { color-scheme: light dark; --line: #d5dae1; --base: #7e8b99; --cand: #2440b5; }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #2a313b; --base: #b3bbd0; --cand: #6c86f0; }
+}
+body { font: 14px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 22px; } h2 { font-size: 17px; }
+code { font-family: ui-monospace, monospace; font-size: 13px; overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; overflow-wrap: anywhere; }
+meter { width: 100%; height: 16px; }
+.quiet { color: var(--base); }
+"""
+
+
+def router() -> APIRouter:
+    """The page and its style sheet."""
+    routes = APIRouter(prefix="/dashboard", tags=["dashboard"], responses=RESPONSES)
+
+    @routes.get("/style.css", include_in_schema=False)
+    async def style() -> Response:
+        headers = {"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"}
+        return Response(STYLE, media_type="text/css", headers=headers)
+
+    @routes.get(
+        "/deployment/{deployment_id}", response_class=HTMLResponse, summary="A rollout as a page"
+    )
+    async def page(app: TheApp, _: Reader, deployment_id: str) -> HTMLResponse:
+        deployment = await app.deployment(deployment_id)
+        history = await app.deployment_history(deployment_id)
+        config = app.settings.pipelines.get(deployment.pipeline)
+        limits = [] if config is None else triggers(config)
+        html = render(deployment, history, limits, now=app.clock.now())
+        return HTMLResponse(html, headers=_HEADERS)
+
+    return routes
+
+
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def render(
+    deployment: Deployment,
+    history: Iterable[HistoryEntry],
+    limits: Iterable[str],
+    *,
+    now: datetime,
+) -> str:
+    """The page of a rollout as it stands at `now`."""
+    title = f"{verdict(deployment, now)}"
+    refresh = "" if deployment.state.final else '<meta http-equiv="refresh" content="10">'
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}
+<title>{escape(deployment.id)} · TuneProof</title>
+<link rel="stylesheet" href="/dashboard/style.css"></head>
+<body><main>
+<h1>{escape(title)}</h1>
+<p><meter min="0" max="1" value="{deployment.share:.4f}" \
+aria-label="The candidate's share of traffic">{_percent(deployment.share)}</meter></p>
+{_facts(deployment, limits)}
+{_evidence(deployment)}
+<h2>History</h2>
+{_history(history)}
+{_ways(deployment)}
+<p class="quiet">As of {_time(now)}.</p>
+</main></body></html>
+"""
+
+
+def verdict(deployment: Deployment, now: datetime) -> str:
+    """One sentence: what holds, what happens next, and when."""
+    share = _percent(deployment.share)
+    state = deployment.state
+    if state is DeploymentState.ROLLED_BACK:
+        return f"Rolled back: {deployment.cause or 'no cause was given'}."
+    if state is DeploymentState.COMPLETE:
+        return "Complete: the candidate is the model in use."
+    if state is DeploymentState.FAILED:
+        return f"Failed: {deployment.cause or 'no cause was given'}."
+    if state is DeploymentState.PAUSED:
+        return f"Paused with the candidate at {share}: {deployment.cause or 'waits for a person'}."
+    when = "" if deployment.next_at is None else f" in {_span(deployment.next_at, now)}"
+    if state is DeploymentState.HOLDING:
+        held = _percent(deployment.plan.holdback)
+        return f"Candidate serves {share}; {held} are held back. Complete{when} if no harm shows."
+    steps = deployment.plan.steps
+    following = deployment.step + 1
+    if following < len(steps):
+        goes = f"Next: {_percent(steps[following])}{when} if all guardrails hold."
+    else:
+        goes = f"The holdback begins{when} if all guardrails hold."
+    return f"Candidate serves {share}. {goes}"
+
+
+def _facts(deployment: Deployment, limits: Iterable[str]) -> str:
+    rows = [
+        ("State", deployment.state),
+        ("Candidate", deployment.candidate.model_id),
+        ("Baseline", deployment.previous.model_id),
+        ("Tasks", ", ".join(deployment.tasks)),
+        ("Strategy", deployment.plan.strategy),
+        ("Steps", " → ".join(_percent(share) for share in deployment.plan.steps)),
+        ("Experiment", deployment.ab_test_id or "none"),
+        ("Run", deployment.run_id or "none"),
+        ("Rolls back at", ", ".join(limits)),
+    ]
+    return _table(["", ""], rows)
+
+
+def _evidence(deployment: Deployment) -> str:
+    if not deployment.evidence:
+        return ""
+    return "<h2>Evidence</h2>" + _table(["what", "value"], sorted(deployment.evidence.items()))
+
+
+def _history(history: Iterable[HistoryEntry]) -> str:
+    rows = [(_time(line.at), line.kind, line.who, line.reason) for line in history]
+    return _table(["when", "what", "who", "why"], rows) if rows else "<p>Nothing yet.</p>"
+
+
+def _ways(deployment: Deployment) -> str:
+    if deployment.state.final:
+        return ""
+    task = deployment.tasks[0] if deployment.tasks else deployment.id
+    command = f"tuneproof rollback {task} --reason TEXT"
+    return f"<h2>Roll back</h2><p><code>{escape(command)}</code></p>"
+
+
+def _table(head: list[str], rows: Iterable[tuple[Any, ...]]) -> str:
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head) if any(head) else ""
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table>{f'<thead><tr>{top}</tr></thead>' if top else ''}<tbody>{body}</tbody></table>"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.2f}".rstrip("0").rstrip(".") + " %"
+
+
+def _time(at: datetime) -> str:
+    return f"{utc(at):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _span(until: datetime, now: datetime) -> str:
+    seconds = max(0, int((until - now).total_seconds()))
+    if seconds >= 2 * 86_400:
+        return f"{seconds // 86_400} days"
+    if seconds >= 2 * 3_600:
+        return f"{seconds // 3_600} h"
+    return f"{max(1, seconds // 60)} min"

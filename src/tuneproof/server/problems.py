@@ -1,0 +1,223 @@
+"""Errors as RFC 9457 problem details: one `type` for each class of `errors.py`.
+
+`/v1/*` answers errors in the shape that OpenAI's clients read instead; see `gateway.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from tuneproof.errors import NotFoundError, TuneProofError, by_name
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+PREFIX = "/problems/"
+
+_GENERAL = {
+    "invalid-request": ("The request is malformed", "A field of the request breaks its rule."),
+    "http": ("The request cannot be served", "The path, method or form of the request is wrong."),
+    "internal": ("The service failed", "A defect of the service; its log says more."),
+}
+
+
+class Problem(BaseModel):
+    """An error: `type` names its class, `detail` what is wrong, `mend` what to do about it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "/problems/not-found",
+                "title": "No object has this id",
+                "status": 404,
+                "detail": "There is no run ft-pipeline-20261120-001.",
+                "mend": "`tuneproof run list` shows all.",
+                "instance": "/fine-tuning/status/ft-pipeline-20261120-001",
+            }
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    mend: str = ""
+    instance: str = ""
+    details: dict[str, Any] = Field(default_factory=dict, description="Values for programs.")
+    errors: list[dict[str, Any]] = Field(
+        default_factory=list, description="For a malformed request: each field with its rule."
+    )
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Problem, "description": "The request is at fault", "content": {MEDIA_TYPE: {}}}
+}
+"""What each operation may answer beside its success, for the OpenAPI document."""
+
+
+def problem(error: TuneProofError, instance: str = "") -> Problem:
+    """The problem details of one of our errors."""
+    return Problem(
+        type=f"{PREFIX}{error.slug}",
+        title=_title(type(error)),
+        status=status_of(error),
+        detail=error.message,
+        mend=error.mend,
+        instance=instance,
+        details=_finite(error.details),
+    )
+
+
+def status_of(error: TuneProofError) -> int:
+    """The HTTP status of an error: its class's, or the one that its details carry."""
+    status = error.details.get("status")
+    return status if isinstance(status, int) and 400 <= status < 600 else error.status
+
+
+def headers_of(error: TuneProofError) -> dict[str, str]:
+    """Headers that go with an error: when to come back, how to authenticate."""
+    headers = {}
+    after = error.details.get("retry_after_s")
+    if isinstance(after, int | float) and math.isfinite(after):
+        headers["Retry-After"] = str(max(1, math.ceil(after)))
+    if status_of(error) == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="tuneproof"'
+    return headers
+
+
+def respond(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A problem as a response."""
+    body = problem.model_dump(exclude_defaults=False)
+    body = {k: v for k, v in body.items() if v not in ({}, [], "")}
+    return JSONResponse(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error as a problem."""
+    app.add_exception_handler(TuneProofError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TuneProofError)
+    if status_of(error) >= 500:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    return respond(problem(error, request.url.path), headers_of(error))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    fields = [
+        {"field": ".".join(str(part) for part in e["loc"]), "rule": e["msg"]}
+        for e in error.errors()
+    ]
+    named = ", ".join(f"{f['field']}: {f['rule']}" for f in fields[:3])
+    return respond(
+        Problem(
+            type=f"{PREFIX}invalid-request",
+            title=_GENERAL["invalid-request"][0],
+            status=422,
+            detail=f"The request breaks {len(fields)} rule(s): {named}.",
+            mend="Mend these fields; /openapi.json says what is expected.",
+            instance=request.url.path,
+            errors=fields,
+        )
+    )
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return respond(
+        Problem(
+            type=f"{PREFIX}http",
+            title=_GENERAL["http"][0],
+            status=error.status_code,
+            detail=f"{request.method} {request.url.path}: {error.detail}.",
+            mend="/openapi.json lists all operations.",
+            instance=request.url.path,
+        ),
+        dict(error.headers or {}),
+    )
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    # Starlette raises it again after this answer, so the server logs it with its traceback.
+    return respond(
+        Problem(
+            type=f"{PREFIX}internal",
+            title=_GENERAL["internal"][0],
+            status=500,
+            detail=f"{type(error).__name__} while serving {request.method} {request.url.path}.",
+            mend="The service's log has the traceback; please report it.",
+            instance=request.url.path,
+        )
+    )
+
+
+class ProblemType(BaseModel):
+    """What a problem `type` means."""
+
+    type: str
+    title: str
+    description: str
+    status: int | None = None
+
+
+def router() -> APIRouter:
+    """`/problems/{slug}`: what each problem type means, so that `type` can be opened."""
+    routes = APIRouter(tags=["problems"])
+
+    @routes.get("/problems", summary="All problem types")
+    async def problem_types() -> list[ProblemType]:
+        return list(_types().values())
+
+    @routes.get("/problems/{slug}", summary="What a problem type means", responses=RESPONSES)
+    async def problem_type(slug: str) -> ProblemType:
+        types = _types()
+        if slug not in types:
+            raise NotFoundError(f"There is no problem type {slug[:80]!r}.", mend="See /problems.")
+        return types[slug]
+
+    return routes
+
+
+def _types() -> dict[str, ProblemType]:
+    found = {
+        slug: ProblemType(type=f"{PREFIX}{slug}", title=title, description=text)
+        for slug, (title, text) in _GENERAL.items()
+    }
+    for cls in by_name().values():
+        slug = cls("").slug
+        found[slug] = ProblemType(
+            type=f"{PREFIX}{slug}",
+            title=_title(cls),
+            description=inspect.cleandoc(cls.__doc__ or ""),
+            status=cls.status,
+        )
+    return dict(sorted(found.items()))
+
+
+def _title(cls: type[TuneProofError]) -> str:
+    first = inspect.cleandoc(cls.__doc__ or cls.__name__).splitlines()[0]
+    return first.split(":")[0].split(";")[0].rstrip(".").replace("`", "")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
