@@ -277,12 +277,14 @@ class ModelTrainer:
         training_data: TrainingDataBatch,
         *,
         run_id: str | None = None,
+        key: str | None = None,
         version_id: str | None = None,
         version: str = "1.0.0",
         parent_id: str | None = None,
     ) -> ModelVersion:
         """Upload the batch, create its job, and return the version that it will become.
 
+        The job is found again by `key` (the run, or else the dataset and its base model).
         Raises `TrainingNotAvailableError`, `CredentialsError`, `QuotaExhaustedError` (final),
         `RetryableError`s after three tries, `DataError` where the provider refuses the request.
         """
@@ -291,7 +293,7 @@ class ModelTrainer:
         validation_file = None
         if training_data.validation_path and Path(training_data.validation_path).stat().st_size:
             validation_file = await self.ensure_file(Path(training_data.validation_path))
-        key = run_id or f"dataset:{training_data.hash}:{base}"
+        key = key or run_id or f"dataset:{training_data.hash}:{base}"
         job = await self.ensure_job(key, training_data, base, training_file, validation_file)
         return ModelVersion(
             id=version_id or new_version_id(self._clock.now()),

@@ -35,6 +35,9 @@ from tuneproof import errors
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+EngineError = DBOSException
+"""What the engine raises for its own reasons (cancelled, taken over): never a step's error."""
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 

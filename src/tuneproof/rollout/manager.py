@@ -303,12 +303,16 @@ class DeploymentManager:
         )
 
     async def apply(self, deployment: Deployment) -> list[str]:
-        """Tell each target, in order, what its tasks serve now; the names of those that failed.
+        """Tell each target what the rollout's tasks serve now; the names of those that failed."""
+        return await self.apply_tasks(deployment.tasks)
+
+    async def apply_tasks(self, tasks: Sequence[str]) -> list[str]:
+        """Tell each target, in order, what these tasks serve now; the names of those that failed.
 
         Our own routing is written already: a target that does not answer delays nothing.
         """
         failed = []
-        for task in deployment.tasks:
+        for task in tasks:
             routing = await self._store.routing_of(task)
             for target in self._targets if routing is not None else ():
                 try:

@@ -44,6 +44,8 @@ ADAPTERS: Mapping[str, str] = MappingProxyType(
         "target": "tuneproof.targets:open_target",
         "tracker": "tuneproof.tracking:MLflowExperimentTracker",
         "cache": "tuneproof.cache:Cache",
+        "trainer": "tuneproof_trainer.embedded:serve",
+        "app": "tuneproof.app:App",
     }
 )
 """Kind of adapter -> the dotted name that makes one. Settings may name others."""

@@ -1,0 +1,237 @@
+"""What a run is given and what it gives back; the protocols of what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuneproof import workflow
+from tuneproof.collection import Dataset, Source, Task, TrainingDataBatch, Window
+from tuneproof.evaluation import GateReport, Sample, Scorer
+from tuneproof.experiments import (
+    ABTest,
+    Arm,
+    ArmMetrics,
+    Criteria,
+    EvaluationResult,
+    ExperimentStatus,
+    ExperimentStore,
+    Look,
+    ModelRef,
+    Verdict,
+)
+from tuneproof.rollout import (
+    Advice,
+    Deployment,
+    DeploymentState,
+    Plan,
+    RolloutStore,
+    Target,
+    Watch,
+)
+from tuneproof.settings import PipelineConfig
+from tuneproof.training import (
+    Job,
+    JobStatus,
+    ModelVersion,
+    Progress,
+    Provider,
+    VersionStatus,
+)
+
+
+class Stage(StrEnum):
+    """The stages of a run, in order."""
+
+    COLLECT = "collect"  # posts to examples
+    CURATE = "curate"  # examples to a dataset
+    TRAIN = "train"  # dataset to version
+    GATE = "gate"  # the offline check
+    EXPERIMENT = "experiment"  # the online test
+    ROLLOUT = "rollout"  # traffic, step by step
+
+
+class RunState(StrEnum):
+    """Where a run stands; the last six are how it can end."""
+
+    PENDING = "pending"  # recorded, not begun
+    RUNNING = "running"  # a stage is at work or waits
+    HOLDING = "holding"  # the rollout holds; the next run may start
+    SUCCESS = "success"  # the version is the model in use
+    SKIPPED = "skipped"  # too few examples; nothing was spent
+    REJECTED = "rejected"  # the gate or the experiment said no
+    ROLLED_BACK = "rolled_back"  # taken back for harm
+    ABORTED = "aborted"  # somebody ended it
+    FAILED = "failed"  # an error ended it; it can be retried from that stage
+
+    @property
+    def final(self) -> bool:
+        """Whether the run is over."""
+        return self not in (RunState.PENDING, RunState.RUNNING, RunState.HOLDING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """What this run alone was told. `posts` replaces the pipeline's source by a file or address."""
+
+    until: datetime | None = None
+    force: bool = False
+    posts: str | None = None
+    only: Stage | None = None
+    """The last stage to do: `gate` trains and checks, and serves nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineResult:
+    """How a run ended. `seconds` is how long its stages worked, waits left out."""
+
+    run_id: str
+    status: RunState
+    reason: str
+    training_data: TrainingDataBatch | None = None
+    model_version: ModelVersion | None = None
+    gate: GateReport | None = None
+    experiment: ABTest | None = None
+    look: Look | None = None
+    deployment: Deployment | None = None
+    error: Mapping[str, Any] | None = None
+    seconds: float = 0.0
+
+
+class RunStore(ExperimentStore, RolloutStore, Protocol):
+    """What a run writes down as it goes; every write takes the transaction it belongs to."""
+
+    async def mark_stage(
+        self,
+        run_id: str,
+        stage: str,
+        status: str,
+        detail: Mapping[str, Any],
+        at: datetime,
+        tx: Any = None,
+    ) -> None:
+        """Where a stage stands: in_progress, completed, failed or skipped."""
+
+    async def mark_run(
+        self,
+        run_id: str,
+        status: str,
+        *,
+        at: datetime,
+        reason: str | None = None,
+        error: Mapping[str, Any] | None = None,
+        result: Mapping[str, Any] | None = None,
+        tx: Any = None,
+    ) -> None:
+        """Where the run stands; `result` is merged into what is known."""
+
+    async def declare_version(self, version: ModelVersion, tx: Any = None) -> ModelVersion:
+        """Keep a new version under its pipeline's next number."""
+
+    async def keep_version(self, version: ModelVersion, tx: Any = None) -> None:
+        """Write a version's new state."""
+
+    async def put_live(self, version_id: str | None, pipeline: str, tx: Any = None) -> None:
+        """Make a version the model in use; the one before is retired."""
+
+    async def tell(self, key: str, kind: str, payload: Mapping[str, Any], tx: Any = None) -> None:
+        """Put something into the outbox for the tracking server, once per key."""
+
+    async def withdraw(
+        self, subjects: Sequence[str], at: datetime, cause: str, tx: Any = None
+    ) -> list[str]:
+        """Route the tasks that still serve one of these tests or rollouts to their baseline."""
+
+    async def supersede_holds(self, pipeline: str, at: datetime, tx: Any = None) -> list[str]:
+        """Complete the rollouts that only hold; the ids of those who drive them."""
+
+    async def attempt(self, run_id: str, tx: Any = None) -> int:
+        """How often this run was retried, plus one."""
+
+
+class Hooks(Protocol):
+    """Who wants to know what a run does: metrics, live events. Must not raise."""
+
+    def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
+        """A stage ended after working this long."""
+
+    def run_changed(self, run_id: str) -> None:
+        """Something about the run can be read anew."""
+
+    def experiment_looked(self, test: ABTest, look: Look) -> None:
+        """A look was taken."""
+
+    def rollout_moved(self, deployment: Deployment) -> None:
+        """A rollout is at another step or state."""
+
+
+class NoHooks:
+    """Nobody listens."""
+
+    def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
+        """Ignored."""
+
+    def run_changed(self, run_id: str) -> None:
+        """Ignored."""
+
+    def experiment_looked(self, test: ABTest, look: Look) -> None:
+        """Ignored."""
+
+    def rollout_moved(self, deployment: Deployment) -> None:
+        """Ignored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The adapters of this process that runs work with; `workflow.resources()` of a run.
+
+    `provider(name)` and `source(config, posts)` open what the settings describe; `curator`
+    turns examples into datasets; `directory` holds datasets and temporary files.
+    """
+
+    store: RunStore
+    directory: Path
+    clock: workflow.Clock
+    provider: Callable[[str], Provider]
+    source: Callable[[PipelineConfig, str | None], Source]
+    tasks: Mapping[str, Task]
+    targets: Sequence[Target] = ()
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    hooks: Hooks = field(default_factory=NoHooks)
+
+
+workflow.register(
+    ABTest,
+    Advice,
+    Arm,
+    ArmMetrics,
+    Criteria,
+    Dataset,
+    Deployment,
+    DeploymentState,
+    EvaluationResult,
+    ExperimentStatus,
+    GateReport,
+    Job,
+    JobStatus,
+    Look,
+    ModelRef,
+    ModelVersion,
+    PipelineConfig,
+    PipelineResult,
+    Plan,
+    Progress,
+    RunArguments,
+    RunState,
+    Sample,
+    Stage,
+    TrainingDataBatch,
+    Verdict,
+    VersionStatus,
+    Watch,
+    Window,
+)
