@@ -37,8 +37,8 @@ __all__ = [
 SRM_THRESHOLD: Final = 1000.0
 """A split is broken from this e-value on: by chance in at most 1 of 1000 phases, ever."""
 
-SPLIT_CONCENTRATION: Final = 1000.0
-"""Weight of the split's prior, in exposures: sharpest for shares off by about 1 to 3 points."""
+SPLIT_CONCENTRATION: Final = 300.0
+"""Weight of the split's prior, in exposures: sharpest for shares off by about 2 points."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,7 +359,7 @@ def log_split_evalue(
     True
     """
     if not concentration > 0:
-        raise InputError(f"concentration {concentration!r} is not positive.", mend="Use 1000.")
+        raise InputError(f"concentration {concentration!r} is not positive.", mend="Use 300.")
     if any(n < 0 for n in counts):
         raise DataError(f"negative exposures: {list(counts)}.", mend="Count exposures anew.")
     if any(not 0 <= s <= 1 for s in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-9):
