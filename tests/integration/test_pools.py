@@ -35,12 +35,6 @@ class Clock:
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def redis() -> Iterator[Server]:
     with redis_server() as server:
         yield server
