@@ -229,12 +229,25 @@ class Loop:
                 kept.id, at, kind, who, reason, {**detail, "evidence": kept.evidence}, tx=own
             )
             await self._store.activity.add(at, who, f"rollout {kind}", kept.id, reason, tx=own)
+            if kept.state is DeploymentState.ROLLED_BACK:
+                await self._return_to_previous(kept, own)
             phase = await self._phase(kept, at, own)
             for task in kept.tasks:
                 routing = replace(routing_of(kept, task, phase), updated_at=at)
                 if await self._mine(routing, kept, own):
                     await self._store.routing.set(routing, tx=own)
         return kept
+
+    async def _return_to_previous(self, deployment: Deployment, tx: AsyncConnection) -> None:
+        """A version that did harm is marked, so that it is not tried again by itself."""
+        if deployment.version_id is not None:
+            await self._store.versions.update(
+                deployment.version_id, tx=tx, status=VersionStatus.ROLLED_BACK
+            )
+        if deployment.previous.version is not None:
+            await self._store.versions.update(
+                deployment.previous.version, tx=tx, status=VersionStatus.LIVE
+            )
 
     async def _phase(self, deployment: Deployment, at: datetime, tx: AsyncConnection) -> int:
         phases = await self._store.experiments.phases(deployment.id, tx=tx)

@@ -1,0 +1,112 @@
+"""App: the use cases, and the only place that builds adapters.
+
+`async with App.open(settings) as app` starts everything: database, cache, trainer, engine,
+schedule, tracking. `core` opens and closes; `runs`, `serving` and `overview` are what can be
+asked of it, by the command line, the HTTP service and Python alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from tuneproof.app.core import Core
+from tuneproof.app.live import Live, LiveEvent
+from tuneproof.app.overview import Finding, Overview, Ready
+from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
+from tuneproof.app.serving import ChatEndpoint, Serving
+from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
+from tuneproof.rollout import Deployment
+
+__all__ = [
+    "Aborted",
+    "App",
+    "ChatEndpoint",
+    "Core",
+    "Finding",
+    "Live",
+    "LiveEvent",
+    "LogLine",
+    "Ready",
+    "Runs",
+    "newest_tick",
+    "next_tick",
+]
+
+
+class App(Overview, Serving):
+    """TuneProof in one process: `async with App.open(settings) as app`."""
+
+    async def _began(self) -> None:
+        await super()._began()
+        if self.settings.tracking.uri is not None:
+            self.tracker = self.settings.adapter("tracker")(
+                self.store.outbox,
+                str.__str__(self.settings.tracking.uri),
+                experiment=self.settings.tracking.experiment_name,
+                breaker=self.breakers["mlflow"],
+            )
+            if self._background:
+                self.spawn("tuneproof-tracking", self.tracker.run(asyncio.Event()))
+        if self._background:
+            self.spawn("tuneproof-pools", self.pools.run(asyncio.Event()))
+
+    def _hooks(self) -> _Told:
+        return _Told(self)
+
+    async def import_posts(
+        self,
+        path: Path,
+        *,
+        table: str = "posts",
+        database_url: str | None = None,
+        progress: Any = None,
+    ) -> int:
+        """Load a Parquet or CSV file of posts into a table; posts that are there stay."""
+        from tuneproof.sources import import_posts
+
+        url = database_url or self.store.engine.url.render_as_string(hide_password=False)
+        return await import_posts(path, url, table=table, progress=progress)
+
+
+class _Told:
+    """Passes on what runs do: to the metrics, and to whoever listens live."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
+        """A stage ended after working this long."""
+        self._app.metrics.stage_finished(str(stage), seconds)
+        self.run_changed(run_id)
+
+    def run_changed(self, run_id: str) -> None:
+        """Something about the run can be read anew."""
+        self._app.live.publish("run", run_id)
+
+    def experiment_looked(self, test: ABTest, look: Look) -> None:
+        """A look was taken."""
+        for name, arm in (("baseline", look.baseline), ("candidate", look.candidate)):
+            self._app.metrics.arm_looked_at(name, pipeline=test.pipeline, **_figures(arm))
+        if look.verdict is Verdict.CONTINUE:
+            self._app.metrics.test_looked_at(test.id, 1 - look.p_value if look.p_value else 0.0)
+        else:
+            self._app.metrics.test_ended(test.id)
+        self._app.live.publish("look", test.id, look.number)
+
+    def rollout_moved(self, deployment: Deployment) -> None:
+        """A rollout is at another step or state."""
+        state = str(deployment.state)
+        self._app.metrics.rollout_moved(deployment.share, state, pipeline=deployment.pipeline)
+        self._app.live.publish("deployment", deployment.id, deployment.version)
+        for task in deployment.tasks:
+            self._app.live.publish("routing", task)
+
+
+def _figures(arm: ArmMetrics) -> dict[str, float | None]:
+    return {
+        "engagement_rate": arm.engagement_rate,
+        "cost_per_token": arm.cost_per_token,
+        "quality_score": arm.quality_score,
+    }

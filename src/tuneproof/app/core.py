@@ -1,0 +1,267 @@
+"""The App's core: opens the adapters that the settings name, in order, and closes them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+from tuneproof import workflow
+from tuneproof.app.live import Live
+from tuneproof.collection import Source, Task
+from tuneproof.errors import ConfigError, StoreUnavailableError
+from tuneproof.evaluation import Scorer
+from tuneproof.pipeline import Parts
+from tuneproof.resilience import CircuitBreaker, ConnectionPoolManager, DatabasePool
+from tuneproof.rollout import Deployment, DeploymentManager, Target
+from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, SourceConfig
+from tuneproof.store import Store
+from tuneproof.telemetry import Metrics
+from tuneproof.training import Provider
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+"""The executor id of the one process that owns a SQLite data directory."""
+
+
+class Core:
+    """Everything that the use cases stand on. `App.open(settings)` is how to get one.
+
+    `adapters` replace single ones: `store`, `clock`, `provider` (one for all names), `source`
+    (one for all pipelines), `targets`, `scorers`. `poll_s` is how often the engine looks for
+    signals; `on_step` is told of each durable step.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store | None = None,
+        clock: workflow.Clock | None = None,
+        provider: Provider | None = None,
+        source: Source | None = None,
+        targets: Sequence[Target] | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+        on_step: workflow.StepHook | None = None,
+        poll_s: float = 0.25,
+        background: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.clock: workflow.Clock = clock or workflow.SystemClock()
+        self.metrics = Metrics()
+        self.live = Live()
+        self.pools = ConnectionPoolManager()
+        self.breakers: dict[str, CircuitBreaker] = {}
+        self.trainer_url: str | None = None
+        self._given_store = store
+        self._given_provider = provider
+        self._given_source = source
+        self._given_targets = targets
+        self._scorers = dict(scorers or {})
+        self._on_step = on_step
+        self._poll_s = poll_s
+        self._background = background
+        self._providers: dict[str, Provider] = {}
+        self._closing = AsyncExitStack()
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, **adapters: Any) -> AsyncIterator[Self]:
+        """An App with everything running; closed at the end, runs stay for the next one."""
+        app = cls(settings, **adapters)
+        try:
+            await app.launch()
+            yield app
+        finally:
+            await app.close()
+
+    async def launch(self) -> None:
+        """Open adapters, start the engine, take up what was under way."""
+        settings = self.settings
+        settings.dir.mkdir(parents=True, exist_ok=True)
+        embedded = settings.store.url.startswith("sqlite")
+        if embedded:
+            lock = workflow.DirectoryLock(settings.dir)
+            lock.acquire()
+            self._closing.callback(lock.release)
+        self.store = self._given_store or await self._open_store()
+        self._closing.push_async_callback(self.store.close)
+        self.pools.add("database", DatabasePool(self.store.engine))
+        self.cache = settings.adapter("cache")(settings.cache.url)
+        self._closing.push_async_callback(self.cache.close)
+        await self._open_trainer()
+        self._watch_breakers()
+        self.targets = list(self._given_targets or ()) or self._open_targets()
+        self.parts = Parts(
+            store=self.store.loop,
+            directory=settings.dir,
+            clock=self.clock,
+            provider=self.provider,
+            source=self.open_source,
+            tasks={name: Task.of(task) for name, task in settings.tasks.items()},
+            targets=self.targets,
+            scorers=self._scorers,
+            hooks=self._hooks(),
+        )
+        await self._launch_engine(embedded)
+        await self._began()
+        self.metrics.watch_pools(self.pools.counts)
+        self.metrics.watch_cache(lambda: self.cache.hit_rate)
+
+    async def _open_store(self) -> Store:
+        config = self.settings.store
+        pool = {
+            "pool_size": config.pool_size,
+            "max_overflow": config.max_overflow,
+            "pool_timeout_s": config.pool_timeout,
+        }
+        opened = self.settings.adapter("store")(
+            str.__str__(config.url),
+            pool=None if config.url.startswith("sqlite") else pool,
+            clock=self.clock,
+        )
+        store: Store = await opened
+        return store
+
+    async def _open_trainer(self) -> None:
+        if self._given_provider is not None:
+            return
+        if not any(p.embedded for p in self.settings.providers.values()):
+            return
+        serve = self.settings.adapter("trainer")
+        trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
+        self.trainer_url = trainer.base_url
+
+    def _watch_breakers(self) -> None:
+        for name in ("openai", "mlflow"):
+            breaker = CircuitBreaker.named(name, on_event=self.metrics.on_breaker_event)
+            self.breakers[name] = breaker
+            self.metrics.watch_breaker(name, breaker)
+
+    def _open_targets(self) -> list[Target]:
+        make = self.settings.adapter("target") if self.settings.targets else None
+        return [make(config) for config in self.settings.targets.values()] if make else []
+
+    async def _launch_engine(self, embedded: bool) -> None:
+        url = self.store.engine.url.render_as_string(hide_password=False)
+        system = (
+            f"sqlite:///{self.settings.dir / 'engine.db'}"
+            if embedded
+            else self.store.engine.url.set(drivername="postgresql+psycopg").render_as_string(
+                hide_password=False
+            )
+        )
+        worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.engine = workflow.Engine(
+            store_url=url,
+            store_engine=self.store.engine,
+            system_url=system,
+            executor_id=EMBEDDED if embedded else worker,
+            clock=self.clock,
+            resources=self.parts,
+            poll_s=self._poll_s,
+            on_step=self._on_step,
+        )
+        await self.engine.launch()
+        self._closing.push_async_callback(self.engine.stop)
+
+    def _hooks(self) -> Any:
+        raise NotImplementedError
+
+    async def _began(self) -> None:
+        """What a part of the App does once the engine runs."""
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a loop of the App's own until it closes."""
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def close(self) -> None:
+        """Stop loops, engine, servers and pools, in the reverse order of their opening."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self.live.close()
+        for provider in self._providers.values():
+            with contextlib.suppress(StoreUnavailableError):
+                await provider.close()
+        await self._closing.aclose()
+
+    # --- adapters by name -----------------------------------------------------------
+
+    def provider(self, name: str) -> Provider:
+        """The provider of this name in the settings, opened once."""
+        if self._given_provider is not None:
+            return self._given_provider
+        if name not in self._providers:
+            config = self.endpoint(name)
+            make: Callable[..., Provider] = self.settings.adapter("provider")
+            self._providers[name] = make(
+                config,
+                clock=self.clock,
+                breaker=self.breakers["openai"],
+                timeout_s=config.timeout_seconds,
+            )
+        return self._providers[name]
+
+    def endpoint(self, name: str) -> ProviderConfig:
+        """A provider's settings, with the embedded trainer's real address filled in."""
+        config = self.settings.providers[name]
+        if config.embedded and config.base_url is None:
+            return replace(config, base_url=self.trainer_url, api_key=config.api_key or "embedded")
+        return config
+
+    def open_source(self, config: PipelineConfig, posts: str | None = None) -> Source:
+        """Where this run's posts come from: `posts` (a file or an address), or the settings'."""
+        if self._given_source is not None and posts is None:
+            return self._given_source
+        described = self.settings.sources[config.source]
+        if posts is not None:
+            described = replace(described, url=posts)
+        if described.url is None:
+            url = self.store.engine.url.render_as_string(hide_password=False)
+            described = replace(described, url=url)
+        opened: Source = self.settings.adapter("source")(described)
+        if inspect.isawaitable(opened):
+            raise ConfigError("adapters.source must not be a coroutine.", mend="Return a Source.")
+        return opened
+
+    def pipeline(self, name: str) -> PipelineConfig:
+        """A pipeline's settings. Raises `ConfigError` for an unknown one."""
+        if name not in self.settings.pipelines:
+            known = ", ".join(self.settings.pipelines)
+            raise ConfigError(
+                f"There is no pipeline {name!r}.", mend=f"Use one of: {known}.", field="pipeline"
+            )
+        return self.settings.pipelines[name]
+
+    def manager(self, deployment: Deployment | None = None, **changes: Any) -> DeploymentManager:
+        """A deployment manager for a rollout's pipeline."""
+        name = deployment.pipeline if deployment else "default"
+        config = self.settings.pipelines.get(name) or next(iter(self.settings.pipelines.values()))
+        return self.manager_of(replace(config, **changes) if changes else config)
+
+    def manager_of(self, config: PipelineConfig) -> DeploymentManager:
+        """A deployment manager with these settings."""
+        return DeploymentManager(
+            store=self.store.loop,
+            provider=self.provider(config.provider),
+            targets=self.targets,
+            clock=self.clock,
+            config=config,
+        )
+
+
+def source_config(name: str, url: str) -> SourceConfig:
+    """A source that only an address describes."""
+    return SourceConfig(name=name, url=url)

@@ -1,0 +1,56 @@
+"""Live events: that something changed, not what; readers fetch it anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+KEPT = 1000
+"""How many events a reader that comes back can be replayed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveEvent:
+    """Object `id` of this kind is at `version` now. `seq` rises by one each time."""
+
+    seq: int
+    kind: str
+    id: str
+    version: int
+
+
+class Live:
+    """Tells each subscriber of every change, with replay after a lost connection."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+        self._kept: deque[LiveEvent] = deque(maxlen=KEPT)
+        self._queues: set[asyncio.Queue[LiveEvent | None]] = set()
+
+    def publish(self, kind: str, id: str, version: int = 0) -> None:
+        """Tell everybody."""
+        self._seq += 1
+        event = LiveEvent(seq=self._seq, kind=kind, id=id, version=version)
+        self._kept.append(event)
+        for queue in self._queues:
+            queue.put_nowait(event)
+
+    async def subscribe(self, *, after: int | None = None) -> AsyncIterator[LiveEvent]:
+        """Events from now on, or from `after` on; ends when the App closes."""
+        queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
+        self._queues.add(queue)
+        try:
+            for event in list(self._kept) if after is not None else ():
+                if after is not None and event.seq > after:
+                    yield event
+            while (event := await queue.get()) is not None:  # type: ignore[assignment]
+                yield event
+        finally:
+            self._queues.discard(queue)
+
+    def close(self) -> None:
+        """End all subscriptions."""
+        for queue in self._queues:
+            queue.put_nowait(None)

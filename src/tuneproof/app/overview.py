@@ -1,0 +1,305 @@
+"""Use cases of the whole: status, health, doctor, activity, tokens, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from tuneproof.app.core import Core
+from tuneproof.app.live import LiveEvent
+from tuneproof.app.runs import Runs
+from tuneproof.errors import TuneProofError
+from tuneproof.settings import PipelineConfig
+from tuneproof.store import Activity, Page, TokenInfo
+from tuneproof.telemetry import (
+    BreakerCheck,
+    CallCheck,
+    HealthCheck,
+    HealthReport,
+    ProcessFigures,
+    Status,
+    run_checks,
+)
+
+SHUTDOWN_WARNING = timedelta(days=60)
+"""From when on the loop warns that a provider shuts a model down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """Whether the service can take requests, and why not."""
+
+    ok: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What `doctor` found about one thing, and how to mend it."""
+
+    name: str
+    status: str
+    detail: str
+    mend: str = ""
+
+
+class Overview(Runs, Core):
+    """What can be asked of the service as a whole."""
+
+    # --- health ---------------------------------------------------------------------
+
+    def _checks(self) -> list[HealthCheck]:
+        first = next(iter(self.settings.pipelines.values()))
+        redis = None if self.settings.cache.url.startswith("mem") else self.cache.ping
+        tracker = self.tracker.check if self.tracker is not None else None
+        return [
+            CallCheck(
+                name="database",
+                call=self.store.ping,
+                needed=True,
+                hint="Start the database, or mend DATABASE_URL.",
+            ),
+            CallCheck(
+                name="redis", call=redis, hint="Set REDIS_URL for a cache that workers share."
+            ),
+            CallCheck(
+                name="mlflow",
+                call=tracker,
+                hint="Set MLFLOW_TRACKING_URI; until then the outbox keeps everything.",
+            ),
+            CallCheck(
+                name="provider",
+                call=self.provider(first.provider).ping,
+                hint="Check the provider's address and key (tuneproof doctor).",
+            ),
+            BreakerCheck(name="openai_circuit_breaker", breaker=self.breakers["openai"]),
+            BreakerCheck(name="mlflow_circuit_breaker", breaker=self.breakers["mlflow"]),
+        ]
+
+    tracker: Any = None
+
+    @cached_property
+    def _process(self) -> ProcessFigures:
+        return ProcessFigures()
+
+    async def _report(self) -> HealthReport:
+        return await run_checks(self._checks(), now=self.clock.now)
+
+    async def health(self) -> Mapping[str, Any]:
+        """Each component by a real call, with pools and performance figures."""
+        report = await self._report()
+        figures = self._process.read()
+        return {
+            **report.to_dict(),
+            "connection_pools": self.pools.counts(),
+            "performance_metrics": {
+                "avg_response_time_ms": self.metrics.response_times.avg_ms,
+                "cache_hit_rate": self.cache.hit_rate,
+                "memory_usage_mb": figures["memory_usage_mb"],
+                "cpu_usage_percent": figures["cpu_usage_percent"],
+            },
+        }
+
+    async def ready(self) -> Ready:
+        """Whether the database answers; all else can be away for a while."""
+        report = await self._report()
+        bad = [
+            f"{name}: {c.detail} {c.hint}".strip()
+            for name, c in report.components.items()
+            if c.status is Status.UNHEALTHY
+        ]
+        return Ready(ok=not bad, reasons=tuple(bad))
+
+    async def model_performance(self) -> Mapping[str, Any]:
+        """What the newest look of each running or last test says of its arms."""
+        page = await self.store.experiments.page(limit=10)
+        found = {}
+        for test in page.items:
+            look = await self.store.experiments.last_look(test.id)
+            if look is not None:
+                found[test.id] = {
+                    "status": str(test.status),
+                    "at": look.at.isoformat(),
+                    "baseline": {"model_id": test.baseline.model_id, **asdict(look.baseline)},
+                    "candidate": {"model_id": test.candidate.model_id, **asdict(look.candidate)},
+                    "lift": look.lift,
+                    "interval": [look.lower, look.upper],
+                }
+        return {"experiments": found}
+
+    async def response_time(self) -> Mapping[str, Any]:
+        """How long this service takes to answer: mean and quantiles, in ms."""
+        return dict(self.metrics.response_times.read())
+
+    async def metrics_text(self, accept: str = "") -> tuple[bytes, str]:
+        """The Prometheus exposition and its content type."""
+        return self.metrics.render(accept)
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """An HTTP request was answered."""
+        self.metrics.request_finished(method, route, status, seconds)
+
+    # --- overview -------------------------------------------------------------------
+
+    async def status(self) -> Mapping[str, Any]:
+        """Each pipeline: the model in use, what runs, what happens next and when."""
+        routing = await self.store.routing.all()
+        in_use = {r.task: r.baseline.model_id for r in routing}
+        return {
+            "pipelines": [
+                await self._pipeline_status(config, in_use)
+                for config in self.settings.pipelines.values()
+            ],
+            "routing": [asdict(r) for r in routing],
+        }
+
+    async def _pipeline_status(
+        self, config: PipelineConfig, in_use: Mapping[str, str]
+    ) -> dict[str, Any]:
+        now = self.clock.now()
+        active = await self.store.runs.active(config.name)
+        run = active[-1] if active else None
+        deployments = await self.store.deployments.active(config.name)
+        deployment = deployments[-1] if deployments else None
+        starts = self.next_start(config, now)
+        return {
+            "name": config.name,
+            "enabled": config.enabled,
+            "model_in_use": {t: in_use.get(t) for t in config.tasks},
+            "run": {"id": run.id, "status": str(run.status), "current_stage": run.current_stage}
+            if run
+            else None,
+            "experiment_id": run.result.get("ab_test_id") if run else None,
+            "deployment_id": deployment.id if deployment else None,
+            "traffic": deployment.share if deployment else None,
+            "next_start_at": starts.isoformat() if starts else None,
+            "next_action": _next_action(run, deployment, starts),
+            "waits_for_person": [
+                f"{d.id} is paused: {d.cause}" for d in deployments if str(d.state) == "paused"
+            ],
+        }
+
+    async def activity(self, *, cursor: str | None = None, limit: int = 50) -> Page[Activity]:
+        """Who did what and why, newest first."""
+        return await self.store.activity.page(cursor=cursor, limit=limit)
+
+    def subscribe(self, *, after: int | None = None) -> AsyncIterator[LiveEvent]:
+        """Live events from now on, or from the last one seen."""
+        return self.live.subscribe(after=after)
+
+    # --- doctor ---------------------------------------------------------------------
+
+    async def doctor(self) -> Sequence[Finding]:
+        """Everything that could keep the loop from turning, each with how to mend it."""
+        report = await self._report()
+        found = [
+            Finding(
+                name=name,
+                status=_FINDINGS[c.status],
+                detail=c.detail or str(c.status).replace("_", " "),
+                mend=c.hint if c.status is not Status.HEALTHY else "",
+            )
+            for name, c in report.components.items()
+        ]
+        for config in self.settings.pipelines.values():
+            found += await self._model_findings(config)
+            found.append(await self._posts_finding(config))
+        return found
+
+    async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
+        name = f"{config.name}: base model"
+        provider = self.provider(config.provider)
+        try:
+            models = {m.id: m for m in await provider.models()}
+        except TuneProofError as e:
+            return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
+        bases = [m for m in models if not m.startswith("ft:")]
+        base = config.base_model or (bases[0] if len(bases) == 1 else None)
+        if base is None or base not in models:
+            said = f"{base!r} is not offered" if base else "training.base_model is not set"
+            return [
+                Finding(
+                    name=name,
+                    status="failed",
+                    detail=f"{said} by {provider.name}.",
+                    mend=f"Set training.base_model to one of: {', '.join(bases[:8]) or 'none'}.",
+                )
+            ]
+        return [_countdown(name, base, models[base].shutdown_at, self.clock.now())]
+
+    async def _posts_finding(self, config: PipelineConfig) -> Finding:
+        from tuneproof.collection import PostQuery, Window
+
+        name = f"{config.name}: posts"
+        now = self.clock.now()
+        query = PostQuery(
+            window=Window(since=now - timedelta(days=config.days_back), until=now),
+            threshold=config.engagement_threshold,
+            max_records=config.max_records,
+            chunk_size=config.chunk_size,
+        )
+        source = self.open_source(config)
+        try:
+            check = await source.check(query)
+        except TuneProofError as e:
+            return Finding(name=name, status="failed", detail=e.message, mend=e.mend)
+        finally:
+            await source.close()
+        if check.advice:
+            return Finding(name=name, status="warning", detail="works", mend=check.advice)
+        return Finding(name=name, status="ok", detail="the source has all the columns")
+
+    # --- tokens and repeated requests -------------------------------------------------
+
+    async def create_token(self, name: str, *, scopes: Sequence[str], actor: str = "system") -> str:
+        """A new bearer token, shown once; only its hash is kept."""
+        now = self.clock.now()
+        async with self.store.begin() as tx:
+            token = await self.store.tokens.create(name, scopes, now, tx=tx)
+            await self.store.activity.add(now, actor, "token create", name, tx=tx)
+        return token
+
+    async def verify_token(self, token: str) -> TokenInfo | None:
+        """Whose token this is and what it may do; None where nobody's."""
+        return await self.store.tokens.find(token)
+
+    async def answered(self, key: str) -> Any:
+        """What a request with this idempotency key was answered; None where it is new."""
+        return await self.store.idempotency.get(key)
+
+    async def keep_answer(
+        self, key: str, *, request_hash: str, status: int, body: Mapping[str, Any]
+    ) -> None:
+        """Remember an answer, so that the request repeated gets it again."""
+        await self.store.idempotency.put(key, request_hash, status, body, self.clock.now())
+
+
+_FINDINGS = {
+    Status.HEALTHY: "ok",
+    Status.NOT_CONFIGURED: "ok",
+    Status.DEGRADED: "warning",
+    Status.UNHEALTHY: "failed",
+}
+
+
+def _countdown(name: str, model: str, shutdown_at: datetime | None, now: datetime) -> Finding:
+    if shutdown_at is None:
+        return Finding(name=name, status="ok", detail=f"{model}; no shutdown announced")
+    left = shutdown_at - now
+    status = "ok" if left > SHUTDOWN_WARNING else "warning"
+    mend = "" if status == "ok" else "Name a successor in training.base_model and train early."
+    detail = f"{model} shuts down on {shutdown_at:%Y-%m-%d}, in {left.days} days"
+    return Finding(name=name, status=status, detail=detail, mend=mend)
+
+
+def _next_action(run: Any, deployment: Any, starts: datetime | None) -> str:
+    if deployment is not None and deployment.next_at is not None:
+        return f"rollout {deployment.id}: next step at {deployment.next_at:%Y-%m-%d %H:%M} UTC"
+    if run is not None:
+        return f"run {run.id}: {run.current_stage or 'about to begin'}"
+    if starts is not None:
+        return f"next run at {starts:%Y-%m-%d %H:%M} UTC"
+    return "nothing: start a run (tuneproof run start)"

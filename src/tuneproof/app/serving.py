@@ -1,0 +1,378 @@
+"""Use cases of experiments, rollouts, routing and events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tuneproof import workflow
+from tuneproof.app.core import Core
+from tuneproof.cache import METRICS_TTL_S, metrics_key
+from tuneproof.errors import ConflictError, InputError, NotFoundError, StateError
+from tuneproof.experiments import (
+    ABTest,
+    Arm,
+    Criteria,
+    EvaluationResult,
+    ExperimentStatus,
+    Exposure,
+    Ingested,
+    Look,
+    ModelEvaluator,
+    ModelRef,
+    Outcome,
+    Verdict,
+)
+from tuneproof.pipeline import experiment_alone, rollout_alone
+from tuneproof.resilience import CircuitBreaker
+from tuneproof.rollout import Deployment, RollbackResult, Routing
+from tuneproof.settings import PipelineConfig
+from tuneproof.stats import guardrails
+from tuneproof.store import Page
+
+GROSS_WINDOW = 20
+"""The breaker for gross failure reads this many of the candidate's last requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatEndpoint:
+    """Who serves a model: what the gateway calls."""
+
+    provider: str
+    base_url: str
+    api_key: str | None
+    organization: str | None
+    breaker: CircuitBreaker
+    timeout_s: float
+
+
+class Serving(Core):
+    """What can be asked of experiments, rollouts, routing and events."""
+
+    # --- experiments ----------------------------------------------------------------
+
+    async def create_ab_test(
+        self,
+        *,
+        baseline: ModelRef,
+        candidate: ModelRef,
+        traffic_split: float | None = None,
+        duration_hours: float | None = None,
+        criteria: Criteria | None = None,
+        pipeline: str = "default",
+        tasks: Sequence[str] | None = None,
+        actor: str = "system",
+    ) -> ABTest:
+        """Declare a test of its own, outside a run; it is looked at every hour."""
+        config = self.pipeline(pipeline)
+        if tasks is not None:
+            config = replace(config, tasks=tuple(tasks))
+        if criteria is not None:
+            config = replace(config, **asdict(criteria))
+        evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
+        async with self.store.begin() as tx:
+            test = await evaluator.create_a_b_test(
+                baseline, candidate, traffic_split, duration_hours, criteria=criteria, tx=tx
+            )
+            await self.store.activity.add(
+                self.clock.now(), actor, "experiment start", test.id, tx=tx
+            )
+        await self.engine.start(experiment_alone, test.id, config)
+        self._routing_changed(config.tasks)
+        return test
+
+    async def experiment(self, id: str) -> ABTest:
+        """The test of this id. Raises `NotFoundError`."""
+        return await self.store.experiments.get(id)
+
+    async def experiments(
+        self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[ABTest]:
+        """Tests, newest first."""
+        return await self.store.experiments.page(pipeline, cursor, limit)
+
+    async def looks(self, id: str) -> Sequence[Look]:
+        """All looks of a test, oldest first. Raises `NotFoundError`."""
+        await self.experiment(id)
+        return await self.store.experiments.looks(id)
+
+    async def evaluation(self, id: str) -> EvaluationResult | None:
+        """The test as its last look saw it; None before the first look."""
+        test = await self.experiment(id)
+        look = await self.store.experiments.last_look(id)
+        if look is None:
+            return None
+        await self._warm(look)
+        return EvaluationResult(
+            ab_test_id=id,
+            status=test.status,
+            look=look,
+            recommendation=test.verdict or look.verdict,
+            reason=test.reason or look.reason,
+            looks=look.number,
+        )
+
+    async def arm_metrics(self, id: str, arm: Arm) -> Mapping[str, Any] | None:
+        """One arm's figures from the cache, which each look warms; else from the last look."""
+        number = await self.store.experiments.count_looks(id)
+        if not number:
+            return None
+
+        async def read() -> Any:
+            look = await self.store.experiments.last_look(id)
+            return (
+                asdict(look.baseline if arm is Arm.BASELINE else look.candidate) if look else None
+            )
+
+        found: Mapping[str, Any] | None = await self.cache.get_or_compute(
+            metrics_key(id, str(arm), number), METRICS_TTL_S, read
+        )
+        return found
+
+    async def _warm(self, look: Look) -> None:
+        for arm, figures in ((Arm.BASELINE, look.baseline), (Arm.CANDIDATE, look.candidate)):
+            key = metrics_key(look.experiment_id, str(arm), look.number)
+            await self.cache.set(key, asdict(figures), METRICS_TTL_S)
+
+    async def end_experiment(self, id: str, *, reason: str, actor: str = "system") -> ABTest:
+        """End a running test by hand: the candidate is not promoted, its traffic goes back."""
+        async with self.store.begin() as tx:
+            test = await self.store.experiments.get(id, tx=tx)
+            if test.status is not ExperimentStatus.RUNNING:
+                raise StateError(
+                    f"Experiment {id} is {test.status} already.",
+                    mend=f"tuneproof experiment show {id}",
+                )
+            said = f"Ended by {actor}: {reason}"
+            ended = await self.store.experiments.update(
+                id, status=ExperimentStatus.ABORTED, verdict=Verdict.REJECT, reason=said, tx=tx
+            )
+            await self.store.loop.withdraw([id], self.clock.now(), said, tx)
+            await self.store.activity.add(
+                self.clock.now(), actor, "experiment end", id, reason, tx=tx
+            )
+        await self._wake(test.run_id or test.id)
+        self._routing_changed(test.tasks)
+        return ended
+
+    # --- rollouts -------------------------------------------------------------------
+
+    async def deploy(
+        self,
+        *,
+        model: ModelRef,
+        ab_test_id: str,
+        strategy: str | None = None,
+        rollout: Mapping[str, Any] | None = None,
+        pipeline: str | None = None,
+        actor: str = "system",
+    ) -> Deployment:
+        """Roll a model out that its experiment promoted. The experiment is looked up, not believed.
+
+        Raises `SafetyCheckError`, which names each check that failed.
+        """
+        test = await self.experiment(ab_test_id)
+        config = self.pipeline(pipeline or test.pipeline).override(**(rollout or {}))
+        config = replace(
+            config,
+            tasks=test.tasks,
+            deployment_strategy=strategy or config.deployment_strategy,
+        )
+        manager = self.manager_of(config)
+        evaluation = await self.evaluation(ab_test_id)
+        if model.model_id != test.candidate.model_id:
+            raise InputError(
+                f"Experiment {ab_test_id} tested {test.candidate.model_id}, not {model.model_id}.",
+                mend="Deploy the model that was tested.",
+            )
+        await manager.ensure_safe(test.candidate, test.baseline, evaluation)
+        async with self.store.begin() as tx:
+            at = self.clock.now()
+            await self._refuse_second(config.name, tx)
+            declared = await manager.declare(
+                test.candidate, test.baseline, ab_test_id=ab_test_id, salt=test.salt, at=at, tx=tx
+            )
+            begun = await manager.begin(declared.id, at=at, tx=tx)
+            await self.store.activity.add(at, actor, "rollout start", begun.id, tx=tx)
+        await manager.apply(begun)
+        await self.engine.start(rollout_alone, begun.id, config)
+        self._routing_changed(begun.tasks)
+        return begun
+
+    async def _refuse_second(self, pipeline: str, tx: Any) -> None:
+        active = await self.store.deployments.active(pipeline, tx=tx)
+        if active:
+            raise ConflictError(
+                f"Rollout {active[0].id} of {pipeline} is {active[0].state}: one at a time.",
+                mend=f"tuneproof rollout show {active[0].id}",
+            )
+
+    async def deployment(self, id: str) -> Deployment:
+        """The rollout of this id. Raises `NotFoundError`."""
+        return await self.store.deployments.get(id)
+
+    async def deployments(
+        self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[Deployment]:
+        """Rollouts, newest first."""
+        return await self.store.deployments.page(pipeline, cursor, limit)
+
+    async def deployment_history(self, id: str) -> Sequence[Mapping[str, Any]]:
+        """What happened to a rollout, oldest first, automatic and human alike."""
+        await self.deployment(id)
+        return [asdict(entry) for entry in await self.store.deployments.history(id)]
+
+    async def rollback(
+        self,
+        target: str,
+        *,
+        reason: str,
+        actor: str = "system",
+        expected_version: int | None = None,
+    ) -> RollbackResult:
+        """Give all traffic back to the model before, at once.
+
+        `target` is a rollout's id or a task's name. Needs the database only: neither the
+        engine nor a provider, MLflow or cache.
+        """
+        deployment = await self._target(target)
+        await self._expect(deployment, expected_version)
+        result = await self.manager(deployment).rollback_model(deployment.id, reason, actor=actor)
+        self._routing_changed(deployment.tasks)
+        await self._wake(deployment.run_id or deployment.id)
+        return result
+
+    async def _target(self, target: str) -> Deployment:
+        if target.startswith("deploy-"):
+            return await self.deployment(target)
+        active = [d for d in await self.store.deployments.active() if target in d.tasks]
+        if active:
+            return active[-1]
+        page = await self.store.deployments.page(limit=100)
+        done = [d for d in page.items if target in d.tasks and str(d.state) == "complete"]
+        if not done:
+            raise NotFoundError(
+                f"No rollout serves {target!r}: there is nothing to take back.",
+                mend="tuneproof status",
+            )
+        return done[0]
+
+    async def _expect(self, deployment: Deployment, version: int | None) -> None:
+        if version is not None and version != deployment.version:
+            raise ConflictError(
+                f"Rollout {deployment.id} is at version {deployment.version}, not {version}.",
+                mend="Read it again, then decide.",
+                version=deployment.version,
+                state=str(deployment.state),
+                share=deployment.share,
+            )
+
+    async def pause_rollout(
+        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
+    ) -> Deployment:
+        """Stay at this share until somebody resumes."""
+        return await self._act(id, "pause", reason, actor, expected_version)
+
+    async def resume_rollout(
+        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
+    ) -> Deployment:
+        """Go on; the step's time starts anew."""
+        return await self._act(id, "resume", reason, actor, expected_version)
+
+    async def advance_rollout(
+        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
+    ) -> Deployment:
+        """Take the next step now."""
+        return await self._act(id, "advance", reason, actor, expected_version)
+
+    async def _act(
+        self, id: str, verb: str, reason: str, actor: str, expected_version: int | None
+    ) -> Deployment:
+        deployment = await self.deployment(id)
+        await self._expect(deployment, expected_version)
+        manager = self.manager(deployment)
+        moved = await manager.act(id, verb, actor=actor, reason=reason)
+        await manager.apply(moved)
+        self._routing_changed(moved.tasks)
+        await self._wake(moved.run_id or moved.id)
+        return moved
+
+    async def _wake(self, run_id: str) -> None:
+        if await self.engine.exists(run_id) and not await self.engine.ended(run_id):
+            await self.engine.send(run_id, workflow.Signal(kind="wake"))
+
+    # --- routing and events -----------------------------------------------------------
+
+    async def routing(self) -> Sequence[Routing]:
+        """Which model serves each task."""
+        return await self.store.routing.all()
+
+    def _routing_changed(self, tasks: Sequence[str]) -> None:
+        for task in tasks:
+            self.live.publish("routing", task)
+
+    async def record_events(
+        self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+    ) -> Ingested:
+        """Take events in, each once; late and out of order is fine.
+
+        A candidate whose requests fail grossly is taken back at once.
+        """
+        taken = await self.store.events.ingest(exposures, outcomes, now=self.clock.now())
+        self.metrics.events_ingested(len(exposures), len(outcomes))
+        failing = {e.subject for e in exposures if e.error and e.arm is Arm.CANDIDATE}
+        for subject in failing - set(taken.unknown):
+            await self._stop_gross_failure(subject)
+        return taken
+
+    async def _stop_gross_failure(self, subject: str) -> None:
+        recent = await self.store.events.recent(subject, Arm.CANDIDATE, limit=GROSS_WINDOW)
+        found = guardrails.gross_failure([r.error for r in recent])
+        if not found.fired:
+            return
+        if subject.startswith("deploy-"):
+            deployment = await self.deployment(subject)
+            if not deployment.state.final:
+                await self.rollback(subject, reason=found.reason, actor="guardrail")
+        else:
+            test = await self.experiment(subject)
+            if test.status is ExperimentStatus.RUNNING:
+                await self.end_experiment(subject, reason=found.reason, actor="guardrail")
+
+    # --- the gateway's ----------------------------------------------------------------
+
+    async def chat_endpoint(self, model_id: str) -> ChatEndpoint:
+        """Which provider serves this model: the one that trained it, else the default."""
+        versions = await self.store.versions.list(model_id=model_id, limit=1)
+        first = next(iter(self.settings.pipelines.values()))
+        name = versions[0].provider if versions else first.provider
+        config = self.endpoint(name if name in self.settings.providers else first.provider)
+        return ChatEndpoint(
+            provider=config.name,
+            base_url=str.__str__(config.base_url or "https://api.openai.com/v1"),
+            api_key=None if config.api_key is None else str.__str__(config.api_key),
+            organization=config.organization,
+            breaker=self._breaker_of(model_id),
+            timeout_s=config.timeout_seconds,
+        )
+
+    def _breaker_of(self, model_id: str) -> CircuitBreaker:
+        key = f"chat:{model_id}"
+        if key not in self.breakers:
+            self.breakers[key] = CircuitBreaker.named("openai")
+        return self.breakers[key]
+
+    def cost_usd(self, model_id: str, *, prompt_tokens: int, completion_tokens: int) -> float:
+        """What a request cost by the settings' prices; 0 where the model has none."""
+        for config in self.settings.providers.values():
+            for prefix, (prompt, completion) in sorted(
+                config.prices.items(), key=lambda item: -len(item[0])
+            ):
+                if model_id.removeprefix("ft:").startswith(prefix):
+                    return (prompt * prompt_tokens + completion * completion_tokens) / 1e6
+        return 0.0
+
+    def config_of(self, deployment: Deployment) -> PipelineConfig:
+        """The settings of a rollout's pipeline."""
+        return self.pipeline(deployment.pipeline)
