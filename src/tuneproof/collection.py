@@ -1,0 +1,433 @@
+"""Collection: the posts that did best, read once, in chunks, from the user's own table.
+
+Says what a post, a task and a source are, and how posts become a batch of training data. It
+knows no SQL and no file format (`sources`), and not what makes an example fit to train on:
+that is the curator, which it is given (`curation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pkgutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from string import Formatter
+from typing import Any, NamedTuple, Protocol
+
+from tuneproof.errors import ConfigError, DataError
+from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig
+
+__all__ = [
+    "Clock",
+    "Collected",
+    "Curator",
+    "DataCollector",
+    "Dataset",
+    "Example",
+    "Post",
+    "PostQuery",
+    "Source",
+    "SourceCheck",
+    "Task",
+    "TrainingDataBatch",
+    "Window",
+]
+
+CURATOR = "tuneproof.curation:curate"
+"""What curates where no curator is given. A name, since imports point down."""
+
+
+class Post(NamedTuple):
+    """One published output with its measured outcome: a row of the user's table.
+
+    A tuple, not a dataclass: millions are made, and this takes a third of the time. `version`
+    is our version that wrote it, None for anybody else. `fields` holds further columns by the
+    words that the tasks' templates use.
+    """
+
+    id: str
+    persona_id: str | None
+    original_input: str | None
+    hook: str | None
+    body: str | None
+    engagement_rate: float | None
+    ts: datetime
+    tokens_used: int | None = None
+    impressions: int | None = None
+    clicks: int | None = None
+    version: str | None = None
+    fields: Mapping[str, Any] | None = None
+
+    def text(self, column: str) -> str:
+        """A column as text; empty where it is NULL. Raises `DataError` for an unknown one."""
+        value = (self.fields or {}).get(column, _ABSENT)
+        if value is _ABSENT:
+            value = getattr(self, column, _ABSENT) if column in Post._fields else _ABSENT
+        if value is _ABSENT:
+            raise DataError(
+                f"A post has no column {column!r}.",
+                mend="Name it in the source's columns, or mend the task's template.",
+            )
+        return "" if value is None else str(value)
+
+
+_ABSENT: Any = object()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A stretch of time: `since` ≤ ts < `until`."""
+
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostQuery:
+    """Which posts: those of the window with a rate at or above `threshold`, best first.
+
+    Ties are in the order of their ids. `max_records` None: all. `columns` are the words that
+    the tasks' templates need beside the usual ones.
+    """
+
+    window: Window
+    threshold: float
+    max_records: int | None = 10_000
+    chunk_size: int = 1000
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCheck:
+    """What a source has: columns found and missing, and what would make it faster or right.
+
+    `missing` are columns without which nothing can be collected.
+    """
+
+    found: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    rows: int | None = None
+    newest: datetime | None = None
+
+
+class Source(Protocol):
+    """Where posts come from: a table or a file, read only.
+
+    Errors: `DataError` where the source is not as described, `StoreUnavailableError` where it
+    does not answer.
+    """
+
+    async def check(self, query: PostQuery) -> SourceCheck:
+        """Look at the columns and indexes; `rows` and `newest` where that is cheap."""
+
+    def posts(self, query: PostQuery) -> AsyncIterator[list[Post]]:
+        """The posts, in chunks of `chunk_size`: one query, in memory that does not grow."""
+
+    async def close(self) -> None:
+        """Give connections back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing the application asks a model for, and how a post shows it done well.
+
+    `prompt` is a template over the post's columns; where all of its columns are empty, the
+    prompt is `empty_prompt`. `completion` is the column with the answer.
+    """
+
+    name: str
+    prompt: str
+    completion: str
+    empty_prompt: str = "Create engaging content"
+    system: str | None = None
+
+    @classmethod
+    def of(cls, config: TaskConfig | Task) -> Task:
+        """The task that the settings describe."""
+        if isinstance(config, Task):
+            return config
+        return cls(
+            name=config.name,
+            prompt=config.prompt,
+            completion=config.completion,
+            empty_prompt=config.empty_prompt,
+            system=config.system,
+        )
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the prompt names, in order, each once."""
+        return tuple(dict.fromkeys(name for _, name in self._pieces if name is not None))
+
+    @cached_property
+    def _pieces(self) -> tuple[tuple[str, str | None], ...]:
+        return tuple((text, name) for text, name, _, _ in Formatter().parse(self.prompt))
+
+    def request(self, post: Post) -> str:
+        """What the model is asked."""
+        values = {name: post.text(name) for name in self.columns}
+        if values and not any(value.strip() for value in values.values()):
+            return self.empty_prompt
+        return "".join(text if name is None else text + values[name] for text, name in self._pieces)
+
+    def messages(self, post: Post) -> list[dict[str, str]]:
+        """The chat that a training line shows: system (if any), user, assistant."""
+        chat = [{"role": "system", "content": self.system}] if self.system else []
+        chat.append({"role": "user", "content": self.request(post)})
+        chat.append({"role": "assistant", "content": post.text(self.completion)})
+        return chat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One training line, and where it came from."""
+
+    task: str
+    messages: tuple[Mapping[str, str], ...]
+    post_id: str
+    unit: str
+    input_hash: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One task's examples on disk; never changed once written. Counts are lines."""
+
+    task: str
+    hash: str
+    train_path: str
+    validation_path: str
+    train_examples: int
+    validation_examples: int
+
+    @property
+    def examples(self) -> int:
+        """Lines of both files."""
+        return self.train_examples + self.validation_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDataBatch:
+    """What a run trains on: a dataset for each task, and the merged files of all.
+
+    `hash` names it all by content. `posts` were read, `total_records` of them gave examples.
+    `examples` counts lines by task, training and validation together. `dropped` counts by
+    reason what curation left out; `note` says in words why there is nothing, where there is
+    nothing. Paths are absolute.
+    """
+
+    pipeline: str
+    window: Window
+    hash: str
+    posts: int
+    total_records: int
+    examples: Mapping[str, int]
+    datasets: Mapping[str, Dataset]
+    train_path: str
+    validation_path: str
+    manifest_path: str
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+    note: str = ""
+
+    @property
+    def hook_examples(self) -> int:
+        """Examples of the task `hook`."""
+        return self.examples.get("hook", 0)
+
+    @property
+    def body_examples(self) -> int:
+        """Examples of the task `body`."""
+        return self.examples.get("body", 0)
+
+    @property
+    def train_examples(self) -> int:
+        """Lines of the merged training file."""
+        return sum(dataset.train_examples for dataset in self.datasets.values())
+
+    @property
+    def validation_examples(self) -> int:
+        """Lines of the merged validation file."""
+        return sum(dataset.validation_examples for dataset in self.datasets.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """A stream of posts on its way to the curator, with what the manifest says of it."""
+
+    pipeline: str
+    tasks: tuple[Task, ...]
+    query: PostQuery
+    source: str
+    chunks: AsyncIterator[list[Post]]
+    directory: Path
+
+
+Curator = Callable[[Collected], Awaitable[TrainingDataBatch]]
+"""Makes a batch of training data of a stream of posts."""
+
+
+class Clock(Protocol):
+    """What time it is."""
+
+    def now(self) -> datetime:
+        """The present instant, aware."""
+
+
+class DataCollector:
+    """Collects the posts of a window and has them curated. Usable by itself.
+
+    `engagement_threshold` is inclusive. Left out, `source` and `tasks` are those of the
+    settings, `dir` is the settings' data directory, and posts are curated by `curation`.
+    Raises `ConfigError` for thresholds and sizes that cannot be.
+    """
+
+    def __init__(
+        self,
+        engagement_threshold: float = 0.06,
+        *,
+        source: Source | None = None,
+        tasks: Sequence[Task | TaskConfig] | None = None,
+        dir: Path | str | None = None,
+        pipeline: str = "default",
+        days_back: float = 7,
+        max_records: int | None = 10_000,
+        chunk_size: int = 1000,
+        clock: Clock | None = None,
+        curator: Curator | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        _check("engagement_threshold", engagement_threshold, 0, 1)
+        _check("days_back", days_back, 0, 36_500)
+        _check("chunk_size", chunk_size, 1, 100_000)
+        if max_records is not None:
+            _check("max_records", max_records, 1, math.inf)
+        self.engagement_threshold = engagement_threshold
+        self.days_back = days_back
+        self.max_records = max_records
+        self.chunk_size = chunk_size
+        self.pipeline = pipeline
+        self.tasks = tuple(Task.of(task) for task in (tasks or (HOOK, BODY)))
+        self._source = source
+        self._dir = None if dir is None else Path(dir)
+        self._clock = clock
+        self._curator = curator
+        self._settings = settings
+
+    @classmethod
+    def of(cls, config: PipelineConfig, **arguments: Any) -> DataCollector:
+        """The collector that a pipeline's config asks for."""
+        return cls(
+            config.engagement_threshold,
+            pipeline=config.name,
+            days_back=config.days_back,
+            max_records=config.max_records,
+            chunk_size=config.chunk_size,
+            **arguments,
+        )
+
+    async def collect_training_data(
+        self, days_back: float | None = None, until: datetime | None = None
+    ) -> TrainingDataBatch:
+        """Read the best posts of the last `days_back` days before `until` (now) and curate them.
+
+        The same posts and the same window always give the same files, under the same hash.
+        With too few posts the batch is small or empty, and its `note` says why; what is too
+        few is the caller's to say. Raises `DataError` where the source lacks a column or its
+        rates are no shares, `StoreUnavailableError` where it does not answer.
+        """
+        days = self.days_back if days_back is None else days_back
+        _check("days_back", days, 0, 36_500)
+        query = self.query(days, until or self._now())
+        source = self._source or self._own_source()
+        try:
+            return await self._collect(source, query)
+        finally:
+            if self._source is None:
+                await source.close()
+
+    def query(self, days_back: float, until: datetime) -> PostQuery:
+        """The query that collects the `days_back` days before `until`; naive times are UTC."""
+        end = until if until.tzinfo else until.replace(tzinfo=UTC)
+        columns = (c for task in self.tasks for c in (*task.columns, task.completion))
+        return PostQuery(
+            window=Window(since=end - timedelta(days=days_back), until=end),
+            threshold=self.engagement_threshold,
+            max_records=self.max_records,
+            chunk_size=self.chunk_size,
+            columns=tuple(dict.fromkeys(columns)),
+        )
+
+    async def _collect(self, source: Source, query: PostQuery) -> TrainingDataBatch:
+        check = await source.check(query)
+        if check.missing:
+            raise DataError(
+                f"{source} has no column for {', '.join(check.missing)}; it has "
+                f"{', '.join(check.found) or 'none at all'}.",
+                mend="Name the columns in [sources.posts.columns], or mend the task's template.",
+                missing=list(check.missing),
+                found=list(check.found),
+            )
+        curate = self._curator or pkgutil.resolve_name(CURATOR)
+        directory = await asyncio.to_thread(self._directory)
+        batch: TrainingDataBatch = await curate(
+            Collected(
+                pipeline=self.pipeline,
+                tasks=self.tasks,
+                query=query,
+                source=str(source),
+                chunks=source.posts(query),
+                directory=directory,
+            )
+        )
+        return batch if batch.posts else replace(batch, note=_why_none(check, query))
+
+    def _directory(self) -> Path:
+        path = self._dir or self._loaded().dir
+        path = path.expanduser().absolute()
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _loaded(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings.load()
+        return self._settings
+
+    def _own_source(self) -> Source:
+        settings = self._loaded()
+        source: Source = settings.adapter("source")(settings, "posts")
+        return source
+
+    def _now(self) -> datetime:
+        return self._clock.now() if self._clock else datetime.now(UTC)
+
+
+def _why_none(check: SourceCheck, query: PostQuery) -> str:
+    window = f"{query.window.since:%Y-%m-%d %H:%M} to {query.window.until:%Y-%m-%d %H:%M} UTC"
+    if check.rows == 0:
+        return "The source has no posts at all: import some, or check the table's name."
+    if check.newest is not None and check.newest < query.window.since:
+        return (
+            f"The newest post is of {check.newest:%Y-%m-%d %H:%M} UTC, before the window "
+            f"{window}: set --as-of, or widen days_back."
+        )
+    return (
+        f"No post in the window {window} has a rate of {query.threshold:g} or more: "
+        "widen days_back, or lower engagement_threshold."
+    )
+
+
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ConfigError(
+            f"{name} is {value!r}; it must be between {least:g} and {most:g}.",
+            mend=f"Set {name} within these bounds.",
+            field=name,
+            value=value,
+        )

@@ -1,0 +1,354 @@
+"""From a stream of posts to a dataset on disk, a chunk at a time, in a worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from tuneproof.collection import (
+    Collected,
+    Curator,
+    Post,
+    PostQuery,
+    Task,
+    TrainingDataBatch,
+    Window,
+)
+from tuneproof.curation.files import DatasetFiles
+from tuneproof.curation.rules import estimate_tokens, has_special_token, is_utf8, redact
+from tuneproof.curation.sift import (
+    KEPT_BACK,
+    TRAIN,
+    VALIDATION,
+    Dropped,
+    Seen,
+    input_key,
+    side_of,
+)
+from tuneproof.errors import ConfigError, DataError
+
+__all__ = ["CurationOptions", "curate", "curate_posts", "curator"]
+
+_FORMAT: Final = 1
+_TOKEN_EDGES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
+_USABLE_RATE: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurationOptions:
+    """How strict curation is. Shares are 0–1; tokens are estimated at four bytes each.
+
+    `own_output_share` is the most that posts of our own versions may make up, `persona_cap`
+    the most examples of a task that one persona gives (None: any number). `blocked` are words
+    that no example may hold; `refuse` is a moderation hook: it gets the messages and names a
+    reason to leave the example out, or None. `erased` are units whose data is never used.
+    """
+
+    min_characters: int = 3
+    max_tokens: int = 16_384
+    personal_data: str = "redact"
+    validation_share: float = 0.1
+    kept_back_share: float = 0.05
+    own_output_share: float = 0.5
+    persona_cap: int | None = None
+    blocked: Sequence[str] = ()
+    refuse: Callable[[Sequence[dict[str, str]]], str | None] | None = None
+    erased: frozenset[str] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        for name in ("validation_share", "kept_back_share", "own_output_share"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}.", mend="A share lies between 0 and 1.")
+        if self.personal_data not in ("redact", "drop", "keep"):
+            raise ConfigError(
+                f"personal_data is {self.personal_data!r}.", mend="Write redact, drop or keep."
+            )
+
+
+def curator(options: CurationOptions) -> Curator:
+    """A curator with options of its own, for `DataCollector(curator=…)`."""
+    return partial(curate, options=options)
+
+
+async def curate(
+    collected: Collected, *, options: CurationOptions | None = None
+) -> TrainingDataBatch:
+    """Run a stream of posts through all rules and write the dataset.
+
+    Memory does not grow with the posts but by 16 bytes an example, for the exact duplicates.
+    Raises `DataError` where the rates are no shares, so that nothing can be told from them.
+    """
+    curation = await asyncio.to_thread(_Curation, collected, options or CurationOptions())
+    with curation.files:
+        async for chunk in collected.chunks:
+            await asyncio.to_thread(curation.add, chunk)
+        return await asyncio.to_thread(curation.finish)
+
+
+async def curate_posts(
+    posts: Iterable[Post],
+    tasks: Sequence[Task],
+    directory: Path | str,
+    *,
+    options: CurationOptions | None = None,
+) -> TrainingDataBatch:
+    """Curate posts that are in memory: curation by itself, without a source."""
+    always = Window(since=datetime(1970, 1, 1, tzinfo=UTC), until=datetime(9999, 1, 1, tzinfo=UTC))
+    collected = Collected(
+        pipeline="default",
+        tasks=tuple(tasks),
+        query=PostQuery(window=always, threshold=0.0, max_records=None),
+        source="posts in memory",
+        chunks=_one_chunk(list(posts)),
+        directory=Path(directory),
+    )
+    return await curate(collected, options=options)
+
+
+async def _one_chunk(posts: list[Post]) -> AsyncIterator[list[Post]]:
+    yield posts
+
+
+class _Curation:
+    """The state of one curation; `add` and `finish` run in a thread, one at a time."""
+
+    def __init__(self, collected: Collected, options: CurationOptions) -> None:
+        self._collected = collected
+        self._options = options
+        self._blocked = [word.casefold() for word in options.blocked]
+        self._tasks = collected.tasks
+        self._dropped = Dropped()
+        self._seen = Seen()
+        self._redacted: Counter[str] = Counter()
+        self._personas: Counter[tuple[str, str]] = Counter()
+        self._inputs: Counter[int] = Counter()
+        self._own: list[tuple[str, str, int, int]] = []  # best first: see `_cap_own_output`
+        self._lines = 0
+        self._tokens = [0] * (len(_TOKEN_EDGES) + 1)
+        self._token_sum = 0
+        self._posts = 0
+        self._used = 0
+        self.files = DatasetFiles(collected.directory, [task.name for task in self._tasks])
+
+    def add(self, posts: Sequence[Post]) -> None:
+        """Take in a chunk."""
+        lines: dict[tuple[str, str], list[bytes]] = {
+            (task.name, side): [] for task in self._tasks for side in (TRAIN, VALIDATION)
+        }
+        lineage: list[bytes] = []
+        for post in posts:
+            self._posts += 1
+            side = self._side(post)
+            if side is None:
+                continue
+            used = False
+            for task in self._tasks:
+                line = self._example(post, task)
+                if line is None:
+                    continue
+                used = True
+                place = lines[task.name, side]
+                if post.version is not None:
+                    number = self.files.tasks[task.name].counts[side] + len(place)
+                    self._own.append((task.name, side, number, self._lines))
+                self._lines += 1
+                place.append(line)
+                lineage.append(f"{_csv(post.id)},{task.name},{side}".encode())
+            self._used += used
+        for (name, side), found in lines.items():
+            self.files.tasks[name].write(side, found)
+        self.files.note_lineage(lineage)
+
+    def _side(self, post: Post) -> str | None:
+        """Where the post's examples belong, or None where the post as such is left out."""
+        rate = post.engagement_rate
+        if rate is not None and not (math.isfinite(rate) and 0 <= rate <= _USABLE_RATE):
+            self._dropped.add("invalid_rate", post, rate)
+            return None
+        if post.id in self._options.erased:
+            self._dropped.add("erased", post)
+            return None
+        key = input_key(post, self._tasks)
+        side = side_of(
+            key,
+            post.id,
+            validation_share=self._options.validation_share,
+            kept_back_share=self._options.kept_back_share,
+        )
+        if side == KEPT_BACK:
+            self._dropped.add(KEPT_BACK, post)
+            return None
+        return side
+
+    def _example(self, post: Post, task: Task) -> bytes | None:
+        """The post as a line for one task, or None where a rule leaves it out."""
+        messages = task.messages(post)
+        reason = self._unfit(messages)
+        if reason is None and self._options.personal_data != "keep":
+            reason = self._without_personal_data(messages)
+        if reason is None:
+            reason = self._refused(messages)
+        if reason is not None:
+            self._dropped.add(reason, post, messages[-1]["content"], task.name)
+            return None
+        line = orjson.dumps({"messages": messages})
+        if not self._seen.new(line):
+            self._dropped.add("duplicate", post, messages[-1]["content"], task.name)
+            return None
+        if self._above_cap(post, task):
+            self._dropped.add("persona_cap", post, post.persona_id, task.name)
+            return None
+        tokens = sum(estimate_tokens(m["content"]) for m in messages)
+        self._token_sum += tokens
+        self._tokens[sum(tokens > edge for edge in _TOKEN_EDGES)] += 1
+        return line
+
+    def _unfit(self, messages: Sequence[dict[str, str]]) -> str | None:
+        if not all(is_utf8(m["content"]) for m in messages):
+            return "not_utf8"
+        answer = messages[-1]["content"].strip()
+        if not answer:
+            return "empty"
+        if len(answer) < self._options.min_characters:
+            return "too_short"
+        if sum(estimate_tokens(m["content"]) for m in messages) > self._options.max_tokens:
+            return "too_long"
+        if any(has_special_token(m["content"]) for m in messages):
+            return "special_token"
+        return None
+
+    def _without_personal_data(self, messages: Sequence[dict[str, str]]) -> str | None:
+        found: Counter[str] = Counter()
+        for message in messages:
+            if message["role"] != "system":
+                message["content"] = redact(message["content"], found)
+        if found and self._options.personal_data == "drop":
+            return "personal_data"
+        self._redacted.update(found)
+        return None
+
+    def _refused(self, messages: Sequence[dict[str, str]]) -> str | None:
+        if self._blocked:
+            text = " ".join(m["content"] for m in messages).casefold()
+            if any(word in text for word in self._blocked):
+                return "blocked"
+        return self._options.refuse(messages) if self._options.refuse else None
+
+    def _above_cap(self, post: Post, task: Task) -> bool:
+        if self._options.persona_cap is None:
+            return False
+        key = (task.name, post.persona_id or "")
+        self._personas[key] += 1
+        return self._personas[key] > self._options.persona_cap
+
+    def finish(self) -> TrainingDataBatch:
+        """Apply the cap on own output, write the manifest, move the dataset into place."""
+        self._check_rates()
+        self.files.finish_lines()
+        self._cap_own_output()
+        examples = {name: sum(files.counts.values()) for name, files in self.files.tasks.items()}
+        digest, datasets, place = self.files.finish(self._manifest(examples))
+        return TrainingDataBatch(
+            pipeline=self._collected.pipeline,
+            window=self._collected.query.window,
+            hash=digest,
+            posts=self._posts,
+            total_records=self._used,
+            examples=examples,
+            datasets=datasets,
+            train_path=str(place / f"{TRAIN}.jsonl"),
+            validation_path=str(place / f"{VALIDATION}.jsonl"),
+            manifest_path=str(place / "manifest.json"),
+            dropped=dict(self._dropped.counts),
+            source=self._collected.source,
+        )
+
+    def _check_rates(self) -> None:
+        bad = self._dropped.counts["invalid_rate"]
+        if bad == 0 or bad * 2 <= self._posts:
+            return
+        sample = self._dropped.samples["invalid_rate"][0]
+        raise DataError(
+            f"{bad} of {self._posts} posts have an engagement_rate that is no share of 1; post "
+            f"{sample['post']} has {sample['value']}.",
+            mend="A rate lies between 0 and 1: divide percents by 100 in a view, or name "
+            "another column in [sources.posts.columns].",
+            field="engagement_rate",
+            value=sample["value"],
+        )
+
+    def _cap_own_output(self) -> None:
+        share = self._options.own_output_share
+        total = sum(sum(files.counts.values()) for files in self.files.tasks.values())
+        others = total - len(self._own)
+        allowed = len(self._own) if share >= 1 else int(others * share / (1 - share))
+        surplus = self._own[allowed:]
+        if not surplus:
+            return
+        self._dropped.counts["own_output"] += len(surplus)
+        unwanted: dict[tuple[str, str], set[int]] = {}
+        for task, side, number, _ in surplus:
+            unwanted.setdefault((task, side), set()).add(number)
+        self.files.drop_lineage({line for *_, line in surplus})
+        for (task, side), numbers in unwanted.items():
+            self.files.tasks[task].drop_lines(side, numbers)
+
+    def _manifest(self, examples: dict[str, int]) -> dict[str, Any]:
+        query = self._collected.query
+        options = self._options
+        return {
+            "format": _FORMAT,
+            "pipeline": self._collected.pipeline,
+            "source": self._collected.source,
+            "query": {
+                "since": query.window.since.isoformat(),
+                "until": query.window.until.isoformat(),
+                "engagement_threshold": query.threshold,
+                "max_records": query.max_records,
+            },
+            "tasks": {
+                task.name: {
+                    "prompt": task.prompt,
+                    "completion": task.completion,
+                    "empty_prompt": task.empty_prompt,
+                    "system": task.system,
+                    "examples": examples[task.name],
+                    **self.files.tasks[task.name].counts,
+                }
+                for task in self._tasks
+            },
+            "posts": {"read": self._posts, "used": self._used},
+            "dropped": {
+                reason: {"count": count, "samples": self._dropped.samples.get(reason, [])}
+                for reason, count in sorted(self._dropped.counts.items())
+            },
+            "personal_data": {
+                "rule": options.personal_data,
+                **dict(sorted(self._redacted.items())),
+            },
+            "split": {
+                "validation_share": options.validation_share,
+                "kept_back_share": options.kept_back_share,
+            },
+            "tokens": {
+                "estimated_total": self._token_sum,
+                "histogram": {"edges": list(_TOKEN_EDGES), "counts": self._tokens},
+            },
+        }
+
+
+def _csv(text: str) -> str:
+    clean = text.encode("utf-8", "backslashreplace").decode()
+    if any(c in clean for c in ',"\n\r'):
+        return '"' + clean.replace('"', '""') + '"'
+    return clean

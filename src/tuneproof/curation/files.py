@@ -1,0 +1,186 @@
+"""The files of a dataset: written beside their place, named by content, moved in whole.
+
+DIR/datasets/HASH/train.jsonl  validation.jsonl      all tasks, for training together
+                  TASK/train.jsonl  validation.jsonl  one task
+                  lineage.csv                         which post made which line
+                  manifest.json                       what, from where, and what was left out
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from tuneproof.collection import Dataset
+from tuneproof.curation.sift import TRAIN, VALIDATION
+
+__all__ = ["DatasetFiles", "TaskFiles"]
+
+SIDES: Final = (TRAIN, VALIDATION)
+_BUFFER: Final = 1 << 20
+_STALE_S: Final = 24 * 3600
+_TEMPORARY: Final = ".writing-"
+
+
+class TaskFiles:
+    """The two files of one task while they grow."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.counts = dict.fromkeys(SIDES, 0)
+        self._files = {side: _open(folder / f"{side}.jsonl") for side in SIDES}
+
+    def write(self, side: str, lines: Sequence[bytes]) -> None:
+        """Append lines to one side."""
+        if lines:
+            self.counts[side] += len(lines)
+            self._files[side].write(b"\n".join((*lines, b"")))
+
+    def close(self) -> None:
+        """Write what is buffered down to the disk."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+    def drop_lines(self, side: str, unwanted: set[int]) -> None:
+        """Write one side anew without some of its lines (numbered from 0), after `close`."""
+        _without(self.folder / f"{side}.jsonl", unwanted)
+        self.counts[side] -= len(unwanted)
+
+    def digest(self) -> str:
+        """The hash of what both files hold."""
+        total = hashlib.sha256()
+        for side in SIDES:
+            with (self.folder / f"{side}.jsonl").open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()[:32]
+
+
+class DatasetFiles:
+    """A dataset's folder while it is made. As a context manager it leaves nothing half made."""
+
+    def __init__(self, directory: Path, tasks: Sequence[str]) -> None:
+        self.root = directory / "datasets"
+        self.root.mkdir(parents=True, exist_ok=True)
+        _sweep(self.root)
+        self.folder = self.root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        self.tasks = {task: TaskFiles(self.folder / task) for task in tasks}
+        self._lineage = _open(self.folder / "lineage.csv")
+        self._lineage.write(b"post_id,task,side\n")
+
+    def __enter__(self) -> DatasetFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.folder.exists():
+            self._close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def note_lineage(self, lines: Sequence[bytes]) -> None:
+        """Append to the list of which post made which line."""
+        if lines:
+            self._lineage.write(b"\n".join((*lines, b"")))
+
+    def drop_lineage(self, unwanted: set[int]) -> None:
+        """Forget lines of the lineage (numbered from 0), after `finish_lines`."""
+        _without(self.folder / "lineage.csv", {number + 1 for number in unwanted})
+
+    def finish_lines(self) -> None:
+        """No more lines will come."""
+        self._close()
+
+    def finish(self, manifest: dict[str, Any]) -> tuple[str, dict[str, Dataset], Path]:
+        """Merge, name by content, and move into place: the hash, the datasets, the folder.
+
+        A folder of this hash that exists already holds the same lines, and is left alone.
+        """
+        digests = {task: files.digest() for task, files in self.tasks.items()}
+        whole = hashlib.sha256("".join(f"{t} {d}\n" for t, d in digests.items()).encode())
+        digest = whole.hexdigest()[:32]
+        place = self.root / digest
+        datasets = {t: self._dataset(t, digests[t], place) for t in self.tasks}
+        if not place.exists():
+            for side in SIDES:
+                self._merge(side)
+            _write_json(self.folder / "manifest.json", {"hash": digest, **manifest})
+            _sync(self.folder)
+            try:
+                self.folder.rename(place)
+            except OSError:
+                if not place.exists():
+                    raise
+            _sync(self.root)
+        return digest, datasets, place
+
+    def _dataset(self, task: str, digest: str, place: Path) -> Dataset:
+        files = self.tasks[task]
+        return Dataset(
+            task=task,
+            hash=digest,
+            train_path=str(place / task / f"{TRAIN}.jsonl"),
+            validation_path=str(place / task / f"{VALIDATION}.jsonl"),
+            train_examples=files.counts[TRAIN],
+            validation_examples=files.counts[VALIDATION],
+        )
+
+    def _merge(self, side: str) -> None:
+        parts = [files.folder / f"{side}.jsonl" for files in self.tasks.values()]
+        whole = self.folder / f"{side}.jsonl"
+        if len(parts) == 1:
+            os.link(parts[0], whole)
+            return
+        with _open(whole) as target:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, target, _BUFFER)
+            target.flush()
+            os.fsync(target.fileno())
+
+    def _close(self) -> None:
+        if not self._lineage.closed:
+            self._lineage.close()
+            for files in self.tasks.values():
+                files.close()
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("wb", buffering=_BUFFER)
+
+
+def _without(path: Path, unwanted: set[int]) -> None:
+    fresh = path.with_suffix(".new")
+    with path.open("rb") as old, _open(fresh) as new:
+        new.writelines(line for number, line in enumerate(old) if number not in unwanted)
+        new.flush()
+        os.fsync(new.fileno())
+    fresh.replace(path)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed process left half written a day or longer ago."""
+    limit = time.time() - _STALE_S
+    for folder in root.glob(f"{_TEMPORARY}*"):
+        if folder.stat().st_mtime < limit:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""What must be remembered across examples: duplicates, caps, and on which side each falls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+from tuneproof.collection import Post, Task
+
+__all__ = ["KEPT_BACK", "TRAIN", "VALIDATION", "Dropped", "Seen", "input_key", "side_of"]
+
+TRAIN: Final = "train"
+VALIDATION: Final = "validation"
+KEPT_BACK: Final = "kept_back"
+"""The side of units that are never used at all, to measure selection bias by."""
+
+SAMPLES: Final = 3
+"""How many posts are named for each reason."""
+
+_RANGE: Final = 2**64
+
+
+class Dropped:
+    """Counts of what was left out, by reason, with the first few posts of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.samples: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, reason: str, post: Post, value: object = None, task: str | None = None) -> None:
+        """Count one drop. `value` is what broke the rule, shown shortened."""
+        self.counts[reason] += 1
+        samples = self.samples.setdefault(reason, [])
+        if len(samples) < SAMPLES:
+            sample: dict[str, Any] = {"post": _shown(post.id)}
+            sample |= {} if task is None else {"task": task}
+            sample |= {} if value is None else {"value": _shown(value)}
+            samples.append(sample)
+
+
+class Seen:
+    """The examples met so far, 16 bytes each: exact duplicates are told by their content."""
+
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+
+    def new(self, line: bytes) -> bool:
+        """Whether this line was not met before; it is from now on."""
+        digest = xxh3_128_digest(line)
+        if digest in self._digests:
+            return False
+        self._digests.add(digest)
+        return True
+
+
+def side_of(
+    input_key: str, unit: str, *, validation_share: float = 0.1, kept_back_share: float = 0.05
+) -> str:
+    """The side of an example: `train`, `validation` or `kept_back`.
+
+    The input decides between training and validation, by hash, the same in every cycle: what
+    was held out once is never trained on. The unit decides, likewise, whether it is used at
+    all.
+    """
+    if kept_back_share and _share("kept back\x1f", unit) < kept_back_share:
+        return KEPT_BACK
+    return VALIDATION if _share("split\x1f", input_key) < validation_share else TRAIN
+
+
+def input_key(post: Post, tasks: Sequence[Task]) -> str:
+    """What the split goes by: the post's inputs that no task writes, whatever their case.
+
+    A `body` is asked for by its `hook`, which itself is an answer to `original_input`: so all
+    examples of a post fall on one side, and with them those of all posts with the same input.
+    A post without any input goes by what it answered.
+    """
+    written = {task.completion for task in tasks}
+    asked = dict.fromkeys(c for task in tasks for c in task.columns if c not in written)
+    text = "\x1f".join(post.text(column) for column in asked).strip("\x1f \n\t")
+    if not text:
+        text = "\x1f".join(post.text(task.completion) for task in tasks)
+    return " ".join(text.casefold().split())
+
+
+def _share(salt: str, key: str) -> float:
+    return xxh3_64_intdigest((salt + key).encode("utf-8", "surrogatepass")) / _RANGE
+
+
+def _shown(value: object) -> str:
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 80 else f"{text[:80]}… ({len(text)} characters)"
