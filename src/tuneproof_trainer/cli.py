@@ -1,0 +1,177 @@
+"""The command `tuneproof-trainer`: serve, and manage keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter, validators
+from rich.console import Console
+
+from tuneproof_trainer.errors import ServerError
+
+__all__ = ["main"]
+
+app = App(
+    name="tuneproof-trainer",
+    help="The OpenAI fine-tuning API on your own machine.",
+    version_flags=[],
+)
+keys = App(name="keys", help="API keys. Once one was made, every request needs one.")
+app.command(keys)
+
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Dir = Annotated[Path, Parameter(help="The folder with all state.")]
+
+
+@app.command
+def serve(
+    *,
+    dir: Dir = Path(".tuneproof-trainer"),
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8700,
+    engine: Literal["ngram"] = "ngram",
+    concurrency: Count = 1,
+    organization: str = "local",
+    requests_per_minute: Count | None = None,
+    token_quota: Count | None = None,
+    blocklist: Path | None = None,
+    file_lifetime_days: Count | None = None,
+    checkpoints_kept: Count = 3,
+) -> None:
+    """Serve the API until interrupted.
+
+    Parameters
+    ----------
+    host:
+        Address to listen on. Beyond loopback, requests need a key (`keys create`).
+    port:
+        Port to listen on.
+    engine:
+        What trains and answers.
+    concurrency:
+        Jobs that train at once.
+    organization:
+        Name of the organisation while there is no key.
+    requests_per_minute:
+        Limit for each key; unlimited by default.
+    token_quota:
+        Trained tokens for each organisation and month; unlimited by default.
+    blocklist:
+        File of phrases, one a line, that must not occur in training files.
+    file_lifetime_days:
+        Delete files that are older; kept for ever by default.
+    checkpoints_kept:
+        Newest checkpoints kept of each job.
+    """
+    import uvicorn
+
+    from tuneproof_trainer.server import create_app
+    from tuneproof_trainer.settings import Settings
+
+    phrases = blocklist.read_text().splitlines() if blocklist else []
+    settings = Settings(
+        dir=dir,
+        engine=engine,
+        concurrency=concurrency,
+        organization=organization,
+        open_without_keys=_is_loopback(host),
+        requests_per_minute=requests_per_minute,
+        token_quota=token_quota,
+        blocklist=tuple(phrase.strip() for phrase in phrases if phrase.strip()),
+        file_lifetime_s=file_lifetime_days * 86400 if file_lifetime_days else None,
+        checkpoints_kept=checkpoints_kept,
+    )
+    trainer = create_app(settings)
+    if not settings.open_without_keys and not trainer.service.keys.any():
+        Console(stderr=True).print(
+            f"No API key exists, so every request will be refused: make one by\n"
+            f"  tuneproof-trainer keys create --dir {dir} --name NAME",
+            highlight=False,
+        )
+    uvicorn.run(
+        trainer,
+        host=host,
+        port=port,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=75,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _key_store(dir: Path) -> Iterator[Any]:
+    from tuneproof_trainer.access import KeyStore
+    from tuneproof_trainer.database import Database
+
+    dir.mkdir(parents=True, exist_ok=True)
+    database = Database(dir / "trainer.sqlite")
+    try:
+        yield KeyStore(database, time.time)
+    finally:
+        database.close()
+
+
+@keys.command
+def create(
+    *, name: str, dir: Dir = Path(".tuneproof-trainer"), org: str = "local", training: bool = True
+) -> None:
+    """Make a key and print it; it is not shown again.
+
+    Parameters
+    ----------
+    name:
+        What the key is for.
+    org:
+        The organisation whose files, jobs and models it sees.
+    training:
+        `--no-training` makes a key that can chat but not train.
+    """
+    with _key_store(dir) as store:
+        Console().print(
+            store.create(name, org, may_train=training), highlight=False, soft_wrap=True
+        )
+
+
+@keys.command(name="list")
+def list_keys(*, dir: Dir = Path(".tuneproof-trainer")) -> None:
+    """Show all keys: id, name, organisation, beginning and end."""
+    console = Console()
+    with _key_store(dir) as store:
+        for row in store.list():
+            state = "revoked" if row["revoked_at"] else "active"
+            training = "" if row["may_train"] else " no-training"
+            line = f"{row['id']}  {row['name']}  {row['org']}  {row['hint']}  {state}{training}"
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+@keys.command
+def revoke(key_id: str, *, dir: Dir = Path(".tuneproof-trainer")) -> None:
+    """Refuse a key from now on (a running server notices within two seconds)."""
+    with _key_store(dir) as store:
+        if not store.revoke(key_id):
+            raise ServerError(f"No active key has the id {key_id!r}; `keys list` shows them.")
+
+
+def main() -> None:
+    """Run the command line; errors that a person can mend are one line on stderr."""
+    try:
+        app()
+    except ServerError as error:
+        Console(stderr=True).print(f"tuneproof-trainer: {error}", highlight=False)
+        sys.exit(1)

@@ -1,0 +1,137 @@
+"""The one SQLite file behind a trainer: its tables, connections and transactions.
+
+Writers wait for each other on a lock and commit with a full sync, so what was acknowledged
+survives a kill and a power cut. Readers have a connection for each thread and never wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["Database", "Row"]
+
+T = TypeVar("T")
+Row = sqlite3.Row
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, org TEXT NOT NULL,
+    filename TEXT NOT NULL, purpose TEXT NOT NULL, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    created_at INTEGER NOT NULL, expires_at INTEGER, status TEXT NOT NULL,
+    status_details TEXT, deleted_at INTEGER);
+CREATE INDEX IF NOT EXISTS files_by_org ON files (org, deleted_at, seq);
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, org TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+    mime_type TEXT NOT NULL, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL, file_lifetime_s INTEGER, status TEXT NOT NULL, file_id TEXT);
+CREATE TABLE IF NOT EXISTS parts (
+    id TEXT PRIMARY KEY, upload_id TEXT NOT NULL, bytes INTEGER NOT NULL,
+    created_at INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS parts_by_upload ON parts (upload_id);
+CREATE TABLE IF NOT EXISTS jobs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, org TEXT NOT NULL,
+    status TEXT NOT NULL, model TEXT NOT NULL, training_file TEXT NOT NULL,
+    validation_file TEXT, suffix TEXT, tag TEXT NOT NULL, seed INTEGER NOT NULL,
+    method TEXT NOT NULL, asked TEXT NOT NULL, chosen TEXT NOT NULL, metadata TEXT,
+    created_at INTEGER NOT NULL, started_at REAL, finished_at INTEGER, estimated_finish INTEGER,
+    fine_tuned_model TEXT, trained_tokens INTEGER, result_files TEXT NOT NULL, error TEXT);
+CREATE INDEX IF NOT EXISTS jobs_by_org ON jobs (org, seq);
+CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status);
+CREATE TABLE IF NOT EXISTS job_metadata (
+    job_id TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+    PRIMARY KEY (key, value, job_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, job_id TEXT NOT NULL,
+    created_at INTEGER NOT NULL, level TEXT NOT NULL, type TEXT NOT NULL,
+    message TEXT NOT NULL, data TEXT, step INTEGER);
+CREATE INDEX IF NOT EXISTS events_by_job ON events (job_id, seq);
+CREATE UNIQUE INDEX IF NOT EXISTS metrics_by_step ON events (job_id, step)
+    WHERE step IS NOT NULL;
+CREATE TABLE IF NOT EXISTS checkpoints (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, job_id TEXT NOT NULL,
+    created_at INTEGER NOT NULL, step INTEGER NOT NULL, model TEXT NOT NULL,
+    metrics TEXT NOT NULL, UNIQUE (job_id, step));
+CREATE TABLE IF NOT EXISTS models (
+    id TEXT PRIMARY KEY, org TEXT NOT NULL, job_id TEXT NOT NULL, root TEXT NOT NULL,
+    path TEXT NOT NULL, created_at INTEGER NOT NULL, final INTEGER NOT NULL,
+    deleted_at INTEGER);
+CREATE TABLE IF NOT EXISTS keys (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, hint TEXT NOT NULL,
+    org TEXT NOT NULL, may_train INTEGER NOT NULL, created_at INTEGER NOT NULL,
+    revoked_at INTEGER);
+"""
+
+
+class Database:
+    """Connections to one SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer-db")
+        connection = self._connection()
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(_SCHEMA)
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=30.0
+            )
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA synchronous = FULL")
+            self._local.connection = connection
+            with self._lock:
+                self._all.append(connection)
+        return connection
+
+    def rows(self, sql: str, *values: Any) -> list[Row]:
+        """All rows of a query."""
+        return self._connection().execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: Any) -> Row | None:
+        """The first row of a query, or None."""
+        found: Row | None = self._connection().execute(sql, values).fetchone()
+        return found
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in one transaction: all of it is kept, or none."""
+        with self._writing:
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+            return result
+
+    async def awrite(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`write` without holding up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.write, work)
+
+    def close(self) -> None:
+        """Close every connection; nothing may use the database afterwards."""
+        self._pool.shutdown(wait=True)
+        with self._lock:
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+
+
+def insert(connection: sqlite3.Connection, table: str, **values: Any) -> None:
+    """Add one row; the names are ours, never a client's."""
+    names = ", ".join(values)
+    marks = ", ".join("?" * len(values))
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))

@@ -1,0 +1,260 @@
+"""Training files: read line by line, checked as strictly as the original checks them.
+
+A failure names the example (counted from 1) and the message at fault and says how to mend it.
+Examples are found again by the place of their line, so a file of any size stays on disk.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import orjson
+
+from tuneproof_trainer.engines.protocol import Example, Message
+from tuneproof_trainer.errors import JobFailure
+
+__all__ = ["LineFile", "check_file"]
+
+Method = Literal["supervised", "dpo"]
+_ROLES = ("system", "developer", "user", "assistant")
+_CONTROL_TOKENS = (
+    "<|endoftext|>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|endofprompt|>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
+_MAX_LINE_BYTES = 16 * 1024 * 1024
+
+
+class LineFile:
+    """The examples of a checked file, read from disk by number."""
+
+    def __init__(self, path: Path, places: array[int], method: Method) -> None:
+        self._file = path.open("rb")
+        self._places = places
+        self._method = method
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Example:
+        self._file.seek(self._places[index])
+        return _example(orjson.loads(self._file.readline()), self._method)
+
+    def __enter__(self) -> LineFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+class Checked:
+    """What a check found: where the examples are and how many tokens count for training."""
+
+    def __init__(self) -> None:
+        self.places = array("q")
+        self.tokens = 0
+
+
+def check_file(
+    path: Path,
+    *,
+    method: Method,
+    param: str,
+    count_tokens: Callable[[str], int],
+    min_examples: int,
+    blocklist: Sequence[str] = (),
+) -> Checked:
+    """Check every line of the file at `path`.
+
+    Raises JobFailure `invalid_file_format`, `invalid_training_file`, `invalid_n_examples` or
+    `unsafe_file`, with `param` naming which of the job's files it was.
+    """
+    checked = Checked()
+    blocked = [phrase.casefold() for phrase in blocklist]
+    place = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                number = len(checked.places) + 1
+                _check_line(line, number, method, param, blocked)
+                checked.places.append(place)
+                checked.tokens += sum(
+                    count_tokens(text) for text in _texts(orjson.loads(line), method)
+                )
+            place += len(line)
+    if len(checked.places) < min_examples:
+        raise JobFailure(
+            "invalid_n_examples",
+            f"The {_named(param)} has {len(checked.places)} example(s), but must have at least "
+            f"{min_examples} examples. Add examples and upload it again.",
+            param,
+        )
+    return checked
+
+
+def _named(param: str) -> str:
+    return param.replace("_", " ")
+
+
+def _check_line(
+    line: bytes, number: int, method: Method, param: str, blocked: Sequence[str]
+) -> None:
+    wrong = _Wrong(number, param)
+    if len(line) > _MAX_LINE_BYTES:
+        raise wrong.format(f"is longer than {_MAX_LINE_BYTES // 1024**2} MiB")
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise wrong.format(f"is not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise wrong.format("is not a JSON object")
+    if method == "dpo":
+        _check_pair(data, wrong)
+    else:
+        _check_keys(data, {"messages"}, {"tools", "parallel_tool_calls", "functions"}, wrong)
+        _check_conversation(data["messages"], wrong)
+    text = line.decode("utf-8", "replace").casefold() if blocked else ""
+    for phrase in blocked:
+        if phrase in text:
+            raise JobFailure(
+                "unsafe_file",
+                f"Example {number} of the {_named(param)} contains a phrase on this server's "
+                "blocklist. Remove the example and upload the file again.",
+                param,
+            )
+
+
+class _Wrong:
+    """Makes failures that name the example, and the message where there is one."""
+
+    def __init__(self, number: int, param: str) -> None:
+        self._number, self._param = number, param
+
+    def format(self, what: str) -> JobFailure:
+        return JobFailure(
+            "invalid_file_format",
+            f"Line {self._number} of the {_named(self._param)} {what}. The file must be JSONL: "
+            "one JSON object on each line, in UTF-8.",
+            self._param,
+        )
+
+    def example(self, what: str) -> JobFailure:
+        return JobFailure(
+            "invalid_training_file",
+            f"Example {self._number} of the {_named(self._param)}: {what}",
+            self._param,
+        )
+
+    def message(self, at: int, what: str, within: str = "messages") -> JobFailure:
+        return self.example(f"message {at + 1} of `{within}`: {what}")
+
+
+def _check_keys(data: dict[str, Any], needed: set[str], allowed: set[str], wrong: _Wrong) -> None:
+    missing = sorted(needed - data.keys())
+    if missing:
+        raise wrong.example(f"the key `{missing[0]}` is missing.")
+    unknown = sorted(data.keys() - needed - allowed)
+    if unknown:
+        raise wrong.example(f"unknown key `{unknown[0]}`; remove it.")
+    for name in ("tools", "functions"):
+        if data.get(name):
+            raise wrong.example(f"`{name}` cannot be trained on this server; remove it.")
+
+
+def _check_conversation(messages: Any, wrong: _Wrong) -> None:
+    _check_messages(messages, wrong, "messages")
+    if messages[-1]["role"] != "assistant":
+        raise wrong.message(
+            len(messages) - 1,
+            f"the last message must be from the assistant, not from `{messages[-1]['role']}`.",
+        )
+    weighted = [m.get("weight", 1) for m in messages if m["role"] == "assistant"]
+    if not any(weighted):
+        raise wrong.example("every assistant message has weight 0, so there is nothing to learn.")
+
+
+def _check_messages(messages: Any, wrong: _Wrong, within: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise wrong.example(f"`{within}` must be a list with at least one message.")
+    for at, message in enumerate(messages):
+        _check_message(message, at, wrong, within)
+
+
+def _check_message(message: Any, at: int, wrong: _Wrong, within: str) -> None:
+    if not isinstance(message, dict):
+        raise wrong.message(at, "is not an object.", within)
+    unknown = sorted(message.keys() - {"role", "content", "name", "weight"})
+    if unknown:
+        raise wrong.message(at, f"unknown key `{unknown[0]}`; remove it.", within)
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise wrong.message(at, f"role {role!r} is not one of {', '.join(_ROLES)}.", within)
+    if not isinstance(content, str) or not content:
+        raise wrong.message(at, "`content` must be a string that is not empty.", within)
+    if "name" in message and not isinstance(message["name"], str):
+        raise wrong.message(at, "`name` must be a string.", within)
+    if "weight" in message:
+        _check_weight(message["weight"], role, at, wrong, within)
+    for token in _CONTROL_TOKENS:
+        if token in content:
+            raise wrong.message(at, f"contains the special token {token}; remove it.", within)
+
+
+def _check_weight(weight: Any, role: str, at: int, wrong: _Wrong, within: str) -> None:
+    if role != "assistant":
+        raise wrong.message(at, f"only assistant messages may have a weight, not `{role}`.", within)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise wrong.message(at, f"weight must be 0 or 1, not {weight!r}.", within)
+
+
+def _check_pair(data: dict[str, Any], wrong: _Wrong) -> None:
+    _check_keys(data, {"input", "preferred_output", "non_preferred_output"}, set(), wrong)
+    given = data["input"]
+    if not isinstance(given, dict) or "messages" not in given:
+        raise wrong.example("`input` must be an object with `messages`.")
+    _check_keys(given, {"messages"}, {"tools", "parallel_tool_calls", "functions"}, wrong)
+    _check_messages(given["messages"], wrong, "input.messages")
+    for name in ("preferred_output", "non_preferred_output"):
+        output = data[name]
+        _check_messages(output, wrong, name)
+        if len(output) != 1 or output[0]["role"] != "assistant":
+            raise wrong.example(f"`{name}` must be exactly one assistant message.")
+
+
+def _messages(data: list[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(
+        Message(role=m["role"], content=m["content"], weight=m.get("weight", 1)) for m in data
+    )
+
+
+def _example(data: dict[str, Any], method: Method) -> Example:
+    if method == "supervised":
+        return Example(messages=_messages(data["messages"]))
+    return Example(
+        messages=_messages(data["input"]["messages"]),
+        preferred=_messages(data["preferred_output"]),
+        rejected=_messages(data["non_preferred_output"]),
+    )
+
+
+def _texts(data: dict[str, Any], method: Method) -> list[str]:
+    """All text of an example: what is billed."""
+    if method == "supervised":
+        messages = data["messages"]
+    else:
+        messages = data["input"]["messages"] + data["preferred_output"]
+        messages = messages + data["non_preferred_output"]
+    return [m["content"] for m in messages]

@@ -1,0 +1,150 @@
+"""Choose a stage's mixture by what it makes of answers that it was not counted from.
+
+The weights of parent, pooled and group model come from expectation maximisation, the worth of
+the prompt's words from a small grid, both over the same held-out tokens. Every figure needed is
+collected once, so that trying a value costs no look-up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from tuneproof_trainer.engines.ngram.kneser_ney import Floats
+from tuneproof_trainer.engines.ngram.mixture import Speaker, WordModel
+from tuneproof_trainer.engines.ngram.prompts import Prompt
+from tuneproof_trainer.engines.ngram.stage import Mix
+from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT
+
+__all__ = ["Answer", "fitted"]
+
+_CACHES = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5)
+_BOOSTS = (1.0, 2.0, 4.0, 8.0)
+_SPELLED = (0.002, 0.01, 0.03)
+_ROUNDS = 15
+_LEAST_WEIGHT = 0.02
+_MOST_TOKENS = 4000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt and the tokens of its answer."""
+
+    prompt: Prompt
+    tokens: tuple[str, ...]
+
+
+@dataclasses.dataclass(slots=True)
+class _Seen:
+    """One row a token: what each source says of the word, of all topic words, and is left."""
+
+    word: list[Floats] = dataclasses.field(default_factory=list)
+    topic: list[Floats] = dataclasses.field(default_factory=list)
+    left: list[Floats] = dataclasses.field(default_factory=list)
+    zero: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    """The spelling model's probability of the word, and of all topic words."""
+
+    hit: list[bool] = dataclasses.field(default_factory=list)
+    size: list[int] = dataclasses.field(default_factory=list)
+
+
+def fitted(model: WordModel, answers: Iterable[Answer]) -> Mix:
+    """The mix of the model's last stage under which `answers` are likeliest."""
+    mix = model.mix
+    alone, grouped = _Seen(), _Seen()
+    last = model.stages[-1]
+    for answer in answers:
+        if len(alone.hit) + len(grouped.hit) >= _MOST_TOKENS:
+            break
+        seen = alone if last.group(answer.prompt.keys) is None else grouped
+        _collect(model, answer, seen)
+    if alone.hit:
+        a = _weights(np.array(alone.word), mix.alone)
+        mix = dataclasses.replace(mix, alone=(a[0], a[1]))
+    if grouped.hit:
+        g = _weights(np.array(grouped.word), mix.grouped)
+        mix = dataclasses.replace(mix, grouped=(g[0], g[1], g[2]))
+    samples = [(s, w) for s, w in ((alone, mix.alone), (grouped, mix.grouped)) if s.hit]
+    return _worth(mix, samples) if samples else mix
+
+
+def _collect(model: WordModel, answer: Answer, seen: _Seen) -> None:
+    speaker = model.speak(answer.prompt)
+    own = len(model.stages) - 1
+    sources = _sources(speaker, own)
+    for token in (*answer.tokens, EOS_TEXT):
+        topic = speaker.topic
+        seen.word.append(sources @ speaker.shares(token))
+        together = np.sum([speaker.shares(t) for t in topic], axis=0) if topic else None
+        seen.topic.append(sources @ together if together is not None else np.zeros(len(sources)))
+        seen.left.append(sources @ speaker.left_over())
+        spell = model.spelling.prob
+        zero = spell(token) if token != EOS_TEXT else 0.0
+        seen.zero.append((zero, sum(map(spell, topic))))
+        seen.hit.append(token in topic)
+        seen.size.append(len(topic))
+        if token != EOS_TEXT:
+            speaker.say(token)
+
+
+def _sources(speaker: Speaker, own: int) -> Floats:
+    """A matrix that adds the parts up to the parent, the pooled model and the group model."""
+    parts = speaker.parts
+    mine = [at for at, (_, _, number) in enumerate(parts) if number == own]
+    matrix = np.zeros((1 + len(mine), len(parts)))
+    theirs = sum(weight for weight, _, number in parts if number != own)
+    for at, (weight, _, number) in enumerate(parts):
+        if number != own:
+            matrix[0, at] = weight / theirs
+    for row, at in enumerate(mine, start=1):
+        matrix[row, at] = 1.0
+    return matrix
+
+
+def _weights(p: Floats, start: Sequence[float]) -> list[float]:
+    """Mixture weights by expectation maximisation, none below a floor."""
+    weights = np.array(start)
+    for _ in range(_ROUNDS):
+        given = p * weights
+        given /= np.maximum(given.sum(axis=1, keepdims=True), 1e-300)
+        weights = np.maximum(given.mean(axis=0), _LEAST_WEIGHT)
+        weights /= weights.sum()
+    return [float(w) for w in weights]
+
+
+def _worth(mix: Mix, samples: Sequence[tuple[_Seen, tuple[float, ...]]]) -> Mix:
+    tables = [_Table(seen, weights) for seen, weights in samples]
+    tried = [
+        (sum(table.loss(cache, boost, spelled) for table in tables), cache, boost, spelled)
+        for cache in _CACHES
+        for boost in _BOOSTS
+        for spelled in _SPELLED
+    ]
+    _, cache, boost, spelled = min(tried)
+    return dataclasses.replace(mix, cache=cache, boost=boost, spelled=spelled)
+
+
+class _Table:
+    """The collected figures under fixed weights."""
+
+    def __init__(self, seen: _Seen, weights: tuple[float, ...]) -> None:
+        w = np.array(weights)
+        self.word = np.array(seen.word) @ w
+        self.topic = np.array(seen.topic) @ w
+        self.left = np.array(seen.left) @ w
+        self.zero, self.topic_zero = np.array(seen.zero).T
+        self.hit = np.array(seen.hit)
+        self.size = np.array(seen.size)
+
+    def loss(self, cache: float, boost: float, spelled: float) -> float:
+        """Nats that the formula of `mixture` needs for the collected tokens."""
+        some = self.size > 0
+        gate = np.where(some, cache * self.left, 0.0)
+        own = np.where(self.hit, gate / np.maximum(self.size, 1), 0.0)
+        lean = (1 - gate) * (self.word + spelled * (self.zero - self.word)) + own
+        topic = (1 - gate) * (self.topic + spelled * (self.topic_zero - self.topic)) + gate
+        norm = 1.0 + (boost - 1.0) * np.where(some, topic, 0.0)
+        p = lean * np.where(self.hit, boost, 1.0) / norm
+        return float(-np.log(np.maximum(p, 1e-300)).sum())

@@ -1,0 +1,85 @@
+"""What a killed training goes on from: the answers read so far and where it stood."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from tuneproof_trainer.engines.ngram.stage import Mix, Text
+from tuneproof_trainer.engines.ngram.tokens import Vocabulary
+
+__all__ = ["Snapshot", "prefix", "read", "write"]
+
+_NAME = "snapshot.npz"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """Where a training stood."""
+
+    step: int
+    counted: int
+    fitted: bool
+    tokens: int
+    mix: Mix
+
+
+def write(folder: Path, snapshot: Snapshot, text: Text, first_word: int) -> None:
+    """Replace the folder's snapshot; a kill leaves the old one or the new one."""
+    names: dict[tuple[str, ...], int] = {}
+    keys = np.array([names.setdefault(k, len(names)) for k in text.keys], dtype=np.int32)
+    said = {
+        "progress": dataclasses.asdict(snapshot),
+        "keys": list(names),
+        "words": text.vocabulary.words[first_word:],
+    }
+    temporary = folder / f"{_NAME}.part"
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            said=np.frombuffer(json.dumps(said).encode(), dtype=np.uint8),
+            keys=keys,
+            words=np.array(text.words, dtype=np.int32),
+            ends=np.array(text.ends, dtype=np.int64),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / _NAME)
+
+
+def read(folder: Path, parent: Vocabulary) -> tuple[Snapshot, Text] | None:
+    """The folder's snapshot, on the parent's vocabulary; None if there is none."""
+    path = folder / _NAME
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        said = json.loads(arrays["said"].tobytes())
+        vocabulary = parent.extended()
+        for word in said["words"]:
+            vocabulary.add(word)
+        text = Text(vocabulary)
+        names = [tuple(key) for key in said["keys"]]
+        text.words = array("i", arrays["words"].tobytes())
+        text.ends = array("q", arrays["ends"].tobytes())
+        text.keys = [names[number] for number in arrays["keys"]]
+    progress = said["progress"]
+    mix = Mix.from_json(progress["mix"])
+    return Snapshot(**(progress | {"mix": mix})), text
+
+
+def prefix(text: Text, answers: int) -> Text:
+    """The first `answers` of `text`, with the words known when they had been read."""
+    if answers >= len(text):
+        return text
+    end = text.ends[answers - 1] if answers else 0
+    words = text.words[:end]
+    part = Text(text.vocabulary.first(max(words, default=-1) + 1))
+    part.words = words
+    part.ends = text.ends[:answers]
+    part.keys = text.keys[:answers]
+    return part

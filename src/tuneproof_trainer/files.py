@@ -1,0 +1,222 @@
+"""Files: content in a folder, one row each.
+
+Content is written under a temporary name, synced and renamed before its row is committed, so a
+file that was acknowledged is whole and stays. A file that a job still needs keeps its content
+after its row was deleted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+from tuneproof_trainer.database import Database, Row, insert
+from tuneproof_trainer.errors import ApiError, bad_request, not_found
+from tuneproof_trainer.ids import new_id
+
+__all__ = ["PURPOSES", "FileStore", "Landed", "file_object", "sync_folder"]
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+"""What files may be uploaded for; result files have purposes of their own."""
+
+_CHUNK = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Landed:
+    """Content that is safely on disk and waits for its row."""
+
+    id: str
+    bytes: int
+    sha256: str
+
+
+def file_object(row: Row) -> dict[str, Any]:
+    """A row as the wire's File."""
+    return {
+        "object": "file",
+        "id": row["id"],
+        "purpose": row["purpose"],
+        "filename": row["filename"],
+        "bytes": row["bytes"],
+        "created_at": row["created_at"],
+        "expires_at": row["expires_at"],
+        "status": row["status"],
+        "status_details": row["status_details"],
+    }
+
+
+class FileStore:
+    """Files of all organisations."""
+
+    def __init__(self, database: Database, folder: Path, clock: Callable[[], float]) -> None:
+        self._db, self._folder, self._clock = database, folder, clock
+        self._temporary = folder / "incoming"
+        self._temporary.mkdir(parents=True, exist_ok=True)
+
+    def path(self, file_id: str) -> Path:
+        """Where the content lies."""
+        return self._folder / file_id
+
+    def land(self, chunks: Iterable[bytes], max_bytes: int) -> Landed:
+        """Write content to disk for good; raises ApiError 413 beyond `max_bytes`."""
+        file_id = new_id("file-")
+        temporary = self._temporary / file_id
+        digest, size = hashlib.sha256(), 0
+        try:
+            with temporary.open("wb") as target:
+                for chunk in chunks:
+                    size += len(chunk)
+                    if size > max_bytes:
+                        raise _too_large(max_bytes)
+                    digest.update(chunk)
+                    target.write(chunk)
+                target.flush()
+                os.fsync(target.fileno())
+            temporary.replace(self.path(file_id))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(self._folder)
+        return Landed(id=file_id, bytes=size, sha256=digest.hexdigest())
+
+    def record(
+        self,
+        connection: Connection,
+        landed: Landed,
+        *,
+        org: str,
+        filename: str,
+        purpose: str,
+        lifetime_s: int | None = None,
+    ) -> None:
+        """The row that makes landed content a file."""
+        now = int(self._clock())
+        insert(
+            connection,
+            "files",
+            id=landed.id,
+            org=org,
+            filename=filename,
+            purpose=purpose,
+            bytes=landed.bytes,
+            sha256=landed.sha256,
+            created_at=now,
+            expires_at=now + lifetime_s if lifetime_s else None,
+            status="processed",
+        )
+
+    def get(self, org: str, file_id: str) -> Row:
+        """The file's row; raises ApiError 404."""
+        row = self._db.row(
+            "SELECT * FROM files WHERE id = ? AND org = ? AND deleted_at IS NULL", file_id, org
+        )
+        if row is None or (row["expires_at"] or 2**62) <= self._clock():
+            raise not_found(f"No such File object: {file_id}", "id")
+        return row
+
+    def find(
+        self, org: str, *, after: str | None, limit: int, ascending: bool, purpose: str | None
+    ) -> list[Row]:
+        """Up to `limit` rows after the file `after`."""
+        where, values = ["org = ?", "deleted_at IS NULL"], [org, int(self._clock())]
+        where.append("(expires_at IS NULL OR expires_at > ?)")
+        if purpose is not None:
+            where.append("purpose = ?")
+            values.append(purpose)
+        if after is not None:
+            where.append(f"seq {'>' if ascending else '<'} ?")
+            values.append(self._place(org, after))
+        order = "ASC" if ascending else "DESC"
+        sql = f"SELECT * FROM files WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?"
+        return self._db.rows(sql, *values, limit)
+
+    def _place(self, org: str, file_id: str) -> int:
+        row = self._db.row("SELECT seq FROM files WHERE id = ? AND org = ?", file_id, org)
+        if row is None:
+            raise bad_request(f"No such File object: {file_id}", "after", "invalid_value")
+        return int(row["seq"])
+
+    async def delete(self, org: str, file_id: str) -> None:
+        """Take the file away; its content goes when no unfinished job needs it."""
+        self.get(org, file_id)
+        now = int(self._clock())
+
+        def work(connection: Connection) -> None:
+            connection.execute("UPDATE files SET deleted_at = ? WHERE id = ?", (now, file_id))
+
+        await self._db.awrite(work)
+        if not self.needed(file_id):
+            self.path(file_id).unlink(missing_ok=True)
+
+    def needed(self, file_id: str) -> bool:
+        """Whether an unfinished job reads this file."""
+        return (
+            self._db.row(
+                "SELECT 1 FROM jobs WHERE (training_file = ?1 OR validation_file = ?1)"
+                " AND status NOT IN ('succeeded', 'failed', 'cancelled')",
+                file_id,
+            )
+            is not None
+        )
+
+    def collect(self, lifetime_s: int | None) -> int:
+        """Delete what has expired and content without a row; returns how many files went."""
+        now = int(self._clock())
+        born = now - lifetime_s if lifetime_s else -1
+
+        def expire(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE files SET deleted_at = ?1 WHERE deleted_at IS NULL"
+                " AND (expires_at <= ?1 OR created_at < ?2)",
+                (now, born),
+            )
+
+        self._db.write(expire)
+        living = {r["id"] for r in self._db.rows("SELECT id FROM files WHERE deleted_at IS NULL")}
+        gone = [
+            path
+            for path in self._folder.glob("file-*")
+            if path.name not in living
+            and path.stat().st_mtime < now - 3600
+            and not self.needed(path.name)
+        ]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
+
+    def clear_incoming(self) -> None:
+        """Remove what a killed server left half written."""
+        for path in self._temporary.iterdir():
+            path.unlink(missing_ok=True)
+
+
+def read_chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
+    """The content of `path` piece by piece."""
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            yield chunk
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    limit = f"{max_bytes // (1024 * 1024)} MiB" if max_bytes >= 1024**2 else f"{max_bytes} bytes"
+    return ApiError(
+        413,
+        f"The file is larger than {limit}. Send it in parts by the uploads API.",
+        param="file",
+        code="file_too_large",
+    )

@@ -1,0 +1,270 @@
+"""Jobs, their events, checkpoints and models: rows, and what the wire shows of them."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Mapping
+from sqlite3 import Connection
+from typing import Any
+
+import orjson
+
+from tuneproof_trainer.database import Database, Row, insert
+from tuneproof_trainer.errors import bad_request, not_found
+from tuneproof_trainer.ids import new_id
+
+__all__ = ["ENDED", "JobStore", "Status", "checkpoint_object", "event_object", "job_object"]
+
+
+class Status(enum.StrEnum):
+    """Where a job stands."""
+
+    VALIDATING = "validating_files"
+    """Its files are being checked."""
+
+    QUEUED = "queued"
+    """Waits for a free place to train."""
+
+    RUNNING = "running"
+    """Trains."""
+
+    PAUSING = "pausing"
+    """Will stop at the next step and keep a snapshot."""
+
+    PAUSED = "paused"
+    """Stopped; `resume` queues it again."""
+
+    SUCCEEDED = "succeeded"
+    """Its model can be used."""
+
+    FAILED = "failed"
+    """Ended with an error that its owner can read."""
+
+    CANCELLED = "cancelled"
+    """Its owner gave it up."""
+
+
+ENDED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+
+
+def job_object(row: Row) -> dict[str, Any]:
+    """A row as the wire's FineTuningJob."""
+    chosen = orjson.loads(row["chosen"])
+    method = row["method"]
+    shown = {k: v for k, v in chosen.items() if k != "beta" or method == "dpo"}
+    return {
+        "object": "fine_tuning.job",
+        "id": row["id"],
+        "model": row["model"],
+        "created_at": row["created_at"],
+        "finished_at": row["finished_at"],
+        "estimated_finish": row["estimated_finish"],
+        "fine_tuned_model": row["fine_tuned_model"],
+        "organization_id": row["org"],
+        "result_files": orjson.loads(row["result_files"]),
+        "status": row["status"],
+        "validation_file": row["validation_file"],
+        "training_file": row["training_file"],
+        "hyperparameters": {k: v for k, v in chosen.items() if k != "beta"},
+        "method": {"type": method, method: {"hyperparameters": shown}},
+        "trained_tokens": row["trained_tokens"],
+        "error": orjson.loads(row["error"]) if row["error"] else {},
+        "user_provided_suffix": row["suffix"],
+        "seed": row["seed"],
+        "integrations": [],
+        "metadata": orjson.loads(row["metadata"]) if row["metadata"] else None,
+    }
+
+
+def event_object(row: Row) -> dict[str, Any]:
+    """A row as the wire's event."""
+    return {
+        "object": "fine_tuning.job.event",
+        "id": row["id"],
+        "created_at": row["created_at"],
+        "level": row["level"],
+        "message": row["message"],
+        "data": orjson.loads(row["data"]) if row["data"] else {},
+        "type": row["type"],
+    }
+
+
+def checkpoint_object(row: Row) -> dict[str, Any]:
+    """A row as the wire's checkpoint."""
+    return {
+        "object": "fine_tuning.job.checkpoint",
+        "id": row["id"],
+        "created_at": row["created_at"],
+        "fine_tuned_model_checkpoint": row["model"],
+        "fine_tuning_job_id": row["job_id"],
+        "metrics": orjson.loads(row["metrics"]),
+        "step_number": row["step"],
+    }
+
+
+def model_name(root: str, org: str, suffix: str | None, tag: str) -> str:
+    """`ft:<base>:<organisation>:<suffix>:<id>`."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", org)
+    return f"ft:{root}:{safe}:{suffix or ''}:{tag}"
+
+
+class JobStore:
+    """Jobs of all organisations. Writers that take a connection belong to a transaction."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self.db, self.clock = database, clock
+
+    def now(self) -> int:
+        """The present second."""
+        return int(self.clock())
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def get(self, org: str, job_id: str) -> Row:
+        """The job's row; raises ApiError 404."""
+        row = self.db.row("SELECT * FROM jobs WHERE id = ? AND org = ?", job_id, org)
+        if row is None:
+            raise not_found(
+                f"Could not find fine tune: {job_id}", "fine_tuning_job_id", "fine_tune_not_found"
+            )
+        return row
+
+    def find(
+        self,
+        org: str,
+        *,
+        after: str | None,
+        limit: int,
+        metadata: Mapping[str, str] | None,
+        no_metadata: bool = False,
+    ) -> list[Row]:
+        """Up to `limit` jobs, newest first, that carry all of `metadata`."""
+        where, values = ["org = ?"], [org]
+        for key, value in (metadata or {}).items():
+            where.append("id IN (SELECT job_id FROM job_metadata WHERE key = ? AND value = ?)")
+            values += [key, value]
+        if no_metadata:
+            where.append("metadata IS NULL")
+        if after is not None:
+            where.append("seq < (SELECT seq FROM jobs WHERE id = ?)")
+            self._must_exist("jobs", "org", org, after, "fine-tuning job")
+            values.append(after)
+        sql = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT ?"
+        return self.db.rows(sql, *values, limit)
+
+    def _must_exist(self, table: str, column: str, owner: str, after: str, what: str) -> None:
+        sql = f"SELECT 1 FROM {table} WHERE id = ? AND {column} = ?"
+        if self.db.row(sql, after, owner) is None:
+            raise bad_request(f"No such {what}: {after}", "after", "invalid_value")
+
+    def events(self, job_id: str, after: str | None, limit: int) -> list[Row]:
+        """Up to `limit` events, newest first."""
+        return self._page("events", job_id, after, limit, "event")
+
+    def checkpoints(self, job_id: str, after: str | None, limit: int) -> list[Row]:
+        """Up to `limit` checkpoints, newest first."""
+        return self._page("checkpoints", job_id, after, limit, "checkpoint")
+
+    def _page(self, table: str, job_id: str, after: str | None, limit: int, what: str) -> list[Row]:
+        before = 2**62
+        if after is not None:
+            self._must_exist(table, "job_id", job_id, after, what)
+            found = self.db.row(f"SELECT seq FROM {table} WHERE id = ?", after)
+            before = int(found["seq"]) if found else before
+        sql = f"SELECT * FROM {table} WHERE job_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?"
+        return self.db.rows(sql, job_id, before, limit)
+
+    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+        """The data of all metrics events, by step."""
+        rows = self.db.rows(
+            "SELECT data FROM events WHERE job_id = ? AND step IS NOT NULL ORDER BY step", job_id
+        )
+        return [orjson.loads(row["data"]) for row in rows]
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def create(self, connection: Connection, row: dict[str, Any]) -> None:
+        """Add a job with its metadata and first events."""
+        insert(connection, "jobs", **row)
+        metadata = orjson.loads(row["metadata"]) if row["metadata"] else {}
+        for key, value in metadata.items():
+            insert(connection, "job_metadata", job_id=row["id"], key=key, value=value)
+        self.say(connection, row["id"], f"Created fine-tuning job: {row['id']}")
+        training = row["training_file"]
+        self.say(connection, row["id"], f"Validating training file: {training}")
+
+    def say(self, connection: Connection, job_id: str, message: str, level: str = "info") -> None:
+        """Add an event of type message."""
+        self._event(connection, job_id, message, level, "message", None, None)
+
+    def tell(self, connection: Connection, job_id: str, message: str, data: dict[str, Any]) -> None:
+        """Add an event of type metrics, once for each step."""
+        self._event(connection, job_id, message, "info", "metrics", data, data["step"])
+
+    def _event(
+        self,
+        connection: Connection,
+        job_id: str,
+        message: str,
+        level: str,
+        kind: str,
+        data: dict[str, Any] | None,
+        step: int | None,
+    ) -> None:
+        connection.execute(
+            "INSERT OR IGNORE INTO events"
+            " (id, job_id, created_at, level, type, message, data, step)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                new_id("ftevent-"),
+                job_id,
+                self.now(),
+                level,
+                kind,
+                message,
+                orjson.dumps(data).decode() if data is not None else None,
+                step,
+            ),
+        )
+
+    def move(
+        self,
+        connection: Connection,
+        job_id: str,
+        to: Status,
+        *,
+        since: tuple[Status, ...],
+        message: str | None = None,
+        level: str = "info",
+        **values: Any,
+    ) -> bool:
+        """Change the status if it is one of `since`; says whether it did."""
+        sets = ", ".join(["status = ?", *(f"{name} = ?" for name in values)])
+        marks = ", ".join("?" * len(since))
+        done = connection.execute(
+            f"UPDATE jobs SET {sets} WHERE id = ? AND status IN ({marks})",
+            (to, *values.values(), job_id, *since),
+        )
+        if done.rowcount != 1:
+            return False
+        if message:
+            self.say(connection, job_id, message, level)
+        return True
+
+    def fail(
+        self, connection: Connection, job_id: str, code: str, message: str, param: str | None
+    ) -> bool:
+        """End a job as failed, whatever it was doing."""
+        error = {"code": code, "message": message, "param": param}
+        return self.move(
+            connection,
+            job_id,
+            Status.FAILED,
+            since=tuple(s for s in Status if s not in ENDED),
+            message=f"The job failed: {message}",
+            level="error",
+            error=orjson.dumps(error).decode(),
+            finished_at=self.now(),
+            estimated_finish=None,
+        )

@@ -1,0 +1,137 @@
+"""Which models exist, for whom, and which engine answers for each."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+from tuneproof_trainer.database import Database, Row
+from tuneproof_trainer.engines.protocol import BaseModel, Engine
+from tuneproof_trainer.errors import ApiError, not_found
+
+__all__ = ["Models", "Resolved"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """A model that a request named."""
+
+    id: str
+    root: str
+    """The base model that it descends from."""
+
+    path: Path | None
+    engine: Engine
+
+
+class Models:
+    """Base models of the engines, and fine-tunes of this server's organisations."""
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        engines: Sequence[Engine],
+        clock: Callable[[], float],
+    ) -> None:
+        self._db, self._folder, self._clock = database, folder, clock
+        self._bases: dict[str, tuple[BaseModel, Engine]] = {
+            base.id: (base, engine) for engine in engines for base in engine.base_models()
+        }
+        self._loading: dict[str, asyncio.Lock] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def resolve(self, org: str, name: str, param: str | None = "model") -> Resolved:
+        """The model of this name; raises ApiError 404 `model_not_found`."""
+        base = self._bases.get(name)
+        if base is not None:
+            return Resolved(id=name, root=name, path=None, engine=base[1])
+        row = self._row(org, name)
+        found = self._bases.get(row["root"]) if row is not None else None
+        if row is None or found is None:
+            raise not_found(
+                f"The model `{name}` does not exist or you do not have access to it.",
+                param,
+                "model_not_found",
+            )
+        path = self._folder / row["path"]
+        return Resolved(id=name, root=row["root"], path=path, engine=found[1])
+
+    def _row(self, org: str, name: str) -> Row | None:
+        return self._db.row(
+            "SELECT * FROM models WHERE id = ? AND org = ? AND deleted_at IS NULL", name, org
+        )
+
+    async def ready(self, model: Resolved) -> None:
+        """Load the model if it is not loaded; waits in a thread, never twice at once."""
+        if model.engine.loaded(model.id):
+            return
+        lock = self._loading.setdefault(model.id, asyncio.Lock())
+        async with lock:
+            if not model.engine.loaded(model.id):
+                await asyncio.to_thread(model.engine.load, model.id, model.path)
+        self._loading.pop(model.id, None)
+
+    def show(self, org: str, name: str) -> dict[str, Any]:
+        """One model as the wire shows it; raises ApiError 404."""
+        self.resolve(org, name)
+        base = self._bases.get(name)
+        if base is not None:
+            return _base_object(base[0])
+        row = self._row(org, name)
+        assert row is not None
+        return self._object(row)
+
+    def list(self, org: str) -> list[dict[str, Any]]:
+        """Base models, then this organisation's fine-tunes, oldest first."""
+        rows = self._db.rows(
+            "SELECT * FROM models WHERE org = ? AND deleted_at IS NULL AND final = 1"
+            " ORDER BY created_at, id",
+            org,
+        )
+        bases = [_base_object(base) for base, _ in self._bases.values()]
+        return bases + [self._object(row) for row in rows if row["root"] in self._bases]
+
+    def _object(self, row: Row) -> dict[str, Any]:
+        base, _ = self._bases[row["root"]]
+        return {
+            "id": row["id"],
+            "object": "model",
+            "created": row["created_at"],
+            "owned_by": row["org"],
+            "shutdown_date": base.shutdown_date,
+        }
+
+    async def delete(self, org: str, name: str) -> None:
+        """Take a fine-tune away for good; raises ApiError 403 for a base model, 404."""
+        model = self.resolve(org, name)
+        if model.path is None:
+            raise ApiError(
+                403,
+                f"`{name}` is a base model of this server and cannot be deleted.",
+                param="model",
+                code="model_not_deletable",
+            )
+        now = int(self._clock())
+
+        def work(connection: Connection) -> None:
+            connection.execute("UPDATE models SET deleted_at = ? WHERE id = ?", (now, name))
+
+        await self._db.awrite(work)
+        model.engine.unload(name)
+        await asyncio.to_thread(shutil.rmtree, model.path, True)
+
+
+def _base_object(base: BaseModel) -> dict[str, Any]:
+    return {
+        "id": base.id,
+        "object": "model",
+        "created": base.created,
+        "owned_by": base.owned_by,
+        "shutdown_date": base.shutdown_date,
+    }

@@ -1,0 +1,348 @@
+"""Runs jobs: checks their files, waits for a free place, trains, keeps what came of it.
+
+A job is driven by one task of the server's loop; reading files and training happen in threads.
+The status in the database decides: a step is taken only by whoever moved the row, so a job is
+never trained twice at once, and after a kill the next server finds each job where it stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+import orjson
+
+from tuneproof_trainer.database import Row
+from tuneproof_trainer.datasets import Checked, LineFile, check_file
+from tuneproof_trainer.engines.protocol import (
+    EngineError,
+    Hyperparameters,
+    Outcome,
+    StopReason,
+    TrainingTask,
+)
+from tuneproof_trainer.errors import ApiError, JobFailure
+from tuneproof_trainer.files import FileStore
+from tuneproof_trainer.jobs import JobStore, Status
+from tuneproof_trainer.models import Models, Resolved
+from tuneproof_trainer.reporting import JobReporter
+from tuneproof_trainer.settings import Settings
+
+__all__ = ["Runner"]
+
+logger = logging.getLogger(__name__)
+_UNDERWAY = (Status.VALIDATING, Status.QUEUED, Status.RUNNING, Status.PAUSING)
+
+
+class Runner:
+    """Drives all jobs of one server."""
+
+    def __init__(
+        self, settings: Settings, files: FileStore, jobs: JobStore, models: Models, folder: Path
+    ) -> None:
+        self._settings, self._files, self._jobs, self._models = settings, files, jobs, models
+        self._folder = folder
+        self._db = jobs.db
+        self._wanted: dict[str, StopReason] = {}
+        self._stopping = False
+        self._training: set[str] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self._threads = ThreadPoolExecutor(
+            max_workers=settings.concurrency + 1, thread_name_prefix="trainer-job"
+        )
+
+    # -- from outside -----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up every job that the last server left."""
+        rows = self._db.rows(
+            f"SELECT * FROM jobs WHERE status IN ({', '.join('?' * len(_UNDERWAY))}) ORDER BY seq",
+            *_UNDERWAY,
+        )
+        for row in rows:
+            await self._recover(row)
+
+    async def _recover(self, row: Row) -> None:
+        job_id = row["id"]
+
+        def work(connection: Connection) -> None:
+            self._jobs.move(
+                connection,
+                job_id,
+                Status.QUEUED,
+                since=(Status.RUNNING,),
+                message="The server was restarted; training goes on from its last snapshot.",
+            )
+            self._jobs.move(connection, job_id, Status.PAUSED, since=(Status.PAUSING,))
+
+        await self._db.awrite(work)
+        self.drive(job_id)
+
+    def drive(self, job_id: str) -> None:
+        """See to it that this job goes on."""
+        earlier = self._tasks.get(job_id)
+        task = asyncio.create_task(self._drive(job_id, earlier), name=f"job {job_id}")
+        self._tasks[job_id] = task
+        task.add_done_callback(lambda done: self._forget(job_id, done))
+
+    def _forget(self, job_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(job_id) is task:
+            del self._tasks[job_id]
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("job %s lost its driver", job_id, exc_info=task.exception())
+
+    def interrupt(self, job_id: str, reason: StopReason) -> None:
+        """Ask a training job to stop at its next step."""
+        self._wanted[job_id] = reason
+
+    async def stop(self) -> None:
+        """Stop all jobs at their next step, each with a snapshot, and wait for them."""
+        self._stopping = True
+        tasks = dict(self._tasks)
+        for job_id, task in tasks.items():
+            if job_id not in self._training:
+                task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def discard(self, job_id: str) -> None:
+        """Clean up after a job that was cancelled before it trained."""
+        if job_id not in self._training:
+            await self._in_thread(self._clean, job_id)
+
+    def active(self) -> int:
+        """Jobs that are being driven."""
+        return len(self._tasks)
+
+    # -- one job ----------------------------------------------------------------------------
+
+    async def _drive(self, job_id: str, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            await asyncio.wait([earlier])
+        row = self._row(job_id)
+        if row["status"] == Status.VALIDATING:
+            await self._validate(row)
+        async with self._places:
+            if self._stopping or not await self._begin(job_id):
+                return
+            self._training.add(job_id)
+            try:
+                await self._train(job_id)
+            finally:
+                self._training.discard(job_id)
+
+    def _row(self, job_id: str) -> Row:
+        row = self._db.row("SELECT * FROM jobs WHERE id = ?", job_id)
+        assert row is not None
+        return row
+
+    async def _in_thread(self, work: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+    async def _validate(self, row: Row) -> None:
+        try:
+            await self._in_thread(self._check, row)
+        except (JobFailure, ApiError) as error:
+            code = error.code or "invalid_training_file"
+            message, param = str(error), error.param
+            await self._db.awrite(lambda c: self._jobs.fail(c, row["id"], code, message, param))
+            return
+        await self._db.awrite(
+            lambda c: self._jobs.move(
+                c,
+                row["id"],
+                Status.QUEUED,
+                since=(Status.VALIDATING,),
+                message="Files validated, moving job to queued state",
+            )
+        )
+
+    def _check(self, row: Row) -> None:
+        checked = self._checked(row, "training_file")
+        if row["validation_file"]:
+            self._checked(row, "validation_file")
+        self._check_quota(row, checked)
+
+    def _checked(self, row: Row, param: str) -> Checked:
+        model = self._models.resolve(row["org"], row["model"])
+        path = self._files.path(row[param])
+        if not path.exists():
+            raise JobFailure(f"invalid_{param}", f"The {param} was deleted.", param)
+        return check_file(
+            path,
+            method=row["method"],
+            param=param,
+            count_tokens=model.engine.count_tokens,
+            min_examples=self._settings.min_examples if param == "training_file" else 1,
+            blocklist=self._settings.blocklist,
+        )
+
+    def _check_quota(self, row: Row, checked: Checked) -> None:
+        quota = self._settings.token_quota
+        if quota is None:
+            return
+        epochs = orjson.loads(row["asked"]).get("n_epochs") or 1
+        used = self._db.row(
+            "SELECT COALESCE(SUM(trained_tokens), 0) AS used FROM jobs WHERE org = ?"
+            " AND strftime('%Y-%m', finished_at, 'unixepoch') = strftime('%Y-%m', ?, 'unixepoch')",
+            row["org"],
+            self._jobs.now(),
+        )
+        spent = used["used"] if used else 0
+        needed = checked.tokens * epochs
+        if spent + needed > quota:
+            raise JobFailure(
+                "exceeded_quota",
+                f"This job needs about {needed} tokens, and {spent} of this month's quota of "
+                f"{quota} are used. Use fewer examples or epochs, or have the quota raised.",
+            )
+
+    async def _begin(self, job_id: str) -> bool:
+        self._wanted.pop(job_id, None)
+        now = self._jobs.clock()
+        return await self._db.awrite(
+            lambda c: self._jobs.move(
+                c,
+                job_id,
+                Status.RUNNING,
+                since=(Status.QUEUED,),
+                message="Fine-tuning job started",
+                started_at=now,
+            )
+        )
+
+    async def _train(self, job_id: str) -> None:
+        try:
+            outcome: Outcome = await self._in_thread(self._run_engine, job_id)
+        except Exception as error:
+            code, message, param = _failure(error)
+            if code == "server_error":
+                logger.exception("job %s failed", job_id)
+            await self._db.awrite(lambda c: self._jobs.fail(c, job_id, code, message, param))
+            await self._in_thread(self._clean, job_id)
+            return
+        await self._ended(job_id, outcome)
+
+    def _run_engine(self, job_id: str) -> Outcome:
+        row = self._row(job_id)
+        model = self._models.resolve(row["org"], row["model"])
+        folder = self._folder / job_id / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        reporter = JobReporter(self._jobs, row, model.root, self._folder, self._settings)
+
+        def should_stop() -> StopReason | None:
+            return StopReason.SHUTDOWN if self._stopping else self._wanted.get(job_id)
+
+        with self._opened(row, "training_file") as training:
+            if row["validation_file"] is None:
+                task = self._task(row, model, training, None, folder)
+                return model.engine.train(task, reporter, should_stop)
+            with self._opened(row, "validation_file") as validation:
+                task = self._task(row, model, training, validation, folder)
+                return model.engine.train(task, reporter, should_stop)
+
+    def _opened(self, row: Row, param: str) -> LineFile:
+        checked = self._checked(row, param)
+        return LineFile(self._files.path(row[param]), checked.places, row["method"])
+
+    def _task(
+        self,
+        row: Row,
+        model: Resolved,
+        training: LineFile,
+        validation: LineFile | None,
+        folder: Path,
+    ) -> TrainingTask:
+        return TrainingTask(
+            job_id=row["id"],
+            model=row["model"],
+            model_path=model.path,
+            method=row["method"],
+            hyperparameters=Hyperparameters(**orjson.loads(row["asked"])),
+            seed=row["seed"],
+            training=training,
+            validation=validation,
+            folder=folder,
+        )
+
+    async def _ended(self, job_id: str, outcome: Outcome) -> None:
+        if outcome.stopped is None:
+            await self._in_thread(self._succeed, job_id, outcome)
+        elif outcome.stopped is StopReason.PAUSE:
+            await self._db.awrite(
+                lambda c: self._jobs.move(
+                    c,
+                    job_id,
+                    Status.PAUSED,
+                    since=(Status.PAUSING,),
+                    message="The job has been paused",
+                    estimated_finish=None,
+                )
+            )
+        elif outcome.stopped is StopReason.CANCEL:
+            await self._in_thread(self._clean, job_id)
+
+    def _succeed(self, job_id: str, outcome: Outcome) -> None:
+        row = self._row(job_id)
+        model = self._models.resolve(row["org"], row["model"])
+        reporter = JobReporter(self._jobs, row, model.root, self._folder, self._settings)
+        result = self._files.land([reporter.result_csv()], 2**40)
+
+        def work(connection: Connection) -> bool:
+            moved = reporter.finish(connection, outcome, result.id)
+            if moved:
+                self._files.record(
+                    connection,
+                    result,
+                    org=row["org"],
+                    filename="step_metrics.csv",
+                    purpose="fine-tune-results",
+                )
+            return moved
+
+        if not self._db.write(work):
+            self._files.path(result.id).unlink(missing_ok=True)
+        self._clean(job_id)
+
+    def _clean(self, job_id: str) -> None:
+        """Remove what only an unfinished job needs, and models of a job that did not succeed."""
+        row = self._row(job_id)
+        shutil.rmtree(self._folder / job_id / "work", ignore_errors=True)
+        if row["status"] != Status.SUCCEEDED:
+            shutil.rmtree(self._folder / job_id, ignore_errors=True)
+            self._db.write(
+                lambda c: c.execute(
+                    "UPDATE models SET deleted_at = ? WHERE job_id = ?", (self._jobs.now(), job_id)
+                )
+            )
+        for name in ("training_file", "validation_file"):
+            self._release(row[name])
+
+    def _release(self, file_id: str | None) -> None:
+        """Remove the content of a file that was deleted while the job needed it."""
+        if file_id is None:
+            return
+        gone = self._db.row("SELECT 1 FROM files WHERE id = ? AND deleted_at IS NOT NULL", file_id)
+        if gone is not None and not self._files.needed(file_id):
+            self._files.path(file_id).unlink(missing_ok=True)
+
+
+def _failure(error: Exception) -> tuple[str, str, str | None]:
+    """The code, message and parameter under which an exception ends its job."""
+    if isinstance(error, EngineError | JobFailure):
+        return error.code, error.message, error.param
+    if isinstance(error, ApiError):
+        return error.code or "server_error", error.message, error.param
+    if isinstance(error, MemoryError):
+        message = "The server ran out of memory. Use a smaller file, or train on a larger machine."
+        return "out_of_memory", message, None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full", "The server's disk is full. Free some space and start again.", None
+    return "server_error", f"The engine failed: {type(error).__name__}: {error}", None

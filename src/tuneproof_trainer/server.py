@@ -1,0 +1,182 @@
+"""The trainer as an ASGI application: who calls, which route, and errors in the wire's shape."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.routing import Router
+from starlette.types import Message, Receive, Scope, Send
+
+from tuneproof_trainer.access import Caller
+from tuneproof_trainer.chat import Chat
+from tuneproof_trainer.engines.protocol import Engine
+from tuneproof_trainer.errors import ApiError
+from tuneproof_trainer.ids import new_tag
+from tuneproof_trainer.routes import make_routes
+from tuneproof_trainer.service import Service
+from tuneproof_trainer.settings import Settings
+
+__all__ = ["TrainerApp", "create_app"]
+
+logger = logging.getLogger(__name__)
+_OPEN = frozenset({"/health", "/openapi.json"})
+
+
+def create_app(
+    settings: Settings,
+    engines: Sequence[Engine] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> TrainerApp:
+    """The application; its lifespan starts and stops the jobs.
+
+    Raises ServerError if another trainer uses the same folder.
+    """
+    return TrainerApp(Service(settings, engines, clock))
+
+
+class TrainerApp:
+    """ASGI: lifespan and HTTP."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._chat = Chat(service.settings, service.models, service.clock)
+        self._router = Router(make_routes(service), redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's scope."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.service.start()
+        except Exception as error:
+            logger.exception("the trainer could not start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.service.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _Headed(send)
+        try:
+            await self._dispatch(scope, receive, answer)
+        except ApiError as error:
+            await answer.fail(error)
+        except HTTPException as error:
+            await answer.fail(_unrouted(scope, error))
+        except ConnectionError:
+            return
+        except OSError as error:
+            await answer.fail(_broken(error, answer.request_id))
+        except Exception:
+            logger.exception("request %s failed", answer.request_id)
+            await answer.fail(_unexpected(answer.request_id))
+
+    async def _dispatch(self, scope: Scope, receive: Receive, answer: _Headed) -> None:
+        path = scope["path"]
+        scope["app"] = self
+        if path not in _OPEN:
+            caller = self._admitted(scope, answer)
+            scope["caller"] = caller
+            if path == "/v1/chat/completions" and scope["method"] == "POST":
+                await self._chat(caller, receive, answer)
+                return
+        await self._router(scope, receive, answer)
+
+    def _admitted(self, scope: Scope, answer: _Headed) -> Caller:
+        authorization = organization = ""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value.decode("latin-1")
+            elif name == b"openai-organization":
+                organization = value.decode("latin-1")
+        caller = self.service.access.caller(authorization, organization)
+        answer.add("openai-organization", caller.org)
+        for name, value in self.service.access.admit(caller).items():
+            answer.add(name, value)
+        return caller
+
+
+class _Headed:
+    """A `send` that adds the headers every answer has."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._began = time.perf_counter()
+        self.request_id = f"req_{new_tag(24)}"
+        self._extra: list[tuple[bytes, bytes]] = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"openai-version", b"2020-10-01"),
+        ]
+        self.started = False
+
+    def add(self, name: str, value: str) -> None:
+        """One more header."""
+        self._extra.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
+
+    async def __call__(self, message: Message) -> None:
+        """Send one ASGI message."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            took_ms = int((time.perf_counter() - self._began) * 1000)
+            headers = list(message.get("headers", ()))
+            headers += [*self._extra, (b"openai-processing-ms", str(took_ms).encode())]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with an error, or end the answer if it has begun."""
+        if self.started:
+            body = b"data: " + orjson.dumps(error.body()) + b"\n\n"
+            await self({"type": "http.response.body", "body": body})
+            return
+        body = orjson.dumps(error.body())
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *((n.encode(), v.encode()) for n, v in error.headers.items()),
+        ]
+        await self({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
+
+
+def _unrouted(scope: Scope, error: HTTPException) -> ApiError:
+    url = f"{scope['method']} {scope['path']}"
+    if error.status_code == 405:
+        message = f"Not allowed to {scope['method']} on {scope['path']}."
+        headers = dict(error.headers or {})
+        return ApiError(405, message, code="method_not_supported", headers=headers)
+    return ApiError(error.status_code, f"Invalid URL ({url})", code="unknown_url")
+
+
+def _broken(error: OSError, request_id: str) -> ApiError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ApiError(
+            507,
+            "The server's disk is full; nothing of this request was kept.",
+            type="server_error",
+            code="disk_full",
+        )
+    logger.error("request %s failed", request_id, exc_info=error)
+    return _unexpected(request_id)
+
+
+def _unexpected(request_id: str) -> ApiError:
+    return ApiError(
+        500,
+        "The server had an error while processing your request. Its log has the cause under "
+        f"{request_id}.",
+        type="server_error",
+        code="internal_error",
+    )

@@ -1,0 +1,50 @@
+"""How one trainer runs. Everything comes as arguments; nothing here reads the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+__all__ = ["Settings"]
+
+MIB = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that `create_app` needs to know. Sizes in bytes, times in seconds."""
+
+    dir: Path
+    """State: the database, files and models. One server at a time."""
+
+    engine: str = "ngram"
+    concurrency: int = 1
+    """Jobs that train at once; others wait in `queued`."""
+
+    open_without_keys: bool = True
+    """Whether any key is accepted as long as none was made (set for loopback only)."""
+
+    organization: str = "local"
+    """The organisation of requests while no key exists."""
+
+    requests_per_minute: int | None = None
+    """For each key; None is no limit."""
+
+    max_file_bytes: int = 512 * MIB
+    max_upload_bytes: int = 8 * 1024 * MIB
+    max_part_bytes: int = 64 * MIB
+    min_examples: int = 10
+    token_quota: int | None = None
+    """Trained tokens for each organisation in a calendar month (UTC); a job beyond it fails with
+    `exceeded_quota`. None is no quota."""
+
+    blocklist: tuple[str, ...] = ()
+    """Phrases that must not occur in training files, whatever their case (`unsafe_file`)."""
+
+    checkpoints_kept: int = 3
+    upload_lifetime_s: int = 3600
+    file_lifetime_s: int | None = None
+    """Training and result files older than this are deleted; None keeps them for ever."""
+
+    collect_every_s: float = 600.0
+    max_answer_tokens: int = 4096

@@ -1,0 +1,214 @@
+"""Uploads: one large file sent in parts, in any order, put together at the end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+from tuneproof_trainer.database import Database, Row, insert
+from tuneproof_trainer.errors import bad_request, not_found
+from tuneproof_trainer.files import FileStore, file_object, read_chunks
+from tuneproof_trainer.ids import new_id
+from tuneproof_trainer.requests import CompleteUpload, CreateUpload
+from tuneproof_trainer.settings import Settings
+
+__all__ = ["UploadStore"]
+
+
+class UploadStore:
+    """Uploads of all organisations; parts lie in one folder until their upload ends."""
+
+    def __init__(
+        self,
+        database: Database,
+        files: FileStore,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._db, self._files, self._settings, self._clock = database, files, settings, clock
+        self._parts = FileStore(database, settings.dir / "parts", clock)
+
+    def get(self, org: str, upload_id: str) -> Row:
+        """The upload's row; raises ApiError 404."""
+        row = self._db.row("SELECT * FROM uploads WHERE id = ? AND org = ?", upload_id, org)
+        if row is None:
+            raise not_found(f"No such Upload object: {upload_id}", "upload_id")
+        return row
+
+    def show(self, row: Row) -> dict[str, Any]:
+        """A row as the wire's Upload."""
+        file = None
+        if row["file_id"]:
+            found = self._db.row("SELECT * FROM files WHERE id = ?", row["file_id"])
+            file = file_object(found) if found is not None else None
+        return {
+            "object": "upload",
+            "id": row["id"],
+            "bytes": row["bytes"],
+            "created_at": row["created_at"],
+            "expires_at": row["expires_at"],
+            "filename": row["filename"],
+            "purpose": row["purpose"],
+            "status": self._status(row),
+            "file": file,
+        }
+
+    def _status(self, row: Row) -> str:
+        if row["status"] == "pending" and row["expires_at"] <= self._clock():
+            return "expired"
+        return str(row["status"])
+
+    def create(self, org: str, asked: CreateUpload) -> dict[str, Any]:
+        """Begin an upload of exactly `asked.bytes` bytes."""
+        limit = self._settings.max_upload_bytes
+        if asked.bytes > limit:
+            raise bad_request(
+                f"Invalid 'bytes': Expected a value <= {limit}, but got {asked.bytes}.",
+                "bytes",
+                "above_max_value",
+            )
+        upload_id, now = new_id("upload_"), int(self._clock())
+        lifetime = asked.expires_after.seconds if asked.expires_after else None
+
+        def work(connection: Connection) -> None:
+            insert(
+                connection,
+                "uploads",
+                id=upload_id,
+                org=org,
+                filename=asked.filename,
+                purpose=asked.purpose,
+                mime_type=asked.mime_type,
+                bytes=asked.bytes,
+                created_at=now,
+                expires_at=now + self._settings.upload_lifetime_s,
+                file_lifetime_s=lifetime,
+                status="pending",
+            )
+
+        self._db.write(work)
+        return self.show(self.get(org, upload_id))
+
+    def pending(self, org: str, upload_id: str) -> Row:
+        """The upload's row if it can still take parts; raises ApiError 400, 404."""
+        row = self.get(org, upload_id)
+        status = self._status(row)
+        if status != "pending":
+            raise bad_request(
+                f"Upload {upload_id} is {status}; only a pending upload can be changed.",
+                "upload_id",
+                "invalid_upload_state",
+            )
+        return row
+
+    def add_part(self, org: str, upload_id: str, chunks: Iterable[bytes]) -> dict[str, Any]:
+        """Keep one part; raises ApiError 413 if it is too large."""
+        self.pending(org, upload_id)
+        landed = self._parts.land(chunks, self._settings.max_part_bytes)
+        part_id = new_id("part_")
+        self._parts.path(landed.id).rename(self._parts.path(part_id))
+        now = int(self._clock())
+
+        def work(connection: Connection) -> None:
+            insert(
+                connection,
+                "parts",
+                id=part_id,
+                upload_id=upload_id,
+                bytes=landed.bytes,
+                created_at=now,
+            )
+
+        self._db.write(work)
+        return {
+            "object": "upload.part",
+            "id": part_id,
+            "created_at": now,
+            "upload_id": upload_id,
+        }
+
+    def complete(self, org: str, upload_id: str, asked: CompleteUpload) -> dict[str, Any]:
+        """Join the parts in the order given and make them a file."""
+        row = self.pending(org, upload_id)
+        paths = self._ordered(row, asked.part_ids)
+        digest = hashlib.md5(usedforsecurity=False)
+        landed = self._files.land(_joined(paths, digest.update), self._settings.max_upload_bytes)
+        if asked.md5 and asked.md5.lower() != digest.hexdigest():
+            self._files.path(landed.id).unlink()
+            raise bad_request(
+                f"The parts have MD5 {digest.hexdigest()}, not {asked.md5}.", "md5", "md5_mismatch"
+            )
+
+        def work(connection: Connection) -> None:
+            done = connection.execute(
+                "UPDATE uploads SET status = 'completed', file_id = ? WHERE id = ?"
+                " AND status = 'pending'",
+                (landed.id, upload_id),
+            )
+            if done.rowcount != 1:
+                raise bad_request(f"Upload {upload_id} was ended meanwhile.", "upload_id")
+            self._files.record(
+                connection,
+                landed,
+                org=org,
+                filename=row["filename"],
+                purpose=row["purpose"],
+                lifetime_s=row["file_lifetime_s"],
+            )
+
+        self._db.write(work)
+        self._drop_parts(upload_id)
+        return self.show(self.get(org, upload_id))
+
+    def _ordered(self, row: Row, part_ids: list[str]) -> list[Path]:
+        rows = self._db.rows("SELECT * FROM parts WHERE upload_id = ?", row["id"])
+        sizes = {part["id"]: part["bytes"] for part in rows}
+        unknown = next((part for part in part_ids if part not in sizes), None)
+        if unknown is not None or len(set(part_ids)) != len(part_ids):
+            what = f"has no part {unknown}" if unknown else "was given a part twice"
+            raise bad_request(f"Upload {row['id']} {what}.", "part_ids", "invalid_part")
+        total = sum(sizes[part] for part in part_ids)
+        if total != row["bytes"]:
+            raise bad_request(
+                f"The parts have {total} bytes, but the upload was created for {row['bytes']}.",
+                "part_ids",
+                "bytes_mismatch",
+            )
+        return [self._parts.path(part) for part in part_ids]
+
+    def cancel(self, org: str, upload_id: str) -> dict[str, Any]:
+        """Give the upload up; its parts are deleted."""
+        self.pending(org, upload_id)
+        sql = "UPDATE uploads SET status = 'cancelled' WHERE id = ? AND status = 'pending'"
+        self._db.write(lambda c: c.execute(sql, (upload_id,)))
+        self._drop_parts(upload_id)
+        return self.show(self.get(org, upload_id))
+
+    def _drop_parts(self, upload_id: str) -> None:
+        for part in self._db.rows("SELECT id FROM parts WHERE upload_id = ?", upload_id):
+            self._parts.path(part["id"]).unlink(missing_ok=True)
+        self._db.write(lambda c: c.execute("DELETE FROM parts WHERE upload_id = ?", (upload_id,)))
+
+    def collect(self) -> None:
+        """Expire old uploads and delete their parts."""
+        now = int(self._clock())
+        sql = "SELECT id FROM uploads WHERE status = 'pending' AND expires_at <= ?"
+        expire = "UPDATE uploads SET status = 'expired' WHERE id = ? AND status = 'pending'"
+        for row in self._db.rows(sql, now):
+            self._db.write(partial(_execute, sql=expire, values=(row["id"],)))
+            self._drop_parts(row["id"])
+
+
+def _execute(connection: Connection, sql: str, values: tuple[Any, ...]) -> None:
+    connection.execute(sql, values)
+
+
+def _joined(paths: list[Path], seen: Callable[[bytes], object]) -> Iterator[bytes]:
+    for path in paths:
+        for chunk in read_chunks(path):
+            seen(chunk)
+            yield chunk
