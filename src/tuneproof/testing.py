@@ -67,6 +67,10 @@ class VirtualClock:
         """The virtual instant."""
         return self._now
 
+    def restore(self, at: datetime) -> None:
+        """Go on from a saved instant, if it is later."""
+        self._now = max(self._now, at.astimezone(UTC))
+
     async def sleep_until(self, at: datetime) -> None:
         """Return once virtual time is at or after `at`; such a sleep is a deadline too."""
         if at <= self._now:
@@ -143,11 +147,6 @@ class VirtualClock:
 def _floor(at: datetime, stride: timedelta) -> datetime:
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     return epoch + (at - epoch) // stride * stride
-
-
-async def tick(engine: workflow.Engine, run_id: str) -> None:
-    """Wake a waiting run so that it looks at the clock; what `VirtualClock.wake` calls."""
-    await engine.send(run_id, workflow.TICK)
 
 
 # --- in-memory twins --------------------------------------------------------------------

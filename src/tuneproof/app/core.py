@@ -12,25 +12,41 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Self
+from datetime import datetime
+from typing import Any, Self, cast
 
 from tuneproof import workflow
 from tuneproof.app.live import Live
 from tuneproof.collection import Source, Task
-from tuneproof.errors import ConfigError, StoreUnavailableError
+from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
 from tuneproof.evaluation import Scorer
 from tuneproof.pipeline import Parts
 from tuneproof.resilience import CircuitBreaker, ConnectionPoolManager, DatabasePool
 from tuneproof.rollout import Deployment, DeploymentManager, Target
-from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, SourceConfig
+from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
 from tuneproof.store import Store
 from tuneproof.telemetry import Metrics
+from tuneproof.testing import Participant, VirtualClock
 from tuneproof.training import Provider
 
 log = logging.getLogger(__name__)
 
+VIRTUAL_NOW = "virtual_now"
+"""Under which key a virtual clock's instant is kept."""
+
 EMBEDDED = "embedded"
 """The executor id of the one process that owns a SQLite data directory."""
+
+
+class _NoEngine:
+    """Stands for the engine in an App that runs nothing; knows no run, refuses to start one."""
+
+    async def exists(self, run_id: str) -> bool:
+        """Never: no run is known here."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        raise StateError("No run can go on in this process.", mend="Start it: tuneproof serve")
 
 
 class Core:
@@ -38,7 +54,8 @@ class Core:
 
     `adapters` replace single ones: `store`, `clock`, `provider` (one for all names), `source`
     (one for all pipelines), `targets`, `scorers`. `poll_s` is how often the engine looks for
-    signals; `on_step` is told of each durable step.
+    signals; `on_step` is told of each durable step. `engine=False` opens an App that reads and
+    writes but runs nothing: no lock is taken, no trainer is started, no run goes on.
     """
 
     def __init__(
@@ -54,6 +71,7 @@ class Core:
         on_step: workflow.StepHook | None = None,
         poll_s: float = 0.25,
         background: bool = True,
+        engine: bool = True,
     ) -> None:
         self.settings = settings
         self.clock: workflow.Clock = clock or workflow.SystemClock()
@@ -69,7 +87,8 @@ class Core:
         self._scorers = dict(scorers or {})
         self._on_step = on_step
         self._poll_s = poll_s
-        self._background = background
+        self._background = background and engine
+        self._with_engine = engine
         self._providers: dict[str, Provider] = {}
         self._closing = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -90,13 +109,14 @@ class Core:
         settings = self.settings
         settings.dir.mkdir(parents=True, exist_ok=True)
         embedded = settings.store.url.startswith("sqlite")
-        if embedded:
+        if embedded and self._with_engine:
             lock = workflow.DirectoryLock(settings.dir)
             lock.acquire()
             self._closing.callback(lock.release)
         self.store = self._given_store or await self._open_store()
         self._closing.push_async_callback(self.store.close)
         self.pools.add("database", DatabasePool(self.store.engine))
+        await self._bind_virtual_clock()
         self.cache = settings.adapter("cache")(settings.cache.url)
         self._closing.push_async_callback(self.cache.close)
         await self._open_trainer()
@@ -113,7 +133,10 @@ class Core:
             scorers=self._scorers,
             hooks=self._hooks(),
         )
-        await self._launch_engine(embedded)
+        if self._with_engine:
+            await self._launch_engine(embedded)
+        else:
+            self.engine = cast(workflow.Engine, _NoEngine())
         await self._began()
         self.metrics.watch_pools(self.pools.counts)
         self.metrics.watch_cache(lambda: self.cache.hit_rate)
@@ -133,10 +156,35 @@ class Core:
         store: Store = await opened
         return store
 
+    async def _bind_virtual_clock(self) -> None:
+        """A virtual clock goes on from where it was, and wakes the runs of this engine."""
+        if not isinstance(self.clock, VirtualClock):
+            return
+        saved = await self.store.meta.get(VIRTUAL_NOW)
+        if saved is not None:
+            self.clock.restore(datetime.fromisoformat(saved))
+
+        async def save(at: datetime) -> None:
+            await self.store.meta.set(VIRTUAL_NOW, at.isoformat())
+
+        async def wake(run_id: str) -> None:
+            await self.engine.send(run_id, workflow.TICK)
+
+        self.clock.save, self.clock.wake = save, wake
+
+    def let_time_pass(self, *participants: Participant) -> None:
+        """Drive the virtual clock from now on, asking these to fill each stretch."""
+        if not isinstance(self.clock, VirtualClock):
+            raise StateError("Only a virtual clock is driven.", mend="Open the App with one.")
+        self.clock.participants.extend(participants)
+        self.spawn("tuneproof-clock", self.clock.drive())
+
     async def _open_trainer(self) -> None:
         if self._given_provider is not None:
             return
         if not any(p.embedded for p in self.settings.providers.values()):
+            return
+        if not self._with_engine:
             return
         serve = self.settings.adapter("trainer")
         trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
@@ -260,8 +308,3 @@ class Core:
             clock=self.clock,
             config=config,
         )
-
-
-def source_config(name: str, url: str) -> SourceConfig:
-    """A source that only an address describes."""
-    return SourceConfig(name=name, url=url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 KEPT = 1000
@@ -37,7 +37,7 @@ class Live:
         for queue in self._queues:
             queue.put_nowait(event)
 
-    async def subscribe(self, *, after: int | None = None) -> AsyncIterator[LiveEvent]:
+    async def subscribe(self, *, after: int | None = None) -> AsyncGenerator[LiveEvent, None]:
         """Events from now on, or from `after` on; ends when the App closes."""
         queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         self._queues.add(queue)

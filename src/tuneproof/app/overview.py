@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -186,7 +186,7 @@ class Overview(Runs, Core):
         """Who did what and why, newest first."""
         return await self.store.activity.page(cursor=cursor, limit=limit)
 
-    def subscribe(self, *, after: int | None = None) -> AsyncIterator[LiveEvent]:
+    def subscribe(self, *, after: int | None = None) -> AsyncGenerator[LiveEvent, None]:
         """Live events from now on, or from the last one seen."""
         return self.live.subscribe(after=after)
 
@@ -249,7 +249,7 @@ class Overview(Runs, Core):
         finally:
             await source.close()
         if check.advice:
-            return Finding(name=name, status="warning", detail="works", mend=check.advice)
+            return Finding(name=name, status="warning", detail="works", mend=" ".join(check.advice))
         return Finding(name=name, status="ok", detail="the source has all the columns")
 
     # --- tokens and repeated requests -------------------------------------------------

@@ -238,7 +238,8 @@ class Runs(Core):
 
     async def _began(self) -> None:
         await super()._began()
-        await self._start_forgotten()
+        if self._with_engine:
+            await self._start_forgotten()
         if self._background:
             self.spawn("tuneproof-schedule", self._keep_schedule())
 

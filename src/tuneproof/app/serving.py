@@ -326,6 +326,19 @@ class Serving(Core):
             await self._stop_gross_failure(subject)
         return taken
 
+    async def recent_events(
+        self, *, subject: str | None = None, since: datetime | None = None, limit: int = 100
+    ) -> Sequence[Exposure]:
+        """The newest exposures, oldest first: of one subject, or of all that routing serves."""
+        routed = {r.subject for r in await self.routing() if r.subject is not None}
+        subjects = routed if subject is None else {subject}
+        found = [
+            event
+            for name in sorted(subjects)
+            for event in await self.store.events.newest(name, since=since, limit=limit)
+        ]
+        return sorted(found, key=lambda e: (e.at, e.id))[-limit:]
+
     async def _stop_gross_failure(self, subject: str) -> None:
         recent = await self.store.events.recent(subject, Arm.CANDIDATE, limit=GROSS_WINDOW)
         found = guardrails.gross_failure([r.error for r in recent])

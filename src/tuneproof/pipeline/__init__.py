@@ -123,7 +123,9 @@ class FineTuningPipeline:
         if self._app is not None:
             yield self._app
             return
-        settings: Settings = self._settings or await asyncio.to_thread(Settings.load)
+        settings = self._settings
+        if settings is None:
+            settings = await asyncio.to_thread(lambda: Settings.load())
         opened: Any = settings.adapter("app")
         async with opened.open(settings, **self._adapters) as app:
             yield app

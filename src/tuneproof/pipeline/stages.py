@@ -62,17 +62,12 @@ class Making:
 
     async def _collected(self, until: datetime) -> TrainingDataBatch:
         source = self._parts.source(self._config, self._arguments.posts)
-        config = self._config
         try:
-            collector = DataCollector(
-                config.engagement_threshold,
+            collector = DataCollector.of(
+                self._config,
                 source=source,
-                tasks=[self._parts.tasks[name] for name in config.tasks],
+                tasks=[self._parts.tasks[name] for name in self._config.tasks],
                 dir=self._parts.directory,
-                pipeline=config.name,
-                days_back=config.days_back,
-                chunk_size=config.chunk_size,
-                max_records=config.max_records,
                 clock=self._parts.clock,
             )
             return await collector.collect_training_data(until=until)

@@ -87,8 +87,8 @@ class _Turn:
         if found < needed and not self._arguments.force:
             raise _Ended(
                 RunState.SKIPPED,
-                f"{found} examples, and training_data_threshold is {needed}: "
-                "nothing was spent. Widen days_back, lower engagement_threshold, or wait.",
+                f"{found} examples, and training_data_threshold is {needed}: nothing was spent. "
+                f"{batch.note} Widen days_back, lower engagement_threshold, or wait.",
             )
         return batch
 

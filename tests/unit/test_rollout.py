@@ -1,0 +1,236 @@
+"""The rollout's state machine and its guardrails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tuneproof.assignment import arm, bucket
+from tuneproof.errors import StateError
+from tuneproof.experiments import Arm, Cell, Evidence, ModelRef, Requests
+from tuneproof.rollout import Advice, Deployment, DeploymentState, machine, plan, routing_of, watch
+from tuneproof.settings import PipelineConfig
+from tuneproof.stats.aggregates import Aggregate
+
+T0 = datetime(2025, 1, 20, tzinfo=UTC)
+OLD, NEW = ModelRef(model_id="old"), ModelRef(model_id="new", version="ver-1")
+
+
+def deployment(config: PipelineConfig | None = None) -> Deployment:
+    return Deployment(
+        id="deploy-20250120-001",
+        run_id="ft-pipeline-20250120-001",
+        pipeline="default",
+        tasks=("hook", "body"),
+        ab_test_id="ab-test-20250120-001",
+        version_id="ver-1",
+        candidate=NEW,
+        previous=OLD,
+        plan=plan(config or PipelineConfig()),
+        state=DeploymentState.PENDING,
+        step=0,
+        share=0.0,
+        salt="s",
+        created_at=T0,
+    )
+
+
+def test_default_plan_rises_by_ten_percent_and_leaves_the_holdback() -> None:
+    assert plan(PipelineConfig()).steps == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+def test_plan_without_holdback_ends_at_all_traffic() -> None:
+    made = plan(PipelineConfig(holdback=0))
+    assert made.steps[-1] == 1.0
+    assert made.holdback_days == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"deployment_strategy": "canary"}, (0.01, 0.05, 0.2, 0.5, 0.95)),
+        ({"deployment_strategy": "immediate"}, (0.95,)),
+        ({"steps": (0.02, 0.5, 1.0)}, (0.02, 0.5, 0.95)),
+        ({"max_traffic": 0.5, "holdback": 0.05}, (0.1, 0.2, 0.3, 0.4, 0.45)),
+        ({"increment_percentage": 0.4}, (0.1, 0.5, 0.9, 0.95)),
+    ],
+)
+def test_plan_follows_the_settings(changes: dict, steps: tuple[float, ...]) -> None:
+    assert plan(PipelineConfig(**changes)).steps == steps
+
+
+def test_last_step_holds_then_completes() -> None:
+    moved, now = machine.begin(deployment(), T0), T0
+    while moved.state is DeploymentState.STEPPING:
+        now += timedelta(days=1)
+        moved = machine.advance(moved, now)
+    assert (moved.state, moved.share) == (DeploymentState.HOLDING, 0.95)
+    assert moved.next_at == now + timedelta(days=14)
+    done = machine.advance(moved, moved.next_at)
+    assert (done.state, done.share) == (DeploymentState.COMPLETE, 1.0)
+    assert routing_of(done, "hook", 10).baseline == NEW
+
+
+def test_rollback_is_idempotent_and_keeps_its_first_cause() -> None:
+    once = machine.roll_back(machine.begin(deployment(), T0), T0, "harm", {"errors": 9})
+    again = machine.roll_back(once, T0 + timedelta(hours=1), "other", {})
+    assert again is once
+    assert routing_of(once, "hook", 1).baseline == OLD
+    assert routing_of(once, "hook", 1).candidate is None
+
+
+def test_refused_moves_name_state_and_verb() -> None:
+    with pytest.raises(StateError, match=r"is pending: it cannot advance"):
+        machine.advance(deployment(), T0)
+
+
+class RolloutMachine(RuleBasedStateMachine):
+    """Any order of moves: shares only rise while it steps, and no unit ever moves back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = T0
+        self.before = deployment()
+        self.at = deployment()
+
+    def _move(self, moved: Deployment) -> None:
+        self.before, self.at = self.at, moved
+        self.now += timedelta(hours=1)
+
+    @precondition(lambda self: self.at.state is DeploymentState.PENDING)
+    @rule()
+    def begin(self) -> None:
+        self._move(machine.begin(self.at, self.now))
+
+    @precondition(
+        lambda self: (
+            self.at.state
+            in (DeploymentState.STEPPING, DeploymentState.PAUSED, DeploymentState.HOLDING)
+        )
+    )
+    @rule()
+    def advance(self) -> None:
+        self._move(machine.advance(self.at, self.now))
+
+    @precondition(lambda self: self.at.state is DeploymentState.STEPPING)
+    @rule()
+    def pause(self) -> None:
+        self._move(machine.pause(self.at, "why"))
+
+    @precondition(lambda self: self.at.state is DeploymentState.PAUSED)
+    @rule()
+    def resume(self) -> None:
+        self._move(machine.resume(self.at, self.now))
+
+    @precondition(lambda self: self.at.state is not DeploymentState.PENDING)
+    @rule()
+    def roll_back(self) -> None:
+        self._move(machine.roll_back(self.at, self.now, "harm", {}))
+
+    @rule(unit=st.text(max_size=8))
+    def no_unit_moves_back(self, unit: str) -> None:
+        if self.at.share < self.before.share:
+            return
+        place = bucket("s", unit)
+        if arm(place, self.before.share) == "candidate":
+            assert arm(place, self.at.share) == "candidate"
+
+    @invariant()
+    def shares_fit_the_state(self) -> None:
+        state, share = self.at.state, self.at.share
+        if state in (DeploymentState.ROLLED_BACK, DeploymentState.PENDING):
+            assert share == 0
+        elif state is DeploymentState.COMPLETE:
+            assert share == pytest.approx(1.0)
+        else:
+            assert share == self.at.plan.steps[self.at.step]
+        if not state.final and state is not DeploymentState.ROLLED_BACK:
+            assert share >= self.before.share
+
+    @invariant()
+    def traffic_serves_a_model_that_exists(self) -> None:
+        routing = routing_of(self.at, "hook", 1)
+        assert routing.baseline in (OLD, NEW)
+        assert (routing.candidate is None) == self.at.state.final
+
+
+TestRolloutMachine = RolloutMachine.TestCase
+TestRolloutMachine.settings = hypothesis_settings(max_examples=60, deadline=None)
+
+
+# --- guardrails ---------------------------------------------------------------------------
+
+
+def rates(mean: float, n: int, seed: int) -> Aggregate:
+    draws = np.random.default_rng(seed).beta(mean * 20, (1 - mean) * 20, n)
+    return Aggregate.of(draws.tolist())
+
+
+def evidence(mean: float, *, n: int = 600, phases: int = 2) -> Evidence:
+    cells = []
+    for phase in range(1, phases + 1):
+        cells.append(Cell(phase=phase, arm=Arm.BASELINE, units=rates(0.068, n, phase), exposed=n))
+        cells.append(
+            Cell(phase=phase, arm=Arm.CANDIDATE, units=rates(mean, n, 100 + phase), exposed=n)
+        )
+    shares = dict.fromkeys(range(1, phases + 1), 0.5)
+    exposed = {(c.phase, c.arm): c.exposed for c in cells}
+    return Evidence(cells=tuple(cells), exposed=exposed, shares=shares)
+
+
+def stepping() -> Deployment:
+    return machine.begin(deployment(), T0)
+
+
+def test_due_step_with_good_data_advances() -> None:
+    seen = watch(stepping(), evidence(0.08), {2: Requests(n=900, errors=20)}, PipelineConfig(), DUE)
+    assert seen.advice is Advice.ADVANCE
+
+
+def test_step_before_its_time_stays() -> None:
+    seen = watch(stepping(), evidence(0.08), {}, PipelineConfig(), T0 + timedelta(hours=3))
+    assert seen.advice is Advice.STAY
+
+
+def test_no_data_is_not_good_news() -> None:
+    empty = Evidence(shares={1: 0.1})
+    assert watch(stepping(), empty, {}, PipelineConfig(), DUE).advice is Advice.WAIT
+    later = DUE + timedelta(hours=72)
+    assert watch(stepping(), empty, {}, PipelineConfig(), later).advice is Advice.PAUSE
+
+
+def test_engagement_drop_rolls_back_with_its_evidence() -> None:
+    seen = watch(stepping(), evidence(0.045), {}, PipelineConfig(), T0 + timedelta(hours=3))
+    assert seen.advice is Advice.ROLL_BACK
+    assert seen.evidence["trigger"] == "engagement_rate_drop"
+    assert seen.evidence["lift"] < -0.15
+    assert "fell by more than 15%" in seen.reason
+
+
+def test_errors_roll_back_at_once() -> None:
+    requests = {1: Requests(n=100, errors=25)}
+    seen = watch(stepping(), Evidence(), requests, PipelineConfig(), T0 + timedelta(hours=1))
+    assert seen.advice is Advice.ROLL_BACK
+    assert "25 of 100" in seen.reason
+
+
+def test_healthy_error_rate_never_rolls_back() -> None:
+    requests = {1: Requests(n=5000, errors=150)}
+    seen = watch(stepping(), Evidence(), requests, PipelineConfig(), T0 + timedelta(hours=1))
+    assert seen.advice is Advice.STAY
+
+
+def test_broken_split_pauses_and_says_which_phase() -> None:
+    broken = replace(evidence(0.08), shares={1: 0.1, 2: 0.1})
+    seen = watch(stepping(), broken, {}, PipelineConfig(), DUE)
+    assert seen.advice is Advice.PAUSE
+    assert seen.reason.startswith("Phase 1: the split is broken")
+
+
+DUE = T0 + timedelta(hours=25)
