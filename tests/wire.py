@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tests.servers import free_port
 
-__all__ = ["Fault", "Wire", "wire_server"]
+__all__ = ["Fault", "Wire", "serving", "wire_server"]
 
 
 @dataclass(kw_only=True)
@@ -106,8 +106,15 @@ def wire_server() -> Iterator[Wire]:
     """Serve the wire until the block ends."""
     port = free_port()
     wire = Wire(f"http://127.0.0.1:{port}/v1")
+    with serving(_app(wire), port):
+        yield wire
+
+
+@contextmanager
+def serving(app: Any, port: int) -> Iterator[None]:
+    """Serve an ASGI app on a loopback port, in a thread, until the block ends."""
     config = uvicorn.Config(
-        _app(wire),
+        app,
         host="127.0.0.1",
         port=port,
         log_level="error",
@@ -119,11 +126,11 @@ def wire_server() -> Iterator[Wire]:
     thread.start()
     deadline = time.monotonic() + 10
     while not server.started:
-        assert thread.is_alive(), "the wire's server ended at once"
-        assert time.monotonic() < deadline, "the wire's server did not start"
+        assert thread.is_alive(), "the server ended at once"
+        assert time.monotonic() < deadline, "the server did not start"
         time.sleep(0.005)
     try:
-        yield wire
+        yield
     finally:
         server.should_exit = server.force_exit = True
         thread.join(timeout=10)

@@ -1,0 +1,169 @@
+"""Events on their way: each on disk within moments of being recorded, gone once the service
+has it.
+
+A folder holds one subfolder for each process, with a lock that lives as long as the process
+and segments of JSON lines. What a killed process left behind is taken over by the next one
+that looks. Without a folder the segments are kept in memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import uuid
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger("tuneproof.client")
+
+SEGMENT_EVENTS = 1000
+"""How many events make a full segment: one batch to the service."""
+
+SEGMENT_BYTES = 4_000_000
+"""A segment is closed at this size, well below what the service takes at once."""
+
+
+class Segment:
+    """Some events: a closed file of lines, or the lines themselves."""
+
+    def __init__(self, *, path: Path | None = None, lines: list[str] | None = None) -> None:
+        self.path = path
+        self._lines = lines
+
+    def lines(self) -> list[str]:
+        """The events; a line that a kill cut short is left out."""
+        if self._lines is not None or self.path is None:
+            return list(self._lines or [])
+        content = self.path.read_text(encoding="utf-8", errors="replace")
+        whole, _, rest = content.rpartition("\n")
+        if rest:
+            log.warning("The last line of %s was cut off and is left out", self.path)
+        return whole.split("\n") if whole else []
+
+    def remove(self) -> None:
+        """Forget the events: the service has them."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class Journal:
+    """The events of one process that the service has not taken yet. For one thread only."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._root = folder
+        self._own: Path | None = None
+        self._lock: IO[str] | None = None
+        self._open: IO[str] | None = None
+        self._open_path: Path | None = None
+        self._lines: list[str] = []
+        self._bytes = 0
+        self._number = 0
+        self.closed: deque[Segment] = deque()
+
+    def append(self, lines: list[str]) -> None:
+        """Write events to the open segment; a full one is closed."""
+        for start in range(0, len(lines), SEGMENT_EVENTS):
+            self._append(lines[start : start + SEGMENT_EVENTS])
+
+    def _append(self, lines: list[str]) -> None:
+        try:
+            self._write(lines)
+        except OSError as error:
+            if self._root is not None:
+                log.warning(
+                    "Events cannot be kept in %s and stay in memory until they are sent: %s",
+                    self._root,
+                    error,
+                )
+                self._open = None
+                self._root = None
+        self._lines += lines
+        self._bytes += sum(len(line) for line in lines)
+        if len(self._lines) >= SEGMENT_EVENTS or self._bytes >= SEGMENT_BYTES:
+            self.cut()
+
+    def _write(self, lines: list[str]) -> None:
+        if self._root is None:
+            return
+        if self._open is None:
+            own = self._folder(self._root)
+            self._number += 1
+            self._open_path = own / f"{self._number:09d}.jsonl"
+            self._open = self._open_path.open("a", encoding="utf-8")
+        self._open.write("".join(f"{line}\n" for line in lines))
+        self._open.flush()
+
+    def _folder(self, root: Path) -> Path:
+        if self._own is None:
+            own = root / uuid.uuid4().hex
+            own.mkdir(parents=True)
+            self._lock = (own / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._own = own
+        return self._own
+
+    def cut(self) -> None:
+        """Close the open segment, if it has events, so that it can be sent."""
+        if not self._lines:
+            return
+        if self._open is not None:
+            self._open.close()
+            self.closed.append(Segment(path=self._open_path))
+        else:
+            self.closed.append(Segment(lines=self._lines))
+        self._open, self._open_path, self._lines, self._bytes = None, None, [], 0
+
+    def adopt(self) -> int:
+        """Take over what dead processes left; returns how many segments those are."""
+        if self._root is None or not self._root.is_dir():
+            return 0
+        found = 0
+        for other in sorted(self._root.iterdir()):
+            if other != self._own and other.is_dir() and other.name != "refused":
+                found += self._adopt(other)
+        return found
+
+    def _adopt(self, other: Path) -> int:
+        try:
+            with (other / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                root = self._root
+                assert root is not None
+                own = self._folder(root)
+                moved = 0
+                for path in sorted(other.glob("*.jsonl")):
+                    self._number += 1
+                    target = own / f"{self._number:09d}.jsonl"
+                    os.replace(path, target)
+                    self.closed.append(Segment(path=target))
+                    moved += 1
+                (other / "lock").unlink()
+            other.rmdir()
+        except OSError:
+            return 0  # its process lives, or another one adopts it at this moment
+        return moved
+
+    def refuse(self, line: str) -> None:
+        """Keep an event that the service will never take, for people to look at."""
+        if self._root is None:
+            return
+        try:
+            folder = self._root / "refused"
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        except OSError as error:
+            log.warning("A refused event could not be kept in %s: %s", self._root, error)
+
+    def close(self) -> None:
+        """Give the folder free; what is left in it belongs to the next process."""
+        self.cut()
+        if self._own is None or self._lock is None:
+            return
+        if not any(self._own.glob("*.jsonl")):
+            (self._own / "lock").unlink(missing_ok=True)
+            self._own.rmdir()
+        self._lock.close()
+        self._own = self._lock = None

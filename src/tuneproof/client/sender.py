@@ -1,0 +1,234 @@
+"""The thread that brings events to the service, in batches, until they are taken."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from tuneproof.client.http import Answer, Line, Service
+from tuneproof.client.journal import Journal, Segment
+
+log = logging.getLogger("tuneproof.client")
+
+GATHER_S = 0.02
+"""How long events may wait in memory for others before they are journalled."""
+
+FLUSH_S = 1.0
+"""How long events may wait in the journal for others before they are sent."""
+
+ADOPT_S = 60.0
+"""How often the journals of dead processes are looked for."""
+
+BACKOFF_S = (0.5, 60.0)
+"""The shortest and the longest pause after the service did not take a batch."""
+
+_UNSENDABLE = (400, 413, 422)
+
+
+class Sender:
+    """A queue that never blocks, and a thread that empties it."""
+
+    def __init__(self, service: Service, journal: Journal, *, flush_s: float = FLUSH_S) -> None:
+        self._line: Line = service.line()
+        self._service = service
+        self._journal = journal
+        self._flush_s = flush_s
+        self._queue: deque[dict[str, Any]] = deque()
+        self._wake = threading.Event()
+        self._urgent = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stop = False
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._backoff_s = BACKOFF_S[0]
+        self.sent = self.duplicates = self.refused = 0
+        self.failures = 0
+        self.last_error: str | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether events wait to be taken by the service."""
+        return not self._idle.is_set() or bool(self._queue)
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Queue one event; returns at once, whatever the service and the disk do."""
+        self._queue.append(event)
+        self._idle.clear()
+        if not self._wake.is_set():
+            self._wake.set()
+        if self._thread is None:
+            self.start()
+
+    def start(self) -> None:
+        """Start the thread, once; it also sends what dead processes left."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="tuneproof-sender", daemon=True
+                )
+                self._thread.start()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything was taken; False when time ran out before."""
+        if self._thread is None:
+            return not self.waiting
+        self._urgent.set()
+        self._wake.set()
+        return self._idle.wait(timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Send what can be sent in `timeout_s`; the rest stays in the journal."""
+        if self._thread is None:
+            return
+        self.flush(timeout_s)
+        self._stop = True
+        self._urgent.set()
+        self._wake.set()
+        self._line.hang_up()
+        self._thread.join(timeout_s + 1.0)
+
+    # The thread
+
+    def _run(self) -> None:
+        self._adopt()
+        adopt_at = time.monotonic() + ADOPT_S
+        send_at = time.monotonic()
+        while not self._stop:
+            self._pause(send_at)
+            self._drain()
+            now = time.monotonic()
+            if now >= adopt_at:
+                self._adopt()
+                adopt_at = now + ADOPT_S
+            if now >= send_at or self._urgent.is_set():
+                pause_s = self._deliver()
+                send_at = time.monotonic() + pause_s
+        self._drain()
+        self._journal.close()
+
+    def _adopt(self) -> None:
+        if self._journal.adopt():
+            self._idle.clear()
+
+    def _pause(self, send_at: float) -> None:
+        """Wait for events, then a moment for their companions; or until it is time to send."""
+        busy = self._journal.closed or not self._idle.is_set()
+        left = send_at - time.monotonic() if busy else ADOPT_S
+        if left > 0 and not self._urgent.is_set() and self._wake.wait(left):
+            self._urgent.wait(GATHER_S)
+
+    def _drain(self) -> None:
+        self._wake.clear()
+        lines = []
+        while self._queue:
+            event = self._queue.popleft()
+            try:
+                lines.append(json.dumps(event, allow_nan=False, separators=(",", ":")))
+            except (TypeError, ValueError) as error:
+                self._refuse(repr(event), str(error))
+        if lines:
+            self._journal.append(lines)
+
+    def _deliver(self) -> float:
+        """Send what is there, oldest first; returns for how long to rest."""
+        self._urgent.clear()
+        self._journal.cut()
+        closed = self._journal.closed
+        while closed and not self._stop:
+            rest_s = self._send(closed[0])
+            if rest_s:
+                self._urgent.clear()
+                return rest_s
+            closed.popleft()
+        if not self._queue and not closed:
+            self._idle.set()
+            if self._queue:  # put() came between
+                self._idle.clear()
+        return self._flush_s
+
+    def _send(self, segment: Segment) -> float:
+        """Send one segment and forget it; a number of seconds means "not taken, rest"."""
+        try:
+            lines = segment.lines()
+        except OSError as error:
+            log.error("A segment of events cannot be read: %s", error)
+            return 0.0 if isinstance(error, FileNotFoundError) else BACKOFF_S[1]
+        rest_s = self._post(lines)
+        if not rest_s:
+            segment.remove()
+        return rest_s
+
+    def _post(self, lines: list[str]) -> float:
+        if not lines:
+            return 0.0
+        try:
+            answer = self._line.call(
+                "POST", "/events", body=_body(lines), headers={"Content-Type": "application/json"}
+            )
+        except OSError as error:
+            return self._failed(str(error), None)
+        if answer.status in _UNSENDABLE:
+            return self._halve(lines, answer)
+        if answer.status >= 300:
+            return self._failed(f"{answer.status} {answer.reason}", answer.retry_after_s)
+        self._taken(answer, len(lines))
+        return 0.0
+
+    def _halve(self, lines: list[str], answer: Answer) -> float:
+        """One bad event must not hold back the others: find it by halves."""
+        if len(lines) == 1:
+            self._refuse(lines[0], f"{answer.status} {answer.reason}")
+            return 0.0
+        middle = len(lines) // 2
+        # The halves may be sent again after a failure: the service takes each event once.
+        return self._post(lines[:middle]) or self._post(lines[middle:])
+
+    def _taken(self, answer: Answer, count: int) -> None:
+        try:
+            body = answer.json()
+            unknown = list(body.get("unknown", ()))
+            duplicates = int(body.get("duplicates", 0))
+        except (ValueError, AttributeError, TypeError):
+            unknown, duplicates = [], 0
+        self.sent += count - len(unknown)
+        self.duplicates += duplicates
+        self.refused += len(unknown)
+        if unknown:
+            log.warning(
+                "The service knows no subject for %d events, such as %s", len(unknown), unknown[0]
+            )
+        if self.failures:
+            log.info("The service at %s takes events again", self._service.base_url)
+        self.failures, self.last_error, self._backoff_s = 0, None, BACKOFF_S[0]
+
+    def _failed(self, reason: str, retry_after_s: float | None) -> float:
+        self.failures += 1
+        self.last_error = reason
+        if self.failures == 1 or self.failures % 100 == 0:
+            log.warning(
+                "The service at %s does not take events (%s); they are kept and sent later",
+                self._service.base_url,
+                reason,
+            )
+        pause_s = self._backoff_s * random.uniform(0.5, 1.0)
+        self._backoff_s = min(2 * self._backoff_s, BACKOFF_S[1])
+        return max(pause_s, min(retry_after_s or 0.0, BACKOFF_S[1]))
+
+    def _refuse(self, line: str, reason: str) -> None:
+        self.refused += 1
+        log.error("An event was refused and is not sent: %s (%s)", reason, line[:300])
+        self._journal.refuse(line)
+
+
+def _body(lines: list[str]) -> bytes:
+    """The lines as one batch; outcomes are those with a value."""
+    events = [json.loads(line) for line in lines]
+    outcomes = [event for event in events if "value" in event]
+    exposures = [event for event in events if "value" not in event]
+    return json.dumps({"exposures": exposures, "outcomes": outcomes}).encode()
