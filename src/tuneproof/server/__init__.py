@@ -43,8 +43,11 @@ Writes take `Idempotency-Key`, changes of state `If-Match`; errors are RFC 9457 
 """
 
 
-def create_app(app: App) -> FastAPI:
+def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     """The service over an App that is open; the caller closes the App after the service.
+
+    `local_token` is accepted beside the store's tokens, with every scope: the command line
+    on the same machine uses it.
 
     Serve it with uvicorn and `timeout_graceful_shutdown=2`: open event streams never end by
     themselves.
@@ -71,6 +74,7 @@ def create_app(app: App) -> FastAPI:
         redoc_url=None,
     )
     service.state.tuneproof = app
+    service.state.local_token = local_token
     service.state.once = Once()
     problems.install(service)
     for routes in (

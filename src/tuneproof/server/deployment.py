@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -34,7 +34,6 @@ from tuneproof.server.state import TheApp
 if TYPE_CHECKING:
     from tuneproof.rollout import Deployment, RollbackResult, Routing
     from tuneproof.settings import PipelineConfig, Settings
-    from tuneproof.store import HistoryEntry
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
 ROLLBACK_S = 30
@@ -218,7 +217,6 @@ def router() -> APIRouter:
                 strategy=asked.deployment_strategy,
                 rollout=None if config is None else config.model_dump(exclude_none=True),
                 pipeline=asked.pipeline,
-                idempotency_key=key and f"{caller.name}:{key}",
                 actor=caller.actor,
             )
             return Deployed.model_validate(_deployed(deployment, app.settings))
@@ -356,7 +354,7 @@ def rolled_back(result: RollbackResult) -> RolledBack:
 
 
 def deployment_state(
-    deployment: Deployment, history: Sequence[HistoryEntry], settings: Settings
+    deployment: Deployment, history: Sequence[Mapping[str, Any]], settings: Settings
 ) -> DeploymentState:
     """A rollout as `GET /deployment/status` answers it."""
     same = ["run_id", "pipeline", "ab_test_id", "step", "created_at", "step_started_at"]

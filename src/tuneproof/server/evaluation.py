@@ -215,7 +215,6 @@ def router() -> APIRouter:
                 criteria=None if criteria is None else Criteria(**criteria.model_dump()),
                 pipeline=asked.pipeline,
                 tasks=asked.tasks,
-                idempotency_key=key and f"{caller.name}:{key}",
                 actor=caller.actor,
             )
             return Test.model_validate(_test(test))

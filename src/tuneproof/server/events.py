@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from tuneproof.errors import InputError
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.server.auth import Reader, Writer
-from tuneproof.server.models import Answer, Limit, Paged, Strict, utc
+from tuneproof.server.models import Answer, Instant, Limit, Strict, utc
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
@@ -103,11 +103,27 @@ class Batch(Strict):
 
 
 class Taken(Answer):
-    """What became of a batch. `unknown` are the subjects that this service does not have."""
+    """What became of a batch. `unknown` are the events whose subject this service does not have."""
 
     accepted: int
     duplicates: int
     unknown: list[str]
+
+
+class ExposureOut(Answer):
+    """A request that was served to a unit by an arm."""
+
+    id: str
+    subject: str
+    phase: int
+    arm: str
+    unit: str
+    at: Instant
+    task: str
+    latency_ms: float | None
+    error: bool
+    tokens: int
+    cost_usd: float
 
 
 def router() -> APIRouter:
@@ -126,7 +142,8 @@ def router() -> APIRouter:
     )
     async def take(request: Request, app: TheApp, _: Writer) -> Taken:
         batch = _parsed(await _body(request))
-        app.count_naive_times(batch.naive())
+        for _ in range(batch.naive()):
+            app.metrics.naive_time_read()
         taken = await app.record_events(
             exposures=[event.record() for event in batch.exposures],
             outcomes=[event.record() for event in batch.outcomes],
@@ -135,15 +152,17 @@ def router() -> APIRouter:
             accepted=taken.accepted, duplicates=taken.duplicates, unknown=list(taken.unknown)
         )
 
-    @routes.get("", summary="The newest events")
+    @routes.get("", summary="The newest exposures, oldest first")
     async def tail(
         app: TheApp,
         _: Reader,
-        after: Annotated[str | None, Query(max_length=200)] = None,
+        subject: Annotated[str | None, Query(max_length=200)] = None,
+        since: datetime | None = None,
         limit: Limit = 100,
-    ) -> Paged[dict[str, Any]]:
-        page = await app.recent_events(after=after, limit=limit)
-        return Paged(items=[dict(event) for event in page.items], next_cursor=page.next_cursor)
+    ) -> list[ExposureOut]:
+        start = None if since is None else utc(since)
+        found = await app.recent_events(subject=subject, since=start, limit=limit)
+        return [ExposureOut.model_validate(event) for event in found]
 
     return routes
 

@@ -57,7 +57,9 @@ class StartRequest(Strict):
     )
 
     config: dict[str, Any] = Field(default_factory=dict, max_length=100)
-    force_run: bool = Field(default=False, description="Start although a run is under way.")
+    force_run: bool = Field(
+        default=False, description="Go on with fewer examples than the threshold."
+    )
     pipeline: str = Field(default="default", max_length=200)
     as_of: datetime | None = Field(default=None, description="Collect as if it were this instant.")
 
@@ -184,7 +186,6 @@ def router() -> APIRouter:
                 config_overrides=asked.config or None,
                 force=asked.force_run,
                 as_of=asked.as_of,
-                idempotency_key=key and f"{caller.name}:{key}",
                 actor=caller.actor,
             )
             return started(await app.wait_run(run.id, seconds=wait) if wait else run)

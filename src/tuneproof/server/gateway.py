@@ -246,7 +246,7 @@ class Gateway:
             reason = "No experiment or rollout was under way when this was answered."
             return JSONResponse({"accepted": 0, "reason": reason})
         if asked.at is not None and asked.at.tzinfo is None:
-            self._app.count_naive_times(1)
+            self._app.metrics.naive_time_read()
         at = utc(asked.at) if asked.at else self._app.clock.now()
         taken = await self._app.record_events(
             exposures=[],

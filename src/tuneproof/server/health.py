@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -18,6 +19,7 @@ class Alive(Answer):
     """The process answers."""
 
     status: Literal["alive"] = "alive"
+    pid: int = Field(default_factory=os.getpid, description="Tells one process from the next.")
 
 
 class Readiness(Answer):

@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from tuneproof.store import KeptAnswer
 
 
-class KeyReusedError(InputError):
-    """An idempotency key was sent with another request than the first time."""
-
-
 class Once:
     """The keys at work in this process: requests with the same one wait for each other."""
 
@@ -55,7 +51,7 @@ async def once(
 ) -> JSONResponse:
     """Answer `do()`, at most once for each `key` of a caller.
 
-    Raises `KeyReusedError` where the key came with another request before. What `do` raises
+    Raises `InputError` where the key came with another request before. What `do` raises
     is not kept: a request that failed may be sent again.
     """
     if key is None:
@@ -80,7 +76,7 @@ async def once(
 
 def _again(kept: KeptAnswer, digest: str, key: str) -> JSONResponse:
     if kept.request_hash != digest:
-        raise KeyReusedError(
+        raise InputError(
             f"The idempotency key {key!r} was sent before with another request.",
             mend="Take a new key for each new request.",
         )

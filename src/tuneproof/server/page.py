@@ -5,7 +5,7 @@ Every text is escaped; the policy allows nothing but this page's own style sheet
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
     from tuneproof.rollout import Deployment
-    from tuneproof.store import HistoryEntry
 
 POLICY = (
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -78,7 +77,7 @@ _HEADERS = {
 
 def render(
     deployment: Deployment,
-    history: Iterable[HistoryEntry],
+    history: Iterable[Mapping[str, Any]],
     limits: Iterable[str],
     *,
     now: datetime,
@@ -151,8 +150,8 @@ def _evidence(deployment: Deployment) -> str:
     return "<h2>Evidence</h2>" + _table(["what", "value"], sorted(deployment.evidence.items()))
 
 
-def _history(history: Iterable[HistoryEntry]) -> str:
-    rows = [(_time(line.at), line.kind, line.who, line.reason) for line in history]
+def _history(history: Iterable[Mapping[str, Any]]) -> str:
+    rows = [(_time(x["at"]), x["kind"], x["who"], x["reason"]) for x in history]
     return _table(["when", "what", "who", "why"], rows) if rows else "<p>Nothing yet.</p>"
 
 

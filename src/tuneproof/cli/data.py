@@ -1,0 +1,189 @@
+"""`tuneproof models`, `data`, `posts`, `events`: what was trained, from what, with what effect."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from tuneproof.cli import output
+from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.output import FAILED, OK
+from tuneproof.cli.service import connect, embedded
+from tuneproof.errors import DataError
+
+BATCH = 2_000
+TAIL_S = 1.0
+
+
+async def models(*, pipeline: str | None = None, options: Options = NONE) -> int:
+    """All versions with their lineage, newest first."""
+    async with connect(options) as service:
+        found = await service.get("/models", pipeline=pipeline)
+    if options.json:
+        output.data(found)
+        return OK
+    rows = [
+        (
+            v["version"],
+            v["status"],
+            v["model_id"],
+            v["base_model"],
+            v["heldout_loss"],
+            v["run_id"],
+            output.moment(v["created_at"]),
+        )
+        for v in found
+    ]
+    if not rows:
+        output.say("No versions yet. Run: tuneproof run start")
+        return OK
+    columns = ["version", "status", "model", "base", "held-out loss", "run", "made"]
+    output.table(columns, rows)
+    return OK
+
+
+async def export(
+    run_id: str,
+    /,
+    *,
+    to: Annotated[Path | None, Parameter(help="Write to this file instead of stdout.")] = None,
+    options: Options = NONE,
+) -> int:
+    """The manifest of a run's dataset: its hash, its examples, what was dropped and why."""
+    async with connect(options) as service:
+        manifest = await service.get(f"/data/manifest/{run_id}")
+    if to is None:
+        output.data(manifest)
+    else:
+        to.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        output.say(f"Wrote {to}.")
+    return OK
+
+
+async def import_posts(
+    file: Path,
+    /,
+    *,
+    table: Annotated[str, Parameter(help="The table to load into.")] = "posts",
+    database: Annotated[str | None, Parameter(help="Its database [our own].")] = None,
+    options: Options = NONE,
+) -> int:
+    """Load a file of posts (Parquet, CSV) into a table; posts that are there already stay."""
+    if not file.is_file():
+        raise DataError(f"The file {str(file)!r} does not exist.", mend="Check the path.")
+    with _bar("posts") as (bars, task):
+        async with embedded(options.settings(), engine=False) as service:
+            assert service.app is not None
+
+            def shown(count: int) -> None:
+                bars.update(task, completed=count)
+
+            count = await service.app.import_posts(
+                file, table=table, database_url=database, progress=shown
+            )
+    if options.json:
+        output.data({"imported": count, "table": table})
+    else:
+        output.say(f"{count} posts are in {table}. Next: tuneproof run start")
+    return OK
+
+
+async def import_events(file: Path, /, *, options: Options = NONE) -> int:
+    """Send a file of events, a JSON object a line: exposures have an `arm`, outcomes a `value`."""
+    total = {"accepted": 0, "duplicates": 0, "unknown": 0}
+    unknown: list[str] = []
+    lines = _lines(file)
+    with _bar("events") as (bars, task):
+        async with connect(options) as service:
+            while batch := list(islice(lines, BATCH)):
+                body: dict[str, list[Any]] = {"exposures": [], "outcomes": []}
+                for event in batch:
+                    body["exposures" if "arm" in event else "outcomes"].append(event)
+                taken = await service.post("/events", body)
+                total["accepted"] += taken["accepted"]
+                total["duplicates"] += taken["duplicates"]
+                unknown += taken["unknown"]
+                bars.advance(task, len(batch))
+    total["unknown"] = len(unknown)
+    if options.json:
+        output.data(total)
+    else:
+        output.say(f"{total['accepted']} events taken, {total['duplicates']} were there already.")
+    if unknown:
+        named = ", ".join(unknown[:5])
+        output.say(f"{len(unknown)} events have a subject that nobody knows: {named}.")
+        output.say("Run: tuneproof experiment list")
+        return FAILED
+    return OK
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        raise DataError(f"The file {str(file)!r} does not exist.", mend="Check the path.")
+    with file.open("rb") as lines:
+        for number, text in enumerate(lines, 1):
+            if not text.strip():
+                continue
+            try:
+                event = json.loads(text)
+            except ValueError as error:
+                where = f"{file}, line {number}"
+                raise DataError(f"{where} is not JSON: {error}.", mend="Mend it.") from error
+            if not isinstance(event, dict):
+                raise DataError(f"{file}, line {number} is no object.", mend="Mend it.")
+            yield event
+
+
+async def tail(
+    *,
+    subject: Annotated[
+        str | None, Parameter(help="Of this experiment or rollout [all that routing serves].")
+    ] = None,
+    follow: Annotated[bool, Parameter(help="Wait for more.")] = True,
+    limit: int = 20,
+    options: Options = NONE,
+) -> int:
+    """The newest exposures, then each as it comes; one JSON object a line. Ctrl-C ends it."""
+    seen: set[str] = set()
+    since: str | None = None
+    async with connect(options) as service:
+        while True:
+            found = await service.get("/events", subject=subject, since=since, limit=limit)
+            for event in found:
+                if event["id"] not in seen:
+                    output.line(event)
+            if not follow:
+                return OK
+            if found:
+                since = found[-1]["at"]
+            seen = {event["id"] for event in found}
+            limit = 1000
+            await asyncio.sleep(TAIL_S)
+
+
+class _bar:  # noqa: N801 - used as a context manager only
+    """A bar on stderr that counts things."""
+
+    def __init__(self, what: str) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            console=output.err(),
+            disable=not output.err().is_terminal,
+        )
+        self._what = what
+
+    def __enter__(self) -> tuple[Progress, Any]:
+        self._bars.start()
+        return self._bars, self._bars.add_task(self._what, total=None)
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()

@@ -1,0 +1,277 @@
+"""`tuneproof run …`: start, list, show, logs, abort, retry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from tuneproof.cli import output
+from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.output import FAILED, OK, WAITS
+from tuneproof.cli.progress import StageBars
+from tuneproof.cli.service import connect
+from tuneproof.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tuneproof.cli.service import Service
+
+POLL_S = 0.25
+ENDED = ("success", "skipped", "rejected", "rolled_back", "aborted", "failed")
+
+
+async def start(
+    *,
+    pipeline: Annotated[str, Parameter(help="Which pipeline.")] = "default",
+    posts: Annotated[
+        str | None, Parameter(help="A file (Parquet, CSV) or database address to collect from.")
+    ] = None,
+    as_of: Annotated[
+        datetime | None, Parameter(help="Collect as if it were this instant (UTC).")
+    ] = None,
+    days_back: Annotated[float | None, Parameter(help="Days before it to look at.")] = None,
+    engagement_threshold: Annotated[
+        float | None, Parameter(help="The least engagement rate of a post that is learnt from.")
+    ] = None,
+    training_data_threshold: Annotated[
+        int | None, Parameter(help="The least number of examples to train with.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        Parameter(name="--set", help="Another threshold or duration, as NAME=VALUE.", negative=""),
+    ] = None,
+    force: Annotated[
+        bool, Parameter(help="Go on with fewer examples than the threshold.", negative="")
+    ] = False,
+    wait: Annotated[bool, Parameter(help="Follow it until it ends or meets real users.")] = True,
+    options: Options = NONE,
+) -> int:
+    """Start a run and follow it.
+
+    Without a running service the run is done in this process: collect, curate, train, gate.
+    When its experiment begins, which takes days of real traffic, the command ends; the run
+    goes on under `tuneproof serve`.
+    """
+    changes = {
+        "days_back": days_back,
+        "engagement_threshold": engagement_threshold,
+        "training_data_threshold": training_data_threshold,
+        **_assignments(set or []),
+    }
+    config = {name: value for name, value in changes.items() if value is not None}
+    at = None if as_of is None else (as_of.replace(tzinfo=UTC) if as_of.tzinfo is None else as_of)
+    async with connect(options, engine=True) as service:
+        if posts is None:
+            body = {"pipeline": pipeline, "config": config, "force_run": force}
+            if at is not None:
+                body["as_of"] = at.isoformat()
+            begun = await service.post("/fine-tuning/start", body)
+        else:
+            begun = await _start_from(
+                service, posts, pipeline=pipeline, config=config, force=force, at=at
+            )
+        run_id = begun["pipeline_id"]
+        output.say(f"Run {run_id} began: {service.address}/fine-tuning/status/{run_id}")
+        if not wait and not service.local:
+            output.data(begun) if options.json else None
+            return OK
+        run = await _follow(service, run_id)
+        return _finish(run, service, as_json=options.json)
+
+
+async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, Any]:
+    """Start a run on posts that the settings do not name: only in this process."""
+    from tuneproof.server.fine_tuning import started
+
+    app = service.app
+    if app is None:
+        raise ConfigError(
+            "A running service collects from the sources in its settings, not from --posts.",
+            mend=f"Load them with `tuneproof posts import {posts}`, or stop the service.",
+        )
+    if "://" not in posts and not Path(posts).exists():
+        raise ConfigError(f"The file {posts!r} does not exist.", mend="Check --posts.")
+    run = await app.start_run(
+        given["pipeline"],
+        config_overrides=given["config"] or None,
+        force=given["force"],
+        posts=posts if "://" in posts else str(Path(posts).resolve()),
+        as_of=given["at"],
+        actor="cli",
+    )
+    return started(run).model_dump(mode="json")
+
+
+async def _follow(service: Service, run_id: str) -> dict[str, Any]:
+    """Watch a run until it ends, holds, or its experiment begins."""
+    with StageBars() as bars:
+        while True:
+            run: dict[str, Any] = await service.get(f"/fine-tuning/status/{run_id}")
+            bars.update(run)
+            if run["status"] in ENDED or run["current_stage"] in ("experiment", "rollout"):
+                return run
+            await asyncio.sleep(POLL_S)
+
+
+def _finish(run: Mapping[str, Any], service: Service, *, as_json: bool) -> int:
+    if as_json:
+        output.data(run)
+    else:
+        _print(run, service.address)
+    if run["status"] not in ENDED:
+        stays = "serve the run with `tuneproof serve`: it goes on where it stands."
+        if service.local:
+            output.say(f"The {run['current_stage']} takes days of real traffic; {stays}")
+        return OK
+    return FAILED if run["status"] in ("failed", "aborted") else OK
+
+
+def _assignments(pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as settings; numbers become numbers."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, mark, value = pair.partition("=")
+        if not mark or not name:
+            mend = "For example --set traffic_split=0.2"
+            raise ConfigError(f"--set {pair!r} is not NAME=VALUE.", mend=mend)
+        found[name.strip()] = _number(value.strip())
+    return found
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+async def list_(*, pipeline: str | None = None, limit: int = 20, options: Options = NONE) -> int:
+    """All runs, newest first."""
+    async with connect(options) as service:
+        page = await service.get("/fine-tuning/runs", pipeline=pipeline, limit=limit)
+    if options.json:
+        output.data(page)
+        return OK
+    rows = [
+        (
+            r["pipeline_id"],
+            r["pipeline"],
+            r["status"],
+            r["current_stage"],
+            output.moment(r["created_at"]),
+        )
+        for r in page["items"]
+    ]
+    if not rows:
+        output.say("No runs yet. Run: tuneproof run start")
+        return OK
+    output.table(["run", "pipeline", "status", "stage", "began"], rows)
+    return OK
+
+
+async def show(run_id: str, /, *, options: Options = NONE) -> int:
+    """Where a run stands. Exit 3 when a person must decide."""
+    async with connect(options) as service:
+        run = await service.get(f"/fine-tuning/status/{run_id}")
+        address = service.address
+    if options.json:
+        output.data(run)
+    else:
+        _print(run, address)
+    return WAITS if run["status"] == "failed" else OK
+
+
+def _print(run: Mapping[str, Any], address: str) -> None:
+    version = run["model_version"]
+    output.facts(
+        [
+            ("run", run["pipeline_id"]),
+            ("status", run["status"]),
+            ("reason", run["reason"]),
+            ("began", output.moment(run["created_at"])),
+            ("ended", output.moment(run["ended_at"]) if run["ended_at"] else None),
+            ("examples", run["training_data"]["examples"]),
+            ("model", version["model_id"]),
+            ("base model", version["base_model"]),
+            ("held-out loss", _losses(run["result"])),
+            ("experiment", run["result"].get("ab_test_id")),
+            ("rollout", run["result"].get("deployment_id")),
+            ("address", f"{address}/fine-tuning/status/{run['pipeline_id']}"),
+        ]
+    )
+    rows = [
+        (name, stage.get("status"), output.moment(stage.get("started_at")), _detail(stage))
+        for name, stage in run["stages"].items()
+    ]
+    if rows:
+        output.table(["stage", "status", "began", "figures"], rows)
+    if run["error"]:
+        error = run["error"]
+        output.say(f"{error.get('message', error)} {error.get('mend', '')}".strip())
+        output.say(f"Run: tuneproof run retry {run['pipeline_id']}")
+
+
+def _losses(result: Mapping[str, Any]) -> str | None:
+    tuned, base = result.get("heldout_loss"), result.get("base_heldout_loss")
+    if not isinstance(tuned, float) or not isinstance(base, float):
+        return None
+    return f"{tuned:.4f}, base {base:.4f} ({output.signed(tuned / base - 1)})"
+
+
+def _detail(stage: Mapping[str, Any]) -> str:
+    detail = stage.get("detail") or {}
+    plain = {k: v for k, v in detail.items() if isinstance(v, bool | int | float | str)}
+    return output.shown(plain)[:200]
+
+
+async def logs(run_id: str, /, *, options: Options = NONE) -> int:
+    """What a run did, line by line, oldest first."""
+    async with connect(options) as service:
+        lines = await service.get(f"/fine-tuning/log/{run_id}")
+    if options.json:
+        output.data(lines)
+        return OK
+    for entry in lines:
+        text = f"{entry['at'][:19]}Z {entry['level']:7} {entry['stage']:10} {entry['message']}"
+        output.out().print(output.clean(text), soft_wrap=True)
+    return OK
+
+
+async def abort(
+    run_id: str,
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why; kept in the history.")] = "aborted by hand",
+    options: Options = NONE,
+) -> int:
+    """End a run: its job is cancelled, its candidate loses its traffic."""
+    async with connect(options, engine=True) as service:
+        run = await service.get(f"/fine-tuning/status/{run_id}")
+        output.confirm(f"Abort {run_id}, which is {run['status']}?", yes=options.yes)
+        done = await service.post(f"/fine-tuning/abort/{run_id}", {"reason": reason})
+    if options.json:
+        output.data(done)
+        return OK
+    cleaned = ", ".join(done["resources_cleaned"]) or "nothing had to be cleaned"
+    output.say(f"{run_id} is {done['status']}; cleaned: {cleaned}.")
+    return OK
+
+
+async def retry(
+    run_id: str,
+    /,
+    *,
+    stage: Annotated[str | None, Parameter(help="From this stage [the one that failed].")] = None,
+    options: Options = NONE,
+) -> int:
+    """Take a failed run up again."""
+    async with connect(options, engine=True) as service:
+        await service.post(f"/fine-tuning/retry/{run_id}", {"stage": stage})
+        run = await _follow(service, run_id)
+        return _finish(run, service, as_json=options.json)

@@ -1,0 +1,146 @@
+"""`tuneproof serve`: the loop, its API and the gateway in one process; metrics on a port beside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from tuneproof.cli import output
+from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.output import OK
+from tuneproof.cli.service import Running, announce, withdraw
+from tuneproof.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tuneproof.app import App
+    from tuneproof.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+async def serve(
+    *,
+    host: Annotated[str | None, Parameter(help="The address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, Parameter(help="The port; 0 takes a free one [8686].")] = None,
+    log_level: Annotated[str, Parameter(help="debug, info, warning, error.")] = "info",
+    options: Options = NONE,
+) -> int:
+    """Run the service until Ctrl-C. Runs that were under way go on."""
+    from tuneproof.app import App
+
+    _log(log_level)
+    settings = options.settings(host=host, port=port)
+    async with App.open(settings) as app, serving(app, settings) as (address, server):
+        output.say(f"TuneProof serves at {address} (data in {settings.dir}). Ctrl-C stops it.")
+        if options.json:
+            output.line({"address": address, "pid": os.getpid()})
+        await server
+    return OK
+
+
+@asynccontextmanager
+async def serving(app: App, settings: Settings) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+    """Serve an App: the address, and a task that ends when the service was asked to stop."""
+    import uvicorn
+
+    from tuneproof.server import create_app
+
+    token = secrets.token_urlsafe(32)
+    listening = listen(settings.server.host, settings.server.port)
+    address = _address(settings, listening.getsockname()[1])
+    service = create_app(app, local_token=token)
+    server = uvicorn.Server(_config(service))
+    task = asyncio.create_task(server.serve(sockets=[listening]), name="http")
+    try:
+        with _metrics(app, settings):
+            await _started(server, task)
+            announce(settings.dir, Running(url=address, pid=os.getpid(), token=token))
+            yield address, task
+    finally:
+        withdraw(settings.dir)
+        server.should_exit = True
+        await asyncio.gather(task, return_exceptions=True)
+        listening.close()
+
+
+def _config(service: Any) -> Any:
+    import uvicorn
+
+    return uvicorn.Config(
+        service,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        lifespan="on",
+        server_header=False,
+    )
+
+
+async def _started(server: Any, task: asyncio.Task[None]) -> None:
+    while not server.started:
+        if task.done():
+            task.result()
+            raise ConfigError("The service did not start.", mend="Its log says why.")
+        await asyncio.sleep(0.01)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises `ConfigError` where the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise ConfigError(
+            f"Nobody can listen on {host}:{port}: {error.strerror or error}.",
+            mend="Stop what listens there, or choose another --port (0 takes a free one).",
+            field="server.port",
+        ) from error
+    made.listen(2048)
+    return made
+
+
+def _address(settings: Settings, port: int) -> str:
+    if settings.server.public_url:
+        return settings.address
+    host = settings.server.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def _metrics(app: App, settings: Settings) -> Iterator[None]:
+    """Metrics alone on their own port, for a Prometheus that has no token."""
+    if not settings.server.metrics_enabled:
+        yield
+        return
+    port = settings.server.metrics_port
+    try:
+        end = app.metrics.serve(port, settings.server.host)
+    except OSError as error:
+        log.warning("No metrics on port %s (%s); the service answers /metrics itself.", port, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        end()
+
+
+def _log(level: str) -> None:
+    known = ("debug", "info", "warning", "error")
+    if level not in known:
+        raise ConfigError(f"--log-level is {level!r}.", mend=f"Use one of {', '.join(known)}.")
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

@@ -1,0 +1,189 @@
+"""The service that a command speaks to: one that runs, or one opened in this process.
+
+Either way the command speaks REST: to `--url`, to the service that holds the data directory
+(it left its address in `service.json`), or through the same routes to an App opened here,
+which does not start the engine unless the command asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from tuneproof.errors import ConfigError, RetryableError, TuneProofError, by_name
+
+if TYPE_CHECKING:
+    from tuneproof.app import App
+    from tuneproof.cli.options import Options
+    from tuneproof.settings import Settings
+
+FILE = "service.json"
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A service that holds a data directory, as it says in `service.json`."""
+
+    url: str
+    pid: int
+    token: str | None = None
+
+
+class Service:
+    """REST to a service. `address` is where people open it; `local` says it is in this process."""
+
+    def __init__(self, client: httpx2.AsyncClient, address: str, *, app: App | None = None) -> None:
+        self._client = client
+        self.address = address
+        self.app = app
+
+    @property
+    def local(self) -> bool:
+        """Whether the service lives only as long as this command."""
+        return self.app is not None
+
+    async def get(self, path: str, **params: Any) -> Any:
+        """What a path answers. Raises the `TuneProofError` that the service answered."""
+        kept = {k: v for k, v in params.items() if v is not None}
+        return await self._send("GET", path, params=kept)
+
+    async def post(self, path: str, body: Any = None, **params: Any) -> Any:
+        """What a path answers to a write. Raises as `get` does."""
+        kept = {k: v for k, v in params.items() if v is not None}
+        return await self._send("POST", path, params=kept, json={} if body is None else body)
+
+    @asynccontextmanager
+    async def stream(self, path: str) -> AsyncIterator[AsyncIterator[str]]:
+        """The lines of a stream of events."""
+        async with self._client.stream("GET", path, timeout=None) as response:
+            if response.status_code >= 400:
+                await response.aread()
+                raise error_of(response)
+            yield response.aiter_lines()
+
+    async def _send(self, method: str, path: str, **given: Any) -> Any:
+        try:
+            response = await self._client.request(method, path, **given)
+        except httpx2.HTTPError as error:
+            raise RetryableError(
+                f"The service at {self.address} did not answer: {error or type(error).__name__}.",
+                mend="Start it with `tuneproof serve`, or give --url.",
+            ) from error
+        unready = response.status_code == 503 and "problem" not in response.headers["content-type"]
+        if response.status_code >= 400 and not unready:
+            raise error_of(response)
+        return response.json()
+
+
+def error_of(response: httpx2.Response) -> TuneProofError:
+    """The error that a problem response describes, as its own class."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    if not isinstance(body, dict) or "detail" not in body:
+        return RetryableError(
+            f"The service answered {response.status_code} to {response.request.url.path}.",
+            mend="Check that the address is that of a TuneProof service.",
+        )
+    slug = str(body.get("type", "")).rpartition("/")[2]
+    known = {cls("").slug: cls for cls in by_name().values()}
+    details = body.get("details") or {}
+    return known.get(slug, TuneProofError)(body["detail"], mend=body.get("mend", ""), **details)
+
+
+@asynccontextmanager
+async def connect(
+    options: Options, *, engine: bool = False, **arguments: Any
+) -> AsyncIterator[Service]:
+    """The service that the options mean; one in this process where none runs.
+
+    `engine` starts the durable engine in it, so that runs move on while it is open.
+    """
+    settings = options.settings(**arguments)
+    async with AsyncExitStack() as stack:
+        remote = await _remote(settings)
+        if remote is not None:
+            url, token = remote
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            client = httpx2.AsyncClient(
+                base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False
+            )
+            yield Service(await stack.enter_async_context(client), url)
+        else:
+            yield await stack.enter_async_context(embedded(settings, engine=engine))
+
+
+async def _remote(settings: Settings) -> tuple[str, str | None] | None:
+    token = None if settings.remote.token is None else str(settings.remote.token)
+    if settings.remote.url:
+        return str(settings.remote.url).rstrip("/"), token
+    running = await find(settings.dir)
+    return None if running is None else (running.url, token or running.token)
+
+
+@asynccontextmanager
+async def embedded(settings: Settings, *, engine: bool) -> AsyncIterator[Service]:
+    """A service in this process, reached through its own routes without a socket."""
+    from tuneproof.app import App
+    from tuneproof.server import create_app
+
+    async with App.open(settings, engine=engine) as app:
+        served = create_app(app)
+        async with served.router.lifespan_context(served):
+            transport = httpx2.ASGITransport(app=served)
+            async with httpx2.AsyncClient(
+                transport=transport, base_url="http://127.0.0.1", timeout=TIMEOUT_S
+            ) as client:
+                yield Service(client, settings.address, app=app)
+
+
+async def find(directory: Path) -> Running | None:
+    """The service that holds a data directory and answers, or None."""
+    try:
+        left = json.loads((directory / FILE).read_text("utf-8"))
+        running = Running(url=left["url"], pid=left["pid"], token=left.get("token"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{directory / FILE} is not what a service writes: {error}.",
+            mend="Remove it if no service runs.",
+        ) from error
+    try:
+        async with httpx2.AsyncClient(timeout=2, trust_env=False) as client:
+            alive = (await client.get(f"{running.url}/live")).json()
+    except (httpx2.HTTPError, ValueError):
+        return None
+    same = isinstance(alive, Mapping) and alive.get("pid") == running.pid
+    return running if same else None
+
+
+def announce(directory: Path, running: Running) -> None:
+    """Leave the address of this service for other commands; readable by its owner only."""
+    directory.mkdir(parents=True, exist_ok=True)
+    fresh = directory / f"{FILE}.{os.getpid()}"
+    body = {"url": running.url, "pid": running.pid, "token": running.token}
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(body, file)
+    fresh.replace(directory / FILE)
+
+
+def withdraw(directory: Path) -> None:
+    """Take the address away again, if it is still this process's."""
+    path = directory / FILE
+    try:
+        mine = json.loads(path.read_text("utf-8")).get("pid") == os.getpid()
+    except (FileNotFoundError, ValueError):
+        return
+    if mine:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""`tuneproof init`, `status`, `doctor`, `config check`, `token create`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from tuneproof.cli import output
+from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.output import FAILED, OK, WAITS
+from tuneproof.cli.service import Service, connect
+from tuneproof.errors import ConflictError
+
+WATCH_S = 2.0
+
+TEMPLATE = """\
+# Settings of TuneProof. What is left out keeps its default; `tuneproof config check` shows all.
+# Arguments win over the environment, which wins over this file.
+
+[pipelines.default]
+# tasks = ["hook", "body"]
+
+[pipelines.default.data_collection]
+training_data_threshold = 100
+engagement_threshold = 0.06
+days_back = 7
+
+[pipelines.default.evaluation]
+traffic_split = 0.1
+duration_hours = 168
+
+[pipelines.default.deployment]
+strategy = "gradual_rollout"
+
+[pipelines.default.schedule]
+weekly_schedule = "0 2 * * 0"
+time_zone = "UTC"
+
+# Where the posts are. Without a url it is the table `posts` in our own database.
+# [sources.posts]
+# url = "postgresql://user@host/app"
+# table = "posts"
+
+# Who trains. Without it our own trainer runs in this process. The key comes from the
+# environment variable that is named here.
+# [providers.default]
+# base_url = "https://api.openai.com/v1"
+# api_key_env = "OPENAI_API_KEY"
+"""
+
+
+def init(*, options: Options = NONE) -> int:
+    """Write a settings file to start from."""
+    path = options.config or Path("tuneproof.toml")
+    if path.exists() and not options.yes:
+        raise ConflictError(f"{path} is there already.", mend="Overwrite it with --yes.")
+    path.write_text(TEMPLATE, "utf-8")
+    if options.json:
+        output.data({"file": str(path)})
+    output.say(f"Wrote {path}. Next: tuneproof doctor, then tuneproof run start")
+    return OK
+
+
+async def status(
+    *,
+    watch: Annotated[bool, Parameter(help="Keep it on the screen.", negative="")] = False,
+    options: Options = NONE,
+) -> int:
+    """All pipelines at a glance. Exit 3 when something waits for a person."""
+    async with connect(options) as service:
+        if watch:
+            return await _watch(service)
+        found = await service.get("/status")
+        if options.json:
+            output.data(found)
+        else:
+            for made in _overview(found):
+                output.out().print(made)
+            output.say(service.address if not service.local else "No service runs: tuneproof serve")
+    return WAITS if any(p.get("waits_for_person") for p in found["pipelines"]) else OK
+
+
+async def _watch(service: Service) -> int:
+    from rich.console import Group
+    from rich.live import Live
+
+    with Live(console=output.out(), auto_refresh=False, screen=False) as screen:
+        while True:
+            screen.update(Group(*_overview(await service.get("/status"))), refresh=True)
+            await asyncio.sleep(WATCH_S)
+
+
+def _overview(found: Mapping[str, Any]) -> list[Any]:
+    pipelines = [
+        (
+            p["name"],
+            _models(p),
+            (p.get("run") or {}).get("status"),
+            (p.get("run") or {}).get("current_stage"),
+            output.percent(p.get("traffic")),
+            p.get("next_action"),
+            output.moment(p.get("next_start_at")),
+        )
+        for p in found["pipelines"]
+    ]
+    columns = ["pipeline", "in use", "run", "stage", "candidate", "next", "next start"]
+    made: list[Any] = [output.as_table(columns, pipelines)]
+    waiting = [(p["name"], what) for p in found["pipelines"] for what in p["waits_for_person"]]
+    if waiting:
+        made.append(output.as_table(["needs you", ""], waiting))
+    return made
+
+
+def _models(pipeline: Mapping[str, Any]) -> str:
+    return ", ".join(f"{task}: {model}" for task, model in pipeline["model_in_use"].items())
+
+
+async def doctor(*, options: Options = NONE) -> int:
+    """Check everything by real calls, and say how to mend what is wrong. Exit 1 if it must be."""
+    async with connect(options) as service:
+        found = await service.get("/doctor")
+    if options.json:
+        output.data(found)
+    else:
+        rows = [(f["name"], f["status"], f["detail"], f["mend"]) for f in found]
+        output.table(["check", "status", "finding", "mend"], rows)
+    return FAILED if any(f["status"] == "failed" for f in found) else OK
+
+
+def config(*, options: Options = NONE) -> int:
+    """What holds, and where each value came from. Secrets are masked."""
+    settings = options.settings()
+    rows = [(name, value, f"({origin})") for name, value, origin in settings.describe()]
+    if options.json:
+        output.data([{"name": n, "value": v, "origin": o.strip("()")} for n, v, o in rows])
+    else:
+        output.listing(rows)
+    return OK
+
+
+async def token(
+    name: str,
+    /,
+    *,
+    scope: Annotated[
+        list[Literal["read", "write", "admin"]],
+        Parameter(name="--scope", help="What it may do; may be given twice.", negative=""),
+    ],
+    options: Options = NONE,
+) -> int:
+    """Make a bearer token. It is shown this once; we keep only its hash."""
+    async with connect(options) as service:
+        made = await service.post("/tokens", {"name": name, "scopes": scope})
+    if options.json:
+        output.data(made)
+    else:
+        output.out().print(made["token"], soft_wrap=True)
+        output.say(f"Keep it: it is not shown again. {name} may {', '.join(made['scopes'])}.")
+    return OK
