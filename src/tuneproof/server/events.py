@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -140,7 +140,7 @@ def router() -> APIRouter:
             }
         },
     )
-    async def take(request: Request, app: TheApp, _: Writer) -> Taken:
+    async def take(request: Request, app: TheApp, caller: Writer) -> Taken:
         batch = _parsed(await _body(request))
         for _ in range(batch.naive()):
             app.metrics.naive_time_read()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -160,6 +160,26 @@ class Events:
             for at, error, micros in reversed(found)
         ]
 
+    async def newest(
+        self,
+        subject: str,
+        *,
+        limit: int = 100,
+        since: datetime | None = None,
+        tx: AsyncConnection | None = None,
+    ) -> list[Exposure]:
+        """The last exposures of a subject (not before `since`), oldest first.
+
+        Raises `NotFoundError` for an unknown subject.
+        """
+        async with self._store.reading(tx) as own:
+            query = select(exposures).where(exposures.c.subject == await _key(own, subject))
+            if since is not None:
+                query = query.where(exposures.c.at >= to_micros(since))
+            query = query.order_by(exposures.c.at.desc(), exposures.c.id.desc()).limit(limit)
+            found = (await own.execute(query)).all()
+        return [_exposure(subject, row._mapping) for row in reversed(found)]
+
     async def evidence(
         self,
         subject: str,
@@ -249,6 +269,23 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
         event.tokens,
         round(event.cost_usd * NANO),
         json.dumps(dict(event.attributes)) if event.attributes else None,
+    )
+
+
+def _exposure(subject: str, row: Mapping[str, Any]) -> Exposure:
+    return Exposure(
+        id=row["id"],
+        subject=subject,
+        phase=row["phase"],
+        arm=ARMS[row["arm"]],
+        unit=row["unit"],
+        at=from_micros(row["at"]),
+        task=row["task"],
+        latency_ms=None if row["latency_us"] is None else row["latency_us"] / 1000,
+        error=bool(row["error"]),
+        tokens=row["tokens"],
+        cost_usd=row["cost_nano"] / 1e9,
+        attributes=row["attributes"] or {},
     )
 
 
