@@ -317,9 +317,10 @@ class OpenAIWire:
     async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
         """How likely the model finds the last (assistant) message.
 
-        Asks for `prompt_logprobs` of the whole conversation and takes the tokens behind those
-        of the conversation without its last message. None where the server does not know the
-        extension, or ignores it.
+        Asks for `prompt_logprobs` of the whole conversation. A server that gives them for the
+        last message only (None for all other tokens) has answered; from one that gives them for
+        all tokens, those behind the conversation without its last message are taken. None
+        where the server does not know the extension, or ignores it.
         """
         if not self.dialect.prompt_logprobs:
             return None
@@ -329,13 +330,13 @@ class OpenAIWire:
             entries = getattr(answer, "prompt_logprobs", None)
             if not isinstance(entries, list):
                 return None
-            start = await self._chat(model, messages[:-1], {"max_tokens": 1})
+            if None not in entries[1:]:
+                start = await self._chat(model, messages[:-1], {"max_tokens": 1})
+                entries = entries[start.usage.prompt_tokens if start.usage else len(entries) :]
         except DataError:
             return None
-        if start.usage is None or not 0 < start.usage.prompt_tokens < len(entries):
-            return None
-        logprobs = [_chosen_logprob(entry) for entry in entries[start.usage.prompt_tokens :]]
-        return Score(tokens=len(logprobs), logprob=sum(logprobs))
+        logprobs = [_chosen_logprob(entry) for entry in entries if entry]
+        return Score(tokens=len(logprobs), logprob=sum(logprobs)) if logprobs else None
 
     async def _chat(
         self,
@@ -484,10 +485,8 @@ def _share_out(total: int, weights: list[int]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _chosen_logprob(entry: Mapping[str, Any] | None) -> float:
-    """The log-probability of the token that stands there (the only one when 0 are asked for)."""
-    if not entry:
-        return 0.0
+def _chosen_logprob(entry: Mapping[str, Any]) -> float:
+    """The log-probability of the token that stands there (the first one named)."""
     chosen = next(iter(entry.values()))
     return float(chosen["logprob"] if isinstance(chosen, Mapping) else chosen)
 

@@ -285,6 +285,16 @@ async def test_score_sums_the_tokens_behind_the_prompt(wire: Wire, provider: Ope
     assert (score.tokens, score.logprob) == (2, -2.0)
 
 
+async def test_score_takes_the_last_message_from_a_server_that_gives_only_that(
+    wire: Wire, provider: OpenAIWire
+) -> None:
+    wire.prompt_logprobs = [None, None, None, {"5": {"logprob": -1.5}}, {"2": {"logprob": -0.5}}]
+    score = await provider.score("m", _MESSAGES)
+    assert score is not None
+    assert (score.tokens, score.logprob) == (2, -2.0)
+    assert wire.count("POST /chat") == 1
+
+
 async def test_score_is_none_where_the_extension_is_ignored_or_refused(
     wire: Wire, provider: OpenAIWire
 ) -> None:
