@@ -16,8 +16,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
-from tuneproof.resilience import redis_pool
+from tuneproof.errors import (
+    CircuitBreakerError,
+    ConfigError,
+    StateError,
+    StoreUnavailableError,
+)
+from tuneproof.resilience import CircuitBreaker, redis_pool
 
 if TYPE_CHECKING:
     from cashews import Cache as Cashews
@@ -32,7 +37,7 @@ METRICS_TTL_S = 300.0
 
 _MISSING = object()
 _FAILED = object()
-_RETRY_AFTER_S = 1.0
+_RETRY_AFTER_S, _LONGEST_RETRY_S = 1.0, 16.0
 _COMMAND_TIMEOUT_S = 1.0
 
 
@@ -50,7 +55,8 @@ class Cache:
 
     `url` is `mem://`, `redis://…` or `rediss://…`; keys get `prefix` so that several services may
     share a Redis. `pool` (of `resilience.redis_pool`) makes the connections counted and bounded.
-    After an error Redis is left alone for a second, so an outage costs callers little.
+    After an error Redis is left alone for a second, and longer while it stays away (up to 16 s),
+    then one caller tries it for all, so an outage costs callers little.
     Raises `ConfigError` for any other url.
     """
 
@@ -66,8 +72,14 @@ class Cache:
         self.url = url
         self.hits = self.misses = self.errors = 0
         self._prefix = f"{prefix}:" if prefix else ""
-        self._clock = clock
-        self._down_until = float("-inf")
+        self._breaker = CircuitBreaker(
+            1,
+            _RETRY_AFTER_S,
+            max_timeout=_LONGEST_RETRY_S,
+            name="cache",
+            clock=clock,
+            counts=lambda error: isinstance(error, _outages()),
+        )
         self._flights: dict[str, asyncio.Task[Any]] = {}
         self._cashews = _connect(url, pool, size)
 
@@ -141,6 +153,7 @@ class Cache:
     async def ping(self) -> None:
         """One round trip; raises `StoreUnavailableError` where none comes back."""
         await self._strict("ping")
+        self._breaker.reset()
 
     async def close(self) -> None:
         """Let the connections go; computations under way are cancelled."""
@@ -161,14 +174,13 @@ class Cache:
 
     async def _guarded(self, verb: str, key: str, fn: Callable[[str], Awaitable[Any]]) -> Any:
         """What `fn` returns, or `_FAILED` where Redis does not answer or did not a moment ago."""
-        if self._clock() < self._down_until:
+        try:
+            return await self._breaker.call(fn, self._prefix + key)
+        except CircuitBreakerError:
             self.errors += 1
             return _FAILED
-        try:
-            return await fn(self._prefix + key)
         except _outages() as error:
             self.errors += 1
-            self._down_until = self._clock() + _RETRY_AFTER_S
             log.warning("the cache could not %s %r: %r", verb, key, error.__cause__ or error)
             return _FAILED
         except ValueError:  # somebody else's value, or one cut short

@@ -209,6 +209,38 @@ async def test_redis_outage_is_a_miss_an_error_and_visible_then_over() -> None:
         await cache.close()
 
 
+async def test_silent_redis_holds_up_one_caller_not_all() -> None:
+    connections = 0
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    clock = Clock()
+    pool = redis_pool(f"redis://127.0.0.1:{port}/0", command_timeout_s=0.05)
+    cache = Cache("redis://ignored", pool=pool, clock=clock)
+    assert await cache.get("key") is None
+    clock.now += 1
+    tried = connections
+    values = await asyncio.gather(*(cache.get("key") for _ in range(50)))
+    assert values == [None] * 50
+    assert cache.errors == 51
+    assert 0 < connections - tried <= 4  # the probe, tried again after its time-out
+    await cache.close()
+    server.close()
+
+
+async def test_values_that_cannot_be_kept_do_not_look_like_an_outage(cache: Cache) -> None:
+    with pytest.raises(TypeError):
+        await cache.set("key", object(), 60)
+    assert await cache.set("key", 1, 60)
+    assert await cache.get("key") == 1
+
+
 async def test_memory_is_bounded() -> None:
     cache = Cache("mem://", size=100)
     for n in range(1000):

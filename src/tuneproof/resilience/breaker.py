@@ -316,6 +316,8 @@ class CircuitBreaker:
             retry_after_s=self.retry_after_s,
             cause=cause,
         )
+        level = logging.WARNING if state is State.OPEN else logging.INFO
+        log.log(level, "breaker %r %s%s", self.name, kind, f": {cause}" if cause else "")
         for listener in tuple(self._listeners):
             try:
                 listener(event)
