@@ -7,9 +7,9 @@ import math
 import numpy as np
 from tests.simulation import vectorised as v
 from tests.simulation.records import Record, Row, at_least, at_most, share_error, within
-from tests.simulation.worlds import CV, MEAN, Floats, Sums, Week, beta, chunks, weeks
+from tests.simulation.worlds import CV, MEAN, Array, Sums, Week, beta, chunks, weeks
 
-from tuneproof.stats import design, guardrails, multiplicity, shrinkage, spending
+from tuneproof.stats import design, guardrails, multiplicity, sequential, shrinkage, spending
 
 RULE_HOURS = (72, 120, 168)
 """The declared looks of a week: 3/7, 5/7 and all of it."""
@@ -147,7 +147,7 @@ def guardrail_rates(runs: int, rng: np.random.Generator) -> list[Record]:
         false = float((log_e >= math.log(100)).any(1).mean())
         naive = float((hour > 5).any(1).mean())
         bad = rng.binomial(100, 0.20, (runs, 2)).cumsum(1).astype(float)
-        fired = v.log_bernoulli(bad, trials[:2], 0.05) >= math.log(100)
+        fired = np.greater_equal(v.log_bernoulli(bad, trials[:2], 0.05), math.log(100))
         hours = np.where(fired.any(1), fired.argmax(1) + 1.0, np.inf)
         _agree_bernoulli(hour.cumsum(1)[0], rng)
         out += [
@@ -195,7 +195,7 @@ def engagement_drop(runs: int, rng: np.random.Generator) -> list[Record]:
     ]  # fmt: skip
 
 
-def _dropped(sums: Sums, optimum_n: float = 1500) -> Floats:
+def _dropped(sums: Sums, optimum_n: float = 1500) -> Array:
     c = v.contrasts(sums)
     _, high = v.reach(c, alpha=0.05, optimum_n=optimum_n)
     return (high < 0) & (c.d < math.log(0.85))
@@ -313,11 +313,11 @@ def candidates(runs: int, rng: np.random.Generator) -> list[Record]:
     own = np.cumsum(rng.normal(0, np.sqrt(steps), (runs, 4, len(looks))), -1)
     z = (own - shared) / np.sqrt(2 * looks)
     limit = np.log(4 / (0.05 * np.arange(1, 5)))
-    t = looks * v.sequential.tuning(0.05, 1500)
+    t = looks * sequential.tuning(0.05, 1500)
     log_e = z * z * t / (2 * (t + 1)) - 0.5 * np.log1p(t)
     log_e = np.where(z > 0, log_e, -np.inf)
     ranked = -np.sort(-log_e, axis=1)
-    any_bh = (ranked >= limit[None, :, None]).any((1, 2))
+    any_bh = np.asarray((ranked >= limit[None, :, None]).any((1, 2)))
     i = int(rng.integers(runs))
     ours = any(multiplicity.e_bh([float(x) for x in log_e[i, :, h]]) for h in range(len(looks)))
     assert ours == bool(any_bh[i])
@@ -341,41 +341,41 @@ def no_worse(runs: int, rng: np.random.Generator) -> list[Record]:
     ]
 
 
-def _count(arm: Floats) -> Floats:
+def _count(arm: Array) -> Array:
     return np.full(len(arm), arm.shape[1])
 
 
-def _sum(arm: Floats) -> Floats:
-    return arm.sum(1)
+def _sum(arm: Array) -> Array:
+    return np.asarray(arm.sum(1))
 
 
-def _square(arm: Floats) -> Floats:
-    return (arm * arm).sum(1)
+def _square(arm: Array) -> Array:
+    return np.asarray((arm * arm).sum(1))
 
 
-def _declared(c: v.Contrasts) -> tuple[Floats, Floats]:
+def _declared(c: v.Contrasts) -> tuple[Array, Array]:
     at = [h - 1 for h in RULE_HOURS]
     limits = np.array(spending.bounds([h / 168 for h in RULE_HOURS]))
     return c.z[:, at] >= limits, c.d[:, at] > REQUIRED
 
 
-def _agree_bernoulli(failures: Floats, rng: np.random.Generator) -> None:
+def _agree_bernoulli(failures: Array, rng: np.random.Generator) -> None:
     h = int(rng.integers(len(failures)))
     ours = guardrails.log_bernoulli_evalue(int(failures[h]), 100 * (h + 1), 0.05)
     other = v.log_bernoulli(np.array([float(failures[h])]), np.array([100.0 * (h + 1)]), 0.05)[0]
     assert math.isclose(ours, other, rel_tol=1e-9, abs_tol=1e-8) or other == -math.inf
 
 
-def _ever(fired: Floats) -> int:
+def _ever(fired: Array) -> int:
     return int(fired.any(1).sum())
 
 
-def _first(fired: Floats) -> Floats:
+def _first(fired: Array) -> Array:
     """The hour of the first look that fired; infinite where none did."""
     return np.where(fired.any(1), fired.argmax(1) + 1.0, np.inf)
 
 
-def _median_error(hours: Floats) -> float:
+def _median_error(hours: Array) -> float:
     """Standard error of a median: half the distance of the quantiles 1 binomial sd around it."""
     reach = 0.5 / math.sqrt(len(hours))
     low, high = np.quantile(hours, [0.5 - reach, 0.5 + reach], method="nearest")

@@ -11,7 +11,7 @@ from tests.simulation.worlds import (
     KAPPA,
     MEAN,
     WEEK,
-    Floats,
+    Array,
     Sums,
     Week,
     accumulate,
@@ -69,7 +69,7 @@ def slow_outcomes(runs: int, rng: np.random.Generator) -> list[Record]:
     """Outcomes that grow over 24 h, during a ramp; ours looks only at matured units."""
     week = Week(units=100, share=RAMP)
     false = 0
-    early: list[Floats] = []
+    early: list[Array] = []
     for size in chunks(runs, week.hours * week.units):
         parts = hourly(week, size, rng)
         false += _ever_significant(accumulate(week, parts).delayed(24))
@@ -85,7 +85,7 @@ def slow_outcomes(runs: int, rng: np.random.Generator) -> list[Record]:
     ]  # fmt: skip
 
 
-def _immature_lift(parts: tuple[Floats, Floats, Floats]) -> Floats:
+def _immature_lift(parts: tuple[Array, Array, Array]) -> Array:
     """The pooled lift at each look when a unit of age a hours shows a/24 of its outcome."""
     n, s, _ = parts
     kernel = np.minimum(np.arange(1, WEEK + 1) / 24, 1.0)
@@ -136,7 +136,7 @@ def _authors(runs: int, icc: float, rng: np.random.Generator) -> tuple[int, int]
     return naive, int(ever.sum())
 
 
-def _arm_sums(y: Floats, candidate: Floats) -> dict[str, Floats]:
+def _arm_sums(y: Array, candidate: Array) -> dict[str, Array]:
     out = {}
     for name, value in (("n", np.ones_like(y)), ("s", y), ("q", y * y)):
         part = np.where(candidate, value, 0.0).sum(-1)
@@ -144,9 +144,9 @@ def _arm_sums(y: Floats, candidate: Floats) -> dict[str, Floats]:
     return out
 
 
-def _ratio_contrast(y: Floats, d: Floats, candidate: Floats) -> tuple[Floats, Floats, Floats]:
+def _ratio_contrast(y: Array, d: Array, candidate: Array) -> tuple[Array, Array, Array]:
     """The log-ratio of Σy/Σd by the delta method: z, number of authors, and whether answered."""
-    total: list[Floats] = []
+    total: list[Array] = []
     for arm in (~candidate, candidate):
         here = arm & (d > 0)
         n = here.sum(-1)
@@ -161,7 +161,7 @@ def _ratio_contrast(y: Floats, d: Floats, candidate: Floats) -> tuple[Floats, Fl
 
 
 def _agree_ratio(
-    y: Floats, shown: Floats, candidate: Floats, z: Floats, rng: np.random.Generator
+    y: Array, shown: Array, candidate: Array, z: Array, rng: np.random.Generator
 ) -> None:
     i = int(rng.integers(len(y)))
     arms = [
@@ -202,8 +202,8 @@ def pooled_clicks(runs: int, rng: np.random.Generator) -> list[Record]:
     ]  # fmt: skip
 
 
-def _z_tests(clicks: Floats, shown: Floats, candidate: Floats) -> int:
-    total: list[Floats] = []
+def _z_tests(clicks: Array, shown: Array, candidate: Array) -> int:
+    total: list[Array] = []
     for mask in (~candidate, candidate):
         total += [(clicks * mask).sum((1, 2)), (shown * mask).sum((1, 2))]
     kb, nb, kc, nc = (np.asarray(x, dtype=float) for x in total)

@@ -11,27 +11,24 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincc, betaln, chdtrc, gammaln, stdtr
-from tests.simulation.worlds import Floats, Sums
+from tests.simulation.worlds import Array, Sums
 
 from tuneproof.stats import sequential
 from tuneproof.stats.aggregates import Aggregate, Stratum
-
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrasts:
     """`effects.contrast` for each run and look, shapes (R, H); `ok` where there is an answer."""
 
-    d: Floats
-    variance: Floats
-    n: Floats
-    ok: Bools
+    d: Array
+    variance: Array
+    n: Array
+    ok: Array
 
     @property
-    def z(self) -> Floats:
+    def z(self) -> Array:
         """The statistic; 0 where there is no answer."""
         return np.where(self.ok, self.d / np.sqrt(self.variance), 0.0)
 
@@ -60,7 +57,7 @@ def contrasts(sums: Sums, *, min_units: int = 100, min_units_phase: int = 50) ->
     )  # fmt: skip
 
 
-def critical(n: Floats, *, alpha: float, optimum_n: float) -> Floats:
+def critical(n: Array, *, alpha: float, optimum_n: float) -> Array:
     """`sequential.critical_value` over an array."""
     t = n * sequential.tuning(alpha, optimum_n)
     return np.sqrt(2 * (t + 1) / t * np.log(np.sqrt(t + 1) / alpha))
@@ -68,13 +65,13 @@ def critical(n: Floats, *, alpha: float, optimum_n: float) -> Floats:
 
 def reach(
     c: Contrasts, *, alpha: float = 0.05, optimum_n: float = sequential.OPTIMUM_N
-) -> tuple[Floats, Floats]:
+) -> tuple[Array, Array]:
     """Lower and upper bound of the log-ratio; infinite where there is no answer."""
     width = critical(c.n, alpha=alpha, optimum_n=optimum_n) * np.sqrt(c.variance)
     return np.where(c.ok, c.d - width, -np.inf), np.where(c.ok, c.d + width, np.inf)
 
 
-def welch_p(sums: Sums, *, min_units: int = 2) -> Floats:
+def welch_p(sums: Sums, *, min_units: int = 2) -> Array:
     """Welch's two-sided p-value at each look on pooled sums, 1 below the minimum."""
     n, s, q = (v[:, :, 0] for v in (sums.n, sums.s, sums.q))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -86,7 +83,7 @@ def welch_p(sums: Sums, *, min_units: int = 2) -> Floats:
     return np.where((n.min(-1) >= min_units) & np.isfinite(p), p, 1.0)
 
 
-def lifts(sums: Sums) -> Floats:
+def lifts(sums: Sums) -> Array:
     """The observed relative lift at each look on pooled sums; 0 without units."""
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = sums.s[:, :, 0] / sums.n[:, :, 0]
@@ -94,28 +91,29 @@ def lifts(sums: Sums) -> Floats:
     return np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def log_bernoulli(failures: Floats, trials: Floats, limit: float) -> Floats:
+def log_bernoulli(failures: Array, trials: Array, limit: float) -> Array:
     """`guardrails.log_bernoulli_evalue` over arrays (-inf where it underflows)."""
     a, b = 1.0, 1.0 / limit - 1.0
     k, m = failures, trials - failures
     with np.errstate(divide="ignore"):
         tail = np.log(betaincc(a + k, b + m, limit)) - math.log(betaincc(a, b, limit))
     mixture = betaln(a + k, b + m) - betaln(a, b)
-    return tail + mixture - k * math.log(limit) - m * math.log1p(-limit)
+    return np.asarray(tail + mixture - k * math.log(limit) - m * math.log1p(-limit))
 
 
-def log_split(counts: Floats, shares: Floats, concentration: float) -> Floats:
+def log_split(counts: Array, shares: Array, concentration: float) -> Array:
     """`guardrails.log_split_evalue` over arrays of counts, arms last."""
     a = concentration * shares
     total = counts.sum(-1)
     each = gammaln(a + counts) - gammaln(a) - counts * np.log(shares)
-    return gammaln(concentration) - gammaln(concentration + total) + each.sum(-1)
+    return np.asarray(gammaln(concentration) - gammaln(concentration + total) + each.sum(-1))
 
 
-def split_p(counts: Floats, shares: Floats) -> Floats:
+def split_p(counts: Array, shares: Array) -> Array:
     """The chi-squared p-value of a split over arrays of counts, arms last."""
     expected = counts.sum(-1, keepdims=True) * shares
-    return chdtrc(counts.shape[-1] - 1, ((counts - expected) ** 2 / expected).sum(-1))
+    statistic = ((counts - expected) ** 2 / expected).sum(-1)
+    return np.asarray(chdtrc(counts.shape[-1] - 1, statistic))
 
 
 def agree(sums: Sums, rng: np.random.Generator, *, alpha: float = 0.05, cells: int = 5) -> None:

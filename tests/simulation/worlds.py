@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Array = NDArray[Any]
 
 MEAN = 0.068
 KAPPA = 20.0
@@ -27,9 +28,9 @@ CHUNK_UNITS = 2_000_000
 class Sums:
     """Cumulative sums at each look: `n`, `s` (Σy), `q` (Σy²), shapes (R, H, P, 2)."""
 
-    n: Floats
-    s: Floats
-    q: Floats
+    n: Array
+    s: Array
+    q: Array
 
     def pooled(self) -> Sums:
         """All phases thrown together: what a careless analysis looks at."""
@@ -55,11 +56,11 @@ class Week:
     drift: tuple[float, ...] | float = 1.0
     """The baseline's level at each hour, as a multiple of the usual mean."""
 
-    def shares(self) -> Floats:
+    def shares(self) -> Array:
         """The candidate's share at each hour, shape (H,)."""
         return np.broadcast_to(np.asarray(self.share, dtype=float), (self.hours,))
 
-    def levels(self) -> Floats:
+    def levels(self) -> Array:
         """The baseline's mean at each hour, shape (H,)."""
         return MEAN * np.broadcast_to(np.asarray(self.drift, dtype=float), (self.hours,))
 
@@ -69,12 +70,12 @@ class Week:
         return np.concatenate([[0], np.cumsum(shares[1:] != shares[:-1])]).astype(np.int64)
 
 
-def beta(rng: np.random.Generator, mean: Floats, kappa: float = KAPPA) -> Floats:
+def beta(rng: np.random.Generator, mean: Array, kappa: float = KAPPA) -> Array:
     """Outcomes with these means."""
     return rng.beta(mean * kappa, (1 - mean) * kappa)
 
 
-def hourly(week: Week, runs: int, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+def hourly(week: Week, runs: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
     """Sums over each hour's own units: n, Σy, Σy², shapes (R, H, 2)."""
     shape = (runs, week.hours, week.units)
     candidate = rng.random(shape) < week.shares()[None, :, None]
@@ -88,7 +89,7 @@ def hourly(week: Week, runs: int, rng: np.random.Generator) -> tuple[Floats, Flo
     return out[0], out[1], out[2]
 
 
-def accumulate(week: Week, parts: tuple[Floats, Floats, Floats]) -> Sums:
+def accumulate(week: Week, parts: tuple[Array, Array, Array]) -> Sums:
     """Hourly sums added up over time within each phase."""
     phases = week.phases()
     inside = (phases[:, None] == np.arange(phases.max() + 1)[None, :]).astype(float)
@@ -109,7 +110,7 @@ def chunks(runs: int, units: int) -> Iterator[int]:
         yield min(size, runs - start)
 
 
-def _shift(value: Floats, hours: int) -> Floats:
+def _shift(value: Array, hours: int) -> Array:
     out = np.zeros_like(value)
     out[:, hours:] = value[:, :-hours] if hours else value
     return out

@@ -206,6 +206,11 @@ class Aggregate:
                 f"arrays of shapes {[v.shape for v in (ya, *given)]} do not match.",
                 mend="Give one value a unit in each array.",
             )
+        for name, values in zip("yxdc", (ya, *given), strict=True):
+            if not np.isfinite(values).all():
+                raise DataError(
+                    f"{name} has NaN or infinite values.", mend="Refuse them where they come in."
+                )
         xa, da, ca = given
         dot = {
             "yy": ya @ ya, "xx": xa @ xa, "xy": xa @ ya, "dd": da @ da, "yd": ya @ da,

@@ -138,7 +138,10 @@ def first_crossing(
 
 
 def check_information(information: Sequence[float]) -> None:
-    """Raise `InputError` unless `information` is positive, finite and rises strictly."""
+    """Raise `InputError` unless `information` is positive, finite and rises strictly.
+
+    >>> check_information([0.2, 1.0])
+    """
     before = 0.0
     for t in information:
         if not (math.isfinite(t) and t > before):

@@ -87,7 +87,9 @@ class Plan:
         'a true +20 % is found in 88 % of tests within 7.0 days, half of them in 3.5 days'
         """
         whole = f"within {self.hours[-1] / 24:.1f} days"
-        found = f"a true {self.lift * 100:+.3g} % is found in {self.probability * 100:.0f} % of tests"
+        found = (
+            f"a true {self.lift * 100:+.3g} % is found in {self.probability * 100:.0f} % of tests"
+        )
         half = "" if self.median_h is None else f", half of them in {self.median_h / 24:.1f} days"
         return f"{found} {whole}{half}"
 

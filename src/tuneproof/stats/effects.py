@@ -126,6 +126,23 @@ class Quantile:
     lower: float
     upper: float
     n: int
+    alpha: float = 0.05
+
+    @property
+    def estimate(self) -> Estimate:
+        """As an estimate for `difference` or `log_ratio`: Woodruff's variance, from the interval.
+
+        Raises `DataError` where the interval has no upper end.
+        """
+        if math.isinf(self.upper):
+            raise DataError(
+                f"the quantile's interval ({self.lower:g}, ∞) is open above.",
+                mend="Add edges above it, or wait for more data.",
+            )
+        from scipy.special import ndtri
+
+        error = (self.upper - self.lower) / 2 / float(ndtri(1 - self.alpha / 2))
+        return Estimate(value=self.value, variance=error * error, n=self.n)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,6 +325,7 @@ def quantile(histogram: Histogram, q: float, *, alpha: float = 0.05) -> Quantile
         lower=min(_at(histogram, max(q - reach, 0.0)), histogram.edges[-1]),
         upper=_at(histogram, min(q + reach, 1.0)),
         n=histogram.n,
+        alpha=alpha,
     )
 
 

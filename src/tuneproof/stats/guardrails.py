@@ -126,7 +126,7 @@ def bernoulli_evalue(
         fired=fired,
         e_value=_exp(log_e),
         log_e=log_e,
-        p_value=min(1.0, math.exp(-log_e)) if log_e > -700 else 1.0,
+        p_value=math.exp(-log_e) if log_e > 0 else 1.0,
         threshold=1 / alpha,
         failures=failures,
         trials=trials,
@@ -137,7 +137,7 @@ def bernoulli_evalue(
 
 
 def log_bernoulli_evalue(failures: int, trials: int, limit: float) -> float:
-    """The logarithm of `bernoulli_evalue`'s e-value; -inf where it underflows.
+    """The logarithm of `bernoulli_evalue`'s e-value, finite for any counts.
 
     >>> log_bernoulli_evalue(0, 0, 0.05)
     0.0
@@ -150,16 +150,30 @@ def log_bernoulli_evalue(failures: int, trials: int, limit: float) -> float:
         )
     if trials == 0:
         return 0.0
-    from scipy.special import betaincc, betaln
-
     a, b = 1.0, 1.0 / limit - 1.0
     k, m = float(failures), float(trials - failures)
-    tail, prior_tail = float(betaincc(a + k, b + m, limit)), float(betaincc(a, b, limit))
-    if tail == 0.0:
-        return -math.inf
-    mixture = float(betaln(a + k, b + m)) + math.log(tail)
-    prior = float(betaln(a, b)) + math.log(prior_tail)
+    mixture, prior = _log_beta_above(a + k, b + m, limit), _log_beta_above(a, b, limit)
     return mixture - prior - k * math.log(limit) - m * math.log1p(-limit)
+
+
+def _log_beta_above(a: float, b: float, x: float) -> float:
+    """The logarithm of ∫_x^1 p^(a-1) (1-p)^(b-1) dp, also where it underflows a float.
+
+    Far above the mode the series x^a (1-x)^b / b · Σ_j Π_{i<j} (a+b+i)/(b+1+i) (1-x)^j (DLMF
+    8.17.22 and 15.2.1) converges, since its first ratio is then below 1 and those after fall.
+    """
+    from scipy.special import betaincc, betaln
+
+    tail = float(betaincc(a, b, x))
+    if tail > 1e-280:
+        return float(betaln(a, b)) + math.log(tail)
+    term = total = 1.0
+    step = 0
+    while term > 1e-16 * total:
+        term *= (a + b + step) / (b + 1 + step) * (1 - x)
+        total += term
+        step += 1
+    return a * math.log(x) + b * math.log1p(-x) - math.log(b) + math.log(total)
 
 
 def error_rate(errors: int, requests: int, *, limit: float = 0.05, alpha: float = 0.01) -> EValue:

@@ -160,7 +160,12 @@ def shrink(
 def shrink_estimate(
     estimate: LiftEstimate, prior: NormalPrior = DEFAULT_PRIOR, *, alpha: float = 0.05
 ) -> Shrunk | None:
-    """`shrink` of what `sequential.lift` returned; None where it has no answer on the log scale."""
+    """`shrink` of what `sequential.lift` returned; None where it has no answer on the log scale.
+
+    >>> from tuneproof.stats import sequential
+    >>> shrink_estimate(sequential.lift([])) is None
+    True
+    """
     if estimate.lift is None or estimate.standard_error is None or estimate.lift <= -1:
         return None
     return shrink(math.log1p(estimate.lift), estimate.standard_error, prior, alpha=alpha)
