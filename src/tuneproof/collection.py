@@ -401,7 +401,10 @@ class DataCollector:
 
     def _own_source(self) -> Source:
         settings = self._loaded()
-        source: Source = settings.adapter("source")(settings, "posts")
+        described = settings.sources["posts"]
+        if described.url is None:
+            described = replace(described, url=settings.store.url)
+        source: Source = settings.adapter("source")(described)
         return source
 
     def _now(self) -> datetime:

@@ -1,0 +1,56 @@
+"""Where posts come from: tables of any database that SQLAlchemy knows, Parquet and CSV files.
+
+`columns` finds the user's columns by our words for them, `rows` turns rows into posts; `sql`
+makes the one query and reads it with the driver that is best for the database (`postgres`,
+`sqlite`, `generic`), `files` reads files with the same meaning, `loading` puts a file into a
+table. All read only, but for `loading`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuneproof.collection import Source
+from tuneproof.errors import DataError
+from tuneproof.settings import SourceConfig
+from tuneproof.sources.loading import import_posts
+
+__all__ = ["import_posts", "open_source"]
+
+_FILES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv"}
+
+
+def open_source(config: SourceConfig | str | Path) -> Source:
+    """The source that the settings describe; nothing is connected before it is used.
+
+    A string is a file (`.parquet`, `.csv`) or a database address, of which the table `posts`
+    is read. Raises `DataError` for a file of another kind or one that is not there, and where
+    the address is missing.
+    """
+    if not isinstance(config, SourceConfig):
+        config = SourceConfig(url=str(config))
+    address = config.url
+    if not address:
+        raise DataError(
+            f"The source {config.name!r} has no address.",
+            mend=f"Set sources.{config.name}.url to a file or a database, or give --posts.",
+        )
+    if "://" in address and not address.startswith("file://"):
+        from tuneproof.sources.sql import open_sql
+
+        return open_sql(config)
+    return _open_file(config, Path(address.removeprefix("file://")).expanduser())
+
+
+def _open_file(config: SourceConfig, path: Path) -> Source:
+    kind = _FILES.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(
+            f"{str(path)!r} is neither a database address nor a file that can be read.",
+            mend="Posts come from .parquet and .csv files, or from postgresql://… or sqlite:///….",
+        )
+    if not path.exists():
+        raise DataError(f"The file {str(path)!r} does not exist.", mend="Check the path.")
+    from tuneproof.sources.files import CsvSource, ParquetSource
+
+    return ParquetSource(config, path) if kind == "parquet" else CsvSource(config, path)

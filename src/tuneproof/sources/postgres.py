@@ -1,0 +1,63 @@
+"""Posts from PostgreSQL: a server-side cursor of asyncpg in a read-only transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import asyncpg as dialect
+
+from tuneproof.collection import Post, PostQuery
+from tuneproof.errors import DataError
+from tuneproof.sources.rows import maker
+from tuneproof.sources.sql import SqlSource, Table
+
+__all__ = ["PostgresSource"]
+
+_DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
+
+
+class PostgresSource(SqlSource):
+    """A table, view or foreign table of PostgreSQL."""
+
+    def tie(self, id: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """By code point, as files and SQLite do, whatever the database's collation."""
+        return id.collate("C") if isinstance(id.type, sa.String) else id
+
+    async def read(
+        self, table: Table, found: Mapping[str, str], query: PostQuery
+    ) -> AsyncIterator[list[Post]]:
+        """Fetch `chunk_size` rows a time; the server keeps the rest."""
+        compiled = self.statement(table, found, query).compile(dialect=_DIALECT)
+        values = [compiled.params[name] for name in compiled.positiontup or ()]
+        make = maker(list(found))
+        try:
+            connection = await asyncpg.connect(self._dsn(), command_timeout=None)
+        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InvalidCatalogNameError) as error:
+            raise self.outage(error) from error
+        except asyncpg.InvalidAuthorizationSpecificationError as error:
+            raise self._refused(error) from error
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                # The whole result will be read: plan for that, not for a fast first row.
+                await connection.execute("SET LOCAL cursor_tuple_fraction = 1")
+                cursor = await connection.cursor(str(compiled), *values)
+                while rows := await cursor.fetch(query.chunk_size):
+                    yield [make(row) for row in rows]
+        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+            raise self.outage(error) from error
+        except asyncpg.PostgresError as error:
+            raise self._refused(error) from error
+        finally:
+            await connection.close()
+
+    def _dsn(self) -> str:
+        return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def _refused(self, error: Exception) -> DataError:
+        return DataError(
+            f"The source {self} refused the query: {str(error).rstrip('.')}.",
+            mend=f"Check sources.{self.config.name}: address, columns and where.",
+        )

@@ -1,0 +1,237 @@
+"""Posts from a table: one query, the same for every database, read with the best driver."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    NoSuchModuleError,
+    NoSuchTableError,
+    OperationalError,
+)
+from sqlalchemy.pool import NullPool
+
+from tuneproof.collection import Post, PostQuery, SourceCheck
+from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.settings import SourceConfig
+from tuneproof.sources.columns import checked, find_columns, need_columns
+
+__all__ = ["SqlSource", "Table", "open_sql"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table as it was found: its columns with their types, and which have an index first."""
+
+    schema: str | None
+    name: str
+    columns: Mapping[str, Any]
+    indexed: Sequence[Sequence[str]]
+
+    def selectable(self) -> sa.TableClause:
+        """The table, to be selected from."""
+        columns = (sa.column(name, type) for name, type in self.columns.items())
+        return sa.table(self.name, *columns, schema=self.schema)
+
+
+def open_sql(config: SourceConfig) -> SqlSource:
+    """The source for a database address. Raises `DataError` for one that cannot be used."""
+    try:
+        url = make_url(str(config.url))
+        family = url.get_backend_name()
+    except ArgumentError as error:
+        raise DataError(
+            f"The source {config.name!r} has a malformed address.",
+            mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
+        ) from error
+    if family in ("postgresql", "postgres"):
+        from tuneproof.sources.postgres import PostgresSource
+
+        return PostgresSource(config, url.set(drivername="postgresql+psycopg"))
+    if family == "sqlite":
+        from tuneproof.sources.sqlite import SqliteSource
+
+        return SqliteSource(config, url.set(drivername="sqlite+pysqlite"))
+    from tuneproof.sources.generic import GenericSource
+
+    return GenericSource(config, url)
+
+
+class SqlSource(ABC):
+    """A table of posts. Drivers differ; what is asked does not."""
+
+    def __init__(self, config: SourceConfig, url: URL) -> None:
+        self.config = config
+        self.url = url
+        self._table: Table | None = None
+
+    def __str__(self) -> str:
+        address = self.url.set(drivername=self.url.get_backend_name())
+        return f"{address.render_as_string(hide_password=True)} table {self.config.table}"
+
+    async def check(self, query: PostQuery) -> SourceCheck:
+        """The table's columns, whether it has rows, and the index that would help."""
+        return await asyncio.to_thread(self._check, query)
+
+    async def posts(self, query: PostQuery) -> AsyncIterator[list[Post]]:
+        """The best posts, in chunks, from one query in a transaction that cannot write."""
+        table: Table = self._table or await asyncio.to_thread(self._look)
+        found = find_columns(table.columns, self.config.columns, query)
+        need_columns(found, query, str(self))
+        async for chunk in self.read(table, found, query):
+            yield chunk
+
+    async def close(self) -> None:
+        """Forget the schema; connections live only as long as a read."""
+        self._table = None
+
+    @abstractmethod
+    def read(
+        self, table: Table, found: Mapping[str, str], query: PostQuery
+    ) -> AsyncIterator[list[Post]]:
+        """Run the query and yield its chunks."""
+
+    def since_until(
+        self, ts: sa.ColumnElement[Any], query: PostQuery
+    ) -> Sequence[sa.ColumnElement[bool]]:
+        """The conditions on the time; naive columns hold UTC."""
+        since, until = query.window.since, query.window.until
+        if not getattr(ts.type, "timezone", False):
+            since, until = since.replace(tzinfo=None), until.replace(tzinfo=None)
+        return (ts >= since, ts < until)
+
+    def tie(self, id: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """What puts posts of the same rate in order."""
+        return id
+
+    def statement(self, table: Table, found: Mapping[str, str], query: PostQuery) -> sa.Select[Any]:
+        """The query: the window's posts at or above the threshold, best first."""
+        source = table.selectable()
+        rate = source.c[found["engagement_rate"]]
+        ts, id = source.c[found["ts"]], source.c[found["id"]]
+        statement = (
+            sa.select(*(source.c[column].label(word) for word, column in found.items()))
+            .where(*self.since_until(ts, query))
+            .where(sa.func.coalesce(rate, 0.0) >= query.threshold)
+            .order_by(rate.desc().nulls_last(), self.tie(id))
+        )
+        if self.config.where:
+            statement = statement.where(sa.text(f"({self.config.where})"))
+        return statement if query.max_records is None else statement.limit(query.max_records)
+
+    def engine(self) -> Engine:
+        """A synchronous engine without a pool, for looking at the schema."""
+        try:
+            return sa.create_engine(self.url, poolclass=NullPool)
+        except (NoSuchModuleError, ImportError) as error:
+            raise DataError(
+                f"No driver for {self.url.drivername} is installed: {error}.",
+                mend="pip install the database's driver for SQLAlchemy.",
+            ) from error
+
+    def outage(self, error: BaseException) -> StoreUnavailableError:
+        """The error for a database that does not answer."""
+        reason = (str(getattr(error, "orig", error)).strip().splitlines() or ["no reason"])[0]
+        return StoreUnavailableError(
+            f"The source {self} did not answer: {reason.rstrip('.')}.",
+            mend=f"Check that it runs and that sources.{self.config.name}.url is right.",
+        )
+
+    def failure(self, error: DBAPIError) -> DataError:
+        """The error for a query that the database refused."""
+        reason = (str(error.orig).strip().splitlines() or ["no reason"])[0]
+        return DataError(
+            f"The source {self} refused the query: {reason}.",
+            mend=f"Check sources.{self.config.name}: its columns and its where.",
+        )
+
+    def _check(self, query: PostQuery) -> SourceCheck:
+        table = self._look()
+        found = find_columns(table.columns, self.config.columns, query)
+        ts, rate = found.get("ts"), found.get("engagement_rate")
+        indexed = any(index[0] == ts for index in table.indexed if index)
+        advice: tuple[str, ...] = ()
+        if ts and rate and not indexed:
+            advice = (f"CREATE INDEX ON {self.config.table} ({ts}, {rate});",)
+        with self._connected() as connection:
+            rows, newest = self._extent(connection, table, ts if indexed else None)
+        return checked(
+            table.columns, self.config.columns, query, advice=advice, rows=rows, newest=newest
+        )
+
+    def _extent(self, connection: Connection, table: Table, ts: str | None) -> tuple[Any, Any]:
+        from tuneproof.sources.rows import instant
+
+        source = table.selectable()
+        first = connection.execute(sa.select(sa.literal(1)).select_from(source).limit(1)).first()
+        if first is None:
+            return 0, None
+        if ts is None:
+            return None, None
+        column = sa.type_coerce(source.c[ts], sa.types.NullType())
+        newest = connection.execute(sa.select(sa.func.max(column))).scalar_one()
+        return None, None if newest is None else instant(newest)
+
+    def _look(self) -> Table:
+        with self._connected() as connection:
+            table = _inspect(connection, self.config.table, str(self))
+        self._table = table
+        return table
+
+    def _connected(self) -> _Connected:
+        return _Connected(self)
+
+
+class _Connected:
+    """A connection for looking; driver errors become ours."""
+
+    def __init__(self, source: SqlSource) -> None:
+        self._source = source
+
+    def __enter__(self) -> Connection:
+        self._engine = self._source.engine()
+        try:
+            self._connection = self._engine.connect()
+        except (OperationalError, OSError) as error:
+            raise self._source.outage(error) from error
+        except ModuleNotFoundError as error:
+            raise DataError(f"{error}.", mend="pip install the database's driver.") from error
+        return self._connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._connection.close()
+        self._engine.dispose()
+        if isinstance(error, OperationalError):
+            raise self._source.outage(error) from error
+        if isinstance(error, DBAPIError):
+            raise self._source.failure(error) from error
+
+
+def _inspect(connection: Connection, wanted: str, where: str) -> Table:
+    schema, _, name = wanted.rpartition(".")
+    inspector = sa.inspect(connection)
+    try:
+        columns = inspector.get_columns(name, schema=schema or None)
+    except NoSuchTableError as error:
+        tables = [*inspector.get_table_names(schema=schema or None)]
+        tables += inspector.get_view_names(schema=schema or None)
+        raise DataError(
+            f"{where}: there is no such table; there are {', '.join(sorted(tables)) or 'none'}.",
+            mend="Set sources.posts.table, or load one: tuneproof posts import FILE.",
+            tables=sorted(tables),
+        ) from error
+    indexes = inspector.get_indexes(name, schema=schema or None)
+    return Table(
+        schema=schema or None,
+        name=name,
+        columns={column["name"]: column["type"] for column in columns},
+        indexed=[[c for c in index["column_names"] if c] for index in indexes],
+    )
