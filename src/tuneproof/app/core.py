@@ -266,7 +266,8 @@ class Core:
         """A provider's settings, with the embedded trainer's real address filled in."""
         config = self.settings.providers[name]
         if config.embedded and config.base_url is None:
-            return replace(config, base_url=self.trainer_url, api_key=config.api_key or "embedded")
+            key = config.api_key or "embedded"
+            return replace(config, kind="compatible", base_url=self.trainer_url, api_key=key)
         return config
 
     def open_source(self, config: PipelineConfig, posts: str | None = None) -> Source:

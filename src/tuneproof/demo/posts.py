@@ -160,6 +160,19 @@ class PostsTable:
             await tx.execute(fill, values)
             await tx.execute(done, [{"key": r["id"]} for r in rows])
 
+    async def texts(self, subject: str) -> dict[str, list[tuple[str, str]]]:
+        """Hook and body of what each arm of an experiment or rollout served."""
+        query = (
+            sa.select(SERVED_TABLE.c.arm, POSTS_TABLE.c.hook, POSTS_TABLE.c.body)
+            .join(POSTS_TABLE, POSTS_TABLE.c.id == SERVED_TABLE.c.post_id)
+            .where(SERVED_TABLE.c.subject == subject)
+        )
+        found: dict[str, list[tuple[str, str]]] = {}
+        async with self._reader.connect() as tx:
+            for arm, hook, body in await tx.execute(query):
+                found.setdefault(arm, []).append((hook, body))
+        return found
+
     async def count(self) -> int:
         """How many posts there are."""
         async with self._reader.connect() as tx:

@@ -75,7 +75,11 @@ class Serving:
         test = await self._evaluator.create_a_b_test(
             baseline, version, run_id=self._id, at=at, tx=tx
         )
-        detail = {"ab_test_id": test.id, "baseline": baseline.model_id, "ends": test.last_look_at}
+        detail = {
+            "ab_test_id": test.id,
+            "baseline": baseline.model_id,
+            "ends": test.last_look_at.isoformat(),
+        }
         await self._parts.store.mark_stage(
             self._id, Stage.EXPERIMENT, "in_progress", detail, at, tx
         )
@@ -83,7 +87,10 @@ class Serving:
             self._id,
             "running",
             at=at,
-            result={"ab_test_id": test.id, "estimated_completion": completion(test, self.config)},
+            result={
+                "ab_test_id": test.id,
+                "estimated_completion": completion(test, self.config).isoformat(),
+            },
             tx=tx,
         )
         return test

@@ -116,6 +116,8 @@ class _Turn:
         await self._serving.end_experiment(test, look)
         if test.verdict is not Verdict.PROMOTE:
             raise _Ended(RunState.REJECTED, f"The experiment says {test.verdict}: {test.reason}")
+        if self._arguments.only is Stage.EXPERIMENT:
+            raise _Ended(RunState.SUCCESS, f"Promoted, and was asked to stop there. {test.reason}")
 
     async def _roll_out(self) -> None:
         version, test, look = self._result.model_version, self._result.experiment, self._result.look
@@ -147,7 +149,7 @@ class _Turn:
             self._result, status=status, reason=reason, seconds=self._making.seconds
         )
         await workflow.transaction("finish", self._write_end, status, reason, error, cleaned)
-        if status is not RunState.SUCCESS:
+        if status is not RunState.SUCCESS or self._arguments.only is not None:
             await self._serving.apply_routing()
         self._parts.hooks.run_changed(self._id)
         return self._result
@@ -161,7 +163,7 @@ class _Turn:
         cleaned: list[str],
     ) -> None:
         store, at = self._parts.store, self._parts.clock.now()
-        if status is not RunState.SUCCESS:
+        if status is not RunState.SUCCESS or self._arguments.only is not None:
             await self._serving.withdraw(tx, at, reason)
             version = self._result.model_version
             if version is not None and status in _VERSION_ENDS:

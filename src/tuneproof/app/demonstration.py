@@ -1,0 +1,210 @@
+"""The demo: one whole turn of the loop on simulated users, in virtual time.
+
+Nothing of the pipeline is skipped or faked: the same App, trainer, statistics and rollout, over
+a posts table whose audience has a hidden taste. Time is virtual and durable, so weeks pass in
+a minute, and a demo that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuneproof import workflow
+from tuneproof.app import App
+from tuneproof.demo import Audience, DemoTraffic, PostsTable, broken_from_half, seed_posts
+from tuneproof.errors import TuneProofError
+from tuneproof.rollout import Routing
+from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
+from tuneproof.store import Run
+from tuneproof.testing import VirtualClock
+from tuneproof.training import VersionStatus
+
+START = datetime(2025, 1, 6, 2, 0, tzinfo=UTC)
+"""When every demo begins, in virtual time: a Monday, 02:00."""
+
+BASE_MODEL = "tuneproof-ngram-1"
+HISTORY_DAYS = 28
+ENGINE_POLL_S = 0.005
+"""How often the engine looks for signals: virtual hours should not wait for it."""
+
+SETTLE_POLL_S = 0.01
+
+MEMO = "demo.json"
+"""Says which demo a directory holds, so that the same one goes on and another begins anew."""
+
+
+def demo_settings(directory: Path, settings: Settings | None = None) -> Settings:
+    """The demo's own settings: embedded everything, in a directory of its own."""
+    config = PipelineConfig(base_model=BASE_MODEL, schedule_driver="external")
+    base = settings or Settings(dir=directory)
+    return Settings(
+        dir=directory,
+        pipelines={"default": config},
+        providers={"default": ProviderConfig(kind="trainer")},
+        server=base.server,
+    )
+
+
+class Demonstration:
+    """A demo under way: its App, its run, and what it would print as JSON."""
+
+    def __init__(self, app: App, run_id: str, audience: Audience) -> None:
+        self.app = app
+        self.run_id = run_id
+        self.audience = audience
+        self._began = time.perf_counter()
+
+    async def wait(self) -> Run:
+        """The run, once it has ended."""
+        run = await self.app.wait_run(self.run_id, seconds=float("inf"))
+        memo = self.app.settings.dir / MEMO
+        await asyncio.to_thread(memo.write_text, json.dumps({"over": run.id}))
+        return run
+
+    async def outcome(self) -> dict[str, Any]:
+        """The whole turn as one object; parts that were not reached are None."""
+        run = await self.app.run(self.run_id)
+        result = run.result
+        version = result.get("model_version", {})
+        data = result.get("training_data", {})
+        return {
+            "run": {"id": run.id, "status": str(run.status), "reason": run.reason},
+            "dataset": {"hash": data.get("hash"), "examples": data.get("examples")},
+            "training": {
+                "job_id": version.get("training_job_id"),
+                "model": version.get("model_id"),
+                "base_heldout_loss": result.get("base_heldout_loss"),
+                "heldout_loss": result.get("heldout_loss"),
+            },
+            "experiment": await self._experiment(result),
+            "rollout": await self._rollout(result),
+            "seconds": round(time.perf_counter() - self._began, 1),
+        }
+
+    async def _experiment(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+        if "ab_test_id" not in result:
+            return None
+        test = await self.app.experiment(result["ab_test_id"])
+        look = await self.app.store.experiments.last_look(test.id)
+        units = look.baseline.sample_size + look.candidate.sample_size if look else 0
+        return {
+            "id": test.id,
+            "verdict": str(test.verdict) if test.verdict else None,
+            "reason": test.reason,
+            "lift": look.lift if look else None,
+            "interval": [look.lower, look.upper] if look else None,
+            "looks": look.number if look else 0,
+            "units": units,
+            "true_effect": await self.true_effect(test.id),
+        }
+
+    async def true_effect(self, test_id: str) -> float | None:
+        """By how much the audience really likes the candidate's posts better, known only here."""
+        texts = await PostsTable(self.app.store.engine).texts(test_id)
+        old, new = texts.get("baseline", []), texts.get("candidate", [])
+        return self.audience.true_effect(old, new) if old and new else None
+
+    async def _rollout(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+        if "deployment_id" not in result:
+            return None
+        deployment = await self.app.deployment(result["deployment_id"])
+        return {
+            "id": deployment.id,
+            "state": str(deployment.state),
+            "share": deployment.share,
+            "cause": deployment.cause,
+        }
+
+
+@asynccontextmanager
+async def demonstration(
+    directory: Path,
+    *,
+    seed: int = 7,
+    broken: bool = False,
+    last_stage: str | None = None,
+    settings: Settings | None = None,
+    on_step: workflow.StepHook | None = None,
+) -> AsyncIterator[Demonstration]:
+    """Start a demo in its directory, or go on with the one that was cut off there.
+
+    `broken` makes the audience dislike the candidate from half way through the rollout.
+    A directory whose demo has ended, or whose demo had another seed, begins anew.
+    """
+    clock = VirtualClock(START)
+    chosen = demo_settings(directory, settings)
+    wanted = {"seed": seed, "broken": broken, "last_stage": last_stage}
+    await asyncio.to_thread(_clear_if_over, directory, wanted)
+    async with App.open(chosen, clock=clock, poll_s=ENGINE_POLL_S, on_step=on_step) as app:
+        audience = Audience(seed)
+        await seed_posts(app.store.engine, audience, until=START, days=HISTORY_DAYS)
+        run_id = await _run_of(app, wanted)
+        traffic = DemoTraffic(
+            seed=seed,
+            audience=audience,
+            provider=app.provider("default"),
+            posts=PostsTable(app.store.engine),
+            routings=lambda: _routings(app),
+            sink=lambda exposures, outcomes: app.record_events(
+                exposures=exposures, outcomes=outcomes
+            ),
+            base_model=BASE_MODEL,
+            broken_from=broken_from_half if broken else None,
+        )
+        app.let_time_pass(_Training(app), traffic)
+        yield Demonstration(app, run_id, audience)
+
+
+async def _run_of(app: App, wanted: Mapping[str, Any]) -> str:
+    page = await app.runs(limit=1)
+    if page.items:
+        return page.items[0].id
+    config = replace(app.pipeline("default"), seed=wanted["seed"])
+    run = await app.start_run(config, as_of=START, last_stage=wanted["last_stage"], actor="demo")
+    return run.id
+
+
+async def _routings(app: App) -> dict[str, Routing]:
+    return {r.task: r for r in await app.routing()}
+
+
+class _Training:
+    """A participant: virtual time waits until the trainer has finished its jobs."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def advance(self, since: datetime, until: datetime) -> None:
+        """Return once no job of ours is under way."""
+        provider = self._app.provider("default")
+        for version in await self._app.store.versions.list(status=VersionStatus.TRAINING):
+            if version.training_job_id is None:
+                continue
+            while True:
+                try:
+                    if (await provider.job(version.training_job_id)).status.final:
+                        break
+                except TuneProofError:
+                    break  # the run's own poll sees it and says so
+                await asyncio.sleep(SETTLE_POLL_S)
+
+
+def _clear_if_over(directory: Path, wanted: Mapping[str, Any]) -> None:
+    """Remove a demo that has ended, or that was another one; one that was cut off stays."""
+    kept = directory / MEMO
+    if kept.exists() and json.loads(kept.read_text()) != dict(wanted):
+        lock = workflow.DirectoryLock(directory)
+        lock.acquire()
+        lock.release()
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(dict(wanted)))
