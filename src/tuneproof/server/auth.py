@@ -49,8 +49,11 @@ class Caller:
 LOCAL = Caller(name="local", scopes=_INCLUDES["admin"])
 
 
-async def identify(request: Request) -> Caller:
-    """Who sends this request. Raises `DeniedError` (401, or 403 for a foreign page)."""
+async def identify(request: Request, *, any_key: bool = False) -> Caller:
+    """Who sends this request. Raises `DeniedError` (401, or 403 for a foreign page).
+
+    `any_key` takes a token that nobody knows for none: OpenAI's clients always send a key.
+    """
     app = app_of(request)
     token = _token(request)
     if token is None and app.settings.server.token_needed:
@@ -66,6 +69,9 @@ async def identify(request: Request) -> Caller:
     if local is not None and secrets.compare_digest(token.encode(), local.encode()):
         return LOCAL
     known = await app.verify_token(token)
+    if known is None and any_key and not app.settings.server.token_needed:
+        _check_own(request, app.settings)
+        return LOCAL
     if known is None:
         raise DeniedError(
             "The bearer token is not one of this service, or was revoked.",
@@ -75,9 +81,9 @@ async def identify(request: Request) -> Caller:
     return Caller(name=known.name, scopes=scopes)
 
 
-async def authorise(request: Request, scope: Scope) -> Caller:
+async def authorise(request: Request, scope: Scope, *, any_key: bool = False) -> Caller:
     """The caller, if it has `scope`. Raises `DeniedError` (401 or 403)."""
-    caller = await identify(request)
+    caller = await identify(request, any_key=any_key)
     if scope not in caller.scopes:
         raise DeniedError(
             f"The token {caller.name!r} lacks the scope {scope!r}.",

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from tuneproof.errors import InputError
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.server.auth import Reader, Writer
-from tuneproof.server.models import Answer, Instant, Limit, Strict, utc
+from tuneproof.server.models import Answer, Instant, Limit, Strict, described, utc
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
@@ -133,12 +133,7 @@ def router() -> APIRouter:
     @routes.post(
         "",
         summary="Send exposures and outcomes",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": Batch.model_json_schema()}},
-            }
-        },
+        openapi_extra=described(Batch.model_json_schema()),
     )
     async def take(request: Request, app: TheApp, caller: Writer) -> Taken:
         batch = _parsed(await _body(request))

@@ -24,14 +24,14 @@ from urllib.parse import quote
 import httpx2
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tuneproof import assignment
 from tuneproof.errors import InputError, NotFoundError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, ModelRef, Outcome
 from tuneproof.server import upstream
 from tuneproof.server.auth import Scope, authorise
-from tuneproof.server.models import Strict, utc
+from tuneproof.server.models import Strict, described, utc
 from tuneproof.server.problems import headers_of, status_of
 
 if TYPE_CHECKING:
@@ -45,8 +45,31 @@ PREFIX = "tuneproof/"
 MAX_UNIT = 500
 
 
+_CHAT: dict[str, Any] = {
+    "type": "object",
+    "description": "OpenAI's chat completion request; further fields go to the provider.",
+    "required": ["model", "messages"],
+    "additionalProperties": True,
+    "properties": {
+        "model": {"type": "string", "description": "tuneproof/TASK"},
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "user": {"type": "string", "description": "The unit, unless x-tuneproof-unit says it."},
+        "stream": {"type": "boolean"},
+    },
+    "example": {
+        "model": "tuneproof/hook",
+        "messages": [{"role": "user", "content": "Our summer sale starts"}],
+        "user": "post-42",
+    },
+}
+
+
 class Feedback(Strict):
     """The outcome of an answer. `at` is when it was measured, by default now."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"response_id": "tp-WyJh", "value": 0.071}}
+    )
 
     response_id: str = Field(min_length=1, max_length=4000)
     value: float = Field(allow_inf_nan=False)
@@ -343,12 +366,16 @@ def router() -> APIRouter:
         request: Request, scope: Scope, do: Callable[[Gateway], Awaitable[Response]]
     ) -> Response:
         try:
-            await authorise(request, scope)
+            await authorise(request, scope, any_key=True)
             return await do(request.app.state.gateway)
         except TuneProofError as error:
             return JSONResponse(_error_body(error), status_of(error), headers=headers_of(error))
 
-    @routes.post("/chat/completions", summary="Chat, answered by the arm of the unit")
+    @routes.post(
+        "/chat/completions",
+        summary="Chat, answered by the arm of the unit",
+        openapi_extra=described(_CHAT),
+    )
     async def chat(request: Request) -> Response:
         return await answer(request, "write", lambda gateway: gateway.chat(request))
 
@@ -356,7 +383,11 @@ def router() -> APIRouter:
     async def models(request: Request) -> Response:
         return await answer(request, "read", lambda gateway: gateway.models())
 
-    @routes.post("/feedback", summary="The outcome of an answer")
+    @routes.post(
+        "/feedback",
+        summary="The outcome of an answer",
+        openapi_extra=described(Feedback.model_json_schema()),
+    )
     async def feedback(request: Request) -> Response:
         return await answer(request, "write", lambda gateway: gateway.feedback(request))
 

@@ -100,6 +100,21 @@ class Paged(Answer, Generic[T]):
     next_cursor: str | None = None
 
 
+def described(schema: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its body itself; `schema` is that of the body."""
+    definitions = schema.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, dict) and "$ref" in part:
+            return inlined(definitions[part["$ref"].rpartition("/")[2]])
+        if isinstance(part, dict):
+            return {key: inlined(value) for key, value in part.items()}
+        return [inlined(value) for value in part] if isinstance(part, list) else part
+
+    content = {"application/json": {"schema": inlined(schema)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def expected(if_match: str | None) -> int | None:
     """The version in an `If-Match` header; None where there is none or it is `*`.
 

@@ -1,0 +1,108 @@
+"""The real service: an App on SQLite behind uvicorn on a free loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.chat import Chat, chat_server
+
+from tuneproof.app import App
+from tuneproof.cli.serve import serving
+from tuneproof.collection import Post
+from tuneproof.settings import Settings
+from tuneproof.testing import MemoryProvider, MemorySource
+
+
+@dataclass
+class Service:
+    """The App, its address, and a client that speaks to it."""
+
+    app: App
+    address: str
+    http: httpx2.AsyncClient
+
+    async def until(self, path: str, good: Callable[[Any], bool], *, seconds: float = 20) -> Any:
+        """What `path` answers, once it is good."""
+        async with asyncio.timeout(seconds):
+            while True:
+                found = (await self.http.get(path)).json()
+                if good(found):
+                    return found
+                await asyncio.sleep(0.02)
+
+    async def post(self, path: str, body: Any = None, **headers: str) -> httpx2.Response:
+        """Write, with headers such as Idempotency_Key="k"."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.http.post(path, json={} if body is None else body, headers=named)
+
+
+def posts(count: int = 120) -> list[Post]:
+    """Posts of the last days that all did well."""
+    now = datetime.now(UTC)
+    return [
+        Post(
+            id=f"post-{i}",
+            persona_id=f"persona-{i % 7}",
+            original_input=f"topic number {i}",
+            hook=f"A hook about topic {i}",
+            body=f"The body of post {i}, which is long enough",
+            engagement_rate=0.06 + i * 1e-4,
+            ts=now - timedelta(hours=i % 100 + 1),
+            tokens_used=50,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def chat_provider() -> Iterator[Chat]:
+    with chat_server() as chat:
+        yield chat
+
+
+@pytest.fixture
+def chat(chat_provider: Chat) -> Chat:
+    """A provider that answers chat requests; healthy at the start of each test."""
+    for forget in (chat_provider.bodies, chat_provider.headers):
+        forget.clear()
+    chat_provider.failing.clear()
+    chat_provider.cutting.clear()
+    return chat_provider
+
+
+@pytest.fixture
+def settings(tmp_path: Path, chat: Chat) -> Settings:
+    return Settings.load(
+        dir=tmp_path / "data",
+        env={},
+        port=0,
+        base_url=chat.url,
+        api_key="provider-key",
+        base_model="base",
+        training_data_threshold=10,
+        poll_seconds=0.02,
+        **{
+            "server.metrics_enabled": False,
+            "providers.default.prices": {"base": [1.0, 2.0], "cand": [10.0, 20.0]},
+        },
+    )
+
+
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """A service on loopback, which needs no token."""
+    async with (
+        App.open(
+            settings, source=MemorySource(posts()), provider=MemoryProvider(), poll_s=0.02
+        ) as app,
+        serving(app, settings) as (address, _),
+        httpx2.AsyncClient(base_url=address, timeout=30, trust_env=False) as http,
+    ):
+        yield Service(app, address, http)
