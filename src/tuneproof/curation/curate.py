@@ -30,6 +30,7 @@ from tuneproof.curation.sift import (
     TRAIN,
     VALIDATION,
     Dropped,
+    Placed,
     Seen,
     input_key,
     side_of,
@@ -132,8 +133,7 @@ class _Curation:
         self._redacted: Counter[str] = Counter()
         self._personas: Counter[tuple[str, str]] = Counter()
         self._inputs: Counter[int] = Counter()
-        self._own: list[tuple[str, str, int, int]] = []  # best first: see `_cap_own_output`
-        self._lines = 0
+        self._placed = Placed()
         self._tokens = [0] * (len(_TOKEN_EDGES) + 1)
         self._token_sum = 0
         self._posts = 0
@@ -154,16 +154,12 @@ class _Curation:
             used = False
             for task in self._tasks:
                 line = self._example(post, task)
-                if line is None:
-                    continue
-                used = True
-                place = lines[task.name, side]
-                if post.version is not None:
-                    number = self.files.tasks[task.name].counts[side] + len(place)
-                    self._own.append((task.name, side, number, self._lines))
-                self._lines += 1
-                place.append(line)
-                lineage.append(f"{_csv(post.id)},{task.name},{side}".encode())
+                if line is not None:
+                    used = True
+                    answer, own = post.text(task.completion), post.version is not None
+                    self._placed.add(task.name, side, answer, own=own)
+                    lines[task.name, side].append(line)
+                    lineage.append(f"{_csv(post.id)},{task.name},{side}".encode())
             self._used += used
         for (name, side), found in lines.items():
             self.files.tasks[name].write(side, found)
@@ -252,10 +248,10 @@ class _Curation:
         return self._personas[key] > self._options.persona_cap
 
     def finish(self) -> TrainingDataBatch:
-        """Apply the cap on own output, write the manifest, move the dataset into place."""
+        """Take out what only the whole shows, write the manifest, move the dataset into place."""
         self._check_rates()
         self.files.finish_lines()
-        self._cap_own_output()
+        self._take_out()
         examples = {name: sum(files.counts.values()) for name, files in self.files.tasks.items()}
         digest, datasets, place = self.files.finish(self._manifest(examples))
         return TrainingDataBatch(
@@ -287,21 +283,22 @@ class _Curation:
             value=sample["value"],
         )
 
-    def _cap_own_output(self) -> None:
-        share = self._options.own_output_share
-        total = sum(sum(files.counts.values()) for files in self.files.tasks.values())
-        others = total - len(self._own)
-        allowed = len(self._own) if share >= 1 else int(others * share / (1 - share))
-        surplus = self._own[allowed:]
-        if not surplus:
-            return
-        self._dropped.counts["own_output"] += len(surplus)
-        unwanted: dict[tuple[str, str], set[int]] = {}
-        for task, side, number, _ in surplus:
-            unwanted.setdefault((task, side), set()).add(number)
-        self.files.drop_lineage({line for *_, line in surplus})
-        for (task, side), numbers in unwanted.items():
-            self.files.tasks[task].drop_lines(side, numbers)
+    def _take_out(self) -> None:
+        """Drop what only the whole shows to be unfit: leaks of held-out answers, own output."""
+        leaks = self._placed.held_out_too()
+        own = self._placed.own_surplus(self._options.own_output_share, leaks)
+        lineage: set[int] = set()
+        for reason, places in (("held_out", leaks), ("own_output", own)):
+            count = sum(len(numbers) for numbers in places.values())
+            if count:
+                self._dropped.counts[reason] += count
+        for place in dict.fromkeys((*leaks, *own)):
+            unwanted = leaks.get(place, set()) | own.get(place, set())
+            if unwanted:
+                self.files.tasks[place[0]].drop_lines(place[1], unwanted)
+                lineage |= self._placed.lineage_of(place, unwanted)
+        if lineage:
+            self.files.drop_lineage(lineage)
 
     def _manifest(self, examples: dict[str, int]) -> dict[str, Any]:
         query = self._collected.query

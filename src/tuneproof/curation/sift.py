@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,7 +11,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from tuneproof.collection import Post, Task
 
-__all__ = ["KEPT_BACK", "TRAIN", "VALIDATION", "Dropped", "Seen", "input_key", "side_of"]
+__all__ = ["KEPT_BACK", "TRAIN", "VALIDATION", "Dropped", "Placed", "Seen", "input_key", "side_of"]
 
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"
@@ -54,6 +55,59 @@ class Seen:
             return False
         self._digests.add(digest)
         return True
+
+
+class Placed:
+    """Where each line was put, to take some out again once all have come.
+
+    Kept back until the end since only then it is known what was held out, and how much there
+    is that others wrote. 16 bytes a line, 60 more for one that is held out.
+    """
+
+    def __init__(self) -> None:
+        self._lineage: dict[tuple[str, str], array[int]] = {}
+        self._answers: dict[tuple[str, str], array[int]] = {}
+        self._own: list[tuple[tuple[str, str], int]] = []
+        self.lines = 0
+
+    def add(self, task: str, side: str, answer: str, *, own: bool) -> None:
+        """Note the next line of one side of a task, in the order in which they are written."""
+        place = (task, side)
+        answers = self._answers.setdefault(place, array("Q"))
+        if own:
+            self._own.append((place, len(answers)))
+        answers.append(xxh3_64_intdigest(" ".join(answer.casefold().split()).encode()))
+        self._lineage.setdefault(place, array("Q")).append(self.lines)
+        self.lines += 1
+
+    def held_out_too(self) -> dict[tuple[str, str], set[int]]:
+        """Training lines whose answer is held out as the answer to another input."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for (task, side), answers in self._answers.items():
+            if side == TRAIN:
+                held = set(self._answers.get((task, VALIDATION), ()))
+                found[task, side] = {i for i, a in enumerate(answers) if a in held}
+        return found
+
+    def own_surplus(
+        self, share: float, gone: dict[tuple[str, str], set[int]]
+    ) -> dict[tuple[str, str], set[int]]:
+        """The worst of our own versions' lines, where they make up more than `share`.
+
+        Lines that are `gone` already do not count.
+        """
+        left = self.lines - sum(len(numbers) for numbers in gone.values())
+        own = [(p, number) for p, number in self._own if number not in gone.get(p, ())]
+        others = left - len(own)
+        allowed = len(own) if share >= 1 else int(others * share / (1 - share))
+        found: dict[tuple[str, str], set[int]] = {}
+        for place, number in own[allowed:]:
+            found.setdefault(place, set()).add(number)
+        return found
+
+    def lineage_of(self, place: tuple[str, str], numbers: set[int]) -> set[int]:
+        """The numbers of these lines in the lineage."""
+        return {self._lineage[place][number] for number in numbers}
 
 
 def side_of(

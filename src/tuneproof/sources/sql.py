@@ -83,7 +83,9 @@ class SqlSource(ABC):
 
     async def posts(self, query: PostQuery) -> AsyncIterator[list[Post]]:
         """The best posts, in chunks, from one query in a transaction that cannot write."""
-        table: Table = self._table or await asyncio.to_thread(self._look)
+        table = self._table
+        if table is None:
+            table = await asyncio.to_thread(self._look)
         found = find_columns(table.columns, self.config.columns, query)
         need_columns(found, query, str(self))
         async for chunk in self.read(table, found, query):
