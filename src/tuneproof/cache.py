@@ -22,7 +22,7 @@ from tuneproof.errors import (
     StateError,
     StoreUnavailableError,
 )
-from tuneproof.resilience import CircuitBreaker, redis_pool
+from tuneproof.resilience import CircuitBreaker, heeding_cancellation, redis_pool
 
 if TYPE_CHECKING:
     from cashews import Cache as Cashews
@@ -175,7 +175,7 @@ class Cache:
     async def _guarded(self, verb: str, key: str, fn: Callable[[str], Awaitable[Any]]) -> Any:
         """What `fn` returns, or `_FAILED` where Redis does not answer or did not a moment ago."""
         try:
-            return await self._breaker.call(fn, self._prefix + key)
+            return await heeding_cancellation(self._breaker.call(fn, self._prefix + key))
         except CircuitBreakerError:
             self.errors += 1
             return _FAILED
@@ -190,7 +190,7 @@ class Cache:
 
     async def _strict(self, verb: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await getattr(self._cashews, verb)(*args, **kwargs)
+            return await heeding_cancellation(getattr(self._cashews, verb)(*args, **kwargs))
         except _outages() as error:
             self.errors += 1
             raise StoreUnavailableError(

@@ -13,6 +13,7 @@ from tuneproof.resilience.breaker import (
     State,
     at_fault,
 )
+from tuneproof.resilience.cancellation import heeding_cancellation
 from tuneproof.resilience.pools import (
     ConnectionPoolManager,
     DatabasePool,
@@ -37,6 +38,7 @@ __all__ = [
     "RedisPool",
     "State",
     "at_fault",
+    "heeding_cancellation",
     "postgres_engine",
     "prewarm",
     "redis_pool",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneproof.errors import ConfigError, ConflictError, NotFoundError, StoreUnavailableError
+from tuneproof.resilience.cancellation import heeding_cancellation
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool
@@ -153,7 +154,7 @@ class RedisPool:
 
         client = Redis(connection_pool=self.pool)
         try:
-            await client.ping()
+            await heeding_cancellation(client.ping())
         except (RedisError, OSError) as error:
             raise StoreUnavailableError(
                 f"Redis did not answer: {error}", mend="Check that it is up, and REDIS_URL."
