@@ -1,7 +1,7 @@
 """Drafts that models write for the demo's application, asked for in batches and kept.
 
 An editor asks for a handful of hooks on a topic, then for bodies to a hook, and draws from
-them for two days: that is how ten thousand posts fit into a minute. Seeds are named by topic,
+them for three days: that is how ten thousand posts fit into a minute. Seeds are named by topic,
 edition and number, so a draft does not depend on what was asked before.
 """
 
@@ -20,7 +20,7 @@ from tuneproof.training import Completion, Provider
 
 T = TypeVar("T")
 
-EDITION_HOURS = 48
+EDITION_HOURS = 72
 """How long a batch of drafts is drawn from."""
 
 HOOKS = 8

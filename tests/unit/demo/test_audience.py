@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean, pvariance
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneproof.demo import STYLES, Audience, features, write
@@ -73,6 +73,7 @@ def test_true_effect_compares_expected_rates() -> None:
     assert audience.rate(hook, body, disliked=True) < audience.rate(hook, body)
 
 
+@settings(deadline=None)
 @given(hook=st.text(max_size=300), body=st.text(max_size=600))
 def test_any_text_has_a_rate_within_bounds(hook: str, body: str) -> None:
     assert LOWEST <= Audience(1).rate(hook, body) <= HIGHEST
@@ -81,6 +82,7 @@ def test_any_text_has_a_rate_within_bounds(hook: str, body: str) -> None:
     assert all(0.0 <= value <= 1.0 for value in seen.values())
 
 
+@settings(deadline=None)
 @given(post=st.text(max_size=50))
 def test_outcomes_come_within_the_declared_hours(post: str) -> None:
     assert 6.0 <= Audience(1).outcome_delay_h(post) < 24.0

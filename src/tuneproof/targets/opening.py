@@ -1,0 +1,75 @@
+"""From a target's settings to the target."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from tuneproof.errors import ConfigError
+from tuneproof.rollout import Target
+from tuneproof.targets.cluster import Cluster
+from tuneproof.targets.config_map import ConfigMapTarget
+from tuneproof.targets.env_file import EnvFileTarget
+from tuneproof.targets.istio import IstioTarget
+from tuneproof.targets.webhook import WebhookTarget
+
+_KINDS: Mapping[str, Callable[..., Target]] = {
+    "configmap": ConfigMapTarget,
+    "istio": IstioTarget,
+    "webhook": WebhookTarget,
+    "envfile": EnvFileTarget,
+}
+
+
+class Described(Protocol):
+    """What `open_target` needs to know; `settings.TargetConfig` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+def open_target(config: Described) -> Target:
+    """The target that `config` describes; nothing is called yet.
+
+    Options of the cluster (`server`, `token_file`, `kubeconfig`, ...) stand beside the target's
+    own. Raises `ConfigError` for an unknown kind or option, and for a missing one.
+    """
+    if config.kind not in _KINDS:
+        raise ConfigError(
+            f"Target {config.name!r} has kind {config.kind!r}, which is unknown.",
+            mend=f"Use one of {', '.join(sorted(_KINDS))}.",
+        )
+    make = _KINDS[config.kind]
+    options = dict(config.options)
+    own = _names(make) - {"name", "cluster"}
+    of_cluster = _names(Cluster) if "cluster" in _names(make) else set()
+    unknown = sorted(set(options) - own - of_cluster)
+    if unknown:
+        raise ConfigError(
+            f"Target {config.name!r} has an unknown option {unknown[0]!r}.",
+            mend=f"A {config.kind} target knows {', '.join(sorted(own | of_cluster))}.",
+        )
+    if of_cluster:
+        given = {key: options.pop(key) for key in sorted(of_cluster & set(options))}
+        options["cluster"] = Cluster(**given)
+    missing = sorted(_required(make) - set(options))
+    if missing:
+        raise ConfigError(
+            f"Target {config.name!r} needs the option {missing[0]!r}.",
+            mend=f"Set it under targets.{config.name}.options.",
+        )
+    return make(name=config.name, **options)
+
+
+def _names(make: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(make).parameters)
+
+
+def _required(make: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(make).parameters.items()
+    return {name for name, p in parameters if p.default is inspect.Parameter.empty}

@@ -1,0 +1,145 @@
+"""Any HTTP endpoint that wants to know the routing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from tuneproof.errors import (
+    ConfigError,
+    ConflictError,
+    DataError,
+    DeniedError,
+    NotFoundError,
+    RetryableError,
+    TuneProofError,
+)
+from tuneproof.experiments import ModelRef
+from tuneproof.rollout import Routing
+
+
+class WebhookTarget:
+    """Posts each routing as JSON to `url`.
+
+    The same routing carries the same `Idempotency-Key`, so a repeated call can be told from a
+    new one. With a `secret` the body is signed: `X-TuneProof-Signature: sha256=HEX` is its
+    HMAC. `observe_url` (`{task}` is filled in) is asked by GET for what is served; without it
+    `observe` cannot say.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "webhook",
+        secret: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        observe_url: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.name = name
+        self._url = _checked(url)
+        self._observe_url = None if observe_url is None else _checked(observe_url)
+        self._secret = secret
+        self._headers = dict(headers or {})
+        self._timeout_s = timeout_s
+
+    async def apply(self, routing: Routing) -> None:
+        """Post this routing. Raises `RetryableError` where no answer came, it was 5xx or 429;
+        `DeniedError`, `NotFoundError`, `ConflictError` or `DataError` for other refusals."""
+        body = json.dumps(_document(routing), sort_keys=True).encode()
+        headers = {
+            **self._headers,
+            "Content-Type": "application/json",
+            "Idempotency-Key": f"{routing.task}:{routing.version}",
+        }
+        if self._secret is not None:
+            digest = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
+            headers["X-TuneProof-Signature"] = f"sha256={digest}"
+        request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
+        await asyncio.to_thread(self._send, request)
+
+    async def observe(self, task: str) -> Mapping[str, Any] | None:
+        """What the endpoint says that it serves; None without an `observe_url`."""
+        if self._observe_url is None:
+            return None
+        url = self._observe_url.replace("{task}", quote(task, safe=""))
+        request = urllib.request.Request(url, headers={**self._headers})
+        content = await asyncio.to_thread(self._send, request)
+        try:
+            found = json.loads(content)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise DataError(f"{url} did not answer with a JSON object.", mend="Mend its answer.")
+        return found
+
+    def _send(self, request: urllib.request.Request) -> bytes:
+        try:
+            with _opener.open(request, timeout=self._timeout_s) as response:
+                content: bytes = response.read()
+                return content
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _refusal(self.name, request.full_url, error.code) from error
+        except (OSError, HTTPException) as error:
+            raise RetryableError(
+                f"Webhook {self.name!r} at {request.full_url} did not answer: {error}.",
+                mend="It is called again; check that the endpoint runs.",
+            ) from error
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would become a GET: report it instead."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect)
+
+
+def _document(routing: Routing) -> dict[str, Any]:
+    return {
+        "type": "routing",
+        "task": routing.task,
+        "baseline": _model(routing.baseline),
+        "candidate": _model(routing.candidate) if routing.candidate else None,
+        "share": routing.share,
+        "salt": routing.salt,
+        "subject": routing.subject,
+        "phase": routing.phase,
+        "version": routing.version,
+        "updated_at": routing.updated_at.isoformat() if routing.updated_at else None,
+        "cause": routing.cause,
+    }
+
+
+def _model(model: ModelRef) -> dict[str, str | None]:
+    return {"model_id": model.model_id, "version": model.version}
+
+
+def _refusal(name: str, url: str, status: int) -> TuneProofError:
+    text = f"Webhook {name!r} at {url} answered {status}."
+    if status == 429 or status >= 500:
+        return RetryableError(text, mend="It is called again; see the endpoint's own log.")
+    kinds = {401: DeniedError, 403: DeniedError, 404: NotFoundError, 409: ConflictError}
+    mend = "Check the address, its headers and its secret in the settings."
+    return kinds.get(status, DataError)(text, mend=mend, status=status)
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"Webhook address {url!r} is not http(s).", mend="Write it like https://host/path."
+        )
+    return url
