@@ -21,7 +21,7 @@ from tests.simulation.worlds import (
     weeks,
 )
 
-from tuneproof.stats import effects, fixed, sequential
+from tuneproof.stats import contrasts, effects, fixed, sequential
 from tuneproof.stats.aggregates import Aggregate, Stratum
 
 RAMP = tuple([0.1] * 84 + [0.5] * 84)
@@ -168,10 +168,10 @@ def _agree_ratio(
         Aggregate.of((y * shown).sum(-1)[i][mask], d=shown.sum(-1)[i][mask].astype(float))
         for mask in (~candidate[i] & shown[i].any(-1), candidate[i] & shown[i].any(-1))
     ]
-    found = effects.contrast(
+    found = contrasts.contrast(
         [Stratum(baseline=arms[0], candidate=arms[1])], effects.ENGAGEMENT_PER_DENOMINATOR
     )
-    assert isinstance(found, effects.Contrast)
+    assert isinstance(found, contrasts.Contrast)
     assert found.log_ratio is not None
     assert math.isclose(found.log_ratio / math.sqrt(found.variance), z[i], rel_tol=1e-9)
 

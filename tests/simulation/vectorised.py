@@ -20,7 +20,7 @@ from tuneproof.stats.aggregates import Aggregate, Stratum
 
 @dataclass(frozen=True, kw_only=True)
 class Contrasts:
-    """`effects.contrast` for each run and look, shapes (R, H); `ok` where there is an answer."""
+    """`contrasts.contrast` for each run and look, shapes (R, H); `ok` where there is an answer."""
 
     d: Array
     variance: Array

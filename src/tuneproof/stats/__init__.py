@@ -4,8 +4,10 @@ Pure and usable by itself: numbers in, numbers out, numpy and scipy only. In the
 an analysis uses them:
 
     aggregates    sums over units that add and subtract: what the store keeps
-    effects       means, ratios, quantiles and the contrast of two arms, stratified by phase
-    sequential    confidence sequences, declared looks, non-inferiority
+    effects       an arm's means, ratios, quantiles, and what is compared (`Metric`)
+    contrasts     the comparison of two arms, stratified by phase
+    sequential    confidence sequences and non-inferiority, at any look
+    declared      the group-sequential test at declared looks (also `sequential.group_sequential`)
     spending      the bounds of declared looks
     fixed         one look at the end: Welch, proportions, the chi-squared split check
     guardrails    e-values for errors, latency and the split; engagement drop; gross failure

@@ -9,12 +9,12 @@ a reason in words, never a number that looks like an answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from tuneproof.errors import DataError, InputError
-from tuneproof.stats.aggregates import Aggregate, Histogram, Stratum
+from tuneproof.stats.aggregates import Aggregate, Histogram
 
 __all__ = [
     "COST",
@@ -23,20 +23,21 @@ __all__ = [
     "ENGAGEMENT",
     "ENGAGEMENT_CUPED",
     "ENGAGEMENT_PER_DENOMINATOR",
-    "Contrast",
     "Effect",
     "Estimate",
     "Metric",
-    "NoContrast",
     "Quantile",
-    "contrast",
+    "Variable",
     "cuped",
     "difference",
     "log_ratio",
     "mean",
+    "pooled_theta",
     "proportion",
     "quantile",
     "ratio",
+    "sum_of",
+    "variance_of",
 ]
 
 Variable = Literal["y", "x", "d", "c"]
@@ -145,39 +146,6 @@ class Quantile:
         return Estimate(value=self.value, variance=error * error, n=self.n)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contrast:
-    """The stratified comparison of candidate and baseline.
-
-    `log_ratio` is the logarithm of candidate / baseline with `variance`; None where the
-    candidate's mean is 0, and then `lift` is -1 and `variance` that of the relative difference.
-    `n` is the information so far in units of the first phase (with one phase, simply its units).
-    `exact` says that nothing varies: the answer is arithmetic.
-    """
-
-    lift: float
-    log_ratio: float | None
-    difference: float
-    difference_variance: float
-    variance: float
-    baseline: float
-    candidate: float
-    n: float
-    n_baseline: int
-    n_candidate: int
-    phases: tuple[str, ...]
-    exact: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoContrast:
-    """Why there is no comparison yet, in words for people."""
-
-    reason: str
-    n_baseline: int
-    n_candidate: int
-
-
 def mean(aggregate: Aggregate, of: Variable = "y") -> Estimate:
     """The mean of a variable over units.
 
@@ -190,8 +158,8 @@ def mean(aggregate: Aggregate, of: Variable = "y") -> Estimate:
     """
     _need_two(aggregate)
     return Estimate(
-        value=_sum(aggregate, of) / aggregate.n,
-        variance=_spread(aggregate, of) / aggregate.n,
+        value=sum_of(aggregate, of) / aggregate.n,
+        variance=variance_of(aggregate, of) / aggregate.n,
         n=aggregate.n,
     )
 
@@ -229,14 +197,14 @@ def ratio(aggregate: Aggregate, numerator: Variable = "c", denominator: Variable
     (0.5, 0.0)
     """
     _need_two(aggregate)
-    total = _sum(aggregate, denominator)
+    total = sum_of(aggregate, denominator)
     if total == 0:
         raise DataError(
             f"the denominator {denominator!r} sums to 0, so the ratio is undefined.",
             mend="Wait for data, or choose another denominator.",
         )
-    value = _sum(aggregate, numerator) / total
-    spread = _spread(aggregate, numerator, 1.0, denominator, -value)
+    value = sum_of(aggregate, numerator) / total
+    spread = variance_of(aggregate, numerator, 1.0, denominator, -value)
     per_unit = total / aggregate.n
     return Estimate(
         value=value, variance=spread / (aggregate.n * per_unit * per_unit), n=aggregate.n
@@ -258,14 +226,14 @@ def cuped(baseline: Aggregate, candidate: Aggregate) -> tuple[Estimate, Estimate
     """
     _need_two(baseline)
     _need_two(candidate)
-    theta = _theta([Stratum(baseline=baseline, candidate=candidate)])
+    theta = pooled_theta((baseline, candidate))
     shared = (baseline.sum_x + candidate.sum_x) / (baseline.n + candidate.n)
     return _adjusted(baseline, theta, shared), _adjusted(candidate, theta, shared)
 
 
 def _adjusted(arm: Aggregate, theta: float, shared: float) -> Estimate:
     value = arm.sum_y / arm.n - theta * (arm.sum_x / arm.n - shared)
-    return Estimate(value=value, variance=_spread(arm, "y", 1.0, "x", -theta) / arm.n, n=arm.n)
+    return Estimate(value=value, variance=variance_of(arm, "y", 1.0, "x", -theta) / arm.n, n=arm.n)
 
 
 def difference(baseline: Estimate, candidate: Estimate) -> Effect:
@@ -341,189 +309,28 @@ def _at(histogram: Histogram, q: float) -> float:
     return math.inf
 
 
-def contrast(
-    strata: Sequence[Stratum],
-    metric: Metric = ENGAGEMENT,
-    *,
-    min_units: int = 100,
-    min_units_phase: int = 50,
-) -> Contrast | NoContrast:
-    """Candidate against baseline over all phases, each phase compared within itself.
+def pooled_theta(arms: Iterable[Aggregate]) -> float:
+    """CUPED's coefficient: Cov(x, y) / Var(x) within arms, pooled; 0 where x does not vary.
 
-    Estimand: the ratio of the arms' means, both standardised to the same mix of phases; 1 in
-    every phase gives exactly 1 overall, however the level or the split moves. Phase p weighs
-    w_p = n_b n_c / (n_b + n_c), the weight with the least variance for equal spreads; it
-    depends on counts only, so it cannot correlate with the outcomes, and Σ w_p (c̄_p - b̄_p) is a
-    sum of independent terms, which the sequential theory needs. With M_a = Σ w_p ā_p / Σ w_p,
-    log(M_c / M_b) has by the delta method the variance
-    Σ_a Σ_p (w_p/Σw)² Var_p(a) / (n_ap M_a²); ratios put the linearised u/M_u - v/M_v for a.
-
-    Assumes units that are independent and were randomised within each phase. A phase with fewer
-    than `min_units_phase` units in an arm has no weight; fewer than `min_units` in an arm over
-    the weighted phases, a baseline or denominator of 0, and no variance in a mean, give
-    `NoContrast` with its reason. A ratio without any variance (constant price) is `exact`.
-
-    >>> b, c = Aggregate.of([0.1, 0.3] * 100), Aggregate.of([0.2, 0.3] * 100)
-    >>> answer = contrast([Stratum(baseline=b, candidate=c)])
-    >>> round(answer.lift, 6), answer.n
-    (0.25, 400.0)
-    >>> contrast([]).reason
-    'no phase has units yet'
+    >>> pooled_theta([Aggregate.of([2.0, 4.0], x=[1.0, 2.0])])
+    2.0
     """
-    used = [s for s in strata if min(s.baseline.n, s.candidate.n) >= max(min_units_phase, 2)]
-    n_b, n_c = sum(s.baseline.n for s in used), sum(s.candidate.n for s in used)
-    reason = _too_few(strata, len(used), min(n_b, n_c), min_units, min_units_phase)
-    if reason:
-        return NoContrast(
-            reason=reason,
-            n_baseline=sum(s.baseline.n for s in strata),
-            n_candidate=sum(s.candidate.n for s in strata),
-        )
-    weights = [s.baseline.n * s.candidate.n / (s.baseline.n + s.candidate.n) for s in used]
-    whole = sum(weights)
-    shares = [w / whole for w in weights]
-    first = used[0].baseline.n + used[0].candidate.n
-    answer = _compare(used, shares, metric)
-    if isinstance(answer, str):
-        return NoContrast(reason=answer, n_baseline=n_b, n_candidate=n_c)
-    return Contrast(
-        lift=answer.lift,
-        log_ratio=answer.log_ratio,
-        difference=answer.candidate - answer.baseline,
-        difference_variance=answer.difference_variance,
-        variance=answer.variance,
-        baseline=answer.baseline,
-        candidate=answer.candidate,
-        n=first * whole / weights[0],
-        n_baseline=n_b,
-        n_candidate=n_c,
-        phases=tuple(s.phase for s in used),
-        exact=answer.variance == 0.0,
-    )
+    xx = xy = raw = 0.0
+    for arm in arms:
+        xx += _centred(arm, "x", "x")
+        xy += _centred(arm, "x", "y")
+        raw += arm.sum_xx
+    return 0.0 if xx <= NO_VARIANCE * raw else xy / xx
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Comparison:
-    baseline: float
-    candidate: float
-    lift: float
-    log_ratio: float | None
-    variance: float
-    difference_variance: float
-
-
-def _too_few(
-    strata: Sequence[Stratum], used: int, fewest: int, min_units: int, min_units_phase: int
-) -> str:
-    if not any(s.baseline.n or s.candidate.n for s in strata):
-        return "no phase has units yet"
-    if not used:
-        most = max(min(s.baseline.n, s.candidate.n) for s in strata)
-        return (
-            f"not enough data: no phase has {min_units_phase} matured units in both arms"
-            f" ({most} so far)"
-        )
-    if fewest < min_units:
-        return f"not enough data: {fewest} of {min_units} matured units in the smaller arm"
-    return ""
-
-
-def _compare(used: Sequence[Stratum], shares: Sequence[float], metric: Metric) -> _Comparison | str:
-    theta = _theta(used) if metric.cuped else 0.0
-    baselines, candidates = [s.baseline for s in used], [s.candidate for s in used]
-    top_b = _standard(baselines, shares, metric.numerator)
-    top_c = _standard(candidates, shares, metric.numerator)
-    bottom_b = bottom_c = 1.0
-    if metric.denominator:
-        bottom_b = _standard(baselines, shares, metric.denominator)
-        bottom_c = _standard(candidates, shares, metric.denominator)
-    if metric.cuped:
-        gap = _standard(candidates, shares, "x") - _standard(baselines, shares, "x")
-        weight = sum(s.candidate.n for s in used) / sum(s.candidate.n + s.baseline.n for s in used)
-        top_b, top_c = top_b + theta * weight * gap, top_c - theta * (1 - weight) * gap
-    if bottom_b <= 0 or bottom_c <= 0:
-        return f"the denominator of {metric.name} is 0, so the ratio is undefined"
-    if top_b <= 0:
-        return f"the baseline's {metric.name} is {top_b:g}: a relative lift is undefined"
-    if top_c <= 0:
-        return _against_nothing(used, shares, metric, top_b / bottom_b, top_c / bottom_c)
-    var_b = _log_variance(baselines, shares, metric, top_b, bottom_b, theta)
-    var_c = _log_variance(candidates, shares, metric, top_c, bottom_c, theta)
-    if metric.denominator is None and (var_b == 0.0 or var_c == 0.0):
-        arm = "baseline" if var_b == 0.0 else "candidate"
-        return f"all units of the {arm} have the same {metric.name}: no variance to judge by"
-    value_b, value_c = top_b / bottom_b, top_c / bottom_c
-    return _Comparison(
-        baseline=value_b,
-        candidate=value_c,
-        lift=value_c / value_b - 1,
-        log_ratio=math.log(value_c / value_b),
-        variance=var_b + var_c,
-        difference_variance=var_b * value_b**2 + var_c * value_c**2,
-    )
-
-
-def _against_nothing(
-    used: Sequence[Stratum], shares: Sequence[float], metric: Metric, b: float, c: float
-) -> _Comparison | str:
-    """The score comparison where the candidate's mean is 0 and has no logarithm.
-
-    The variance is that of no difference: each phase's, over both arms together.
-    """
-    if metric.denominator or c < 0:
-        return f"the candidate's {metric.name} is {c:g}: a relative lift is undefined"
-    variance = sum(
-        share**2
-        * _spread(s.baseline + s.candidate, metric.numerator)
-        * (1 / s.baseline.n + 1 / s.candidate.n)
-        for s, share in zip(used, shares, strict=True)
-    )
-    if variance == 0.0:
-        return f"all units have the same {metric.name}: no variance to judge by"
-    return _Comparison(
-        baseline=b, candidate=c, lift=-1.0, log_ratio=None,
-        variance=variance / b**2, difference_variance=variance,
-    )  # fmt: skip
-
-
-def _log_variance(
-    arms: Sequence[Aggregate],
-    shares: Sequence[float],
-    metric: Metric,
-    top: float,
-    bottom: float,
-    theta: float,
-) -> float:
-    """Variance of the logarithm of an arm's standardised value."""
-    total = 0.0
-    for arm, share in zip(arms, shares, strict=True):
-        if metric.denominator:
-            spread = _spread(arm, metric.numerator, 1 / top, metric.denominator, -1 / bottom)
-        elif metric.cuped:
-            spread = _spread(arm, "y", 1 / top, "x", -theta / top)
-        else:
-            spread = _spread(arm, metric.numerator, 1 / top)
-        total += share**2 * spread / arm.n
-    return total
-
-
-def _theta(strata: Sequence[Stratum]) -> float:
-    arms = [arm for s in strata for arm in (s.baseline, s.candidate)]
-    xx = sum(_centred(arm, "x", "x") for arm in arms)
-    raw = sum(arm.sum_xx for arm in arms)
-    if xx <= NO_VARIANCE * raw:
-        return 0.0
-    return sum(_centred(arm, "x", "y") for arm in arms) / xx
-
-
-def _standard(arms: Sequence[Aggregate], shares: Sequence[float], of: Variable) -> float:
-    return sum(share * _sum(arm, of) / arm.n for arm, share in zip(arms, shares, strict=True))
-
-
-def _spread(
+def variance_of(
     arm: Aggregate, u: Variable, a: float = 1.0, v: Variable | None = None, b: float = 0.0
 ) -> float:
-    """Sample variance of a·u + b·v over the units; exactly 0 where only rounding is left."""
+    """Sample variance of a·u + b·v over the units; exactly 0 where only rounding is left.
+
+    >>> variance_of(Aggregate.of([1.0, 2.0, 3.0]), "y"), variance_of(Aggregate.of([0.1] * 9), "y")
+    (1.0, 0.0)
+    """
     square = a * a * _centred(arm, u, u)
     raw = a * a * _product(arm, u, u)
     if v is not None:
@@ -533,14 +340,19 @@ def _spread(
 
 
 def _centred(arm: Aggregate, u: Variable, v: Variable) -> float:
-    return _product(arm, u, v) - _sum(arm, u) * _sum(arm, v) / arm.n
+    return _product(arm, u, v) - sum_of(arm, u) * sum_of(arm, v) / arm.n
 
 
 def _product(arm: Aggregate, u: Variable, v: Variable) -> float:
     return float(getattr(arm, _PRODUCT[frozenset((u, v))]))
 
 
-def _sum(arm: Aggregate, of: Variable) -> float:
+def sum_of(arm: Aggregate, of: Variable) -> float:
+    """The sum of a variable over the units.
+
+    >>> sum_of(Aggregate.of([1.0, 2.0]), "y")
+    3.0
+    """
     return float(getattr(arm, f"sum_{of}"))
 
 

@@ -12,14 +12,8 @@ from dataclasses import dataclass
 
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats.aggregates import Aggregate, Stratum
-from tuneproof.stats.effects import (
-    ENGAGEMENT,
-    Metric,
-    NoContrast,
-    contrast,
-    mean,
-    proportion,
-)
+from tuneproof.stats.contrasts import NoContrast, contrast
+from tuneproof.stats.effects import ENGAGEMENT, Metric, mean, proportion
 
 __all__ = ["FixedEstimate", "lift", "proportions", "srm_p_value", "welch"]
 
@@ -97,7 +91,7 @@ def lift(
 ) -> FixedEstimate:
     """The relative lift at one look: the log-ratio with a normal interval.
 
-    Estimand and assumptions as `effects.contrast`; interval expm1(log-ratio ± z · standard
+    Estimand and assumptions as `contrasts.contrast`; interval expm1(log-ratio ± z · standard
     error). A candidate mean of 0 and a constant price have no normal test: the lift is given
     without p-value, with the reason.
 

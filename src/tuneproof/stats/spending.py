@@ -77,14 +77,18 @@ def bounds(
     *,
     alpha_one_sided: float = 0.025,
     spending: Spending = "obrien_fleming",
+    information: Sequence[float] | None = None,
 ) -> tuple[float, ...]:
-    """The upper bounds on z at looks at these information fractions.
+    """The upper bounds on z at looks at these fractions of the declared maximum.
 
     Estimand: none; P(z crosses any of them without an effect) = `alpha_one_sided` spent so far.
     Assumes independent normal increments, and looks chosen without regard to the results; their
     number and times need not be known in advance (Lan and DeMets 1983). A two-sided test uses
-    the same bounds with either sign at twice the error. `fractions` rise strictly in (0, 1];
-    a bound that would spend less than 1e-16 is infinite. Raises `InputError` otherwise.
+    the same bounds with either sign at twice the error. `fractions` rise strictly in (0, 1] and
+    say how much error is spent by each look; `information`, in any unit, is what had really come
+    in by then (by default even with the fractions), for tests whose fractions are of the calendar
+    while the split changes. A bound that would spend less than 1e-16 is infinite. Raises
+    `InputError` for sequences that do not rise or do not match.
 
     >>> [round(b, 3) for b in bounds([0.2, 0.4, 0.6, 0.8, 1.0])]
     [4.877, 3.357, 2.68, 2.29, 2.031]
@@ -98,14 +102,31 @@ def bounds(
             f"information fraction {fractions[-1]} is above 1.",
             mend="Fractions are of the declared maximum; at the last look it is 1.",
         )
-    return _bounds(fractions, alpha_one_sided, spending)
+    times = _information(fractions, information)
+    return _bounds(fractions, times, alpha_one_sided, spending)
+
+
+def _information(
+    fractions: tuple[float, ...], information: Sequence[float] | None
+) -> tuple[float, ...]:
+    if information is None:
+        return fractions
+    check_information(information)
+    if len(information) != len(fractions):
+        raise InputError(
+            f"{len(fractions)} looks but information at {len(information)} of them.",
+            mend="Give the information at every look so far, this one last.",
+        )
+    return tuple(float(i) / information[-1] for i in information)
 
 
 @lru_cache(maxsize=1024)
-def _bounds(fractions: tuple[float, ...], alpha: float, spending: Spending) -> tuple[float, ...]:
+def _bounds(
+    fractions: tuple[float, ...], times: tuple[float, ...], alpha: float, spending: Spending
+) -> tuple[float, ...]:
     walk, found, before = Walk(), [], 0.0
-    for t in fractions:
-        now = spent(t, alpha, spending)
+    for fraction, t in zip(fractions, times, strict=True):
+        now = spent(fraction, alpha, spending)
         bound = _solve(walk, t, now - before)
         walk.advance(t, -math.inf, bound * math.sqrt(t))
         found.append(bound)
@@ -132,6 +153,7 @@ def stagewise_p_value(
     *,
     alpha_one_sided: float = 0.025,
     spending: Spending = "obrien_fleming",
+    information: Sequence[float] | None = None,
 ) -> float:
     """The one-sided p-value of `z` at the last of these looks, none before having crossed.
 
@@ -146,12 +168,15 @@ def stagewise_p_value(
     """
     if not math.isfinite(z):
         raise InputError(f"z is {z}, not a finite number.", mend="Wait for data with variance.")
-    limits = bounds(fractions, alpha_one_sided=alpha_one_sided, spending=spending)
+    limits = bounds(
+        fractions, alpha_one_sided=alpha_one_sided, spending=spending, information=information
+    )
+    times = _information(tuple(fractions), information)
     walk, total = Walk(), 0.0
-    for t, bound in zip(fractions[:-1], limits[:-1], strict=True):
+    for t, bound in zip(times[:-1], limits[:-1], strict=True):
         total += walk.exit_above(t, bound * math.sqrt(t))
         walk.advance(t, -math.inf, bound * math.sqrt(t))
-    last = fractions[-1]
+    last = times[-1]
     return min(total + walk.exit_above(last, z * math.sqrt(last)), 1.0)
 
 

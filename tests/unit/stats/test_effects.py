@@ -11,7 +11,8 @@ from tests.unit.stats import references as ref
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats import effects
 from tuneproof.stats.aggregates import EMPTY, Aggregate, Histogram, Stratum
-from tuneproof.stats.effects import Contrast, Metric, NoContrast, contrast
+from tuneproof.stats.contrasts import Contrast, NoContrast, contrast
+from tuneproof.stats.effects import Metric
 
 RNG = np.random.default_rng(7)
 Y = RNG.beta(1.36, 18.64, 400)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.stats import references as ref
 
 from tuneproof.errors import InputError
-from tuneproof.stats import effects, fixed, sequential
+from tuneproof.stats import effects, fixed, sequential, spending
 from tuneproof.stats.aggregates import Aggregate, Stratum
 
 RNG = np.random.default_rng(11)
@@ -221,6 +221,21 @@ class TestGroupSequential:
         assert (found.lift, found.lower, found.p_value, found.z) == (None, None, None, None)
         assert not found.significant
         assert "not enough data" in found.reason
+
+    def test_information_of_earlier_looks_makes_the_bounds_exact(self):
+        early, late = pair(Y[:500], Y[500:1000]), pair(Y[:2000], Y[2000:])
+        first = sequential.group_sequential(early, fractions=[0.5])
+        assert first.information == 1000
+        plain = sequential.group_sequential(late, fractions=[0.5, 1.0])
+        exact = sequential.group_sequential(
+            late, fractions=[0.5, 1.0], information_before=[first.information]
+        )
+        assert exact.bound > plain.bound  # a quarter of the information, not half
+        assert exact.bound == spending.bounds([0.5, 1.0], information=[1000, 4000])[1]
+        even = spending.bounds([0.5, 1.0], information=[2000, 4000])
+        assert np.allclose(even, spending.bounds([0.5, 1.0]))
+        with pytest.raises(InputError, match="information at"):
+            spending.bounds([0.5, 1.0], information=[1.0])
 
     def test_arithmetic_needs_no_bound(self):
         tokens = np.arange(1.0, 201.0)

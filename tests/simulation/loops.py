@@ -1,0 +1,137 @@
+"""The rows about many tests: cycles, candidates, winners, and what was planned."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from tests.simulation import vectorised as v
+from tests.simulation.records import Record, Row, at_most, share_error, within
+from tests.simulation.tests_table import REQUIRED, RULE_HOURS
+from tests.simulation.worlds import CV, MEAN, Array, Sums, Week, beta, chunks, weeks
+
+from tuneproof.stats import design, multiplicity, sequential, shrinkage, spending
+
+
+def cycles(runs: int, rng: np.random.Generator) -> list[Record]:
+    """Ten cycles of candidates that are no better: how many loops ever promote one."""
+    loops = max(runs // 10, 20)
+    alphas = [multiplicity.share_of_alpha(i) * 0.05 for i in range(1, 11)]
+    limits = np.array([spending.bounds((3 / 7, 5 / 7, 1.0), alpha_one_sided=a / 2) for a in alphas])
+    z_all, d_all, naive_all = [], [], []
+    for sums in weeks(Week(), loops * 10, rng):
+        c = v.contrasts(sums)
+        z_all.append(c.z[:, [h - 1 for h in RULE_HOURS]])
+        d_all.append(c.d[:, [h - 1 for h in RULE_HOURS]])
+        naive = (v.welch_p(sums) < 0.05) & (v.lifts(sums) > 0.15)
+        naive_all.append(naive.any(1))
+    z = np.concatenate(z_all).reshape(loops, 10, 3)
+    point = np.concatenate(d_all).reshape(loops, 10, 3) > REQUIRED
+    naive_loops = float(np.concatenate(naive_all).reshape(loops, 10).any(1).mean())
+    better = z >= limits[None]
+    fixed = z >= np.array(spending.bounds((3 / 7, 5 / 7, 1.0)))[None, None]
+    return [
+        at_most(
+            "ten cycles, no better candidate: a loop promotes one",
+            float((better & point).any((1, 2)).mean()), 0.05, runs=loops, careless=naive_loops,
+            careless_said="Welch hourly and point above 15 %, fresh alpha each cycle",
+            also=naive_loops > 0.5,
+        ),
+        at_most(
+            "ten cycles, no better candidate: a loop finds one significant",
+            float(better.any((1, 2)).mean()), 0.05, runs=loops,
+            careless=float(fixed.any((1, 2)).mean()),
+            careless_said="declared looks, fresh alpha each cycle: about 22 %",
+        ),
+    ]  # fmt: skip
+
+
+def winners(runs: int, rng: np.random.Generator) -> list[Record]:
+    """Winners' lifts: observed, shrunk, and true."""
+    history = 200
+    true = rng.normal(0.0, 0.1, runs + history)
+    error = rng.uniform(0.05, 0.12, runs + history)
+    seen = rng.normal(true, error)
+    prior = shrinkage.fit_prior(list(seen[:history]), list(error[:history]))
+    won = np.flatnonzero(seen[history:] / error[history:] > 1.96) + history
+    shrunk = np.array([math.log1p(shrinkage.shrink(seen[i], error[i], prior).lift) for i in won])
+    gap = shrunk - true[won]
+    return [
+        within(
+            "winners: shrunk minus true log-lift", float(gap.mean()), -0.02, 0.02, runs=len(won),
+            error=float(gap.std() / math.sqrt(len(won))),
+            careless=float((seen[won] - true[won]).mean()),
+            careless_said="the observed lift of winners is too high",
+            also=float((seen[won] - true[won]).mean()) > 0.04,
+        )
+    ]  # fmt: skip
+
+
+def planned(runs: int, rng: np.random.Generator) -> list[Record]:
+    """A planned sample size at 90/10 has the power it was planned for."""
+    lift = 0.2
+    units = design.sample_size(lift=lift, cv=CV, share=0.1, power=0.8)
+    found = 0
+    for size in chunks(runs, units):
+        y = beta(rng, np.full((size, units), MEAN))
+        candidate = np.arange(units) < round(units * 0.1)
+        arms = y[:, ~candidate], y[:, candidate] * (1 + lift)
+        stacked = [
+            np.stack([f(arm) for arm in arms], -1)[:, None, None, :].astype(float)
+            for f in (_count, _sum, _square)
+        ]
+        c = v.contrasts(Sums(n=stacked[0], s=stacked[1], q=stacked[2]))
+        found += int((c.z[:, 0] > 1.959964).sum())
+    share = found / runs
+    return [
+        within(
+            "planned for 80 % at 90/10: found", share, 0.79, 0.81, runs=runs,
+            error=share_error(share, runs),
+        )
+    ]  # fmt: skip
+
+
+def candidates(runs: int, rng: np.random.Generator) -> list[Record]:
+    """Four candidates against one baseline, none better, looked at hourly."""
+    looks = np.arange(50, 169) * 20.0
+    steps = np.diff(looks, prepend=0.0)
+    shared = np.cumsum(rng.normal(0, np.sqrt(steps), (runs, 1, len(looks))), -1)
+    own = np.cumsum(rng.normal(0, np.sqrt(steps), (runs, 4, len(looks))), -1)
+    z = (own - shared) / np.sqrt(2 * looks)
+    limit = np.log(4 / (0.05 * np.arange(1, 5)))
+    t = looks * sequential.tuning(0.05, 1500)
+    log_e = z * z * t / (2 * (t + 1)) - 0.5 * np.log1p(t)
+    log_e = np.where(z > 0, log_e, -np.inf)
+    ranked = -np.sort(-log_e, axis=1)
+    any_bh = np.asarray((ranked >= limit[None, :, None]).any((1, 2)))
+    i = int(rng.integers(runs))
+    ours = any(multiplicity.e_bh([float(x) for x in log_e[i, :, h]]) for h in range(len(looks)))
+    assert ours == bool(any_bh[i])
+    naive = float((np.abs(z) > 1.96).any((1, 2)).mean())
+    return [
+        at_most(
+            "four candidates, none better: any called better", float(any_bh.mean()), 0.05,
+            runs=runs, careless=naive, careless_said="each at 0.05, hourly", also=naive > 0.3,
+        )
+    ]  # fmt: skip
+
+
+def _count(arm: Array) -> Array:
+    return np.full(len(arm), arm.shape[1])
+
+
+def _sum(arm: Array) -> Array:
+    return np.asarray(arm.sum(1))
+
+
+def _square(arm: Array) -> Array:
+    return np.asarray((arm * arm).sum(1))
+
+
+ROWS: dict[str, tuple[Row, int]] = {
+    "cycles": (cycles, 10_000),
+    "winners": (winners, 20_000),
+    "planned": (planned, 4000),
+    "candidates": (candidates, 4000),
+}
+"""Each row with the runs of its whole version."""
