@@ -7,6 +7,7 @@
 | `dataset` | `run_id`, `manifest` |
 | `model_version` | `run_id`, `name`, `version_id`, `version`, `model_id`, `tags` |
 | `alias` | `name`, `alias`, `version_id` |
+| `note` | `run_id`, `text` |
 | `run_ended` | `run_id`, `status`, `at` |
 
 Instants are RFC 3339 texts. `at` may be absent, but metrics without it are told apart from

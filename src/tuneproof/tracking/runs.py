@@ -26,6 +26,7 @@ __all__ = ["KINDS", "find_run", "flat"]
 
 RUN_TAG = "tuneproof_run"
 _BATCH = 100
+_DESCRIPTION = "mlflow.note.content"
 _DIGEST_LENGTH, _KEY_LENGTH, _VALUE_LENGTH = 36, 250, 5000
 _MLFLOW_STATUS = {"failed": "FAILED", "aborted": "KILLED"}
 _NOT_IN_KEYS = re.compile(r"[^\w\-. /]")
@@ -41,12 +42,20 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def run_started(client: MlflowClient, payload: Mapping[str, Any]) -> None:
-    """Find or make the run, with its parameters and tags."""
+    """Find or make the run, with its parameters and tags; a run that is retried goes on.
+
+    MLflow never changes a parameter: one that differs in a retry becomes the tag `retried.NAME`.
+    """
     from mlflow.entities import Param, RunTag
 
-    run_id = _run(client, payload)
-    params = [Param(key, text) for key, text in flat(payload.get("params") or {})]
-    tags = [RunTag(key, text) for key, text in flat(payload.get("tags") or {})]
+    run = client.get_run(_run(client, payload))
+    run_id, before = run.info.run_id, run.data.params
+    if run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    given = dict(flat(payload.get("params") or {}))
+    changed = {f"retried.{k}": v for k, v in given.items() if before.get(k, v) != v}
+    params = [Param(key, text) for key, text in given.items() if key not in before]
+    tags = [RunTag(k, v) for k, v in [*flat(payload.get("tags") or {}), *changed.items()]]
     for start in range(0, max(len(params), len(tags)), _BATCH):
         part = slice(start, start + _BATCH)
         client.log_batch(run_id, params=params[part], tags=tags[part])
@@ -106,6 +115,15 @@ def alias(client: MlflowClient, payload: Mapping[str, Any]) -> None:
     put_alias(client, payload["name"], payload["alias"], payload["version_id"])
 
 
+def note(client: MlflowClient, payload: Mapping[str, Any]) -> None:
+    """Add a line to the run's description, once."""
+    run_id, text = _run(client, payload), " ".join(str(payload["text"]).split())
+    lines = client.get_run(run_id).data.tags.get(_DESCRIPTION, "").splitlines()
+    if text not in lines:
+        newest = "\n".join([*lines, text])[-_VALUE_LENGTH:]
+        client.set_tag(run_id, _DESCRIPTION, newest)
+
+
 def run_ended(client: MlflowClient, payload: Mapping[str, Any]) -> None:
     """End the run; our own word for how it ended is its tag `tuneproof_status`."""
     run_id, status = _run(client, payload), str(payload["status"])
@@ -121,6 +139,7 @@ KINDS: dict[str, Callable[[MlflowClient, Mapping[str, Any]], None]] = {
     "dataset": dataset,
     "model_version": model_version,
     "alias": alias,
+    "note": note,
     "run_ended": run_ended,
 }
 

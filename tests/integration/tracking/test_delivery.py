@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -199,6 +200,37 @@ async def test_failed_and_aborted_runs_end_as_such(
         found = await tracker.find_run(run_id + status)
         assert found is not None
         assert (found.status, found.tags["tuneproof_status"]) == (expected, status)
+
+
+async def test_retried_run_goes_on_in_the_same_mlflow_run(
+    store: Store, tracker: MLflowExperimentTracker, run_id: str
+) -> None:
+    first = {"run_id": run_id, "params": {"days_back": 7, "seed": 1}}
+    second = {"run_id": run_id, "params": {"days_back": 9, "seed": 1, "suffix": "b"}}
+    await store.outbox.add(f"{run_id}:1:start", "run_started", first)
+    await store.outbox.add(f"{run_id}:1:end", "run_ended", {"run_id": run_id, "status": "failed"})
+    await store.outbox.add(f"{run_id}:2:start", "run_started", second)
+    assert await tracker.deliver_once() == 3
+    found = await tracker.find_run(run_id)
+    assert found is not None
+    assert found.status == "RUNNING"
+    assert found.params == {"days_back": "7", "seed": "1", "suffix": "b"}
+    assert found.tags["retried.days_back"] == "9"
+
+
+async def test_notes_are_lines_of_the_description_once_each(
+    store: Store, mlflow: Server, clock: HandClock, run_id: str
+) -> None:
+    tracker = MLflowExperimentTracker(ForgetfulOutbox(store), mlflow.url, clock=clock)
+    for number, text in enumerate(["The breaker is open.", "Taken up again."]):
+        await store.outbox.add(f"{run_id}:{number}", "note", {"run_id": run_id, "text": text})
+    while await tracker.pending():
+        with contextlib.suppress(StoreUnavailableError):
+            await tracker.deliver_once()
+    found = await tracker.find_run(run_id)
+    assert found is not None
+    assert found.tags["mlflow.note.content"] == "The breaker is open.\nTaken up again."
+    tracker.close()
 
 
 async def test_awkward_names_and_values_arrive(
