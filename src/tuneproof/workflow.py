@@ -85,8 +85,8 @@ class SystemClock:
 
     async def sleep_until(self, at: datetime) -> None:
         """Return once the wall clock shows `at`, also after the machine slept."""
-        while (left := (at - self.now()).total_seconds()) > 0:
-            await asyncio.sleep(min(left, 60.0))  # noqa: ASYNC110 - time is what is awaited
+        while (left := (at - self.now()).total_seconds()) > 0:  # noqa: ASYNC110 - time itself
+            await asyncio.sleep(min(left, 60.0))
 
     def waiting(self, run_id: str, until: datetime) -> None:
         """Nothing to do: real time passes by itself."""
@@ -353,20 +353,17 @@ class Engine:
 
     def _pending_before_launch(self) -> list[str]:
         # The virtual clock must not run ahead of runs that recovery is about to resume.
-        engine = self._system_engine
-        if engine is None:
-            return []
-        with engine.connect() as conn:
-            try:
-                rows = conn.execute(
-                    sa.text(
-                        "SELECT workflow_uuid FROM workflow_status "
-                        "WHERE status IN ('PENDING', 'ENQUEUED')"
-                    )
-                )
-                return [row[0] for row in rows]
-            except sa.exc.OperationalError:  # a new file has no tables yet
-                return []
+        made = self._system_engine or sa.create_engine(self._system_url)
+        table = "workflow_status" if self.on_sqlite else "dbos.workflow_status"
+        statement = f"SELECT workflow_uuid FROM {table} WHERE status IN ('PENDING', 'ENQUEUED')"
+        try:
+            with made.connect() as conn:
+                return [row[0] for row in conn.execute(sa.text(statement))]
+        except (sa.exc.OperationalError, sa.exc.ProgrammingError):
+            return []  # a new database has no tables yet
+        finally:
+            if made is not self._system_engine:
+                made.dispose()
 
     async def stop(self) -> None:
         """Stop the engine; sleeping runs stay pending and are resumed at the next launch."""

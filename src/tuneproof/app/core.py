@@ -54,8 +54,9 @@ class Core:
 
     `adapters` replace single ones: `store`, `clock`, `provider` (one for all names), `source`
     (one for all pipelines), `targets`, `scorers`. `poll_s` is how often the engine looks for
-    signals; `on_step` is told of each durable step. `engine=False` opens an App that reads and
-    writes but runs nothing: no lock is taken, no trainer is started, no run goes on.
+    signals, `takeover_s` how often for runs of dead workers; `on_step` is told of each step.
+    `engine=False` opens an App that reads and writes the store only: no trainer is started, no
+    run goes on.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Core:
         scorers: Mapping[str, Scorer] | None = None,
         on_step: workflow.StepHook | None = None,
         poll_s: float = 0.25,
+        takeover_s: float = 3.0,
         background: bool = True,
         engine: bool = True,
     ) -> None:
@@ -87,6 +89,7 @@ class Core:
         self._scorers = dict(scorers or {})
         self._on_step = on_step
         self._poll_s = poll_s
+        self._takeover_s = takeover_s
         self._background = background and engine
         self._with_engine = engine
         self._providers: dict[str, Provider] = {}
@@ -218,6 +221,7 @@ class Core:
             clock=self.clock,
             resources=self.parts,
             poll_s=self._poll_s,
+            takeover_s=self._takeover_s,
             on_step=self._on_step,
         )
         await self.engine.launch()

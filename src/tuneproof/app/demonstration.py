@@ -23,7 +23,7 @@ from tuneproof.app import App
 from tuneproof.demo import Audience, DemoTraffic, PostsTable, broken_from_half, seed_posts
 from tuneproof.errors import TuneProofError
 from tuneproof.rollout import Routing
-from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
+from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, StoreConfig
 from tuneproof.store import Run
 from tuneproof.testing import VirtualClock
 from tuneproof.training import VersionStatus
@@ -43,14 +43,22 @@ MEMO = "demo.json"
 
 
 def demo_settings(directory: Path, settings: Settings | None = None) -> Settings:
-    """The demo's own settings: embedded everything, in a directory of its own."""
-    config = PipelineConfig(base_model=BASE_MODEL, schedule_driver="external")
-    base = settings or Settings(dir=directory)
+    """The demo's settings in its directory: the embedded trainer, no schedule.
+
+    Of `settings` it takes the thresholds and durations of the pipeline `default`, the database
+    where one is set, tracking, cache and server.
+    """
+    given = settings or Settings()
+    config = given.pipelines.get("default", PipelineConfig())
+    own_database = given.store.url.startswith("sqlite")
     return Settings(
         dir=directory,
-        pipelines={"default": config},
+        pipelines={"default": replace(config, base_model=BASE_MODEL, schedule_driver="external")},
         providers={"default": ProviderConfig(kind="trainer")},
-        server=base.server,
+        server=given.server,
+        tracking=given.tracking,
+        cache=given.cache,
+        store=StoreConfig() if own_database else given.store,
     )
 
 
