@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -16,7 +17,10 @@ def to_row(record: Any) -> dict[str, Any]:
 
 
 def to_json_types(value: Any) -> Any:
-    """`value` with dataclasses, enums, tuples and mappings as JSON types, all the way down."""
+    """`value` with dataclasses, enums, tuples and mappings as JSON types, all the way down.
+
+    A number that is not finite becomes None: JSON has none, and PostgreSQL refuses it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {k: to_json_types(v) for k, v in to_row(value).items()}
     if isinstance(value, Enum):
@@ -25,6 +29,8 @@ def to_json_types(value: Any) -> Any:
         return {str(k): to_json_types(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_json_types(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 

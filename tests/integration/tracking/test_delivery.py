@@ -237,7 +237,7 @@ async def test_awkward_names_and_values_arrive(
     store: Store, tracker: MLflowExperimentTracker, run_id: str
 ) -> None:
     params = {f"p{n}": n for n in range(250)} | {"../up": 1, "a//b": 2, "é?*": "x" * 9000, "": 3}
-    metrics = {f"m{n}": n for n in range(250)} | {"text": "no", "none": None}
+    metrics = {f"m{n}": n for n in range(250)} | {"nan": float("nan"), "text": "no", "none": None}
     await add(
         store,
         [
