@@ -86,12 +86,12 @@ def contrast(
     >>> contrast([]).reason
     'no phase has units yet'
     """
-    used = [s for s in strata if min(s.baseline.n, s.candidate.n) >= max(min_units_phase, 2)]
-    n_b, n_c = sum(s.baseline.n for s in used), sum(s.candidate.n for s in used)
-    reason = _too_few(strata, len(used), min(n_b, n_c), min_units, min_units_phase)
-    if reason:
+    fewest = max(min_units_phase, 2)
+    used = [s for s in strata if s.baseline.n >= fewest and s.candidate.n >= fewest]
+    n_b, n_c = sum([s.baseline.n for s in used]), sum([s.candidate.n for s in used])
+    if not used or min(n_b, n_c) < min_units:
         return NoContrast(
-            reason=reason,
+            reason=_too_few(strata, len(used), min(n_b, n_c), min_units, min_units_phase),
             n_baseline=sum(s.baseline.n for s in strata),
             n_candidate=sum(s.candidate.n for s in strata),
         )
@@ -139,16 +139,12 @@ def _too_few(
             f"not enough data: no phase has {min_units_phase} matured units in both arms"
             f" ({most} so far)"
         )
-    if fewest < min_units:
-        return f"not enough data: {fewest} of {min_units} matured units in the smaller arm"
-    return ""
+    return f"not enough data: {fewest} of {min_units} matured units in the smaller arm"
 
 
 def _compare(used: Sequence[Stratum], shares: Sequence[float], metric: Metric) -> _Comparison | str:
-    theta = (
-        pooled_theta(a for s in used for a in (s.baseline, s.candidate)) if metric.cuped else 0.0
-    )
     baselines, candidates = [s.baseline for s in used], [s.candidate for s in used]
+    theta = pooled_theta([*baselines, *candidates]) if metric.cuped else 0.0
     top_b = _standard(baselines, shares, metric.numerator)
     top_c = _standard(candidates, shares, metric.numerator)
     bottom_b = bottom_c = 1.0
@@ -226,4 +222,4 @@ def _log_variance(
 
 
 def _standard(arms: Sequence[Aggregate], shares: Sequence[float], of: Variable) -> float:
-    return sum(share * sum_of(arm, of) / arm.n for arm, share in zip(arms, shares, strict=True))
+    return sum([share * sum_of(arm, of) / arm.n for arm, share in zip(arms, shares, strict=True)])

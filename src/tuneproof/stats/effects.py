@@ -9,8 +9,9 @@ a reason in words, never a number that looks like an answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, Literal
 
 from tuneproof.errors import DataError, InputError
@@ -76,8 +77,13 @@ class Metric:
 
 
 _PAIRS: Final = {frozenset(p) for p in ("xy", "yd", "cy", "cd")}
-_PRODUCT: Final = {
-    frozenset(k): f"sum_{k}" for k in ("yy", "xx", "xy", "dd", "yd", "cc", "cy", "cd")
+_SUM: Final[dict[str, Callable[[Aggregate], float]]] = {
+    v: attrgetter(f"sum_{v}") for v in ("y", "x", "d", "c")
+}
+_PRODUCT: Final[dict[tuple[str, str], Callable[[Aggregate], float]]] = {
+    pair: attrgetter(f"sum_{k}")
+    for k in ("yy", "xx", "xy", "dd", "yd", "cc", "cy", "cd")
+    for pair in ((k[0], k[1]), (k[1], k[0]))
 }
 
 ENGAGEMENT: Final = Metric(name="engagement")
@@ -344,7 +350,7 @@ def _centred(arm: Aggregate, u: Variable, v: Variable) -> float:
 
 
 def _product(arm: Aggregate, u: Variable, v: Variable) -> float:
-    return float(getattr(arm, _PRODUCT[frozenset((u, v))]))
+    return _PRODUCT[u, v](arm)
 
 
 def sum_of(arm: Aggregate, of: Variable) -> float:
@@ -353,7 +359,7 @@ def sum_of(arm: Aggregate, of: Variable) -> float:
     >>> sum_of(Aggregate.of([1.0, 2.0]), "y")
     3.0
     """
-    return float(getattr(arm, f"sum_{of}"))
+    return _SUM[of](arm)
 
 
 def _need_two(aggregate: Aggregate) -> None:

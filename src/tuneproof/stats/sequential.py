@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from tuneproof.errors import InputError
@@ -90,6 +91,7 @@ class NonInferiority:
     reason: str
 
 
+@lru_cache(maxsize=256)
 def tuning(alpha: float, optimum_n: float) -> float:
     """ρ², which makes the sequence at `alpha` tightest at `optimum_n` units.
 
