@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tuneproof import workflow
+from tuneproof.collection import Post, PostQuery, SourceCheck
 from tuneproof.errors import DataError, NotFoundError
 from tuneproof.rollout import Routing
 from tuneproof.training import (
@@ -21,9 +22,6 @@ from tuneproof.training import (
     ModelInfo,
     Score,
 )
-
-if TYPE_CHECKING:
-    from tuneproof.collection import Post, PostQuery, SourceCheck
 
 
 class Participant(Protocol):
@@ -166,9 +164,8 @@ class MemorySource:
 
     async def check(self, query: PostQuery) -> SourceCheck:
         """All columns are there, and no index is needed."""
-        from tuneproof.collection import SourceCheck
-
-        return SourceCheck(found=(), missing=(), advice=())
+        newest = max((post.ts for post in self.rows), default=None)
+        return SourceCheck(found=Post._fields, rows=len(self.rows), newest=newest)
 
     async def posts(self, query: PostQuery) -> AsyncIterator[list[Post]]:
         """The posts of the window at or above the threshold, best first, in chunks."""

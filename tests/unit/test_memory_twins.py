@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tuneproof import errors
+from tuneproof.collection import Post, PostQuery, Source, Window
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Routing
-from tuneproof.testing import MemoryProvider, MemoryTarget
+from tuneproof.testing import MemoryProvider, MemorySource, MemoryTarget
 from tuneproof.training import JobRequest, JobStatus
+
+START = datetime(2026, 11, 2, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -24,6 +28,41 @@ async def _started(provider: MemoryProvider, file: Path) -> str:
     uploaded = await provider.upload(file, name="t.jsonl")
     request = JobRequest(model="base", training_file=uploaded, suffix="tp", metadata={"run": "r1"})
     return (await provider.create_job(request)).id
+
+
+def _post(number: int, rate: float | None) -> Post:
+    return Post(
+        id=f"p{number}",
+        persona_id=None,
+        original_input="tomatoes",
+        hook="h",
+        body="b",
+        engagement_rate=rate,
+        ts=START + number * timedelta(hours=1),
+    )
+
+
+async def test_source_gives_the_best_posts_of_the_window_first_in_chunks() -> None:
+    rates = [0.05, 0.09, None, 0.06, 0.09, 0.5]
+    source: Source = MemorySource([_post(i, rate) for i, rate in enumerate(rates)])
+    window = Window(since=START, until=START + timedelta(hours=5))
+    query = PostQuery(window=window, threshold=0.06, max_records=None, chunk_size=2)
+    chunks = [[post.id for post in chunk] async for chunk in source.posts(query)]
+    assert chunks == [["p1", "p4"], ["p3"]]
+    two = PostQuery(window=window, threshold=0.0, max_records=2, chunk_size=10)
+    assert [[post.id for post in chunk] async for chunk in source.posts(two)] == [["p1", "p4"]]
+    check = await source.check(query)
+    assert (check.rows, check.missing, check.newest) == (6, (), START + timedelta(hours=5))
+
+
+async def test_source_fails_once_where_it_is_told_to() -> None:
+    source = MemorySource([_post(1, 0.1)])
+    source.fail = errors.StoreUnavailableError("away")
+    window = Window(since=START, until=START + timedelta(hours=5))
+    query = PostQuery(window=window, threshold=0.0)
+    with pytest.raises(errors.StoreUnavailableError):
+        _ = [chunk async for chunk in source.posts(query)]
+    assert len([chunk async for chunk in source.posts(query)]) == 1
 
 
 async def test_job_succeeds_after_its_polls_and_its_model_answers(file: Path) -> None:
