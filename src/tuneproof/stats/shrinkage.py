@@ -162,10 +162,16 @@ def shrink_estimate(
 ) -> Shrunk | None:
     """`shrink` of what `sequential.lift` returned; None where it has no answer on the log scale.
 
+    Raises `InputError` for an absolute difference, whose standard error is on another scale.
+
     >>> from tuneproof.stats import sequential
     >>> shrink_estimate(sequential.lift([])) is None
     True
     """
+    if estimate.method.startswith("difference"):
+        raise InputError(
+            "an absolute difference cannot be shrunk as a lift.", mend="Use `sequential.lift`."
+        )
     if estimate.lift is None or estimate.standard_error is None or estimate.lift <= -1:
         return None
     return shrink(math.log1p(estimate.lift), estimate.standard_error, prior, alpha=alpha)

@@ -73,6 +73,8 @@ def test_estimate_is_shrunk_and_none_stays_none():
     assert shrinkage.shrink_estimate(sequential.lift([])) is None
     dead = sequential.lift([Stratum(baseline=Aggregate.of(y), candidate=Aggregate.of(y * 0))])
     assert shrinkage.shrink_estimate(dead) is None
+    with pytest.raises(InputError, match="difference"):
+        shrinkage.shrink_estimate(sequential.difference(strata))
 
 
 @pytest.mark.parametrize(
