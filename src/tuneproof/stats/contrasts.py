@@ -76,8 +76,9 @@ def contrast(
 
     Assumes units that are independent and were randomised within each phase. A phase with fewer
     than `min_units_phase` units in an arm has no weight; fewer than `min_units` in an arm over
-    the weighted phases, a baseline or denominator of 0, and no variance in a mean, give
-    `NoContrast` with its reason. A ratio without any variance (constant price) is `exact`.
+    the weighted phases, a baseline or denominator of 0, and no variance in an outcome, give
+    `NoContrast` with its reason. A cost or a ratio without any variance (constant price) is
+    `exact`. Give the phases in order of time: `n` is counted in units of the first.
 
     >>> b, c = Aggregate.of([0.1, 0.3] * 100), Aggregate.of([0.2, 0.3] * 100)
     >>> answer = contrast([Stratum(baseline=b, candidate=c)])
@@ -163,7 +164,8 @@ def _compare(used: Sequence[Stratum], shares: Sequence[float], metric: Metric) -
         return _against_nothing(used, shares, metric, top_b / bottom_b, top_c / bottom_c)
     var_b = _log_variance(baselines, shares, metric, top_b, bottom_b, theta)
     var_c = _log_variance(candidates, shares, metric, top_c, bottom_c, theta)
-    if metric.denominator is None and (var_b == 0.0 or var_c == 0.0):
+    priced = metric.denominator or metric.numerator == "c"  # a flat price is no lack of data
+    if not priced and (var_b == 0.0 or var_c == 0.0):
         arm = "baseline" if var_b == 0.0 else "candidate"
         return f"all units of the {arm} have the same {metric.name}: no variance to judge by"
     value_b, value_c = top_b / bottom_b, top_c / bottom_c

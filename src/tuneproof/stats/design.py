@@ -202,8 +202,9 @@ def sequence(
     """When the confidence sequence, looked at every `every_h` hours, finds a true `lift`.
 
     Decided upwards when the lower bound is above the lift `above` (0 for "significant"; the
-    required lift for `decision="confirmed"`), downwards when the upper bound is below 0. Looks
-    begin when the smaller arm is expected to have `min_units`, and at `not_before_h`.
+    required lift for `decision="confirmed"`, minus the margin for non-inferiority), downwards
+    when the upper bound is below 0. Looks begin when the smaller arm is expected to have
+    `min_units`, and at `not_before_h`.
     `optimum_n` as in `sequential.lift`, by default half of the planned units. Assumes a normal
     log-ratio and even traffic; computed by first crossings, without chance.
 

@@ -124,6 +124,13 @@ def test_mirrored_split_takes_as_long(share):
     assert hours == mirror
 
 
+def test_non_inferiority_is_planned_with_the_margin_as_target():
+    fast = Traffic(units_per_hour=2000, cv=CV)
+    shown = design.sequence(fast, lift=0.0, above=-0.05).probability
+    assert shown > 0.95
+    assert design.sequence(fast, lift=-0.05, above=-0.05).probability < 0.025
+
+
 def test_traffic_too_thin_for_a_single_look_says_never():
     plan = design.sequence(Traffic(units_per_hour=1, cv=CV), lift=0.2)
     assert (plan.probability, plan.median_h, plan.mean_h) == (0.0, None, 168.0)

@@ -247,6 +247,13 @@ class TestContrast:
         assert found.variance == 0.0
         assert math.isclose(found.lift, -0.15, rel_tol=1e-9)
 
+    def test_constant_price_of_a_unit_is_exact_too(self):
+        arms = [Aggregate.of(Y[:200], c=np.full(200, p)) for p in (0.3, 0.2)]
+        found = contrast([Stratum(baseline=arms[0], candidate=arms[1])], effects.COST)
+        assert isinstance(found, Contrast)
+        assert found.exact
+        assert math.isclose(found.lift, -1 / 3)
+
     def test_price_that_varies_a_little_is_not_taken_for_constant(self):
         c = D * (1 + RNG.normal(0, 1e-3, 400))
         found = contrast(
