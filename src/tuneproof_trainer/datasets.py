@@ -17,7 +17,7 @@ import orjson
 from tuneproof_trainer.engines.protocol import Example, Message
 from tuneproof_trainer.errors import JobFailure
 
-__all__ = ["LineFile", "check_file"]
+__all__ = ["Checked", "LineFile", "check_file", "find_lines"]
 
 Method = Literal["supervised", "dpo"]
 _ROLES = ("system", "developer", "user", "assistant")
@@ -76,24 +76,26 @@ def check_file(
     count_tokens: Callable[[str], int],
     min_examples: int,
     blocklist: Sequence[str] = (),
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Checked:
     """Check every line of the file at `path`.
 
     Raises JobFailure `invalid_file_format`, `invalid_training_file`, `invalid_n_examples` or
-    `unsafe_file`, with `param` naming which of the job's files it was.
+    `unsafe_file`, with `param` naming which of the job's files it was. Raises InterruptedError
+    as soon as `stopping` says so.
     """
     checked = Checked()
     blocked = [phrase.casefold() for phrase in blocklist]
     place = 0
     with path.open("rb") as file:
         for line in file:
+            if stopping():
+                raise InterruptedError("the server stops")
             if line.strip():
                 number = len(checked.places) + 1
-                _check_line(line, number, method, param, blocked)
+                data = _check_line(line, number, method, param, blocked)
                 checked.places.append(place)
-                checked.tokens += sum(
-                    count_tokens(text) for text in _texts(orjson.loads(line), method)
-                )
+                checked.tokens += sum(count_tokens(text) for text in _texts(data, method))
             place += len(line)
     if len(checked.places) < min_examples:
         raise JobFailure(
@@ -105,13 +107,24 @@ def check_file(
     return checked
 
 
+def find_lines(path: Path) -> array[int]:
+    """Where the examples of a checked file begin."""
+    places, place = array("q"), 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                places.append(place)
+            place += len(line)
+    return places
+
+
 def _named(param: str) -> str:
     return param.replace("_", " ")
 
 
 def _check_line(
     line: bytes, number: int, method: Method, param: str, blocked: Sequence[str]
-) -> None:
+) -> dict[str, Any]:
     wrong = _Wrong(number, param)
     if len(line) > _MAX_LINE_BYTES:
         raise wrong.format(f"is longer than {_MAX_LINE_BYTES // 1024**2} MiB")
@@ -135,6 +148,7 @@ def _check_line(
                 "blocklist. Remove the example and upload the file again.",
                 param,
             )
+    return data
 
 
 class _Wrong:

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from tuneproof_trainer.database import Row
-from tuneproof_trainer.datasets import Checked, LineFile, check_file
+from tuneproof_trainer.datasets import Checked, LineFile, check_file, find_lines
 from tuneproof_trainer.engines.protocol import (
     EngineError,
     Hyperparameters,
@@ -149,10 +149,10 @@ class Runner:
     async def _validate(self, row: Row) -> None:
         try:
             await self._in_thread(self._check, row)
-        except (JobFailure, ApiError) as error:
-            code = error.code or "invalid_training_file"
-            message, param = str(error), error.param
-            await self._db.awrite(lambda c: self._jobs.fail(c, row["id"], code, message, param))
+        except InterruptedError:
+            return
+        except Exception as error:
+            await self._fail(row["id"], error)
             return
         await self._db.awrite(
             lambda c: self._jobs.move(
@@ -182,6 +182,7 @@ class Runner:
             count_tokens=model.engine.count_tokens,
             min_examples=self._settings.min_examples if param == "training_file" else 1,
             blocklist=self._settings.blocklist,
+            stopping=lambda: self._stopping or self._wanted.get(row["id"]) is StopReason.CANCEL,
         )
 
     def _check_quota(self, row: Row, checked: Checked) -> None:
@@ -222,13 +223,16 @@ class Runner:
         try:
             outcome: Outcome = await self._in_thread(self._run_engine, job_id)
         except Exception as error:
-            code, message, param = _failure(error)
-            if code == "server_error":
-                logger.exception("job %s failed", job_id)
-            await self._db.awrite(lambda c: self._jobs.fail(c, job_id, code, message, param))
-            await self._in_thread(self._clean, job_id)
+            await self._fail(job_id, error)
             return
         await self._ended(job_id, outcome)
+
+    async def _fail(self, job_id: str, error: Exception) -> None:
+        code, message, param = _failure(error)
+        if code == "server_error":
+            logger.error("job %s failed", job_id, exc_info=error)
+        await self._db.awrite(lambda c: self._jobs.fail(c, job_id, code, message, param))
+        await self._in_thread(self._clean, job_id)
 
     def _run_engine(self, job_id: str) -> Outcome:
         row = self._row(job_id)
@@ -249,8 +253,10 @@ class Runner:
                 return model.engine.train(task, reporter, should_stop)
 
     def _opened(self, row: Row, param: str) -> LineFile:
-        checked = self._checked(row, param)
-        return LineFile(self._files.path(row[param]), checked.places, row["method"])
+        path = self._files.path(row[param])
+        if not path.exists():
+            raise JobFailure(f"invalid_{param}", f"The {param} was deleted.", param)
+        return LineFile(path, find_lines(path), row["method"])
 
     def _task(
         self,

@@ -14,9 +14,10 @@ from random import Random
 from typing import Any
 
 from tuneproof_trainer.engines.ngram.corpus import base_examples
+from tuneproof_trainer.engines.ngram.mix import CONFIDENCES, Mix
 from tuneproof_trainer.engines.ngram.mixture import WordModel
 from tuneproof_trainer.engines.ngram.prompts import prompt_keys, read_prompt
-from tuneproof_trainer.engines.ngram.stage import Mix, Stage, Text, count_stage
+from tuneproof_trainer.engines.ngram.stage import Stage, Text, count_stage
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, Vocabulary, public_id, split
 from tuneproof_trainer.engines.ngram.training import Training
 from tuneproof_trainer.engines.protocol import (
@@ -37,7 +38,7 @@ BASE_MODEL = "tuneproof-ngram-1"
 _CREATED = 1_795_132_800  # 2026-11-20
 _MOST_STAGES = 5
 _KEPT_MODELS = 16
-_BASE_MIX = Mix(grouped=(0.0, 0.15, 0.85), cache=0.1, boost=4.0)
+_BASE_MIX = Mix(grouped=((0.0, 0.15, 0.85),) * CONFIDENCES, cache=0.1, boost=4.0)
 
 
 class NgramEngine:

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tuneproof_trainer.engines.ngram.kneser_ney import Floats
+from tuneproof_trainer.engines.ngram.mix import CONFIDENCES, Mix, Weights, confidence
 from tuneproof_trainer.engines.ngram.mixture import Speaker, WordModel
 from tuneproof_trainer.engines.ngram.prompts import Prompt
-from tuneproof_trainer.engines.ngram.stage import Mix
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT
 
 __all__ = ["Answer", "fitted"]
@@ -24,7 +24,8 @@ _CACHES = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5)
 _BOOSTS = (1.0, 2.0, 4.0, 8.0)
 _SPELLED = (0.002, 0.01, 0.03)
 _ROUNDS = 15
-_LEAST_WEIGHT = 0.02
+_LEAST_WEIGHT = 0.01
+_PRIOR_TOKENS = 10.0
 _MOST_TOKENS = 4000
 
 
@@ -48,6 +49,8 @@ class _Seen:
 
     hit: list[bool] = dataclasses.field(default_factory=list)
     size: list[int] = dataclasses.field(default_factory=list)
+    sure: list[int] = dataclasses.field(default_factory=list)
+    """The confidence of the stage's own counts (`mix.confidence`)."""
 
 
 def fitted(model: WordModel, answers: Iterable[Answer]) -> Mix:
@@ -61,11 +64,9 @@ def fitted(model: WordModel, answers: Iterable[Answer]) -> Mix:
         seen = alone if last.group(answer.prompt.keys) is None else grouped
         _collect(model, answer, seen)
     if alone.hit:
-        a = _weights(np.array(alone.word), mix.alone)
-        mix = dataclasses.replace(mix, alone=(a[0], a[1]))
+        mix = dataclasses.replace(mix, alone=_weights(alone, mix.alone))
     if grouped.hit:
-        g = _weights(np.array(grouped.word), mix.grouped)
-        mix = dataclasses.replace(mix, grouped=(g[0], g[1], g[2]))
+        mix = dataclasses.replace(mix, grouped=_weights(grouped, mix.grouped))
     samples = [(s, w) for s, w in ((alone, mix.alone), (grouped, mix.grouped)) if s.hit]
     return _worth(mix, samples) if samples else mix
 
@@ -73,9 +74,9 @@ def fitted(model: WordModel, answers: Iterable[Answer]) -> Mix:
 def _collect(model: WordModel, answer: Answer, seen: _Seen) -> None:
     speaker = model.speak(answer.prompt)
     own = len(model.stages) - 1
-    sources = _sources(speaker, own)
     for token in (*answer.tokens, EOS_TEXT):
         topic = speaker.topic
+        sources = _sources(speaker, own)
         seen.word.append(sources @ speaker.shares(token))
         together = np.sum([speaker.shares(t) for t in topic], axis=0) if topic else None
         seen.topic.append(sources @ together if together is not None else np.zeros(len(sources)))
@@ -85,6 +86,8 @@ def _collect(model: WordModel, answer: Answer, seen: _Seen) -> None:
         seen.zero.append((zero, sum(map(spell, topic))))
         seen.hit.append(token in topic)
         seen.size.append(len(topic))
+        last = next(p for p in reversed(speaker.parts) if p.stage == own)
+        seen.sure.append(confidence(last.model, last.rows, first=speaker.first))
         if token != EOS_TEXT:
             speaker.say(token)
 
@@ -92,29 +95,38 @@ def _collect(model: WordModel, answer: Answer, seen: _Seen) -> None:
 def _sources(speaker: Speaker, own: int) -> Floats:
     """A matrix that adds the parts up to the parent, the pooled model and the group model."""
     parts = speaker.parts
-    mine = [at for at, (_, _, number) in enumerate(parts) if number == own]
+    mine = [at for at, part in enumerate(parts) if part.stage == own]
     matrix = np.zeros((1 + len(mine), len(parts)))
-    theirs = sum(weight for weight, _, number in parts if number != own)
-    for at, (weight, _, number) in enumerate(parts):
-        if number != own:
-            matrix[0, at] = weight / theirs
+    theirs = sum(part.weight for part in parts if part.stage != own)
+    for at, part in enumerate(parts):
+        if part.stage != own:
+            matrix[0, at] = part.weight / theirs
     for row, at in enumerate(mine, start=1):
         matrix[row, at] = 1.0
     return matrix
 
 
-def _weights(p: Floats, start: Sequence[float]) -> list[float]:
+def _weights(seen: _Seen, start: Weights) -> Weights:
+    """Mixture weights for each confidence, drawn towards those for all tokens together."""
+    p, sure = np.array(seen.word), np.array(seen.sure)
+    together = _maximised(p, np.mean(start, axis=0), 0.0)
+    found = [_maximised(p[sure == level], together, _PRIOR_TOKENS) for level in range(CONFIDENCES)]
+    return tuple(tuple(float(w) for w in weights) for weights in found)
+
+
+def _maximised(p: Floats, start: Floats, prior: float) -> Floats:
     """Mixture weights by expectation maximisation, none below a floor."""
-    weights = np.array(start)
+    weights = start
     for _ in range(_ROUNDS):
         given = p * weights
         given /= np.maximum(given.sum(axis=1, keepdims=True), 1e-300)
-        weights = np.maximum(given.mean(axis=0), _LEAST_WEIGHT)
-        weights /= weights.sum()
-    return [float(w) for w in weights]
+        weights = (given.sum(axis=0) + prior * start) / max(len(p) + prior, 1e-9)
+        weights = np.maximum(weights, _LEAST_WEIGHT)
+        weights = weights / weights.sum()
+    return weights
 
 
-def _worth(mix: Mix, samples: Sequence[tuple[_Seen, tuple[float, ...]]]) -> Mix:
+def _worth(mix: Mix, samples: Sequence[tuple[_Seen, Weights]]) -> Mix:
     tables = [_Table(seen, weights) for seen, weights in samples]
     tried = [
         (sum(table.loss(cache, boost, spelled) for table in tables), cache, boost, spelled)
@@ -129,11 +141,11 @@ def _worth(mix: Mix, samples: Sequence[tuple[_Seen, tuple[float, ...]]]) -> Mix:
 class _Table:
     """The collected figures under fixed weights."""
 
-    def __init__(self, seen: _Seen, weights: tuple[float, ...]) -> None:
-        w = np.array(weights)
-        self.word = np.array(seen.word) @ w
-        self.topic = np.array(seen.topic) @ w
-        self.left = np.array(seen.left) @ w
+    def __init__(self, seen: _Seen, weights: Weights) -> None:
+        w = np.array(weights)[np.array(seen.sure)]
+        self.word = (np.array(seen.word) * w).sum(axis=1)
+        self.topic = (np.array(seen.topic) * w).sum(axis=1)
+        self.left = (np.array(seen.left) * w).sum(axis=1)
         self.zero, self.topic_zero = np.array(seen.zero).T
         self.hit = np.array(seen.hit)
         self.size = np.array(seen.size)

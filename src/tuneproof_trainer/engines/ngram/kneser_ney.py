@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuneproof_trainer.engines.ngram.tokens import BOS
+from tuneproof_trainer.engines.ngram.tokens import BOS, SHAPES
 
 __all__ = ["BITS", "ORDER", "KneserNey", "Level", "Rows"]
 
@@ -77,25 +77,23 @@ class KneserNey:
         self.levels = list(levels)
 
     @classmethod
-    def count(cls, stream: Ints, contexts: Ints, size: int) -> KneserNey:
+    def count(cls, stream: Ints, rare: Ints, size: int) -> KneserNey:
         """The model of `stream`: word numbers, each text led by `ORDER - 1` starts and ended.
 
-        `contexts` is the stream as contexts see it (rare words replaced), `size` the length of
-        the vocabulary. A pure function of its arguments: the same text gives the same counts.
+        `rare` is the stream with rare words replaced by their stand-ins. Contexts with stand-ins
+        are counted beside the exact ones, so that a word never seen has a context too; they do
+        not touch the counts of exact contexts. `size` is the length of the vocabulary. A pure
+        function of its arguments: the same text gives the same counts.
         """
         at = np.flatnonzero(stream != BOS)
-        words = stream[at]
-        key = np.zeros(len(at), dtype=np.int64)
-        for back in range(1, ORDER):
-            key = (key << BITS) | contexts[at - back]
-        counts = np.ones(len(at), dtype=np.int64)
+        exact = _Grams(_keys(stream, at), stream[at])
+        shaped = _Grams(_keys(rare, at), stream[at])
         levels: list[Level] = []
         for _ in range(ORDER, 1, -1):
-            key, words, counts = _merge(key, words, counts)
-            levels.append(_level(key, words, counts))
-            key = key >> BITS
-            counts = np.ones(len(words), dtype=np.int64)
-        single = np.bincount(words, minlength=size).astype(np.int64)
+            exact, shaped = exact.merged(), shaped.with_stand_ins().merged()
+            levels.append(_level(*exact.beside(shaped)))
+            exact, shaped = exact.shorter(), shaped.shorter()
+        single = np.bincount(exact.words, minlength=size).astype(np.int64)
         shares, gamma = _discounted(single[single > 0])
         dense = np.zeros(size)
         dense[single > 0] = shares / max(single.sum(), 1)
@@ -169,15 +167,52 @@ class KneserNey:
         return cls(arrays[f"{prefix}single"], float(arrays[f"{prefix}gamma"][0]), levels)
 
 
-def _merge(key: Ints, words: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
-    """The distinct (context, word) pairs in order, with their counts added up."""
-    order = np.lexsort((words, key))
-    key, words, counts = key[order], words[order], counts[order]
-    new = np.ones(len(key), dtype=bool)
-    new[1:] = (key[1:] != key[:-1]) | (words[1:] != words[:-1])
-    starts = np.flatnonzero(new)
-    total = np.add.reduceat(counts, starts) if len(starts) else counts
-    return key[starts], words[starts], total
+def _keys(stream: Ints, at: Ints) -> Ints:
+    """The full contexts of the words at `at`, the nearest word in the highest bits."""
+    key = np.zeros(len(at), dtype=np.int64)
+    for back in range(1, ORDER):
+        key = (key << BITS) | stream[at - back]
+    return key
+
+
+class _Grams:
+    """Contexts with the words after them, and how often."""
+
+    def __init__(self, keys: Ints, words: Ints, counts: Ints | None = None) -> None:
+        self.keys, self.words = keys, words
+        self.counts = np.ones(len(keys), dtype=np.int64) if counts is None else counts
+
+    def merged(self) -> _Grams:
+        """Each distinct pair once, in order, with its counts added up."""
+        order = np.lexsort((self.words, self.keys))
+        keys, words, counts = self.keys[order], self.words[order], self.counts[order]
+        new = np.ones(len(keys), dtype=bool)
+        new[1:] = (keys[1:] != keys[:-1]) | (words[1:] != words[:-1])
+        starts = np.flatnonzero(new)
+        total = np.add.reduceat(counts, starts) if len(starts) else counts
+        return _Grams(keys[starts], words[starts], total)
+
+    def shorter(self) -> _Grams:
+        """Each pair counted once in the context without its farthest word."""
+        return _Grams(self.keys >> BITS, self.words)
+
+    def with_stand_ins(self) -> _Grams:
+        """Only the contexts in which a rare word was replaced."""
+        found = np.zeros(len(self.keys), dtype=bool)
+        rest = self.keys
+        for _ in range(1, ORDER):
+            nearest = rest & ((1 << BITS) - 1)
+            found |= (nearest >= SHAPES[0]) & (nearest <= SHAPES[-1])
+            rest = rest >> BITS
+        return _Grams(self.keys[found], self.words[found], self.counts[found])
+
+    def beside(self, other: _Grams) -> tuple[Ints, Ints, Ints]:
+        """Both in one order; no pair is in both."""
+        keys = np.concatenate([self.keys, other.keys])
+        words = np.concatenate([self.words, other.words])
+        counts = np.concatenate([self.counts, other.counts])
+        order = np.lexsort((words, keys))
+        return keys[order], words[order], counts[order]
 
 
 def _level(key: Ints, words: Ints, counts: Ints) -> Level:

@@ -2,7 +2,7 @@
 
 P(w | h, prompt) is a proper distribution over all strings:
 
-    mix(w)  = Σ weight · KneserNey(w | h)         over the stages' pooled and group models
+    mix(w)  = Σ weight(h) · KneserNey(w | h)      over the stages' pooled and group models
     open(w) = (1 − s) · mix(w) + s · spelling(w)      s = spelled
     lean(w) = (1 − g) · open(w) + g / |S| · [w ∈ S]   g = cache · (mass that h leaves over)
     P(w)    = lean(w) · boost^[w ∈ S] / Z             Z = 1 + (boost − 1) · lean(S)
@@ -12,6 +12,7 @@ where S are the prompt's words that the answer has not used yet.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from array import array
 from bisect import bisect_right
@@ -22,6 +23,7 @@ from random import Random
 import numpy as np
 
 from tuneproof_trainer.engines.ngram.kneser_ney import Floats, KneserNey, Level, Rows
+from tuneproof_trainer.engines.ngram.mix import confidence
 from tuneproof_trainer.engines.ngram.prompts import Prompt
 from tuneproof_trainer.engines.ngram.spelling import Spelling
 from tuneproof_trainer.engines.ngram.stage import Stage
@@ -30,8 +32,24 @@ from tuneproof_trainer.engines.ngram.tokens import BOS, EOS, EOS_TEXT, FIRST_WOR
 __all__ = ["Part", "Speaker", "WordModel"]
 
 _LEAST_WEIGHT = 0.003
-Part = tuple[float, KneserNey, int]
-"""A weight, a model, and the number of its stage."""
+_SHORTER = 0.5
+"""When sampling, what one step to a shorter context is worth beside its probability."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One model's say in the next word."""
+
+    weight: float
+    model: KneserNey
+    rows: Rows
+    """Where the present contexts stand in it."""
+
+    stage: int
+
+
+Layer = tuple[int, KneserNey, KneserNey | None]
+"""A stage's number, its pooled model, and its model for the kind of prompt at hand."""
 
 
 class WordModel:
@@ -44,56 +62,31 @@ class WordModel:
         self.spelling = spelling or Spelling(self.vocabulary.words[FIRST_WORD:])
         shapes = self.vocabulary.shapes
         self.contexts = [s.contexts + shapes[len(s.contexts) :] for s in self.stages]
-        self.single_cum = _single_cum(self.stages[-1].pooled)
+        self.single_cum = array("d", accumulate(self.stages[-1].pooled.single))
 
-    def parts(self, keys: Sequence[str]) -> list[Part]:
-        """The models that answer prompts of these keys, with weights that sum to one."""
-        found: list[Part] = []
-        left = 1.0
-        for number in range(len(self.stages) - 1, -1, -1):
-            stage = self.stages[number]
-            group = stage.group(keys)
-            if number == 0:
-                found += _first_stage(stage, group, left)
-                break
-            parent, *own = stage.mix.alone if group is None else stage.mix.grouped
-            found.append((left * own[0], stage.pooled, number))
-            if group is not None:
-                found.append((left * own[1], group, number))
-            left *= parent
-        kept = [part for part in found if part[0] >= _LEAST_WEIGHT]
-        total = sum(weight for weight, _, _ in kept)
-        return [(weight / total, model, number) for weight, model, number in kept]
+    def layers(self, keys: Sequence[str]) -> list[Layer]:
+        """The stages that may answer prompts of these keys, newest first."""
+        numbers = range(len(self.stages) - 1, -1, -1)
+        return [(n, self.stages[n].pooled, self.stages[n].group(keys)) for n in numbers]
 
     def speak(self, prompt: Prompt) -> Speaker:
         """The start of an answer to `prompt`."""
-        return Speaker(self, self.parts(prompt.keys), prompt.topic)
-
-
-def _first_stage(stage: Stage, group: KneserNey | None, left: float) -> list[Part]:
-    """The base model's parts: it has no parent, so that weight goes to the others."""
-    if group is None:
-        return [(left, stage.pooled, 0)]
-    _, pooled, own = stage.mix.grouped
-    total = pooled + own
-    return [(left * pooled / total, stage.pooled, 0), (left * own / total, group, 0)]
-
-
-def _single_cum(model: KneserNey) -> array[float]:
-    return array("d", accumulate(model.single))
+        return Speaker(self, self.layers(prompt.keys), prompt.topic)
 
 
 class Speaker:
     """One answer in the making: what was said so far, and what may come next."""
 
-    def __init__(self, model: WordModel, parts: list[Part], topic: tuple[str, ...]) -> None:
+    def __init__(self, model: WordModel, layers: list[Layer], topic: tuple[str, ...]) -> None:
         self.model = model
-        self.parts = parts
+        self._layers = layers
         self._index = model.vocabulary.index
         self._histories = [[BOS, BOS, BOS] for _ in model.stages]
-        self._numbers = sorted({number for _, _, number in parts})
         self._later = self._forms(topic)
         self._first = self._forms([token[1:] for token in topic if token[1:2].isupper()])
+        self.first = True
+        """Whether nothing was said yet."""
+
         self._at_start = True
         self._look()
 
@@ -104,26 +97,48 @@ class Speaker:
         return {t: index.get(t, -1) for t in topic if t in index or t.lower() not in known}
 
     def _look(self) -> None:
-        """Find the contexts of the present history in every part."""
-        histories = self._histories
-        self._rows: list[Rows] = [m.rows(histories[n]) for _, m, n in self.parts]
+        """Find the contexts of the present history, and who has what say in the next word."""
+        self.parts = self._weighed()
         self.topic = self._first if self._at_start else self._later
         self._gate = 0.0
         self._norm = 0.0
         if self.topic:
-            left = sum(
-                w * m.left_over(r) for (w, m, _), r in zip(self.parts, self._rows, strict=True)
-            )
+            left = sum(part.weight * part.model.left_over(part.rows) for part in self.parts)
             self._gate = self.model.mix.cache * left
+
+    def _weighed(self) -> list[Part]:
+        parts: list[Part] = []
+        left = 1.0
+        for number, pooled, group in self._layers:
+            history = self._histories[number]
+            rows = pooled.rows(history)
+            mix = self.model.stages[number].mix
+            if group is None:
+                parent, share = mix.alone[confidence(pooled, rows, first=self.first)]
+                own = [(share, pooled, rows)]
+            else:
+                group_rows = group.rows(history)
+                parent, share, group_share = mix.grouped[
+                    confidence(group, group_rows, first=self.first)
+                ]
+                own = [(share, pooled, rows), (group_share, group, group_rows)]
+            if number == 0:
+                left, parent = left / (1.0 - parent), 0.0
+            parts += [Part(left * w, m, r, number) for w, m, r in own if left * w]
+            left *= parent
+            if left < _LEAST_WEIGHT:
+                break
+        return parts if not left else [_scaled(part, 1.0 / (1.0 - left)) for part in parts]
 
     def say(self, token: str) -> None:
         """Append `token` to the answer."""
         word = self._index.get(token, -1)
-        for number in self._numbers:
+        for number, _, _ in self._layers:
             contexts = self.model.contexts[number]
             self._histories[number].append(contexts[word] if word >= 0 else shape_of(token))
         if (self._later and token in self._later) or token in self._first:
             self._used(token)
+        self.first = False
         self._at_start = token == "\n"
         self._look()
 
@@ -136,18 +151,18 @@ class Speaker:
         """P(token) of each part, before the prompt's words are taken into account."""
         word = self._index.get(token, -1)
         zero = 0.0 if word == EOS else self.model.spelling.prob(token)
-        return [m.prob(word, r, zero) for (_, m, _), r in zip(self.parts, self._rows, strict=True)]
+        return [part.model.prob(word, part.rows, zero) for part in self.parts]
 
     def left_over(self) -> list[float]:
         """The mass that each part leaves to single words here."""
-        return [m.left_over(r) for (_, m, _), r in zip(self.parts, self._rows, strict=True)]
+        return [part.model.left_over(part.rows) for part in self.parts]
 
     def _lean(self, token: str) -> float:
         word = self._index.get(token, -1)
         zero = 0.0 if word == EOS else self.model.spelling.prob(token)
         mixed = 0.0
-        for (weight, model, _), rows in zip(self.parts, self._rows, strict=True):
-            mixed += weight * model.prob(word, rows, zero)
+        for part in self.parts:
+            mixed += part.weight * part.model.prob(word, part.rows, zero)
         spelled = self.model.mix.spelled
         mixed += spelled * (zero - mixed)
         if not self._gate:
@@ -178,8 +193,8 @@ class Speaker:
         """P of each word of the vocabulary; the rest of the mass is on spelled words."""
         size = len(self.model.vocabulary)
         p = np.zeros(size)
-        for (weight, model, _), rows in zip(self.parts, self._rows, strict=True):
-            p += weight * model.dense(rows, size)
+        for part in self.parts:
+            p += part.weight * part.model.dense(part.rows, size)
         p *= 1 - self.model.mix.spelled
         if self.topic:
             p *= 1 - self._gate
@@ -213,8 +228,9 @@ class Speaker:
     def sample(self, rng: Random, temperature: float = 1.0, top_p: float = 1.0) -> str:
         """The next token, drawn from words that were seen after this context.
 
-        The mass of words never seen here is left out, as a top-k sampler would: an answer made
-        of single words at random helps nobody.
+        As a top-k or min-p sampler would, it leaves out the mass of words never seen here and
+        trusts shorter contexts less than the probabilities do: an answer made of words that
+        only fit their neighbour helps nobody.
         """
         if temperature == 1.0 and top_p >= 1.0:
             return self._draw(rng)
@@ -233,13 +249,13 @@ class Speaker:
     def _pieces(self) -> list[tuple[float, Level, int]]:
         """The seen words, as slices of levels with their mass."""
         pieces: list[tuple[float, Level, int]] = []
-        for (weight, model, _), rows in zip(self.parts, self._rows, strict=True):
-            mass = weight * (1 - self._gate)
-            for depth in range(len(rows) - 1, -1, -1):
-                level, row = model.levels[depth], rows[depth]
+        for part in self.parts:
+            mass = part.weight * (1 - self._gate)
+            for depth in range(len(part.rows) - 1, -1, -1):
+                level, row = part.model.levels[depth], part.rows[depth]
                 held = level.cum[level.starts[row + 1]] - level.cum[level.starts[row]]
                 pieces.append((mass * held, level, row))
-                mass *= level.gamma[row]
+                mass *= level.gamma[row] * _SHORTER
         return pieces
 
     def _topic_extra(self) -> list[tuple[str, float]]:
@@ -249,14 +265,14 @@ class Speaker:
         for token, word in self.topic.items():
             seen = 0.0
             if word >= 0:
-                for (weight, model, _), rows in zip(self.parts, self._rows, strict=True):
+                for part in self.parts:
                     p = 0.0
-                    for level, row in zip(model.levels, rows, strict=False):
+                    for level, row in zip(part.model.levels, part.rows, strict=False):
                         share = level.share(row, word)
                         if not share and not p:
                             break
                         p = p * level.gamma[row] + share
-                    seen += weight * p
+                    seen += part.weight * p
             cached = self._gate / len(self.topic)
             extra = (boost - 1) * (1 - self._gate) * seen + boost * cached
             if extra:
@@ -327,3 +343,7 @@ class Speaker:
             self.say(token)
         found.append(self.logprob(EOS_TEXT))
         return found
+
+
+def _scaled(part: Part, by: float) -> Part:
+    return Part(part.weight * by, part.model, part.rows, part.stage)

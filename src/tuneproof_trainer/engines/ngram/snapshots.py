@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tuneproof_trainer.engines.ngram.stage import Mix, Text
+from tuneproof_trainer.engines.ngram.mix import Mix
+from tuneproof_trainer.engines.ngram.stage import Text
 from tuneproof_trainer.engines.ngram.tokens import Vocabulary
 
 __all__ = ["Snapshot", "prefix", "read", "write"]

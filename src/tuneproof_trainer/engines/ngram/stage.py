@@ -6,64 +6,24 @@ pooled model of all its text, and one for each kind of prompt (`prompts`) with e
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tuneproof_trainer.engines.ngram.kneser_ney import ORDER, Ints, KneserNey
+from tuneproof_trainer.engines.ngram.mix import Mix
 from tuneproof_trainer.engines.ngram.prompts import PLAIN
 from tuneproof_trainer.engines.ngram.tokens import BOS, EOS, FIRST_WORD, Vocabulary
 
-__all__ = ["Mix", "Stage", "Text", "count_stage"]
+__all__ = ["Stage", "Text", "count_stage"]
 
 _GROUP_MIN_EXAMPLES = 8
 _GROUP_MIN_SHARE = 0.02
-_KEPT_IN_CONTEXTS = 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Mix:
-    """Weights of (parent, pooled, group), and what the prompt's own words are worth."""
-
-    alone: tuple[float, float] = (0.4, 0.6)
-    """Parent and pooled, for a kind of prompt without a model of its own."""
-
-    grouped: tuple[float, float, float] = (0.3, 0.2, 0.5)
-    """Parent, pooled and group, for a kind of prompt with one."""
-
-    cache: float = 0.1
-    """The share of the mass left over by a context that goes to the prompt's words."""
-
-    boost: float = 4.0
-    """By how much a prompt's word is likelier than the counts alone say."""
-
-    spelled: float = 0.02
-    """The share kept for words that are spelled, in every context."""
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Mix:
-        """The mix that `dataclasses.asdict` and JSON made of one."""
-        alone, grouped = tuple(data["alone"]), tuple(data["grouped"])
-        return cls(**(data | {"alone": alone, "grouped": grouped}))
-
-    def trained(self, strength: float) -> Mix:
-        """These weights after more (`strength` > 1) or fewer passes over the file."""
-        return dataclasses.replace(
-            self,
-            alone=_stronger(self.alone, strength),
-            grouped=_stronger(self.grouped, strength),
-        )
-
-
-def _stronger(weights: tuple[float, ...], strength: float) -> Any:
-    raw = (weights[0], *(w * strength for w in weights[1:]))
-    return tuple(w / sum(raw) for w in raw)
 
 
 class Text:
@@ -139,7 +99,7 @@ class Stage:
             contexts=[],
             pooled=KneserNey.count(none, none, 0),
             groups={},
-            mix=Mix(alone=(1.0, 0.0), grouped=(1.0, 0.0, 0.0)),
+            mix=Mix.nothing(),
         )
 
     def group(self, keys: Sequence[str]) -> KneserNey | None:
@@ -181,29 +141,27 @@ class Stage:
 
 def count_stage(text: Text, mix: Mix) -> Stage:
     """The stage that `text` makes: a pure function of the answers and their order of words."""
-    size = len(text.vocabulary)
+    vocabulary = text.vocabulary.extended()
     words = np.frombuffer(text.words, dtype=np.int32).astype(np.int64)
-    contexts = _context_words(words, text.vocabulary)
+    seen = np.bincount(words, minlength=len(vocabulary))
+    rare = _replaced(seen == 1, vocabulary)
     starts = text.starts()
-    groups = text.groups()
     return Stage(
-        vocabulary=text.vocabulary.extended(),
-        contexts=contexts.tolist(),
-        pooled=_count(words, starts, contexts, size),
+        vocabulary=vocabulary,
+        contexts=_replaced(seen == 0, vocabulary).tolist(),
+        pooled=_count(words, starts, rare),
         groups={
-            key: _count(*_only(words, starts, rows), contexts, size) for key, rows in groups.items()
+            key: _count(*_only(words, starts, rows), rare) for key, rows in text.groups().items()
         },
         mix=mix,
     )
 
 
-def _context_words(words: Ints, vocabulary: Vocabulary) -> Ints:
-    """How each word appears in contexts: as itself, or by its shape if it is rare."""
-    seen = np.bincount(words, minlength=len(vocabulary))
+def _replaced(which: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> Ints:
+    """Each word as contexts see it when those of `which` go by their shape."""
+    which[:FIRST_WORD] = False
     contexts = np.arange(len(vocabulary), dtype=np.int64)
-    rare = seen < _KEPT_IN_CONTEXTS
-    rare[:FIRST_WORD] = False
-    contexts[rare] = np.array(vocabulary.shapes, dtype=np.int64)[rare]
+    contexts[which] = np.array(vocabulary.shapes, dtype=np.int64)[which]
     return contexts
 
 
@@ -214,6 +172,6 @@ def _only(words: Ints, starts: Ints, rows: list[int]) -> tuple[Ints, Ints]:
     return np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)[:-1]])
 
 
-def _count(words: Ints, starts: Ints, contexts: Ints, size: int) -> KneserNey:
+def _count(words: Ints, starts: Ints, rare: Ints) -> KneserNey:
     stream = np.insert(words, np.repeat(starts, ORDER - 1), BOS) if len(words) else words
-    return KneserNey.count(stream, contexts[stream], size)
+    return KneserNey.count(stream, rare[stream], len(rare))

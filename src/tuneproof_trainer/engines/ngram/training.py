@@ -19,10 +19,11 @@ import numpy as np
 
 from tuneproof_trainer.engines.ngram import snapshots
 from tuneproof_trainer.engines.ngram.fitting import Answer, fitted
+from tuneproof_trainer.engines.ngram.mix import Mix
 from tuneproof_trainer.engines.ngram.mixture import WordModel
 from tuneproof_trainer.engines.ngram.prompts import prompt_keys, read_prompt
 from tuneproof_trainer.engines.ngram.snapshots import Snapshot
-from tuneproof_trainer.engines.ngram.stage import Mix, Stage, Text, count_stage
+from tuneproof_trainer.engines.ngram.stage import Stage, Text, count_stage
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, split
 from tuneproof_trainer.engines.protocol import (
     Example,
@@ -40,6 +41,10 @@ from tuneproof_trainer.engines.protocol import (
 __all__ = ["Training", "answers_of"]
 
 _EPOCHS = 3
+_PASS_STRENGTH = 2.0
+"""By how much one pass multiplies the odds of the file's counts beyond the fitted mixture: a
+little above what held-out loss asks for, so that answers clearly take the file's style."""
+
 _REPORTS = 60
 _MEASURED = 4
 _MEASURED_TOKENS = 80
@@ -199,13 +204,15 @@ class Training:
         answers = (a for row in rows for a in answers_of(self._task.training[int(row)]))
         self._mix = fitted(self._model, answers)
         self._at.fitted = True
+        self._mixed(self._mix)
 
     def _weigh(self, epochs: int) -> None:
-        """More passes over the file weigh its counts more; three leave the fitted mixture."""
+        """Each pass over the file weighs its counts more against the parent's."""
         rate = self._chosen.learning_rate_multiplier or 1.0
-        stage = self._model.stages[-1]
-        mix = self._mix.trained(rate * epochs / _EPOCHS)
-        stages = [*self._parent.stages, stage.with_mix(mix)]
+        self._mixed(self._mix.trained(_PASS_STRENGTH * rate * epochs))
+
+    def _mixed(self, mix: Mix) -> None:
+        stages = [*self._parent.stages, self._model.stages[-1].with_mix(mix)]
         self._model = WordModel(stages, self._model.spelling)
 
     # -- snapshots --------------------------------------------------------------------------

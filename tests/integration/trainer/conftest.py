@@ -1,0 +1,87 @@
+"""A trainer on a loopback port, the official client of it, and files to train on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
+
+from tuneproof_trainer.embedded import EmbeddedTrainer
+from tuneproof_trainer.engines.ngram.corpus import base_posts
+from tuneproof_trainer.settings import Settings
+
+BASE = "tuneproof-ngram-1"
+Start = Callable[..., EmbeddedTrainer]
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+def lines(style: str = "question", count: int = 60, seed: int = 5) -> bytes:
+    """A training file of hooks in one style."""
+    posts = (post for post in base_posts(count * 20, seed) if post[3] == style)
+    made = []
+    for (given, hook, _, _), _number in zip(posts, range(count), strict=False):
+        messages = [
+            {"role": "user", "content": given},
+            {"role": "assistant", "content": hook},
+        ]
+        made.append(json.dumps({"messages": messages}))
+    return "\n".join(made).encode()
+
+
+def upload(client: OpenAI, content: bytes, name: str = "train.jsonl") -> str:
+    return client.files.create(file=(name, content), purpose="fine-tune").id
+
+
+def ended(client: OpenAI, job: FineTuningJob, timeout_s: float = 60) -> FineTuningJob:
+    """The job once it has ended."""
+    return reached(client, job, ENDED, timeout_s)
+
+
+def reached(
+    client: OpenAI, job: FineTuningJob, states: tuple[str, ...], timeout_s: float = 60
+) -> FineTuningJob:
+    """The job once it is in one of `states`."""
+    deadline = time.monotonic() + timeout_s
+    while job.status not in states:
+        assert time.monotonic() < deadline, f"{job.id} is still {job.status}"
+        time.sleep(0.01)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+    return job
+
+
+def client_of(trainer: EmbeddedTrainer, key: str = "any") -> OpenAI:
+    return OpenAI(base_url=trainer.base_url, api_key=key, max_retries=0)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts trainers and stops them at the end."""
+    running: list[EmbeddedTrainer] = []
+
+    def run(**settings: Any) -> EmbeddedTrainer:
+        folder = settings.pop("dir", tmp_path / "trainer")
+        trainer = EmbeddedTrainer(Settings(dir=folder, **settings)).start()
+        running.append(trainer)
+        return trainer
+
+    yield run
+    for trainer in running:
+        trainer.stop()
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTrainer]:
+    """One trainer for tests that leave each other alone."""
+    with EmbeddedTrainer(Settings(dir=tmp_path_factory.mktemp("trainer"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(trainer: EmbeddedTrainer) -> OpenAI:
+    return client_of(trainer)
