@@ -1,7 +1,7 @@
 """Drafts that models write for the demo's application, asked for in batches and kept.
 
 An editor asks for a handful of hooks on a topic, then for bodies to a hook, and draws from
-them for three days: that is how ten thousand posts fit into a minute. Seeds are named by topic,
+them for four days: that is how ten thousand posts fit into a minute. Seeds are named by topic,
 edition and number, so a draft does not depend on what was asked before.
 """
 
@@ -20,13 +20,13 @@ from tuneproof.training import Completion, Provider
 
 T = TypeVar("T")
 
-EDITION_HOURS = 72
+EDITION_HOURS = 96
 """How long a batch of drafts is drawn from."""
 
-HOOKS = 8
+HOOKS = 5
 """Hooks asked for at once, for one topic and edition."""
 
-BODIES = 3
+BODIES = 5
 """Bodies asked for at once, for one hook."""
 
 _HOOK_TOKENS, _BODY_TOKENS = 32, 72
