@@ -68,6 +68,11 @@ def test_holdback_is_what_a_rollout_reaches_last(b, holdback):
     assert in_holdback(b, holdback) == (arm(b, share) == "baseline")
 
 
+@pytest.mark.parametrize("holdback", [0.0, 0.0001, 0.05, 0.5, 1.0])
+def test_holdback_has_exactly_its_buckets(holdback):
+    assert sum(in_holdback(b, holdback) for b in range(BUCKETS)) == round(holdback * BUCKETS)
+
+
 @given(BUCKET)
 def test_ends_are_all_or_nothing(b):
     assert arm(b, 0.0) == "baseline"

@@ -109,6 +109,10 @@ def test_cuped_adjusts_engagement_only():
 class TestQuantile:
     edges = tuple(np.linspace(0, 1, 101))
 
+    def test_is_interpolated_within_its_bin(self):
+        h = Histogram(edges=(0.0, 10.0, 20.0), counts=(0, 4, 4, 0))
+        assert [effects.quantile(h, q).value for q in (0.125, 0.5, 0.75)] == [2.5, 10.0, 15.0]
+
     def test_is_exact_to_the_width_of_a_bin(self):
         values = RNG.random(5000)
         h = Histogram.of(values, self.edges)

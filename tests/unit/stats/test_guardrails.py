@@ -137,6 +137,19 @@ class TestEngagementDrop:
         assert guardrails.engagement_drop(self.seen(0.88)).fired is False
         assert guardrails.engagement_drop(self.seen(1.0)).fired is False
 
+    def test_large_drop_on_little_data_waits(self):
+        estimate = sequential.lift(
+            [
+                Stratum(
+                    baseline=Aggregate.of([0.02, 0.12] * 75),
+                    candidate=Aggregate.of([0.01, 0.10] * 55),
+                )
+            ]
+        )
+        assert estimate.lift < -0.15
+        assert estimate.upper > 0
+        assert guardrails.engagement_drop(estimate).fired is False
+
     def test_says_so_while_there_is_no_estimate(self):
         found = guardrails.engagement_drop(sequential.lift([]))
         assert found.fired is None

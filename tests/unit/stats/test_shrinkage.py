@@ -30,6 +30,13 @@ def test_spread_of_mere_noise_is_no_spread():
     assert shrinkage.fit_prior(seen, errors).sd == 0.0
 
 
+def test_few_exact_experiments_give_their_sample_deviation():
+    seen = [0.1, -0.2, 0.3, 0.05]
+    prior = shrinkage.fit_prior(seen, [1e-6] * 4)
+    assert prior.sd == pytest.approx(np.std(seen, ddof=1), rel=1e-6)
+    assert prior.mean == pytest.approx(np.mean(seen))
+
+
 def test_without_history_the_default_is_used():
     assert shrinkage.fit_prior([], []) is DEFAULT_PRIOR
     assert shrinkage.fit_prior([0.1, 0.2], [0.1, 0.1]) is DEFAULT_PRIOR
