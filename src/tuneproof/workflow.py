@@ -386,6 +386,10 @@ class Engine:
         if _engine is self:
             _engine = None
 
+    async def leads(self, role: str) -> bool:
+        """Whether this worker is the one that does `role` (the schedule, tracking)."""
+        return self._keeper is None or await self._keeper.leads(role)
+
     async def start(self, function: Callable[..., Awaitable[Any]], run_id: str, *args: Any) -> None:
         """Start a durable function under this id; a run that exists already is left as it is."""
         self.clock.awake(run_id)
@@ -593,6 +597,7 @@ class _Keeper:
         self._interval_s = interval_s
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
+        self._roles: set[str] = set()
 
     async def start(self) -> None:
         """Take the lock of this executor id."""
@@ -610,8 +615,18 @@ class _Keeper:
         if self._connection is not None:
             await self._connection.close()
 
+    async def leads(self, role: str) -> bool:
+        """Whether the lock of this role is ours; it is free again when this process dies."""
+        if self._connection is None or self._connection.closed:
+            return False
+        if role not in self._roles and await self._try_lock(f"role:{role}"):
+            self._roles.add(role)
+        return role in self._roles
+
     async def _connect(self) -> None:
         import psycopg
+
+        self._roles.clear()
 
         url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
         self._connection = await psycopg.AsyncConnection.connect(

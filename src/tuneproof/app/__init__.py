@@ -8,6 +8,7 @@ asked of it, by the command line, the HTTP service and Python alike.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tuneproof.app.live import Live, LiveEvent
 from tuneproof.app.overview import Finding, Overview, Ready
 from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
 from tuneproof.app.serving import ChatEndpoint, Serving
+from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
 from tuneproof.rollout import Deployment
 
@@ -35,6 +37,11 @@ __all__ = [
 ]
 
 
+log = logging.getLogger(__name__)
+
+DELIVER_EVERY_S = 2.0
+
+
 class App(Overview, Serving):
     """TuneProof in one process: `async with App.open(settings) as app`."""
 
@@ -48,9 +55,19 @@ class App(Overview, Serving):
                 breaker=self.breakers["mlflow"],
             )
             if self._background:
-                self.spawn("tuneproof-tracking", self.tracker.run(asyncio.Event()))
+                self.spawn("tuneproof-tracking", self._deliver())
         if self._background:
             self.spawn("tuneproof-pools", self.pools.run(asyncio.Event()))
+
+    async def _deliver(self) -> None:
+        """Empty the outbox every few seconds; of several workers, one does."""
+        while True:
+            try:
+                if await self.engine.leads("tracking"):
+                    await self.tracker.deliver_once()
+            except TuneProofError as e:
+                log.warning("the outbox could not be emptied: %s", e)
+            await asyncio.sleep(DELIVER_EVERY_S)
 
     def _hooks(self) -> _Told:
         return _Told(self)
@@ -90,7 +107,7 @@ class _Told:
         for name, arm in (("baseline", look.baseline), ("candidate", look.candidate)):
             self._app.metrics.arm_looked_at(name, pipeline=test.pipeline, **_figures(arm))
         if look.verdict is Verdict.CONTINUE:
-            self._app.metrics.test_looked_at(test.id, 1 - look.p_value if look.p_value else 0.0)
+            self._app.metrics.test_looked_at(test.id, _share_met(test, look))
         else:
             self._app.metrics.test_ended(test.id)
         self._app.live.publish("look", test.id, look.number)
@@ -110,3 +127,14 @@ def _figures(arm: ArmMetrics) -> dict[str, float | None]:
         "cost_per_token": arm.cost_per_token,
         "quality_score": arm.quality_score,
     }
+
+
+def _share_met(test: ABTest, look: Look) -> float:
+    """The share of the success criteria that this look's figures meet, 0–1."""
+    criteria = test.criteria
+    met = (
+        look.is_significant,
+        (look.lift or 0.0) > criteria.min_engagement_lift,
+        (look.cost_gain or 0.0) > criteria.min_cost_efficiency_gain,
+    )
+    return sum(met) / len(met)

@@ -17,11 +17,18 @@ from typing import Any, Self, cast
 
 from tuneproof import workflow
 from tuneproof.app.live import Live
+from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
 from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
 from tuneproof.evaluation import Scorer
 from tuneproof.pipeline import Parts
-from tuneproof.resilience import CircuitBreaker, ConnectionPoolManager, DatabasePool
+from tuneproof.resilience import (
+    CircuitBreaker,
+    ConnectionPoolManager,
+    DatabasePool,
+    RedisPool,
+    redis_pool,
+)
 from tuneproof.rollout import Deployment, DeploymentManager, Target
 from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
 from tuneproof.store import Store
@@ -120,7 +127,7 @@ class Core:
         self._closing.push_async_callback(self.store.close)
         self.pools.add("database", DatabasePool(self.store.engine))
         await self._bind_virtual_clock()
-        self.cache = settings.adapter("cache")(settings.cache.url)
+        self.cache = self._open_cache()
         self._closing.push_async_callback(self.cache.close)
         await self._open_trainer()
         self._watch_breakers()
@@ -158,6 +165,19 @@ class Core:
         )
         store: Store = await opened
         return store
+
+    def _open_cache(self) -> Cache:
+        config = self.settings.cache
+        make: Callable[..., Cache] = self.settings.adapter("cache")
+        if config.url.startswith("mem"):
+            return make(config.url)
+        pool = redis_pool(
+            str.__str__(config.url),
+            max_connections=config.max_connections,
+            socket_keepalive=config.keepalive,
+        )
+        self.pools.add("redis", RedisPool(pool))
+        return make(config.url, pool=pool)
 
     async def _bind_virtual_clock(self) -> None:
         """A virtual clock goes on from where it was, and wakes the runs of this engine."""

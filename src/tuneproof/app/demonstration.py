@@ -142,6 +142,7 @@ async def demonstration(
     last_stage: str | None = None,
     settings: Settings | None = None,
     on_step: workflow.StepHook | None = None,
+    takeover_s: float = 3.0,
 ) -> AsyncIterator[Demonstration]:
     """Start a demo in its directory, or go on with the one that was cut off there.
 
@@ -152,10 +153,11 @@ async def demonstration(
     chosen = demo_settings(directory, settings)
     wanted = {"seed": seed, "broken": broken, "last_stage": last_stage}
     await asyncio.to_thread(_clear_if_over, directory, wanted)
-    async with App.open(chosen, clock=clock, poll_s=ENGINE_POLL_S, on_step=on_step) as app:
+    async with App.open(
+        chosen, clock=clock, poll_s=ENGINE_POLL_S, on_step=on_step, takeover_s=takeover_s
+    ) as app:
         audience = Audience(seed)
-        await seed_posts(app.store.engine, audience, until=START, days=HISTORY_DAYS)
-        run_id = await _run_of(app, wanted)
+        run_id = await _run_of(app, audience, wanted)
         traffic = DemoTraffic(
             seed=seed,
             audience=audience,
@@ -172,10 +174,11 @@ async def demonstration(
         yield Demonstration(app, run_id, audience)
 
 
-async def _run_of(app: App, wanted: Mapping[str, Any]) -> str:
+async def _run_of(app: App, audience: Audience, wanted: Mapping[str, Any]) -> str:
     page = await app.runs(limit=1)
     if page.items:
         return page.items[0].id
+    await seed_posts(app.store.engine, audience, until=START, days=HISTORY_DAYS)
     config = replace(app.pipeline("default"), seed=wanted["seed"])
     run = await app.start_run(config, as_of=START, last_stage=wanted["last_stage"], actor="demo")
     return run.id

@@ -80,11 +80,13 @@ class Runs(Core):
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
         )
         async with self.store.begin() as tx:
-            await self._refuse_overlap(config.name, tx)
             now = self.clock.now()
+            # The counter's row is locked first, so two starts at once see each other.
+            run_id = await self.store.ids.next("ft-pipeline", now, tx=tx)
+            await self._refuse_overlap(config.name, tx)
             run = await self.store.runs.create(
                 Run(
-                    id=await self.store.ids.next("ft-pipeline", now, tx=tx),
+                    id=run_id,
                     pipeline=config.name,
                     config=config.to_dict(),
                     arguments=_described(arguments),
@@ -255,7 +257,8 @@ class Runs(Core):
         clock = workflow.SystemClock()
         while True:
             try:
-                await self.tick(clock.now())
+                if await self.engine.leads("schedule"):
+                    await self.tick(clock.now())
             except TuneProofError as e:
                 log.warning("the schedule could not be looked at: %s", e)
             await clock.sleep_until(clock.now() + timedelta(seconds=20))

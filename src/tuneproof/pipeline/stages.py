@@ -99,7 +99,11 @@ class Making:
         await self._tell(
             tx,
             "run_started",
-            {"params": _params(self._config), "tags": {"tuneproof_pipeline": self._config.name}},
+            {
+                "params": _params(self._config),
+                "tags": {"tuneproof_pipeline": self._config.name},
+                "at": at.isoformat(),
+            },
         )
         await self._tell(tx, "dataset", {"manifest": {**kept, **found}})
 

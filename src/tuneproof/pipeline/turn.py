@@ -188,7 +188,12 @@ class _Turn:
         await store.tell(
             f"{self._id}:{attempt}:ended",
             "run_ended",
-            {"run_id": self._id, "status": str(status), "reason": reason},
+            {
+                "run_id": self._id,
+                "status": str(status),
+                "reason": reason,
+                "at": at.isoformat(),
+            },
             tx,
         )
 

@@ -1,0 +1,131 @@
+"""A run that is killed, again and again, ends as the undisturbed run did, with one of each effect.
+
+The process is killed with SIGKILL before, inside and after each distinct step, the first time
+and a later one, and at random times, on both databases, while MLflow listens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.servers import PostgresServer, mlflow_server
+
+pytestmark = pytest.mark.slow
+
+RANDOM_KILLS = 20
+LONGEST_S = 900
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    return finish(plan(directory))
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path) -> Iterator[str]:
+    with mlflow_server() as server:
+        yield server.url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    if request.param == "sqlite":
+        yield None
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+def plan(directory: Path, **more: Any) -> Path:
+    path = directory / "plan.json"
+    path.write_text(json.dumps({"dir": str(directory / "data"), **more}))
+    return path
+
+
+def turn(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.acceptance.loop_child", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+
+
+def finish(path: Path) -> dict[str, Any]:
+    done = turn(path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def figures(found: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on kills: all but names that the provider draws, and time."""
+    outcome = json.loads(json.dumps(found["outcome"]))
+    outcome.pop("seconds")
+    outcome["training"].pop("job_id")
+    outcome["training"].pop("model")
+    return outcome
+
+
+EXACTLY_ONCE = {
+    "jobs": 1,
+    "files": 2,  # training and validation
+    "file contents": 2,
+    "experiments": 1,
+    "rollouts": 1,
+    "versions": 1,
+    "runs": 1,
+    "outbox": 0,
+    "mlflow runs": 1,
+    "mlflow versions": 1,
+    "mlflow champion": 1,
+}
+
+
+def assert_once(found: dict[str, Any]) -> None:
+    effects = found["effects"]
+    assert {k: effects[k] for k in EXACTLY_ONCE} == EXACTLY_ONCE
+    assert [k for k, n in effects.items() if k.startswith("rollups differ") and n] == []
+
+
+def test_killed_at_every_step_ends_as_undisturbed(
+    tmp_path: Path, database: str | None, mlflow: str, undisturbed: dict[str, Any]
+) -> None:
+    memo = tmp_path / "memo"
+    path = plan(tmp_path, database=database, mlflow=mlflow, memo=str(memo))
+    while (done := turn(path)).returncode == -signal.SIGKILL:
+        pass
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    kills = memo.read_text().splitlines()
+    steps = {line.split()[0] for line in kills}
+    assert {f"{s} {m} first" for s in steps for m in ("before", "inside", "after")} <= set(kills)
+    assert {"experiment.look inside later", "rollout.look after later"} <= set(kills)
+    assert len(steps) >= 20
+    assert figures(found) == figures(undisturbed)
+    assert_once(found)
+
+
+def test_killed_at_random_times_ends_as_undisturbed(
+    tmp_path: Path, database: str | None, mlflow: str, undisturbed: dict[str, Any]
+) -> None:
+    draw = random.Random(2025)
+    killed = 0
+    while killed < RANDOM_KILLS:
+        path = plan(tmp_path, database=database, mlflow=mlflow, die_after_s=draw.uniform(1.0, 4.0))
+        code = turn(path).returncode
+        assert code in (-signal.SIGKILL, 0)
+        if code == 0:
+            break
+        killed += 1
+    found = finish(plan(tmp_path, database=database, mlflow=mlflow))
+    assert killed >= RANDOM_KILLS // 2
+    assert figures(found) == figures(undisturbed)
+    assert_once(found)
