@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-
 from tests.servers import PostgresServer, postgres_server
+
 from tuneproof.store import Store, make_engine, open_store
 from tuneproof.store.migrate import migrate
 

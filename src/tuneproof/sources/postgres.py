@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -25,6 +25,19 @@ class PostgresSource(SqlSource):
     def tie(self, id: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """By code point, as files and SQLite do, whatever the database's collation."""
         return id.collate("C") if isinstance(id.type, sa.String) else id
+
+    def since_until(
+        self, ts: sa.ColumnElement[Any], query: PostQuery
+    ) -> Sequence[sa.ColumnElement[bool]]:
+        """Times kept as text or as a number become instants in the query."""
+        aware = sa.DateTime(timezone=True)
+        if isinstance(ts.type, sa.String):
+            return super().since_until(sa.cast(ts, aware), query)
+        if isinstance(ts.type, sa.Integer | sa.Numeric | sa.Float):
+            size = sa.func.abs(ts)
+            factor = sa.case((size >= 1e14, 1e6), (size >= 1e11, 1e3), else_=1.0)
+            return super().since_until(sa.func.to_timestamp(ts / factor, type_=aware), query)
+        return super().since_until(ts, query)
 
     async def read(
         self, table: Table, found: Mapping[str, str], query: PostQuery

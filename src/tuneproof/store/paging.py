@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import DataError
@@ -49,7 +49,8 @@ async def page_by_time(
     """
     check_limit(limit)
     if cursor is not None:
-        query = query.where(tuple_(at, key) < tuple_(*_decode(cursor)))
+        last_at, last_key = _decode(cursor)
+        query = query.where(or_(at < last_at, and_(at == last_at, key < last_key)))
     rows = (await tx.execute(query.order_by(at.desc(), key.desc()).limit(limit + 1))).all()
     if len(rows) <= limit:
         return list(rows), None

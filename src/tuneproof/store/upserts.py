@@ -22,7 +22,7 @@ async def upsert(tx: AsyncConnection, table: Table, row: dict[str, Any]) -> None
 async def insert_or_ignore(tx: AsyncConnection, table: Table, row: dict[str, Any]) -> bool:
     """Insert `row` unless one with its keys exists; whether it was inserted."""
     statement = _insert(tx, table).values(row).on_conflict_do_nothing()
-    return (await tx.execute(statement)).rowcount > 0
+    return (await tx.execute(statement.returning(*table.primary_key))).first() is not None
 
 
 def _insert(tx: AsyncConnection, table: Table) -> Any:

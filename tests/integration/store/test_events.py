@@ -11,8 +11,8 @@ from itertools import count
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests.integration.store.records import deployment, experiment
+
 from tuneproof.errors import DataError, NotFoundError
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.store import Store

@@ -1,0 +1,382 @@
+"""Every source has the meaning of the one query: window, threshold, order, limit, chunks."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.posts import UNTIL, csv_file, parquet_file, row, sqlite_file
+from tests.servers import PostgresServer, free_port
+
+from tuneproof.collection import DataCollector, Post, PostQuery, Source, Window
+from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.settings import SourceConfig
+from tuneproof.sources import import_posts, open_source
+
+WEEK = Window(since=UNTIL - timedelta(days=7), until=UNTIL)
+Make = Callable[..., Source]
+KINDS = ["sqlite", "parquet", "csv", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+def query(**changes: Any) -> PostQuery:
+    values: dict[str, Any] = {"window": WEEK, "threshold": 0.06, "max_records": None, **changes}
+    return PostQuery(**values)
+
+
+async def collected(source: Source, wanted: PostQuery) -> list[Post]:
+    found = [post async for chunk in source.posts(wanted) for post in chunk]
+    await source.close()
+    return found
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Makes a source of each kind that holds the given rows."""
+
+    def sqlite(rows: list[dict[str, Any]], **config: Any) -> Source:
+        return open_source(SourceConfig(url=sqlite_file(tmp_path / "p.db", rows), **config))
+
+    def parquet(rows: list[dict[str, Any]], **config: Any) -> Source:
+        path = parquet_file(tmp_path / "p.parquet", rows)
+        return open_source(SourceConfig(url=str(path), **config))
+
+    def csv(rows: list[dict[str, Any]], **config: Any) -> Source:
+        return open_source(SourceConfig(url=str(csv_file(tmp_path / "p.csv", rows)), **config))
+
+    def postgres(rows: list[dict[str, Any]], **config: Any) -> Source:
+        url = request.getfixturevalue("postgres_url")
+        fill_postgres(url, rows)
+        return open_source(SourceConfig(url=url, **config))
+
+    makers: dict[str, Make] = {"sqlite": sqlite, "parquet": parquet, "csv": csv}
+    return makers.get(request.param, postgres)
+
+
+def fill_postgres(url: str, rows: list[dict[str, Any]], *, ts: str = "timestamptz") -> None:
+    kinds = {
+        "id": "bigint" if isinstance(rows[0]["id"], int) else "text",
+        "engagement_rate": "double precision",
+        "ts": ts,
+        "tokens_used": "int",
+    }
+    with psycopg.connect(url.replace("+psycopg", "")) as connection:
+        columns = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in rows[0])
+        connection.execute(f"CREATE TABLE posts ({columns})")
+        marks = ", ".join("%s" for _ in rows[0])
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                f"INSERT INTO posts VALUES ({marks})", [list(r.values()) for r in rows]
+            )
+
+
+async def test_threshold_is_inclusive_and_window_half_open(make: Make) -> None:
+    rows = [
+        row(1, engagement_rate=0.06),
+        row(2, engagement_rate=0.0599),
+        row(3, engagement_rate=None),
+        row(4, ts=UNTIL),
+        row(5, ts=UNTIL - timedelta(days=7)),
+        row(6, ts=UNTIL - timedelta(days=7, microseconds=1000)),
+        row(7, ts=UNTIL - timedelta(microseconds=1000)),
+    ]
+    assert {p.id for p in await collected(make(rows), query())} == {"1", "5", "7"}
+
+
+async def test_best_come_first_and_ties_by_id(make: Make) -> None:
+    rows = [row(i, engagement_rate=0.06 + (i % 5) / 100) for i in range(1, 41)]
+    random.Random(1).shuffle(rows)
+    source = make(rows)
+    found = await collected(source, query(chunk_size=7))
+    assert found == sorted(found, key=lambda p: (-(p.engagement_rate or 0), int(p.id)))
+    assert len(found) == 40
+    assert await collected(source, query(max_records=9)) == found[:9]
+
+
+async def test_text_ids_are_in_order_of_code_points(make: Make) -> None:
+    rows = [row(1, id=id, engagement_rate=0.1) for id in ("b", "B", "a", "_", "é", "Z")]
+    found = [p.id for p in await collected(make(rows), query())]
+    assert found == ["B", "Z", "_", "a", "b", "é"]
+
+
+async def test_posts_come_back_as_they_are(make: Make) -> None:
+    given = row(1, hook='Ünïcode "quoted", comma\nline 🐎', persona_id=None)
+    (found,) = await collected(make([given]), query())
+    assert (found.hook, found.body) == (given["hook"], given["body"])
+    assert not found.persona_id
+    assert found.ts == given["ts"]
+    assert found.ts.tzinfo is UTC
+    assert (found.engagement_rate, found.tokens_used) == (given["engagement_rate"], 100)
+
+
+async def test_chunks_have_the_size_asked_for(make: Make) -> None:
+    source = make([row(i) for i in range(1, 26)])
+    sizes = [len(chunk) async for chunk in source.posts(query(chunk_size=10))]
+    assert sizes == [10, 10, 5]
+
+
+async def test_columns_are_found_by_their_other_names(make: Make) -> None:
+    given = row(1)
+    given["created_at"] = given.pop("ts")
+    given["headline"] = given.pop("hook")
+    source = make([given], columns={"hook": "headline"})
+    (found,) = await collected(source, query())
+    assert found.hook == given["headline"]
+
+
+async def test_further_columns_reach_the_templates(make: Make) -> None:
+    given = {**row(1), "audience": "cats"}
+    (found,) = await collected(make([given]), query(columns=("audience",)))
+    assert found.text("audience") == "cats"
+
+
+async def test_absent_column_is_named_before_anything_is_read(make: Make) -> None:
+    source = make([row(1)])
+    check = await source.check(query(columns=("audience", "hook")))
+    assert check.missing == ("audience",)
+    with pytest.raises(DataError, match="audience"):
+        await collected(source, query(columns=("audience",)))
+
+
+async def test_rates_that_are_no_shares_are_left_to_curation(make: Make, tmp_path: Path) -> None:
+    rows = [row(i) for i in range(1, 9)]
+    rows += [row(11, engagement_rate=1.5), row(12, engagement_rate=-0.5)]
+    collector = DataCollector(source=make(rows), dir=tmp_path)
+    batch = await collector.collect_training_data(until=UNTIL)
+    assert (batch.posts, batch.dropped["invalid_rate"]) == (9, 1)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "postgres"])
+async def test_nan_rates_are_counted(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    rows = [row(i) for i in range(1, 9)] + [row(9, engagement_rate=float("nan"))]
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres_url")
+        fill_postgres(url, rows)
+    else:
+        path = tmp_path / f"p.{kind}"
+        url = str(parquet_file(path, rows) if kind == "parquet" else csv_file(path, rows))
+    batch = await DataCollector(source=open_source(url), dir=tmp_path).collect_training_data(
+        until=UNTIL
+    )
+    assert batch.dropped["invalid_rate"] == 1
+
+
+async def test_empty_table_gives_an_empty_batch_that_says_so(tmp_path: Path) -> None:
+    source = open_source(sqlite_file(tmp_path / "p.db", []))
+    batch = await DataCollector(source=source, dir=tmp_path).collect_training_data(until=UNTIL)
+    assert batch.posts == 0
+    assert "no posts at all" in batch.note
+
+
+# --- SQLite -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        ("TEXT", lambda t: t.isoformat()),
+        ("TEXT", lambda t: t.isoformat(" ")),
+        ("TEXT", lambda t: t.replace(tzinfo=None).isoformat()),
+        ("TEXT", lambda t: f"{t:%Y-%m-%dT%H:%M:%SZ}"),
+        ("TEXT", lambda t: t.astimezone().isoformat()),
+        ("INTEGER", lambda t: int(t.timestamp())),
+        ("INTEGER", lambda t: int(t.timestamp() * 1000)),
+        ("REAL", lambda t: t.timestamp()),
+    ],
+)
+async def test_sqlite_times_in_any_spelling(
+    tmp_path: Path, kind: str, write: Callable[[datetime], Any]
+) -> None:
+    times = [UNTIL - timedelta(days=7, seconds=1), UNTIL - timedelta(days=7), UNTIL]
+    times += [UNTIL - timedelta(hours=1)]
+    rows = [{**row(i), "ts": write(t)} for i, t in enumerate(times)]
+    source = open_source(sqlite_file(tmp_path / "p.db", rows, ts=kind))
+    found = await collected(source, query())
+    assert sorted((p.id, p.ts) for p in found) == [("1", times[1]), ("3", times[3])]
+
+
+async def test_sqlite_text_that_is_no_utf8_is_dropped_by_curation(tmp_path: Path) -> None:
+    url = sqlite_file(tmp_path / "p.db", [row(1), row(2)])
+    with sqlite3.connect(tmp_path / "p.db") as connection:
+        connection.execute("UPDATE posts SET hook = CAST(x'636166e9' AS TEXT) WHERE id = 2")
+    connection.close()
+    collector = DataCollector(source=open_source(url), dir=tmp_path / "out")
+    batch = await collector.collect_training_data(until=UNTIL)
+    assert batch.posts == 2
+    assert batch.dropped["not_utf8"] == 2  # the hook, and the body that is asked for by it
+
+
+async def test_sqlite_source_cannot_write(tmp_path: Path) -> None:
+    url = sqlite_file(tmp_path / "p.db", [row(1)])
+    source = open_source(SourceConfig(url=url, where="1); DELETE FROM posts; --"))
+    with pytest.raises((DataError, sqlite3.Error)):
+        await collected(source, query())
+    assert len(await collected(open_source(url), query())) == 1
+
+
+async def test_where_narrows_the_posts(tmp_path: Path) -> None:
+    url = sqlite_file(tmp_path / "p.db", [row(1), row(2, persona_id="ben")])
+    source = open_source(SourceConfig(url=url, where="persona_id = 'ben'"))
+    assert [p.id for p in await collected(source, query())] == ["2"]
+
+
+async def test_missing_index_is_advised_and_used_when_there(tmp_path: Path) -> None:
+    url = sqlite_file(tmp_path / "p.db", [row(1)])
+    check = await open_source(url).check(query())
+    assert check.advice == ("CREATE INDEX ON posts (ts, engagement_rate);",)
+    with sqlite3.connect(tmp_path / "p.db") as connection:
+        connection.execute("CREATE INDEX i ON posts (ts, engagement_rate)")
+    connection.close()
+    check = await open_source(url).check(query())
+    assert (check.advice, check.newest) == ((), row(1)["ts"])
+
+
+# --- PostgreSQL -------------------------------------------------------------------------
+
+
+@pytest.mark.postgres
+async def test_postgres_naive_times_are_utc(postgres_url: str) -> None:
+    rows = [{**row(1), "ts": (UNTIL - timedelta(hours=1)).replace(tzinfo=None)}]
+    fill_postgres(postgres_url, rows, ts="timestamp")
+    (found,) = await collected(open_source(postgres_url), query())
+    assert found.ts == UNTIL - timedelta(hours=1)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        ("text", lambda t: t.isoformat()),
+        ("bigint", lambda t: int(t.timestamp())),
+        ("bigint", lambda t: int(t.timestamp() * 1000)),
+        ("double precision", lambda t: t.timestamp()),
+    ],
+)
+async def test_postgres_times_in_other_types(
+    postgres_url: str, kind: str, write: Callable[[datetime], Any]
+) -> None:
+    times = [UNTIL - timedelta(days=7, seconds=1), UNTIL - timedelta(days=7), UNTIL]
+    rows = [{**row(i), "ts": write(t)} for i, t in enumerate(times)]
+    fill_postgres(postgres_url, rows, ts=kind)
+    found = await collected(open_source(postgres_url), query())
+    assert [(p.id, p.ts) for p in found] == [("1", times[1])]
+
+
+@pytest.mark.postgres
+async def test_postgres_views_and_schemas_can_be_read(postgres_url: str) -> None:
+    fill_postgres(postgres_url, [row(1)])
+    with psycopg.connect(postgres_url.replace("+psycopg", "")) as connection:
+        connection.execute("CREATE SCHEMA app")
+        connection.execute("CREATE VIEW app.best AS SELECT * FROM posts")
+    source = open_source(SourceConfig(url=postgres_url, table="app.best"))
+    assert len(await collected(source, query())) == 1
+
+
+@pytest.mark.postgres
+async def test_postgres_is_asked_one_query_in_a_transaction_that_cannot_write(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    fill_postgres(postgres_url, [row(1)])
+    source = open_source(
+        SourceConfig(url=postgres_url, where="set_config('x.y', '1', false) <> ''")
+    )
+    assert len(await collected(source, query())) == 1
+    source = open_source(SourceConfig(url=postgres_url, where="nextval('s') > 0"))
+    with psycopg.connect(postgres_url.replace("+psycopg", "")) as connection:
+        connection.execute("CREATE SEQUENCE s")
+    with pytest.raises(DataError, match="read-only"):
+        await collected(source, query())
+
+
+@pytest.mark.postgres
+async def test_absent_table_names_those_that_exist(postgres_url: str) -> None:
+    fill_postgres(postgres_url, [row(1)])
+    source = open_source(SourceConfig(url=postgres_url, table="articles"))
+    with pytest.raises(DataError, match=r"no such table; there are posts"):
+        await source.check(query())
+
+
+async def test_unreachable_database_is_an_outage_without_its_password() -> None:
+    source = open_source(f"postgresql://ada:secret@127.0.0.1:{free_port()}/db")
+    for attempt in (source.check(query()), collected(source, query())):
+        with pytest.raises(StoreUnavailableError, match="did not answer") as caught:
+            await attempt
+        assert "secret" not in str(caught.value)
+
+
+async def test_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        open_source(tmp_path / "none.parquet")
+    with pytest.raises(DataError, match="no such file"):
+        await open_source(f"sqlite:///{tmp_path}/none.db").check(query())
+    with pytest.raises(DataError, match="neither a database address nor a file"):
+        open_source("posts.xlsx")
+
+
+async def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    path.write_text("id,hook")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        await open_source(path).check(query())
+
+
+async def test_parquet_without_pyarrow_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = parquet_file(tmp_path / "p.parquet", [row(1)])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"pip install tuneproof\[parquet\]"):
+        await open_source(path).check(query())
+
+
+# --- loading ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+async def test_loading_twice_adds_nothing(database_url: str, tmp_path: Path, kind: str) -> None:
+    rows = [row(i) for i in range(1, 2501)]
+    path = tmp_path / f"p.{kind}"
+    (parquet_file if kind == "parquet" else csv_file)(path, rows)
+    told: list[int] = []
+    assert await import_posts(path, database_url, progress=told.append) == 2500
+    assert told == [1000, 2000, 2500]
+    assert await import_posts(path, database_url) == 0
+
+
+async def test_file_and_table_give_the_same_dataset(database_url: str, tmp_path: Path) -> None:
+    rows = [row(i, original_input=f"in {i % 40}") for i in range(1, 401)]
+    path = parquet_file(tmp_path / "p.parquet", rows)
+    await import_posts(path, database_url)
+    hashes = set()
+    for address in (path, csv_file(tmp_path / "p.csv", rows), database_url):
+        collector = DataCollector(source=open_source(str(address)), dir=tmp_path, max_records=300)
+        hashes.add((await collector.collect_training_data(until=UNTIL)).hash)
+    assert len(hashes) == 1
+
+
+UPWORTHY = Path(__file__).parents[4] / "shared" / "data" / "upworthy_posts.parquet"
+
+
+@pytest.mark.skipif(not UPWORTHY.exists(), reason=f"{UPWORTHY} is absent")
+async def test_real_posts_from_file_and_table_give_the_same_dataset(
+    database_url: str, tmp_path: Path
+) -> None:
+    assert await import_posts(UPWORTHY, database_url) == 11_571
+    batches = []
+    for address in (str(UPWORTHY), database_url):
+        collector = DataCollector(0.03, source=open_source(address), dir=tmp_path, days_back=365)
+        batches.append(await collector.collect_training_data(until=datetime(2014, 12, 1)))  # noqa: DTZ001
+    assert batches[0].hash == batches[1].hash
+    assert batches[0].posts == 515
+    assert sum(batches[0].examples.values()) > 400
+    assert min(d.validation_examples for d in batches[0].datasets.values()) > 5

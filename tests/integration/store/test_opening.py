@@ -1,0 +1,140 @@
+"""Opening a store: addresses, migrations, outages."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+from tests.conftest import HandClock
+from tests.servers import PostgresServer, free_port, postgres_server
+
+from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
+from tuneproof.store import Store, database_url, metadata, open_store
+from tuneproof.store.migrate import HEAD
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgres://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("postgresql://u@h/d?sslmode=require", "postgresql+psycopg://u@h/d?sslmode=require"),
+        ("postgresql+asyncpg://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
+    ],
+)
+def test_addresses_get_our_drivers(given: str, used: str) -> None:
+    assert database_url(given).render_as_string(hide_password=False) == used
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "mysql://h/d", "sqlite://", "sqlite:///:memory:", ""]
+)
+def test_unusable_address_is_refused_with_a_mend(address: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:///FILE"):
+        database_url(address)
+
+
+async def test_migrated_schema_is_the_one_that_queries_use(store: Store) -> None:
+    async with store.begin() as tx:
+        differences = await tx.run_sync(
+            lambda connection: compare_metadata(
+                MigrationContext.configure(
+                    connection, opts={"version_table": "tuneproof_schema", "compare_type": True}
+                ),
+                metadata,
+            )
+        )
+    assert differences == []
+
+
+async def test_opening_again_changes_nothing(database_url: str, clock: HandClock) -> None:
+    for _ in range(2):
+        store = await open_store(database_url, clock=clock)
+        await store.meta.set("key", "value")
+        await store.close()
+    store = await open_store(database_url, clock=clock)
+    assert await store.meta.get("key") == "value"
+    await store.close()
+
+
+async def test_schema_newer_than_this_code_is_refused(store: Store, database_url: str) -> None:
+    async with store.begin() as tx:
+        await tx.execute(text("UPDATE tuneproof_schema SET version_num = '9999'"))
+    with pytest.raises(StateError, match="schema 9999"):
+        await open_store(database_url, clock=store.clock)
+
+
+def test_newest_migration_is_the_last_file() -> None:
+    import tuneproof.store
+
+    folder = Path(tuneproof.store.__file__).parent / "migrations" / "versions"
+    assert max(folder.glob("0*.py")).name.startswith(HEAD)
+
+
+@pytest.mark.postgres
+async def test_workers_that_start_at_once_migrate_once(postgres_url: str) -> None:
+    clock = HandClock()
+    stores = await asyncio.gather(*(open_store(postgres_url, clock=clock) for _ in range(5)))
+    for store in stores:
+        await store.ping()
+        await store.close()
+
+
+async def test_processes_that_open_a_new_file_at_once_migrate_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/deep/er/store.db"
+    stores = await asyncio.gather(*(open_store(url, clock=HandClock()) for _ in range(5)))
+    for store in stores:
+        await store.ping()
+        await store.close()
+
+
+async def test_unreachable_database_is_an_outage_without_its_password() -> None:
+    url = f"postgresql://ada:secret@127.0.0.1:{free_port()}/db"
+    with pytest.raises(StoreUnavailableError, match="did not answer") as caught:
+        await open_store(url, clock=HandClock())
+    assert "secret" not in str(caught.value)
+
+
+async def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"not a database, but long enough to look at" * 50)
+    with pytest.raises(Exception, match="not a database"):
+        await open_store(f"sqlite:///{tmp_path}/store.db", clock=HandClock())
+
+
+async def test_sqlite_is_opened_for_durable_work(sqlite_store_url: str) -> None:
+    store = await open_store(sqlite_store_url, clock=HandClock())
+    async with store.read() as tx:
+        values = [
+            (await tx.execute(text(f"PRAGMA {name}"))).scalar_one()
+            for name in ("journal_mode", "busy_timeout", "foreign_keys")
+        ]
+    await store.close()
+    assert values == ["wal", 30_000, 1]
+
+
+async def test_writing_transaction_takes_the_lock_at_its_start(sqlite_store_url: str) -> None:
+    store = await open_store(sqlite_store_url, clock=HandClock())
+    async with store.begin():
+        other = sqlite3.connect(store.path or "", timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+    await store.close()
+
+
+@pytest.mark.postgres
+async def test_store_works_again_after_an_outage(postgres: PostgresServer) -> None:
+    with postgres_server() as server:
+        store = await open_store(server.create_database(), clock=HandClock())
+        await store.meta.set("key", 1)
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(StoreUnavailableError):
+            await store.meta.get("key")
+        await asyncio.to_thread(server.start)
+        assert await store.meta.get("key") == 1
+        await store.close()
