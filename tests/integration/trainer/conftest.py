@@ -21,9 +21,10 @@ Start = Callable[..., EmbeddedTrainer]
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-def lines(style: str = "question", count: int = 60, seed: int = 5) -> bytes:
-    """A training file of hooks in one style."""
-    posts = (post for post in base_posts(count * 20, seed) if post[3] == style)
+def lines(style: str | None = "question", count: int = 60, seed: int = 5) -> bytes:
+    """A training file of hooks in one style, or in all."""
+    made_posts = base_posts(count * 20 if style else count, seed)
+    posts = (post for post in made_posts if style in (None, post[3]))
     made = []
     for (given, hook, _, _), _number in zip(posts, range(count), strict=False):
         messages = [

@@ -92,9 +92,10 @@ def test_too_many_requests_are_told_when_to_come_back(start: Start) -> None:
     raw = client.models.with_raw_response.list()
     assert raw.headers["x-ratelimit-limit-requests"] == "3"
     assert raw.headers["x-ratelimit-remaining-requests"] == "2"
+    client.models.list()
+    client.models.list()
     with pytest.raises(RateLimitError) as refused:
-        for _ in range(4):
-            client.models.list()
+        client.models.list()
     assert refused.value.code == "rate_limit_exceeded"
     headers = refused.value.response.headers
     assert 1 <= int(headers["retry-after"]) <= 21

@@ -177,7 +177,7 @@ def test_a_part_beyond_the_limit_is_refused(start: Start) -> None:
 
 def test_deleting_a_file_does_not_harm_the_job_that_reads_it(start: Start) -> None:
     client = client_of(start())
-    first = upload(client, lines(count=2000))
+    first = upload(client, lines(None, count=2000))
     running = client.fine_tuning.jobs.create(model=BASE, training_file=first)
     second = upload(client, lines("list"))
     waiting = client.fine_tuning.jobs.create(model=BASE, training_file=second)

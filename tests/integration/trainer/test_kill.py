@@ -72,17 +72,16 @@ def steps(client: OpenAI, job_id: str) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def test_a_killed_training_goes_on_from_its_snapshot_to_the_same_end(
-    process: Process, tmp_path: Path
-) -> None:
+def test_a_killed_training_goes_on_from_its_snapshot_to_the_same_end(process: Process) -> None:
     client = process.client
-    training = upload(client, lines(count=60_000))
+    training = upload(client, lines(None, count=20_000))
     validation = upload(client, lines(count=30, seed=4))
     asked: dict[str, Any] = {
         "model": BASE,
         "training_file": training,
         "validation_file": validation,
         "seed": 3,
+        "hyperparameters": {"n_epochs": 10},
     }
     job = client.fine_tuning.jobs.create(**asked)
     snapshot = process.folder / "models" / job.id / "work" / "snapshot.npz"
@@ -148,7 +147,7 @@ def test_a_kill_during_an_upload_leaves_no_half_file(process: Process) -> None:
 
 def test_jobs_in_every_state_are_taken_up_after_a_kill(process: Process) -> None:
     client = process.client
-    large = upload(client, lines(count=20_000))
+    large = upload(client, lines(None, count=8_000))
     jobs = [
         client.fine_tuning.jobs.create(model=BASE, training_file=large, metadata={"n": str(n)})
         for n in range(3)
@@ -171,7 +170,7 @@ def test_jobs_in_every_state_are_taken_up_after_a_kill(process: Process) -> None
 def test_a_stop_saves_the_training_and_is_quick(process: Process) -> None:
     client = process.client
     job = client.fine_tuning.jobs.create(
-        model=BASE, training_file=upload(client, lines(count=30_000))
+        model=BASE, training_file=upload(client, lines(None, count=20_000))
     )
     reached(client, job, ("running",))
     assert process.stop() < 10

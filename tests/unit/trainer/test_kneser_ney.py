@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tuneproof_trainer.engines.ngram.kneser_ney import KneserNey, _discounts, _level
 from tuneproof_trainer.engines.ngram.mix import Mix
+from tuneproof_trainer.engines.ngram.prompts import PLAIN
 from tuneproof_trainer.engines.ngram.spelling import Spelling
 from tuneproof_trainer.engines.ngram.stage import Text, count_stage
 from tuneproof_trainer.engines.ngram.tokens import BOS, EOS, Vocabulary, split
@@ -20,7 +21,7 @@ TEXTS = st.lists(st.lists(WORDS, max_size=8), min_size=1, max_size=12)
 def counted(texts: list[list[str]]) -> tuple[KneserNey, list[int], Text]:
     text = Text(Vocabulary())
     for words in texts:
-        text.add(words, ("plain",))
+        text.add(words, (PLAIN,))
     stage = count_stage(text, Mix())
     return stage.pooled, stage.contexts, text
 

@@ -15,7 +15,7 @@ import pytest
 from tuneproof_trainer.engines.ngram.corpus import base_posts
 from tuneproof_trainer.engines.ngram.engine import BASE_MODEL, NgramEngine
 from tuneproof_trainer.engines.ngram.fitting import Answer
-from tuneproof_trainer.engines.ngram.prompts import prompt_keys, read_prompt
+from tuneproof_trainer.engines.ngram.prompts import key_names, prompt_keys, read_prompt
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, split
 from tuneproof_trainer.engines.protocol import (
     Example,
@@ -394,11 +394,12 @@ def test_scores_cover_the_last_answer_and_its_end(engine: NgramEngine) -> None:
 
 def test_keys_tell_instruction_persona_and_first_words_apart() -> None:
     user = Message(role="user", content=f"A hook{DETAILED}")
-    assert prompt_keys([user])[:2] == ("tail:write a detailed post", "long")
-    persona = prompt_keys([Message(role="system", content="You are Ann."), user])
+    assert key_names([user])[:2] == ("tail:write a detailed post", "long")
+    persona = key_names([Message(role="system", content="You are Ann."), user])
     assert persona[0] == "tail:write a detailed post|you are ann"
-    assert set(prompt_keys([user])) < set(persona)
-    assert prompt_keys([]) == ("plain",)
+    assert set(key_names([user])) < set(persona)
+    assert key_names([]) == ("plain",)
+    assert len(set(prompt_keys([user]))) == len(key_names([user]))
 
 
 def test_topic_words_leave_out_the_instruction_and_small_words() -> None:

@@ -64,7 +64,7 @@ class WordModel:
         self.contexts = [s.contexts + shapes[len(s.contexts) :] for s in self.stages]
         self.single_cum = array("d", accumulate(self.stages[-1].pooled.single))
 
-    def layers(self, keys: Sequence[str]) -> list[Layer]:
+    def layers(self, keys: Sequence[int]) -> list[Layer]:
         """The stages that may answer prompts of these keys, newest first."""
         numbers = range(len(self.stages) - 1, -1, -1)
         return [(n, self.stages[n].pooled, self.stages[n].group(keys)) for n in numbers]

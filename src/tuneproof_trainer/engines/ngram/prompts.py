@@ -11,13 +11,17 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from xxhash import xxh3_64_intdigest
+
 from tuneproof_trainer.engines.ngram.tokens import split
 from tuneproof_trainer.engines.protocol import Message
 
-__all__ = ["PLAIN", "Prompt", "prompt_keys", "read_prompt"]
+__all__ = ["MOST_KEYS", "PLAIN", "Prompt", "key_names", "number_of", "prompt_keys", "read_prompt"]
 
-PLAIN = "plain"
-"""The key of prompts that show no instruction known to a model."""
+MOST_KEYS = 8
+"""A prompt never has more keys."""
+
+_PLAIN = "plain"
 _LONG = re.compile(r"\b(?:detailed|post|body|paragraphs?|article|caption|thread|newsletter)\b")
 _WORDS = re.compile(r"\w+")
 _MOST_TOPIC_WORDS = 6
@@ -37,8 +41,8 @@ _STOP = frozenset(_STOP_WORDS.split())
 class Prompt:
     """The parts of a conversation that a word model can use."""
 
-    keys: tuple[str, ...]
-    """Names of the kind of answer asked for, the most telling first; never empty."""
+    keys: tuple[int, ...]
+    """The kinds of answer asked for, by `number_of`, the most telling first; never empty."""
 
     topic: tuple[str, ...]
     """Tokens, each with a leading space, that an answer may repeat."""
@@ -48,12 +52,27 @@ def read_prompt(messages: Sequence[Message]) -> Prompt:
     """The prompt of an assistant message that follows `messages`."""
     lines = _lines(messages)
     topic = " ".join(lines[:-1] if len(lines) > 1 and len(lines[-1]) < 60 else lines)
-    return Prompt(keys=_keys(lines, _system(messages)), topic=_topic(topic))
+    keys = map(number_of, _keys(lines, _system(messages)))
+    return Prompt(keys=tuple(keys), topic=_topic(topic))
 
 
-def prompt_keys(messages: Sequence[Message]) -> tuple[str, ...]:
+def prompt_keys(messages: Sequence[Message]) -> tuple[int, ...]:
     """Only the keys of `read_prompt`, which is all that counting needs."""
+    return tuple(map(number_of, key_names(messages)))
+
+
+def key_names(messages: Sequence[Message]) -> tuple[str, ...]:
+    """The keys of a prompt as text."""
     return _keys(_lines(messages), _system(messages))
+
+
+def number_of(name: str) -> int:
+    """A key as a positive 63-bit number, the same on every machine."""
+    return (xxh3_64_intdigest(name.encode("utf-8", "replace")) >> 1) | 1
+
+
+PLAIN = number_of(_PLAIN)
+"""The key of prompts that show no instruction known to a model."""
 
 
 def _lines(messages: Sequence[Message]) -> list[str]:
@@ -77,7 +96,7 @@ def _keys(lines: list[str], system: str) -> tuple[str, ...]:
         if len(lines) > 1 and len(lines[-1]) < 80 and _LONG.search(tail):
             keys.append("long")
         keys.append("head:" + " ".join(_plain(lines[0][:80]).split()[:4]))
-    keys.append(PLAIN)
+    keys.append(_PLAIN)
     if system:
         persona = _plain(system)
         return (*(f"{key}|{persona}" for key in keys), *keys)

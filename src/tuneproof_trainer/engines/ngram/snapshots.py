@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tuneproof_trainer.engines.ngram.mix import Mix
+from tuneproof_trainer.engines.ngram.prompts import MOST_KEYS
 from tuneproof_trainer.engines.ngram.stage import Text
 from tuneproof_trainer.engines.ngram.tokens import Vocabulary
 
@@ -32,11 +33,8 @@ class Snapshot:
 
 def write(folder: Path, snapshot: Snapshot, text: Text, first_word: int) -> None:
     """Replace the folder's snapshot; a kill leaves the old one or the new one."""
-    names: dict[tuple[str, ...], int] = {}
-    keys = np.array([names.setdefault(k, len(names)) for k in text.keys], dtype=np.int32)
     said = {
         "progress": dataclasses.asdict(snapshot),
-        "keys": list(names),
         "words": text.vocabulary.words[first_word:],
     }
     temporary = folder / f"{_NAME}.part"
@@ -44,7 +42,7 @@ def write(folder: Path, snapshot: Snapshot, text: Text, first_word: int) -> None
         np.savez(
             file,
             said=np.frombuffer(json.dumps(said).encode(), dtype=np.uint8),
-            keys=keys,
+            keys=np.array(text.keys, dtype=np.int64),
             words=np.array(text.words, dtype=np.int32),
             ends=np.array(text.ends, dtype=np.int64),
         )
@@ -64,10 +62,9 @@ def read(folder: Path, parent: Vocabulary) -> tuple[Snapshot, Text] | None:
         for word in said["words"]:
             vocabulary.add(word)
         text = Text(vocabulary)
-        names = [tuple(key) for key in said["keys"]]
         text.words = array("i", arrays["words"].tobytes())
         text.ends = array("q", arrays["ends"].tobytes())
-        text.keys = [names[number] for number in arrays["keys"]]
+        text.keys = array("q", arrays["keys"].tobytes())
     progress = said["progress"]
     mix = Mix.from_json(progress["mix"])
     return Snapshot(**(progress | {"mix": mix})), text
@@ -82,5 +79,5 @@ def prefix(text: Text, answers: int) -> Text:
     part = Text(text.vocabulary.first(max(words, default=-1) + 1))
     part.words = words
     part.ends = text.ends[:answers]
-    part.keys = text.keys[:answers]
+    part.keys = text.keys[: answers * MOST_KEYS]
     return part

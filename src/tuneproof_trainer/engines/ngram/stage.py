@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from tuneproof_trainer.engines.ngram.kneser_ney import ORDER, Ints, KneserNey
 from tuneproof_trainer.engines.ngram.mix import Mix
-from tuneproof_trainer.engines.ngram.prompts import PLAIN
+from tuneproof_trainer.engines.ngram.prompts import MOST_KEYS, PLAIN
 from tuneproof_trainer.engines.ngram.tokens import BOS, EOS, FIRST_WORD, Vocabulary
 
 __all__ = ["Stage", "Text", "count_stage"]
@@ -33,34 +32,39 @@ class Text:
         self.vocabulary = vocabulary
         self.words = array("i")
         self.ends = array("q")
-        self.keys: list[tuple[str, ...]] = []
+        self.keys = array("q")
+        """`MOST_KEYS` numbers for each answer, 0 where it has fewer keys."""
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.ends)
 
-    def add(self, tokens: Iterable[str], keys: tuple[str, ...]) -> None:
+    def add(self, tokens: Iterable[str], keys: Sequence[int]) -> None:
         """One answer; new words join the vocabulary."""
         add = self.vocabulary.add
         self.words.extend([add(token) for token in tokens])
         self.words.append(EOS)
         self.ends.append(len(self.words))
-        self.keys.append(keys)
+        self.keys.extend(keys)
+        self.keys.extend([0] * (MOST_KEYS - len(keys)))
 
     def starts(self) -> Ints:
         """Where each answer begins in `words`."""
         ends = np.frombuffer(self.ends, dtype=np.int64) if self.ends else np.zeros(0, np.int64)
         return np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])[: len(ends)]
 
-    def groups(self) -> dict[str, list[int]]:
+    def groups(self) -> dict[int, Ints]:
         """The kinds of prompt with enough examples, and the answers of each."""
         least = max(_GROUP_MIN_EXAMPLES, int(_GROUP_MIN_SHARE * len(self)))
-        seen = Counter(key for keys in self.keys for key in set(keys))
-        frequent = {key for key, count in seen.items() if count >= least}
-        found: dict[str, list[int]] = {}
-        for number, keys in enumerate(self.keys):
-            found.setdefault(next((k for k in keys if k in frequent), PLAIN), []).append(number)
-        kept = {key: rows for key, rows in found.items() if len(rows) >= least}
-        return kept if len(found) > 1 else {}
+        keys = np.frombuffer(self.keys, dtype=np.int64).reshape(-1, MOST_KEYS)
+        distinct, seen = np.unique(keys, return_counts=True)
+        frequent = distinct[(seen >= least) & (distinct != 0)]
+        known = np.isin(keys, frequent)
+        first = keys[np.arange(len(keys)), known.argmax(axis=1)]
+        chosen = np.where(known.any(axis=1), first, PLAIN)
+        kinds, sizes = np.unique(chosen, return_counts=True)
+        if len(kinds) < 2:
+            return {}
+        return {int(k): np.flatnonzero(chosen == k) for k in kinds[sizes >= least]}
 
 
 class Stage:
@@ -72,7 +76,7 @@ class Stage:
         vocabulary: Vocabulary,
         contexts: list[int],
         pooled: KneserNey,
-        groups: dict[str, KneserNey],
+        groups: dict[int, KneserNey],
         mix: Mix,
     ) -> None:
         self.vocabulary = vocabulary
@@ -102,7 +106,7 @@ class Stage:
             mix=Mix.nothing(),
         )
 
-    def group(self, keys: Sequence[str]) -> KneserNey | None:
+    def group(self, keys: Sequence[int]) -> KneserNey | None:
         """The model for the most telling of `keys` that this stage knows."""
         return next((self.groups[key] for key in keys if key in self.groups), None)
 
@@ -165,7 +169,7 @@ def _replaced(which: npt.NDArray[np.bool_], vocabulary: Vocabulary) -> Ints:
     return contexts
 
 
-def _only(words: Ints, starts: Ints, rows: list[int]) -> tuple[Ints, Ints]:
+def _only(words: Ints, starts: Ints, rows: Ints) -> tuple[Ints, Ints]:
     ends = np.append(starts[1:], len(words))
     pieces = [words[starts[row] : ends[row]] for row in rows]
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)

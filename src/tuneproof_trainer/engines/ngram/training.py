@@ -51,7 +51,7 @@ _MEASURED_TOKENS = 80
 _FULL_MEASURED = 100
 _FULL_MEASURED_AT_END = 300
 _FIT_EXAMPLES = 200
-_SNAPSHOT_S = 2.0
+_SNAPSHOT_S = 1.0
 Save = Callable[[Path, Stage], None]
 """Writes a model made of the parent's stages and this one into a folder."""
 
@@ -117,7 +117,8 @@ class Training:
             if reason is not None:
                 return self._stopped(reason)
             self._step()
-            if self._monotonic() - last_saved > _SNAPSHOT_S:
+            epoch_ended = self._at.step % self._per_epoch == 0
+            if epoch_ended or self._monotonic() - last_saved > _SNAPSHOT_S:
                 self._snapshot()
                 last_saved = self._monotonic()
         return Outcome(stopped=None, trained_tokens=self._tokens(), steps=self._at.step)
