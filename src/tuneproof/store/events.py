@@ -178,7 +178,7 @@ class Events:
                 query = query.where(exposures.c.at >= to_micros(since))
             query = query.order_by(exposures.c.at.desc(), exposures.c.id.desc()).limit(limit)
             found = (await own.execute(query)).all()
-        return [_exposure(subject, row._mapping) for row in reversed(found)]
+        return [_exposure(subject, dict(row._mapping)) for row in reversed(found)]
 
     async def evidence(
         self,
