@@ -38,6 +38,7 @@ class Service:
         self.subjects = {"ab-test-1"}
         self.status = 200
         self.events_status = 200
+        self.hanging = False
         self.token: str | None = None
         self.streams = True
         self.listeners = 0
@@ -123,6 +124,8 @@ class Service:
             self.listeners -= 1
 
     async def _post_events(self, request: Request) -> Response:
+        while self.hanging:
+            await asyncio.sleep(0.01)
         refusal = self._refusal(request)
         if refusal is not None:
             return refusal

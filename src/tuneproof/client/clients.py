@@ -36,6 +36,7 @@ class Status:
     sent: int
     duplicates: int
     refused: int
+    lost: int
     last_error: str | None
 
 
@@ -186,6 +187,7 @@ class Client:
             sent=sender.sent,
             duplicates=sender.duplicates,
             refused=sender.refused,
+            lost=sender.lost,
             last_error=self._refresher.last_error or sender.last_error,
         )
 

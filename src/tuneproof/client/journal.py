@@ -24,6 +24,10 @@ SEGMENT_EVENTS = 1000
 SEGMENT_BYTES = 4_000_000
 """A segment is closed at this size, well below what the service takes at once."""
 
+MOST_IN_MEMORY = 200_000
+"""Where there is no disk to write to, the oldest events above this number are given up: an
+application is never brought down by its measurements."""
+
 
 class Segment:
     """Some events: a closed file of lines, or the lines themselves."""
@@ -49,7 +53,7 @@ class Segment:
 
 
 class Journal:
-    """The events of one process that the service has not taken yet. For one thread only."""
+    """The events of one process that the service has not taken yet. Not locked: its user is."""
 
     def __init__(self, folder: Path | None) -> None:
         self._root = folder
@@ -61,6 +65,12 @@ class Journal:
         self._bytes = 0
         self._number = 0
         self.closed: deque[Segment] = deque()
+        self.lost = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether the service has everything."""
+        return not self.closed and not self._lines
 
     def append(self, lines: list[str]) -> None:
         """Write events to the open segment; a full one is closed."""
@@ -113,7 +123,30 @@ class Journal:
             self.closed.append(Segment(path=self._open_path))
         else:
             self.closed.append(Segment(lines=self._lines))
+            self._give_up()
         self._open, self._open_path, self._lines, self._bytes = None, None, [], 0
+
+    def done(self, segment: Segment) -> None:
+        """Forget a segment: the service has it."""
+        segment.remove()
+        if self.closed and self.closed[0] is segment:
+            self.closed.popleft()
+
+    def _give_up(self) -> None:
+        """Forget the oldest events where too many are kept in memory."""
+        held = [segment for segment in self.closed if segment.path is None]
+        count = sum(len(segment.lines()) for segment in held)
+        while count > MOST_IN_MEMORY:
+            oldest = held.pop(0)
+            self.closed.remove(oldest)
+            size = len(oldest.lines())
+            count, self.lost = count - size, self.lost + size
+            log.error(
+                "%d events are lost: the service took none and there is no state_dir to keep "
+                "them in (%d lost so far)",
+                size,
+                self.lost,
+            )
 
     def adopt(self) -> int:
         """Take over what dead processes left; returns how many segments those are."""

@@ -1,4 +1,4 @@
-"""The thread that brings events to the service, in batches, until they are taken."""
+"""The threads that bring events to the disk and to the service, until they are taken."""
 
 from __future__ import annotations
 
@@ -31,20 +31,26 @@ _UNSENDABLE = (400, 413, 422)
 
 
 class Sender:
-    """A queue that never blocks, and a thread that empties it."""
+    """A queue that never blocks, and two threads that empty it.
+
+    The keeper writes events to the journal as they come; the sender brings the journal to the
+    service. A service that hangs therefore keeps no event from the disk.
+    """
 
     def __init__(self, service: Service, journal: Journal, *, flush_s: float = FLUSH_S) -> None:
         self._line: Line = service.line()
         self._service = service
         self._journal = journal
+        self._guard = threading.Lock()  # of the journal
         self._flush_s = flush_s
         self._queue: deque[dict[str, Any]] = deque()
-        self._wake = threading.Event()
+        self._wake = threading.Event()  # the keeper
+        self._kept = threading.Event()  # the sender
         self._urgent = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
         self._stop = False
-        self._thread: threading.Thread | None = None
+        self._threads: tuple[threading.Thread, ...] = ()
         self._starting = threading.Lock()
         self._backoff_s = BACKOFF_S[0]
         self.sent = self.duplicates = self.refused = 0
@@ -56,113 +62,141 @@ class Sender:
         """Whether events wait to be taken by the service."""
         return not self._idle.is_set() or bool(self._queue)
 
+    @property
+    def lost(self) -> int:
+        """Events given up because neither the service nor a disk took them for too long."""
+        return self._journal.lost
+
     def put(self, event: dict[str, Any]) -> None:
         """Queue one event; returns at once, whatever the service and the disk do."""
         self._queue.append(event)
         self._idle.clear()
         if not self._wake.is_set():
             self._wake.set()
-        if self._thread is None:
+        if not self._threads:
             self.start()
 
     def start(self) -> None:
-        """Start the thread, once; it also sends what dead processes left."""
+        """Start the threads, once; they also send what dead processes left."""
         with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="tuneproof-sender", daemon=True
-                )
-                self._thread.start()
+            if self._threads:
+                return
+            self._threads = (
+                threading.Thread(target=self._keep, name="tuneproof-keeper", daemon=True),
+                threading.Thread(target=self._run, name="tuneproof-sender", daemon=True),
+            )
+            for thread in self._threads:
+                thread.start()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything was taken; False when time ran out before."""
-        if self._thread is None:
+        if not self._threads:
             return not self.waiting
         self._urgent.set()
-        self._wake.set()
+        self._kept.set()
         return self._idle.wait(timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Send what can be sent in `timeout_s`; the rest stays in the journal."""
-        if self._thread is None:
+        if not self._threads:
             return
         self.flush(timeout_s)
         self._stop = True
-        self._urgent.set()
-        self._wake.set()
+        for event in (self._urgent, self._wake, self._kept):
+            event.set()
         self._line.hang_up()
-        self._thread.join(timeout_s + 1.0)
+        for thread in self._threads:
+            thread.join(timeout_s + 1.0)
+        self._drain()
+        with self._guard:
+            self._journal.close()
 
-    # The thread
+    # The keeper's thread
+
+    def _keep(self) -> None:
+        while not self._stop:
+            self._wake.wait()
+            self._urgent.wait(GATHER_S)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Write what is queued to the journal."""
+        with self._guard:
+            self._wake.clear()
+            lines = []
+            while self._queue:
+                event = self._queue.popleft()
+                try:
+                    lines.append(json.dumps(event, allow_nan=False, separators=(",", ":")))
+                except (TypeError, ValueError) as error:
+                    self._refuse(repr(event), str(error))
+            if lines:
+                self._journal.append(lines)
+                self._kept.set()
+
+    # The sender's thread
 
     def _run(self) -> None:
         self._adopt()
         adopt_at = time.monotonic() + ADOPT_S
         send_at = time.monotonic()
         while not self._stop:
-            self._pause(send_at)
-            self._drain()
-            now = time.monotonic()
-            if now >= adopt_at:
+            self._rest(send_at)
+            if time.monotonic() >= adopt_at:
                 self._adopt()
-                adopt_at = now + ADOPT_S
-            if now >= send_at or self._urgent.is_set():
-                pause_s = self._deliver()
-                send_at = time.monotonic() + pause_s
-        self._drain()
-        self._journal.close()
+                adopt_at = time.monotonic() + ADOPT_S
+            if time.monotonic() >= send_at or self._urgent.is_set():
+                send_at = time.monotonic() + self._deliver()
 
     def _adopt(self) -> None:
-        if self._journal.adopt():
-            self._idle.clear()
+        with self._guard:
+            if self._journal.adopt():
+                self._idle.clear()
 
-    def _pause(self, send_at: float) -> None:
-        """Wait for events, then a moment for their companions; or until it is time to send."""
-        busy = self._journal.closed or not self._idle.is_set()
-        left = send_at - time.monotonic() if busy else ADOPT_S
-        if left > 0 and not self._urgent.is_set() and self._wake.wait(left):
-            self._urgent.wait(GATHER_S)
-
-    def _drain(self) -> None:
-        self._wake.clear()
-        lines = []
-        while self._queue:
-            event = self._queue.popleft()
-            try:
-                lines.append(json.dumps(event, allow_nan=False, separators=(",", ":")))
-            except (TypeError, ValueError) as error:
-                self._refuse(repr(event), str(error))
-        if lines:
-            self._journal.append(lines)
+    def _rest(self, send_at: float) -> None:
+        """Wait for something to send, then until it is time to send it."""
+        if self._idle.is_set():
+            self._kept.wait(ADOPT_S)
+        left_s = send_at - time.monotonic()
+        if left_s > 0:
+            self._urgent.wait(left_s)
 
     def _deliver(self) -> float:
         """Send what is there, oldest first; returns for how long to rest."""
         self._urgent.clear()
-        self._journal.cut()
-        closed = self._journal.closed
-        while closed and not self._stop:
-            rest_s = self._send(closed[0])
+        self._kept.clear()
+        self._drain()
+        while not self._stop:
+            with self._guard:
+                self._journal.cut()
+                segment = self._journal.closed[0] if self._journal.closed else None
+            if segment is None:
+                self._rest_easy()
+                break
+            rest_s = self._send(segment)
             if rest_s:
                 self._urgent.clear()
                 return rest_s
-            closed.popleft()
-        if not self._queue and not closed:
-            self._idle.set()
-            if self._queue:  # put() came between
-                self._idle.clear()
+            with self._guard:
+                self._journal.done(segment)
         return self._flush_s
 
+    def _rest_easy(self) -> None:
+        """Say that all is taken, unless something came meanwhile."""
+        with self._guard:
+            if self._journal.empty:
+                self._idle.set()
+                if self._queue:  # put() came between
+                    self._idle.clear()
+
     def _send(self, segment: Segment) -> float:
-        """Send one segment and forget it; a number of seconds means "not taken, rest"."""
+        """Send one segment; a number of seconds means "not taken, rest"."""
         try:
             lines = segment.lines()
         except OSError as error:
             log.error("A segment of events cannot be read: %s", error)
             return 0.0 if isinstance(error, FileNotFoundError) else BACKOFF_S[1]
-        rest_s = self._post(lines)
-        if not rest_s:
-            segment.remove()
-        return rest_s
+        return self._post(lines)
 
     def _post(self, lines: list[str]) -> float:
         if not lines:

@@ -297,6 +297,25 @@ def test_journal_of_a_living_process_is_left_alone(served: Service, tmp_path: Pa
     first.close()
 
 
+def test_service_that_hangs_keeps_no_event_from_the_disk(
+    served: Service, client: Client, tmp_path: Path
+) -> None:
+    choice = client.choose("hook", "1")
+    served.hanging = True
+    client.record(choice, id="first")
+    client.flush(0.1)  # the sender waits for an answer from now on
+    for i in range(100):
+        client.record(choice, id=f"e{i}")
+
+    def on_disk() -> int:
+        return sum(len(path.read_text().splitlines()) for path in _segments(tmp_path))
+
+    _until(lambda: on_disk() == 101)
+    served.hanging = False
+    assert client.flush(20)
+    assert len(served.events) == 101
+
+
 def test_folder_that_cannot_be_written_keeps_events_in_memory(
     served: Service, tmp_path: Path
 ) -> None:
