@@ -81,7 +81,9 @@ class TuneProofError(Exception):
         return _restore, (type(self).__name__, self.to_dict())
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        if not isinstance(other, TuneProofError) or type(self) is not type(other):
+            return False
+        return self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.message))

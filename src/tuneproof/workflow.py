@@ -381,6 +381,10 @@ class Engine:
             from concurrent.futures import ThreadPoolExecutor
 
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        if self._datasource is not None:
+            # The registry outlives the engine; a rewind would touch this store again.
+            _registered_datasources().remove(self._datasource)
+            self._datasource = None
         if self._system_engine is not None:
             self._system_engine.dispose()
         if _engine is self:
@@ -459,6 +463,12 @@ def _instance() -> Any:
     from dbos import _dbos
 
     return _dbos._dbos_global_instance
+
+
+def _registered_datasources() -> list[Any]:
+    from dbos import _dbos
+
+    return cast(list[Any], _dbos._get_or_create_dbos_registry().datasources)
 
 
 def engine() -> Engine:

@@ -1,0 +1,64 @@
+# TuneProof. `make` alone lists what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+SEED ?= 7
+
+.PHONY: help setup services demo test check lint types unit acceptance simulate bench docs lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(READY) ## make .venv from the lock
+
+$(READY): requirements.lock pyproject.toml
+	@sh .ci/uv
+	$(UV) venv --quiet --allow-existing --python "$${TUNEPROOF_PYTHON:-python3}" .venv
+	$(UV) pip sync --quiet --compile-bytecode --python $(PYTHON) requirements.lock
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	@touch $(READY)
+
+services: ## install the PostgreSQL and Redis servers that the tests start
+	@sh .ci/services
+
+demo: setup ## the whole loop on simulated users; then the service stays up
+	$(PYTHON) -m tuneproof demo --seed $(SEED)
+
+test: setup services lint types ## everything but the long checks; under 10 minutes on two cores
+	$(PYTHON) -m pytest -m "not slow"
+
+check: setup lint types unit ## lint, types, unit tests; under a minute
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-cache
+
+types: setup
+	.venv/bin/mypy
+
+unit: setup
+	$(PYTHON) -m pytest -q -n 2 tests/unit
+
+acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
+	$(PYTHON) -m pytest -m slow
+
+simulate: setup ## the error rates of the statistics, whole; writes tests/simulation/results.json
+	$(PYTHON) -m tests.simulation
+
+bench: setup services ## ratios against named peers; writes benchmarks/results.json
+	$(PYTHON) -m benchmarks.run
+
+docs: setup ## run every example of README and docs
+	$(PYTHON) -m pytest -q tests/unit/test_docs.py
+
+lock: ## resolve the dependencies anew
+	@sh .ci/uv
+	$(UV) pip compile --quiet --universal --all-extras --group dev --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		pyproject.toml --output-file requirements.lock
+
+clean: ## remove what was made here
+	rm -rf .venv .uv .tuneproof dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

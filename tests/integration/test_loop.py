@@ -1,0 +1,308 @@
+"""The loop, end to end, on both databases: how runs go, end, fail and go on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tests.integration.loop import QUICK, T0, open_loop
+
+from tuneproof import FineTuningPipeline
+from tuneproof.app import newest_tick, next_tick
+from tuneproof.errors import (
+    ConfigError,
+    ConflictError,
+    ProviderUnavailableError,
+    SafetyCheckError,
+    StateError,
+    TrainingNotAvailableError,
+)
+from tuneproof.experiments import ModelRef
+from tuneproof.settings import PipelineConfig
+from tuneproof.store import RunStatus
+from tuneproof.testing import MemoryProvider, MemorySource
+from tuneproof.training import VersionStatus
+
+STAGES = ["collect", "curate", "train", "gate", "experiment", "rollout"]
+
+
+def test_pipeline_without_a_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs its config"):
+        FineTuningPipeline(config=None)
+
+
+async def test_run_calls_every_stage_in_order(tmp_path: Path, database_url: str) -> None:
+    async with open_loop(tmp_path, database_url) as loop:
+        run = await loop.turn()
+        assert run.status is RunStatus.SUCCESS
+        assert {s: run.stages[s]["status"] for s in STAGES} == dict.fromkeys(STAGES, "completed")
+        began = [run.stages[s]["started_at"] for s in STAGES]
+        assert began == sorted(began)
+        assert loop.provider.calls["create_job"] == 1
+        [routing, _] = await loop.app.routing()
+        version = run.result["model_version"]["model_id"]
+        assert (routing.baseline.model_id, routing.candidate) == (version, None)
+        [live] = await loop.app.models()
+        assert (live.status, live.version) == (VersionStatus.LIVE, "1.0.0")
+
+
+async def test_pipeline_runs_as_the_first_example_says(tmp_path: Path, database_url: str) -> None:
+    async with open_loop(tmp_path, database_url) as loop:
+        result = await FineTuningPipeline(config=QUICK, app=loop.app).run()
+        assert result.status == "success"
+        assert result.training_data is not None
+        assert result.training_data.hook_examples > 0
+        assert result.experiment is not None
+        assert result.experiment.verdict == "promote"
+
+
+async def test_too_few_examples_skip_the_run_and_spend_nothing(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"training_data_threshold": 5000}) as loop:
+        run = await loop.turn()
+        assert run.status is RunStatus.SKIPPED
+        assert "training_data_threshold is 5000" in (run.reason or "")
+        assert "create_job" not in loop.provider.calls
+        assert await loop.app.routing() == []
+
+
+async def test_empty_source_skips_with_a_reason(tmp_path: Path, database_url: str) -> None:
+    async with open_loop(tmp_path, database_url, source=MemorySource([])) as loop:
+        run = await loop.turn()
+        assert run.status is RunStatus.SKIPPED
+        assert (run.reason or "").startswith("0 examples")
+
+
+async def test_no_better_candidate_is_rejected_and_loses_its_traffic(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, lift=0.0) as loop:
+        run = await loop.turn()
+        assert run.status is RunStatus.REJECTED
+        assert all(r.candidate is None and r.share == 0 for r in await loop.app.routing())
+        [version] = await loop.app.models()
+        assert version.status is VersionStatus.REJECTED
+
+
+async def test_failing_gate_rejects_and_nothing_is_served(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"gate_min_improvement": 0.99}) as loop:
+        run = await loop.turn()
+        assert run.status is RunStatus.REJECTED
+        assert (run.reason or "").startswith("The gate said no")
+        assert await loop.app.routing() == []
+
+
+async def test_harm_during_the_rollout_is_taken_back_with_its_cause(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"holdback_days": 10}) as loop:
+        run = await loop.app.start_run()
+        await loop.app.wait_run(run.id, seconds=60, holding_is_end=True)
+        loop.traffic.lift = -0.6
+        run = await loop.end(run.id)
+        assert run.status is RunStatus.ROLLED_BACK
+        assert "fell by more than 15%" in (run.reason or "")
+        deployment = await loop.app.deployment(run.result["deployment_id"])
+        assert deployment.evidence["trigger"] == "engagement_rate_drop"
+        assert {r.baseline.model_id for r in await loop.app.routing()} == {"base"}
+        [version] = await loop.app.models()
+        assert version.status is VersionStatus.ROLLED_BACK
+
+
+async def test_gross_failure_is_taken_back_without_waiting_for_a_look(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"holdback_days": 10}) as loop:
+        run = await loop.app.start_run()
+        await loop.app.wait_run(run.id, seconds=60, holding_is_end=True)
+        loop.traffic.error_share = 1.0
+        run = await loop.end(run.id)
+        assert run.status is RunStatus.ROLLED_BACK
+        assert "of the last 20 requests failed" in (run.reason or "")
+
+
+async def test_person_rolls_back_a_completed_rollout_by_task(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url) as loop:
+        run = await loop.turn()
+        result = await loop.app.rollback("hook", reason="complaints", actor="cli")
+        assert result.restored_model == "base"
+        assert result.seconds < 1
+        again = await loop.app.rollback(result.deployment_id, reason="again", actor="cli")
+        assert again.reason == "complaints"
+        assert {r.baseline.model_id for r in await loop.app.routing()} == {"base"}
+        deeds = [a.action for a in (await loop.app.activity()).items]
+        assert "rollout rollback" in deeds
+        assert run.status is RunStatus.SUCCESS
+
+
+async def test_second_run_is_refused_until_the_first_holds_and_then_supersedes_it(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"holdback_days": 30}) as loop:
+        first = await loop.app.start_run()
+        with pytest.raises(StateError, match="one at a time") as refused:
+            await loop.app.start_run()
+        assert refused.value.details["reason"] == "predecessor_running"
+        held = await loop.app.wait_run(first.id, seconds=60, holding_is_end=True)
+        assert held.status is RunStatus.HOLDING
+        second = await loop.app.start_run()
+        ended = await loop.end(first.id)
+        assert ended.status is RunStatus.SUCCESS
+        deployment = await loop.app.deployment(ended.result["deployment_id"])
+        assert (deployment.state, deployment.share) == ("complete", 1.0)
+        await loop.app.wait_run(second.id, seconds=60, holding_is_end=True)
+        numbers = sorted(v.version for v in await loop.app.models())
+        assert numbers == ["1.0.0", "1.1.0"]
+
+
+# --- failing, and going on ------------------------------------------------------------------
+
+
+async def test_closed_provider_fails_the_run_and_says_how_to_switch(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url) as loop:
+        loop.provider.raises["create_job"] = TrainingNotAvailableError(
+            "This provider closed fine-tuning for this account.", mend="Change base_url."
+        )
+        run = await loop.turn()
+        assert run.status is RunStatus.FAILED
+        assert run.error is not None
+        assert (run.error["type"], run.error["stage"]) == ("training-not-available", "train")
+        assert run.error["mend"] == "Change base_url."
+        del loop.provider.raises["create_job"]
+        await loop.app.retry_run(run.id)
+        again = await loop.end(run.id)
+        assert again.status is RunStatus.SUCCESS
+        assert again.arguments["attempt"] == 2
+
+
+async def test_failed_job_is_retried_as_a_new_job_of_the_same_run(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url) as loop:
+        loop.provider.fail_job = ("invalid_training_file", "Example 3 has no assistant message.")
+        run = await loop.turn()
+        assert run.status is RunStatus.FAILED
+        assert run.error is not None
+        assert run.error["details"]["code"] == "invalid_training_file"
+        assert "Example 3" in run.error["message"]
+        loop.provider.fail_job = None
+        await loop.app.retry_run(run.id)
+        again = await loop.end(run.id)
+        assert again.status is RunStatus.SUCCESS
+        assert loop.provider.calls["create_job"] == 2
+
+
+async def test_provider_outage_is_waited_for_and_noted(tmp_path: Path, database_url: str) -> None:
+    async with open_loop(tmp_path, database_url) as loop:
+        loop.provider.raises["find_file"] = ProviderUnavailableError("No answer.", mend="Wait.")
+        run = await loop.app.start_run()
+        while loop.app.clock.now() < T0 + timedelta(minutes=10):
+            await loop.app.wait_run(run.id, seconds=0.05)
+        noted = (await loop.app.run(run.id)).stages["train"]["detail"]["note"]
+        assert noted.startswith("No answer. The next try is at")
+        del loop.provider.raises["find_file"]
+        assert (await loop.end(run.id)).status is RunStatus.SUCCESS
+
+
+async def test_abort_cancels_the_job_and_ends_the_run(tmp_path: Path, database_url: str) -> None:
+    async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
+        loop.provider._polls = 10**9
+        run = await loop.app.start_run()
+        while "job_id" not in (await loop.app.run(run.id)).stages.get("train", {}).get(
+            "detail", {}
+        ):
+            await loop.app.wait_run(run.id, seconds=0.05)
+        aborted = await loop.app.abort_run(run.id, reason="changed my mind", actor="cli")
+        assert aborted.run.status is RunStatus.ABORTED
+        assert aborted.cleanup_status == "completed"
+        assert "openai_job_cancelled" in aborted.resources_cleaned
+        assert loop.provider.calls["cancel_job"] == 1
+
+
+async def test_job_that_outlasts_its_timeout_is_cancelled(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 60}) as loop:
+        loop.provider._polls = 10**9
+        run = await loop.turn()
+        assert run.status is RunStatus.FAILED
+        assert "was still" in (run.reason or "")
+        assert loop.provider.calls["cancel_job"] == 1
+
+
+async def test_deployment_refuses_what_fails_a_safety_check(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, lift=0.0) as loop:
+        run = await loop.turn()
+        test = await loop.app.experiment(run.result["ab_test_id"])
+        with pytest.raises(SafetyCheckError, match="performance: reject") as refused:
+            await loop.app.deploy(model=test.candidate, ab_test_id=test.id)
+        checks = {c["name"]: c["passed"] for c in refused.value.details["checks"]}
+        assert checks == {
+            "performance": False,
+            "significance": False,
+            "candidate answers": True,
+            "baseline answers": True,
+        }
+        assert all(r.candidate is None for r in await loop.app.routing())
+
+
+async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(
+    tmp_path: Path, database_url: str
+) -> None:
+    provider = MemoryProvider(base_models=("base", "better"))
+    async with open_loop(tmp_path, database_url, provider=provider) as loop:
+        old, new = ModelRef(model_id="base"), ModelRef(model_id="better")
+        test = await loop.app.create_ab_test(baseline=old, candidate=new)
+        with pytest.raises(ConflictError, match="one candidate at a time"):
+            await loop.app.create_ab_test(baseline=old, candidate=new)
+        await loop.app.engine.result(test.id)
+        evaluation = await loop.app.evaluation(test.id)
+        assert evaluation is not None
+        assert evaluation.recommendation == "promote"
+        begun = await loop.app.deploy(model=new, ab_test_id=test.id, strategy="immediate")
+        await loop.app.engine.result(begun.id)
+        assert (await loop.app.deployment(begun.id)).state == "complete"
+        assert {r.baseline.model_id for r in await loop.app.routing()} == {"better"}
+
+
+# --- the schedule -----------------------------------------------------------------------------
+
+
+def test_missed_ticks_coalesce_into_the_newest() -> None:
+    config = PipelineConfig(weekly_schedule="0 2 * * 0")
+    sunday = T0 - timedelta(days=1)
+    assert newest_tick(config, sunday - timedelta(days=22), T0) == sunday
+    assert newest_tick(config, sunday, T0) is None
+    assert next_tick(config, T0) == sunday + timedelta(days=7)
+
+
+def test_schedule_keeps_local_time_over_a_clock_change() -> None:
+    config = PipelineConfig(weekly_schedule="0 2 * * 1", time_zone="Europe/Berlin")
+    winter = next_tick(config, T0)
+    summer = next_tick(config, T0 + timedelta(days=120))
+    assert (winter.hour, summer.hour) == (1, 0)
+
+
+async def test_due_tick_starts_one_run_and_a_second_is_skipped(
+    tmp_path: Path, database_url: str
+) -> None:
+    changes = {"schedule_driver": "internal"}
+    async with open_loop(tmp_path, database_url, changes=changes) as loop:
+        assert await loop.app.tick(T0) == []
+        later = T0 + timedelta(days=15)
+        [started] = await loop.app.tick(later)
+        assert await loop.app.tick(later) == []
+        assert await loop.app.tick(later + timedelta(days=7)) == []
+        skipped = [a for a in (await loop.app.activity()).items if a.action == "run skipped"]
+        assert [a.object_id for a in skipped] == ["default"]
+        assert (await loop.end(started)).status is RunStatus.SUCCESS
