@@ -19,7 +19,7 @@ from tuneproof_trainer.database import Database, Row, insert
 from tuneproof_trainer.errors import ApiError, bad_request, not_found
 from tuneproof_trainer.ids import new_id
 
-__all__ = ["PURPOSES", "FileStore", "Landed", "file_object", "sync_folder"]
+__all__ = ["PURPOSES", "FileStore", "Landed", "Landing", "file_object", "sync_folder"]
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """What files may be uploaded for; result files have purposes of their own."""
@@ -51,6 +51,38 @@ def file_object(row: Row) -> dict[str, Any]:
     }
 
 
+class Landing:
+    """Content on its way to disk: `finish` makes it last, `abandon` leaves nothing."""
+
+    def __init__(self, temporary: Path, folder: Path, max_bytes: int) -> None:
+        self._id = new_id("file-")
+        self._temporary, self._folder, self._max_bytes = temporary / self._id, folder, max_bytes
+        self._digest, self._size = hashlib.sha256(), 0
+        self._target = self._temporary.open("wb")
+
+    def write(self, chunk: bytes) -> None:
+        """Add a piece; raises ApiError 413 beyond the limit."""
+        self._size += len(chunk)
+        if self._size > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        self._digest.update(chunk)
+        self._target.write(chunk)
+
+    def finish(self) -> Landed:
+        """Sync, rename, sync the folder: from here on the content stays."""
+        with self._target:
+            self._target.flush()
+            os.fsync(self._target.fileno())
+        self._temporary.replace(self._folder / self._id)
+        sync_folder(self._folder)
+        return Landed(id=self._id, bytes=self._size, sha256=self._digest.hexdigest())
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._target.close()
+        self._temporary.unlink(missing_ok=True)
+
+
 class FileStore:
     """Files of all organisations."""
 
@@ -65,25 +97,18 @@ class FileStore:
 
     def land(self, chunks: Iterable[bytes], max_bytes: int) -> Landed:
         """Write content to disk for good; raises ApiError 413 beyond `max_bytes`."""
-        file_id = new_id("file-")
-        temporary = self._temporary / file_id
-        digest, size = hashlib.sha256(), 0
+        landing = self.landing(max_bytes)
         try:
-            with temporary.open("wb") as target:
-                for chunk in chunks:
-                    size += len(chunk)
-                    if size > max_bytes:
-                        raise _too_large(max_bytes)
-                    digest.update(chunk)
-                    target.write(chunk)
-                target.flush()
-                os.fsync(target.fileno())
-            temporary.replace(self.path(file_id))
+            for chunk in chunks:
+                landing.write(chunk)
+            return landing.finish()
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            landing.abandon()
             raise
-        sync_folder(self._folder)
-        return Landed(id=file_id, bytes=size, sha256=digest.hexdigest())
+
+    def landing(self, max_bytes: int) -> Landing:
+        """A place to write content to, piece by piece."""
+        return Landing(self._temporary, self._folder, max_bytes)
 
     def record(
         self,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -19,6 +17,7 @@ from tuneproof_trainer.access import Caller
 from tuneproof_trainer.engines.protocol import StopReason
 from tuneproof_trainer.errors import ApiError, bad_request
 from tuneproof_trainer.files import PURPOSES, file_object
+from tuneproof_trainer.forms import read_form
 from tuneproof_trainer.ids import new_id, new_tag
 from tuneproof_trainer.jobs import (
     ENDED,
@@ -33,7 +32,7 @@ from tuneproof_trainer.wire import JsonResponse, limit_of, page, read_body
 
 __all__ = ["make_routes"]
 
-Handler = Callable[[Request], Any]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_routes(service: Service) -> list[Route]:
@@ -42,29 +41,36 @@ def make_routes(service: Service) -> list[Route]:
     models = _Models(service)
     job = "/v1/fine_tuning/jobs/{job_id}"
     return [
-        Route("/v1/files", files.create, methods=["POST"]),
-        Route("/v1/files", files.list, methods=["GET"]),
-        Route("/v1/files/{file_id}", files.get, methods=["GET"]),
-        Route("/v1/files/{file_id}", files.delete, methods=["DELETE"]),
-        Route("/v1/files/{file_id}/content", files.content, methods=["GET"]),
-        Route("/v1/uploads", uploads.create, methods=["POST"]),
-        Route("/v1/uploads/{upload_id}/parts", uploads.add_part, methods=["POST"]),
-        Route("/v1/uploads/{upload_id}/complete", uploads.complete, methods=["POST"]),
-        Route("/v1/uploads/{upload_id}/cancel", uploads.cancel, methods=["POST"]),
-        Route("/v1/fine_tuning/jobs", jobs.create, methods=["POST"]),
-        Route("/v1/fine_tuning/jobs", jobs.list, methods=["GET"]),
-        Route(job, jobs.get, methods=["GET"]),
-        Route(f"{job}/cancel", jobs.cancel, methods=["POST"]),
-        Route(f"{job}/pause", jobs.pause, methods=["POST"]),
-        Route(f"{job}/resume", jobs.resume, methods=["POST"]),
-        Route(f"{job}/events", jobs.events, methods=["GET"]),
-        Route(f"{job}/checkpoints", jobs.checkpoints, methods=["GET"]),
-        Route("/v1/models", models.list, methods=["GET"]),
-        Route("/v1/models/{model:path}", models.get, methods=["GET"]),
-        Route("/v1/models/{model:path}", models.delete, methods=["DELETE"]),
-        Route("/v1/embeddings", _no_embeddings, methods=["POST"]),
-        Route("/health", _health, methods=["GET"]),
+        _route("/v1/files", GET=files.list, POST=files.create),
+        _route("/v1/files/{file_id}", GET=files.get, DELETE=files.delete),
+        _route("/v1/files/{file_id}/content", GET=files.content),
+        _route("/v1/uploads", POST=uploads.create),
+        _route("/v1/uploads/{upload_id}/parts", POST=uploads.add_part),
+        _route("/v1/uploads/{upload_id}/complete", POST=uploads.complete),
+        _route("/v1/uploads/{upload_id}/cancel", POST=uploads.cancel),
+        _route("/v1/fine_tuning/jobs", GET=jobs.list, POST=jobs.create),
+        _route(job, GET=jobs.get),
+        _route(f"{job}/cancel", POST=jobs.cancel),
+        _route(f"{job}/pause", POST=jobs.pause),
+        _route(f"{job}/resume", POST=jobs.resume),
+        _route(f"{job}/events", GET=jobs.events),
+        _route(f"{job}/checkpoints", GET=jobs.checkpoints),
+        _route("/v1/models", GET=models.list),
+        _route("/v1/models/{model:path}", GET=models.get, DELETE=models.delete),
+        _route("/v1/embeddings", POST=_no_embeddings),
+        _route("/health", GET=_health),
+        _route("/openapi.json", GET=_openapi),
     ]
+
+
+def _route(path: str, **handlers: Handler) -> Route:
+    """One route for all methods of a path, so that a refusal names them all."""
+
+    async def handle(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await handlers[method](request)
+
+    return Route(path, handle, methods=list(handlers))
 
 
 def _caller(request: Request) -> Caller:
@@ -76,64 +82,33 @@ async def _body(request: Request) -> bytes:
     return await read_body(request.receive)
 
 
-async def _form(request: Request, max_bytes: int) -> FormData:
-    """A multipart form; raises ApiError 400 if it is none, 413 if it says it is too large."""
-    said = request.headers.get("content-length", "")
-    if said.isdigit() and int(said) > max_bytes + 1024 * 1024:
-        raise ApiError(
-            413, f"The file is larger than {max_bytes} bytes.", param="file", code="file_too_large"
-        )
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise bad_request("The request must be multipart/form-data.", code="invalid_content_type")
-    try:
-        return await request.form(max_files=1, max_fields=10)
-    except HTTPException as error:
-        raise bad_request(
-            f"The form could not be read: {error.detail}", code="invalid_form"
-        ) from None
-
-
-def _uploaded(form: FormData, name: str) -> UploadFile:
-    found = form.get(name)
-    if not isinstance(found, UploadFile):
-        raise bad_request(
-            f"Missing required parameter: '{name}', sent as a file.",
-            name,
-            "missing_required_parameter",
-        )
-    return found
-
-
-def _chunks(upload: UploadFile) -> Any:
-    return iter(lambda: upload.file.read(1024 * 1024), b"")
-
-
 class _Files:
     def __init__(self, service: Service) -> None:
         self._service, self._store = service, service.files
 
     async def create(self, request: Request) -> Response:
-        limit = self._service.settings.max_file_bytes
-        async with _Closing(await _form(request, limit)) as form:
-            upload = _uploaded(form, "file")
-            purpose = _purpose(form.get("purpose"))
-            lifetime = _lifetime(form)
-            landed = await asyncio.to_thread(self._store.land, _chunks(upload), limit)
-            filename = upload.filename or "file"
+        landing = self._store.landing(self._service.settings.max_file_bytes)
+        form = await read_form(request, "file", landing)
+        try:
+            purpose = _purpose(form.fields.get("purpose"))
+            lifetime = _lifetime(form.fields)
+        except ApiError:
+            self._store.path(form.landed.id).unlink()
+            raise
         caller = _caller(request)
 
         def record(connection: Any) -> None:
             self._store.record(
                 connection,
-                landed,
+                form.landed,
                 org=caller.org,
-                filename=filename,
+                filename=form.filename,
                 purpose=purpose,
                 lifetime_s=lifetime,
             )
 
         await self._service.database.awrite(record)
-        return self._answer(request, landed.id)
+        return self._answer(request, form.landed.id)
 
     def _answer(self, request: Request, file_id: str) -> Response:
         row = self._store.get(_caller(request).org, file_id)
@@ -176,19 +151,6 @@ class _Files:
         )
 
 
-class _Closing:
-    """A form whose temporary files go with the block."""
-
-    def __init__(self, form: FormData) -> None:
-        self._form = form
-
-    async def __aenter__(self) -> FormData:
-        return self._form
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._form.close()
-
-
 def _purpose(value: object) -> str:
     if value is None:
         raise bad_request(
@@ -201,7 +163,7 @@ def _purpose(value: object) -> str:
     return str(value)
 
 
-def _lifetime(form: FormData) -> int | None:
+def _lifetime(form: dict[str, str]) -> int | None:
     seconds, anchor = form.get("expires_after[seconds]"), form.get("expires_after[anchor]")
     if seconds is None and anchor is None:
         return None
@@ -228,10 +190,8 @@ class _Uploads:
     async def add_part(self, request: Request) -> Response:
         org, upload_id = _caller(request).org, request.path_params["upload_id"]
         self._store.pending(org, upload_id)
-        limit = self._service.settings.max_part_bytes
-        async with _Closing(await _form(request, limit)) as form:
-            data = _uploaded(form, "data")
-            part = await asyncio.to_thread(self._store.add_part, org, upload_id, _chunks(data))
+        form = await read_form(request, "data", self._store.landing())
+        part = await asyncio.to_thread(self._store.add_part, org, upload_id, form.landed)
         return JsonResponse(part)
 
     async def complete(self, request: Request) -> Response:
@@ -478,3 +438,9 @@ async def _no_embeddings(request: Request) -> Response:
 
 async def _health(request: Request) -> Response:
     return JsonResponse({"status": "ok"})
+
+
+async def _openapi(request: Request) -> Response:
+    from tuneproof_trainer.openapi import document
+
+    return JsonResponse(document())

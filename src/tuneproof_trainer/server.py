@@ -24,6 +24,7 @@ from tuneproof_trainer.settings import Settings
 __all__ = ["TrainerApp", "create_app"]
 
 logger = logging.getLogger(__name__)
+_CHAT = "/v1/chat/completions"
 _OPEN = frozenset({"/health", "/openapi.json"})
 
 
@@ -89,7 +90,9 @@ class TrainerApp:
         if path not in _OPEN:
             caller = self._admitted(scope, answer)
             scope["caller"] = caller
-            if path == "/v1/chat/completions" and scope["method"] == "POST":
+            if path == _CHAT:
+                if scope["method"] != "POST":
+                    raise HTTPException(405, headers={"allow": "POST"})
                 await self._chat(caller, receive, answer)
                 return
         await self._router(scope, receive, answer)

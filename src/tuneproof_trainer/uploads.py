@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
 from tuneproof_trainer.database import Database, Row, insert
-from tuneproof_trainer.errors import bad_request, not_found
-from tuneproof_trainer.files import FileStore, file_object, read_chunks
+from tuneproof_trainer.errors import ApiError, bad_request, not_found
+from tuneproof_trainer.files import FileStore, Landed, Landing, file_object, read_chunks
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.requests import CompleteUpload, CreateUpload
 from tuneproof_trainer.settings import Settings
@@ -105,25 +105,25 @@ class UploadStore:
             )
         return row
 
-    def add_part(self, org: str, upload_id: str, chunks: Iterable[bytes]) -> dict[str, Any]:
-        """Keep one part; raises ApiError 413 if it is too large."""
-        self.pending(org, upload_id)
-        landed = self._parts.land(chunks, self._settings.max_part_bytes)
-        part_id = new_id("part_")
+    def landing(self) -> Landing:
+        """A place for a part's content."""
+        return self._parts.landing(self._settings.max_part_bytes)
+
+    def add_part(self, org: str, upload_id: str, landed: Landed) -> dict[str, Any]:
+        """Make landed content a part of the upload."""
+        part_id, now = new_id("part_"), int(self._clock())
         self._parts.path(landed.id).rename(self._parts.path(part_id))
-        now = int(self._clock())
+        values = {"id": part_id, "upload_id": upload_id, "bytes": landed.bytes}
 
         def work(connection: Connection) -> None:
-            insert(
-                connection,
-                "parts",
-                id=part_id,
-                upload_id=upload_id,
-                bytes=landed.bytes,
-                created_at=now,
-            )
+            self.pending(org, upload_id)
+            insert(connection, "parts", **values, created_at=now)
 
-        self._db.write(work)
+        try:
+            self._db.write(work)
+        except ApiError:
+            self._parts.path(part_id).unlink()
+            raise
         return {
             "object": "upload.part",
             "id": part_id,

@@ -50,7 +50,8 @@ def reached(
     """The job once it is in one of `states`."""
     deadline = time.monotonic() + timeout_s
     while job.status not in states:
-        assert time.monotonic() < deadline, f"{job.id} is still {job.status}"
+        late = time.monotonic() > deadline or job.status in ENDED
+        assert not late, f"{job.id} is {job.status}, not one of {states}: {job.error}"
         time.sleep(0.01)
         job = client.fine_tuning.jobs.retrieve(job.id)
     return job

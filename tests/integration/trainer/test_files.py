@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import httpx2
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from tests.integration.trainer.conftest import (
@@ -177,7 +178,7 @@ def test_a_part_beyond_the_limit_is_refused(start: Start) -> None:
 
 def test_deleting_a_file_does_not_harm_the_job_that_reads_it(start: Start) -> None:
     client = client_of(start())
-    first = upload(client, lines(None, count=2000))
+    first = upload(client, lines(None, count=10_000))
     running = client.fine_tuning.jobs.create(model=BASE, training_file=first)
     second = upload(client, lines("list"))
     waiting = client.fine_tuning.jobs.create(model=BASE, training_file=second)
@@ -215,11 +216,10 @@ def test_what_a_kill_left_half_written_is_removed_at_the_next_start(
 
 
 def test_a_form_without_a_file_says_what_is_missing(trainer: EmbeddedTrainer) -> None:
-    import httpx2
-
     url = f"{trainer.base_url}/files"
     cases = [
-        ({"data": {"purpose": "fine-tune"}, "files": {"other": b"x"}}, "file"),
+        ({"files": {"purpose": (None, "fine-tune")}}, "file"),
+        ({"data": {"purpose": "fine-tune"}, "files": {"other": b"x"}}, "other"),
         ({"files": {"file": b"x"}}, "purpose"),
         ({"content": json.dumps({}), "headers": {"content-type": "application/json"}}, None),
     ]
@@ -228,3 +228,36 @@ def test_a_form_without_a_file_says_what_is_missing(trainer: EmbeddedTrainer) ->
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == param
         assert answer.headers["x-request-id"].startswith("req_")
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+FILE = 'content-disposition: form-data; name="file"; filename="x"'
+BROKEN = [
+    ({"content-type": "multipart/form-data"}, b"--b--", "invalid_content_type"),
+    (FORM, b"nonsense", "invalid_form"),
+    (FORM, f"--b\r\n{FILE}\r\n\r\nhalf".encode(), "invalid_form"),
+    (FORM, b"", "invalid_form"),
+    (
+        FORM,
+        f"--b\r\n{FILE}\r\n\r\na\r\n--b\r\n{FILE}\r\n\r\nb\r\n--b--".encode(),
+        "unexpected_file",
+    ),
+    (
+        FORM,
+        b'--b\r\ncontent-disposition: form-data; name="x"\r\n\r\n' + b"y" * 70_000 + b"\r\n--b--",
+        "invalid_form",
+    ),
+]
+
+
+@pytest.mark.parametrize(("headers", "content", "code"), BROKEN)
+def test_broken_forms_are_refused_and_leave_nothing(
+    trainer: EmbeddedTrainer, client: OpenAI, headers: dict[str, str], content: bytes, code: str
+) -> None:
+    before = len(list(client.files.list()))
+    answer = httpx2.post(f"{trainer.base_url}/files", content=content, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    assert len(list(client.files.list())) == before
+    assert trainer.app is not None
+    folder = trainer.app.service.settings.dir / "files" / "incoming"
+    assert list(folder.iterdir()) == []

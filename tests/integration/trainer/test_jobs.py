@@ -318,7 +318,7 @@ def test_events_are_paged_without_gap_or_repeat(client: OpenAI) -> None:
 
 def test_cancel_ends_a_job_wherever_it_stands(start: Start) -> None:
     client = client_of(start())
-    large = upload(client, lines(None, count=2000))
+    large = upload(client, lines(None, count=10_000))
     running = client.fine_tuning.jobs.create(model=BASE, training_file=large)
     waiting = client.fine_tuning.jobs.create(model=BASE, training_file=large)
     reached(client, running, ("running",))
@@ -343,7 +343,7 @@ def test_cancel_ends_a_job_wherever_it_stands(start: Start) -> None:
 def test_a_paused_job_frees_its_place_and_goes_on_when_resumed(start: Start) -> None:
     client = client_of(start())
     job = client.fine_tuning.jobs.create(
-        model=BASE, training_file=upload(client, lines(None, count=2000)), seed=1
+        model=BASE, training_file=upload(client, lines(None, count=10_000)), seed=1
     )
     reached(client, job, ("running",))
     assert client.fine_tuning.jobs.pause(job.id).status in ("pausing", "paused")
@@ -367,7 +367,7 @@ def test_a_paused_job_frees_its_place_and_goes_on_when_resumed(start: Start) -> 
 
 def test_a_queued_job_pauses_at_once(start: Start) -> None:
     client = client_of(start())
-    file_id = upload(client, lines(None, count=2000))
+    file_id = upload(client, lines(None, count=10_000))
     client.fine_tuning.jobs.create(model=BASE, training_file=file_id)
     job = client.fine_tuning.jobs.create(model=BASE, training_file=file_id)
     reached(client, job, ("queued",))

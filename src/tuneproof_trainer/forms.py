@@ -1,0 +1,168 @@
+"""Multipart forms with one file, written to disk as they arrive: memory stays flat."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from tuneproof_trainer.errors import ApiError, bad_request
+from tuneproof_trainer.files import Landed, Landing
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+__all__ = ["Form", "read_form"]
+
+_FLUSH_BYTES = 1024 * 1024
+_MOST_FIELD_BYTES = 64 * 1024
+_MOST_FIELDS = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """What a form held: its plain fields, and its file, which is on disk by now."""
+
+    fields: dict[str, str]
+    filename: str
+    landed: Landed
+
+
+async def read_form(request: Request, name: str, landing: Landing) -> Form:
+    """Read a form whose file is called `name`.
+
+    Raises ApiError 400 for a form that is malformed or lacks the file, 413 for a file that is
+    too large; nothing of it is kept then.
+    """
+    reader = _Reader(name)
+    try:
+        parser = MultipartParser(_boundary(request), reader.callbacks())
+        async for chunk in request.stream():
+            parser.write(chunk)
+            if reader.held >= _FLUSH_BYTES:
+                await asyncio.to_thread(landing.write, reader.taken())
+        return await asyncio.to_thread(_finished, reader, landing)
+    except BaseException as error:
+        landing.abandon()
+        raise _told(error) from None
+
+
+def _finished(reader: _Reader, landing: Landing) -> Form:
+    if not reader.ended:
+        raise _malformed("it ends in the middle")
+    if reader.filename is None:
+        raise bad_request(
+            f"Missing required parameter: '{reader.name}', sent as a file.",
+            reader.name,
+            "missing_required_parameter",
+        )
+    landing.write(reader.taken())
+    return Form(
+        fields=reader.fields, filename=reader.filename or reader.name, landed=landing.finish()
+    )
+
+
+def _told(error: BaseException) -> BaseException:
+    if isinstance(error, FormParserError):
+        return _malformed(str(error))
+    if isinstance(error, ClientDisconnect):
+        return ConnectionError("the client went away in the middle of its form")
+    return error
+
+
+def _malformed(why: str) -> ApiError:
+    return bad_request(f"The form could not be read: {why}.", code="invalid_form")
+
+
+def _boundary(request: Request) -> bytes:
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise bad_request(
+            "The request must be multipart/form-data with a boundary.", code="invalid_content_type"
+        )
+    return boundary
+
+
+class _Reader:
+    """Takes the parser's pieces: plain fields whole, the file's data for the next flush."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fields: dict[str, str] = {}
+        self.filename: str | None = None
+        self.ended = False
+        self.held = 0
+        self._pieces: list[bytes] = []
+        self._header_name = self._header_value = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._field: str | None = None
+        self._value = b""
+
+    def callbacks(self) -> MultipartCallbacks:
+        """What `MultipartParser` calls."""
+        return {
+            "on_part_begin": self._part_begins,
+            "on_header_field": self._in_header_name,
+            "on_header_value": self._in_header_value,
+            "on_header_end": self._header_ends,
+            "on_headers_finished": self._headers_end,
+            "on_part_data": self._in_data,
+            "on_part_end": self._part_ends,
+            "on_end": self._ends,
+        }
+
+    def taken(self) -> bytes:
+        """The file's data since the last flush."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self.held = 0
+        return data
+
+    def _part_begins(self) -> None:
+        self._headers, self._field, self._value = {}, None, b""
+        self._header_name = self._header_value = b""
+
+    def _in_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _in_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _header_ends(self) -> None:
+        self._headers[self._header_name.lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _headers_end(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        filename = options.get(b"filename")
+        if filename is None:
+            self._field = name
+            if len(self.fields) >= _MOST_FIELDS:
+                raise _malformed(f"it has more than {_MOST_FIELDS} fields")
+        elif name != self.name or self.filename is not None:
+            raise bad_request(f"Unexpected file '{name}' in the form.", name, "unexpected_file")
+        else:
+            self.filename = filename.decode("utf-8", "replace")
+
+    def _in_data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if self._field is None:
+            self._pieces.append(piece)
+            self.held += len(piece)
+            return
+        self._value += piece
+        if len(self._value) > _MOST_FIELD_BYTES:
+            raise _malformed(f"its field '{self._field}' is too long")
+
+    def _part_ends(self) -> None:
+        if self._field is not None:
+            self.fields[self._field] = self._value.decode("utf-8", "replace")
+
+    def _ends(self) -> None:
+        self.ended = True
