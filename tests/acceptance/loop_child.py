@@ -98,7 +98,7 @@ async def tracked(demo: Demonstration) -> dict[str, int]:
     """What reached MLflow, once the outbox is empty."""
     from mlflow import MlflowClient
 
-    for _ in range(600):
+    for _ in range(1200):
         if not await demo.app.store.outbox.pending():
             break
         await asyncio.sleep(0.1)
@@ -110,7 +110,7 @@ async def tracked(demo: Demonstration) -> dict[str, int]:
         "outbox": await demo.app.store.outbox.pending(),
         "mlflow runs": len(runs),
         "mlflow versions": len(versions),
-        "mlflow champion": len([v for v in versions if "champion" in v.aliases]),
+        "mlflow champion": int("champion" in client.get_registered_model("default").aliases),
     }
 
 
