@@ -180,6 +180,7 @@ def test_deleting_a_file_does_not_harm_the_job_that_reads_it(start: Start) -> No
     client = client_of(start())
     first = upload(client, lines(None, count=10_000))
     running = client.fine_tuning.jobs.create(model=BASE, training_file=first)
+    reached(client, running, ("running",))
     second = upload(client, lines("list"))
     waiting = client.fine_tuning.jobs.create(model=BASE, training_file=second)
     reached(client, waiting, ("queued",))
