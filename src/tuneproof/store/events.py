@@ -28,6 +28,7 @@ from tuneproof.store.rollups import (
     read_strata,
     recounted_rollups,
 )
+from tuneproof.store.segments import read_segments
 from tuneproof.store.sums import NANO, Rollups
 from tuneproof.store.tables import (
     cells,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from tuneproof.store.store import Store
 
 __all__ = ["Events", "RecentRequest"]
+
+_ARM_NUMBERS: Final = {arm: number for number, arm in enumerate(ARMS)}
 
 MAX_VALUE: Final = 9.0e9
 """Outcomes, qualities and costs up to here fit into 64 bits of billionths."""
@@ -185,17 +188,26 @@ class Events:
         subject: str,
         *,
         before: datetime | None = None,
+        halfway: datetime | None = None,
+        segments: Sequence[str] = (),
         tx: AsyncConnection | None = None,
     ) -> Evidence:
-        """All that a look is made from: matured units, exposures, shares, requests."""
+        """All that a look is made from: matured units, exposures, shares, requests.
+
+        `halfway` asks for the units before it as well; `segments` names attributes of the
+        exposures to split the units by, which reads units instead of rollups.
+        """
         async with self._store.reading(tx) as own:
             key = await _key(own, subject)
             shares = select(phases.c.number, phases.c.share).where(phases.c.subject == subject)
+            first = await read_strata(own, key, halfway) if halfway is not None else []
             return Evidence(
                 cells=tuple(_cell(s) for s in await read_strata(own, key, before)),
                 exposed=await read_exposed(own, key, None),
                 shares={row.number: row.share for row in await own.execute(shares)},
                 requests=await read_requests(own, key, None, None),
+                first_half=tuple(_cell(s) for s in first),
+                segments=await read_segments(own, key, before, segments) if segments else {},
             )
 
     async def recount(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
@@ -240,6 +252,7 @@ def _cell(stratum: ArmStratum) -> Cell:
         units=stratum.units,
         exposed=stratum.exposed,
         quality=stratum.quality,
+        qualities=stratum.qualities,
     )
 
 
@@ -251,6 +264,11 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
             f"cost_usd={event.cost_usd}.",
             mend="None of them is negative, and the cost is at most 9e9.",
         )
+    if event.arm not in _ARM_NUMBERS:
+        raise DataError(
+            f"Exposure {event.id!r} names the arm {event.arm!r}.",
+            mend="There are baseline and candidate.",
+        )
     latency = event.latency_ms
     if latency is not None and not 0 <= latency < MAX_VALUE:
         raise DataError(
@@ -261,7 +279,7 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
         event.unit,
         event.id,
         event.phase,
-        ARMS.index(Arm(event.arm)),
+        _ARM_NUMBERS[event.arm],
         to_micros(event.at),
         event.task,
         None if latency is None else round(latency * 1000),
@@ -308,9 +326,13 @@ def _outcome_row(subject: int, event: Outcome) -> tuple[Any, ...]:
     )
 
 
+def _can_be_kept(name: str) -> bool:
+    return "\x00" not in name and not any("\ud800" <= c <= "\udfff" for c in name)
+
+
 def _check_names(*names: str) -> None:
     for name in names:
-        if "\x00" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        if not name.isprintable() and not _can_be_kept(name):
             raise DataError(
                 f"The name {name!r} has a character that no database keeps.",
                 mend="Leave out NUL and lone surrogates.",

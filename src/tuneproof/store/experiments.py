@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -16,9 +16,16 @@ from tuneproof.experiments import (
     ABTest,
     ArmMetrics,
     Criteria,
+    Criterion,
+    CriterionResult,
+    ExpectedLift,
     ExperimentStatus,
+    Halves,
     Look,
     ModelRef,
+    Part,
+    Segment,
+    Spent,
     Verdict,
 )
 from tuneproof.store.paging import Page, page_by_time
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
     from tuneproof.store.store import Store
 
 __all__ = ["Experiments", "Phase"]
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +185,45 @@ class Experiments:
         async with self._store.reading(tx) as own:
             return int((await own.execute(query)).scalar_one())
 
+    async def spent(self, pipeline: str, *, tx: AsyncConnection | None = None) -> list[Spent]:
+        """What each experiment of a pipeline has taken of the loop's error, oldest first."""
+        query = (
+            select(experiments)
+            .where(experiments.c.pipeline == pipeline)
+            .order_by(experiments.c.start_at, experiments.c.id)
+        )
+        async with self._store.reading(tx) as own:
+            return [_spent(_experiment(row)) for row in await own.execute(query)]
+
+    async def final_lifts(
+        self, pipeline: str, *, tx: AsyncConnection | None = None
+    ) -> list[tuple[float, float]]:
+        """(lift, standard error of its logarithm) at the last look of each finished experiment."""
+        newest = (
+            select(looks.c.experiment_id, func.max(looks.c.number).label("number"))
+            .group_by(looks.c.experiment_id)
+            .subquery()
+        )
+        query = (
+            select(looks.c.lift, looks.c.standard_error)
+            .join(
+                newest,
+                (looks.c.experiment_id == newest.c.experiment_id)
+                & (looks.c.number == newest.c.number),
+            )
+            .join(experiments, experiments.c.id == looks.c.experiment_id)
+            .where(
+                experiments.c.pipeline == pipeline,
+                experiments.c.status != str(ExperimentStatus.RUNNING),
+                looks.c.lift > -1,
+                looks.c.standard_error > 0,
+                looks.c.verdict != str(Verdict.INVALID),
+            )
+            .order_by(experiments.c.start_at, experiments.c.id)
+        )
+        async with self._store.reading(tx) as own:
+            return [(row.lift, row.standard_error) for row in await own.execute(query)]
+
     async def _look(self, tx: AsyncConnection, id: str, number: int) -> Look | None:
         query = select(looks).where(looks.c.experiment_id == id, looks.c.number == number)
         row = (await tx.execute(query)).one_or_none()
@@ -208,7 +256,22 @@ def _experiment(row: Any) -> ABTest:
             "criteria": Criteria(**values["criteria"]),
             "status": ExperimentStatus(values["status"]),
             "verdict": None if verdict is None else Verdict(verdict),
+            "retest": values["retest"] or 0,
+            "identity": tuple(values["identity"] or ()),
+            "objectives": tuple(Criterion(**c) for c in values["objectives"] or ()),
+            "segments": tuple(values["segments"] or ()),
+            "segment_guardrail": bool(values["segment_guardrail"]),
         }
+    )
+
+
+def _spent(test: ABTest) -> Spent:
+    running = test.status is ExperimentStatus.RUNNING
+    return Spent(
+        experiment=test.id,
+        identity=test.identity or (f"model:{test.candidate.model_id}",),
+        alpha=test.criteria.significance_threshold if test.alpha is None else test.alpha,
+        promoted=None if running else test.verdict is Verdict.PROMOTE,
     )
 
 
@@ -228,5 +291,23 @@ def _look(row: Any) -> Look:
             "baseline": ArmMetrics(**values["baseline"]),
             "candidate": ArmMetrics(**values["candidate"]),
             "verdict": Verdict(values["verdict"]),
+            "expected": _record(ExpectedLift, values["expected"]),
+            "halves": _halves(values["halves"]),
+            "criteria": tuple(_result(r) for r in values["criteria"] or ()),
+            "segments": tuple(Segment(**s) for s in values["segments"] or ()),
         }
     )
+
+
+def _record(cls: type[R], data: Mapping[str, Any] | None) -> R | None:
+    return None if data is None else cls(**data)
+
+
+def _halves(data: Mapping[str, Any] | None) -> Halves | None:
+    if data is None:
+        return None
+    return Halves(**{**data, "first": Part(**data["first"]), "second": Part(**data["second"])})
+
+
+def _result(data: Mapping[str, Any]) -> CriterionResult:
+    return CriterionResult(**{**data, "criterion": _record(Criterion, data["criterion"])})

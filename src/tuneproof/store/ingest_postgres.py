@@ -46,6 +46,8 @@ CREATE TEMP TABLE IF NOT EXISTS in_requests (
     subject int8, hour int4, phase int4, arm int2, bucket int4, n int8, errors int8,
     latency_us int8
 ) ON COMMIT DELETE ROWS;
+CREATE TEMP TABLE IF NOT EXISTS in_blank (LIKE units) ON COMMIT DELETE ROWS;
+CREATE TEMP TABLE IF NOT EXISTS in_fresh (LIKE units) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_before (LIKE units) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_after (LIKE units) ON COMMIT DELETE ROWS
 """
@@ -60,7 +62,7 @@ def _bucket(column: str, edges: Sequence[int]) -> str:
 _KEEP_EXPOSURES: Final = f"""
 WITH fresh AS (
     INSERT INTO exposures
-    SELECT DISTINCT ON (subject, unit, id) subject, unit, id, phase, arm, at, task, latency_us,
+    SELECT subject, unit, id, phase, arm, at, task, latency_us,
         error, tokens, cost_nano, attributes::jsonb
     FROM in_exposures ORDER BY subject, unit, id
     ON CONFLICT DO NOTHING
@@ -85,7 +87,7 @@ SELECT count(*) FROM fresh
 _KEEP_OUTCOMES: Final = """
 WITH fresh AS (
     INSERT INTO outcomes
-    SELECT DISTINCT ON (subject, unit, id) subject, unit, id, at, y, quality
+    SELECT subject, unit, id, at, y, quality
     FROM in_outcomes ORDER BY subject, unit, id
     ON CONFLICT DO NOTHING
     RETURNING subject, unit, id, at, y, quality
@@ -97,16 +99,26 @@ WITH fresh AS (
 SELECT count(*) FROM fresh
 """
 
-_TOUCHED: Final = "(SELECT subject, unit FROM in_seen UNION SELECT subject, unit FROM in_told)"
-
-_MAKE_UNITS: Final = f"""
-INSERT INTO units (subject, unit) SELECT subject, unit FROM {_TOUCHED} t ORDER BY subject, unit
-ON CONFLICT DO NOTHING
+_BLANK_UNITS: Final = """
+INSERT INTO in_blank (subject, unit, b_tokens, b_cost, c_tokens, c_cost)
+SELECT subject, unit, 0, 0, 0, 0 FROM in_seen UNION SELECT subject, unit, 0, 0, 0, 0 FROM in_told
 """
 
-_LOCK_UNITS: Final = f"""
+# Most units are new: they are written once, whole. Those that exist are locked and changed.
+_MAKE_UNITS: Final = """
+WITH made AS (
+    INSERT INTO units SELECT * FROM in_fresh ORDER BY subject, unit
+    ON CONFLICT DO NOTHING RETURNING *
+)
+INSERT INTO in_after SELECT * FROM made
+"""
+
+_LOCK_UNITS: Final = """
 INSERT INTO in_before
-SELECT u.* FROM units u JOIN {_TOUCHED} t ON (u.subject, u.unit) = (t.subject, t.unit)
+SELECT u.* FROM units u JOIN in_blank t ON u.subject = t.subject AND u.unit = t.unit
+WHERE NOT EXISTS (
+    SELECT FROM in_after a WHERE a.subject = t.subject AND a.unit = t.unit
+)
 ORDER BY u.subject, u.unit FOR UPDATE OF u
 """
 
@@ -114,51 +126,58 @@ ORDER BY u.subject, u.unit FOR UPDATE OF u
 _ARM: Final = """CASE WHEN b_at IS NULL AND c_at IS NULL THEN NULL
     WHEN c_at IS NULL OR (b_at, b_id) < (c_at, c_id) THEN 0 ELSE 1 END"""
 
-_RECKON_UNITS: Final = f"""
-INSERT INTO in_after
+
+def _newer(table: str, arm: str, name: str) -> str:
+    """An arm's first exposure: the batch's where it is earlier than the one that is known."""
+    earlier = f"u.{arm}_at IS NULL OR ({table}.at, {table}.id) < (u.{arm}_at, u.{arm}_id)"
+    return f"CASE WHEN {earlier} THEN {table}.{name} ELSE u.{arm}_{name} END AS {arm}_{name}"
+
+
+def _arm_columns(arm: str) -> str:
+    first = ", ".join(_newer(arm, arm, name) for name in ("at", "id", "phase"))
+    tokens = f"u.{arm}_tokens + COALESCE({arm}.tokens, 0) AS {arm}_tokens"
+    return f"{first}, {tokens}, u.{arm}_cost + COALESCE({arm}.cost, 0) AS {arm}_cost"
+
+
+def _outcome(name: str, kept: str) -> str:
+    """The outcome that counts: looked up again where the unit moved, else the newest."""
+    newer = "m.y_at IS NULL OR (o.at, o.id) > (m.y_at, m.y_id)"
+    return (
+        f"CASE WHEN m.moved_at IS NOT NULL THEN back.{name} "
+        f"WHEN {newer} THEN o.{name} ELSE m.{kept} END"
+    )
+
+
+def _reckon(before: str, after: str) -> str:
+    """What becomes of the units in `before` by the new events."""
+    outcome = (("at", "y_at"), ("id", "y_id"), ("y", "y"), ("quality", "quality"))
+    return f"""
+INSERT INTO {after}
 WITH merged AS (
-    SELECT u.subject, u.unit,
-        CASE WHEN b.first THEN b.at ELSE u.b_at END AS b_at,
-        CASE WHEN b.first THEN b.id ELSE u.b_id END AS b_id,
-        CASE WHEN b.first THEN b.phase ELSE u.b_phase END AS b_phase,
-        u.b_tokens + COALESCE(b.tokens, 0) AS b_tokens,
-        u.b_cost + COALESCE(b.cost, 0) AS b_cost,
-        CASE WHEN c.first THEN c.at ELSE u.c_at END AS c_at,
-        CASE WHEN c.first THEN c.id ELSE u.c_id END AS c_id,
-        CASE WHEN c.first THEN c.phase ELSE u.c_phase END AS c_phase,
-        u.c_tokens + COALESCE(c.tokens, 0) AS c_tokens,
-        u.c_cost + COALESCE(c.cost, 0) AS c_cost,
+    SELECT u.subject, u.unit, {_arm_columns("b")}, {_arm_columns("c")},
         u.y_at, u.y_id, u.y, u.quality
-    FROM in_before u
-    LEFT JOIN LATERAL (
-        SELECT s.*, u.b_at IS NULL OR (s.at, s.id) < (u.b_at, u.b_id) AS first FROM in_seen s
-        WHERE s.subject = u.subject AND s.unit = u.unit AND s.arm = 0
-    ) b ON true
-    LEFT JOIN LATERAL (
-        SELECT s.*, u.c_at IS NULL OR (s.at, s.id) < (u.c_at, u.c_id) AS first FROM in_seen s
-        WHERE s.subject = u.subject AND s.unit = u.unit AND s.arm = 1
-    ) c ON true
+    FROM {before} u
+    LEFT JOIN in_seen b ON b.subject = u.subject AND b.unit = u.unit AND b.arm = 0
+    LEFT JOIN in_seen c ON c.subject = u.subject AND c.unit = u.unit AND c.arm = 1
 ), moved AS (
     SELECT m.*, CASE {_ARM} WHEN 0 THEN c_at WHEN 1 THEN b_at END AS moved_at FROM merged m
 )
 SELECT m.subject, m.unit, m.b_at, m.b_id, m.b_phase, m.b_tokens, m.b_cost,
     m.c_at, m.c_id, m.c_phase, m.c_tokens, m.c_cost,
-    CASE WHEN m.moved_at IS NOT NULL THEN back.at WHEN o.newer THEN o.at ELSE m.y_at END,
-    CASE WHEN m.moved_at IS NOT NULL THEN back.id WHEN o.newer THEN o.id ELSE m.y_id END,
-    CASE WHEN m.moved_at IS NOT NULL THEN back.y WHEN o.newer THEN o.y ELSE m.y END,
-    CASE WHEN m.moved_at IS NOT NULL THEN back.quality
-        WHEN o.newer THEN o.quality ELSE m.quality END
+    {", ".join(_outcome(name, kept) for name, kept in outcome)}
 FROM moved m
-LEFT JOIN LATERAL (
-    SELECT t.*, m.y_at IS NULL OR (t.at, t.id) > (m.y_at, m.y_id) AS newer FROM in_told t
-    WHERE t.subject = m.subject AND t.unit = m.unit
-) o ON true
+LEFT JOIN in_told o ON o.subject = m.subject AND o.unit = m.unit
 LEFT JOIN LATERAL (
     SELECT r.at, r.id, r.y, r.quality FROM outcomes r
-    WHERE r.subject = m.subject AND r.unit = m.unit AND r.at < m.moved_at
+    WHERE m.moved_at IS NOT NULL AND r.subject = m.subject AND r.unit = m.unit
+        AND r.at < m.moved_at
     ORDER BY r.at DESC, r.id DESC LIMIT 1
 ) back ON m.moved_at IS NOT NULL
 """
+
+
+_RECKON_NEW: Final = _reckon("in_blank", "in_fresh")
+_RECKON_KNOWN: Final = _reckon("in_before", "in_after")
 
 _UNIT_COLUMNS: Final = (
     "b_at", "b_id", "b_phase", "b_tokens", "b_cost", "c_at", "c_id", "c_phase", "c_tokens",
@@ -167,7 +186,8 @@ _UNIT_COLUMNS: Final = (
 
 _WRITE_UNITS: Final = f"""
 UPDATE units u SET {", ".join(f"{name} = a.{name}" for name in _UNIT_COLUMNS)}
-FROM in_after a WHERE (u.subject, u.unit) = (a.subject, a.unit)
+FROM in_after a JOIN in_before USING (subject, unit)
+WHERE u.subject = a.subject AND u.unit = a.unit
 """
 
 _SIGNED: Final = f"""
@@ -240,20 +260,34 @@ async def ingest(
         await cursor.execute(_STAGE)
         new: int = 0
         if exposures:
-            await _copy(cursor, "in_exposures", _EXPOSURE_TYPES, exposures)
+            await _copy(cursor, "in_exposures", _EXPOSURE_TYPES, _once(exposures))
             await cursor.execute(_KEEP_EXPOSURES)
             new += (await cursor.fetchone())[0]
         if outcomes:
-            await _copy(cursor, "in_outcomes", _OUTCOME_TYPES, outcomes)
+            await _copy(cursor, "in_outcomes", _OUTCOME_TYPES, _once(outcomes))
             await cursor.execute(_KEEP_OUTCOMES)
             new += (await cursor.fetchone())[0]
         if not new:
             return 0
-        for statement in (_MAKE_UNITS, _LOCK_UNITS, _RECKON_UNITS, _WRITE_UNITS):
-            await cursor.execute(statement)
+        await cursor.execute(_BLANK_UNITS)
+        touched = cursor.rowcount
+        await cursor.execute(_RECKON_NEW)
+        await cursor.execute(_MAKE_UNITS)
+        if cursor.rowcount < touched:
+            await cursor.execute(_LOCK_UNITS)
+            await cursor.execute(_RECKON_KNOWN)
+            await cursor.execute(_WRITE_UNITS)
         for statement in (_WRITE_CELLS, _WRITE_ENGAGEMENT, _WRITE_REQUESTS):
             await cursor.execute(statement)
     return int(new)
+
+
+def _once(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The first row of each event, sorted by key: then PostgreSQL's own sort has nothing to do."""
+    first: dict[Any, tuple[Any, ...]] = {}
+    for row in rows:
+        first.setdefault(row[:3], row)
+    return [first[key] for key in sorted(first)]
 
 
 async def _copy(cursor: Any, table: str, types: Sequence[str], rows: Sequence[Any]) -> None:

@@ -16,7 +16,9 @@ from tuneproof.experiments import (
     Evidence,
     ExperimentStatus,
     Look,
+    ModelRef,
     Requests,
+    Spent,
     Verdict,
 )
 from tuneproof.rollout import Deployment, DeploymentState, Routing, routing_of
@@ -179,9 +181,32 @@ class Loop:
             test.id, status=test.status, verdict=test.verdict, reason=test.reason, tx=tx
         )
 
-    async def evidence(self, subject: str, *, before: datetime, tx: Tx = None) -> Evidence:
+    async def spent(self, pipeline: str, *, tx: Tx = None) -> Sequence[Spent]:
+        """What each experiment of a pipeline has taken of the loop's error, oldest first."""
+        return await self._store.experiments.spent(pipeline, tx=tx)
+
+    async def final_lifts(self, pipeline: str, *, tx: Tx = None) -> Sequence[tuple[float, float]]:
+        """The lift of each finished experiment with its standard error on the log scale."""
+        return await self._store.experiments.final_lifts(pipeline, tx=tx)
+
+    async def dataset_of(self, model: ModelRef, *, tx: Tx = None) -> str | None:
+        """The hash of the dataset that made this model, where it is one of ours."""
+        found = await self._store.versions.list(model_id=model.model_id, limit=1, tx=tx)
+        return found[0].dataset_hash if found else None
+
+    async def evidence(
+        self,
+        subject: str,
+        *,
+        before: datetime,
+        halfway: datetime | None = None,
+        segments: Sequence[str] = (),
+        tx: Tx = None,
+    ) -> Evidence:
         """What is known of units whose first exposure hour ended by `before`."""
-        return await self._store.events.evidence(subject, before=before, tx=tx)
+        return await self._store.events.evidence(
+            subject, before=before, halfway=halfway, segments=segments, tx=tx
+        )
 
     # --- rollouts -------------------------------------------------------------------
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy import ColumnElement, Select, Text, case, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.experiments import Arm, Requests
@@ -66,24 +66,20 @@ class ArmStratum:
     cost_usd: float
     quality: float | None = None
     quality_n: int = 0
+    qualities: Aggregate = field(default_factory=Aggregate)
+    """y is the quality score."""
 
 
 async def read_strata(
     tx: AsyncConnection, subject: int, before: datetime | None
 ) -> list[ArmStratum]:
     """The arms of each phase, of units whose first exposure's hour ended by `before`."""
-    query = select(cells).where(cells.c.subject == subject)
     bars = select(
         engagement.c.phase, engagement.c.arm, engagement.c.bucket, func.sum(engagement.c.n)
     ).where(engagement.c.subject == subject)
     if before is not None:
-        query = query.where(cells.c.hour < hour_of(before))
         bars = bars.where(engagement.c.hour < hour_of(before))
-    sums: dict[tuple[int, int], dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COLUMNS, 0))
-    for row in (await tx.execute(query)).mappings():
-        found = sums[row["phase"], row["arm"]]
-        for name in _COLUMNS:
-            found[name] += row[name]
+    sums = await _sums(tx, subject, before)
     shapes = await _histograms(tx, bars, len(ENGAGEMENT_EDGES) + 1)
     return [
         _stratum(phase, arm, row, shapes[phase, arm])
@@ -160,6 +156,26 @@ async def recounted_rollups(tx: AsyncConnection, subject: int) -> Rollups:
     return fresh.without_zeros()
 
 
+async def _sums(
+    tx: AsyncConnection, subject: int, before: datetime | None
+) -> dict[tuple[int, int], dict[str, int]]:
+    """The sums of the cells by phase and arm: added by PostgreSQL; SQLite's integers are too
+    short for them, so there they are added here."""
+    own_sums = tx.dialect.name == "postgresql"
+    columns = [func.sum(cells.c[n]) if own_sums else cast(cells.c[n], Text) for n in _COLUMNS]
+    query = select(cells.c.phase, cells.c.arm, *columns).where(cells.c.subject == subject)
+    if before is not None:
+        query = query.where(cells.c.hour < hour_of(before))
+    if own_sums:
+        query = query.group_by(cells.c.phase, cells.c.arm)
+    totals: dict[tuple[int, int], list[int]] = {}
+    for phase, arm, *values in await tx.execute(query):
+        total = totals.setdefault((phase, arm), [0] * len(_COLUMNS))
+        for place, value in enumerate(values):
+            total[place] += int(value)
+    return {key: dict(zip(_COLUMNS, total, strict=True)) for key, total in totals.items()}
+
+
 async def _histograms(
     tx: AsyncConnection, query: Select[Any], size: int
 ) -> dict[tuple[int, int], list[int]]:
@@ -185,6 +201,7 @@ def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int]) -> Arm
         cost_usd=row["exposed_cost"] / _DOLLARS,
         quality=row["q"] / NANO / row["n_q"] if row["n_q"] else None,
         quality_n=row["n_q"],
+        qualities=Aggregate(n=row["n_q"], sum_y=row["q"] / NANO, sum_yy=row["qq"] / NANO**2),
     )
 
 

@@ -133,6 +133,12 @@ experiments = Table(
     Column("end_at", Instant, nullable=False),
     Column("verdict", Text),
     Column("reason", Text),
+    Column("alpha", Double),
+    Column("retest", Integer),
+    Column("identity", Json),
+    Column("objectives", Json),
+    Column("segments", Json),
+    Column("segment_guardrail", Boolean),
     Index(None, "pipeline", "start_at"),
     Index(None, "start_at"),
     Index(None, "run_id"),
@@ -167,6 +173,12 @@ looks = Table(
     Column("baseline", Json, nullable=False),
     Column("candidate", Json, nullable=False),
     Column("inputs", Json, nullable=False),
+    Column("alpha", Double),
+    Column("standard_error", Double),
+    Column("expected", Json),
+    Column("halves", Json),
+    Column("criteria", Json),
+    Column("segments", Json),
 )
 
 exposures = Table(

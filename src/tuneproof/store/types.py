@@ -22,7 +22,6 @@ from tuneproof.errors import DataError
 __all__ = ["Instant", "Json", "WholeNumber", "dump_json", "from_micros", "hour_of", "to_micros"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICRO = timedelta(microseconds=1)
 
 
 def to_micros(at: datetime) -> int:
@@ -34,7 +33,8 @@ def to_micros(at: datetime) -> int:
         raise DataError(
             f"The instant {at.isoformat()} has no time zone.", mend="Use an aware datetime in UTC."
         )
-    return (at - _EPOCH) // _MICRO
+    since = at - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def from_micros(micros: int) -> datetime:

@@ -1,0 +1,103 @@
+"""Units by an attribute of their exposures: read from the raw events, for exploring.
+
+Rollups know no attributes, so this reads units: slower than a look (a second for a million
+units), and never what a verdict needs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Integer, and_, bindparam, case, cast, func, or_, select, type_coerce
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import Double, Text
+
+from tuneproof.experiments import Arm, Cell
+from tuneproof.stats.aggregates import Aggregate
+from tuneproof.store.sums import HOUR_US, NANO
+from tuneproof.store.tables import exposures, units
+from tuneproof.store.types import hour_of
+
+__all__ = ["LARGEST", "read_segments"]
+
+LARGEST: Final = 50
+"""Only this many values of an attribute are shown: those with the most units."""
+
+_ARMS: Final = (Arm.BASELINE, Arm.CANDIDATE)
+
+
+async def read_segments(
+    tx: AsyncConnection, subject: int, before: datetime | None, attributes: Sequence[str]
+) -> dict[tuple[str, str], tuple[Cell, ...]]:
+    """The cells of each (attribute, value): units with an outcome, y engagement, c cost.
+
+    A unit has the attributes of its first exposure, which decides its arm too.
+    """
+    found: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    for attribute in attributes:
+        for row in await tx.execute(_query(tx, subject, before, attribute)):
+            found[attribute, str(row.value)].append(_cell(row))
+    kept: dict[tuple[str, str], tuple[Cell, ...]] = {}
+    for attribute in attributes:
+        mine = {key: cells for key, cells in found.items() if key[0] == attribute}
+        largest = sorted(mine, key=lambda key: (-sum(c.units.n for c in mine[key]), key))
+        kept |= {key: tuple(mine[key]) for key in largest[:LARGEST]}
+    return kept
+
+
+def _query(tx: AsyncConnection, subject: int, before: datetime | None, attribute: str) -> Any:
+    u, e = units.c, exposures.c
+    baseline = or_(
+        u.c_at.is_(None),
+        and_(u.b_at.is_not(None), or_(u.b_at < u.c_at, and_(u.b_at == u.c_at, u.b_id < u.c_id))),
+    )
+    arm = case((baseline, 0), else_=1)
+    first = case((baseline, u.b_id), else_=u.c_id)
+    at = case((baseline, u.b_at), else_=u.c_at)
+    cost = case((baseline, u.b_cost), else_=u.c_cost)
+    name = bindparam("attribute", attribute, Text)
+    if tx.dialect.name == "sqlite":
+        value = func.json_extract(type_coerce(e.attributes, Text), '$."' + name + '"')
+    else:
+        value = func.jsonb_extract_path_text(e.attributes, name)
+    y, c = cast(u.y, Double) / NANO, cast(cost, Double) / NANO
+    phase = cast(case((baseline, u.b_phase), else_=u.c_phase), Integer)
+    query = (
+        select(
+            cast(value, Text).label("value"),
+            phase.label("phase"),
+            arm.label("arm"),
+            func.count().label("n"),
+            *(
+                func.sum(of).label(label)
+                for label, of in (
+                    ("sum_y", y), ("sum_yy", y * y), ("sum_c", c), ("sum_cc", c * c),
+                    ("sum_cy", c * y),
+                )
+            ),
+        )
+        .join_from(
+            units,
+            exposures,
+            and_(e.subject == u.subject, e.unit == u.unit, e.id == first),
+        )
+        .where(u.subject == subject, u.y.is_not(None), value.is_not(None))
+        .group_by("value", "phase", "arm")
+        .order_by("value", "phase", "arm")
+    )  # fmt: skip
+    return query if before is None else query.where(at < hour_of(before) * HOUR_US)
+
+
+def _cell(row: Any) -> Cell:
+    sums: dict[str, Any] = {
+        name: float(getattr(row, name)) for name in ("sum_y", "sum_yy", "sum_c", "sum_cc", "sum_cy")
+    }
+    return Cell(
+        phase=row.phase,
+        arm=_ARMS[row.arm],
+        units=Aggregate(n=row.n, **sums),
+        exposed=row.n,
+    )
