@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,17 +68,76 @@ class StageBars:
         title = STAGES.get(name, name)
         if self._bars is None:
             if ended:
-                output.say(f"{title}: {status}. {figures(detail)}".rstrip())
+                output.say(f"{title}: {status}. {told(name, detail)}".rstrip())
             return
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(title, total=None, figures="")
         done, total = detail.get("step"), detail.get("total_steps")
         if ended:
             done, total = 1, 1
-        text = output.clean(f"{status} {figures(detail)}" if ended else figures(detail))
-        self._bars.update(self._tasks[name], completed=done or 0, total=total, figures=text[:100])
+        text = output.clean(f"{status}: {told(name, detail)}" if ended else figures(detail))
+        self._bars.update(self._tasks[name], completed=done or 0, total=total, figures=text)
         if ended:
             self._bars.stop_task(self._tasks[name])
+
+
+def told(stage: str, detail: Mapping[str, Any]) -> str:
+    """What a stage that has ended did, in a line for people."""
+    tell = _TELLERS.get(stage)
+    return (tell(detail) if tell else "") or figures(detail)
+
+
+def _collect(detail: Mapping[str, Any]) -> str:
+    if "posts" not in detail:
+        return str(detail.get("reason", ""))
+    since, until = str(detail.get("since"))[:10], str(detail.get("until"))[:10]
+    return f"{detail['posts']:,} posts that did well, {since} to {until}"
+
+
+def _curate(detail: Mapping[str, Any]) -> str:
+    if "examples" not in detail:
+        return str(detail.get("reason", ""))
+    kept = ", ".join(f"{count:,} {task}" for task, count in detail["examples"].items())
+    dropped = ", ".join(f"{n:,} {why}" for why, n in (detail.get("dropped") or {}).items() if n)
+    return f"{kept} examples; dropped: {dropped or 'none'}"
+
+
+def _train(detail: Mapping[str, Any]) -> str:
+    if not detail.get("model_id"):
+        return str(detail.get("reason", ""))
+    tokens = detail.get("trained_tokens")
+    counted = f" on {tokens:,} tokens" if isinstance(tokens, int) else ""
+    return f"{detail['model_id']}{counted}"
+
+
+def _reason(detail: Mapping[str, Any]) -> str:
+    return str(detail.get("reason") or "")
+
+
+def _experiment(detail: Mapping[str, Any]) -> str:
+    if detail.get("lift") is None:
+        return _reason(detail)
+    span = f"{output.signed(detail.get('lower'))} to {output.signed(detail.get('upper'))}"
+    lift = output.signed(detail["lift"])
+    return f"{detail.get('verdict')}: lift {lift} ({span}) after {detail.get('looks')} looks"
+
+
+def _rollout(detail: Mapping[str, Any]) -> str:
+    if not detail.get("state"):
+        return _reason(detail)
+    share = output.percent(detail.get("share"))
+    cause = f": {detail['cause']}" if detail.get("cause") else ""
+    return f"{detail['state']} at {share}{cause}"
+
+
+_TELLERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "collect": _collect,
+    "curate": _curate,
+    "train": _train,
+    "gate": _reason,
+    "experiment": _experiment,
+    "rollout": _rollout,
+}
 
 
 def figures(detail: Mapping[str, Any]) -> str:

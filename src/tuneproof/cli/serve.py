@@ -141,6 +141,8 @@ def _log(level: str) -> None:
     known = ("debug", "info", "warning", "error")
     if level not in known:
         raise ConfigError(f"--log-level is {level!r}.", mend=f"Use one of {', '.join(known)}.")
+    for chatty in ("httpx2", "httpcore2", "alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel("WARNING")
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -147,7 +147,11 @@ async def embedded(settings: Settings, *, engine: bool) -> AsyncIterator[Service
 
 
 async def find(directory: Path) -> Running | None:
-    """The service that holds a data directory and answers, or None."""
+    """The service that holds a data directory, or the demo below it, and answers; or None."""
+    return await _find(directory) or await _find(directory / "demo")
+
+
+async def _find(directory: Path) -> Running | None:
     try:
         left = json.loads((directory / FILE).read_text("utf-8"))
         running = Running(url=left["url"], pid=left["pid"], token=left.get("token"))
