@@ -2,8 +2,9 @@
 
 Routes are split by noun (`fine_tuning`, `evaluation`, `deployment`, `events`, `health`,
 `catalogue`, `gateway`, `live`, `page`); `problems` says how errors look, `auth` who may call,
-`once` what an idempotency key means, `guard` what stands before all of them. Knows no
-database and no engine: every route calls one use case.
+`once` what an idempotency key means, `guard` what stands before all of them, `hot` what is
+answered even before that, from the `board`. Knows no database and no engine: every route
+calls one use case.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from tuneproof.server import (
     page,
     problems,
 )
+from tuneproof.server.board import Board
 from tuneproof.server.guard import Guard
+from tuneproof.server.hot import Callers, Hot
 from tuneproof.server.once import Once
 from tuneproof.server.recorder import Recorder
 
@@ -53,6 +56,8 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     themselves.
     """
 
+    board, callers = Board(app), Callers()
+
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
         limits = httpx2.Limits(max_connections=200, max_keepalive_connections=50)
@@ -60,9 +65,11 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
         async with httpx2.AsyncClient(limits=limits, trust_env=False) as client:
             service.state.gateway = gateway.Gateway(app, client, recorder)
             recorder.start()
+            board.start()
             try:
                 yield
             finally:
+                await board.stop()
                 await recorder.stop()
 
     service = FastAPI(
@@ -76,12 +83,15 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     service.state.tuneproof = app
     service.state.local_token = local_token
     service.state.once = Once()
+    service.state.board = board
+    service.state.callers = callers
     problems.install(service)
     for routes in (
         fine_tuning.router(),
         evaluation.router(),
         deployment.router(),
         deployment.routing_router(),
+        deployment.decide_router(),
         events.router(),
         catalogue.router(),
         health.router(),
@@ -93,4 +103,5 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     ):
         service.include_router(routes)
     service.add_middleware(Guard, tuneproof=app)
+    service.add_middleware(Hot, tuneproof=app, board=board, callers=callers)
     return service

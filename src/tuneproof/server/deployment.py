@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
-from tuneproof.experiments import ModelRef
+from tuneproof.errors import NotFoundError
 from tuneproof.server.auth import Reader, Writer
+from tuneproof.server.hot import MAX_UNIT
 from tuneproof.server.models import (
     Answer,
     Cursor,
@@ -33,6 +33,7 @@ from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
     from tuneproof.rollout import Deployment, RollbackResult, Routing
+    from tuneproof.server.board import Board, Table
     from tuneproof.settings import PipelineConfig, Settings
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
@@ -90,10 +91,10 @@ class DeployRequest(Strict):
     rollout_config: RolloutConfig | None = None
     pipeline: str | None = Field(default=None, max_length=200)
 
-    def ref(self) -> ModelRef:
-        """The version as a record."""
+    def model(self) -> Model:
+        """The version, however it was named."""
         version = self.model_version
-        return ModelRef(model_id=version) if isinstance(version, str) else version.ref()
+        return Model(model_id=version) if isinstance(version, str) else version
 
 
 class RollbackPlan(Answer):
@@ -190,6 +191,19 @@ class RoutingState(Answer):
     cause: str
 
 
+class Decided(Answer):
+    """Which model serves a unit, and what an exposure of it must say."""
+
+    task: str
+    model: str
+    model_version: str | None
+    arm: Literal["baseline", "candidate"]
+    subject: str | None
+    phase: int
+    version: int
+    unit: str
+
+
 class RoutingTable(Answer):
     """All tasks; `version` grows with each change of any of them."""
 
@@ -212,7 +226,7 @@ def router() -> APIRouter:
         async def begin() -> Deployed:
             config = asked.rollout_config
             deployment = await app.deploy(
-                model=asked.ref(),
+                model=await asked.model().ref(app),
                 ab_test_id=asked.evaluation_result.ab_test_id,
                 strategy=asked.deployment_strategy,
                 rollout=None if config is None else config.model_dump(exclude_none=True),
@@ -289,19 +303,23 @@ def routing_router() -> APIRouter:
 
     @routes.get("", response_model=RoutingTable, summary="Which model serves each task")
     async def table(
+        request: Request,
         app: TheApp,
         _: Reader,
         after: Annotated[int, Query(ge=0, description="Answer when it is newer.")] = 0,
         wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait.")] = 0,
         seen: Annotated[str | None, Header(alias="If-None-Match", max_length=50)] = None,
     ) -> Response:
-        found = await routing_table(app)
+        request.app.state.callers.remember(request.scope)
+        board: Board = request.app.state.board
+        begun = app.live.newest.get("routing", 0)
+        found = await board.current()
         if wait and found.version <= after:
-            found = await _newer(app, after, wait) or found
+            found = await _newer(app, board, begun, after, wait) or found
         headers = etag(found.version)
         if seen is not None and seen == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return JSONResponse(found.model_dump(mode="json"), headers=headers)
+        return Response(found.body, headers=headers, media_type="application/json")
 
     @routes.post("/{task}/rollback", summary="Return a task to its old model")
     async def rollback(app: TheApp, caller: Writer, task: str, asked: Reason) -> RolledBack:
@@ -310,14 +328,39 @@ def routing_router() -> APIRouter:
     return routes
 
 
-async def _newer(app: TheApp, after: int, wait: float) -> RoutingTable | None:
+def decide_router() -> APIRouter:
+    """`/decide`: for callers that cannot hold the routing themselves."""
+    routes = APIRouter(tags=["routing"], responses=RESPONSES)
+
+    @routes.get("/decide", response_model=Decided, summary="Which model serves this unit")
+    async def decide(
+        request: Request,
+        _: Reader,
+        task: Annotated[str, Query(min_length=1, max_length=200)],
+        unit: Annotated[str, Query(min_length=1, max_length=MAX_UNIT)],
+    ) -> Response:
+        request.app.state.callers.remember(request.scope)
+        board: Board = request.app.state.board
+        sides = (await board.current()).sides
+        if task not in sides:
+            raise NotFoundError(
+                f"No routing is known for task {task!r} (known: {', '.join(sides) or 'none yet'}).",
+                mend="Check the name; a task has a routing once its first test or rollout began.",
+            )
+        return Response(sides[task].answer(unit), media_type="application/json")
+
+    return routes
+
+
+async def _newer(app: TheApp, board: Board, begun: int, after: int, wait: float) -> Table | None:
+    """The table once it is newer than `after`; changes since event `begun` are not missed."""
     try:
         async with asyncio.timeout(wait):
-            events = app.subscribe()
+            events = app.subscribe(after=begun)
             try:
                 async for event in events:
                     if event.kind == "routing":
-                        found = await routing_table(app)
+                        found = await board.current()
                         if found.version > after:
                             return found
             finally:
@@ -327,11 +370,9 @@ async def _newer(app: TheApp, after: int, wait: float) -> RoutingTable | None:
     return None
 
 
-async def routing_table(app: TheApp) -> RoutingTable:
+def routing_table(routing: Sequence[Routing], version: int) -> RoutingTable:
     """The routing of all tasks, as clients get it."""
-    all_tasks = await app.routing()
-    version = max((r.version for r in all_tasks), default=0)
-    return RoutingTable(version=version, routing=[_routing(r) for r in all_tasks])
+    return RoutingTable(version=version, routing=[_routing(r) for r in routing])
 
 
 def _routing(routing: Routing) -> RoutingState:

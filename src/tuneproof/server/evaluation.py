@@ -208,8 +208,8 @@ def router() -> APIRouter:
         async def declare() -> Test:
             criteria = asked.success_criteria
             test = await app.create_ab_test(
-                baseline=asked.baseline_model.ref(),
-                candidate=asked.candidate_model.ref(),
+                baseline=await asked.baseline_model.ref(app),
+                candidate=await asked.candidate_model.ref(app),
                 traffic_split=asked.traffic_split,
                 duration_hours=asked.duration_hours,
                 criteria=None if criteria is None else Criteria(**criteria.model_dump()),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from fastapi import Header, Query
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from tuneproof.errors import InputError
 from tuneproof.experiments import ModelRef
+
+if TYPE_CHECKING:
+    from tuneproof.app import App
 
 T = TypeVar("T")
 
@@ -69,9 +72,11 @@ class Model(Strict):
     model_id: str = Field(min_length=1, max_length=500)
     version: str | None = Field(default=None, max_length=100)
 
-    def ref(self) -> ModelRef:
-        """As a record."""
-        return ModelRef(model_id=self.model_id, version=self.version)
+    async def ref(self, app: App) -> ModelRef:
+        """As a record; `version` is our id where the model is one that we trained."""
+        known = (v for v in await app.models() if v.model_id == self.model_id)
+        version = next(known, None)
+        return ModelRef(model_id=self.model_id, version=version.id if version else None)
 
     @classmethod
     def of(cls, ref: ModelRef) -> Model:

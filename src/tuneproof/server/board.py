@@ -1,0 +1,158 @@
+"""The routing of all tasks, held in memory as clients get it, and read anew after each change.
+
+A change by this process is seen at once, one by another worker within `WATCH_S`, and then
+told to everybody who listens here. While the database is away the last known state stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tuneproof import assignment
+from tuneproof.errors import TuneProofError
+
+if TYPE_CHECKING:
+    from tuneproof.app import App
+    from tuneproof.experiments import ModelRef
+    from tuneproof.rollout import Routing
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.25
+"""How often the database is asked whether another worker changed something."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """One task's decision, ready to be sent: each arm's answer up to the unit."""
+
+    salt: str
+    buckets: int
+    baseline: bytes
+    candidate: bytes
+
+    def answer(self, unit: str) -> bytes:
+        """The decision for this unit, as JSON."""
+        chosen = self.buckets and assignment.bucket(self.salt, unit) < self.buckets
+        return (self.candidate if chosen else self.baseline) + orjson.dumps(unit) + b"}"
+
+    @classmethod
+    def of(cls, routing: Routing) -> Sides:
+        """Of a task's routing."""
+        candidate = routing.candidate
+        return cls(
+            salt=routing.salt,
+            buckets=assignment.candidate_buckets(routing.share) if candidate else 0,
+            baseline=_beginning(routing, routing.baseline, "baseline"),
+            candidate=_beginning(routing, candidate or routing.baseline, "candidate"),
+        )
+
+
+def _beginning(routing: Routing, model: ModelRef, arm: str) -> bytes:
+    fields: dict[str, Any] = {
+        "task": routing.task,
+        "model": model.model_id,
+        "model_version": model.version,
+        "arm": arm,
+        "subject": routing.subject,
+        "phase": routing.phase,
+        "version": routing.version,
+    }
+    return orjson.dumps(fields)[:-1] + b',"unit":'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All tasks at one instant. `version` grows with each write of any of them."""
+
+    version: int
+    routing: tuple[Routing, ...]
+    sides: dict[str, Sides]
+    body: bytes
+
+    @classmethod
+    def of(cls, routing: Sequence[Routing]) -> Table:
+        """Of the store's rows, all from one read."""
+        from tuneproof.server.deployment import routing_table
+
+        # The sum, as `store.routing.version()` has it: a largest version hides other tasks'.
+        version = sum(r.version for r in routing)
+        return cls(
+            version=version,
+            routing=tuple(routing),
+            sides={r.task: Sides.of(r) for r in routing},
+            body=routing_table(routing, version).model_dump_json().encode(),
+        )
+
+
+class Board:
+    """Holds the table; `start` and `stop` with the service."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._reading = asyncio.Lock()
+        self._table: Table | None = None
+        self._seen = -1
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for changes by other workers."""
+        self._task = asyncio.create_task(self._watch(), name="tuneproof-board")
+
+    async def stop(self) -> None:
+        """Stop looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def held(self) -> Table | None:
+        """The table, where nothing that this process knows of has changed since it was read."""
+        return self._table if self._seen == self._app.live.newest.get("routing", 0) else None
+
+    async def current(self) -> Table:
+        """The table, read anew where it must be; once, however many ask for it.
+
+        Raises `StoreUnavailableError`.
+        """
+        found = self.held
+        if found is None:
+            async with self._reading:
+                found = self.held or await self._read()
+        return found
+
+    async def _read(self) -> Table:
+        seen = self._app.live.newest.get("routing", 0)
+        table = Table.of(await self._app.routing())
+        self._table, self._seen = table, seen
+        return table
+
+    async def _watch(self) -> None:
+        away = False
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self._look()
+                away = False
+            except TuneProofError as error:
+                if not away:
+                    log.warning("the routing could not be read, the last one stays: %s", error)
+                away = True
+
+    async def _look(self) -> None:
+        async with self._reading:
+            known = self.held
+            table = await self._read()
+        if known is None or self.held is None:
+            return  # a change by this process, which told of it
+        before = {r.task: r for r in known.routing}
+        for routing in table.routing:
+            if routing != before.get(routing.task):
+                self._app.live.publish("routing", routing.task, routing.version)
+        self._seen = self._app.live.newest.get("routing", 0)

@@ -1,0 +1,135 @@
+"""The routes that applications call all the time, answered before anything else is woken.
+
+`GET /decide` and `GET /routing` are ordinary routes. This stands in front of the whole
+service and repeats what they would say, where that is plain: the routing is held in memory,
+the question is well formed, and the same caller was let in by the ordinary route within
+`TRUST_S`. Everything else (a new caller, a bad question, a task that nobody knows) is theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from tuneproof.app import App
+    from tuneproof.server.board import Board, Table
+
+TRUST_S = 1.0
+"""How long a caller that was let in is not checked again: a revoked token ends within it."""
+
+MAX_CALLERS = 1000
+MAX_UNIT = 500
+
+Caller = tuple[bytes, bytes]
+"""The Host and the Authorization header."""
+
+
+class Callers:
+    """Who was let in to read a moment ago."""
+
+    def __init__(self) -> None:
+        self._until: dict[Caller, float] = {}
+
+    def remember(self, scope: Scope) -> None:
+        """This request was let in; its like will be, for `TRUST_S`."""
+        caller = _caller(scope)
+        if caller is None:
+            return
+        if len(self._until) >= MAX_CALLERS:
+            self._until.clear()
+        self._until[caller] = time.monotonic() + TRUST_S
+
+    def know(self, caller: Caller) -> bool:
+        """Whether it was let in within `TRUST_S`."""
+        return self._until.get(caller, 0.0) > time.monotonic()
+
+
+class Hot:
+    """ASGI middleware, the outermost."""
+
+    def __init__(self, app: ASGIApp, *, tuneproof: App, board: Board, callers: Callers) -> None:
+        self._app = app
+        self._tuneproof = tuneproof
+        self._board = board
+        self._callers = callers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or let the service do it."""
+        path = scope.get("path")
+        if (path == "/decide" or path == "/routing") and scope["type"] == "http":
+            began = time.perf_counter()
+            table = self._board.held
+            found = None if table is None else self._answer(table, path, scope)
+            if found is not None:
+                status, body, headers = found
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                self._tuneproof.observe_request("GET", path, status, time.perf_counter() - began)
+                return
+        await self._app(scope, receive, send)
+
+    def _answer(
+        self, table: Table, path: str, scope: Scope
+    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]] | None:
+        caller = _caller(scope)
+        if scope["method"] != "GET" or caller is None or not self._callers.know(caller):
+            return None
+        if path == "/decide":
+            body = _decision(table, scope["query_string"])
+            return None if body is None else (200, body, _headers(body))
+        if scope["query_string"]:
+            return None
+        tag = b'"%d"' % table.version
+        if (b"if-none-match", tag) in scope["headers"]:
+            return 304, b"", [(b"etag", tag), _SAFE]
+        return 200, table.body, [*_headers(table.body), (b"etag", tag)]
+
+
+_SAFE = (b"x-content-type-options", b"nosniff")
+_JSON = (b"content-type", b"application/json")
+
+
+def _headers(body: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"content-length", b"%d" % len(body)), _JSON, _SAFE]
+
+
+def _caller(scope: Scope) -> Caller | None:
+    """The caller; None where a page of another site may speak."""
+    host = authorization = b""
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host = value
+        elif name == b"authorization":
+            authorization = value
+        elif name == b"origin":
+            return None
+    return host, authorization
+
+
+def _decision(table: Table, query: bytes) -> bytes | None:
+    """The answer to `task=…&unit=…`; None where it is not as plain as that."""
+    first, _, second = query.partition(b"&")
+    if first.startswith(b"unit="):
+        first, second = second, first
+    if not (first.startswith(b"task=") and second.startswith(b"unit=") and query.isascii()):
+        return None
+    sides = table.sides.get(first[5:].decode())
+    unit = _text(second[5:])
+    if sides is None or unit is None or not 0 < len(unit) <= MAX_UNIT:
+        return None
+    return sides.answer(unit)
+
+
+def _text(quoted: bytes) -> str | None:
+    if b"&" in quoted:
+        return None
+    try:
+        if b"%" in quoted or b"+" in quoted:
+            return unquote_to_bytes(quoted.replace(b"+", b" ")).decode()
+        return quoted.decode()
+    except UnicodeDecodeError:
+        return None

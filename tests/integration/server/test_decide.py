@@ -1,0 +1,151 @@
+"""Decisions over HTTP: the quick way in front and the ordinary route say the same."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.integration.server.conftest import Service
+
+from tuneproof.experiments import ModelRef
+from tuneproof.rollout import Routing
+from tuneproof.server.board import Sides, Table
+from tuneproof.server.gateway import decide
+from tuneproof.server.hot import _decision
+
+HALF = Routing(
+    task="hook",
+    baseline=ModelRef(model_id="base"),
+    candidate=ModelRef(model_id="cand", version="ver-1"),
+    share=0.5,
+    salt="salt",
+    subject="ab-test-20250120-001",
+    phase=2,
+)
+
+
+@pytest.fixture
+async def routed(service: Service) -> Service:
+    """A service with one task at a half."""
+    await service.app.store.routing.set(HALF)
+    service.app.live.publish("routing", "hook")
+    return service
+
+
+async def test_a_decision_is_that_of_the_gateway_by_either_way(routed):
+    for number in range(40):
+        unit = f"post {number}/ü"
+        expected = decide(HALF, unit)
+        answer = await routed.http.get("/decide", params={"task": "hook", "unit": unit})
+        assert answer.json() == {
+            "task": "hook",
+            "model": expected.model.model_id,
+            "model_version": expected.model.version,
+            "arm": str(expected.arm),
+            "subject": "ab-test-20250120-001",
+            "phase": 2,
+            "version": 1,
+            "unit": unit,
+        }
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@given(unit=st.text(min_size=1, max_size=50))
+def test_the_quick_way_reads_a_query_as_written_or_not_at_all(unit):
+    table = Table(version=1, routing=(HALF,), sides={"hook": Sides.of(HALF)}, body=b"")
+    try:
+        query = f"task=hook&unit={quote(unit, safe='')}".encode()
+    except UnicodeEncodeError:
+        return
+    assert _decision(table, query) == Sides.of(HALF).answer(unit)
+    swapped = f"unit={quote(unit, safe='')}&task=hook".encode()
+    assert _decision(table, swapped) == Sides.of(HALF).answer(unit)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"",
+        b"task=hook",
+        b"task=hook&unit=",
+        b"task=poem&unit=1",
+        b"task=hook&unit=1&unit=2",
+        b"task=hook&unit=%ff",
+        b"task=hook&unit=" + b"x" * 501,
+        "task=hook&unit=ü".encode(),
+    ],
+)
+def test_the_quick_way_leaves_what_is_not_plain_to_the_route(query):
+    table = Table(version=1, routing=(HALF,), sides={"hook": Sides.of(HALF)}, body=b"")
+    assert _decision(table, query) is None
+
+
+async def test_bad_questions_are_explained(routed):
+    await routed.http.get("/decide", params={"task": "hook", "unit": "1"})
+    unknown = await routed.http.get("/decide", params={"task": "poem", "unit": "1"})
+    assert unknown.status_code == 404
+    assert "hook" in unknown.json()["detail"]
+    for params in (
+        {"task": "hook"},
+        {"task": "hook", "unit": ""},
+        {"task": "hook", "unit": "x" * 501},
+    ):
+        assert (await routed.http.get("/decide", params=params)).status_code == 422
+    assert (await routed.http.post("/decide")).status_code == 405
+
+
+async def test_a_foreign_page_is_refused_also_after_the_owner_was_let_in(routed):
+    asked = {"params": {"task": "hook", "unit": "1"}}
+    assert (await routed.http.get("/decide", **asked)).status_code == 200
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        assert (await routed.http.get("/decide", headers=headers, **asked)).status_code == 403
+        assert (await routed.http.get("/routing", headers=headers)).status_code == 403
+    wrong = {"Authorization": "Bearer nobody"}
+    assert (await routed.http.get("/decide", headers=wrong, **asked)).status_code == 401
+
+
+async def test_decisions_follow_a_change_at_once(routed):
+    asked = {"params": {"task": "hook", "unit": "1"}}
+    for share, arm in ((0.0, "baseline"), (1.0, "candidate"), (0.0, "baseline")):
+        await routed.app.store.routing.set(replace(HALF, share=share))
+        routed.app.live.publish("routing", "hook")
+        assert (await routed.http.get("/decide", **asked)).json()["arm"] == arm
+
+
+async def test_a_change_by_another_worker_is_seen_and_told(routed):
+    first = (await routed.http.get("/routing")).json()
+    seen = []
+
+    async def listen() -> None:
+        async for event in routed.app.subscribe():
+            seen.append(event)
+            if len(seen) == 2:
+                return
+
+    listening = asyncio.create_task(listen())
+    await asyncio.sleep(0.05)
+    await routed.app.store.routing.set(replace(HALF, task="body", share=0.25))
+    await routed.app.store.routing.set(replace(HALF, share=1.0))
+    await asyncio.wait_for(listening, 5)
+    assert {(e.kind, e.id) for e in seen} == {("routing", "body"), ("routing", "hook")}
+    table = (await routed.http.get("/routing")).json()
+    assert [(r["task"], r["share"]) for r in table["routing"]] == [("body", 0.25), ("hook", 1.0)]
+    assert table["version"] == first["version"] + 2
+
+
+async def test_the_table_s_version_grows_with_each_write_of_any_task(routed):
+    versions = []
+    for task in ("hook", "hook", "body", "body", "hook"):
+        await routed.app.store.routing.set(replace(HALF, task=task))
+        routed.app.live.publish("routing", task)
+        answer = await routed.http.get("/routing")
+        versions.append(answer.json()["version"])
+        again = await routed.http.get("/routing", headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert versions == [2, 3, 4, 5, 6]
+    assert versions[-1] == await routed.app.store.routing.version()
