@@ -26,12 +26,15 @@ class Live:
 
     def __init__(self) -> None:
         self._seq = 0
+        self.newest: dict[str, int] = {}
+        """The last event's number of each kind."""
         self._kept: deque[LiveEvent] = deque(maxlen=KEPT)
         self._queues: set[asyncio.Queue[LiveEvent | None]] = set()
 
     def publish(self, kind: str, id: str, version: int = 0) -> None:
         """Tell everybody."""
         self._seq += 1
+        self.newest[kind] = self._seq
         event = LiveEvent(seq=self._seq, kind=kind, id=id, version=version)
         self._kept.append(event)
         for queue in self._queues:
