@@ -14,20 +14,28 @@ from tuneproof.experiments import (
     Arm,
     Cell,
     Criteria,
+    Criterion,
+    DeclaredLook,
     Evidence,
     ExperimentStatus,
     Look,
     ModelRef,
     Requests,
+    Spent,
     Verdict,
+    allot,
+    identity_of,
     judge,
     model_ref,
 )
-from tuneproof.stats.aggregates import Aggregate
+from tuneproof.stats.aggregates import LATENCY_MS_EDGES, Aggregate, Histogram
+from tuneproof.stats.shrinkage import NormalPrior
 from tuneproof.training import ModelVersion, VersionStatus
 
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
 WEEK = timedelta(hours=168)
+EDGES = tuple(map(float, LATENCY_MS_EDGES))
+LOOKED = (DeclaredLook(fraction=3 / 7), DeclaredLook(fraction=5 / 7))
 
 
 def ab_test(**changes: object) -> ABTest:
@@ -96,7 +104,9 @@ def test_missed_declared_looks_coalesce_into_the_newest() -> None:
 def test_no_difference_is_never_promoted_and_ends_as_rejected() -> None:
     same = evidence(0.0)
     assert look(same, 96).verdict is not Verdict.PROMOTE
-    found = look(same, 192, declared_before=(3 / 7, 5 / 7))
+    found = look(
+        same, 192, declared_before=(DeclaredLook(fraction=3 / 7), DeclaredLook(fraction=5 / 7))
+    )
     assert found.verdict is Verdict.REJECT
 
 
@@ -136,7 +146,11 @@ def test_error_rate_rejects() -> None:
 
 
 def test_dearer_candidate_fails_the_cost_criterion() -> None:
-    found = look(evidence(0.5, cost=0.0016), 192, declared_before=(3 / 7, 5 / 7))
+    found = look(
+        evidence(0.5, cost=0.0016),
+        192,
+        declared_before=(DeclaredLook(fraction=3 / 7), DeclaredLook(fraction=5 / 7)),
+    )
     assert found.verdict is Verdict.REJECT
     assert "the cost gain" in found.reason
 
@@ -182,3 +196,181 @@ def test_version_without_model_cannot_be_tested() -> None:
     )
     with pytest.raises(InputError, match="has no model yet"):
         model_ref(version)
+
+
+# --- what a look knows beside the verdict -------------------------------------------------
+
+
+def test_the_ledgers_level_keeps_a_significant_lift_from_being_promoted() -> None:
+    seen = evidence(0.3)
+    free = look(seen, 192, declared_before=LOOKED)
+    held = look(seen, 192, ab_test(alpha=1e-14), declared_before=LOOKED)
+    assert (free.verdict, free.is_significant) == (Verdict.PROMOTE, True)
+    assert (held.verdict, held.is_significant) == (Verdict.REJECT, True)
+    assert "by the ledger" in held.reason
+    assert held.alpha == 2e-14
+
+
+def test_the_ledger_never_loosens_what_was_declared() -> None:
+    assert ab_test(alpha=0.4).promotion_alpha == 0.05
+    assert ab_test().promotion_alpha == 0.05
+
+
+def test_the_look_reports_the_lift_shrunk_beside_the_observed() -> None:
+    prior = NormalPrior(mean=0.0, sd=0.05, experiments=12)
+    found = look(evidence(0.5), 96, prior=prior)
+    assert found.expected is not None
+    assert found.lift is not None
+    assert 0 < found.expected.lift < found.lift
+    assert found.expected.observed == pytest.approx(found.lift)
+    assert found.expected.prior_experiments == 12
+
+
+def test_an_effect_that_wears_off_is_seen_between_the_halves() -> None:
+    early, late = evidence(0.6), evidence(0.0)
+    both = tuple(
+        replace(a, units=a.units + b.units) for a, b in zip(early.cells, late.cells, strict=True)
+    )
+    found = look(replace(early, cells=both, first_half=early.cells, exposed={}), 96)
+    assert found.halves is not None
+    assert found.halves.first.lift is not None
+    assert found.halves.second.lift is not None
+    assert found.halves.first.lift > 0.4 > 0.2 > found.halves.second.lift
+    assert found.halves.p_value is not None
+    assert found.halves.p_value < 0.01
+
+
+def test_declared_looks_use_the_information_that_they_had() -> None:
+    uneven = [DeclaredLook(fraction=3 / 7, information=300.0)]
+    even = [DeclaredLook(fraction=3 / 7)]
+    seen = evidence(0.2)
+    first, second = look(seen, 144, declared_before=uneven), look(seen, 144, declared_before=even)
+    assert first.declared
+    assert first.inputs["information"] == pytest.approx(3400)
+    assert first.p_value != second.p_value
+
+
+# --- criteria as a list -------------------------------------------------------------------
+
+
+def objectives(*texts: str) -> tuple[Criterion, ...]:
+    return tuple(Criterion.parse(text) for text in texts)
+
+
+def with_quality(seen: Evidence, baseline: float, candidate: float) -> Evidence:
+    means = {Arm.BASELINE: baseline, Arm.CANDIDATE: candidate}
+    cells = tuple(replace(c, qualities=arm(means[c.arm], c.units.n, seed=9)) for c in seen.cells)
+    return replace(seen, cells=cells)
+
+
+def test_a_cheaper_candidate_may_win_without_more_engagement() -> None:
+    test = ab_test(objectives=objectives("engagement non_inferior 0.1", "cost superior 0.2"))
+    found = look(evidence(0.02, n=40_000, cost=0.0006), 96, test)
+    assert found.verdict is Verdict.PROMOTE
+    same_cost = look(evidence(0.02, n=40_000), 96, test)
+    assert same_cost.verdict is Verdict.CONTINUE
+    assert "the cost gain" in same_cost.reason
+
+
+def test_all_criteria_must_hold_at_the_same_look() -> None:
+    test = ab_test(objectives=objectives("engagement superior 0.15", "quality non_inferior 0.05"))
+    worse = with_quality(evidence(0.5, n=20_000), 0.6, 0.5)
+    fine = with_quality(evidence(0.5, n=20_000), 0.6, 0.6)
+    assert look(worse, 96, test).verdict is Verdict.CONTINUE
+    assert "the quality" in look(worse, 96, test).reason
+    assert look(fine, 96, test).verdict is Verdict.PROMOTE
+
+
+def test_metrics_that_nobody_asked_about_are_shown_for_the_trade_off() -> None:
+    found = look(with_quality(evidence(0.5), 0.6, 0.5), 96)
+    by_metric = {r.metric: r for r in found.criteria}
+    assert by_metric["engagement"].criterion is not None
+    assert by_metric["quality"].criterion is None
+    assert by_metric["quality"].change == pytest.approx(-1 / 6, abs=0.05)
+
+
+def test_slow_requests_can_be_a_criterion() -> None:
+    def requests(n: int, slow: int) -> Requests:
+        return Requests(n=n, latency=Histogram.of([100.0] * (n - slow) + [3000.0] * slow, EDGES))
+
+    test = ab_test(objectives=objectives("engagement superior 0.15", "latency non_inferior 0.02"))
+    seen = evidence(0.5)
+    for slow, verdict in ((0, Verdict.PROMOTE), (40, Verdict.CONTINUE)):
+        counted = {Arm.BASELINE: requests(9000, 0), Arm.CANDIDATE: requests(1000, slow)}
+        assert look(replace(seen, requests=counted), 96, test).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "engagement",
+        "speed superior 0.1",
+        "cost better 0.1",
+        "cost superior x",
+        "cost non_inferior 0",
+        "cost superior -1",
+    ],
+)
+def test_what_is_no_criterion_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        Criterion.parse(text)
+
+
+def test_a_criterion_is_written_as_it_is_read() -> None:
+    for text in ("engagement superior 0.15", "quality non_inferior 0.02"):
+        assert str(Criterion.parse(text)) == text
+
+
+# --- segments -----------------------------------------------------------------------------
+
+
+def in_segments(**lifts: float) -> Evidence:
+    parts = {("persona", name): evidence(lift).cells for name, lift in lifts.items()}
+    return replace(evidence(0.2), segments=parts)
+
+
+def test_segments_are_called_only_with_their_number_accounted_for() -> None:
+    found = look(in_segments(a=0.0, b=0.01, c=0.9), 60)
+    assert [s.value for s in found.segments if s.found] == ["c"]
+    assert found.verdict is Verdict.CONTINUE
+
+
+def test_a_harmed_segment_ends_the_test_only_where_it_is_a_guardrail() -> None:
+    seen = in_segments(a=0.0, b=-0.6)
+    assert look(seen, 60).verdict is Verdict.CONTINUE
+    stopped = look(seen, 60, ab_test(segment_guardrail=True))
+    assert stopped.verdict is Verdict.REJECT
+    assert "persona b" in stopped.reason
+
+
+# --- the ledger ---------------------------------------------------------------------------
+
+
+def spent(*rows: tuple[str, bool]) -> list[Spent]:
+    known: list[Spent] = []
+    for i, (model, promoted) in enumerate(rows):
+        identity = identity_of(model)
+        alpha = allot(known, identity, loop_alpha=0.05).alpha
+        known.append(Spent(experiment=f"e{i}", identity=identity, alpha=alpha, promoted=promoted))
+    return known
+
+
+def test_a_loop_without_promotions_never_spends_more_than_its_alpha() -> None:
+    past = spent(*((f"m{i}", False) for i in range(200)))
+    assert sum(s.alpha for s in past) < 0.05
+
+
+def test_a_candidate_tried_again_gets_no_fresh_error_even_after_promotions() -> None:
+    past = spent(("a", False), ("b", True), ("c", True), ("d", True))
+    fresh = allot(past, identity_of("e"), loop_alpha=0.05)
+    again = allot(past, identity_of("d"), loop_alpha=0.05)
+    assert again.retest == 1
+    assert again.alpha <= past[-1].alpha
+    assert again.alpha <= fresh.alpha
+
+
+def test_the_same_dataset_is_the_same_candidate() -> None:
+    past = [Spent(experiment="e", identity=identity_of("m1", "abc"), alpha=0.01, promoted=False)]
+    assert allot(past, identity_of("m2", "abc"), loop_alpha=0.05).retest == 1
+    assert allot(past, identity_of("m2", "xyz"), loop_alpha=0.05).retest == 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from tuneproof.errors import InputError
-from tuneproof.experiments.judge import judge
+from tuneproof.experiments.judge import DeclaredLook, judge
+from tuneproof.experiments.ledger import Allotment, Spent, allot, identity_of
 from tuneproof.experiments.records import (
     ABTest,
     Criteria,
+    Criterion,
     EvaluationResult,
     Evidence,
     ExperimentStatus,
@@ -20,6 +23,7 @@ from tuneproof.experiments.records import (
     Verdict,
 )
 from tuneproof.settings import PipelineConfig
+from tuneproof.stats.shrinkage import NormalPrior, fit_prior
 from tuneproof.training import ModelVersion
 from tuneproof.workflow import Clock, SystemClock
 
@@ -45,8 +49,28 @@ class ExperimentStore(Protocol):
     async def end_test(self, test: ABTest, *, tx: Any = None) -> None:
         """Keep the test's final status, verdict and reason."""
 
-    async def evidence(self, subject: str, *, before: datetime, tx: Any = None) -> Evidence:
-        """What is known of units whose first exposure hour ended by `before`."""
+    async def evidence(
+        self,
+        subject: str,
+        *,
+        before: datetime,
+        halfway: datetime | None = None,
+        segments: Sequence[str] = (),
+        tx: Any = None,
+    ) -> Evidence:
+        """What is known of units whose first exposure hour ended by `before`.
+
+        `halfway` asks for those before it as well, `segments` for the cells by attribute.
+        """
+
+    async def spent(self, pipeline: str, *, tx: Any = None) -> Sequence[Spent]:
+        """What each experiment of a pipeline has taken of the loop's error, oldest first."""
+
+    async def final_lifts(self, pipeline: str, *, tx: Any = None) -> Sequence[tuple[float, float]]:
+        """The lift of each finished experiment with its standard error on the log scale."""
+
+    async def dataset_of(self, model: ModelRef, *, tx: Any = None) -> str | None:
+        """The hash of the dataset that made this model, where it is one of ours."""
 
 
 class ModelEvaluator:
@@ -87,6 +111,9 @@ class ModelEvaluator:
         baseline, candidate = model_ref(baseline_model), model_ref(candidate_model)
         _check_test(baseline, candidate, split, hours)
         test_id = await self._store.next_test_id(start, tx)
+        dataset = await self._store.dataset_of(candidate, tx=tx)
+        identity = identity_of(candidate.model_id, dataset)
+        allotment = await self._allotment(identity, tx)
         test = ABTest(
             id=test_id,
             run_id=run_id,
@@ -111,9 +138,19 @@ class ModelEvaluator:
             status=ExperimentStatus.RUNNING,
             start_at=start,
             end_at=start + timedelta(hours=hours),
+            objectives=tuple(Criterion.parse(text) for text in config.criteria),
+            alpha=allotment.alpha if config.loop_ledger else None,
+            retest=allotment.retest,
+            identity=identity,
+            segments=config.segments,
+            segment_guardrail=config.segment_guardrail,
         )
         await self._store.start_test(test, tx=tx)
         return test
+
+    async def _allotment(self, identity: tuple[str, ...], tx: Any) -> Allotment:
+        spent = await self._store.spent(self._config.name, tx=tx)
+        return allot(spent, identity, loop_alpha=self._config.loop_alpha)
 
     async def look(self, ab_test_id: str, *, at: datetime | None = None, tx: Any = None) -> Look:
         """Take one look and keep it; a final verdict ends the test.
@@ -126,15 +163,23 @@ class ModelEvaluator:
             return looks[-1]
         instant = at or self._clock.now()
         matured = instant - timedelta(hours=test.maturation_hours)
-        evidence = await self._store.evidence(test.id, before=matured, tx=tx)
+        evidence = await self._store.evidence(
+            test.id,
+            before=matured,
+            halfway=test.start_at + (matured - test.start_at) / 2,
+            segments=test.segments,
+            tx=tx,
+        )
         look = judge(
             test,
             evidence,
             at=instant,
             number=len(looks) + 1,
-            declared_before=[x.inputs["fractions"][-1] for x in looks if x.declared],
+            declared_before=[_declared(x) for x in looks if x.declared],
+            prior=await self._prior(test, tx),
             max_error_rate=self._config.max_error_rate,
             max_p95_latency_ms=self._config.max_p95_latency_ms,
+            max_engagement_drop=self._config.max_engagement_drop,
         )
         await self._store.add_look(look, tx=tx)
         if look.verdict is not Verdict.CONTINUE:
@@ -143,6 +188,11 @@ class ModelEvaluator:
             )
             await self._store.end_test(ended, tx=tx)
         return look
+
+    async def _prior(self, test: ABTest, tx: Any) -> NormalPrior:
+        """What the pipeline's finished experiments say of how large lifts are in truth."""
+        past = await self._store.final_lifts(test.pipeline, tx=tx)
+        return fit_prior([math.log1p(lift) for lift, _ in past], [error for _, error in past])
 
     async def evaluate_performance(
         self, ab_test_id: str, significance_threshold: float | None = None
@@ -170,6 +220,12 @@ class ModelEvaluator:
             reason=look.reason,
             looks=look.number,
         )
+
+
+def _declared(look: Look) -> DeclaredLook:
+    return DeclaredLook(
+        fraction=look.inputs["fractions"][-1], information=look.inputs.get("information")
+    )
 
 
 def model_ref(model: str | ModelRef | ModelVersion) -> ModelRef:

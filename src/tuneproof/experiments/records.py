@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from tuneproof.errors import InputError
 from tuneproof.stats.aggregates import Aggregate, Histogram, Stratum, merge
 from tuneproof.stats.effects import quantile
 
@@ -45,6 +46,59 @@ class Criteria:
     significance_threshold: float = 0.05
 
 
+METRICS = ("engagement", "cost", "quality", "latency")
+"""What a criterion can be about."""
+
+KINDS = ("superior", "non_inferior")
+"""Better by more than the margin, or worse by no more than the margin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """One thing that a candidate must show. All criteria of a test must hold at the same look.
+
+    `superior`: better by more than `margin`; `non_inferior`: worse by no more than `margin`.
+    Margins are relative shares, but for `latency`, which is about the share of requests slower
+    than the limit: there the margin is absolute (0.01 is one request in a hundred).
+    """
+
+    metric: str
+    kind: str
+    margin: float
+
+    def checked(self) -> Criterion:
+        """This criterion. Raises `InputError` for an unknown metric or kind, or a bad margin."""
+        if self.metric not in METRICS or self.kind not in KINDS:
+            raise InputError(
+                f"There is no criterion {self.metric} {self.kind}.",
+                mend=f"Use one of {', '.join(METRICS)}, and one of {', '.join(KINDS)}.",
+            )
+        if not 0 <= self.margin < 100 or (self.kind == "non_inferior" and not self.margin):
+            raise InputError(
+                f"The margin {self.margin:g} of {self.metric} {self.kind} is out of range.",
+                mend="Give a share: 0.02 is 2 %; one of non-inferiority is above 0.",
+            )
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.kind} {self.margin:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> Criterion:
+        """The criterion that `str` wrote: "quality non_inferior 0.02".
+
+        Raises `InputError` for anything else.
+        """
+        try:
+            metric, kind, margin = text.split()
+            found = cls(metric=metric, kind=kind.replace("-", "_"), margin=float(margin))
+        except ValueError as error:
+            raise InputError(
+                f"{text!r} is no criterion.", mend='Write e.g. "quality non_inferior 0.02".'
+            ) from error
+        return found.checked()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRef:
     """A model by the provider's name for it, and our version's id where it is one of ours."""
@@ -77,11 +131,40 @@ class ABTest:
     end_at: datetime
     verdict: Verdict | None = None
     reason: str | None = None
+    objectives: tuple[Criterion, ...] = ()
+    """The criteria as a list; empty: engagement and cost as `criteria` says."""
+    alpha: float | None = None
+    """The chance of a false promotion that the pipeline's ledger leaves; None: there is none."""
+    retest: int = 0
+    """How often this candidate (or its dataset) had been tested before."""
+    identity: tuple[str, ...] = ()
+    """What makes a later candidate the same one: its model, its dataset."""
+    segments: tuple[str, ...] = ()
+    """Attributes of the exposures to look into, exploratory."""
+    segment_guardrail: bool = False
+    """Whether a segment that is harmed ends the test."""
 
     @property
     def last_look_at(self) -> datetime:
         """When the last look is due: one maturation window after enrolment ends."""
         return self.end_at + timedelta(hours=self.maturation_hours)
+
+    @property
+    def promotion_alpha(self) -> float:
+        """The two-sided error at which a look may promote: the test's own, or the ledger's.
+
+        Promotions are upwards only, so the ledger's share is one side of it.
+        """
+        declared = self.criteria.significance_threshold
+        return declared if self.alpha is None else min(declared, 2 * self.alpha)
+
+    @property
+    def all_criteria(self) -> tuple[Criterion, ...]:
+        """What must hold, all of it."""
+        if self.objectives:
+            return self.objectives
+        gain, lift = self.criteria.min_cost_efficiency_gain, self.criteria.min_engagement_lift
+        return (_at_least("engagement", lift), _at_least("cost", gain))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +178,94 @@ class ArmMetrics:
     cost_per_engagement: float | None = None
     response_time_ms: float | None = None
     quality_score: float | None = None
+
+
+def _at_least(metric: str, needed: float) -> Criterion:
+    """A negative requirement allows a loss, so it is a matter of not being worse by more."""
+    if needed < 0:
+        return Criterion(metric=metric, kind="non_inferior", margin=-needed)
+    return Criterion(metric=metric, kind="superior", margin=needed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionResult:
+    """One metric at one look. A change is a share and positive where the candidate is better.
+
+    `criterion` is None for a metric that nothing is asked of: it is shown for the trade-off.
+    `holds` is None while neither is shown.
+    """
+
+    metric: str
+    criterion: Criterion | None
+    holds: bool | None
+    change: float | None
+    lower: float | None
+    upper: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedLift:
+    """The lift to be expected once everybody has the candidate, beside the observed one.
+
+    Shrunk towards N(`prior_mean`, `prior_sd`²) of the true log-lifts of the pipeline's past
+    experiments (`prior_experiments` of them; 0: assumed). `lower` and `upper` are the central
+    95 % credible interval, `weight` how much of the observed log-lift was kept.
+    """
+
+    lift: float
+    lower: float
+    upper: float
+    observed: float
+    weight: float
+    prior_mean: float
+    prior_sd: float
+    prior_experiments: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The lift in a part of the units, with a 95 % interval for this one look."""
+
+    lift: float | None
+    lower: float | None
+    upper: float | None
+    n_baseline: int
+    n_candidate: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """First half of the enrolled time against the second: does the effect wear off?
+
+    `p_value` is two-sided, of no change, for this one look; exploratory.
+    """
+
+    first: Part
+    second: Part
+    p_value: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The lift among the units of one attribute value. Exploratory: it decides nothing.
+
+    `lower` and `upper` are the sequence at the test's own level, not adjusted; `found` says
+    whether e-BH over all segments of the look calls the effect real, `harmed` whether the
+    engagement guardrail fires here.
+    """
+
+    attribute: str
+    value: str
+    lift: float | None
+    lower: float | None
+    upper: float | None
+    n_baseline: int
+    n_candidate: int
+    found: bool
+    harmed: bool
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +289,14 @@ class Look:
     verdict: Verdict
     reason: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float | None = None
+    """The two-sided error at which this look might promote."""
+    standard_error: float | None = None
+    """Of the log-lift."""
+    expected: ExpectedLift | None = None
+    halves: Halves | None = None
+    criteria: tuple[CriterionResult, ...] = ()
+    segments: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +365,8 @@ class Cell:
     units: Aggregate
     exposed: int = 0
     quality: float | None = None
+    qualities: Aggregate = field(default_factory=Aggregate)
+    """y is the quality score, of the units that have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,27 +381,34 @@ class Requests:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that a look is made from. `exposed` counts every exposure, matured or not."""
+    """All that a look is made from. `exposed` counts every exposure, matured or not.
+
+    `first_half` are the cells of the units exposed in the first half of the matured time, where
+    it was asked for; `segments` the cells by attribute and value.
+    """
 
     cells: tuple[Cell, ...] = ()
     exposed: Mapping[tuple[int, Arm], int] = field(default_factory=dict)
     shares: Mapping[int, float] = field(default_factory=dict)
     requests: Mapping[Arm, Requests] = field(default_factory=dict)
+    first_half: tuple[Cell, ...] = ()
+    segments: Mapping[tuple[str, str], tuple[Cell, ...]] = field(default_factory=dict)
 
     def strata(self) -> list[Stratum]:
         """The phases with their two arms, in order."""
-        empty = Aggregate()
-        found: dict[int, dict[Arm, Aggregate]] = {}
-        for cell in self.cells:
-            found.setdefault(cell.phase, {})[cell.arm] = cell.units
-        return [
-            Stratum(
-                phase=str(phase),
-                baseline=arms.get(Arm.BASELINE, empty),
-                candidate=arms.get(Arm.CANDIDATE, empty),
-            )
-            for phase, arms in sorted(found.items())
-        ]
+        return strata_of(self.cells)
+
+    def quality_strata(self) -> list[Stratum]:
+        """The phases with their two arms; y is the quality score."""
+        return strata_of([replace(c, units=c.qualities) for c in self.cells])
+
+    def second_half(self) -> tuple[Cell, ...]:
+        """What is not in the first half."""
+        first = {(c.phase, c.arm): c.units for c in self.first_half}
+        return tuple(
+            replace(c, units=c.units - first[c.phase, c.arm]) if (c.phase, c.arm) in first else c
+            for c in self.cells
+        )
 
     def arm(self, arm: Arm) -> ArmMetrics:
         """What one arm showed, over its phases."""
@@ -239,3 +427,19 @@ class Evidence:
             response_time_ms=requests.mean_latency_ms,
             quality_score=sum(qualities) / len(qualities) if qualities else None,
         )
+
+
+def strata_of(cells: Iterable[Cell]) -> list[Stratum]:
+    """Cells as the phases with their two arms, in order."""
+    empty = Aggregate()
+    found: dict[int, dict[Arm, Aggregate]] = {}
+    for cell in cells:
+        found.setdefault(cell.phase, {})[cell.arm] = cell.units
+    return [
+        Stratum(
+            phase=str(phase),
+            baseline=arms.get(Arm.BASELINE, empty),
+            candidate=arms.get(Arm.CANDIDATE, empty),
+        )
+        for phase, arms in sorted(found.items())
+    ]

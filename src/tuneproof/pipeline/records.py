@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -17,11 +18,17 @@ from tuneproof.experiments import (
     Arm,
     ArmMetrics,
     Criteria,
+    Criterion,
+    CriterionResult,
     EvaluationResult,
+    ExpectedLift,
     ExperimentStatus,
     ExperimentStore,
+    Halves,
     Look,
     ModelRef,
+    Part,
+    Segment,
     Verdict,
 )
 from tuneproof.rollout import (
@@ -153,8 +160,26 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
         """How often this run was retried, plus one."""
 
 
+class MemoryUsage(Protocol):
+    """What a stage's work took of this process's memory, in MiB."""
+
+    def to_dict(self) -> dict[str, float]:
+        """`initial_mb`, `peak_mb`, `final_mb`."""
+
+
+class MemoryWatched(Protocol):
+    """A watch over this process's memory, with what it saw until now."""
+
+    @property
+    def usage(self) -> MemoryUsage:
+        """The figures until now."""
+
+
 class Hooks(Protocol):
     """Who wants to know what a run does: metrics, live events. Must not raise."""
+
+    def memory(self, limit_mb: float) -> AbstractContextManager[MemoryWatched]:
+        """Watch memory while a stage works; warns at the limit."""
 
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
         """A stage ended after working this long."""
@@ -169,8 +194,24 @@ class Hooks(Protocol):
         """A rollout is at another step or state."""
 
 
+@dataclass(frozen=True)
+class _Unwatched:
+    """Stands where nobody measures memory."""
+
+    @property
+    def usage(self) -> _Unwatched:
+        return self
+
+    def to_dict(self) -> dict[str, float]:
+        return {"initial_mb": 0.0, "peak_mb": 0.0, "final_mb": 0.0}
+
+
 class NoHooks:
     """Nobody listens."""
+
+    def memory(self, limit_mb: float) -> AbstractContextManager[MemoryWatched]:
+        """Nothing is measured."""
+        return nullcontext(_Unwatched())
 
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
         """Ignored."""
@@ -210,17 +251,22 @@ workflow.register(
     Arm,
     ArmMetrics,
     Criteria,
+    Criterion,
+    CriterionResult,
     Dataset,
     Deployment,
     DeploymentState,
     EvaluationResult,
+    ExpectedLift,
     ExperimentStatus,
     GateReport,
+    Halves,
     Job,
     JobStatus,
     Look,
     ModelRef,
     ModelVersion,
+    Part,
     PipelineConfig,
     PipelineResult,
     Plan,
@@ -228,6 +274,7 @@ workflow.register(
     RunArguments,
     RunState,
     Sample,
+    Segment,
     Stage,
     TrainingDataBatch,
     Verdict,

@@ -164,3 +164,18 @@ def address(field: str, value: Any, schemes: Sequence[str], *, optional: bool = 
         rule = f"must be an address that starts with one of {', '.join(f'{s}:' for s in schemes)}"
         shown = Url(value) if isinstance(value, str) else value
         raise refuse(field, shown, rule)
+
+
+def criterion(field: str, value: Any) -> None:
+    """Refuse what is not "METRIC superior SHARE" or "METRIC non_inferior SHARE"."""
+    parts = value.split() if isinstance(value, str) else []
+    rule = "must be a metric, superior or non_inferior, and a share"
+    mend = 'Write e.g. "quality non_inferior 0.02".'
+    if len(parts) != 3:
+        raise refuse(field, value, rule, mend=mend)
+    choice(field, parts[0], ("engagement", "cost", "quality", "latency"))
+    choice(field, parts[1].replace("-", "_"), ("superior", "non_inferior"))
+    try:
+        number(field, float(parts[2]), at_least=0, at_most=10)
+    except ValueError as error:
+        raise refuse(field, value, rule, mend=mend) from error

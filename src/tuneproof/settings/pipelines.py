@@ -59,6 +59,15 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
         "min_units": "min_units",
         "min_units_phase": "min_units_phase",
         "look_interval_hours": "look_interval_hours",
+        "criteria": "criteria",
+        "loop_ledger": "loop_ledger",
+        "loop_alpha": "loop_alpha",
+        "segments": "segments",
+        "segment_guardrail": "segment_guardrail",
+        "plan_gate": "plan_gate",
+        "plan_probability": "plan_probability",
+        "outcome_source": "outcome_source",
+        "retention_days": "retention_days",
     },
     "deployment": {
         "strategy": "deployment_strategy",
@@ -94,7 +103,17 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
 _TOP = ("tasks", "provider", "train_together", "enabled")
 
 _NOT_BY_REQUEST = frozenset(
-    {"name", "tasks", "provider", "source", "base_model", "enabled", "schedule_driver", "suffix"}
+    {
+        "name",
+        "tasks",
+        "provider",
+        "source",
+        "base_model",
+        "enabled",
+        "schedule_driver",
+        "suffix",
+        "outcome_source",
+    }
 )
 
 
@@ -142,6 +161,15 @@ class PipelineConfig:
     min_units: int = 100
     min_units_phase: int = 50
     look_interval_hours: float = 1
+    criteria: tuple[str, ...] = ()
+    loop_ledger: bool = True
+    loop_alpha: float = 0.05
+    segments: tuple[str, ...] = ()
+    segment_guardrail: bool = False
+    plan_gate: str = "warn"
+    plan_probability: float = 0.5
+    outcome_source: str | None = None
+    retention_days: float | None = None
 
     deployment_strategy: str = "gradual_rollout"
     steps: tuple[float, ...] | None = None
@@ -168,7 +196,10 @@ class PipelineConfig:
             object.__setattr__(self, "steps", _steps(self.steps))
         for field in ("name", "provider", "source"):
             checks.text(field, getattr(self, field))
-        for field in ("base_model", "suffix"):
+        for field in ("criteria", "segments"):
+            given = getattr(self, field)
+            object.__setattr__(self, field, checks.names(field, given) if given else ())
+        for field in ("base_model", "suffix", "outcome_source"):
             checks.text(field, getattr(self, field), optional=True)
         checks.truth("train_together", self.train_together)
         checks.truth("enabled", self.enabled)
@@ -218,6 +249,15 @@ class PipelineConfig:
         checks.number("min_units", self.min_units, at_least=2, whole=True)
         checks.number("min_units_phase", self.min_units_phase, at_least=2, whole=True)
         checks.number("look_interval_hours", self.look_interval_hours, above=0)
+        for criterion in self.criteria:
+            checks.criterion("criteria", criterion)
+        checks.truth("loop_ledger", self.loop_ledger)
+        checks.number("loop_alpha", self.loop_alpha, above=0, at_most=0.5)
+        checks.truth("segment_guardrail", self.segment_guardrail)
+        checks.choice("plan_gate", self.plan_gate, ("off", "warn", "stop"))
+        checks.number("plan_probability", self.plan_probability, above=0, at_most=1)
+        if self.retention_days is not None:
+            checks.number("retention_days", self.retention_days, above=0)
 
     def _check_deployment(self) -> None:
         checks.choice("deployment_strategy", self.deployment_strategy, STRATEGIES)

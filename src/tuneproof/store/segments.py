@@ -63,32 +63,33 @@ def _query(tx: AsyncConnection, subject: int, before: datetime | None, attribute
         value = func.json_extract(type_coerce(e.attributes, Text), '$."' + name + '"')
     else:
         value = func.jsonb_extract_path_text(e.attributes, name)
-    y, c = cast(u.y, Double) / NANO, cast(cost, Double) / NANO
-    phase = cast(case((baseline, u.b_phase), else_=u.c_phase), Integer)
-    query = (
+    inner = (
         select(
             cast(value, Text).label("value"),
-            phase.label("phase"),
+            cast(case((baseline, u.b_phase), else_=u.c_phase), Integer).label("phase"),
             arm.label("arm"),
-            func.count().label("n"),
-            *(
-                func.sum(of).label(label)
-                for label, of in (
-                    ("sum_y", y), ("sum_yy", y * y), ("sum_c", c), ("sum_cc", c * c),
-                    ("sum_cy", c * y),
-                )
-            ),
+            (cast(u.y, Double) / NANO).label("y"),
+            (cast(cost, Double) / NANO).label("c"),
         )
-        .join_from(
-            units,
-            exposures,
-            and_(e.subject == u.subject, e.unit == u.unit, e.id == first),
-        )
+        .join_from(units, exposures, and_(e.subject == u.subject, e.unit == u.unit, e.id == first))
         .where(u.subject == subject, u.y.is_not(None), value.is_not(None))
-        .group_by("value", "phase", "arm")
-        .order_by("value", "phase", "arm")
-    )  # fmt: skip
-    return query if before is None else query.where(at < hour_of(before) * HOUR_US)
+    )
+    if before is not None:
+        inner = inner.where(at < hour_of(before) * HOUR_US)
+    part = inner.subquery("part").c
+    keys = (part.value, part.phase, part.arm)
+    sums = {
+        "sum_y": part.y,
+        "sum_yy": part.y * part.y,
+        "sum_c": part.c,
+        "sum_cc": part.c * part.c,
+        "sum_cy": part.c * part.y,
+    }
+    return (
+        select(*keys, func.count().label("n"), *(func.sum(x).label(k) for k, x in sums.items()))
+        .group_by(*keys)
+        .order_by(*keys)
+    )
 
 
 def _cell(row: Any) -> Cell:

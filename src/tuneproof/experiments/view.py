@@ -1,0 +1,290 @@
+"""One look's figures, each computed once: what the judge reads and the report shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from tuneproof.experiments.records import (
+    ABTest,
+    Evidence,
+    ExpectedLift,
+    Halves,
+    Part,
+    Segment,
+    strata_of,
+)
+from tuneproof.stats import fixed, guardrails, multiplicity, sequential, shrinkage
+from tuneproof.stats.aggregates import Stratum
+from tuneproof.stats.declared import GroupSequentialEstimate, group_sequential
+from tuneproof.stats.effects import ENGAGEMENT, Metric
+
+DECLARED = (3 / 7, 5 / 7, 1.0)
+"""The declared looks of `decision="spec"`, as shares of the duration: days 3, 5, 7 of a week."""
+
+SEGMENT_ALPHA = 0.01
+"""The chance that the guardrail of any segment fires where none is harmed."""
+
+VALUE_PER_COST = {
+    "per_engagement": Metric(name="engagement per cost", numerator="y", denominator="c"),
+    "per_token": Metric(name="tokens per cost", numerator="d", denominator="c"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredLook:
+    """A declared look that was taken: its share of the duration, and its information.
+
+    `information` is None where there was no answer yet.
+    """
+
+    fraction: float
+    information: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The evidence of one look, read through the statistics."""
+
+    test: ABTest
+    evidence: Evidence
+    at: datetime
+    matured: datetime
+    declared_before: tuple[DeclaredLook, ...] = ()
+    prior: shrinkage.NormalPrior = shrinkage.DEFAULT_PRIOR
+    max_engagement_drop: float = 0.15
+    max_p95_latency_ms: float = 2000.0
+
+    @cached_property
+    def strata(self) -> list[Stratum]:
+        return self.evidence.strata()
+
+    def sequence(
+        self, strata: Sequence[Stratum], metric: Metric = ENGAGEMENT, alpha: float | None = None
+    ) -> sequential.LiftEstimate:
+        """The confidence sequence of a metric's lift, at the test's own level if not another."""
+        return sequential.lift(
+            strata,
+            metric=metric,
+            alpha=alpha or self.test.criteria.significance_threshold,
+            min_units=self.test.min_units,
+            min_units_phase=self.test.min_units_phase,
+        )
+
+    @cached_property
+    def lift(self) -> sequential.LiftEstimate:
+        return self.sequence(self.strata)
+
+    @cached_property
+    def promotable(self) -> sequential.LiftEstimate:
+        """The lift at the level that the ledger leaves for promoting."""
+        if self.test.promotion_alpha == self.test.criteria.significance_threshold:
+            return self.lift
+        return self.sequence(self.strata, alpha=self.test.promotion_alpha)
+
+    @cached_property
+    def fraction(self) -> float:
+        """The share of the enrolment whose outcomes have matured, 0–1."""
+        enrolled = (self.test.end_at - self.test.start_at).total_seconds()
+        return min(1.0, max(0.0, (self.matured - self.test.start_at).total_seconds() / enrolled))
+
+    @cached_property
+    def fractions(self) -> tuple[float, ...]:
+        """The declared looks up to this one; empty where this look is not declared."""
+        before = tuple(look.fraction for look in self.declared_before)
+        last = before[-1] if before else 0.0
+        due = [f for f in DECLARED if last < f <= self.fraction + 1e-9]
+        return (*before, due[-1]) if due else ()
+
+    @cached_property
+    def declared(self) -> GroupSequentialEstimate | None:
+        """The declared look at the test's own level; None where none is due."""
+        return self.group_sequential(
+            self.strata, ENGAGEMENT, self.test.criteria.significance_threshold
+        )
+
+    @cached_property
+    def declared_promotable(self) -> GroupSequentialEstimate | None:
+        """The declared look at the level that the ledger leaves for promoting."""
+        if self.test.promotion_alpha == self.test.criteria.significance_threshold:
+            return self.declared
+        return self.group_sequential(self.strata, ENGAGEMENT, self.test.promotion_alpha)
+
+    def group_sequential(
+        self, strata: Sequence[Stratum], metric: Metric, alpha: float
+    ) -> GroupSequentialEstimate | None:
+        """A metric at this declared look, at the two-sided level `alpha`."""
+        if not self.fractions or self.test.decision != "spec":
+            return None
+        return group_sequential(
+            strata,
+            fractions=self.fractions,
+            information_before=self._information_before() if metric is ENGAGEMENT else (),
+            alpha_one_sided=alpha / 2,
+            metric=metric,
+            min_units=self.test.min_units,
+            min_units_phase=self.test.min_units_phase,
+        )
+
+    def _information_before(self) -> list[float]:
+        """The information of each earlier declared look; empty where one had no answer."""
+        known = [look.information for look in self.declared_before]
+        return [] if None in known else [i for i in known if i is not None]
+
+    @property
+    def significant(self) -> bool:
+        """Above zero at the test's own level, as far as this look may use it."""
+        if self.declared is not None:
+            return self.declared.significant
+        return self.lift.lower is not None and self.lift.lower > 0
+
+    @property
+    def costs_nothing(self) -> bool:
+        return not any(c.units.sum_c for c in self.evidence.cells)
+
+    @cached_property
+    def value_per_cost(self) -> sequential.LiftEstimate:
+        return self.sequence(
+            self.strata, VALUE_PER_COST[self.test.cost_metric], self.test.promotion_alpha
+        )
+
+    @property
+    def cost_gain(self) -> float | None:
+        """The fall in cost per engagement (or per token), as a share."""
+        if self.costs_nothing or self.value_per_cost.lift is None:
+            return None
+        return saved(self.value_per_cost.lift)
+
+    @cached_property
+    def expected(self) -> ExpectedLift | None:
+        """The observed lift shrunk towards what past experiments were worth."""
+        found = shrinkage.shrink_estimate(self.lift, self.prior)
+        if found is None:
+            return None
+        return ExpectedLift(
+            lift=found.lift,
+            lower=found.lower,
+            upper=found.upper,
+            observed=found.observed,
+            weight=found.weight,
+            prior_mean=self.prior.mean,
+            prior_sd=self.prior.sd,
+            prior_experiments=self.prior.experiments,
+        )
+
+    @cached_property
+    def halves(self) -> Halves | None:
+        """The first half of the time against the second; None before there are two."""
+        if not self.evidence.first_half:
+            return None
+        parts = [strata_of(self.evidence.first_half), strata_of(self.evidence.second_half())]
+        first, second = [self._part(strata) for strata in parts]
+        return halves(first, second)
+
+    def _part(self, strata: Sequence[Stratum]) -> fixed.FixedEstimate:
+        least = self.test.min_units_phase
+        return fixed.lift(strata, min_units=least, min_units_phase=least)
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """Each segment's lift, with the multiplicity of all of them handled."""
+        known = sorted(self.evidence.segments.items())
+        if not known:
+            return ()
+        estimates = [self.sequence(strata_of(cells)) for _, cells in known]
+        answered = [i for i, e in enumerate(estimates) if e.log_e is not None]
+        alpha = self.test.criteria.significance_threshold
+        called = multiplicity.e_bh([estimates[i].log_e or 0.0 for i in answered], alpha=alpha)
+        found = {answered[i] for i in called}
+        guard = 2 * guardrails.split_alpha(SEGMENT_ALPHA, len(known))
+        guarded = [self.sequence(strata_of(cells), alpha=guard) for _, cells in known]
+        return tuple(
+            self._segment(key, estimates[i], i in found, guarded[i])
+            for i, (key, _) in enumerate(known)
+        )
+
+    def _segment(
+        self,
+        key: tuple[str, str],
+        estimate: sequential.LiftEstimate,
+        found: bool,
+        guarded: sequential.LiftEstimate,
+    ) -> Segment:
+        drop = guardrails.engagement_drop(guarded, drop=self.max_engagement_drop)
+        return Segment(
+            attribute=key[0],
+            value=key[1],
+            lift=estimate.lift,
+            lower=estimate.lower,
+            upper=estimate.upper,
+            n_baseline=estimate.n_baseline,
+            n_candidate=estimate.n_candidate,
+            found=found,
+            harmed=bool(drop.fired),
+            reason=drop.reason if drop.fired else estimate.reason,
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """All that went in, as JSON types, so that the look can be made again."""
+        declared = self.declared
+        return {
+            "cells": [
+                {
+                    "phase": c.phase,
+                    "arm": str(c.arm),
+                    "units": c.units.to_dict(),
+                    "exposed": c.exposed,
+                    "quality": c.quality,
+                }
+                for c in self.evidence.cells
+            ],
+            "exposed": [[p, str(a), n] for (p, a), n in sorted(self.evidence.exposed.items())],
+            "shares": {str(p): s for p, s in self.evidence.shares.items()},
+            "requests": {
+                str(a): {"n": r.n, "errors": r.errors} for a, r in self.evidence.requests.items()
+            },
+            "fraction": self.fraction,
+            "fractions": list(self.fractions),
+            "information": declared.information if declared else None,
+        }
+
+
+def saved(value_per_cost: float) -> float | None:
+    """The fall in cost for the same value, from the relative change of value for the same cost."""
+    ratio = 1 + value_per_cost
+    return 1 - 1 / ratio if ratio > 0 else None
+
+
+def halves(first: fixed.FixedEstimate, second: fixed.FixedEstimate) -> Halves:
+    """Two parts of a test beside each other, with the test of no change between them."""
+    p_value = None
+    reason = first.reason or second.reason
+    errors = [_log_error(e) for e in (first, second)]
+    if errors[0] and errors[1] and first.effect is not None and second.effect is not None:
+        from scipy.special import ndtr
+
+        change = math.log1p(second.effect) - math.log1p(first.effect)
+        p_value = 2 * float(ndtr(-abs(change) / math.hypot(errors[0], errors[1])))
+        word = "has changed" if p_value < 0.05 else "is not shown to have changed"
+        reason = f"the effect {word}: {first.effect:+.1%}, then {second.effect:+.1%}"
+    return Halves(first=_part(first), second=_part(second), p_value=p_value, reason=reason)
+
+
+def _log_error(estimate: fixed.FixedEstimate) -> float | None:
+    if estimate.statistic is None or estimate.effect is None or not estimate.statistic:
+        return None
+    return abs(math.log1p(estimate.effect) / estimate.statistic)
+
+
+def _part(estimate: fixed.FixedEstimate) -> Part:
+    return Part(
+        lift=estimate.effect,
+        lower=estimate.lower,
+        upper=estimate.upper,
+        n_baseline=estimate.n_baseline,
+        n_candidate=estimate.n_candidate,
+    )
