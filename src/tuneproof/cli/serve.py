@@ -95,7 +95,7 @@ async def _started(server: Any, task: asyncio.Task[None]) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises `ConfigError` where the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
