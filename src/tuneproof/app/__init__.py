@@ -20,6 +20,7 @@ from tuneproof.app.serving import ChatEndpoint, Serving
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
 from tuneproof.rollout import Deployment
+from tuneproof.telemetry import MemoryWatch
 
 __all__ = [
     "Aborted",
@@ -92,6 +93,10 @@ class _Told:
 
     def __init__(self, app: App) -> None:
         self._app = app
+
+    def memory(self, limit_mb: float) -> MemoryWatch:
+        """Watch memory while a stage works."""
+        return MemoryWatch(limit_mb, on_warning=self._app.metrics.on_memory_warning)
 
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
         """A stage ended after working this long."""

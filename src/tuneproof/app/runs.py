@@ -16,7 +16,6 @@ from tuneproof.errors import ConfigError, NotFoundError, StateError, TuneProofEr
 from tuneproof.pipeline import RunArguments, Stage, turn
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Page, Run, RunStatus
-from tuneproof.telemetry import MemoryWatch
 from tuneproof.training import ModelVersion
 
 log = logging.getLogger(__name__)
@@ -308,10 +307,6 @@ class Runs(Core):
         if not config.enabled or config.schedule_driver != "internal":
             return None
         return next_tick(config, now)
-
-    def memory_watch(self, config: PipelineConfig) -> MemoryWatch:
-        """Watches this process's memory while a run works."""
-        return MemoryWatch(config.memory_warning_mb, on_warning=self.metrics.on_memory_warning)
 
 
 def next_tick(config: PipelineConfig, after: datetime) -> datetime:

@@ -28,6 +28,9 @@ from tuneproof.training import (
 
 Wait = Callable[[datetime], Awaitable[workflow.Signal | None]]
 
+FIRST_POLL_S = 0.5
+"""A small job may be done at once: the pause between polls doubles from here to `poll_seconds`."""
+
 FIRST_PAUSE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)
 PATIENCE = timedelta(hours=24)
@@ -46,6 +49,7 @@ class Making:
         self._arguments = arguments
         self.stage = Stage.COLLECT
         self.seconds = 0.0
+        self.memory: dict[str, float] = {}
 
     # --- collect and curate ---------------------------------------------------------
 
@@ -221,8 +225,10 @@ class Making:
         trainer = self._trainer()
         now = await workflow.now()
         deadline = now + timedelta(seconds=trainer.timeout_s)
+        pause = FIRST_POLL_S
         while True:
-            await wait(now + timedelta(seconds=trainer.poll_s))
+            pause = min(2 * pause, trainer.poll_s)
+            await wait(now + timedelta(seconds=pause))
             now = await workflow.now()
             progress = await self._polled(trainer, version)
             if progress is not None and progress.job.status.final:
@@ -345,7 +351,8 @@ class Making:
         )
         await self._parts.store.keep_version(kept, tx)
         await self._mark_version(tx, kept, at)
-        await self._parts.store.mark_run(self._id, "running", at=at, result=losses, tx=tx)
+        known = {**losses, "memory": self.memory}
+        await self._parts.store.mark_run(self._id, "running", at=at, result=known, tx=tx)
         numbers = {k: v for k, v in losses.items() if v is not None}
         await self._tell(
             tx, "metrics", {"metrics": numbers, "step": 0, "at": at.isoformat()}, "gate"
@@ -402,12 +409,22 @@ class Making:
     @asynccontextmanager
     async def _timed(self, stage: Stage) -> Any:
         began = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - began
-            self.seconds += seconds
-            self._parts.hooks.stage_finished(self._id, stage, seconds)
+        with self._parts.hooks.memory(self._config.memory_warning_mb) as watch:
+            try:
+                yield
+            finally:
+                seconds = time.perf_counter() - began
+                self.seconds += seconds
+                self._parts.hooks.stage_finished(self._id, stage, seconds)
+        self._remember(watch.usage.to_dict())
+
+    def _remember(self, usage: Mapping[str, float]) -> None:
+        """Memory over the run's stages: the first's start, the highest peak, the last's end."""
+        self.memory = {
+            "initial_mb": self.memory.get("initial_mb", usage["initial_mb"]),
+            "peak_mb": max(self.memory.get("peak_mb", 0.0), usage["peak_mb"]),
+            "final_mb": usage["final_mb"],
+        }
 
     async def clean(self, status: RunState) -> list[str]:
         """Remove what the run left on this machine; only what really went is named."""

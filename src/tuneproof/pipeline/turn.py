@@ -181,6 +181,7 @@ class _Turn:
             result={
                 "resources_cleaned": cleaned,
                 "execution_time_seconds": self._making.seconds,
+                "memory": self._making.memory,
             },
             tx=tx,
         )

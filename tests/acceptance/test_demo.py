@@ -1,0 +1,77 @@
+"""The demo as its users run it, and over twenty audiences."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneproof.app.demonstration import demonstration
+
+pytestmark = pytest.mark.slow
+
+TWO_MINUTES = 120.0
+SEEDS = range(1, 21)
+
+
+def demo(directory: Path, *arguments: str) -> tuple[dict[str, Any], float]:
+    began = time.monotonic()
+    command = [sys.executable, "-m", "tuneproof", "demo", "--dir", str(directory)]
+    done = subprocess.run(
+        [*command, "--json", "--exit", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found, time.monotonic() - began
+
+
+def test_candidate_that_truly_wins_is_promoted_and_rolled_out(tmp_path: Path) -> None:
+    found, seconds = demo(tmp_path, "--seed", "7")
+    assert found["run"]["status"] == "success"
+    assert found["experiment"]["verdict"] == "promote"
+    assert (found["rollout"]["state"], found["rollout"]["share"]) == ("complete", 1.0)
+    assert found["training"]["heldout_loss"] < found["training"]["base_heldout_loss"]
+    assert found["dataset"]["examples"]["hook"] > 100
+    lower, upper = found["experiment"]["interval"]
+    assert lower < found["experiment"]["true_effect"] < upper
+    assert seconds < TWO_MINUTES
+
+
+def test_candidate_that_turns_harmful_is_rolled_back_with_its_cause(tmp_path: Path) -> None:
+    found, seconds = demo(tmp_path, "--seed", "7", "--break")
+    assert found["run"]["status"] == "rolled_back"
+    assert found["rollout"]["state"] == "rolled_back"
+    assert found["rollout"]["share"] == 0
+    assert "fell by more than 15%" in found["rollout"]["cause"].replace(" %", "%")
+    assert seconds < TWO_MINUTES
+
+
+def experiment_of(seed: int, directory: str) -> dict[str, Any]:
+    async def one() -> dict[str, Any]:
+        async with demonstration(
+            Path(directory) / str(seed), seed=seed, last_stage="experiment"
+        ) as shown:
+            await shown.wait()
+            return await shown.outcome()
+
+    return asyncio.run(one())
+
+
+def test_of_twenty_audiences_at_least_eighteen_promote_and_never_a_candidate_that_is_no_better(
+    tmp_path: Path,
+) -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(experiment_of, SEEDS, [str(tmp_path)] * len(SEEDS)))
+    verdicts = [f["experiment"]["verdict"] if f["experiment"] else None for f in found]
+    promoted = [f for f in found if f["experiment"] and f["experiment"]["verdict"] == "promote"]
+    assert len(promoted) >= 18, verdicts
+    effects = [f["experiment"]["true_effect"] for f in promoted]
+    assert min(effects) > 0, effects
