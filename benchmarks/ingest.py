@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-
 from tests.integration.store.records import experiment
 from tests.servers import postgres_server
+
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.store import Store, open_store
 

@@ -64,18 +64,20 @@ class Post(NamedTuple):
 
     def text(self, column: str) -> str:
         """A column as text; empty where it is NULL. Raises `DataError` for an unknown one."""
-        value = (self.fields or {}).get(column, _ABSENT)
-        if value is _ABSENT:
-            value = getattr(self, column, _ABSENT) if column in Post._fields else _ABSENT
-        if value is _ABSENT:
+        place = _PLACES.get(column)
+        if place is not None and not (self.fields and column in self.fields):
+            value = self[place]
+        elif self.fields and column in self.fields:
+            value = self.fields[column]
+        else:
             raise DataError(
                 f"A post has no column {column!r}.",
                 mend="Name it in the source's columns, or mend the task's template.",
             )
-        return "" if value is None else str(value)
+        return value if type(value) is str else "" if value is None else str(value)
 
 
-_ABSENT: Any = object()
+_PLACES = {name: place for place, name in enumerate(Post._fields) if name != "fields"}
 
 
 @dataclass(frozen=True, kw_only=True)

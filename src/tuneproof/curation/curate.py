@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +42,7 @@ from tuneproof.errors import ConfigError, DataError
 __all__ = ["CurationOptions", "curate", "curate_posts", "curator"]
 
 _FORMAT: Final = 1
+_QUOTED: Final = re.compile(r"""[,"\n\r]""")
 _TOKEN_EDGES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 _USABLE_RATE: Final = 1.0
 
@@ -136,6 +139,7 @@ class _Curation:
         self._placed = Placed()
         self._tokens = [0] * (len(_TOKEN_EDGES) + 1)
         self._token_sum = 0
+        self._tokens_now = 0
         self._posts = 0
         self._used = 0
         self.files = DatasetFiles(collected.directory, [task.name for task in self._tasks])
@@ -151,7 +155,7 @@ class _Curation:
             side = self._side(post)
             if side is None:
                 continue
-            used = False
+            used, post_id = False, _csv(post.id)
             for task in self._tasks:
                 line = self._example(post, task)
                 if line is not None:
@@ -159,7 +163,7 @@ class _Curation:
                     answer, own = post.text(task.completion), post.version is not None
                     self._placed.add(task.name, side, answer, own=own)
                     lines[task.name, side].append(line)
-                    lineage.append(f"{_csv(post.id)},{task.name},{side}".encode())
+                    lineage.append(f"{post_id},{task.name},{side}".encode())
             self._used += used
         for (name, side), found in lines.items():
             self.files.tasks[name].write(side, found)
@@ -189,7 +193,8 @@ class _Curation:
     def _example(self, post: Post, task: Task) -> bytes | None:
         """The post as a line for one task, or None where a rule leaves it out."""
         messages = task.messages(post)
-        reason = self._unfit(messages)
+        contents = [message["content"] for message in messages]
+        reason = self._unfit(contents)
         if reason is None and self._options.personal_data != "keep":
             reason = self._without_personal_data(messages)
         if reason is None:
@@ -204,24 +209,25 @@ class _Curation:
         if self._above_cap(post, task):
             self._dropped.add("persona_cap", post, post.persona_id, task.name)
             return None
-        tokens = sum(estimate_tokens(m["content"]) for m in messages)
-        self._token_sum += tokens
-        self._tokens[sum(tokens > edge for edge in _TOKEN_EDGES)] += 1
+        self._token_sum += self._tokens_now
+        self._tokens[bisect_left(_TOKEN_EDGES, self._tokens_now)] += 1
         return line
 
-    def _unfit(self, messages: Sequence[dict[str, str]]) -> str | None:
-        if not all(is_utf8(m["content"]) for m in messages):
-            return "not_utf8"
-        answer = messages[-1]["content"].strip()
+    def _unfit(self, contents: Sequence[str]) -> str | None:
+        """Why these texts make no example, or None."""
+        self._tokens_now = 0
+        for text in contents:
+            if not is_utf8(text):
+                return "not_utf8"
+            if has_special_token(text):
+                return "special_token"
+            self._tokens_now += estimate_tokens(text)
+        answer = contents[-1].strip()
         if not answer:
             return "empty"
         if len(answer) < self._options.min_characters:
             return "too_short"
-        if sum(estimate_tokens(m["content"]) for m in messages) > self._options.max_tokens:
-            return "too_long"
-        if any(has_special_token(m["content"]) for m in messages):
-            return "special_token"
-        return None
+        return "too_long" if self._tokens_now > self._options.max_tokens else None
 
     def _without_personal_data(self, messages: Sequence[dict[str, str]]) -> str | None:
         found: Counter[str] = Counter()
@@ -345,7 +351,7 @@ class _Curation:
 
 
 def _csv(text: str) -> str:
+    if text.isalnum() and text.isascii():
+        return text
     clean = text.encode("utf-8", "backslashreplace").decode()
-    if any(c in clean for c in ',"\n\r'):
-        return '"' + clean.replace('"', '""') + '"'
-    return clean
+    return '"' + clean.replace('"', '""') + '"' if _QUOTED.search(clean) else clean

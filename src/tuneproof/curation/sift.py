@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
@@ -124,16 +124,21 @@ def side_of(
     return VALIDATION if _share("split\x1f", input_key) < validation_share else TRAIN
 
 
-def input_key(post: Post, tasks: Sequence[Task]) -> str:
+@lru_cache(maxsize=64)
+def root_columns(tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    """The columns that tasks ask with and no task answers."""
+    written = {task.completion for task in tasks}
+    return tuple(dict.fromkeys(c for t in tasks for c in t.columns if c not in written))
+
+
+def input_key(post: Post, tasks: tuple[Task, ...]) -> str:
     """What the split goes by: the post's inputs that no task writes, whatever their case.
 
     A `body` is asked for by its `hook`, which itself is an answer to `original_input`: so all
     examples of a post fall on one side, and with them those of all posts with the same input.
     A post without any input goes by what it answered.
     """
-    written = {task.completion for task in tasks}
-    asked = dict.fromkeys(c for task in tasks for c in task.columns if c not in written)
-    text = "\x1f".join(post.text(column) for column in asked).strip("\x1f \n\t")
+    text = "\x1f".join([post.text(column) for column in root_columns(tasks)]).strip("\x1f \n\t")
     if not text:
         text = "\x1f".join(post.text(task.completion) for task in tasks)
     return " ".join(text.casefold().split())
