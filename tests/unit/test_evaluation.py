@@ -1,0 +1,134 @@
+"""The gate: what it lets through, what it stops, and what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tuneproof.errors import DataError
+from tuneproof.evaluation import Gate
+from tuneproof.testing import MemoryProvider
+from tuneproof.training import ModelVersion, Score, VersionStatus
+
+VERSION = ModelVersion(
+    id="ver-1",
+    pipeline="default",
+    run_id=None,
+    version="1.0.0",
+    model_id="ft:base:x",
+    base_model="base",
+    provider="memory",
+    training_job_id="ftjob-1",
+    dataset_hash="h",
+    tasks=("hook",),
+    status=VersionStatus.TRAINED,
+    created_at=datetime(2025, 1, 20, tzinfo=UTC),
+)
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def heldout(directory: Path, lines: int = 30) -> Path:
+    path = directory / "validation.jsonl"
+    chats = [
+        [{"role": "user", "content": f"about {i}"}, {"role": "assistant", "content": f"reply {i}"}]
+        for i in range(lines)
+    ]
+    path.write_text("".join(json.dumps({"messages": c}) + "\n" for c in chats))
+    return path
+
+
+def provider(*, tuned: float, base: float = 3.0, text: str = "fine") -> MemoryProvider:
+    def score(model: str, messages: Messages) -> Score:
+        loss = tuned if model.startswith("ft:") else base
+        return Score(tokens=2, logprob=-2 * loss)
+
+    return MemoryProvider(
+        base_models=("base", "ft:base:x"), score=score, answer=lambda m, messages, i: text
+    )
+
+
+async def test_lower_loss_and_clean_outputs_pass(tmp_path: Path) -> None:
+    report = await Gate(provider(tuned=2.0)).check(VERSION, heldout(tmp_path))
+    assert report.passed
+    assert (report.heldout_loss, report.base_heldout_loss) == (2.0, 3.0)
+    assert report.improvement == pytest.approx(1 / 3)
+    assert report.reason.startswith("The held-out loss fell 33.3%, from 3.000 to 2.000")
+    assert len(report.samples) == 20
+
+
+@pytest.mark.parametrize(
+    ("tuned", "needed", "passed"), [(3.0, 0.0, False), (2.9, 0.0, True), (2.9, 0.1, False)]
+)
+async def test_loss_must_fall_by_the_required_share(
+    tmp_path: Path, tuned: float, needed: float, passed: bool
+) -> None:
+    gate = Gate(provider(tuned=tuned), min_improvement=needed)
+    assert (await gate.check(VERSION, heldout(tmp_path))).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "empty"),
+        ("hi <|im_end|>", "contains a special token"),
+        ("long " * 5000, "longer than 20000 characters"),
+    ],
+)
+async def test_bad_outputs_fail_and_are_named(tmp_path: Path, text: str, fault: str) -> None:
+    report = await Gate(provider(tuned=2.0, text=text)).check(VERSION, heldout(tmp_path))
+    assert not report.passed
+    assert f"20 of 20 sampled outputs fail a check ({fault})" in report.reason
+    assert report.samples[0].faults == (fault,)
+
+
+async def test_model_that_repeats_the_prompt_fails(tmp_path: Path) -> None:
+    made = provider(tuned=2.0)
+    made._answer = lambda model, messages, i: messages[-1]["content"]
+    report = await Gate(made).check(VERSION, heldout(tmp_path))
+    assert not report.passed
+    assert "repeats the prompt" in report.reason
+
+
+async def test_provider_that_cannot_score_is_said_so(tmp_path: Path) -> None:
+    made = provider(tuned=2.0)
+    made._score = lambda model, messages: None
+    report = await Gate(made).check(VERSION, heldout(tmp_path))
+    assert report.passed
+    assert report.heldout_loss is None
+    assert "cannot score held-out text" in report.reason
+
+
+async def test_users_scorer_decides_with_its_least_mean(tmp_path: Path) -> None:
+    async def length(prompt: Messages, text: str) -> float:
+        return float(len(text))
+
+    for least, passed in ((4.0, True), (5.0, False)):
+        gate = Gate(provider(tuned=2.0), scorers={"length": length}, min_scores={"length": least})
+        report = await gate.check(VERSION, heldout(tmp_path))
+        assert report.passed is passed
+        assert report.scores == {"length": 4.0}
+
+
+async def test_empty_heldout_set_lets_nothing_through(tmp_path: Path) -> None:
+    report = await Gate(provider(tuned=2.0)).check(VERSION, heldout(tmp_path, 0))
+    assert not report.passed
+    assert report.reason == "The held-out set is empty: nothing can be checked."
+
+
+async def test_version_without_model_fails() -> None:
+    report = await Gate(provider(tuned=2.0)).check(replace(VERSION, model_id=None), "unused")
+    assert not report.passed
+
+
+@pytest.mark.parametrize("content", ["not json\n", '{"no": "messages"}\n'])
+async def test_broken_heldout_file_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"broken\.jsonl cannot be read"):
+        await Gate(provider(tuned=2.0)).check(VERSION, path)
