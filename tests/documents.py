@@ -1,0 +1,224 @@
+"""README and docs as tests see them: their fenced blocks, and how these are run.
+
+Each block in `python` or `console` stands below a comment that says what becomes of it:
+
+    <!-- run -->                  it is run, and must succeed
+    <!-- run, slow -->            so it is, but only with the slow tests
+    <!-- run, exit 1 -->          its (last) command must end with this code
+    <!-- not run: why -->         it cannot be run here
+
+The blocks of a page share an empty folder, in their order. A `python` block is a program of its
+own; what it must print stands in the next block, below `<!-- output -->`. A `console` block has
+`$ command` lines with the output below each; a command that ends in `&` goes on in the
+background until the page ends, and is waited for until it has printed what stands below it.
+A `toml` block below `<!-- file: NAME -->` is written to that file.
+
+Output is compared loosely: each line that is shown must come, in this order; `...` stands for
+anything, and runs of blanks count as one. Ports of the docs (8686, 8700, 9090) are replaced by
+free ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tests.servers import free_port
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUNNABLE = ("python", "console")
+TIMEOUT_S = 240.0
+PORTS = ("8686", "8700", "9090")
+
+_BLOCK = re.compile(
+    r"(?:^<!--[ ]*(?P<mark>[^>]*?)[ ]*-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One fenced block: its language, the comment above it, its text and its line."""
+
+    page: Path
+    line: int
+    language: str
+    mark: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Where it stands, for messages."""
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def options(self) -> list[str]:
+        """What stands behind `run`."""
+        return [word.strip() for word in self.mark.split(",")][1:]
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is run at all."""
+        return self.mark.split(",")[0] == "run"
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is run with the slow tests only."""
+        return "slow" in self.options
+
+    @property
+    def exit_code(self) -> int:
+        """The code with which its last command must end."""
+        codes = [option.removeprefix("exit ") for option in self.options if "exit " in option]
+        return int(codes[0]) if codes else 0
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of a page, in order."""
+    text = page.read_text("utf-8")
+    return [
+        Block(
+            page=page,
+            line=text.count("\n", 0, found.start("language")) + 1,
+            language=found["language"],
+            mark=found["mark"] or "",
+            text=found["text"],
+        )
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+class Session:
+    """A page being run: one folder, one set of ports, its background processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ports = {port: str(free_port()) for port in PORTS}
+        self._running: list[subprocess.Popen[str]] = []
+        self._env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "LANG": "C.UTF-8",
+            "COLUMNS": "160",
+            "NO_COLOR": "1",
+            "TUNEPROOF_PORT": self._ports["8686"],
+            "PROMETHEUS_METRICS_PORT": self._ports["9090"],
+        }
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._running:
+            process.terminate()
+            process.wait(timeout=30)
+
+    def run(self, page: Sequence[Block], *, slow: bool) -> int:
+        """Run the blocks of a page; how many there were."""
+        count = 0
+        for block, after in zip(page, [*page[1:], None], strict=True):
+            if block.mark.startswith("file: "):
+                name = self.folder / block.mark.removeprefix("file: ")
+                name.write_text(self._here(block.text), "utf-8")
+            elif block.is_run and block.slow == slow:
+                expected = after.text if after is not None and after.mark == "output" else ""
+                self._run(block, expected)
+                count += 1
+        return count
+
+    def _run(self, block: Block, expected: str) -> None:
+        if block.language == "python":
+            self._expect(block, [sys.executable, "-c", self._here(block.text)], expected, 0)
+            return
+        commands = list(_commands(block.text))
+        for index, (command, shown) in enumerate(commands):
+            last = index == len(commands) - 1
+            if command.endswith("&"):
+                self._start(block, command.rstrip("& "), shown)
+            else:
+                code = block.exit_code if last else 0
+                self._expect(block, ["bash", "-c", self._here(command)], shown, code)
+
+    def _expect(self, block: Block, command: list[str], shown: str, code: int) -> None:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        printed = self._there(done.stdout)
+        missing = unprinted(shown, printed)
+        if done.returncode != code or missing:
+            said = f"it ended with {done.returncode}" if done.returncode != code else ""
+            lacks = f"it did not print {missing!r}" if missing else ""
+            raise AssertionError(f"{block.name}: {said} {lacks}\n\n{printed}")
+
+    def _start(self, block: Block, command: str, shown: str) -> None:
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {self._here(command)}"],
+            cwd=self.folder,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._running.append(process)
+        printed, deadline = "", time.monotonic() + 60
+        assert process.stdout is not None
+        while unprinted(shown, self._there(printed)):
+            line = _line(process.stdout)
+            printed += line
+            if not line or time.monotonic() > deadline:
+                raise AssertionError(f"{block.name}: {command} printed only\n\n{printed}")
+
+    def _here(self, text: str) -> str:
+        for port, free in self._ports.items():
+            text = re.sub(rf"\b{port}\b", free, text)
+        return text
+
+    def _there(self, text: str) -> str:
+        for port, free in self._ports.items():
+            text = text.replace(free, port)
+        return text
+
+
+def unprinted(shown: str, printed: str) -> str:
+    """The first line of `shown` that `printed` does not have in its order; empty if all came."""
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    at = 0
+    for line in shown.splitlines():
+        wanted = " ".join(line.split())
+        if wanted in ("", "..."):
+            continue
+        pattern = ".*".join(re.escape(part) for part in wanted.split("..."))
+        found = (i for i in range(at, len(lines)) if re.fullmatch(pattern, lines[i]))
+        hit = next(found, None)
+        if hit is None:
+            return wanted
+        at = hit + 1
+    return ""
+
+
+def _commands(text: str) -> Iterator[tuple[str, str]]:
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, shown = part.partition("\n")
+        while command.endswith("\\"):
+            more, _, shown = shown.partition("\n")
+            command = f"{command[:-1].rstrip()} {more.strip()}"
+        yield command.strip(), shown
+
+
+def _line(stream: IO[str]) -> str:
+    return stream.readline()
