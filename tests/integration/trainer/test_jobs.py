@@ -318,10 +318,12 @@ def test_events_are_paged_without_gap_or_repeat(client: OpenAI) -> None:
 
 def test_cancel_ends_a_job_wherever_it_stands(start: Start) -> None:
     client = client_of(start())
-    large = upload(client, lines(None, count=10_000))
+    large = upload(client, lines(None, count=20_000))
     running = client.fine_tuning.jobs.create(model=BASE, training_file=large)
-    waiting = client.fine_tuning.jobs.create(model=BASE, training_file=large)
     reached(client, running, ("running",))
+    waiting = client.fine_tuning.jobs.create(
+        model=BASE, training_file=upload(client, lines(count=20))
+    )
     reached(client, waiting, ("queued",))
     for job in (waiting, running):
         cancelled = client.fine_tuning.jobs.cancel(job.id)
@@ -368,8 +370,9 @@ def test_a_paused_job_frees_its_place_and_goes_on_when_resumed(start: Start) -> 
 def test_a_queued_job_pauses_at_once(start: Start) -> None:
     client = client_of(start())
     file_id = upload(client, lines(None, count=10_000))
-    client.fine_tuning.jobs.create(model=BASE, training_file=file_id)
-    job = client.fine_tuning.jobs.create(model=BASE, training_file=file_id)
+    first = client.fine_tuning.jobs.create(model=BASE, training_file=file_id)
+    reached(client, first, ("running",))
+    job = client.fine_tuning.jobs.create(model=BASE, training_file=upload(client, lines(count=20)))
     reached(client, job, ("queued",))
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"
