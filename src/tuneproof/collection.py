@@ -164,10 +164,11 @@ class Task:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns that the prompt names, in order, each once."""
-        return tuple(dict.fromkeys(name for _, name in self._pieces if name is not None))
+        return tuple(dict.fromkeys(name for _, name in self.pieces if name is not None))
 
     @cached_property
-    def _pieces(self) -> tuple[tuple[str, str | None], ...]:
+    def pieces(self) -> tuple[tuple[str, str | None], ...]:
+        """The prompt taken apart: texts, each followed by a column or by None."""
         return tuple((text, name) for text, name, _, _ in Formatter().parse(self.prompt))
 
     def request(self, post: Post) -> str:
@@ -175,7 +176,7 @@ class Task:
         values = {name: post.text(name) for name in self.columns}
         if values and not any(value.strip() for value in values.values()):
             return self.empty_prompt
-        return "".join(text if name is None else text + values[name] for text, name in self._pieces)
+        return "".join(text if name is None else text + values[name] for text, name in self.pieces)
 
     def messages(self, post: Post) -> list[dict[str, str]]:
         """The chat that a training line shows: system (if any), user, assistant."""

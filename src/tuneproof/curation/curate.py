@@ -26,7 +26,7 @@ from tuneproof.collection import (
     Window,
 )
 from tuneproof.curation.files import DatasetFiles
-from tuneproof.curation.rules import estimate_tokens, has_special_token, is_utf8, redact
+from tuneproof.curation.lines import NOT_UTF8, Cleaner, Line, LineMaker, Text
 from tuneproof.curation.sift import (
     KEPT_BACK,
     TRAIN,
@@ -133,13 +133,14 @@ class _Curation:
         self._tasks = collected.tasks
         self._dropped = Dropped()
         self._seen = Seen()
-        self._redacted: Counter[str] = Counter()
+        self._cleaner = Cleaner(options.personal_data)
+        self._makers = [LineMaker(task) for task in self._tasks]
+        columns = (c for task in self._tasks for c in (*task.columns, task.completion))
+        self._columns = tuple(dict.fromkeys(columns))
         self._personas: Counter[tuple[str, str]] = Counter()
-        self._inputs: Counter[int] = Counter()
         self._placed = Placed()
         self._tokens = [0] * (len(_TOKEN_EDGES) + 1)
         self._token_sum = 0
-        self._tokens_now = 0
         self._posts = 0
         self._used = 0
         self.files = DatasetFiles(collected.directory, [task.name for task in self._tasks])
@@ -156,14 +157,15 @@ class _Curation:
             if side is None:
                 continue
             used, post_id = False, _csv(post.id)
-            for task in self._tasks:
-                line = self._example(post, task)
+            texts = {column: self._cleaner(post.text(column)) for column in self._columns}
+            for maker in self._makers:
+                line = self._example(post, maker, texts)
                 if line is not None:
                     used = True
-                    answer, own = post.text(task.completion), post.version is not None
-                    self._placed.add(task.name, side, answer, own=own)
-                    lines[task.name, side].append(line)
-                    lineage.append(f"{post_id},{task.name},{side}".encode())
+                    own = post.version is not None
+                    self._placed.add(maker.name, side, line.answer, own=own)
+                    lines[maker.name, side].append(line.json)
+                    lineage.append(f"{post_id},{maker.name},{side}".encode())
             self._used += used
         for (name, side), found in lines.items():
             self.files.tasks[name].write(side, found)
@@ -190,66 +192,43 @@ class _Curation:
             return None
         return side
 
-    def _example(self, post: Post, task: Task) -> bytes | None:
+    def _example(self, post: Post, maker: LineMaker, texts: dict[str, Text]) -> Line | None:
         """The post as a line for one task, or None where a rule leaves it out."""
-        messages = task.messages(post)
-        contents = [message["content"] for message in messages]
-        reason = self._unfit(contents)
-        if reason is None and self._options.personal_data != "keep":
-            reason = self._without_personal_data(messages)
-        if reason is None:
-            reason = self._refused(messages)
+        line = maker.line(texts)
+        reason = self._unfit(line) or self._refused(line)
+        if reason is None and not self._seen.new(line.json):
+            reason = "duplicate"
+        if reason is None and self._above_cap(post, maker.name):
+            reason = "persona_cap"
         if reason is not None:
-            self._dropped.add(reason, post, messages[-1]["content"], task.name)
+            self._dropped.add(reason, post, line.answer, maker.name)
             return None
-        line = orjson.dumps({"messages": messages})
-        if not self._seen.new(line):
-            self._dropped.add("duplicate", post, messages[-1]["content"], task.name)
-            return None
-        if self._above_cap(post, task):
-            self._dropped.add("persona_cap", post, post.persona_id, task.name)
-            return None
-        self._token_sum += self._tokens_now
-        self._tokens[bisect_left(_TOKEN_EDGES, self._tokens_now)] += 1
+        self._token_sum += line.tokens
+        self._tokens[bisect_left(_TOKEN_EDGES, line.tokens)] += 1
         return line
 
-    def _unfit(self, contents: Sequence[str]) -> str | None:
-        """Why these texts make no example, or None."""
-        self._tokens_now = 0
-        for text in contents:
-            if not is_utf8(text):
-                return "not_utf8"
-            if has_special_token(text):
-                return "special_token"
-            self._tokens_now += estimate_tokens(text)
-        answer = contents[-1].strip()
-        if not answer:
-            return "empty"
+    def _unfit(self, line: Line) -> str | None:
+        """Why this line is no example, in the order of the rules, or None."""
+        if line.fault == NOT_UTF8:
+            return line.fault
+        answer = line.answer.strip()
         if len(answer) < self._options.min_characters:
-            return "too_short"
-        return "too_long" if self._tokens_now > self._options.max_tokens else None
+            return "too_short" if answer else "empty"
+        return "too_long" if line.tokens > self._options.max_tokens else line.fault
 
-    def _without_personal_data(self, messages: Sequence[dict[str, str]]) -> str | None:
-        found: Counter[str] = Counter()
-        for message in messages:
-            if message["role"] != "system":
-                message["content"] = redact(message["content"], found)
-        if found and self._options.personal_data == "drop":
-            return "personal_data"
-        self._redacted.update(found)
-        return None
-
-    def _refused(self, messages: Sequence[dict[str, str]]) -> str | None:
-        if self._blocked:
-            text = " ".join(m["content"] for m in messages).casefold()
-            if any(word in text for word in self._blocked):
-                return "blocked"
+    def _refused(self, line: Line) -> str | None:
+        if not self._blocked and self._options.refuse is None:
+            return None
+        messages = orjson.loads(line.json)["messages"]
+        text = " ".join(m["content"] for m in messages).casefold()
+        if any(word in text for word in self._blocked):
+            return "blocked"
         return self._options.refuse(messages) if self._options.refuse else None
 
-    def _above_cap(self, post: Post, task: Task) -> bool:
+    def _above_cap(self, post: Post, task: str) -> bool:
         if self._options.persona_cap is None:
             return False
-        key = (task.name, post.persona_id or "")
+        key = (task, post.persona_id or "")
         self._personas[key] += 1
         return self._personas[key] > self._options.persona_cap
 
@@ -337,7 +316,7 @@ class _Curation:
             },
             "personal_data": {
                 "rule": options.personal_data,
-                **dict(sorted(self._redacted.items())),
+                **dict(sorted(self._cleaner.redacted.items())),
             },
             "split": {
                 "validation_share": options.validation_share,

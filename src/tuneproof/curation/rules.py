@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Final
 
-__all__ = ["estimate_tokens", "has_special_token", "is_utf8", "redact"]
+__all__ = ["has_special_token", "redact"]
 
 _SPECIAL: Final = re.compile(r"<\|[A-Za-z_]{2,40}\|>")
 _EMAIL: Final = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
@@ -25,31 +25,12 @@ _NATIONAL: Final = re.compile(r"[0-9]{3}[ .-][0-9]{3}[ .-][0-9]{4}")
 _DIGITS: Final = re.compile(r"[0-9][0-9 ()./-]{5}|[A-Z][0-9]{2}[ A-Z0-9]{4}")
 
 
-def is_utf8(text: str) -> bool:
-    """Whether the text can be written as UTF-8: it holds no lone surrogate.
-
-    Sources mark bytes that were no UTF-8 by surrogates (`surrogateescape`).
-    """
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def has_special_token(text: str) -> bool:
     """Whether a token of a model's control language is in the text, such as `<|im_end|>`.
 
     Providers refuse a file with one.
     """
     return "<|" in text and _SPECIAL.search(text) is not None
-
-
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has: a quarter of its bytes in UTF-8, at least 1."""
-    return (len(text) if text.isascii() else len(text.encode())) // 4 or 1
 
 
 def redact(text: str, counts: Counter[str] | None = None) -> str:

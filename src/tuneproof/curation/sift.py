@@ -76,7 +76,7 @@ class Placed:
         answers = self._answers.setdefault(place, array("Q"))
         if own:
             self._own.append((place, len(answers)))
-        answers.append(xxh3_64_intdigest(" ".join(answer.casefold().split()).encode()))
+        answers.append(xxh3_64_intdigest(answer.strip().casefold().encode()))
         self._lineage.setdefault(place, array("Q")).append(self.lines)
         self.lines += 1
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneproof.curation.rules import estimate_tokens, has_special_token, is_utf8, redact
+from tuneproof.curation.rules import has_special_token, redact
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,3 @@ def test_redaction_ends_and_is_stable(text: str) -> None:
 def test_special_tokens_are_found() -> None:
     assert has_special_token("so <|fim_suffix|> it goes")
     assert not has_special_token("a <| b |> c, 1 <|2")
-
-
-def test_lone_surrogates_are_no_utf8() -> None:
-    assert is_utf8("žluťoučký 🐎")
-    assert not is_utf8("caf\udce9")
-
-
-def test_a_token_is_about_four_bytes() -> None:
-    assert (estimate_tokens(""), estimate_tokens("abcd" * 10), estimate_tokens("é" * 8)) == (
-        1,
-        10,
-        4,
-    )

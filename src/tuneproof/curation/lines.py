@@ -1,0 +1,114 @@
+"""Posts as lines of a training file, each column's text looked at once.
+
+A line is put together from bytes, since this is where collecting spends its time: the texts
+are escaped one by one, the rest of the JSON is always the same. The bytes are those that
+dumping the chat as a whole would give.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import orjson
+
+from tuneproof.collection import Task
+from tuneproof.curation.rules import has_special_token, redact
+
+__all__ = ["Cleaner", "Line", "LineMaker", "Text"]
+
+NOT_UTF8: Final = "not_utf8"
+SPECIAL_TOKEN: Final = "special_token"
+PERSONAL_DATA: Final = "personal_data"
+
+_MIDDLE: Final = b'"},{"role":"assistant","content":"'
+_END: Final = b'"}]}'
+
+
+class Text(NamedTuple):
+    """One column's text, fit to be used, or with the fault that it has; `json` is escaped."""
+
+    text: str
+    json: bytes
+    fault: str | None = None
+
+
+class Line(NamedTuple):
+    """An example: its bytes, its answer, and the fault of one of its texts."""
+
+    json: bytes
+    answer: str
+    fault: str | None
+    tokens: int
+
+
+class Cleaner:
+    """Looks at the text of a column: encoding, special tokens, personal data.
+
+    `rule` says what becomes of personal data: `redact`, `drop` or `keep`. `redacted` counts
+    what was replaced.
+    """
+
+    def __init__(self, rule: str) -> None:
+        self._rule = rule
+        self._found: Counter[str] = Counter()
+        self.redacted: Counter[str] = Counter()
+
+    def __call__(self, text: str) -> Text:
+        fault = SPECIAL_TOKEN if has_special_token(text) else None
+        if self._rule != "keep":
+            clean = redact(text, self._found)
+            if self._found:
+                if self._rule == "drop":
+                    fault = fault or PERSONAL_DATA
+                else:
+                    self.redacted.update(self._found)
+                    text = clean
+                self._found.clear()
+        try:
+            return Text(text, orjson.dumps(text)[1:-1], fault)
+        except TypeError:  # a lone surrogate: bytes that were no UTF-8
+            return Text(text, b"", NOT_UTF8)
+
+
+class LineMaker:
+    """Makes the lines of one task from cleaned texts."""
+
+    def __init__(self, task: Task) -> None:
+        self.name = task.name
+        self._completion = task.completion
+        self._columns = task.columns
+        self._empty = _escaped(task.empty_prompt)
+        self._pieces = tuple((_escaped(text), name) for text, name in task.pieces)
+        system = b""
+        if task.system:
+            system = b'{"role":"system","content":"' + _escaped(task.system) + b'"},'
+        self._head = b'{"messages":[' + system + b'{"role":"user","content":"'
+        self._about = len(system) // 4
+
+    def line(self, texts: Mapping[str, Text]) -> Line:
+        """The line for a post whose columns' texts are these."""
+        answer = texts[self._completion]
+        fault = answer.fault
+        empty = bool(self._columns)
+        for column in self._columns:
+            found = texts[column]
+            fault = found.fault if fault is None or found.fault == NOT_UTF8 else fault
+            empty = empty and not found.text.strip()
+        if empty:
+            asked = self._empty
+        else:
+            parts = []
+            for text, name in self._pieces:
+                parts.append(text)
+                if name is not None:
+                    parts.append(texts[name].json)
+            asked = b"".join(parts)
+        line = b"".join((self._head, asked, _MIDDLE, answer.json, _END))
+        tokens = (len(asked) // 4 or 1) + (len(answer.json) // 4 or 1) + self._about
+        return Line(line, answer.text, fault, tokens)
+
+
+def _escaped(text: str) -> bytes:
+    return orjson.dumps(text)[1:-1]
