@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from tuneproof import workflow
 from tuneproof.app.live import Live
@@ -21,6 +21,7 @@ from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
 from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
 from tuneproof.evaluation import Scorer
+from tuneproof.experiments.planning import Prices
 from tuneproof.pipeline import Parts
 from tuneproof.resilience import (
     CircuitBreaker,
@@ -37,6 +38,8 @@ from tuneproof.testing import Participant, VirtualClock
 from tuneproof.training import Provider
 
 log = logging.getLogger(__name__)
+
+Price = TypeVar("Price")
 
 VIRTUAL_NOW = "virtual_now"
 """Under which key a virtual clock's instant is kept."""
@@ -142,6 +145,7 @@ class Core:
             targets=self.targets,
             scorers=self._scorers,
             hooks=self._hooks(),
+            prices=self.prices,
         )
         if self._with_engine:
             await self._launch_engine(embedded)
@@ -309,6 +313,16 @@ class Core:
             raise ConfigError("adapters.source must not be a coroutine.", mend="Return a Source.")
         return opened
 
+    def prices(self, config: PipelineConfig) -> Prices:
+        """What training and answers of a pipeline's base model cost, as far as it is set."""
+        provider = self.settings.providers[config.provider]
+        model = config.base_model or ""
+        answers = _longest_prefix(provider.prices, model)
+        return Prices(
+            training=_longest_prefix(provider.training_prices, model),
+            answers=answers[1] if answers else None,
+        )
+
     def pipeline(self, name: str) -> PipelineConfig:
         """A pipeline's settings. Raises `ConfigError` for an unknown one."""
         if name not in self.settings.pipelines:
@@ -333,3 +347,9 @@ class Core:
             clock=self.clock,
             config=config,
         )
+
+
+def _longest_prefix(prices: Mapping[str, Price], model: str) -> Price | None:
+    """The price of the longest prefix that this model begins with."""
+    found = [prefix for prefix in prices if model.startswith(prefix)]
+    return prices[max(found, key=len)] if found else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tuneproof import workflow
 from tuneproof.app.core import Core
 from tuneproof.cache import METRICS_TTL_S, metrics_key
+from tuneproof.collection import Window
 from tuneproof.errors import ConflictError, InputError, NotFoundError, StateError
 from tuneproof.experiments import (
     ABTest,
@@ -24,7 +25,9 @@ from tuneproof.experiments import (
     ModelRef,
     Outcome,
     Verdict,
+    allot,
 )
+from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone, rollout_alone
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.rollout import Deployment, RollbackResult, Routing
@@ -82,6 +85,37 @@ class Serving(Core):
         await self.engine.start(experiment_alone, test.id, config)
         self._routing_changed(config.tasks)
         return test
+
+    async def plan(
+        self,
+        *,
+        pipeline: str = "default",
+        share: float | None = None,
+        hours: float | None = None,
+        lift: float | None = None,
+        days_back: float | None = None,
+        posts: str | None = None,
+    ) -> CyclePlan:
+        """What a test of the next candidate would find on the traffic of the last days, and when.
+
+        Reads the pipeline's posts (or the file `posts`); changes nothing. Raises `ConfigError`
+        for a share or duration out of range, `DataError` where the posts cannot be read.
+        """
+        config = self.pipeline(pipeline)
+        asked = {"traffic_split": share, "a_b_test_duration_hours": hours, "days_back": days_back}
+        config = config.override(**{k: v for k, v in asked.items() if v is not None})
+        until = self.clock.now()
+        window = Window(since=until - timedelta(days=config.days_back), until=until)
+        spent = await self.store.experiments.spent(config.name)
+        level = config.significance_threshold
+        if config.loop_ledger:
+            level = min(level, 2 * allot(spent, (), loop_alpha=config.loop_alpha).alpha)
+        source = self.open_source(config, posts)
+        try:
+            history = await read_history(source, window)
+        finally:
+            await source.close()
+        return plan_cycle(history, config, alpha=level, lift=lift, prices=self.prices(config))
 
     async def experiment(self, id: str) -> ABTest:
         """The test of this id. Raises `NotFoundError`."""

@@ -80,6 +80,43 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
     output.table(columns, rows)
 
 
+async def plan(
+    *,
+    pipeline: str = "default",
+    share: Annotated[float | None, Parameter(help="The candidate's share, 0.1 is 10 %.")] = None,
+    hours: Annotated[float | None, Parameter(help="How long the test enrols.")] = None,
+    lift: Annotated[float | None, Parameter(help="The true effect to plan for.")] = None,
+    days_back: Annotated[float | None, Parameter(help="How far back to read posts.")] = None,
+    options: Options = NONE,
+) -> int:
+    """What a test would find on the traffic of the last days, how soon, and what it costs."""
+    async with connect(options) as service:
+        found = await service.get(
+            "/evaluation/plan",
+            pipeline=pipeline,
+            share=share,
+            hours=hours,
+            lift=lift,
+            days_back=days_back,
+        )
+    if options.json:
+        output.data(found)
+        return OK
+    output.say(found["sentence"])
+    if found["probability"] is not None:
+        output.facts(
+            [
+                ("posts an hour", f"{found['units_per_hour']:.1f}"),
+                ("mean engagement", output.percent(found["mean"])),
+                ("spread", f"{found['cv']:.2f} (standard deviation over mean)"),
+                ("level", f"{found['alpha']:.3g}, two-sided, as the ledger leaves it"),
+                ("found in time", output.percent(found["probability"])),
+                ("promoted", output.percent(found["promoted"])),
+            ]
+        )
+    return OK
+
+
 async def end(
     experiment_id: str,
     /,

@@ -200,6 +200,7 @@ def _print(run: Mapping[str, Any], address: str) -> None:
             ("model", version["model_id"]),
             ("base model", version["base_model"]),
             ("held-out loss", _losses(run["result"])),
+            ("plan", run["result"].get("plan", {}).get("sentence")),
             ("experiment", run["result"].get("ab_test_id")),
             ("rollout", run["result"].get("deployment_id")),
             ("address", f"{address}/fine-tuning/status/{run['pipeline_id']}"),

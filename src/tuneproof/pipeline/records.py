@@ -31,6 +31,7 @@ from tuneproof.experiments import (
     Segment,
     Verdict,
 )
+from tuneproof.experiments.planning import CyclePlan, Prices
 from tuneproof.rollout import (
     Advice,
     Deployment,
@@ -230,7 +231,8 @@ class NoHooks:
 class Parts:
     """The adapters of this process that runs work with; `workflow.resources()` of a run.
 
-    `provider(name)` and `source(config, posts)` open what the settings describe; `curator`
+    `provider(name)` and `source(config, posts)` open what the settings describe, `prices(config)`
+    says what training and answers cost; `curator`
     turns examples into datasets; `directory` holds datasets and temporary files.
     """
 
@@ -243,6 +245,7 @@ class Parts:
     targets: Sequence[Target] = ()
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     hooks: Hooks = field(default_factory=NoHooks)
+    prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
 
 
 workflow.register(
@@ -253,6 +256,7 @@ workflow.register(
     Criteria,
     Criterion,
     CriterionResult,
+    CyclePlan,
     Dataset,
     Deployment,
     DeploymentState,

@@ -11,6 +11,7 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import AbortedError, StateError, TuneProofError
 from tuneproof.experiments import Verdict
+from tuneproof.pipeline.planning import Planning
 from tuneproof.pipeline.records import Parts, PipelineResult, RunArguments, RunState, Stage
 from tuneproof.pipeline.serving import Serving, follow_experiment, follow_rollout
 from tuneproof.pipeline.stages import Making
@@ -50,6 +51,7 @@ class _Turn:
         self._config = config
         self._arguments = arguments
         self._making = Making(parts, run_id, config, arguments)
+        self._planning = Planning(parts, run_id, config, arguments)
         self._serving = Serving(parts, run_id, config)
         self._result = PipelineResult(run_id=run_id, status=RunState.RUNNING, reason="")
         self._id = run_id
@@ -57,6 +59,7 @@ class _Turn:
     async def go(self) -> PipelineResult:
         try:
             batch = await self._collect()
+            await self._plan(batch)
             await self._train(batch)
             await self._gate(batch)
             await self._experiment()
@@ -91,6 +94,16 @@ class _Turn:
                 f"{batch.note} Widen days_back, lower engagement_threshold, or wait.",
             )
         return batch
+
+    async def _plan(self, batch: TrainingDataBatch) -> None:
+        if self._config.plan_gate == "off" or self._arguments.only is Stage.GATE:
+            return
+        plan = await self._planning.plan(batch)
+        refusal = self._planning.refusal(plan)
+        if refusal and not self._arguments.force:
+            raise _Ended(RunState.SKIPPED, refusal)
+        if plan.probability is not None and plan.probability < self._config.plan_probability:
+            log.warning("run %s: %s", self._id, plan.sentence())
 
     async def _train(self, batch: TrainingDataBatch) -> None:
         version = await self._making.train(batch, self._abortable_wait)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field
 
 from tuneproof.experiments import Criteria
@@ -193,6 +194,26 @@ class LookAnswer(Answer):
     inputs: dict[str, Any]
 
 
+class Plan(Answer):
+    """What a test of the next candidate would find on this traffic. Shares, hours, USD."""
+
+    sentence: str
+    lift: float
+    share: float
+    hours: float
+    alpha: float = Field(description="the two-sided level that is left for promoting")
+    decision: str
+    units_per_hour: float | None
+    mean: float | None
+    cv: float | None
+    probability: float | None
+    promoted: float | None
+    needed_h: float | None
+    training_cost_usd: float | None
+    answers_cost_usd: float | None
+    reason: str
+
+
 def router() -> APIRouter:
     """The routes under `/evaluation`."""
     routes = APIRouter(prefix="/evaluation", tags=["evaluation"], responses=RESPONSES)
@@ -231,6 +252,21 @@ def router() -> APIRouter:
     ) -> Paged[TestState]:
         page = await app.experiments(pipeline=pipeline, cursor=cursor, limit=limit)
         return Paged(items=[test_state(t) for t in page.items], next_cursor=page.next_cursor)
+
+    @routes.get("/plan", summary="What a test would find on this traffic, and when")
+    async def plan(
+        app: TheApp,
+        _: Reader,
+        pipeline: str = "default",
+        share: Annotated[float | None, Query(gt=0, le=0.5)] = None,
+        hours: Annotated[float | None, Query(gt=0, le=24 * 365)] = None,
+        lift: Annotated[float | None, Query(gt=-1, le=100, allow_inf_nan=False)] = None,
+        days_back: Annotated[float | None, Query(gt=0, le=3660)] = None,
+    ) -> Plan:
+        found = await app.plan(
+            pipeline=pipeline, share=share, hours=hours, lift=lift, days_back=days_back
+        )
+        return Plan(sentence=found.sentence(), **asdict(found))
 
     @routes.get("/status/{ab_test_id}", summary="Where a test stands")
     async def status(app: TheApp, _: Reader, ab_test_id: str) -> TestState:

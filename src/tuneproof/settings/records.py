@@ -88,7 +88,8 @@ class ProviderConfig:
     "azure", "nebius", "compatible", or "trainer": our own, started in this process.
 
     Give the key by `api_key_env`, the name of an environment variable; only the settings
-    read it. `prices` maps a model's prefix to USD per million tokens (prompt, completion).
+    read it. `prices` maps a model's prefix to USD per million tokens (prompt, completion),
+    `training_prices` to USD per million trained tokens.
     """
 
     name: str = "default"
@@ -99,6 +100,7 @@ class ProviderConfig:
     organization: str | None = None
     timeout_seconds: float = 30
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    training_prices: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _wrap(self, api_key=Secret, base_url=Url)
@@ -110,6 +112,8 @@ class ProviderConfig:
         checks.text("organization", self.organization, optional=True)
         checks.number("timeout_seconds", self.timeout_seconds, above=0)
         object.__setattr__(self, "prices", {k: _price(k, v) for k, v in self.prices.items()})
+        for model, price in self.training_prices.items():
+            checks.number(f"training_prices.{model}", price, at_least=0)
 
     @property
     def embedded(self) -> bool:

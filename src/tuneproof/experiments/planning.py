@@ -1,0 +1,287 @@
+"""What a cycle will find on this traffic, how long it takes and what it costs, before it starts.
+
+Everything comes from the task's own history: how many posts an hour, how widely their rates
+spread. The arithmetic is `stats.design`; nothing is drawn. A plan that cannot be made says why
+and stops nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from tuneproof.collection import PostQuery, Source, Window
+from tuneproof.experiments.records import Criterion
+from tuneproof.settings import PipelineConfig
+from tuneproof.stats import design
+from tuneproof.stats.aggregates import Aggregate
+
+__all__ = ["CyclePlan", "History", "Prices", "plan_cycle", "read_history"]
+
+POWER = 0.8
+"""The share of tests in which the lift is to be found, for the days that are named."""
+
+EPOCHS = 3
+"""Assumed where the provider chooses the number of epochs."""
+
+LONGEST_H = 24.0 * 365
+CHUNK = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What was published in a stretch: how much, and how it did. `tokens` is a post's mean."""
+
+    units: Aggregate
+    hours: float
+    tokens: float | None = None
+
+    @property
+    def per_hour(self) -> float:
+        """Posts an hour."""
+        return self.units.n / self.hours if self.hours > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """USD per million tokens; None where the settings do not say."""
+
+    training: float | None = None
+    answers: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CyclePlan:
+    """What one cycle of the loop will find and cost.
+
+    `probability` is the chance that a true `lift` is found significant within `hours` of
+    enrolment, at the two-sided level `alpha` that is left for promoting; `promoted` that it is
+    promoted; `needed_h` the enrolment that finds it in 80 % of tests (None: more than a year).
+    They are None where `reason` says why nothing can be planned. Costs are in USD, None where
+    no price is set.
+    """
+
+    lift: float
+    share: float
+    hours: float
+    alpha: float
+    decision: str
+    units_per_hour: float | None = None
+    mean: float | None = None
+    cv: float | None = None
+    probability: float | None = None
+    promoted: float | None = None
+    needed_h: float | None = None
+    training_cost_usd: float | None = None
+    answers_cost_usd: float | None = None
+    reason: str = ""
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Training and the candidate's answers, as far as prices are known."""
+        known = [c for c in (self.training_cost_usd, self.answers_cost_usd) if c is not None]
+        return sum(known) if known else None
+
+    def sentence(self) -> str:
+        """This plan in words."""
+        if self.probability is None:
+            return f"Nothing can be planned: {self.reason}."
+        what = f"find {self.lift:+.0%}" if self.lift else "show that engagement does not fall"
+        if self.needed_h is None:
+            finds = f"This traffic would not {what} within a year"
+        else:
+            finds = f"This traffic can {what} in {_days(self.needed_h)}"
+        return (
+            f"{finds} at {self.share:.0%} share; within the {_days(self.hours)} allowed, "
+            f"{self.probability:.0%} of such tests find it. {self._cost()}"
+        )
+
+    def _cost(self) -> str:
+        if self.cost_usd is None:
+            return "What the cycle costs is unknown: no price is set."
+        return f"This cycle costs about ${self.cost_usd:,.2f}."
+
+
+async def read_history(source: Source, window: Window) -> History:
+    """The posts of a window as one aggregate, read once in flat memory.
+
+    Posts without a rate, or with one outside 0..1, are left out.
+    """
+    seen = Aggregate()
+    tokens, counted = 0, 0
+    first: datetime | None = None
+    query = PostQuery(window=window, threshold=0.0, max_records=None, chunk_size=CHUNK)
+    async for chunk in source.posts(query):
+        rates = []
+        for post in chunk:
+            rate = post.engagement_rate
+            if rate is None or not 0 <= rate <= 1:
+                continue
+            rates.append(rate)
+            first = post.ts if first is None else min(first, post.ts)
+            if post.tokens_used:
+                tokens, counted = tokens + post.tokens_used, counted + 1
+        if rates:
+            seen = seen + Aggregate.of(rates)
+    since = max(window.since, first) if first is not None else window.since
+    hours = max((window.until - since).total_seconds() / 3600, 1.0)
+    return History(units=seen, hours=hours, tokens=tokens / counted if counted else None)
+
+
+def plan_cycle(
+    history: History,
+    config: PipelineConfig,
+    *,
+    alpha: float | None = None,
+    lift: float | None = None,
+    trained_tokens: float | None = None,
+    prices: Prices | None = None,
+) -> CyclePlan:
+    """What a cycle with this configuration finds on traffic like that of `history`.
+
+    `alpha` is the two-sided level left for promoting (default: the test's own); `lift` the true
+    effect to plan for (default: the required lift; with `decision="confirmed"` one and a half
+    times that, since the bound itself must exceed it); `trained_tokens` what would be trained.
+    """
+    level = config.significance_threshold if alpha is None else alpha
+    wanted = _lift(config) if lift is None else lift
+    blank = CyclePlan(
+        lift=wanted,
+        share=config.traffic_split,
+        hours=config.a_b_test_duration_hours,
+        alpha=level,
+        decision=config.decision,
+    )
+    why = _unplannable(history, wanted)
+    if why:
+        return replace(blank, reason=why)
+    traffic = design.Traffic(
+        units_per_hour=history.per_hour,
+        share=config.traffic_split,
+        cv=design.coefficient_of_variation(history.units),
+    )
+    found = _finder(config, traffic, wanted, level)
+    hours = config.a_b_test_duration_hours
+    prices = prices or Prices()
+    answers = history.per_hour * hours * config.traffic_split * (history.tokens or 0)
+    return replace(
+        blank,
+        units_per_hour=history.per_hour,
+        mean=history.units.sum_y / history.units.n,
+        cv=traffic.cv,
+        probability=found(hours),
+        promoted=_promoted(config, traffic, wanted, level),
+        needed_h=_shortest(found),
+        training_cost_usd=_price(prices.training, trained_tokens),
+        answers_cost_usd=_price(prices.answers, answers or None),
+    )
+
+
+def _unplannable(history: History, lift: float) -> str:
+    if history.units.n < 2:
+        return f"there are {history.units.n} posts with a rate to learn from"
+    if history.units.sum_y <= 0:
+        return "no post had any engagement"
+    if design.coefficient_of_variation(history.units) == 0:
+        return "all posts had the same rate"
+    if lift <= -1:
+        return f"a lift of {lift:+.0%} cannot be"
+    return ""
+
+
+def _lift(config: PipelineConfig) -> float:
+    required = _required(config)
+    if required is None or required <= 0:
+        return 0.15 if required is not None else 0.0
+    return required * 1.5 if config.decision == "confirmed" else required
+
+
+def _required(config: PipelineConfig) -> float | None:
+    """The lift that is asked for; None where engagement must only not fall."""
+    asked = [Criterion.parse(text) for text in config.criteria]
+    if not asked:
+        return config.min_engagement_lift
+    rises = [c.margin for c in asked if (c.metric, c.kind) == ("engagement", "superior")]
+    return max(rises, default=None)
+
+
+def _finder(
+    config: PipelineConfig, traffic: design.Traffic, lift: float, alpha: float
+) -> Callable[[float], float]:
+    """The probability of finding the lift, by the hours of enrolment."""
+    required = _required(config)
+    if required is None:
+        return lambda hours: _not_worse(config, traffic, lift, alpha, hours)
+    if config.decision == "spec":
+        return lambda hours: (
+            design.declared_looks(
+                traffic, lift=lift, hours=hours, alpha_one_sided=alpha / 2
+            ).probability
+        )
+    return lambda hours: (
+        design.sequence(
+            traffic,
+            lift=lift,
+            hours=hours,
+            every_h=hours / 100,
+            alpha=alpha,
+            above=required,
+            min_units=config.min_units,
+        ).probability
+    )
+
+
+def _not_worse(
+    config: PipelineConfig, traffic: design.Traffic, lift: float, alpha: float, hours: float
+) -> float:
+    margins = [c.margin for c in map(Criterion.parse, config.criteria) if c.metric == "engagement"]
+    if not margins:
+        return 1.0
+    return design.sequence(
+        traffic,
+        lift=lift,
+        hours=hours,
+        every_h=hours / 100,
+        alpha=alpha,
+        above=-min(min(margins), 0.99),
+        min_units=config.min_units,
+    ).probability
+
+
+def _promoted(
+    config: PipelineConfig, traffic: design.Traffic, lift: float, alpha: float
+) -> float | None:
+    required = _required(config)
+    if required is None:
+        return None
+    return design.plan(
+        traffic,
+        lift=lift,
+        hours=config.a_b_test_duration_hours,
+        required_lift=required,
+        alpha=alpha,
+        decision=config.decision,
+    ).probability
+
+
+def _shortest(found: Callable[[float], float]) -> float | None:
+    """The shortest enrolment, in whole hours, that finds it in `POWER` of tests."""
+    low, high = 0.0, 24.0
+    while found(high) < POWER:
+        if high >= LONGEST_H:
+            return None
+        low, high = high, min(high * 2, LONGEST_H)
+    while high - low > 1:
+        middle = float(math.floor((low + high) / 2))
+        low, high = (low, middle) if found(middle) >= POWER else (middle, high)
+    return math.ceil(high)
+
+
+def _price(per_million: float | None, tokens: float | None) -> float | None:
+    return None if per_million is None or tokens is None else per_million * tokens / 1e6
+
+
+def _days(hours: float) -> str:
+    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.1f} days"

@@ -1,0 +1,107 @@
+"""What a cycle will find and cost: from posts to a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from tuneproof.collection import Post, Window
+from tuneproof.experiments.planning import History, Prices, plan_cycle, read_history
+from tuneproof.settings import PipelineConfig
+from tuneproof.stats.aggregates import Aggregate
+from tuneproof.testing import MemorySource
+
+T0 = datetime(2025, 1, 20, tzinfo=UTC)
+WEEK = Window(since=T0 - timedelta(days=7), until=T0)
+
+
+def rates(count: int) -> list[float]:
+    return np.random.default_rng(0).beta(0.068 * 20, 0.932 * 20, count).tolist()  # type: ignore[no-any-return]
+
+
+def history(per_hour: float = 20, hours: float = 168, tokens: float | None = 400) -> History:
+    return History(units=Aggregate.of(rates(int(per_hour * hours))), hours=hours, tokens=tokens)
+
+
+def post(i: int, rate: float | None, tokens: int | None = 100) -> Post:
+    return Post(
+        id=f"p{i}", persona_id=None, original_input="x", hook="h", body="b", engagement_rate=rate,
+        ts=T0 - timedelta(hours=i + 1), tokens_used=tokens,
+    )  # fmt: skip
+
+
+async def test_history_counts_posts_with_a_rate_over_the_time_that_they_cover() -> None:
+    rows = [post(0, 0.1), post(1, None), post(2, 0.3, 300), post(3, 1.5), post(49, 0.2, None)]
+    found = await read_history(MemorySource(rows), WEEK)
+    assert (found.units.n, found.hours, found.tokens) == (3, 50.0, 200.0)
+    assert found.per_hour == pytest.approx(0.06)
+
+
+async def test_posts_outside_the_window_do_not_count() -> None:
+    found = await read_history(MemorySource([post(0, 0.1), post(24 * 8, 0.1)]), WEEK)
+    assert found.units.n == 1
+
+
+def test_plan_says_how_soon_how_likely_and_how_dear() -> None:
+    plan = plan_cycle(
+        history(),
+        PipelineConfig(),
+        alpha=0.0437,
+        trained_tokens=3_000_000,
+        prices=Prices(training=8.0, answers=2.0),
+    )
+    assert plan.probability == pytest.approx(0.84, abs=0.03)
+    assert plan.promoted == pytest.approx(0.59, abs=0.03)
+    assert plan.training_cost_usd == 24.0
+    assert plan.answers_cost_usd == pytest.approx(20 * 168 * 0.1 * 400 * 2 / 1e6)
+    assert plan.sentence().startswith("This traffic can find +15% in 6.")
+    assert "at 10% share" in plan.sentence()
+    assert "$24.27" in plan.sentence()
+
+
+def test_less_traffic_needs_more_time_and_a_larger_share_less() -> None:
+    few = plan_cycle(history(2), PipelineConfig())
+    many = plan_cycle(history(2), PipelineConfig(traffic_split=0.5))
+    assert few.needed_h is not None
+    assert many.needed_h is not None
+    assert few.needed_h > 2.5 * many.needed_h
+    assert few.probability is not None
+    assert few.probability < 0.2
+
+
+def test_a_confirmed_decision_plans_for_a_lift_above_the_required_one() -> None:
+    plan = plan_cycle(history(400), PipelineConfig(decision="confirmed"))
+    assert plan.lift == pytest.approx(0.225)
+    assert plan.probability is not None
+    assert plan.probability > 0.5
+
+
+def test_criteria_without_a_rise_plan_for_no_loss() -> None:
+    config = PipelineConfig(criteria=("engagement non_inferior 0.1", "cost superior 0.2"))
+    plan = plan_cycle(history(100), config)
+    assert "engagement does not fall" in plan.sentence()
+    assert plan.probability is not None
+    assert plan.probability > 0.9
+
+
+@pytest.mark.parametrize(
+    ("units", "why"),
+    [
+        (Aggregate(), "there are 0 posts"),
+        (Aggregate.of([0.0, 0.0]), "no post had any engagement"),
+        (Aggregate.of([0.1, 0.1]), "all posts had the same rate"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(units: Aggregate, why: str) -> None:
+    plan = plan_cycle(replace(history(), units=units), PipelineConfig())
+    assert plan.probability is None
+    assert why in plan.sentence()
+
+
+def test_unknown_prices_are_said_not_guessed() -> None:
+    plan = plan_cycle(history(), PipelineConfig(), trained_tokens=1e6)
+    assert plan.cost_usd is None
+    assert "no price is set" in plan.sentence()
