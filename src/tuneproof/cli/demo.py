@@ -19,6 +19,7 @@ from tuneproof.errors import ConfigError
 
 if TYPE_CHECKING:
     from tuneproof.app.demonstration import Demonstration
+    from tuneproof.cli.serve import Served
     from tuneproof.settings import Settings
     from tuneproof.store import Run
 
@@ -62,14 +63,12 @@ async def demo(
         output.data(outcome) if options.json else _print(outcome)
         if server is not None:
             output.say(f"The service stays at {address}. Ctrl-C stops it.")
-            await server
+            await server.task
     return FAILED if str(run.status) in ("failed", "aborted") else OK
 
 
 @asynccontextmanager
-async def _served(
-    shown: Demonstration, *, free: bool
-) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+async def _served(shown: Demonstration, *, free: bool) -> AsyncIterator[tuple[str, Served]]:
     """Serve the demo's App; on a free port where the usual one is taken and none was asked for."""
     from tuneproof.cli.serve import serving
 

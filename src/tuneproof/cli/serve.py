@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -42,32 +43,72 @@ async def serve(
         output.say(f"TuneProof serves at {address} (data in {settings.dir}). Ctrl-C stops it.")
         if options.json:
             output.line({"address": address, "pid": os.getpid()})
-        await server
+        with _stopping(server):
+            await server.task
     return OK
 
 
-@asynccontextmanager
-async def serving(app: App, settings: Settings) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
-    """Serve an App: the address, and a task that ends when the service was asked to stop."""
-    import uvicorn
+class Served:
+    """An HTTP server at work: `task` ends some time after `stop()`."""
 
+    def __init__(self, service: Any, listening: socket.socket) -> None:
+        import uvicorn
+
+        class Server(uvicorn.Server):
+            """Leaves signals to us: uvicorn raises them again, before anything is closed."""
+
+            @contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        self._server = Server(_config(service))
+        self.task = asyncio.create_task(self._server.serve(sockets=[listening]), name="http")
+
+    async def started(self) -> None:
+        """Return once requests are answered."""
+        while not self._server.started:
+            if self.task.done():
+                self.task.result()
+                raise ConfigError("The service did not start.", mend="Its log says why.")
+            await asyncio.sleep(0.01)
+
+    def stop(self) -> None:
+        """Answer what is under way, then end; open streams are cut after two seconds."""
+        self._server.should_exit = True
+
+
+@contextmanager
+def _stopping(server: Served) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the server, so that everything behind it is closed in order."""
+    loop = asyncio.get_running_loop()
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(wanted, server.stop)
+    try:
+        yield
+    finally:
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(wanted)
+
+
+@asynccontextmanager
+async def serving(app: App, settings: Settings) -> AsyncIterator[tuple[str, Served]]:
+    """Serve an App: its address, and the server at work."""
     from tuneproof.server import create_app
 
     token = secrets.token_urlsafe(32)
     listening = listen(settings.server.host, settings.server.port)
     address = _address(settings, listening.getsockname()[1])
     service = create_app(app, local_token=token)
-    server = uvicorn.Server(_config(service))
-    task = asyncio.create_task(server.serve(sockets=[listening]), name="http")
+    server = Served(service, listening)
     try:
         with _metrics(app, settings):
-            await _started(server, task)
+            await server.started()
             announce(settings.dir, Running(url=address, pid=os.getpid(), token=token))
-            yield address, task
+            yield address, server
     finally:
         withdraw(settings.dir)
-        server.should_exit = True
-        await asyncio.gather(task, return_exceptions=True)
+        server.stop()
+        await asyncio.gather(server.task, return_exceptions=True)
         listening.close()
 
 
@@ -82,14 +123,6 @@ def _config(service: Any) -> Any:
         lifespan="on",
         server_header=False,
     )
-
-
-async def _started(server: Any, task: asyncio.Task[None]) -> None:
-    while not server.started:
-        if task.done():
-            task.result()
-            raise ConfigError("The service did not start.", mend="Its log says why.")
-        await asyncio.sleep(0.01)
 
 
 def listen(host: str, port: int) -> socket.socket:
