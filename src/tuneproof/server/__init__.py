@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 from fastapi import FastAPI
@@ -31,11 +31,13 @@ from tuneproof.server import (
 )
 from tuneproof.server.board import Board
 from tuneproof.server.guard import Guard
-from tuneproof.server.hot import Callers, Hot
+from tuneproof.server.hot import PATHS, Callers, Hot
 from tuneproof.server.once import Once
 from tuneproof.server.recorder import Recorder
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from tuneproof.app import App
 
 __all__ = ["create_app"]
@@ -44,6 +46,21 @@ DESCRIPTION = """\
 A self-driving fine-tuning loop. Times are UTC (RFC 3339), money is USD, shares are 0–1.
 Writes take `Idempotency-Key`, changes of state `If-Match`; errors are RFC 9457 problem details.
 """
+
+
+class Service(FastAPI):
+    """The service, with what is asked for all the time answered in front of it."""
+
+    def __init__(self, *, hot: Hot, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._hot = hot
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        quick = scope["type"] == "http" and scope["path"] in PATHS
+        if quick and await self._hot.answered(scope, send):
+            return
+        await super().__call__(scope, receive, send)
 
 
 def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
@@ -72,7 +89,8 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
                 await board.stop()
                 await recorder.stop()
 
-    service = FastAPI(
+    service = Service(
+        hot=Hot(app, board, callers),
         title="TuneProof",
         version=metadata.version("tuneproof"),
         description=DESCRIPTION,
@@ -103,5 +121,4 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     ):
         service.include_router(routes)
     service.add_middleware(Guard, tuneproof=app)
-    service.add_middleware(Hot, tuneproof=app, board=board, callers=callers)
     return service

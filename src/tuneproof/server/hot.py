@@ -2,8 +2,8 @@
 
 `GET /decide` and `GET /routing` are ordinary routes. This stands in front of the whole
 service and repeats what they would say, where that is plain: the routing is held in memory,
-the question is well formed, and the same caller was let in by the ordinary route within
-`TRUST_S`. Everything else (a new caller, a bad question, a task that nobody knows) is theirs.
+the question is well formed, and the ordinary route let the same caller in a moment ago.
+Everything else (a new caller, a bad question, a task that nobody knows) is theirs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Scope, Send
 
     from tuneproof.app import App
     from tuneproof.server.board import Board, Table
 
 TRUST_S = 1.0
-"""How long a caller that was let in is not checked again: a revoked token ends within it."""
+"""How long a token that was let in is not checked again. While one request checks it anew the
+others go on, so a revoked token ends within twice this."""
 
+GRACE_S = 0.1
+PATHS = frozenset({"/decide", "/routing"})
 MAX_CALLERS = 1000
 MAX_UNIT = 500
 
@@ -32,45 +35,59 @@ class Callers:
     """Who was let in to read a moment ago."""
 
     def __init__(self) -> None:
-        self._until: dict[Caller, float] = {}
+        self._open: set[bytes] = set()
+        self._tokens: dict[Caller, tuple[float, float]] = {}
 
     def remember(self, scope: Scope) -> None:
-        """This request was let in; its like will be, for `TRUST_S`."""
+        """This request was let in; its like will be, for a while."""
         caller = _caller(scope)
         if caller is None:
             return
-        if len(self._until) >= MAX_CALLERS:
-            self._until.clear()
-        self._until[caller] = time.monotonic() + TRUST_S
+        host, authorization = caller
+        if not authorization:  # let in by its name, which settings alone decide
+            if len(self._open) < MAX_CALLERS:
+                self._open.add(host)
+            return
+        if len(self._tokens) >= MAX_CALLERS:
+            self._tokens.clear()
+        now = time.monotonic()
+        self._tokens[caller] = (now + TRUST_S, now + 2 * TRUST_S)
 
     def know(self, caller: Caller) -> bool:
-        """Whether it was let in within `TRUST_S`."""
-        return self._until.get(caller, 0.0) > time.monotonic()
+        """Whether it needs no check now."""
+        host, authorization = caller
+        if not authorization:
+            return host in self._open
+        trusted, end = self._tokens.get(caller, (0.0, 0.0))
+        now = time.monotonic()
+        if trusted > now:
+            return True
+        if end > now:  # this request checks it anew, those beside it do not wait
+            self._tokens[caller] = (min(now + GRACE_S, end), end)
+        return False
 
 
 class Hot:
-    """ASGI middleware, the outermost."""
+    """Answers what it can; `answered` is false where the service must."""
 
-    def __init__(self, app: ASGIApp, *, tuneproof: App, board: Board, callers: Callers) -> None:
+    def __init__(self, app: App, board: Board, callers: Callers) -> None:
         self._app = app
-        self._tuneproof = tuneproof
         self._board = board
         self._callers = callers
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or let the service do it."""
-        path = scope.get("path")
-        if (path == "/decide" or path == "/routing") and scope["type"] == "http":
-            began = time.perf_counter()
-            table = self._board.held
-            found = None if table is None else self._answer(table, path, scope)
-            if found is not None:
-                status, body, headers = found
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-                self._tuneproof.observe_request("GET", path, status, time.perf_counter() - began)
-                return
-        await self._app(scope, receive, send)
+    async def answered(self, scope: Scope, send: Send) -> bool:
+        """Serve a request for one of `PATHS`, or say that it is not that plain."""
+        began = time.perf_counter()
+        path: str = scope["path"]
+        table = self._board.held
+        found = None if table is None else self._answer(table, path, scope)
+        if found is None:
+            return False
+        status, body, headers = found
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self._app.observe_request("GET", path, status, time.perf_counter() - began)
+        return True
 
     def _answer(
         self, table: Table, path: str, scope: Scope

@@ -6,16 +6,20 @@ import asyncio
 from dataclasses import replace
 from urllib.parse import quote
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.integration.server.conftest import Service
 
+from tuneproof.app import App
+from tuneproof.cli.serve import serving
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Routing
 from tuneproof.server.board import Sides, Table
 from tuneproof.server.gateway import decide
-from tuneproof.server.hot import _decision
+from tuneproof.server.hot import TRUST_S, _decision
+from tuneproof.testing import MemoryProvider
 
 HALF = Routing(
     task="hook",
@@ -149,3 +153,26 @@ async def test_the_table_s_version_grows_with_each_write_of_any_task(routed):
         assert (again.status_code, again.content) == (304, b"")
     assert versions == [2, 3, 4, 5, 6]
     assert versions[-1] == await routed.app.store.routing.version()
+
+
+async def test_a_revoked_token_is_refused_after_a_moment(settings):
+    locked = replace(settings, server=replace(settings.server, require_token=True))
+    async with (
+        App.open(locked, provider=MemoryProvider()) as app,
+        serving(app, locked) as (address, _),
+        httpx2.AsyncClient(base_url=address, trust_env=False) as http,
+    ):
+        await app.store.routing.set(HALF)
+        app.live.publish("routing", "hook")
+        token = await app.store.tokens.create("reader", ["read"])
+        http.headers["Authorization"] = f"Bearer {token}"
+        asked = {"params": {"task": "hook", "unit": "1"}}
+        assert (await http.get("/decide", **asked)).status_code == 200
+        assert (await http.get("/decide", **asked)).status_code == 200
+        await app.store.tokens.revoke("reader")
+        async with asyncio.timeout(2 * TRUST_S + 2):
+            while (answer := await http.get("/decide", **asked)).status_code == 200:
+                await asyncio.sleep(0.02)
+        assert answer.status_code == 401
+        del http.headers["Authorization"]
+        assert (await http.get("/routing")).status_code == 401

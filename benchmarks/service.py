@@ -1,0 +1,101 @@
+"""The real service for benchmarks: `python benchmarks/service.py DIR [DATABASE]`, or `running()`.
+
+An App behind uvicorn as `tuneproof serve` runs it, on a free port of loopback, in a process of
+its own; what it serves (a test, a rollout) is made before it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT = "ab-test-20250120-001"
+TASKS = ("hook", "body")
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a service is, its process, and the rollout that serves 10 % of its tasks."""
+
+    port: int
+    pid: int
+    rollout: str
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def running(database: str | None = None) -> Iterator[Running]:
+    """A service with a rollout at 10 %; on SQLite where no database is named."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, folder, *([database] if database else [])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit(f"the service did not start; it ended with {process.wait()}")
+            found: dict[str, Any] = json.loads(line)
+            yield Running(**found)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+async def _serve(folder: Path, database: str | None) -> None:
+    from tuneproof.app import App
+    from tuneproof.cli.serve import serving
+    from tuneproof.settings import Settings
+    from tuneproof.testing import MemoryProvider
+
+    given = {"store.url": database} if database else {}
+    settings = Settings.load(
+        dir=folder, env={}, port=0, **{"server.metrics_enabled": False, **given}
+    )
+    async with App.open(settings, provider=MemoryProvider()) as app:
+        rollout = await _rollout(app)
+        end = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
+        async with serving(app, settings) as (address, _):
+            port = int(address.rpartition(":")[2])
+            found = {"port": port, "pid": os.getpid(), "rollout": rollout}
+            print(json.dumps(found), flush=True)
+            await end.wait()
+
+
+async def _rollout(app: Any) -> str:
+    from tests.integration.store.records import experiment
+
+    from tuneproof.experiments import ModelRef
+
+    await app.store.experiments.add(experiment(EXPERIMENT))
+    manager = app.manager_of(app.pipeline("default"))
+    async with app.store.begin() as tx:
+        declared = await manager.declare(
+            ModelRef(model_id="ft:base:hook:7f3a", version="1.0.0"),
+            ModelRef(model_id="base"),
+            ab_test_id=None,
+            salt="salt",
+            at=app.clock.now(),
+            tx=tx,
+        )
+        begun = await manager.begin(declared.id, at=app.clock.now(), tx=tx)
+    return str(begun.id)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))
