@@ -1,6 +1,6 @@
 """Ways to make training files of a table of posts; each runs in a process of its own.
 
-    python benchmarks/collecting.py WAY URL FOLDER      prints {"seconds", "peak_mb", "queries"}
+    python benchmarks/collecting.py WAY URL FOLDER      prints {"seconds", "cpu_s", "peak_mb", …}
 
 `tuneproof` is our collector with all of its curation. `orm_all` is what a user would write:
 SQLAlchemy's ORM, `.all()`, `json.dumps` of two examples a row. `n_plus_one` reads the ids and
@@ -153,7 +153,9 @@ def main() -> None:
     seconds = time.perf_counter() - started
     who = resource.RUSAGE_CHILDREN if way == "copy_csv" else resource.RUSAGE_SELF
     peak = resource.getrusage(who).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "queries": queries}))
+    used = resource.getrusage(who)
+    cpu = used.ru_utime + used.ru_stime
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_mb": peak, "queries": queries}))
 
 
 if __name__ == "__main__":

@@ -94,8 +94,15 @@ async def curate(
     """
     curation = await asyncio.to_thread(_Curation, collected, options or CurationOptions())
     with curation.files:
-        async for chunk in collected.chunks:
-            await asyncio.to_thread(curation.add, chunk)
+        working: asyncio.Task[None] | None = None
+        try:
+            async for chunk in collected.chunks:  # fetched while the one before is worked on
+                if working is not None:
+                    await working
+                working = asyncio.create_task(asyncio.to_thread(curation.add, chunk))
+        finally:
+            if working is not None:
+                await working
         return await asyncio.to_thread(curation.finish)
 
 

@@ -21,8 +21,9 @@ _IPV4: Final = re.compile(r"(?<![\w.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w.]*[0-9
 _IPV6: Final = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]{2,39}(?![\w:])")
 _PHONE: Final = re.compile(r"(?<![\w.+-])\+?\(?[0-9][0-9 ()./-]{5,18}[0-9](?![\w-])")
 _NATIONAL: Final = re.compile(r"[0-9]{3}[ .-][0-9]{3}[ .-][0-9]{4}")
-# What every card, phone number, IBAN and IPv4 address has in it, and little else.
-_DIGITS: Final = re.compile(r"[0-9][0-9 ()./-]{5}|[A-Z][0-9]{2}[ A-Z0-9]{4}")
+# What every card, phone number and IPv4 address has in it, or every IBAN, and little else.
+_DIGITS: Final = re.compile(r"[0-9][0-9 ()./-]{5,18}[0-9]")
+_COUNTRY: Final = re.compile(r"[A-Z]{2}[0-9]{2}")
 
 
 def has_special_token(text: str) -> bool:
@@ -49,7 +50,7 @@ def redact(text: str, counts: Counter[str] | None = None) -> str:
         text = _replace(text, _EMAIL, "email", counts)
     if ":" in text and text.count(":") > 1:
         text = _replace(text, _IPV6, "ip", counts)
-    if not _DIGITS.search(text):
+    if not _DIGITS.search(text) and not _COUNTRY.search(text):
         return text
     for kind, pattern in (("iban", _IBAN), ("card", _CARD), ("ip", _IPV4), ("phone", _PHONE)):
         text = _replace(text, pattern, kind, counts)
