@@ -22,7 +22,6 @@ from tuneproof.pipeline.records import (
     Parts,
     PipelineResult,
     RunArguments,
-    RunState,
     RunStore,
     Stage,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "PipelineResult",
     "RunArguments",
     "RunHandle",
-    "RunState",
     "RunStore",
     "Stage",
     "experiment_alone",

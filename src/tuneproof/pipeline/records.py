@@ -63,25 +63,6 @@ class Stage(StrEnum):
     ROLLOUT = "rollout"  # traffic, step by step
 
 
-class RunState(StrEnum):
-    """Where a run stands; the last six are how it can end."""
-
-    PENDING = "pending"  # recorded, not begun
-    RUNNING = "running"  # a stage is at work or waits
-    HOLDING = "holding"  # the rollout holds; the next run may start
-    SUCCESS = "success"  # the version is the model in use
-    SKIPPED = "skipped"  # too few examples; nothing was spent
-    REJECTED = "rejected"  # the gate or the experiment said no
-    ROLLED_BACK = "rolled_back"  # taken back for harm
-    ABORTED = "aborted"  # somebody ended it
-    FAILED = "failed"  # an error ended it; it can be retried from that stage
-
-    @property
-    def final(self) -> bool:
-        """Whether the run is over."""
-        return self not in (RunState.PENDING, RunState.RUNNING, RunState.HOLDING)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
     """What this run alone was told. `posts` replaces the pipeline's source by a file or address."""
@@ -98,7 +79,7 @@ class PipelineResult:
     """How a run ended. `seconds` is how long its stages worked, waits left out."""
 
     run_id: str
-    status: RunState
+    status: workflow.RunStatus
     reason: str
     training_data: TrainingDataBatch | None = None
     model_version: ModelVersion | None = None
@@ -276,7 +257,6 @@ workflow.register(
     Plan,
     Progress,
     RunArguments,
-    RunState,
     Sample,
     Segment,
     Stage,

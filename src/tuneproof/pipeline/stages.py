@@ -15,7 +15,7 @@ from tuneproof import workflow
 from tuneproof.collection import DataCollector, TrainingDataBatch
 from tuneproof.errors import DataError, RetryableError
 from tuneproof.evaluation import Gate, GateReport
-from tuneproof.pipeline.records import Parts, RunArguments, RunState, Stage
+from tuneproof.pipeline.records import Parts, RunArguments, Stage
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import (
     RUN_KEY,
@@ -25,6 +25,7 @@ from tuneproof.training import (
     VersionStatus,
     new_version_id,
 )
+from tuneproof.workflow import RunStatus
 
 Wait = Callable[[datetime], Awaitable[workflow.Signal | None]]
 
@@ -234,10 +235,8 @@ class Making:
             if progress is not None and progress.job.status.final:
                 return trainer.trained(version, progress), progress.metrics
             if now >= deadline:
-                await workflow.step("train.cancel", trainer.cancel, version)
-                if progress is None:
-                    progress = await workflow.step("train.poll", trainer.poll, version)
-                raise trainer.timed_out(version, progress)
+                ended = await workflow.step("train.cancel", trainer.give_up, version, progress)
+                return trainer.trained(version, ended), ended.metrics
 
     async def _polled(self, trainer: ModelTrainer, version: ModelVersion) -> Progress | None:
         try:
@@ -426,7 +425,7 @@ class Making:
             "final_mb": usage["final_mb"],
         }
 
-    async def clean(self, status: RunState) -> list[str]:
+    async def clean(self, status: RunStatus) -> list[str]:
         """Remove what the run left on this machine; only what really went is named."""
         removed: list[str] = await workflow.step("clean", self._clean)
         if self.job_cancelled:

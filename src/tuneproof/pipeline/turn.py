@@ -12,12 +12,13 @@ from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import AbortedError, StateError, TuneProofError
 from tuneproof.experiments import Verdict
 from tuneproof.pipeline.planning import Planning
-from tuneproof.pipeline.records import Parts, PipelineResult, RunArguments, RunState, Stage
+from tuneproof.pipeline.records import Parts, PipelineResult, RunArguments, Stage
 from tuneproof.pipeline.serving import Serving, follow_experiment, follow_rollout
 from tuneproof.pipeline.stages import Making
 from tuneproof.rollout import DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import VersionStatus
+from tuneproof.workflow import RunStatus
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 class _Ended(Exception):
     """The run is over without an error: skipped, rejected, or asked to stop here."""
 
-    def __init__(self, status: RunState, reason: str) -> None:
+    def __init__(self, status: RunStatus, reason: str) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
@@ -53,7 +54,7 @@ class _Turn:
         self._making = Making(parts, run_id, config, arguments)
         self._planning = Planning(parts, run_id, config, arguments)
         self._serving = Serving(parts, run_id, config)
-        self._result = PipelineResult(run_id=run_id, status=RunState.RUNNING, reason="")
+        self._result = PipelineResult(run_id=run_id, status=RunStatus.RUNNING, reason="")
         self._id = run_id
 
     async def go(self) -> PipelineResult:
@@ -68,7 +69,7 @@ class _Turn:
             return await self._finish(e.status, e.reason)
         except AbortedError as e:
             await self._making.cancel(self._result.model_version)
-            return await self._finish(RunState.ABORTED, e.message)
+            return await self._finish(RunStatus.ABORTED, e.message)
         except TuneProofError as e:
             return await self._fail(e)
         except Exception as e:  # a bug of ours must end in a state that says so, too
@@ -79,8 +80,8 @@ class _Turn:
         state = self._result.deployment.state if self._result.deployment else None
         if state is DeploymentState.ROLLED_BACK:
             cause = self._result.deployment.cause if self._result.deployment else ""
-            return await self._finish(RunState.ROLLED_BACK, cause or "rolled back")
-        return await self._finish(RunState.SUCCESS, "The version is the model in use.")
+            return await self._finish(RunStatus.ROLLED_BACK, cause or "rolled back")
+        return await self._finish(RunStatus.SUCCESS, "The version is the model in use.")
 
     async def _collect(self) -> TrainingDataBatch:
         batch = await self._making.collect()
@@ -89,7 +90,7 @@ class _Turn:
         found = sum(batch.examples.values())
         if found < needed and not self._arguments.force:
             raise _Ended(
-                RunState.SKIPPED,
+                RunStatus.SKIPPED,
                 f"{found} examples, and training_data_threshold is {needed}: nothing was spent. "
                 f"{batch.note} Widen days_back, lower engagement_threshold, or wait.",
             )
@@ -101,7 +102,7 @@ class _Turn:
         plan = await self._planning.plan(batch)
         refusal = self._planning.refusal(plan)
         if refusal and not self._arguments.force:
-            raise _Ended(RunState.SKIPPED, refusal)
+            raise _Ended(RunStatus.SKIPPED, refusal)
         if plan.probability is not None and plan.probability < self._config.plan_probability:
             log.warning("run %s: %s", self._id, plan.sentence())
 
@@ -114,10 +115,10 @@ class _Turn:
         version, report = await self._making.gate(self._result.model_version, batch)
         self._result = replace(self._result, gate=report, model_version=version)
         if not report.passed:
-            raise _Ended(RunState.REJECTED, f"The gate said no: {report.reason}")
+            raise _Ended(RunStatus.REJECTED, f"The gate said no: {report.reason}")
         if self._arguments.only is Stage.GATE:
             raise _Ended(
-                RunState.SUCCESS, f"Passed the gate, and was asked to stop there. {report.reason}"
+                RunStatus.SUCCESS, f"Passed the gate, and was asked to stop there. {report.reason}"
             )
 
     async def _experiment(self) -> None:
@@ -128,9 +129,9 @@ class _Turn:
         self._result = replace(self._result, experiment=test, look=look)
         await self._serving.end_experiment(test, look)
         if test.verdict is not Verdict.PROMOTE:
-            raise _Ended(RunState.REJECTED, f"The experiment says {test.verdict}: {test.reason}")
+            raise _Ended(RunStatus.REJECTED, f"The experiment says {test.verdict}: {test.reason}")
         if self._arguments.only is Stage.EXPERIMENT:
-            raise _Ended(RunState.SUCCESS, f"Promoted, and was asked to stop there. {test.reason}")
+            raise _Ended(RunStatus.SUCCESS, f"Promoted, and was asked to stop there. {test.reason}")
 
     async def _roll_out(self) -> None:
         version, test, look = self._result.model_version, self._result.experiment, self._result.look
@@ -152,17 +153,17 @@ class _Turn:
     async def _fail(self, error: TuneProofError) -> PipelineResult:
         described = {**error.to_dict(), "type": error.slug}
         self._result = replace(self._result, error=described)
-        return await self._finish(RunState.FAILED, error.message, described)
+        return await self._finish(RunStatus.FAILED, error.message, described)
 
     async def _finish(
-        self, status: RunState, reason: str, error: dict[str, Any] | None = None
+        self, status: RunStatus, reason: str, error: dict[str, Any] | None = None
     ) -> PipelineResult:
         cleaned = await self._making.clean(status)
         self._result = replace(
             self._result, status=status, reason=reason, seconds=self._making.seconds
         )
         await workflow.transaction("finish", self._write_end, status, reason, error, cleaned)
-        if status is not RunState.SUCCESS or self._arguments.only is not None:
+        if status is not RunStatus.SUCCESS or self._arguments.only is not None:
             await self._serving.apply_routing()
         self._parts.hooks.run_changed(self._id)
         return self._result
@@ -170,20 +171,20 @@ class _Turn:
     async def _write_end(
         self,
         tx: Any,
-        status: RunState,
+        status: RunStatus,
         reason: str,
         error: dict[str, Any] | None,
         cleaned: list[str],
     ) -> None:
         store, at = self._parts.store, self._parts.clock.now()
-        if status is not RunState.SUCCESS or self._arguments.only is not None:
+        if status is not RunStatus.SUCCESS or self._arguments.only is not None:
             await self._serving.withdraw(tx, at, reason)
             version = self._result.model_version
             if version is not None and status in _VERSION_ENDS:
                 await store.keep_version(replace(version, status=_VERSION_ENDS[status]), tx)
         stage = self._making.stage if self._serving.stage is None else self._serving.stage
-        if status in (RunState.FAILED, RunState.ABORTED, RunState.SKIPPED):
-            mark = "skipped" if status is RunState.SKIPPED else "failed"
+        if status in (RunStatus.FAILED, RunStatus.ABORTED, RunStatus.SKIPPED):
+            mark = "skipped" if status is RunStatus.SKIPPED else "failed"
             await store.mark_stage(self._id, str(stage), mark, {"reason": reason}, at, tx)
         await store.mark_run(
             self._id,
@@ -213,8 +214,8 @@ class _Turn:
 
 
 _VERSION_ENDS = {
-    RunState.REJECTED: VersionStatus.REJECTED,
-    RunState.ROLLED_BACK: VersionStatus.ROLLED_BACK,
+    RunStatus.REJECTED: VersionStatus.REJECTED,
+    RunStatus.ROLLED_BACK: VersionStatus.ROLLED_BACK,
 }
 
 

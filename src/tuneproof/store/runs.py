@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select, update
@@ -16,31 +15,12 @@ from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_json_types, to_row
 from tuneproof.store.tables import runs
+from tuneproof.workflow import RunStatus
 
 if TYPE_CHECKING:
     from tuneproof.store.store import Store
 
 __all__ = ["Run", "RunStatus", "Runs"]
-
-
-class RunStatus(StrEnum):
-    """Where a run stands."""
-
-    PENDING = "pending"  # recorded, not begun
-    RUNNING = "running"  # a stage is at work or waits
-    HOLDING = "holding"  # the rollout holds; the next run may start
-    SUCCESS = "success"  # the version is the model in use
-    SKIPPED = "skipped"  # too few examples; nothing was spent
-    REJECTED = "rejected"  # the gate or the experiment said no
-    ROLLED_BACK = "rolled_back"  # taken back for harm
-    ABORTED = "aborted"  # somebody ended it
-    FAILED = "failed"  # an error ended it; it can be retried from that stage
-
-    @property
-    def final(self) -> bool:
-        """Whether the run is over."""
-        return self not in (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.HOLDING)
-
 
 _OPEN = [s.value for s in RunStatus if not s.final]
 
