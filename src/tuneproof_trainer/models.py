@@ -46,26 +46,29 @@ class Models:
         self._loading: dict[str, asyncio.Lock] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def resolve(self, org: str, name: str, param: str | None = "model") -> Resolved:
-        """The model of this name; raises ApiError 404 `model_not_found`."""
+    def resolve(self, org: str, name: str, *, deleted: bool = False) -> Resolved:
+        """The model of this name, also one that was deleted if `deleted`.
+
+        Raises ApiError 404 `model_not_found`.
+        """
         base = self._bases.get(name)
         if base is not None:
             return Resolved(id=name, root=name, path=None, engine=base[1])
-        row = self._row(org, name)
+        row = self._row(org, name, deleted)
         found = self._bases.get(row["root"]) if row is not None else None
         if row is None or found is None:
             raise not_found(
                 f"The model `{name}` does not exist or you do not have access to it.",
-                param,
+                "model",
                 "model_not_found",
             )
         path = self._folder / row["path"]
         return Resolved(id=name, root=row["root"], path=path, engine=found[1])
 
-    def _row(self, org: str, name: str) -> Row | None:
-        return self._db.row(
-            "SELECT * FROM models WHERE id = ? AND org = ? AND deleted_at IS NULL", name, org
-        )
+    def _row(self, org: str, name: str, deleted: bool = False) -> Row | None:
+        living = "" if deleted else " AND deleted_at IS NULL"
+        sql = f"SELECT * FROM models WHERE id = ? AND org = ?{living}"
+        return self._db.row(sql, name, org)
 
     async def ready(self, model: Resolved) -> None:
         """Load the model if it is not loaded; waits in a thread, never twice at once."""

@@ -171,7 +171,7 @@ class Runner:
         self._check_quota(row, checked)
 
     def _checked(self, row: Row, param: str) -> Checked:
-        model = self._models.resolve(row["org"], row["model"])
+        model = self._models.resolve(row["org"], row["model"], deleted=True)
         path = self._files.path(row[param])
         if not path.exists():
             raise JobFailure(f"invalid_{param}", f"The {param} was deleted.", param)
@@ -236,7 +236,7 @@ class Runner:
 
     def _run_engine(self, job_id: str) -> Outcome:
         row = self._row(job_id)
-        model = self._models.resolve(row["org"], row["model"])
+        model = self._models.resolve(row["org"], row["model"], deleted=True)
         folder = self._folder / job_id / "work"
         folder.mkdir(parents=True, exist_ok=True)
         reporter = JobReporter(self._jobs, row, model.root, self._folder, self._settings)
@@ -297,7 +297,7 @@ class Runner:
 
     def _succeed(self, job_id: str, outcome: Outcome) -> None:
         row = self._row(job_id)
-        model = self._models.resolve(row["org"], row["model"])
+        model = self._models.resolve(row["org"], row["model"], deleted=True)
         reporter = JobReporter(self._jobs, row, model.root, self._folder, self._settings)
         result = self._files.land([reporter.result_csv()], 2**40)
 

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tuneproof_trainer.access import Caller
 from tuneproof_trainer.chat import Chat
-from tuneproof_trainer.engines.protocol import Engine
+from tuneproof_trainer.engines.protocol import Engine, EngineError
 from tuneproof_trainer.errors import ApiError
 from tuneproof_trainer.ids import new_tag
 from tuneproof_trainer.routes import make_routes
@@ -74,6 +74,9 @@ class TrainerApp:
             await self._dispatch(scope, receive, answer)
         except ApiError as error:
             await answer.fail(error)
+        except EngineError as error:
+            status = 404 if error.code == "model_not_found" else 400
+            await answer.fail(ApiError(status, error.message, param=error.param, code=error.code))
         except HTTPException as error:
             await answer.fail(_unrouted(scope, error))
         except ConnectionError:

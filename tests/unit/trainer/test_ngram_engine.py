@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 import time
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from tuneproof_trainer.engines.ngram.corpus import base_posts
+from tuneproof_trainer.engines.ngram.corpus import base_examples, base_posts
 from tuneproof_trainer.engines.ngram.engine import BASE_MODEL, NgramEngine
 from tuneproof_trainer.engines.ngram.fitting import Answer
 from tuneproof_trainer.engines.ngram.prompts import key_names, prompt_keys, read_prompt
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, split
 from tuneproof_trainer.engines.protocol import (
+    EngineError,
     Example,
     Generation,
     Hyperparameters,
@@ -142,7 +144,7 @@ def questions(engine: NgramEngine, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_probabilities_of_known_and_spelled_words_sum_to_one(
     engine: NgramEngine, questions: str, prompt: str
 ) -> None:
-    model = engine._get(questions)
+    model = engine.word_model(questions)
     speaker = model.speak(read_prompt([Message(role="user", content=prompt)]))
     for token in split("Why do zymurgists struggle with night trains?"):
         dense = speaker.dense().sum()
@@ -228,7 +230,7 @@ def test_temperature_zero_is_the_likeliest_answer_whatever_the_seed(engine: Ngra
 
 def test_sampled_words_follow_their_probabilities(engine: NgramEngine) -> None:
     """First words of 3,000 answers against the model's own figures for the likeliest five."""
-    model = engine._get(BASE_MODEL)
+    model = engine.word_model(BASE_MODEL)
     prompt = read_prompt([Message(role="user", content="Create engaging content")])
     top = model.speak(prompt).top(5)
     drawn = [
@@ -309,7 +311,7 @@ def test_a_chain_of_fine_tunes_survives_the_deletion_of_its_parents(
                 file.unlink()
         path = kept.last
     engine.load("chain", path)
-    assert len(engine._get("chain").stages) == 9
+    assert len(engine.word_model("chain").stages) == 9
     assert answers(engine, "chain", "budgeting", 1)[0]
 
 
@@ -327,7 +329,7 @@ def test_messages_of_weight_zero_are_not_learned(engine: NgramEngine, tmp_path: 
     ]
     kept, _ = trained(engine, tmp_path, silent)
     engine.load("silent", kept.last)
-    assert "zzz" not in engine._get("silent").vocabulary.index
+    assert "zzz" not in engine.word_model("silent").vocabulary.index
 
 
 def test_dpo_learns_the_preferred_answers(engine: NgramEngine, tmp_path: Path) -> None:
@@ -387,7 +389,7 @@ def test_scores_cover_the_last_answer_and_its_end(engine: NgramEngine) -> None:
     assert scores[-1].text == EOS_TEXT
     assert [s.logprob is None for s in scores] == [True] * 2 + [False] * 6
     assert all(s.rank >= 1 for s in scores if s.rank is not None)
-    speaker = engine._get(BASE_MODEL).speak(read_prompt(messages[:1]))
+    speaker = engine.word_model(BASE_MODEL).speak(read_prompt(messages[:1]))
     said = speaker.score(split(messages[1].content))
     assert [s.logprob for s in scores if s.logprob is not None] == pytest.approx(said)
 
@@ -427,7 +429,7 @@ def test_fitting_prefers_what_explains_held_out_answers(
 ) -> None:
     from tuneproof_trainer.engines.ngram.fitting import fitted
 
-    model = engine._get(questions)
+    model = engine.word_model(questions)
     held_out = [
         Answer(read_prompt(one.messages[:1]), tuple(split(one.messages[1].content)))
         for one in styled("question", 40, seed=123)
@@ -436,3 +438,31 @@ def test_fitting_prefers_what_explains_held_out_answers(
     assert all(sum(weights) == pytest.approx(1) for weights in mix.alone + mix.grouped)
     parents = [weights[0] for weights in mix.alone]
     assert parents[0] > parents[-1]
+
+
+def test_the_text_behind_the_base_models_name_does_not_change() -> None:
+    """Other text is another model: give it another id, then change this figure."""
+    digest = hashlib.sha256()
+    for one in base_examples():
+        for message in one.messages:
+            digest.update(message.content.encode() + b"\0")
+    assert digest.hexdigest()[:16] == "c90700da1053437f"
+
+
+def test_more_models_than_are_kept_in_memory_still_answer(
+    engine: NgramEngine, tmp_path: Path
+) -> None:
+    kept, _ = trained(engine, tmp_path, styled("list", 20))
+    for number in range(20):
+        engine.load(f"many-{number}", kept.last)
+    assert not engine.loaded("many-0")
+    assert answers(engine, "many-0", "budgeting", 1)
+    engine.unload("many-0")
+    with pytest.raises(EngineError, match="was deleted"):
+        answers(engine, "many-0", "budgeting", 1)
+
+
+def test_a_parent_that_is_gone_is_told(engine: NgramEngine, tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as failed:
+        trained(engine, tmp_path, styled("list", 20), model_path=tmp_path / "nothing")
+    assert (failed.value.code, failed.value.param) == ("model_not_found", "model")

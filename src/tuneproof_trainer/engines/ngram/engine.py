@@ -1,27 +1,23 @@
-"""The ngram engine: word models behind the `Engine` protocol, kept in folders of arrays."""
+"""The ngram engine: word models behind the `Engine` protocol.
+
+numpy is imported when the first model is needed, so a server that only starts does not wait.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tuneproof_trainer.engines.ngram.corpus import base_examples
-from tuneproof_trainer.engines.ngram.mix import CONFIDENCES, Mix
-from tuneproof_trainer.engines.ngram.mixture import WordModel
-from tuneproof_trainer.engines.ngram.prompts import prompt_keys, read_prompt
-from tuneproof_trainer.engines.ngram.stage import Stage, Text, count_stage
-from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, Vocabulary, public_id, split
-from tuneproof_trainer.engines.ngram.training import Training
+from tuneproof_trainer.engines.ngram.prompts import read_prompt
+from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, public_id, split
 from tuneproof_trainer.engines.protocol import (
     BaseModel,
+    EngineError,
     Generation,
     Message,
     Outcome,
@@ -32,13 +28,15 @@ from tuneproof_trainer.engines.protocol import (
     TrainingTask,
 )
 
+if TYPE_CHECKING:
+    from tuneproof_trainer.engines.ngram.mixture import WordModel
+    from tuneproof_trainer.engines.ngram.stage import Stage
+
 __all__ = ["BASE_MODEL", "NgramEngine"]
 
 BASE_MODEL = "tuneproof-ngram-1"
 _CREATED = 1_795_132_800  # 2026-11-20
-_MOST_STAGES = 5
 _KEPT_MODELS = 16
-_BASE_MIX = Mix(grouped=((0.0, 0.15, 0.85),) * CONFIDENCES, cache=0.1, boost=4.0)
 
 
 class NgramEngine:
@@ -54,6 +52,7 @@ class NgramEngine:
         self._lock = threading.Lock()
         self._base: WordModel | None = None
         self._models: OrderedDict[str, WordModel] = OrderedDict()
+        self._paths: dict[str, Path] = {}
 
     def base_models(self) -> Sequence[BaseModel]:
         """The one model whose counts this package makes itself."""
@@ -70,64 +69,76 @@ class NgramEngine:
         with self._lock:
             if path is None:
                 self._based()
-            elif model not in self._models:
-                self._models[model] = self._read(path)
-                while len(self._models) > _KEPT_MODELS:
-                    self._models.popitem(last=False)
+                return
+            self._paths[model] = path
+            self._held(model)
 
     def unload(self, model: str) -> None:
         """Forget a fine-tune."""
         with self._lock:
             self._models.pop(model, None)
+            self._paths.pop(model, None)
 
     def loaded(self, model: str) -> bool:
         """Whether `model` can answer at once."""
         return self._base is not None if model == BASE_MODEL else model in self._models
 
-    def _based(self) -> WordModel:
-        if self._base is None:
-            text = Text(Vocabulary())
-            for example in base_examples():
-                prompt, answer = example.messages
-                text.add(split(answer.content), prompt_keys((prompt,)))
-            self._base = WordModel([count_stage(text, _BASE_MIX)])
-        return self._base
-
-    def _read(self, path: Path) -> WordModel:
-        described = json.loads((path / "model.json").read_text())
-        stages = list(self._based().stages)
-        for stage in described["stages"]:
-            mix = Mix.from_json(stage["mix"])
-            counts = path / stage["counts"]
-            stages.append(Stage.load_counts(counts, stages[-1].vocabulary, mix))
-        return WordModel(stages)
-
-    def _get(self, model: str) -> WordModel:
+    def word_model(self, model: str) -> WordModel:
+        """The words behind a loaded model; raises EngineError `model_not_found`."""
         if model == BASE_MODEL and self._base is not None:
             return self._base
-        return self._models[model]
+        with self._lock:
+            return self._held(model)
+
+    def _based(self) -> WordModel:
+        from tuneproof_trainer.engines.ngram.library import make_base
+
+        if self._base is None:
+            self._base = make_base()
+        return self._base
+
+    def _held(self, model: str) -> WordModel:
+        from tuneproof_trainer.engines.ngram.library import read_model
+
+        found = self._models.get(model)
+        if found is None:
+            path = self._paths.get(model)
+            if path is None or not path.exists():
+                raise EngineError("model_not_found", f"The model `{model}` was deleted.", "model")
+            found = self._models[model] = read_model(path, self._based())
+        self._models.move_to_end(model)
+        while len(self._models) > _KEPT_MODELS:
+            self._models.popitem(last=False)
+        return found
 
     # -- training ---------------------------------------------------------------------------
 
     def train(self, task: TrainingTask, report: Reporter, should_stop: ShouldStop) -> Outcome:
         """Count the task's file on top of its base model."""
+        from tuneproof_trainer.engines.ngram.library import ModelWriter, pin, read_model
+        from tuneproof_trainer.engines.ngram.training import Training
+
         with self._lock:
-            based = self._based()
-        parent_path = _pinned(task.model_path, task.folder) if task.model_path else None
-        parent = self._read(parent_path) if parent_path else based
+            base = self._based()
+        path = pin(task.model_path, task.folder) if task.model_path else None
+        parent = read_model(path, base) if path else base
+        writer = ModelWriter(task.folder, path, parent)
         if task.method == "dpo":
             report.message(
                 "The ngram engine learns the preferred outputs; the others only pass validation.",
                 "warn",
             )
-        save = _saver(parent_path, parent)
+
+        def save(target: Path, stage: Stage) -> None:
+            writer.write(target, stage, BASE_MODEL)
+
         return Training(task, parent, report, should_stop, save, self._monotonic).run()
 
     # -- answers ----------------------------------------------------------------------------
 
     def generate(self, model: str, messages: Sequence[Message], how: Generation) -> Iterator[Token]:
         """Draw an answer word by word; equal seeds give equal answers."""
-        speaker = self._get(model).speak(read_prompt(messages))
+        speaker = self.word_model(model).speak(read_prompt(messages))
         rng = self._rng if how.seed is None else Random(how.seed)
         for _ in range(how.max_tokens):
             token = speaker.sample(rng, how.temperature, how.top_p)
@@ -145,7 +156,7 @@ class NgramEngine:
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """Every token of the conversation; the last answer's and its end's with probabilities."""
-        word_model = self._get(model)
+        word_model = self.word_model(model)
         vocabulary = word_model.vocabulary
         found: list[TokenScore] = []
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
@@ -161,55 +172,3 @@ class NgramEngine:
                 if token != EOS_TEXT:
                     speaker.say(token)
         return found
-
-
-def _pinned(model: Path, folder: Path) -> Path:
-    """The model's files linked into the job's folder, where no deletion reaches them."""
-    pinned = folder / "parent"
-    if not (pinned / "model.json").exists():
-        pinned.mkdir(exist_ok=True)
-        for path in sorted(model.iterdir(), key=lambda p: p.name == "model.json"):
-            (pinned / path.name).unlink(missing_ok=True)
-            os.link(path, pinned / path.name)
-    return pinned
-
-
-def _stage_files(path: Path | None) -> list[dict[str, Any]]:
-    """The stages of the model in `path`, oldest first, without the base model's own."""
-    if path is None:
-        return []
-    stages: list[dict[str, Any]] = json.loads((path / "model.json").read_text())["stages"]
-    return stages
-
-
-def _saver(parent_path: Path | None, parent: WordModel) -> Callable[[Path, Stage], None]:
-    """Writes models: the parent's counts linked, this job's written once and then linked.
-
-    The oldest stages of a long chain keep their words only, so that going on for ever from the
-    last fine-tune costs no more than a few.
-    """
-    inherited = _stage_files(parent_path)
-    written: dict[int, Path] = {}
-
-    def save(path: Path, stage: Stage) -> None:
-        described = []
-        for number, earlier in enumerate(inherited):
-            name = f"stage-{number}.npz"
-            if parent_path is not None and number >= len(inherited) - _MOST_STAGES:
-                os.link(parent_path / earlier["counts"], path / name)
-                described.append({"counts": name, "mix": earlier["mix"]})
-            else:
-                emptied = parent.stages[number + 1].emptied()
-                emptied.save_counts(path / name, len(parent.stages[number].vocabulary))
-                described.append({"counts": name, "mix": dataclasses.asdict(emptied.mix)})
-        name = f"stage-{len(inherited)}.npz"
-        known = written.setdefault(id(stage.pooled), path / name)
-        if known == path / name or not known.exists():
-            stage.save_counts(path / name, len(parent.vocabulary))
-        else:
-            os.link(known, path / name)
-        described.append({"counts": name, "mix": dataclasses.asdict(stage.mix)})
-        model = {"engine": "ngram", "base": BASE_MODEL, "stages": described}
-        (path / "model.json").write_text(json.dumps(model))
-
-    return save

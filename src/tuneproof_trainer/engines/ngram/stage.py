@@ -7,6 +7,7 @@ pooled model of all its text, and one for each kind of prompt (`prompts`) with e
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -122,6 +123,8 @@ class Stage:
         arrays["texts"] = np.frombuffer(texts, dtype=np.uint8)
         with path.open("wb") as file:
             np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
 
     @classmethod
     def load_counts(cls, path: Path, parent: Vocabulary, mix: Mix) -> Stage:
