@@ -220,15 +220,23 @@ def _sum(name: str) -> str:
 
 _CELL_COLUMNS: Final = ("exposed", "exposed_tokens", "exposed_cost", "n", "n_q", *SUMS)
 
+_DAY: Final = "-(hour / 24) - 1"  # `sums.day_of`
+
 _WRITE_CELLS: Final = f"""
 INSERT INTO cells (subject, hour, phase, arm, {", ".join(_CELL_COLUMNS)})
-SELECT * FROM (
+WITH hours AS (
     SELECT subject, hour, phase, arm, sum(sign) AS exposed, sum(sign * t) AS exposed_tokens,
         sum(sign * c) AS exposed_cost, COALESCE(sum(sign) FILTER (WHERE y IS NOT NULL), 0) AS n,
         COALESCE(sum(sign) FILTER (WHERE q IS NOT NULL), 0) AS n_q,
         {", ".join(_sum(name) for name in SUMS)}
     FROM ({_SIGNED}) s GROUP BY subject, hour, phase, arm
-) d WHERE ({", ".join(_CELL_COLUMNS)}) <> ({", ".join("0" for _ in _CELL_COLUMNS)})
+), days AS (
+    SELECT subject, {_DAY} AS hour, phase, arm,
+        {", ".join(f"sum({name}) AS {name}" for name in _CELL_COLUMNS)}
+    FROM hours GROUP BY 1, 2, 3, 4
+)
+SELECT * FROM (SELECT * FROM hours UNION ALL SELECT * FROM days) d
+WHERE ({", ".join(_CELL_COLUMNS)}) <> ({", ".join("0" for _ in _CELL_COLUMNS)})
 ORDER BY subject, hour, phase, arm
 ON CONFLICT (subject, hour, phase, arm) DO UPDATE
 SET {", ".join(f"{name} = cells.{name} + excluded.{name}" for name in _CELL_COLUMNS)}
@@ -236,14 +244,24 @@ SET {", ".join(f"{name} = cells.{name} + excluded.{name}" for name in _CELL_COLU
 
 _WRITE_ENGAGEMENT: Final = f"""
 INSERT INTO engagement (subject, hour, phase, arm, bucket, n)
-SELECT subject, hour, phase, arm, {_bucket("y", ENGAGEMENT_NANO_EDGES)} AS bucket, sum(sign)
-FROM ({_SIGNED}) s WHERE y IS NOT NULL GROUP BY 1, 2, 3, 4, 5 HAVING sum(sign) <> 0
+WITH hours AS (
+    SELECT subject, hour, phase, arm, {_bucket("y", ENGAGEMENT_NANO_EDGES)} AS bucket,
+        sum(sign) AS n
+    FROM ({_SIGNED}) s WHERE y IS NOT NULL GROUP BY 1, 2, 3, 4, 5 HAVING sum(sign) <> 0
+)
+SELECT * FROM hours
+UNION ALL SELECT subject, {_DAY}, phase, arm, bucket, sum(n) FROM hours
+GROUP BY 1, 2, 3, 4, 5 HAVING sum(n) <> 0
 ORDER BY 1, 2, 3, 4, 5
 ON CONFLICT (subject, hour, phase, arm, bucket) DO UPDATE SET n = engagement.n + excluded.n
 """
 
-_WRITE_REQUESTS: Final = """
-INSERT INTO requests SELECT * FROM in_requests ORDER BY subject, hour, phase, arm, bucket
+_WRITE_REQUESTS: Final = f"""
+INSERT INTO requests
+SELECT * FROM in_requests
+UNION ALL SELECT subject, {_DAY}, phase, arm, bucket, sum(n), sum(errors), sum(latency_us)
+FROM in_requests GROUP BY 1, 2, 3, 4, 5
+ORDER BY 1, 2, 3, 4, 5
 ON CONFLICT (subject, hour, phase, arm, bucket) DO UPDATE SET n = requests.n + excluded.n,
     errors = requests.errors + excluded.errors,
     latency_us = requests.latency_us + excluded.latency_us

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, Text, case, cast, func, select
+from sqlalchemy import ColumnElement, Select, Text, and_, case, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.experiments import Arm, Requests
@@ -24,6 +24,7 @@ from tuneproof.store.sums import (
     NO_LATENCY,
     Rollups,
     Unit,
+    day_of,
 )
 from tuneproof.store.tables import SUMS, cells, engagement, exposures, outcomes, requests
 from tuneproof.store.types import hour_of, to_micros
@@ -77,8 +78,7 @@ async def read_strata(
     bars = select(
         engagement.c.phase, engagement.c.arm, engagement.c.bucket, func.sum(engagement.c.n)
     ).where(engagement.c.subject == subject)
-    if before is not None:
-        bars = bars.where(engagement.c.hour < hour_of(before))
+    bars = bars.where(_ended(engagement.c.hour, before))
     sums = await _sums(tx, subject, before)
     shapes = await _histograms(tx, bars, len(ENGAGEMENT_EDGES) + 1)
     return [
@@ -93,10 +93,8 @@ async def read_exposed(
 ) -> dict[tuple[int, Arm], int]:
     """How many units were first exposed in each phase and arm, in hours ended by `before`."""
     query = select(cells.c.phase, cells.c.arm, func.sum(cells.c.exposed)).where(
-        cells.c.subject == subject
+        cells.c.subject == subject, _ended(cells.c.hour, before)
     )
-    if before is not None:
-        query = query.where(cells.c.hour < hour_of(before))
     found = await tx.execute(query.group_by(cells.c.phase, cells.c.arm).order_by("phase", "arm"))
     return {(phase, ARMS[arm]): int(n) for phase, arm, n in found if n}
 
@@ -118,12 +116,28 @@ async def read_requests(
     ).where(table.c.subject == subject)
     if phase is not None:
         query = query.where(table.c.phase == phase)
-    if since is not None:
-        query = query.where(table.c.hour > hour_of(since))
+    query = query.where(_follows(table.c.hour, since))
     rows = list(await tx.execute(query.group_by(table.c.arm, table.c.bucket)))
     if since is not None:
         rows += await tx.execute(_rest_of_hour(subject, since, phase))
     return _requests(rows)
+
+
+def _ended(hour: ColumnElement[int], before: datetime | None) -> ColumnElement[bool]:
+    """The stretches that cover all hours ended by `before`: whole days, then hours."""
+    if before is None:
+        return hour < 0
+    end = hour_of(before)
+    today = end // 24 * 24
+    return or_(and_(hour < 0, hour >= day_of(today - 1)), and_(hour >= today, hour < end))
+
+
+def _follows(hour: ColumnElement[int], since: datetime | None) -> ColumnElement[bool]:
+    """The stretches that cover all hours after that of `since`: hours, then whole days."""
+    if since is None:
+        return hour < 0
+    now = hour_of(since)
+    return or_(hour < day_of(now), and_(hour > now, hour < (now // 24 + 1) * 24))
 
 
 def kept_rollups(rows: Mapping[str, list[Any]]) -> Rollups:
@@ -164,8 +178,7 @@ async def _sums(
     own_sums = tx.dialect.name == "postgresql"
     columns = [func.sum(cells.c[n]) if own_sums else cast(cells.c[n], Text) for n in _COLUMNS]
     query = select(cells.c.phase, cells.c.arm, *columns).where(cells.c.subject == subject)
-    if before is not None:
-        query = query.where(cells.c.hour < hour_of(before))
+    query = query.where(_ended(cells.c.hour, before))
     if own_sums:
         query = query.group_by(cells.c.phase, cells.c.arm)
     totals: dict[tuple[int, int], list[int]] = {}

@@ -28,6 +28,7 @@ __all__ = [
     "Unit",
     "bucket_of_latency",
     "bucket_of_outcome",
+    "day_of",
 ]
 
 NANO: Final = 1_000_000_000
@@ -43,6 +44,11 @@ NO_LATENCY: Final = -1
 
 CellKey = tuple[int, int, int, int]
 """Subject's key, hour, phase, arm (0 baseline, 1 candidate)."""
+
+
+def day_of(hour: int) -> int:
+    """The key under which a whole day is summed, beside its hours: negative, so none is both."""
+    return -(hour // 24) - 1
 
 
 def bucket_of_outcome(nano: int) -> int:
@@ -130,19 +136,26 @@ class Rollups:
         arm, seen = first
         assert seen.at is not None
         assert seen.phase is not None
-        key = (subject, seen.at // HOUR_US, seen.phase, arm)
-        cell = self.cells.setdefault(key, [0] * len(COLUMNS))
-        for place, value in enumerate(_contribution(seen, unit)):
-            cell[place] += sign * value
-        if unit.y is not None:
-            self.engagement[key, bucket_of_outcome(unit.y)] += sign
+        hour = seen.at // HOUR_US
+        values = _contribution(seen, unit)
+        for stretch in (hour, day_of(hour)):
+            key = (subject, stretch, seen.phase, arm)
+            cell = self.cells.setdefault(key, [0] * len(COLUMNS))
+            for place, value in enumerate(values):
+                cell[place] += sign * value
+            if unit.y is not None:
+                self.engagement[key, bucket_of_outcome(unit.y)] += sign
 
     def add_request(self, key: CellKey, error: bool, latency_us: int | None) -> None:
         """Count one request."""
-        counts = self.requests.setdefault((key, bucket_of_latency(latency_us)), [0, 0, 0])
-        counts[0] += 1
-        counts[1] += error
-        counts[2] += latency_us or 0
+        subject, hour, phase, arm = key
+        bucket = bucket_of_latency(latency_us)
+        for stretch in (hour, day_of(hour)):
+            place = ((subject, stretch, phase, arm), bucket)
+            counts = self.requests.setdefault(place, [0, 0, 0])
+            counts[0] += 1
+            counts[1] += error
+            counts[2] += latency_us or 0
 
     def without_zeros(self) -> Rollups:
         """The same, without entries that change nothing."""

@@ -11,7 +11,8 @@ Events and what is kept up from them:
 Outcomes are billionths of their unit, cost is in billionths of a dollar: integers, so that
 sums do not depend on the order in which events came. (A millionth of a dollar would be a
 tenth of what a cheap model's hook costs.) In these tables `at` is in microseconds and `hour` in
-hours, both from 1970-01-01T00:00Z.
+hours, both from 1970-01-01T00:00Z; rollups also hold whole days, under a negative `hour`
+(`sums.day_of`), so that a look reads few rows.
 """
 
 from __future__ import annotations

@@ -153,6 +153,20 @@ async def test_only_hours_that_ended_before_are_matured(store: Store) -> None:
     assert [s.exposed for s in await store.events.strata(subject, before=T0 + HOUR)] == [1]
 
 
+async def test_any_instant_splits_days_and_hours_without_gap_or_overlap(store: Store) -> None:
+    subject = await subject_of(store)
+    hours = range(0, 75, 2)
+    await store.events.ingest([shown(subject, f"u{h}", at=h) for h in hours], [])
+    for end in range(-1, 80, 3):
+        ended = sum(h + 1 <= end for h in hours)
+        exposed = await store.events.exposed(subject, T0 + end * HOUR)
+        assert sum(exposed.values()) == ended
+        strata = await store.events.strata(subject, before=T0 + end * HOUR)
+        assert sum(s.exposed for s in strata) == ended
+        requests = await store.events.requests(subject, since=T0 + end * HOUR)
+        assert sum(r.n for r in requests.values()) == sum(h >= end for h in hours)
+
+
 async def test_requests_count_each_request_from_an_exact_instant(store: Store) -> None:
     subject = await subject_of(store)
     events = [
