@@ -180,7 +180,7 @@ class Runs(Core):
                 reason=None,
                 error=None,
                 ended_at=None,
-                arguments={**run.arguments, "attempt": attempt},
+                arguments={**run.arguments, "attempt": attempt, "retry_from": first},
             )
             await self.store.activity.add(
                 self.clock.now(), actor, "run retry", run_id, f"from {wanted}", tx=tx
@@ -245,12 +245,16 @@ class Runs(Core):
             self.spawn("tuneproof-schedule", self._keep_schedule())
 
     async def _start_forgotten(self) -> None:
-        """Start runs that were recorded when the process died before the engine knew them."""
+        """Start, or take up again, runs whose process died before it could tell the engine."""
         for run in await self.store.runs.active():
-            if run.status is RunStatus.PENDING and not await self.engine.exists(run.id):
+            if run.status is not RunStatus.PENDING:
+                continue
+            if not await self.engine.exists(run.id):
                 arguments = _arguments(run.arguments)
                 config = PipelineConfig.from_dict(run.config)
                 await self.engine.start(turn, run.id, config, arguments)
+            elif "retry_from" in run.arguments and await self.engine.ended(run.id):
+                await self.engine.rewind(run.id, run.arguments["retry_from"])
 
     async def _keep_schedule(self) -> None:
         clock = workflow.SystemClock()

@@ -175,7 +175,7 @@ class ModelEvaluator:
             evidence,
             at=instant,
             number=len(looks) + 1,
-            declared_before=[_declared(x) for x in looks if x.declared],
+            declared_before=[declared_look(x) for x in looks if x.declared],
             prior=await self._prior(test, tx),
             max_error_rate=self._config.max_error_rate,
             max_p95_latency_ms=self._config.max_p95_latency_ms,
@@ -222,7 +222,7 @@ class ModelEvaluator:
         )
 
 
-def _declared(look: Look) -> DeclaredLook:
+def declared_look(look: Look) -> DeclaredLook:
     return DeclaredLook(
         fraction=look.inputs["fractions"][-1], information=look.inputs.get("information")
     )
