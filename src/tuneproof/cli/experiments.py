@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -31,12 +33,22 @@ async def list_(*, pipeline: str | None = None, limit: int = 20, options: Option
     return OK
 
 
-async def show(experiment_id: str, /, *, options: Options = NONE) -> int:
-    """What an experiment shows: its verdict, its arms, the interval of the lift."""
+async def show(
+    experiment_id: str,
+    /,
+    *,
+    html: Annotated[Path | None, Parameter(help="Write a page with the lift chart here.")] = None,
+    options: Options = NONE,
+) -> int:
+    """What an experiment shows: its verdict, its criteria, its arms, the interval of the lift."""
     async with connect(options) as service:
         test = await service.get(f"/evaluation/status/{experiment_id}")
         shown = await service.get(f"/evaluation/metrics/{experiment_id}")
         address = service.address
+        if html is not None:
+            page = await service.text(f"/evaluation/report/{experiment_id}")
+            await asyncio.to_thread(html.write_text, page, encoding="utf-8")
+            output.say(f"Wrote {html}.")
     if options.json:
         output.data({**test, **shown})
         return OK
@@ -55,15 +67,19 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
             ("verdict", test["verdict"] or shown["recommendation"]),
             ("reason", test["reason"] or shown["reason"]),
             ("lift", None if lift is None else f"{output.signed(lift)} ({level:.0%}: {span})"),
+            ("expected", _expected(statistics["expected_effect"])),
+            ("over time", (shown["halves"] or {}).get("reason")),
             ("cost gain", output.signed(shown["performance_comparison"]["cost_efficiency_gain"])),
             ("p-value", statistics["p_value"]),
             ("method", statistics["method"]),
             ("looks", shown["looks"]),
+            ("ledger", _ledger(test)),
             ("ends", output.moment(test["estimated_end_time"])),
             ("last look", output.moment(test["last_look_at"])),
             ("address", f"{address}/evaluation/status/{test['ab_test_id']}"),
         ]
     )
+    _print_criteria(shown["criteria"])
     rows = [
         (
             arm,
@@ -78,6 +94,54 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
     ]
     columns = ["arm", "model", "traffic", "units", "engagement", "USD per engagement", "ms"]
     output.table(columns, rows)
+    _print_segments(shown["segments"])
+
+
+def _expected(found: Mapping[str, Any] | None) -> str | None:
+    """The lift to be expected of everybody, beside the one that was observed."""
+    if found is None:
+        return None
+    past = found["prior_experiments"]
+    source = f"{past} past experiments" if past else "an assumed prior"
+    span = f"{output.signed(found['lower'])} to {output.signed(found['upper'])}"
+    return f"{output.signed(found['lift'])} ({span}), shrunk by {source}"
+
+
+def _ledger(test: Mapping[str, Any]) -> str | None:
+    if test["ledger_alpha"] is None:
+        return None
+    again = f", tested {test['retest']} times before" if test["retest"] else ""
+    return f"may promote at level {test['promotion_alpha']:.3g}, two-sided{again}"
+
+
+def _print_criteria(criteria: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            c["metric"],
+            c["asked"] or "shown only",
+            output.signed(c["change"]),
+            f"{output.signed(c['lower'])} to {output.signed(c['upper'])}",
+            "" if c["asked"] is None else {True: "holds", False: "fails", None: "open"}[c["holds"]],
+        )
+        for c in criteria
+    ]
+    if rows:
+        output.table(["criterion", "asked", "change, + is better", "interval", ""], rows)
+
+
+def _print_segments(segments: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            f"{s['attribute']} = {s['value']}",
+            s["n_baseline"] + s["n_candidate"],
+            output.signed(s["lift"]),
+            f"{output.signed(s['lower'])} to {output.signed(s['upper'])}",
+            "yes" if s["found"] else "no",
+        )
+        for s in segments
+    ]
+    if rows:
+        output.table(["segment (exploratory)", "units", "lift", "interval", "real"], rows)
 
 
 async def plan(

@@ -55,6 +55,11 @@ class Service:
         kept = {k: v for k, v in params.items() if v is not None}
         return await self._send("GET", path, params=kept)
 
+    async def text(self, path: str) -> str:
+        """What a path answers, as it is. Raises as `get` does."""
+        response = await self._request("GET", path)
+        return response.text
+
     async def post(self, path: str, body: Any = None, **params: Any) -> Any:
         """What a path answers to a write. Raises as `get` does."""
         kept = {k: v for k, v in params.items() if v is not None}
@@ -70,6 +75,9 @@ class Service:
             yield response.aiter_lines()
 
     async def _send(self, method: str, path: str, **given: Any) -> Any:
+        return (await self._request(method, path, **given)).json()
+
+    async def _request(self, method: str, path: str, **given: Any) -> httpx2.Response:
         try:
             response = await self._client.request(method, path, **given)
         except httpx2.HTTPError as error:
@@ -80,7 +88,7 @@ class Service:
         unready = response.status_code == 503 and "problem" not in response.headers["content-type"]
         if response.status_code >= 400 and not unready:
             raise error_of(response)
-        return response.json()
+        return response
 
 
 def error_of(response: httpx2.Response) -> TuneProofError:

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic import ConfigDict, Field
 
 from tuneproof.experiments import Criteria
+from tuneproof.experiments.report import report_html
 from tuneproof.server.auth import Reader, Writer
 from tuneproof.server.models import (
     Answer,
@@ -28,6 +30,12 @@ from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
     from tuneproof.experiments import ABTest, ArmMetrics, EvaluationResult, Look
+
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""The report carries its style with it, and nothing else."""
 
 EXAMPLE_TEST = "ab-test-20261120-001"
 
@@ -109,6 +117,13 @@ class TestState(Test):
     duration_hours: float
     maturation_hours: float
     last_look_at: Instant
+    criteria: list[str] = Field(examples=[["engagement superior 0.15", "cost superior 0.1"]])
+    segments: list[str]
+    ledger_alpha: float | None = Field(
+        description="the chance of a false promotion that the pipeline's ledger leaves"
+    )
+    promotion_alpha: float = Field(description="the two-sided level at which a look may promote")
+    retest: int = Field(description="how often this candidate was tested before")
     verdict: str | None
     reason: str | None
 
@@ -157,6 +172,7 @@ class Statistics(Answer):
     interval: Interval
     effect_size: float | None
     method: str | None
+    expected_effect: Expected | None = None
 
 
 class Metrics(Answer):
@@ -168,9 +184,74 @@ class Metrics(Answer):
     metrics: Arms
     performance_comparison: Comparison
     statistical_analysis: Statistics
+    criteria: list[CriterionAnswer] = Field(default_factory=list)
+    halves: HalvesAnswer | None = None
+    segments: list[SegmentAnswer] = Field(default_factory=list)
     recommendation: str = Field(description="promote, reject, continue or invalid")
     reason: str
     looks: int
+
+
+class CriterionAnswer(Answer):
+    """One metric at one look; a change is a share, positive where the candidate is better.
+
+    `asked` is null for a metric that is only shown for the trade-off.
+    """
+
+    metric: str
+    asked: str | None = Field(examples=["engagement superior 0.15"])
+    holds: bool | None
+    change: float | None
+    lower: float | None
+    upper: float | None
+    reason: str
+
+
+class Expected(Answer):
+    """The lift to be expected of everybody, shrunk towards past experiments."""
+
+    lift: float
+    lower: float
+    upper: float
+    observed: float
+    weight: float
+    prior_mean: float
+    prior_sd: float
+    prior_experiments: int
+
+
+class PartAnswer(Answer):
+    """The lift in a part of the units."""
+
+    lift: float | None
+    lower: float | None
+    upper: float | None
+    n_baseline: int
+    n_candidate: int
+
+
+class HalvesAnswer(Answer):
+    """First half of the time against the second; exploratory."""
+
+    first: PartAnswer
+    second: PartAnswer
+    p_value: float | None
+    reason: str
+
+
+class SegmentAnswer(Answer):
+    """The lift among the units of one attribute value; exploratory, decides nothing."""
+
+    attribute: str
+    value: str
+    lift: float | None
+    lower: float | None
+    upper: float | None
+    n_baseline: int
+    n_candidate: int
+    found: bool
+    harmed: bool
+    reason: str
 
 
 class LookAnswer(Answer):
@@ -191,6 +272,12 @@ class LookAnswer(Answer):
     method: str
     verdict: str
     reason: str
+    alpha: float | None
+    standard_error: float | None
+    expected: Expected | None
+    halves: HalvesAnswer | None
+    criteria: list[CriterionAnswer]
+    segments: list[SegmentAnswer]
     inputs: dict[str, Any]
 
 
@@ -282,6 +369,14 @@ def router() -> APIRouter:
         test = await app.experiment(ab_test_id)
         return _metrics(test, await app.evaluation(ab_test_id))
 
+    @routes.get(
+        "/report/{ab_test_id}", response_class=HTMLResponse, summary="A test as one HTML page"
+    )
+    async def report(app: TheApp, _: Reader, ab_test_id: str) -> HTMLResponse:
+        test = await app.experiment(ab_test_id)
+        page = report_html(test, await app.looks(ab_test_id))
+        return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
+
     @routes.post("/end/{ab_test_id}", summary="End a test before its time")
     async def end(app: TheApp, caller: Writer, ab_test_id: str, asked: Reason) -> TestState:
         return test_state(
@@ -327,6 +422,11 @@ def test_state(test: ABTest) -> TestState:
         duration_hours=test.duration_hours,
         maturation_hours=test.maturation_hours,
         last_look_at=test.last_look_at,
+        criteria=[str(c) for c in test.all_criteria],
+        segments=list(test.segments),
+        ledger_alpha=test.alpha,
+        promotion_alpha=test.promotion_alpha,
+        retest=test.retest,
         verdict=None if test.verdict is None else str(test.verdict),
         reason=test.reason,
     )
@@ -345,6 +445,7 @@ def _metrics(test: ABTest, result: EvaluationResult | None) -> Metrics:
         ),
         performance_comparison=_comparison(look),
         statistical_analysis=_statistics(test, look),
+        **(_beside(look) if look else {}),
         recommendation=str(result.recommendation) if result else "continue",
         reason=result.reason if result else "There is no look yet.",
         looks=result.looks if result else 0,
@@ -375,6 +476,7 @@ def _statistics(test: ABTest, look: Look | None) -> Statistics:
         ),
         effect_size=None if look is None else look.lift,
         method=None if look is None else look.method,
+        expected_effect=_expected(look),
     )
 
 
@@ -390,4 +492,36 @@ def _arm(metrics: ArmMetrics) -> ArmFigures:
 def _look(look: Look) -> LookAnswer:
     fields = {name: getattr(look, name) for name in LookAnswer.model_fields}
     arms = {"baseline": _arm(look.baseline), "candidate": _arm(look.candidate)}
-    return LookAnswer.model_validate({**fields, **arms, "verdict": str(look.verdict)})
+    return LookAnswer.model_validate(
+        {
+            **fields,
+            **arms,
+            **_beside(look),
+            "expected": _expected(look),
+            "verdict": str(look.verdict),
+        }
+    )
+
+
+def _beside(look: Look) -> dict[str, Any]:
+    """What a look says beside its lift."""
+    return {
+        "criteria": [
+            CriterionAnswer(
+                metric=r.metric,
+                asked=None if r.criterion is None else str(r.criterion),
+                holds=r.holds,
+                change=r.change,
+                lower=r.lower,
+                upper=r.upper,
+                reason=r.reason,
+            )
+            for r in look.criteria
+        ],
+        "halves": None if look.halves is None else HalvesAnswer(**asdict(look.halves)),
+        "segments": [SegmentAnswer(**asdict(s)) for s in look.segments],
+    }
+
+
+def _expected(look: Look | None) -> Expected | None:
+    return Expected(**asdict(look.expected)) if look is not None and look.expected else None
