@@ -4,7 +4,7 @@
 
 A benchmark is a file here with `def records() -> list[dict]`; each record has `name, ours, unit,
 peer, peer_value, ratio, goal, met` (and may have more). `ratio` says how many times better ours
-is than the peer's, whichever direction is better. Each file runs in a process of its own, so none
+is than the peer's, whichever direction is better; `met` is null where no goal is set. Each file runs in a process of its own, so none
 sees another's memory. Results of benchmarks that were not run this time stay in the file;
 `--strict` ends with 1 where a goal is missed.
 """
@@ -50,7 +50,7 @@ def main() -> int:
     found, failed = run({name: known[name] for name in arguments.names or known})
     write(found, known)
     show([record for records in found.values() for record in records])
-    missed = [record for records in found.values() for record in records if not record["met"]]
+    missed = [record for records in found.values() for record in records if record["met"] is False]
     return 1 if failed or (arguments.strict and missed) else 0
 
 
@@ -111,7 +111,7 @@ def show(records: list[dict[str, Any]]) -> None:
             f"{_number(record['peer_value'])} {record['unit']}",
             "" if record["ratio"] is None else f"{_number(record['ratio'])} ×",
             str(record["goal"]),
-            "[green]yes[/]" if record["met"] else "[red]no[/]",
+            {True: "[green]yes[/]", False: "[red]no[/]"}.get(record["met"], ""),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
