@@ -45,12 +45,12 @@ class Clock:
 
 
 def events(subject: str, seed: int) -> Batches:
-    """Batches of exposures of new units, each with its outcome, spread over a week."""
+    """Batches of exposures of new units, each with its outcome, in the order of a week."""
     order = random.Random(seed)
     batches: Batches = []
     for start in range(0, EVENTS, BATCH):
         units = range(start // 2, (start + BATCH) // 2)
-        shown = [_exposure(subject, f"post-{seed}-{unit}", order) for unit in units]
+        shown = [_exposure(subject, seed, unit, order) for unit in units]
         told = [
             Outcome(
                 id=f"o-{e.unit}", subject=subject, unit=e.unit, at=e.at, value=order.random() / 5
@@ -61,14 +61,16 @@ def events(subject: str, seed: int) -> Batches:
     return batches
 
 
-def _exposure(subject: str, unit: str, order: random.Random) -> Exposure:
+def _exposure(subject: str, seed: int, number: int, order: random.Random) -> Exposure:
+    unit = f"post-{seed}-{number}"
+    week = 7 * 86_400 * number / (EVENTS / 2)
     return Exposure(
         id=f"e-{unit}",
         subject=subject,
         phase=0,
         arm=Arm.CANDIDATE if order.random() < 0.1 else Arm.BASELINE,
         unit=unit,
-        at=T0 + timedelta(seconds=order.randrange(7 * 86_400)),
+        at=T0 + timedelta(seconds=week + order.randrange(3600)),
         task="hook",
         latency_ms=order.random() * 1000,
         tokens=order.randrange(10, 60),
