@@ -119,6 +119,7 @@ def _app() -> App:
         "users before it has proven itself.",
         version=version,
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,
     )
     for name, (path, help) in _COMMANDS.items():
         app.command(f"tuneproof.cli.{path}", name=name, help=help)

@@ -63,7 +63,7 @@ async def demo(
         output.data(outcome) if options.json else _print(outcome)
         if server is not None:
             output.say(f"The service stays at {address}. Ctrl-C stops it.")
-            await server.task
+            await server.ended()
     return FAILED if str(run.status) in ("failed", "aborted") else OK
 
 

@@ -99,11 +99,18 @@ def listing(rows: Iterable[Sequence[str]]) -> None:
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     """Names and values below each other; what is not known is left out."""
+    out().print(as_facts(pairs))
+
+
+def as_facts(pairs: Iterable[tuple[str, Any]]) -> Table:
+    """Names and values below each other, as a table."""
     made = Table(box=None, show_header=False, pad_edge=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
     for name, value in pairs:
         if value not in (None, "", [], {}):
             made.add_row(Text(name, "dim"), cell(value))
-    out().print(made)
+    return made
 
 
 def cell(value: Any) -> Text:

@@ -44,7 +44,7 @@ async def serve(
         if options.json:
             output.line({"address": address, "pid": os.getpid()})
         with _stopping(server):
-            await server.task
+            await server.ended()
     return OK
 
 
@@ -71,6 +71,10 @@ class Served:
                 self.task.result()
                 raise ConfigError("The service did not start.", mend="Its log says why.")
             await asyncio.sleep(0.01)
+
+    async def ended(self) -> None:
+        """Return once the server has stopped; being cancelled here does not break it off."""
+        await asyncio.shield(self.task)
 
     def stop(self) -> None:
         """Answer what is under way, then end; open streams are cut after two seconds."""

@@ -95,28 +95,28 @@ async def _watch(service: Service) -> int:
 
 
 def _overview(found: Mapping[str, Any]) -> list[Any]:
-    pipelines = [
-        (
-            p["name"],
-            _models(p),
-            (p.get("run") or {}).get("status"),
-            (p.get("run") or {}).get("current_stage"),
-            output.percent(p.get("traffic")),
-            p.get("next_action"),
-            output.moment(p.get("next_start_at")),
-        )
-        for p in found["pipelines"]
+    """Each pipeline as facts below each other: it must fit a narrow terminal."""
+    return [output.as_facts(_pipeline(pipeline)) for pipeline in found["pipelines"]]
+
+
+def _pipeline(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    run = pipeline.get("run") or {}
+    models = pipeline["model_in_use"]
+    same = set(models.values())
+    in_use = models if len(same) > 1 else next(iter(same), None)
+    traffic = pipeline.get("traffic")
+    starts = pipeline.get("next_start_at")
+    return [
+        ("pipeline", pipeline["name"] + ("" if pipeline["enabled"] else " (disabled)")),
+        ("needs you", "; ".join(pipeline["waits_for_person"])),
+        ("next", pipeline.get("next_action")),
+        ("in use", in_use),
+        ("run", run and f"{run['id']}: {run['status']}, {run['current_stage'] or 'not begun'}"),
+        ("experiment", pipeline.get("experiment_id")),
+        ("rollout", pipeline.get("deployment_id")),
+        ("candidate", None if traffic is None else f"serves {output.percent(traffic)}"),
+        ("next start", output.moment(starts) if starts else None),
     ]
-    columns = ["pipeline", "in use", "run", "stage", "candidate", "next", "next start"]
-    made: list[Any] = [output.as_table(columns, pipelines)]
-    waiting = [(p["name"], what) for p in found["pipelines"] for what in p["waits_for_person"]]
-    if waiting:
-        made.append(output.as_table(["needs you", ""], waiting))
-    return made
-
-
-def _models(pipeline: Mapping[str, Any]) -> str:
-    return ", ".join(f"{task}: {model}" for task, model in pipeline["model_in_use"].items())
 
 
 async def doctor(*, options: Options = NONE) -> int:
