@@ -19,7 +19,12 @@ from tuneproof import workflow
 from tuneproof.app.live import Live
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
-from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
+from tuneproof.errors import (
+    ConfigError,
+    ProviderUnavailableError,
+    StateError,
+    StoreUnavailableError,
+)
 from tuneproof.evaluation import Scorer
 from tuneproof.experiments.planning import Prices
 from tuneproof.pipeline import Parts
@@ -57,6 +62,21 @@ class _NoEngine:
 
     def __getattr__(self, name: str) -> Any:
         raise StateError("No run can go on in this process.", mend="Start it: tuneproof serve")
+
+
+class _NoTrainer:
+    """Stands for the embedded trainer where it does not run: it starts with the service only."""
+
+    name = "trainer"
+
+    def __getattr__(self, name: str) -> Any:
+        async def refuse(*_: Any, **__: Any) -> Any:
+            raise ProviderUnavailableError(
+                "The embedded trainer starts with the service, and no service runs.",
+                mend="Start it: tuneproof serve",
+            )
+
+        return refuse
 
 
 class Core:
@@ -279,6 +299,8 @@ class Core:
         """The provider of this name in the settings, opened once."""
         if self._given_provider is not None:
             return self._given_provider
+        if not self.trains(name):
+            return cast(Provider, _NoTrainer())
         if name not in self._providers:
             config = self.endpoint(name)
             make: Callable[..., Provider] = self.settings.adapter("provider")
@@ -289,6 +311,11 @@ class Core:
                 timeout_s=config.timeout_seconds,
             )
         return self._providers[name]
+
+    def trains(self, name: str) -> bool:
+        """Whether this provider can be called: the embedded one only where its trainer runs."""
+        config = self.settings.providers[name]
+        return not (config.embedded and config.base_url is None and self.trainer_url is None)
 
     def endpoint(self, name: str) -> ProviderConfig:
         """A provider's settings, with the embedded trainer's real address filled in."""

@@ -12,6 +12,7 @@ from tuneproof.app.core import Core
 from tuneproof.app.live import LiveEvent
 from tuneproof.app.runs import Runs
 from tuneproof.errors import TuneProofError
+from tuneproof.rollout import Routing
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Activity, Page, TokenInfo
 from tuneproof.telemetry import (
@@ -55,6 +56,7 @@ class Overview(Runs, Core):
         first = next(iter(self.settings.pipelines.values()))
         redis = None if self.settings.cache.url.startswith("mem") else self.cache.ping
         tracker = self.tracker.check if self.tracker is not None else None
+        provider = self.provider(first.provider).ping if self._serves(first) else None
         return [
             CallCheck(
                 name="database",
@@ -72,12 +74,17 @@ class Overview(Runs, Core):
             ),
             CallCheck(
                 name="provider",
-                call=self.provider(first.provider).ping,
-                hint="Check the provider's address and key (tuneproof doctor).",
+                call=provider,
+                hint="Check the provider's address and key (tuneproof doctor)."
+                if provider
+                else "The embedded trainer starts with the service: tuneproof serve",
             ),
             BreakerCheck(name="openai_circuit_breaker", breaker=self.breakers["openai"]),
             BreakerCheck(name="mlflow_circuit_breaker", breaker=self.breakers["mlflow"]),
         ]
+
+    def _serves(self, config: PipelineConfig) -> bool:
+        return self._given_provider is not None or self.trains(config.provider)
 
     tracker: Any = None
 
@@ -147,17 +154,16 @@ class Overview(Runs, Core):
     async def status(self) -> Mapping[str, Any]:
         """Each pipeline: the model in use, what runs, what happens next and when."""
         routing = await self.store.routing.all()
-        in_use = {r.task: r.baseline.model_id for r in routing}
         return {
             "pipelines": [
-                await self._pipeline_status(config, in_use)
+                await self._pipeline_status(config, {r.task: r for r in routing})
                 for config in self.settings.pipelines.values()
             ],
             "routing": [asdict(r) for r in routing],
         }
 
     async def _pipeline_status(
-        self, config: PipelineConfig, in_use: Mapping[str, str]
+        self, config: PipelineConfig, routing: Mapping[str, Routing]
     ) -> dict[str, Any]:
         now = self.clock.now()
         active = await self.store.runs.active(config.name)
@@ -165,16 +171,19 @@ class Overview(Runs, Core):
         deployments = await self.store.deployments.active(config.name)
         deployment = deployments[-1] if deployments else None
         starts = self.next_start(config, now)
+        served = [routing[t] for t in config.tasks if t in routing]
         return {
             "name": config.name,
             "enabled": config.enabled,
-            "model_in_use": {t: in_use.get(t) for t in config.tasks},
+            "model_in_use": {
+                t: routing[t].baseline.model_id if t in routing else None for t in config.tasks
+            },
             "run": {"id": run.id, "status": str(run.status), "current_stage": run.current_stage}
             if run
             else None,
             "experiment_id": run.result.get("ab_test_id") if run else None,
             "deployment_id": deployment.id if deployment else None,
-            "traffic": deployment.share if deployment else None,
+            "traffic": max((r.share for r in served if r.candidate), default=None),
             "next_start_at": starts.isoformat() if starts else None,
             "next_action": _next_action(run, deployment, starts),
             "waits_for_person": [
@@ -211,6 +220,8 @@ class Overview(Runs, Core):
 
     async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
         name = f"{config.name}: base model"
+        if not self._serves(config):
+            return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
         provider = self.provider(config.provider)
         try:
             models = {m.id: m for m in await provider.models()}
