@@ -260,9 +260,9 @@ def test_the_same_file_seed_and_hyperparameters_give_the_same_model(
 
 
 def test_more_epochs_weigh_the_file_more(engine: NgramEngine, tmp_path: Path) -> None:
-    training = styled("warning", 100)
+    training = styled("warning", 60)
     losses = []
-    for epochs in (1, 3, 10):
+    for epochs in (1, 5):
         asked = Hyperparameters(n_epochs=epochs)
         kept, outcome = trained(engine, tmp_path / str(epochs), training, hyperparameters=asked)
         engine.load(f"epochs-{epochs}", kept.last)
@@ -302,16 +302,16 @@ def test_a_chain_of_fine_tunes_survives_the_deletion_of_its_parents(
     engine: NgramEngine, tmp_path: Path
 ) -> None:
     path = None
-    for turn in range(8):
+    for turn in range(7):
         kept, _ = trained(
-            engine, tmp_path / str(turn), styled("list", 20, seed=turn), model_path=path
+            engine, tmp_path / str(turn), styled("list", 12, seed=turn), model_path=path
         )
         if path is not None:
             for file in path.iterdir():
                 file.unlink()
         path = kept.last
     engine.load("chain", path)
-    assert len(engine.word_model("chain").stages) == 9
+    assert len(engine.word_model("chain").stages) == 8
     assert answers(engine, "chain", "budgeting", 1)[0]
 
 
@@ -348,24 +348,35 @@ def test_dpo_learns_the_preferred_answers(engine: NgramEngine, tmp_path: Path) -
     assert any("preferred" in message for message in kept.messages)
 
 
-@pytest.mark.parametrize("reason", [StopReason.PAUSE, StopReason.SHUTDOWN])
-@pytest.mark.parametrize("after", [1, 4, 9, 10, 17, 29])
+@pytest.fixture(scope="module")
+def whole(engine: NgramEngine, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """A training that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    return trained(engine, folder, styled("story", 40), validation=styled("story", 8, seed=3))[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (1, StopReason.PAUSE),
+        (9, StopReason.SHUTDOWN),
+        (10, StopReason.PAUSE),
+        (25, StopReason.SHUTDOWN),
+    ],
+)
 def test_a_stopped_training_goes_on_to_the_same_end(
-    engine: NgramEngine, tmp_path: Path, reason: StopReason, after: int
+    engine: NgramEngine, tmp_path: Path, whole: Kept, reason: StopReason, after: int
 ) -> None:
-    training, validation = styled("story", 100), styled("story", 20, seed=3)
-    whole, _ = trained(engine, tmp_path / "whole", training, validation=validation)
+    training, validation = styled("story", 40), styled("story", 8, seed=3)
     asked = iter(range(10_000))
 
     def stop() -> StopReason | None:
         return reason if next(asked) == after else None
 
-    first, stopped = trained(
-        engine, tmp_path / "parts", training, validation=validation, should_stop=stop
-    )
+    first, stopped = trained(engine, tmp_path, training, validation=validation, should_stop=stop)
     assert stopped.stopped is reason
     assert len(first.seen) == after
-    second, ended = trained(engine, tmp_path / "parts", training, validation=validation)
+    second, ended = trained(engine, tmp_path, training, validation=validation)
     assert ended.stopped is None
     assert first.seen + second.seen == whole.seen
     assert (second.last / "model.json").read_text() == (whole.last / "model.json").read_text()
