@@ -1,7 +1,4 @@
-"""Training: from a dataset to a version, over the wire of a fine-tuning provider.
-
-Knows what a provider can do (`Provider`), not who it is; never touches a database.
-"""
+"""The trainer: one upload for each content, one job for each key, clear ends."""
 
 from __future__ import annotations
 
@@ -9,219 +6,35 @@ import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from tuneproof.errors import (
     ConfigError,
     DataError,
     NotFoundError,
     ProviderUnavailableError,
+    RetryableError,
     StateError,
     TrainingFailedError,
 )
 from tuneproof.resilience import retrying
 from tuneproof.settings import Settings
+from tuneproof.training.records import (
+    Job,
+    JobRequest,
+    JobStatus,
+    ModelVersion,
+    Provider,
+    VersionStatus,
+)
 from tuneproof.workflow import Clock, SystemClock
 
 if TYPE_CHECKING:
     from tuneproof.collection import TrainingDataBatch
-
-
-class JobStatus(StrEnum):
-    """Where a fine-tuning job stands, in the wire's own words."""
-
-    VALIDATING_FILES = "validating_files"  # the provider reads the files
-    QUEUED = "queued"  # waits for a machine
-    RUNNING = "running"  # trains
-    PAUSING = "pausing"  # was asked to pause
-    PAUSED = "paused"  # rests; resume answers queued
-    SUCCEEDED = "succeeded"  # the model can be used
-    FAILED = "failed"  # ended with an error code
-    CANCELLED = "cancelled"  # somebody cancelled it
-    UNKNOWN = "unknown"  # a state that the wire does not document: polled on
-
-    @property
-    def final(self) -> bool:
-        """Whether the job will never change again."""
-        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
-
-
-class VersionStatus(StrEnum):
-    """Where a version stands."""
-
-    TRAINING = "training"  # its job has not ended
-    TRAINED = "trained"  # the job succeeded; not yet checked
-    FAILED = "failed"  # the job failed or was cancelled
-    REJECTED = "rejected"  # the gate or the experiment said no
-    CANDIDATE = "candidate"  # passed the gate; users may see a share of it
-    LIVE = "live"  # the model in use
-    RETIRED = "retired"  # was live once
-    ROLLED_BACK = "rolled_back"  # taken back for harm; not tried again without a person's word
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobRequest:
-    """What a job is asked to do. Hyperparameters are numbers or "auto"."""
-
-    model: str
-    training_file: str
-    validation_file: str | None = None
-    suffix: str | None = None
-    seed: int | None = None
-    method: str = "supervised"
-    hyperparameters: Mapping[str, int | float | str] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A fine-tuning job as its provider reports it. `error_code` is None on a healthy job."""
-
-    id: str
-    model: str
-    status: JobStatus
-    raw_status: str
-    fine_tuned_model: str | None = None
-    error_code: str | None = None
-    error_message: str | None = None
-    trained_tokens: int | None = None
-    created_at: datetime | None = None
-    finished_at: datetime | None = None
-    estimated_finish: datetime | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobEvent:
-    """One line of a job's log; `data` carries metrics (`train_loss`, `valid_loss`, ...)."""
-
-    id: str
-    at: datetime
-    level: str
-    message: str
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """A model that a provider lists. `shutdown_at` is when it will stop answering."""
-
-    id: str
-    owned_by: str = ""
-    created_at: datetime | None = None
-    shutdown_at: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """What a model answered. `latency_ms` is measured by the caller's clock."""
-
-    text: str
-    model: str
-    prompt_tokens: int
-    completion_tokens: int
-    latency_ms: float
-    finish_reason: str = "stop"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """How likely a model finds one reply: its log-probability (nats) over its tokens."""
-
-    tokens: int
-    logprob: float
-
-
-class Provider(Protocol):
-    """Who trains and answers: the OpenAI wire, whoever speaks it.
-
-    Errors: `CredentialsError`, `TrainingNotAvailableError`, `QuotaExhaustedError`,
-    `RateLimitedError`, `ProviderUnavailableError`, `NotFoundError`, `DataError`.
-    """
-
-    name: str
-
-    async def upload(self, path: Path, *, name: str) -> str:
-        """Upload a JSONL file streamed under `name` and return the provider's file id."""
-
-    async def find_file(self, name: str) -> str | None:
-        """The id of the newest file with this name, or None."""
-
-    async def delete_file(self, file_id: str) -> bool:
-        """Delete a file; False when it was gone already."""
-
-    async def create_job(self, request: JobRequest) -> Job:
-        """Start a job; never retried inside."""
-
-    async def find_job(self, key: str, value: str) -> Job | None:
-        """The newest job whose metadata has `key` = `value`, or None."""
-
-    async def job(self, job_id: str) -> Job:
-        """The job as it stands now."""
-
-    async def cancel_job(self, job_id: str) -> Job:
-        """Ask for the job's end; a job that ended already is returned as it is."""
-
-    async def events(self, job_id: str) -> Sequence[JobEvent]:
-        """All events of the job, oldest first."""
-
-    async def models(self) -> Sequence[ModelInfo]:
-        """The models that this account can call."""
-
-    async def complete(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        n: int = 1,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Sequence[Completion]:
-        """Ask a model for `n` replies."""
-
-    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
-        """How likely the model finds the last message; None where the wire cannot say."""
-
-    async def ping(self) -> None:
-        """Raise unless the provider answers an authenticated call."""
-
-    async def close(self) -> None:
-        """Give connections back."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelVersion:
-    """A trained model with its lineage.
-
-    `model_id` is the provider's name of the model (None until the job has succeeded);
-    `version` is semantic: minor up with each run of a task, major with a new base model.
-    """
-
-    id: str
-    pipeline: str
-    run_id: str | None
-    version: str
-    model_id: str | None
-    base_model: str
-    provider: str
-    training_job_id: str | None
-    dataset_hash: str | None
-    tasks: tuple[str, ...]
-    status: VersionStatus
-    created_at: datetime
-    trained_tokens: int | None = None
-    heldout_loss: float | None = None
-    base_heldout_loss: float | None = None
-    parent_id: str | None = None
-
 
 RUN_KEY = "tuneproof_run"
 """The metadata key by which a run's job is found again at the provider."""
@@ -401,14 +214,37 @@ class ModelTrainer:
             if progress.job.status.final:
                 return self.trained(model_version, progress)
             if self._clock.now() >= deadline:
-                await self.cancel(model_version)
-                raise self.timed_out(model_version, progress)
+                return self.trained(model_version, await self.give_up(model_version))
             await self._clock.sleep_until(self._clock.now() + timedelta(seconds=self.poll_s))
+
+    async def give_up(self, version: ModelVersion, seen: Progress | None = None) -> Progress:
+        """End a job that outlasted `timeout_s`; what it came to if it succeeded meanwhile.
+
+        Raises `TrainingFailedError` with code `timeout`, which says where the job was last
+        seen and whether it was cancelled.
+        """
+        try:
+            seen = await self.poll(version)
+            cancelled = await self.cancel(version)
+            ended = await self.poll(version)
+        except RetryableError as e:
+            raise self._timed_out(version, seen, f"and could not be cancelled: {e.message}") from e
+        if ended.job.status is JobStatus.SUCCEEDED:
+            return ended
+        raise self._timed_out(version, seen, "and was cancelled." if cancelled else "and is over.")
 
     def trained(self, version: ModelVersion, progress: Progress) -> ModelVersion:
         """The version after its job ended. Raises `TrainingFailedError` unless it succeeded."""
         job = progress.job
-        if job.status is not JobStatus.SUCCEEDED or not job.fine_tuned_model:
+        if job.status is JobStatus.SUCCEEDED and not job.fine_tuned_model:
+            raise TrainingFailedError(
+                f"Job {job.id} at {self.provider.name} ended as {job.raw_status} but names no "
+                "model.",
+                mend=f"tuneproof run retry {version.run_id or ''}".rstrip(),
+                code="no_model",
+                job_id=job.id,
+            )
+        if job.status is not JobStatus.SUCCEEDED:
             code = job.error_code or job.raw_status
             raise TrainingFailedError(
                 f"Job {job.id} at {self.provider.name} ended as {job.raw_status} "
@@ -424,14 +260,18 @@ class ModelTrainer:
             trained_tokens=job.trained_tokens,
         )
 
-    def timed_out(self, version: ModelVersion, progress: Progress) -> TrainingFailedError:
-        """The error of a job that outlasted `timeout_s`."""
+    def _timed_out(
+        self, version: ModelVersion, seen: Progress | None, ending: str
+    ) -> TrainingFailedError:
+        job = seen.job if seen else None
+        state = f"was still {job.raw_status}" if job else "had never been seen"
         return TrainingFailedError(
-            f"Job {progress.job.id} was still {progress.job.raw_status} after "
-            f"{self.timeout_s:g} s and was cancelled.",
+            f"Job {version.training_job_id} at {self.provider.name} {state} after "
+            f"{self.timeout_s:g} s {ending}",
             mend="Raise training.timeout_seconds, then retry the run from its training.",
             code="timeout",
-            job_id=progress.job.id,
+            state=job.raw_status if job else None,
+            job_id=version.training_job_id,
         )
 
     async def cancel(self, version: ModelVersion) -> bool:

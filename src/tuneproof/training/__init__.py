@@ -1,0 +1,64 @@
+"""Training: from a dataset to a version, over the wire of a fine-tuning provider.
+
+`records` says what a provider can do, not who it is; `preflight` asks before anything is
+spent; `costs` counts tokens and money; `trainer` uploads, creates and follows a job; `search`
+says which hyperparameters to try. Never touches a database.
+"""
+
+from tuneproof.training.costs import (
+    Estimate,
+    Price,
+    cost_of_training,
+    count_file,
+    estimate_training,
+)
+from tuneproof.training.preflight import Prober, Readiness, preflight
+from tuneproof.training.records import (
+    Completion,
+    Job,
+    JobEvent,
+    JobRequest,
+    JobStatus,
+    ModelInfo,
+    ModelVersion,
+    Provider,
+    Score,
+    VersionStatus,
+)
+from tuneproof.training.search import Trial, suggest, trials
+from tuneproof.training.trainer import (
+    MAX_SUFFIX,
+    RUN_KEY,
+    ModelTrainer,
+    Progress,
+    new_version_id,
+)
+
+__all__ = [
+    "MAX_SUFFIX",
+    "RUN_KEY",
+    "Completion",
+    "Estimate",
+    "Job",
+    "JobEvent",
+    "JobRequest",
+    "JobStatus",
+    "ModelInfo",
+    "ModelTrainer",
+    "ModelVersion",
+    "Price",
+    "Prober",
+    "Progress",
+    "Provider",
+    "Readiness",
+    "Score",
+    "Trial",
+    "VersionStatus",
+    "cost_of_training",
+    "count_file",
+    "estimate_training",
+    "new_version_id",
+    "preflight",
+    "suggest",
+    "trials",
+]
