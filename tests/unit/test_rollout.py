@@ -205,6 +205,14 @@ def test_no_data_is_not_good_news() -> None:
     assert watch(stepping(), empty, {}, PipelineConfig(), later).advice is Advice.PAUSE
 
 
+def test_data_of_the_step_before_do_not_carry_the_next_step() -> None:
+    before = evidence(0.08, phases=1)
+    fresh_phase = replace(before, shares={1: 0.5, 2: 0.6})
+    seen = watch(stepping(), fresh_phase, {}, PipelineConfig(), DUE)
+    assert seen.advice is Advice.WAIT
+    assert seen.reason.startswith("0 of 20 units with an outcome")
+
+
 def test_engagement_drop_rolls_back_with_its_evidence() -> None:
     seen = watch(stepping(), evidence(0.045), {}, PipelineConfig(), T0 + timedelta(hours=3))
     assert seen.advice is Advice.ROLL_BACK

@@ -123,9 +123,10 @@ def _due(
     deployment: Deployment, evidence: Evidence, config: PipelineConfig, now: datetime
 ) -> Watch:
     assert deployment.next_at is not None
-    seen = sum(c.units.n for c in evidence.cells if c.arm is Arm.CANDIDATE)
-    phase = max((c.phase for c in evidence.cells), default=0)
-    fresh = sum(c.units.n for c in evidence.cells if c.arm is Arm.CANDIDATE and c.phase == phase)
+    candidate = [c for c in evidence.cells if c.arm is Arm.CANDIDATE]
+    current = max(evidence.shares, default=0)
+    seen = sum(c.units.n for c in candidate)
+    fresh = sum(c.units.n for c in candidate if c.phase == current)
     needed = config.min_step_units
     if fresh >= needed or (deployment.state is DeploymentState.HOLDING and seen >= needed):
         return Watch(
