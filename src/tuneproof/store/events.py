@@ -200,7 +200,9 @@ class Events:
         async with self._store.reading(tx) as own:
             key = await _key(own, subject)
             shares = select(phases.c.number, phases.c.share).where(phases.c.subject == subject)
-            first = await read_strata(own, key, halfway) if halfway is not None else []
+            first = []
+            if halfway is not None:
+                first = await read_strata(own, key, halfway, shapes=False)
             return Evidence(
                 cells=tuple(_cell(s) for s in await read_strata(own, key, before)),
                 exposed=await read_exposed(own, key, None),

@@ -72,17 +72,23 @@ class ArmStratum:
 
 
 async def read_strata(
-    tx: AsyncConnection, subject: int, before: datetime | None
+    tx: AsyncConnection, subject: int, before: datetime | None, *, shapes: bool = True
 ) -> list[ArmStratum]:
-    """The arms of each phase, of units whose first exposure's hour ended by `before`."""
+    """The arms of each phase, of units whose first exposure's hour ended by `before`.
+
+    `shapes=False` leaves the histograms out, which are most of the rows.
+    """
     bars = select(
         engagement.c.phase, engagement.c.arm, engagement.c.bucket, func.sum(engagement.c.n)
     ).where(engagement.c.subject == subject)
     bars = bars.where(_ended(engagement.c.hour, before))
     sums = await _sums(tx, subject, before)
-    shapes = await _histograms(tx, bars, len(ENGAGEMENT_EDGES) + 1)
+    size = len(ENGAGEMENT_EDGES) + 1
+    bars_of: Mapping[tuple[int, int], list[int]] = {}
+    if shapes:
+        bars_of = await _histograms(tx, bars, size)
     return [
-        _stratum(phase, arm, row, shapes[phase, arm])
+        _stratum(phase, arm, row, bars_of[phase, arm] if shapes else None)
         for (phase, arm), row in sorted(sums.items())
         if row["exposed"]
     ]
@@ -199,7 +205,7 @@ async def _histograms(
     return found
 
 
-def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int]) -> ArmStratum:
+def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int] | None) -> ArmStratum:
     sums = {name: row[ours] / unit for ours, (name, unit) in _TO_AGGREGATE.items()}
     return ArmStratum(
         phase=phase,
@@ -207,7 +213,9 @@ def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int]) -> Arm
         units=Aggregate(
             n=row["n"],
             **sums,
-            histogram=Histogram(edges=ENGAGEMENT_EDGES, counts=tuple(shape)),
+            histogram=None
+            if shape is None
+            else Histogram(edges=ENGAGEMENT_EDGES, counts=tuple(shape)),
         ),
         exposed=row["exposed"],
         tokens=row["exposed_tokens"],
