@@ -398,12 +398,15 @@ def _method(asked: CreateJob) -> tuple[str, dict[str, Any]]:
 def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
     """`metadata[k]=v` pairs, and whether `metadata=null` was asked for."""
     found: dict[str, str] = {}
+    wrong = False
     for name, value in request.query_params.multi_items():
-        match = re.fullmatch(r"metadata\[(.{1,64})\]", name)
+        match = re.fullmatch(r"metadata\[([^\[\]]{1,64})\]", name)
         if match:
             found[match[1]] = value
+        elif name.startswith("metadata["):
+            wrong = True
     plain = request.query_params.get("metadata")
-    if plain not in (None, "", "null"):
+    if wrong or plain not in (None, "", "null"):
         raise bad_request(
             "Invalid 'metadata': Expected `metadata[key]=value`, or `metadata=null`.",
             "metadata",

@@ -37,6 +37,9 @@ from tuneproof_trainer.settings import Settings
 __all__ = ["Runner"]
 
 logger = logging.getLogger(__name__)
+_AUTO_EPOCHS = 3
+"""What quotas reckon with where a job leaves its epochs to the engine."""
+
 _UNDERWAY = (Status.VALIDATING, Status.QUEUED, Status.RUNNING, Status.PAUSING)
 
 
@@ -189,7 +192,7 @@ class Runner:
         quota = self._settings.token_quota
         if quota is None:
             return
-        epochs = orjson.loads(row["asked"]).get("n_epochs") or 1
+        epochs = orjson.loads(row["asked"]).get("n_epochs") or _AUTO_EPOCHS
         used = self._db.row(
             "SELECT COALESCE(SUM(trained_tokens), 0) AS used FROM jobs WHERE org = ?"
             " AND strftime('%Y-%m', finished_at, 'unixepoch') = strftime('%Y-%m', ?, 'unixepoch')",

@@ -177,7 +177,7 @@ def test_a_bad_validation_file_is_named(client: OpenAI) -> None:
 
 
 def test_quota_and_blocklist_have_codes_of_their_own(start: Start) -> None:
-    client = client_of(start(token_quota=1500, blocklist=("forbidden phrase",)))
+    client = client_of(start(token_quota=2500, blocklist=("forbidden phrase",)))
     good = upload(client, lines(count=40))
     job = client.fine_tuning.jobs.create(model=BASE, training_file=good)
     assert ended(client, job).status == "succeeded"

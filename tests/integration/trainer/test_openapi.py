@@ -74,5 +74,5 @@ def test_generated_requests_find_nothing_undocumented(start: Start, tmp_path: Pa
 
 @pytest.mark.slow
 def test_twenty_thousand_generated_requests_find_nothing(start: Start, tmp_path: Path) -> None:
-    done = fuzz(start(), 700, tmp_path)
+    done = fuzz(start(), 1000, tmp_path)
     assert done.returncode == 0, done.stdout[-6000:]

@@ -352,7 +352,17 @@ def test_dpo_learns_the_preferred_answers(engine: NgramEngine, tmp_path: Path) -
 def whole(engine: NgramEngine, tmp_path_factory: pytest.TempPathFactory) -> Kept:
     """A training that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    return trained(engine, folder, styled("story", 40), validation=styled("story", 8, seed=3))[0]
+    return trained(engine, folder, conversations(), validation=styled("story", 8, seed=3))[0]
+
+
+def conversations() -> list[Example]:
+    """Examples with one answer and with two, so answers and examples are not the same count."""
+    single = styled("story", 45)
+    double = [
+        Example(messages=(*first.messages, *second.messages))
+        for first, second in zip(single[:10], single[10:20], strict=True)
+    ]
+    return double + single[20:]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +377,7 @@ def whole(engine: NgramEngine, tmp_path_factory: pytest.TempPathFactory) -> Kept
 def test_a_stopped_training_goes_on_to_the_same_end(
     engine: NgramEngine, tmp_path: Path, whole: Kept, reason: StopReason, after: int
 ) -> None:
-    training, validation = styled("story", 40), styled("story", 8, seed=3)
+    training, validation = conversations(), styled("story", 8, seed=3)
     asked = iter(range(10_000))
 
     def stop() -> StopReason | None:

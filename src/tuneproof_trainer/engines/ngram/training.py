@@ -75,7 +75,7 @@ def _answer_texts(example: Example) -> Iterator[tuple[Sequence[Message], str]]:
 class _Progress:
     step: int = 0
     counted: int = 0
-    """Examples in the stage that is in force."""
+    """Answers in the stage that is in force."""
 
     fitted: bool = False
     tokens: int = 0
@@ -184,21 +184,23 @@ class Training:
 
     def _count(self, rows: Iterable[int]) -> None:
         for row in rows:
-            for messages, text in _answer_texts(self._task.training[int(row)]):
-                tokens = split(text)
-                self._text.add(tokens, prompt_keys(messages))
-                self._at.tokens += len(tokens) + 1
+            example = self._task.training[int(row)]
+            for messages, text in _answer_texts(example):
+                self._text.add(split(text), prompt_keys(messages))
+            said = (*example.messages, *example.preferred, *example.rejected)
+            self._at.tokens += sum(len(split(message.content)) for message in said)
         read = min((self._at.step + 1) * self._batch, len(self._order))
         nearly = not self._at.fitted and read >= 0.9 * len(self._order)
-        if read == len(self._order) or nearly or read >= 2 * max(self._at.counted, self._batch):
-            self._rebuild(read)
+        doubled = len(self._text) >= 2 * max(self._at.counted, self._batch)
+        if read == len(self._order) or nearly or doubled:
+            self._rebuild()
             if nearly and read < len(self._order):
                 self._fit(read)
 
-    def _rebuild(self, read: int) -> None:
+    def _rebuild(self) -> None:
         stage = count_stage(self._text, self._mix)
         self._model = WordModel([*self._parent.stages, stage])
-        self._at.counted = read
+        self._at.counted = len(self._text)
 
     def _fit(self, read: int) -> None:
         rows = self._order[read : read + _FIT_EXAMPLES]
@@ -246,7 +248,7 @@ class Training:
     def _recount(self, counted: int) -> None:
         """The model that was in force when the snapshot was written."""
         whole, self._text = self._text, snapshots.prefix(self._text, counted)
-        self._rebuild(counted)
+        self._rebuild()
         self._text = whole
 
 
