@@ -275,6 +275,19 @@ async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(
         assert {r.baseline.model_id for r in await loop.app.routing()} == {"better"}
 
 
+async def test_rollout_of_a_model_that_is_no_version_of_ours_can_be_taken_back(
+    tmp_path: Path, database_url: str
+) -> None:
+    provider = MemoryProvider(base_models=("base", "better"))
+    async with open_loop(tmp_path, database_url, provider=provider) as loop:
+        manager = loop.app.manager_of(QUICK)
+        stranger = ModelRef(model_id="better", version="their-own-7")
+        declared = await manager.declare(stranger, ModelRef(model_id="base", version="their-6"))
+        await manager.begin(declared.id)
+        taken = await loop.app.rollback(declared.id, reason="no good", actor="cli")
+        assert taken.restored_model == "base"
+
+
 # --- the schedule -----------------------------------------------------------------------------
 
 

@@ -122,7 +122,7 @@ class Loop:
             before = await self._store.versions.live(pipeline, tx=own)
             if before is not None and before.id != version_id:
                 await self._store.versions.update(before.id, tx=own, status=VersionStatus.RETIRED)
-            if version_id is not None:
+            if version_id is not None and await self._store.versions.find(version_id, tx=own):
                 await self._store.versions.update(version_id, tx=own, status=VersionStatus.LIVE)
 
     # --- experiments ----------------------------------------------------------------
@@ -265,14 +265,14 @@ class Loop:
 
     async def _return_to_previous(self, deployment: Deployment, tx: AsyncConnection) -> None:
         """A version that did harm is marked, so that it is not tried again by itself."""
-        if deployment.version_id is not None:
-            await self._store.versions.update(
-                deployment.version_id, tx=tx, status=VersionStatus.ROLLED_BACK
-            )
-        if deployment.previous.version is not None:
-            await self._store.versions.update(
-                deployment.previous.version, tx=tx, status=VersionStatus.LIVE
-            )
+        marks = (
+            (deployment.version_id, VersionStatus.ROLLED_BACK),
+            (deployment.previous.version, VersionStatus.LIVE),
+        )
+        for version_id, status in marks:
+            # A rollout declared by hand may name a version that is not one of ours.
+            if version_id is not None and await self._store.versions.find(version_id, tx=tx):
+                await self._store.versions.update(version_id, tx=tx, status=status)
 
     async def _phase(self, deployment: Deployment, at: datetime, tx: AsyncConnection) -> int:
         phases = await self._store.experiments.phases(deployment.id, tx=tx)

@@ -47,6 +47,13 @@ class Versions:
         async with self._store.reading(tx) as own:
             return await _load(own, id)
 
+    async def find(self, id: str, *, tx: AsyncConnection | None = None) -> ModelVersion | None:
+        """The version with this id, or None."""
+        try:
+            return await self.get(id, tx=tx)
+        except NotFoundError:
+            return None
+
     async def update(
         self, id: str, *, tx: AsyncConnection | None = None, **fields: Any
     ) -> ModelVersion:
