@@ -322,7 +322,7 @@ class Core:
         config = self.settings.providers[name]
         if config.embedded and config.base_url is None:
             key = config.api_key or "embedded"
-            return replace(config, kind="compatible", base_url=self.trainer_url, api_key=key)
+            return replace(config, base_url=self.trainer_url, api_key=key)
         return config
 
     def open_source(self, config: PipelineConfig, posts: str | None = None) -> Source:

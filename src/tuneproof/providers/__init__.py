@@ -1,21 +1,43 @@
 """Who trains and answers: adapters of `tuneproof.training.Provider`.
 
-One wire so far, OpenAI's, which several servers speak; what differs between those servers is
-data (`dialects.py`). Knows no stage, no store and no settings file: `open_provider` takes what
-it needs from a `ProviderConfig`.
+OpenAI's wire (`openai_wire`), which several servers speak, whose differences are data
+(`dialects`); and the wires of Together and Fireworks. `opening` makes the adapter that a
+`ProviderConfig` describes, `prices` is a dated table of what they charge, `webhooks` checks
+what they send. Knows no stage, no store and no settings file.
 """
 
 from __future__ import annotations
 
-from tuneproof.providers.dialects import DIALECTS, Dialect, dialect_for
-from tuneproof.providers.openai_wire import Breaker, Endpoint, OpenAIWire, open_provider
+from tuneproof.providers.dialects import DIALECTS, NATIVE, Dialect, dialect_for
+from tuneproof.providers.fireworks import Fireworks
+from tuneproof.providers.http import Breaker
+from tuneproof.providers.openai_wire import OpenAIWire
+from tuneproof.providers.opening import (
+    Endpoint,
+    address,
+    chat_address,
+    default_price,
+    open_provider,
+)
+from tuneproof.providers.prices import price_of
+from tuneproof.providers.together import Together
+from tuneproof.providers.webhooks import JobEnded, read_webhook
 
 __all__ = [
     "DIALECTS",
+    "NATIVE",
     "Breaker",
     "Dialect",
     "Endpoint",
+    "Fireworks",
+    "JobEnded",
     "OpenAIWire",
+    "Together",
+    "address",
+    "chat_address",
+    "default_price",
     "dialect_for",
     "open_provider",
+    "price_of",
+    "read_webhook",
 ]

@@ -14,6 +14,9 @@ from tuneproof.errors import ConfigError
 
 MEBIBYTE = 1024 * 1024
 
+NATIVE = ("fireworks", "together")
+"""Kinds of provider that speak a wire of their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
@@ -38,6 +41,10 @@ class Dialect:
     """The name of the reply's length limit in a chat request."""
     prompt_logprobs: bool = True
     """Whether to ask for `prompt_logprobs` (vLLM's extension), by which replies are scored."""
+    probes_training: bool = False
+    """Whether a job over an absent file may be asked for, to see if the account may train."""
+    prices: str = ""
+    """Whose rows of the price table hold here (`prices.price_of`); none: no default price."""
 
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
@@ -49,6 +56,8 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 hosts=("api.openai.com", ".api.openai.com"),
                 max_tokens_field="max_completion_tokens",
                 prompt_logprobs=False,
+                probes_training=True,
+                prices="openai",
             ),
             Dialect(
                 name="azure",
@@ -64,11 +73,16 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 uploads_above=None,
                 absolute_learning_rate=True,
             ),
+            Dialect(name="trainer", probes_training=True, prices="trainer"),
             Dialect(name="compatible"),
         )
     }
 )
-"""By name. `compatible` is any other server of the wire: our own trainer, vLLM and the like."""
+"""By name. `trainer` is our own, `compatible` any other server of the wire, vLLM and
+the like."""
+
+NATIVE_CHAT = Dialect(name="native", prompt_logprobs=False)
+"""The chat wire of a provider whose fine-tuning wire is its own."""
 
 
 def dialect_for(kind: str, base_url: str | None) -> Dialect:
@@ -78,10 +92,11 @@ def dialect_for(kind: str, base_url: str | None) -> Dialect:
     it is OpenAI itself, and a host that no row knows is `compatible`.
     """
     if kind not in DIALECTS:
+        known = ", ".join(sorted((*DIALECTS, *NATIVE)))
         raise ConfigError(
             f"Provider kind {kind!r} is unknown.",
-            mend=f"Set `kind` to one of {', '.join(sorted(DIALECTS))}, or name your own provider "
-            "by a dotted name in `adapters.provider`.",
+            mend=f"Set `kind` to one of {known}, or name your own "
+            "provider by a dotted name in `adapters.provider`.",
         )
     if kind != "openai" or base_url is None:
         return DIALECTS[kind]

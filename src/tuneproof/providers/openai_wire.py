@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import openai
 from openai.types import FileObject, Model
 from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
-from tuneproof.errors import ConfigError, DataError, NotFoundError, ProviderUnavailableError
-from tuneproof.providers.dialects import Dialect, dialect_for
+from tuneproof.errors import (
+    ConfigError,
+    DataError,
+    NotFoundError,
+    ProviderUnavailableError,
+    TrainingNotAvailableError,
+    TuneProofError,
+)
+from tuneproof.providers.dialects import Dialect
+from tuneproof.providers.http import Breaker
 from tuneproof.providers.wire_errors import translate
 from tuneproof.training import (
     Completion,
@@ -27,6 +34,7 @@ from tuneproof.training import (
     JobRequest,
     JobStatus,
     ModelInfo,
+    Readiness,
     Score,
 )
 
@@ -35,65 +43,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPENAI_URL = "https://api.openai.com/v1"
+ABSENT_FILE = "file-tuneproofpreflight"
+"""The id of a file that no server has: what a preflight asks to train on."""
+
 FILE_POLL_S = 2.0
 FILE_POLLS = 300
-
-
-class Endpoint(Protocol):
-    """What `open_provider` needs to know; `settings.ProviderConfig` is one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def base_url(self) -> str | None: ...
-    @property
-    def api_key(self) -> str | None: ...
-    @property
-    def organization(self) -> str | None: ...
-
-
-class Breaker(Protocol):
-    """What wraps each call; `resilience.CircuitBreaker` is one."""
-
-    async def call(self, function: Callable[[], Awaitable[T]]) -> T: ...
-
-
-def open_provider(
-    config: Endpoint,
-    *,
-    clock: Clock | None = None,
-    breaker: Breaker | None = None,
-    timeout_s: float = 30.0,
-) -> OpenAIWire:
-    """The provider that `config` describes; no call is made yet.
-
-    `timeout_s` bounds each silence of the server (connect, read, write), not a whole upload.
-    Raises `ConfigError` for an unknown kind, a malformed address, or a missing key where the
-    server is not on this machine.
-    """
-    if clock is None:
-        from tuneproof.workflow import SystemClock
-
-        clock = SystemClock()
-    base_url = config.base_url or OPENAI_URL
-    _check_address(config.name, base_url)
-    dialect = dialect_for(config.kind, base_url)
-    return OpenAIWire(
-        name=config.name,
-        client=openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=_key(config, base_url),
-            organization=config.organization,
-            max_retries=0,
-            timeout=timeout_s,
-        ),
-        dialect=dialect,
-        clock=clock,
-        breaker=breaker,
-    )
 
 
 class OpenAIWire:
@@ -290,6 +244,45 @@ class OpenAIWire:
 
         return await self._call(read)
 
+    async def readiness(self, model: str, method: str) -> Readiness:
+        """Whether the account may train this model: a job over a file that cannot be is asked for.
+
+        A closed account is refused with 403 before the file is looked at, a model that cannot
+        be tuned is named in the refusal, and the refusal of the file says that all is well. No
+        job can come of it; should a server make one all the same, it is cancelled at once.
+        Only servers whose row of `dialects` says so are asked this way.
+        """
+        listed = {m.id: m for m in await self.models()}
+        shutdown = listed[model].shutdown_at if model in listed else None
+        offered = tuple(m for m in listed if not m.startswith("ft:"))
+        if not self.dialect.probes_training:
+            return Readiness(model=model, shutdown_at=shutdown, offered=offered)
+        account, tunable, detail = await self._asked(model, method)
+        return Readiness(
+            model=model,
+            account=account,
+            tunable=tunable,
+            shutdown_at=shutdown,
+            detail=detail,
+            offered=offered,
+        )
+
+    async def _asked(self, model: str, method: str) -> tuple[bool | None, bool | None, str]:
+        request = JobRequest(model=model, training_file=ABSENT_FILE, method=method)
+        try:
+            job = await self.create_job(request)
+        except TrainingNotAvailableError as e:
+            return False, None, e.message.rstrip(".")
+        except NotFoundError as e:
+            return True, (None if _about_file(e) else False), e.message.rstrip(".")
+        except DataError as e:
+            if _about_file(e):
+                return True, True, ""
+            named = e.details.get("param") in ("model", "method", "method.type")
+            return True, (False if named else None), e.message.rstrip(".")
+        await self.cancel_job(job.id)
+        return True, True, ""
+
     async def complete(
         self,
         model: str,
@@ -390,24 +383,10 @@ def _size(path: Path) -> int:
     return size
 
 
-def _check_address(name: str, base_url: str) -> None:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            f"base_url {base_url!r} of providers.{name} is not an http(s) address.",
-            mend="Write it like http://127.0.0.1:8688/v1 or https://api.openai.com/v1.",
-        )
-
-
-def _key(config: Endpoint, base_url: str) -> str:
-    if config.api_key:
-        return config.api_key
-    if urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost"):
-        return "none"  # the client wants a text; a server on this machine asks for no key
-    raise ConfigError(
-        f"providers.{config.name} at {base_url} has no key.",
-        mend="Set OPENAI_API_KEY, or `api_key_env` of this provider to the variable that holds it.",
-    )
+def _about_file(error: TuneProofError) -> bool:
+    """Whether a refusal speaks of the training file, and so of nothing before it."""
+    said = (error.details.get("param"), error.details.get("code"))
+    return "training_file" in said or ABSENT_FILE in error.message
 
 
 def _job(job: FineTuningJob) -> Job:

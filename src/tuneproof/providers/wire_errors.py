@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -34,16 +36,43 @@ def translate(error: openai.OpenAIError, *, provider: str, address: str) -> Tune
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """An answer with an error status, whichever wire it came over. Header names in lower case."""
+
+    status: int
+    code: str | None = None
+    type: str | None = None
+    message: str = ""
+    param: str | None = None
+    request_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 def _from_status(error: openai.APIStatusError, provider: str, address: str) -> TuneProofError:
+    refusal = Refusal(
+        status=error.status_code,
+        code=error.code,
+        type=error.type,
+        message=_message(error),
+        param=error.param,
+        request_id=error.request_id,
+        headers={name.lower(): value for name, value in error.response.headers.items()},
+    )
+    return from_refusal(refusal, provider=provider, address=address)
+
+
+def from_refusal(error: Refusal, *, provider: str, address: str) -> TuneProofError:
+    """The error of our tree that says what this refusal means for the caller."""
     who = f"Provider {provider!r} at {address}"
-    said = f"{error.status_code} {error.code or error.type or ''}".strip()
+    said = f"{error.status} {error.code or error.type or ''}".strip()
     details: dict[str, Any] = {
-        "status": error.status_code,
+        "status": error.status,
         "code": error.code,
         "request_id": error.request_id,
     }
-    text = _message(error)
-    match error.status_code:
+    text = error.message.rstrip(".")
+    match error.status:
         case 401:
             return _credentials(who, said, text, provider, details)
         case 403 if error.code == "training_not_available":
@@ -60,6 +89,13 @@ def _from_status(error: openai.APIStatusError, provider: str, address: str) -> T
             return NotFoundError(
                 f"{who} does not know what was asked for ({said}: {text}).",
                 mend="Check the id of the model, file or job; it may have been deleted.",
+                **details,
+            )
+        case 402:
+            return QuotaExhaustedError(
+                f"The account at {who} has no credit left ({said}: {text}).",
+                mend="Add credit to that account or name another provider; waiting does not "
+                "help. Then retry the run.",
                 **details,
             )
         case 409:
@@ -105,11 +141,10 @@ def _credentials(
     )
 
 
-def _retry_after_s(error: openai.APIStatusError) -> float | None:
-    headers = error.response.headers
+def _retry_after_s(error: Refusal) -> float | None:
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return float(headers[name]) * scale
+            return float(error.headers[name]) * scale
         except (KeyError, ValueError):
             continue
     return None

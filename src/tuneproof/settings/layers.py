@@ -27,6 +27,7 @@ from tuneproof.settings.records import (
     TargetConfig,
     TaskConfig,
     TrackingConfig,
+    key_variable,
 )
 
 DEFAULT_DIR = Path(".tuneproof")
@@ -165,15 +166,26 @@ def _is_path(path: str) -> bool:
 
 
 def with_keys(layers: Layer, env: Mapping[str, str]) -> Layer:
-    """Add each provider's key, read from the variable that its settings name."""
+    """Add each provider's secrets, read from the variables that its settings name."""
     names = {path.split(".")[1] for path in layers if path.startswith("providers.")} | {"default"}
     for name in names:
-        variable, _ = layers.get(f"providers.{name}.api_key_env", ("OPENAI_API_KEY", ""))
-        path = f"providers.{name}.api_key"
-        key = env.get(variable, "").strip() if isinstance(variable, str) else ""
-        if key and path not in layers:
-            layers[path] = (Secret(key), f"environment {variable}")
+        where = f"providers.{name}"
+        kind = str(layers.get(f"{where}.kind", ("", ""))[0])
+        # Only the default one is made by a key alone; others are named by their settings.
+        _add_secret(layers, env, where, "api_key", key_variable(kind))
+        if any(path.startswith(f"{where}.") for path in layers):
+            _add_secret(layers, env, where, "webhook_secret", "OPENAI_WEBHOOK_SECRET")
     return layers
+
+
+def _add_secret(
+    layers: Layer, env: Mapping[str, str], where: str, field: str, default: str
+) -> None:
+    variable, _ = layers.get(f"{where}.{field}_env", (default, ""))
+    path = f"{where}.{field}"
+    value = env.get(variable, "").strip() if isinstance(variable, str) else ""
+    if value and path not in layers:
+        layers[path] = (Secret(value), f"environment {variable}")
 
 
 def required_in(record: type[Any]) -> list[str]:

@@ -92,12 +92,27 @@ class Settings:
             object.__setattr__(self, "store", dataclasses.replace(self.store, url=url))
         for config in self.pipelines.values():
             self._check_names(config)
+        for task in self.tasks.values():
+            if task.provider is not None:
+                self._check_provider(f"tasks.{task.name}.provider", task.provider)
+
+    def _check_provider(self, where: str, name: str) -> None:
+        if name not in self.providers:
+            raise ConfigError(
+                f"{where} names the provider {name!r}, which is not set.",
+                mend=f"{checks.meant(name, self.providers)} Or add [providers.{name}].",
+                field=where,
+                value=name,
+            )
 
     def _check_names(self, config: PipelineConfig) -> None:
         named: list[tuple[str, str, Mapping[str, Any]]]
         named = [("tasks", task, self.tasks) for task in config.tasks]
         named += [("provider", config.provider, self.providers)]
         named += [("source", config.source, self.sources)]
+        if config.successor_provider is not None:
+            where = f"pipelines.{config.name}.successor_provider"
+            self._check_provider(where, config.successor_provider)
         for key, name, known in named:
             if name not in known:
                 kind = key.rstrip("s")

@@ -38,6 +38,19 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
         "poll_seconds": "poll_seconds",
         "suffix": "suffix",
         "train_together": "train_together",
+        "method": "method",
+        "beta": "beta",
+        "hyperparameters.beta": "beta",
+        "pair_margin": "pair_margin",
+        "pair_confidence": "pair_confidence",
+        "search": "search",
+        "search_trials": "search_trials",
+        "search_method": "search_method",
+        "max_cost_usd": "max_cost_usd",
+        "max_cost_usd_month": "max_cost_usd_month",
+        "retrain_lead_days": "retrain_lead_days",
+        "successor_model": "successor_model",
+        "successor_provider": "successor_provider",
     },
     "gate": {
         "min_improvement": "gate_min_improvement",
@@ -113,6 +126,9 @@ _NOT_BY_REQUEST = frozenset(
         "schedule_driver",
         "suffix",
         "outcome_source",
+        "method",
+        "successor_model",
+        "successor_provider",
     }
 )
 
@@ -146,6 +162,18 @@ class PipelineConfig:
     timeout_seconds: float = 1800
     poll_seconds: float = 10
     suffix: str | None = None
+    method: str = "supervised"
+    beta: float | str = "auto"
+    pair_margin: float = 0.0
+    pair_confidence: float = 0.95
+    search: Mapping[str, tuple[int | float, ...]] | None = None
+    search_trials: int = 6
+    search_method: str = "grid"
+    max_cost_usd: float | None = None
+    max_cost_usd_month: float | None = None
+    retrain_lead_days: float = 30
+    successor_model: str | None = None
+    successor_provider: str | None = None
 
     gate_min_improvement: float = 0.0
     gate_samples: int = 20
@@ -199,8 +227,9 @@ class PipelineConfig:
         for field in ("criteria", "segments"):
             given = getattr(self, field)
             object.__setattr__(self, field, checks.names(field, given) if given else ())
-        for field in ("base_model", "suffix", "outcome_source"):
+        for field in ("base_model", "suffix", "outcome_source", "successor_model"):
             checks.text(field, getattr(self, field), optional=True)
+        checks.text("successor_provider", self.successor_provider, optional=True)
         checks.truth("train_together", self.train_together)
         checks.truth("enabled", self.enabled)
         self._check_collection()
@@ -229,11 +258,27 @@ class PipelineConfig:
             mend = 'Give a number, or "auto" to let the provider choose.'
             field = "learning_rate_multiplier"
             checks.number(field, self.learning_rate_multiplier, above=0, mend=mend)
+        self._check_method()
         checks.number("seed", self.seed, at_least=0, at_most=2**31 - 1, whole=True)
         checks.number("timeout_seconds", self.timeout_seconds, above=0)
         checks.number("poll_seconds", self.poll_seconds, above=0)
         checks.number("gate_min_improvement", self.gate_min_improvement, at_least=-1, at_most=1)
         checks.number("gate_samples", self.gate_samples, at_least=0, whole=True)
+
+    def _check_method(self) -> None:
+        checks.choice("method", self.method, ("supervised", "dpo"))
+        if self.beta != "auto":
+            checks.number("beta", self.beta, above=0, at_most=2)
+        checks.number("pair_margin", self.pair_margin, at_least=0, at_most=1)
+        checks.number("pair_confidence", self.pair_confidence, at_least=0.5, at_most=0.9999)
+        if self.search is not None:
+            object.__setattr__(self, "search", _search(self.search))
+        checks.number("search_trials", self.search_trials, at_least=1, at_most=50, whole=True)
+        checks.choice("search_method", self.search_method, ("grid", "optuna"))
+        for field in ("max_cost_usd", "max_cost_usd_month"):
+            if getattr(self, field) is not None:
+                checks.number(field, getattr(self, field), at_least=0)
+        checks.number("retrain_lead_days", self.retrain_lead_days, at_least=0)
 
     def _check_evaluation(self) -> None:
         checks.number("traffic_split", self.traffic_split, above=0, at_most=0.5)
@@ -285,7 +330,7 @@ class PipelineConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types; `from_dict` makes it again."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+        return {k: _plain(v) for k, v in fields.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PipelineConfig:
@@ -341,7 +386,8 @@ def _section(section: str, table: Any, where: str) -> dict[str, Any]:
     known = _SECTIONS[section]
     found: dict[str, Any] = {}
     for key, value in table.items():
-        inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else None
+        nested = isinstance(value, Mapping) and key not in known
+        inner = {f"{key}.{k}": v for k, v in value.items()} if nested else None
         for name, given in (inner if inner is not None else {key: value}).items():
             if name not in known:
                 raise unknown_key(f"{where}.{name}", known, last=name)
@@ -353,6 +399,30 @@ def unknown_key(path: str, known: Any, *, last: str | None = None) -> ConfigErro
     """The error for a key that no setting has; names the closest one."""
     mend = checks.meant(last or path, known)
     return ConfigError(f"{path} is not a setting.", mend=mend, field=path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _search(given: Any) -> dict[str, tuple[int | float, ...]]:
+    """What may be searched: names of hyperparameters, each with the values to try."""
+    mend = "For example search = { n_epochs = [1, 3], learning_rate_multiplier = [0.5, 2.0] }."
+    known = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
+    if not isinstance(given, Mapping) or not given:
+        raise checks.refuse("search", given, "must be a table of lists of values", mend=mend)
+    found: dict[str, tuple[int | float, ...]] = {}
+    for name, values in given.items():
+        checks.choice("search", name, known)
+        if isinstance(values, str) or not hasattr(values, "__iter__") or not list(values):
+            raise checks.refuse(f"search.{name}", values, "must be a list of numbers", mend=mend)
+        for value in values:
+            whole = name in ("n_epochs", "batch_size")
+            checks.number(f"search.{name}", value, above=0, whole=whole)
+        found[name] = tuple(dict.fromkeys(values))
+    return found
 
 
 def _steps(steps: Any) -> tuple[float, ...]:

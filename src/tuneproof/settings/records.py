@@ -44,7 +44,8 @@ class TaskConfig:
 
     `prompt` is a template over the post's columns; a post whose columns for it are empty gets
     `empty_prompt`. `completion` is the column with the answer. `model` is the model in use
-    before the first rollout (None: the pipeline's base model).
+    before the first rollout (None: the pipeline's base model). Where the pipeline's tasks train
+    apart, `provider` and `base_model` are this task's own (None: the pipeline's).
     """
 
     name: str
@@ -53,10 +54,14 @@ class TaskConfig:
     empty_prompt: str = "Create engaging content"
     system: str | None = None
     model: str | None = None
+    provider: str | None = None
+    base_model: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "prompt", "completion", "empty_prompt"):
             checks.text(name, getattr(self, name))
+        for name in ("provider", "base_model"):
+            checks.text(name, getattr(self, name), optional=True)
         checks.text("system", self.system, optional=True)
         checks.text("model", self.model, optional=True)
         try:
@@ -84,28 +89,37 @@ BODY = TaskConfig(name="body", prompt="{hook}\n\nWrite a detailed post:", comple
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderConfig:
-    """Who trains and answers. `kind` is a dialect of the wire, "openai" (told by its host),
-    "azure", "nebius", "compatible", or "trainer": our own, started in this process.
+    """Who trains and answers. `kind` is a dialect of OpenAI's wire, "openai" (told by its host),
+    "azure", "nebius", "compatible", or "trainer": our own, started in this process where no
+    `base_url` is set; or a wire of its own, "together" or "fireworks".
 
     Give the key by `api_key_env`, the name of an environment variable; only the settings
-    read it. `prices` maps a model's prefix to USD per million tokens (prompt, completion),
-    `training_prices` to USD per million trained tokens.
+    read it. `organization` is the account at Fireworks. `webhook_secret` (by
+    `webhook_secret_env`) is what the provider signs its webhooks with. `prices` maps a model's
+    prefix to USD per million tokens (prompt, completion), `training_prices` to USD per million
+    trained tokens; both go before the dated table.
     """
 
     name: str = "default"
     kind: str = "openai"
     base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = ""
     api_key: str | None = None
     organization: str | None = None
+    webhook_secret_env: str = "OPENAI_WEBHOOK_SECRET"
+    webhook_secret: str | None = None
     timeout_seconds: float = 30
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     training_prices: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _wrap(self, api_key=Secret, base_url=Url)
+        _wrap(self, api_key=Secret, webhook_secret=Secret, base_url=Url)
         checks.text("name", self.name)
         checks.text("kind", self.kind)
+        if not self.api_key_env:
+            object.__setattr__(self, "api_key_env", key_variable(self.kind))
+        checks.text("webhook_secret_env", self.webhook_secret_env)
+        checks.text("webhook_secret", self.webhook_secret, optional=True)
         checks.address("base_url", self.base_url, ("http", "https"))
         checks.text("api_key_env", self.api_key_env)
         checks.text("api_key", self.api_key, optional=True)
@@ -118,7 +132,15 @@ class ProviderConfig:
     @property
     def embedded(self) -> bool:
         """Whether this process starts the trainer itself."""
-        return self.kind == "trainer"
+        return self.kind == "trainer" and self.base_url is None
+
+
+_KEY_VARIABLES = {"together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
+
+
+def key_variable(kind: str) -> str:
+    """The environment variable that holds the key of a provider that names none."""
+    return _KEY_VARIABLES.get(kind, "OPENAI_API_KEY")
 
 
 def _price(model: str, pair: Any) -> tuple[float, float]:

@@ -1,0 +1,465 @@
+"""Fireworks' own fine-tuning wire: `supervisedFineTuningJobs` and `dpoJobs` of an account.
+
+As documented by the official Python SDK fireworks-ai 1.2.30 (November 2026) and
+https://docs.fireworks.ai/api-reference. What departs from OpenAI's wire:
+
+- everything belongs to an account, whose id stands in each path; it is the setting
+  `organization`, or the only account that the key can see;
+- datasets and jobs bear ids that the caller chooses, so making one again is refused (409) and
+  finding one is a GET: a job's id is a hash of what it was made for;
+- files up to 150 MB are posted, larger ones put at a signed address;
+- states are `JOB_STATE_*`; a job that Fireworks stopped early has succeeded;
+- a fine-tune answers only once it is deployed (`deployedModelRefs`).
+
+Answers come over the chat wire, which is OpenAI's, under `/inference/v1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from tuneproof.errors import (
+    ConfigError,
+    ConflictError,
+    DataError,
+    NotFoundError,
+    ProviderUnavailableError,
+)
+from tuneproof.providers.http import Http
+from tuneproof.providers.openai_wire import OpenAIWire
+from tuneproof.providers.together import chunks
+from tuneproof.training import (
+    Completion,
+    Job,
+    JobEvent,
+    JobRequest,
+    JobStatus,
+    ModelInfo,
+    Readiness,
+    Score,
+)
+from tuneproof.workflow import Clock
+
+URL = "https://api.fireworks.ai/v1"
+PUBLIC = "accounts/fireworks/models/"
+"""The prefix of the models that Fireworks itself offers."""
+
+STATES: Mapping[str, JobStatus] = MappingProxyType(
+    {
+        "JOB_STATE_CREATING": JobStatus.QUEUED,
+        "JOB_STATE_PENDING": JobStatus.QUEUED,
+        "JOB_STATE_RE_QUEUEING": JobStatus.QUEUED,
+        "JOB_STATE_VALIDATING": JobStatus.VALIDATING_FILES,
+        "JOB_STATE_CREATING_INPUT_DATASET": JobStatus.VALIDATING_FILES,
+        "JOB_STATE_RUNNING": JobStatus.RUNNING,
+        "JOB_STATE_WRITING_RESULTS": JobStatus.RUNNING,
+        "JOB_STATE_IDLE": JobStatus.RUNNING,
+        "JOB_STATE_CANCELLING": JobStatus.RUNNING,
+        "JOB_STATE_PAUSED": JobStatus.PAUSED,
+        "JOB_STATE_COMPLETED": JobStatus.SUCCEEDED,
+        "JOB_STATE_EARLY_STOPPED": JobStatus.SUCCEEDED,
+        "JOB_STATE_FAILED": JobStatus.FAILED,
+        "JOB_STATE_EXPIRED": JobStatus.FAILED,
+        "JOB_STATE_CANCELLED": JobStatus.CANCELLED,
+        "JOB_STATE_DELETING": JobStatus.CANCELLED,
+        "JOB_STATE_DELETING_CLEANING_UP": JobStatus.CANCELLED,
+    }
+)
+COLLECTIONS: Mapping[str, str] = MappingProxyType(
+    {"supervised": "supervisedFineTuningJobs", "dpo": "dpoJobs"}
+)
+JOB_ID: Mapping[str, str] = MappingProxyType(
+    {"supervised": "supervisedFineTuningJobId", "dpo": "dpoJobId"}
+)
+POSTED_UP_TO = 150 * 1000 * 1000
+"""Files above this many bytes go to a signed address."""
+BASE_LEARNING_RATE = 1e-4
+"""The documented default learning rate for LoRA, by which a multiplier is taken."""
+FILE_POLL_S = 2.0
+FILE_POLLS = 300
+
+
+class Fireworks:
+    """A `Provider` over Fireworks' wire. File ids are dataset names, job ids job names."""
+
+    def __init__(
+        self, *, name: str, http: Http, chat: OpenAIWire, clock: Clock, account: str | None = None
+    ) -> None:
+        self.name = name
+        self._http = http
+        self._chat = chat
+        self._clock = clock
+        self._account = account
+
+    async def _root(self) -> str:
+        """`/accounts/ID`, asked for once where the settings do not name it."""
+        if self._account is None:
+            listed = await self._http.json("GET", "/accounts")
+            names = [str(row["name"]) for row in listed.get("accounts", [])]
+            if len(names) != 1:
+                raise ConfigError(
+                    f"The key of providers.{self.name} can see {len(names)} accounts.",
+                    mend=f"Set providers.{self.name}.organization to the account's id"
+                    + (
+                        f", one of: {', '.join(n.rpartition('/')[2] for n in names)}."
+                        if names
+                        else "."
+                    ),
+                )
+            self._account = names[0].rpartition("/")[2]
+        return f"/accounts/{self._account}"
+
+    # Files
+
+    async def upload(self, path: Path, *, name: str) -> str:
+        """Make the dataset of this name (or take up the one whose upload was cut off)."""
+        size = _size(path)
+        root, dataset = await self._root(), _dataset_id(name)
+        lines = await _count_lines(path)
+        body = {
+            "datasetId": dataset,
+            "dataset": {"displayName": name[:63], "userUploaded": {}, "exampleCount": str(lines)},
+        }
+        try:
+            await self._http.json("POST", f"{root}/datasets", json=body)
+        except ConflictError:
+            found = await self._http.json("GET", f"{root}/datasets/{dataset}")
+            if found.get("state") == "READY":
+                return str(found["name"])
+        if size > POSTED_UP_TO:
+            await self._put_signed(f"{root}/datasets/{dataset}", path, size)
+        else:
+            with path.open("rb") as file:
+                await self._http.json(
+                    "POST",
+                    f"{root}/datasets/{dataset}:upload",
+                    files={"file": (name, file, "application/jsonl")},
+                )
+        return await self._wait_ready(f"{root}/datasets/{dataset}")
+
+    async def _put_signed(self, dataset: str, path: Path, size: int) -> None:
+        body = {"filenameToSize": {path.name: str(size)}}
+        signed = await self._http.json("POST", f"{dataset}:getUploadEndpoint", json=body)
+        place = (signed.get("filenameToSignedUrls") or {}).get(path.name)
+        if not place:
+            raise ProviderUnavailableError(
+                f"Provider {self.name!r} named no address for {path.name}.",
+                mend="The upload is made again.",
+            )
+        await self._http.send(
+            "PUT",
+            place,
+            own=False,
+            content=chunks(path),
+            headers={
+                "content-type": "application/octet-stream",
+                "content-length": str(size),
+                "x-goog-content-length-range": f"{size},{size}",
+            },
+        )
+        await self._http.json("POST", f"{dataset}:validateUpload", json={})
+
+    async def _wait_ready(self, dataset: str) -> str:
+        for _ in range(FILE_POLLS):
+            found = await self._http.json("GET", dataset)
+            if found.get("state") == "READY":
+                return str(found["name"])
+            status = found.get("status") or {}
+            if status.get("code") not in (None, "OK"):
+                raise DataError(
+                    f"Provider {self.name!r} refused dataset {found.get('name')}: "
+                    f"{status.get('message') or status['code']}.",
+                    mend="Mend the training file, then retry the run.",
+                )
+            await self._clock.sleep_until(self._clock.now() + timedelta(seconds=FILE_POLL_S))
+        raise ProviderUnavailableError(
+            f"Provider {self.name!r} had not read {dataset} "
+            f"after {FILE_POLLS * FILE_POLL_S:.0f} s.",
+            mend="The dataset is looked for again later.",
+        )
+
+    async def find_file(self, name: str) -> str | None:
+        """The dataset that was made of a file of this name, or None while it is not whole."""
+        root = await self._root()
+        try:
+            found = await self._http.json("GET", f"{root}/datasets/{_dataset_id(name)}")
+        except NotFoundError:
+            return None
+        return str(found["name"]) if found.get("state") == "READY" else None
+
+    async def delete_file(self, file_id: str) -> bool:
+        """Delete a dataset; False when it was gone already."""
+        try:
+            await self._http.json("DELETE", f"/{file_id}")
+        except NotFoundError:
+            return False
+        return True
+
+    # Jobs
+
+    async def create_job(self, request: JobRequest) -> Job:
+        """Start a job (LoRA) under an id that stands for its metadata; never retried inside.
+
+        Where a job of that id exists, it is that job.
+        """
+        if request.method not in COLLECTIONS:
+            raise ConfigError(
+                f"Fireworks does not train by {request.method!r}.",
+                mend=f"Set training.method to one of: {', '.join(COLLECTIONS)}.",
+            )
+        root = await self._root()
+        path = f"{root}/{COLLECTIONS[request.method]}"
+        job_id = _job_id(*next(iter(request.metadata.items()), ("", "")))
+        params = {JOB_ID[request.method]: job_id} if request.metadata else {}
+        try:
+            made = await self._http.json("POST", path, params=params, json=_body(request))
+        except ConflictError:
+            made = await self._http.json("GET", f"{path}/{job_id}")
+        return self._job(made)
+
+    async def find_job(self, key: str, value: str) -> Job | None:
+        """The job that was made for `key` = `value`, or None."""
+        root = await self._root()
+        for collection in COLLECTIONS.values():
+            try:
+                found = await self._http.json("GET", f"{root}/{collection}/{_job_id(key, value)}")
+            except NotFoundError:
+                continue
+            return self._job(found)
+        return None
+
+    async def job(self, job_id: str) -> Job:
+        """The job as it stands now."""
+        return self._job(await self._http.json("GET", f"/{job_id}"))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Ask for the job's end; a job that ended already is returned as it is."""
+        try:
+            await self._http.json("POST", f"/{job_id}:cancel", json={})
+        except (DataError, ConflictError):
+            job = await self.job(job_id)
+            if job.status.final:
+                return job
+            raise
+        return await self.job(job_id)
+
+    async def events(self, job_id: str) -> Sequence[JobEvent]:
+        """This wire keeps no events: one line with the job's state, progress and metrics."""
+        found = await self._http.json("GET", f"/{job_id}")
+        progress = found.get("jobProgress") or {}
+        data = {
+            ours: progress[theirs]
+            for theirs, ours in (("percent", "percent"), ("epoch", "epoch"))
+            if progress.get(theirs) is not None
+        }
+        at = _instant(found.get("updateTime")) or _instant(found.get("createTime"))
+        return [
+            JobEvent(
+                id=f"{job_id}#{found.get('state')}",
+                at=at or self._clock.now(),
+                level="info",
+                message=str(found.get("state")),
+                data=data,
+            )
+        ]
+
+    def _job(self, row: Mapping[str, Any]) -> Job:
+        raw = str(row.get("state"))
+        status = STATES.get(raw, JobStatus.UNKNOWN)
+        said = row.get("status") or {}
+        training = row.get("trainingConfig") or row
+        progress = row.get("jobProgress") or {}
+        failed = status is JobStatus.FAILED
+        return Job(
+            id=str(row["name"]),
+            model=str(training.get("baseModel") or ""),
+            status=status,
+            raw_status=raw,
+            fine_tuned_model=training.get("outputModel") if status is JobStatus.SUCCEEDED else None,
+            error_code=str(said.get("code") or raw) if failed else None,
+            error_message=said.get("message") if failed else None,
+            trained_tokens=progress.get("inputTokens"),
+            created_at=_instant(row.get("createTime")),
+            finished_at=_instant(row.get("completedTime")) if status.final else None,
+            hyperparameters={
+                ours: training[theirs]
+                for theirs, ours in (
+                    ("epochs", "n_epochs"),
+                    ("batchSizeSamples", "batch_size"),
+                    ("learningRate", "learning_rate"),
+                )
+                if training.get(theirs) is not None
+            },
+            cost_usd=_money(row.get("estimatedCost")),
+        )
+
+    # Models
+
+    async def readiness(self, model: str, method: str) -> Readiness:
+        """Whether the account may train, and this model can be tuned and until when."""
+        root = await self._root()
+        account = await self._http.json("GET", root)
+        suspended = account.get("suspendState") or "UNSUSPENDED"
+        if suspended != "UNSUSPENDED":
+            return Readiness(model=model, account=False, detail=f"the account is {suspended}")
+        if method not in COLLECTIONS:
+            return Readiness(model=model, tunable=False, detail=f"there is no method {method}")
+        path = model if model.startswith("accounts/") else f"{PUBLIC}{model}"
+        try:
+            found = await self._http.json("GET", f"/{path}")
+        except NotFoundError:
+            return Readiness(model=model, tunable=False, detail="there is no such model")
+        tunable = bool(found.get("tunable"))
+        return Readiness(
+            model=model,
+            account=True,
+            tunable=tunable,
+            detail="" if tunable else "the model is not tunable",
+            shutdown_at=_day(found.get("deprecationDate")),
+        )
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """The account's own models; those that Fireworks offers are asked for by name."""
+        root = await self._root()
+        found: list[ModelInfo] = []
+        token = ""
+        while True:
+            params = {"pageSize": "200", **({"pageToken": token} if token else {})}
+            page = await self._http.json("GET", f"{root}/models", params=params)
+            found += [_model(row) for row in page.get("models", [])]
+            token = str(page.get("nextPageToken") or "")
+            if not token:
+                return found
+
+    async def complete(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        n: int = 1,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Sequence[Completion]:
+        """Ask a model for `n` replies. Raises `NotFoundError` for one that is not deployed."""
+        return await self._chat.complete(
+            model,
+            messages,
+            n=n,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            timeout_s=timeout_s,
+        )
+
+    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
+        """None: this wire gives no probabilities of a given reply."""
+        return await self._chat.score(model, messages)
+
+    async def ping(self) -> None:
+        """Raise unless the provider answers an authenticated call."""
+        await self._http.json("GET", "/accounts")
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._http.close()
+        await self._chat.close()
+
+
+def chat_url(base_url: str) -> str:
+    """Where Fireworks answers chat requests: beside its control plane, under /inference/v1."""
+    parts = urlsplit(base_url)
+    return urlunsplit(parts._replace(path="/inference/v1"))
+
+
+def _dataset_id(name: str) -> str:
+    """A dataset's id: lower case letters, digits and hyphens, at most 63."""
+    said = "".join(c if c.isalnum() else "-" for c in name.lower().removesuffix(".jsonl"))
+    return said.strip("-")[:63]
+
+
+def _job_id(key: str, value: str) -> str:
+    return "tp-" + hashlib.sha256(f"{key}={value}".encode()).hexdigest()[:24]
+
+
+def _body(request: JobRequest) -> dict[str, Any]:
+    chosen = {k: v for k, v in request.hyperparameters.items() if v != "auto"}
+    training: dict[str, Any] = {"baseModel": request.model}
+    if "n_epochs" in chosen:
+        training["epochs"] = int(chosen["n_epochs"])
+    if "batch_size" in chosen:
+        training["batchSizeSamples"] = int(chosen["batch_size"])
+    if "learning_rate_multiplier" in chosen:
+        multiplier = float(chosen["learning_rate_multiplier"])
+        training["learningRate"] = BASE_LEARNING_RATE * multiplier
+    body: dict[str, Any] = {"dataset": request.training_file}
+    if request.suffix:
+        body["displayName"] = request.suffix[:63]
+    if request.method == "dpo":
+        beta = {"dpo": {"beta": float(chosen["beta"])}} if "beta" in chosen else {}
+        return {
+            **body,
+            "trainingConfig": training,
+            "lossConfig": {"method": "DPO", **beta},
+        }
+    if request.validation_file is not None:
+        body["evaluationDataset"] = request.validation_file
+    return {**body, **training}
+
+
+def _model(row: Mapping[str, Any]) -> ModelInfo:
+    return ModelInfo(
+        id=str(row.get("name")),
+        owned_by=str(row.get("name", "")).removeprefix("accounts/").partition("/")[0],
+        created_at=_instant(row.get("createTime")),
+        shutdown_at=_day(row.get("deprecationDate")),
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except OSError as e:
+        raise DataError(
+            f"Training file {path} cannot be read: {e.strerror}.",
+            mend="Collect the training data again.",
+        ) from e
+    if size == 0:
+        raise DataError(f"Training file {path} is empty.", mend="Collect more examples.")
+    return size
+
+
+async def _count_lines(path: Path) -> int:
+    lines = 0
+    async for data in chunks(path):
+        lines += data.count(b"\n")
+    return lines
+
+
+def _money(value: Mapping[str, Any] | None) -> float | None:
+    """A google.type.Money in USD; None for another currency."""
+    if not value or value.get("currencyCode") not in (None, "USD"):
+        return None
+    return round(int(value.get("units") or 0) + int(value.get("nanos") or 0) / 1e9, 9)
+
+
+def _day(value: Any) -> datetime | None:
+    """A google.type.Date as the beginning of that day, UTC."""
+    if not isinstance(value, dict) or not value.get("year"):
+        return None
+    found = date(value["year"], value.get("month") or 1, value.get("day") or 1)
+    return datetime(found.year, found.month, found.day, tzinfo=UTC)
+
+
+def _instant(value: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None

@@ -1,0 +1,119 @@
+"""From a provider's settings to the adapter that speaks its wire."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import openai
+
+from tuneproof.errors import ConfigError
+from tuneproof.providers import fireworks, prices, together
+from tuneproof.providers.dialects import NATIVE, NATIVE_CHAT, dialect_for
+from tuneproof.providers.fireworks import Fireworks
+from tuneproof.providers.http import Breaker, Http
+from tuneproof.providers.openai_wire import OpenAIWire
+from tuneproof.providers.together import Together
+from tuneproof.training import Price
+from tuneproof.workflow import Clock, SystemClock
+
+OPENAI_URL = "https://api.openai.com/v1"
+URLS = {"together": together.URL, "fireworks": fireworks.URL}
+
+
+class Endpoint(Protocol):
+    """What `open_provider` needs to know; `settings.ProviderConfig` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def base_url(self) -> str | None: ...
+    @property
+    def api_key(self) -> str | None: ...
+    @property
+    def organization(self) -> str | None: ...
+
+
+def open_provider(
+    config: Endpoint,
+    *,
+    clock: Clock | None = None,
+    breaker: Breaker | None = None,
+    timeout_s: float = 30.0,
+) -> OpenAIWire | Together | Fireworks:
+    """The provider that `config` describes; no call is made yet.
+
+    `timeout_s` bounds each silence of the server (connect, read, write), not a whole upload.
+    Raises `ConfigError` for an unknown kind, a malformed address, or a missing key where the
+    server is not on this machine.
+    """
+    clock = clock or SystemClock()
+    base_url = address(config)
+    _check_address(config.name, base_url)
+    key = _key(config, base_url)
+    chat = OpenAIWire(
+        name=config.name,
+        client=openai.AsyncOpenAI(
+            base_url=chat_address(config),
+            api_key=key,
+            organization=None if config.kind in NATIVE else config.organization,
+            max_retries=0,
+            timeout=timeout_s,
+        ),
+        dialect=NATIVE_CHAT if config.kind in NATIVE else dialect_for(config.kind, config.base_url),
+        clock=clock,
+        breaker=breaker,
+    )
+    if config.kind not in NATIVE:
+        return chat
+    http = Http(name=config.name, base_url=base_url, key=key, breaker=breaker, timeout_s=timeout_s)
+    if config.kind == "together":
+        return Together(name=config.name, http=http, chat=chat, clock=clock)
+    return Fireworks(
+        name=config.name, http=http, chat=chat, clock=clock, account=config.organization
+    )
+
+
+def address(config: Endpoint) -> str:
+    """Where the provider's fine-tuning wire is spoken."""
+    return str.__str__(config.base_url or URLS.get(config.kind, OPENAI_URL))
+
+
+def chat_address(config: Endpoint) -> str:
+    """Where the provider answers chat requests."""
+    base_url = address(config)
+    return fireworks.chat_url(base_url) if config.kind == "fireworks" else base_url
+
+
+def default_price(
+    kind: str, base_url: str | None, model: str, method: str = "supervised"
+) -> Price | None:
+    """The dated table's price of a model at such a provider; None where it has none.
+
+    `method` "answers" asks for the price of answers of a base model.
+    """
+    vendor = kind if kind in NATIVE else dialect_for(kind, base_url).prices
+    return prices.price_of(vendor, model, method)
+
+
+def _check_address(name: str, base_url: str) -> None:
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"base_url {base_url!r} of providers.{name} is not an http(s) address.",
+            mend="Write it like http://127.0.0.1:8688/v1 or https://api.openai.com/v1.",
+        )
+
+
+def _key(config: Endpoint, base_url: str) -> str:
+    if config.api_key:
+        return str.__str__(config.api_key)
+    if urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost"):
+        return "none"  # the client wants a text; a server on this machine asks for no key
+    raise ConfigError(
+        f"providers.{config.name} at {base_url} has no key.",
+        mend="Set `api_key_env` of this provider to the variable that holds it (by default "
+        "OPENAI_API_KEY, TOGETHER_API_KEY or FIREWORKS_API_KEY by its kind).",
+    )
