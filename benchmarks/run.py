@@ -4,7 +4,8 @@
 
 A benchmark is a file here with `def records() -> list[dict]`; each record has `name, ours, unit,
 peer, peer_value, ratio, goal, met` (and may have more). `ratio` says how many times better ours
-is than the peer's, whichever direction is better; `met` is null where no goal is set. Each file runs in a process of its own, so none
+is than the peer's, whichever direction is better; `met` is null where no goal is set. Each file
+runs in a process of its own, so none
 sees another's memory. Results of benchmarks that were not run this time stay in the file;
 `--strict` ends with 1 where a goal is missed.
 """

@@ -40,18 +40,30 @@ class Live:
         for queue in self._queues:
             queue.put_nowait(event)
 
-    async def subscribe(self, *, after: int | None = None) -> AsyncGenerator[LiveEvent, None]:
-        """Events from now on, or from `after` on; ends when the App closes."""
+    def listen(self, *, after: int | None = None) -> asyncio.Queue[LiveEvent | None]:
+        """A queue of events from now on, or after `after`; None in it is the end.
+
+        The reader gives it back by `forget`.
+        """
         queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
+        for event in self._kept if after is not None else ():
+            if after is not None and event.seq > after:
+                queue.put_nowait(event)
         self._queues.add(queue)
+        return queue
+
+    def forget(self, queue: asyncio.Queue[LiveEvent | None]) -> None:
+        """Put nothing more into this queue."""
+        self._queues.discard(queue)
+
+    async def subscribe(self, *, after: int | None = None) -> AsyncGenerator[LiveEvent, None]:
+        """Events from now on, or after `after`; ends when the App closes."""
+        queue = self.listen(after=after)
         try:
-            for event in list(self._kept) if after is not None else ():
-                if after is not None and event.seq > after:
-                    yield event
-            while (event := await queue.get()) is not None:  # type: ignore[assignment]
+            while (event := await queue.get()) is not None:
                 yield event
         finally:
-            self._queues.discard(queue)
+            self.forget(queue)
 
     def close(self) -> None:
         """End all subscriptions."""

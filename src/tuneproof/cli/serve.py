@@ -124,6 +124,7 @@ def _config(service: Any) -> Any:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
+        timeout_keep_alive=30,  # clients that poll every 5 s keep their connection
         lifespan="on",
         server_header=False,
     )

@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
+from tuneproof.errors import TuneProofError
+
 if TYPE_CHECKING:
     from starlette.types import Scope, Send
 
@@ -79,8 +81,14 @@ class Hot:
         """Serve a request for one of `PATHS`, or say that it is not that plain."""
         began = time.perf_counter()
         path: str = scope["path"]
-        table = self._board.held
-        found = None if table is None else self._answer(table, path, scope)
+        caller = _caller(scope)
+        if scope["method"] != "GET" or caller is None or not self._callers.know(caller):
+            return False
+        try:
+            table = self._board.held or await self._board.current()
+        except TuneProofError:
+            return False  # the route says so
+        found = _answer(table, path, scope)
         if found is None:
             return False
         status, body, headers = found
@@ -89,25 +97,24 @@ class Hot:
         self._app.observe_request("GET", path, status, time.perf_counter() - began)
         return True
 
-    def _answer(
-        self, table: Table, path: str, scope: Scope
-    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]] | None:
-        caller = _caller(scope)
-        if scope["method"] != "GET" or caller is None or not self._callers.know(caller):
-            return None
-        if path == "/decide":
-            body = _decision(table, scope["query_string"])
-            return None if body is None else (200, body, _headers(body))
-        if scope["query_string"]:
-            return None
-        tag = b'"%d"' % table.version
-        if (b"if-none-match", tag) in scope["headers"]:
-            return 304, b"", [(b"etag", tag), _SAFE]
-        return 200, table.body, [*_headers(table.body), (b"etag", tag)]
-
 
 _SAFE = (b"x-content-type-options", b"nosniff")
 _JSON = (b"content-type", b"application/json")
+
+
+def _answer(
+    table: Table, path: str, scope: Scope
+) -> tuple[int, bytes, list[tuple[bytes, bytes]]] | None:
+    """Status, body and headers; None for a question that is not plain."""
+    if path == "/decide":
+        body = _decision(table, scope["query_string"])
+        return None if body is None else (200, body, _headers(body))
+    if scope["query_string"]:
+        return None
+    tag = b'"%d"' % table.version
+    if (b"if-none-match", tag) in scope["headers"]:
+        return 304, b"", [(b"etag", tag), _SAFE]
+    return 200, table.body, [*_headers(table.body), (b"etag", tag)]
 
 
 def _headers(body: bytes) -> list[tuple[bytes, bytes]]:
