@@ -3,7 +3,7 @@
     python clients.py push|poll PORT CLIENTS POLL_S
 
 Each does what `tuneproof.client` does: it asks `GET /routing`, then listens on `GET /stream`
-and asks again at each routing event (or every POLL_S, 80 to 100 % of it, at random), each kind
+and asks again at each routing event (or every POLL_S, 75 to 95 % of it, at random), each kind
 over a connection of its own. Prints `ready` once all hold a table with a candidate; then, when
 all hold one without, the instants at which each got it, on the clock that all processes share.
 """
@@ -60,7 +60,7 @@ class Client:
     async def poll(self, every_s: float) -> None:
         """Ask again and again until the candidate is gone."""
         while self.candidate:
-            await asyncio.sleep(every_s * random.uniform(0.8, 1.0))
+            await asyncio.sleep(every_s * random.uniform(0.75, 0.95))
             await self.refresh()
 
 

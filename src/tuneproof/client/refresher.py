@@ -69,8 +69,9 @@ class Refresher:
         while not self._stop.is_set():
             if self.refresh() and self._push:
                 self._listen()
-            # Not all clients at once: a service that comes back is not run over.
-            self._stop.wait(self._poll_s * random.uniform(0.8, 1.0))
+            # Not all clients at once: a service that comes back is not run over. The longest
+            # wait leaves time for the answer, so that `poll_s` is kept.
+            self._stop.wait(self._poll_s * random.uniform(0.75, 0.95))
 
     def _listen(self) -> None:
         """Follow the stream until it breaks; polling takes over from there."""
