@@ -233,8 +233,8 @@ _METADATA = {
     "in": "query",
     "style": "deepObject",
     "explode": True,
-    "schema": {"type": "object", "additionalProperties": _STRING},
-    "description": "Only jobs with these values, as `metadata[key]=value`.",
+    "schema": {"type": "object", "additionalProperties": True},
+    "description": "Only jobs with these values, as `metadata[key]=value`; all are read as text.",
 }
 
 

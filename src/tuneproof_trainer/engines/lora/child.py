@@ -1,0 +1,151 @@
+"""The process that trains one job: `python -m tuneproof_trainer.engines.lora.child FOLDER`.
+
+It speaks through its standard input and output (`pipe`), and ends when its input does. What the
+libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import queue
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import orjson
+
+from tuneproof_trainer.engines.lora import pipe
+from tuneproof_trainer.engines.lora.options import LoraOptions
+from tuneproof_trainer.engines.protocol import (
+    EngineError,
+    Example,
+    Hyperparameters,
+    Metrics,
+    Outcome,
+    StopReason,
+)
+
+__all__ = ["Parent", "failure", "main"]
+
+_NO_SPACE = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+
+
+class Parent:
+    """The server's process, as the child sees it: hears what is told, may ask to stop."""
+
+    def __init__(self, read: IO[bytes], write: IO[bytes]) -> None:
+        self._read, self._write = read, write
+        self._acks: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._reason: StopReason | None = None
+        threading.Thread(target=self._listen, name="parent", daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in self._read:
+            said = pipe.read(line)
+            if said["kind"] == "stop":
+                self._reason = StopReason(said["reason"])
+            else:
+                self._acks.put(None)
+        os._exit(1)  # the parent is gone, and nobody would hear of what comes now
+
+    def stop(self) -> StopReason | None:
+        """Whether the training is to stop, and why."""
+        return self._reason
+
+    def chosen(self, hyperparameters: Hyperparameters) -> None:
+        """The values in force."""
+        self._tell("chosen", hyperparameters=hyperparameters)
+
+    def metrics(self, metrics: Metrics) -> None:
+        """One step was done."""
+        self._tell("metrics", metrics=metrics)
+
+    def checkpoint(self, metrics: Metrics, folder: Path) -> None:
+        """A model that can be used lies in `folder`."""
+        self._tell("checkpoint", metrics=metrics, path=str(folder))
+
+    def message(self, text: str, level: Literal["info", "warn", "error"] = "info") -> None:
+        """Something to read."""
+        self._tell("message", text=text, level=level)
+
+    def _tell(self, kind: str, **content: Any) -> None:
+        pipe.write(self._write, kind, **content)
+        self._acks.get()
+
+    def done(self, outcome: Outcome) -> None:
+        """The training ended."""
+        pipe.write(self._write, "done", outcome=outcome)
+
+    def failed(self, error: EngineError) -> None:
+        """The training cannot succeed."""
+        pipe.write(
+            self._write, "failed", code=error.code, message=error.message, param=error.param
+        )
+
+
+def main(folder: Path) -> int:
+    """Train the job that was prepared in `folder`; the exit status."""
+    told = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    parent = Parent(sys.stdin.buffer, told)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until an earlier child of this job is gone
+        try:
+            from tuneproof_trainer.engines.lora.training import Training
+
+            said = orjson.loads((folder / "task.json").read_bytes())
+            task = pipe.ChildTask.from_dict(said["task"])
+            options = LoraOptions.from_dict(said["options"])
+            validation = list(_examples(folder / "validation.jsonl")) if task.validation else []
+            training = list(_examples(folder / "training.jsonl"))
+            parent.done(Training(task, options, parent).run(training, validation))
+        except Exception as error:
+            known = failure(error, folder)
+            if known is None:
+                raise
+            parent.failed(known)
+    return 0
+
+
+def _examples(path: Path) -> Iterator[Example]:
+    with path.open("rb") as file:
+        for line in file:
+            yield pipe.read_example(line)
+
+
+def failure(error: BaseException, folder: Path) -> EngineError | None:
+    """What an exception means for the job's owner; None where only the log can tell."""
+    if isinstance(error, EngineError):
+        return error
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(sign in text for sign in _NO_SPACE) or _full(folder):
+        message = "The server's disk is full. Free some space and start again."
+        return EngineError("disk_full", message)
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return EngineError(
+            "out_of_memory",
+            "Memory ran out in the training. Use shorter examples, a smaller batch or a smaller "
+            "model.",
+        )
+    return None
+
+
+def _full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < 1 << 20
+
+
+def _main(arguments: Sequence[str]) -> int:
+    return main(Path(arguments[0]))
+
+
+if __name__ == "__main__":
+    status = _main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # at once, whatever threads the libraries have left
