@@ -24,6 +24,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNABLE = ("python", "console")
 TIMEOUT_S = 240.0
+START_S = 60.0
 PORTS = ("8686", "8700", "9090")
 
 _BLOCK = re.compile(
@@ -175,13 +177,12 @@ class Session:
             text=True,
         )
         self._running.append(process)
-        printed, deadline = "", time.monotonic() + 60
-        assert process.stdout is not None
-        while unprinted(shown, self._there(printed)):
-            line = _line(process.stdout)
-            printed += line
-            if not line or time.monotonic() > deadline:
-                raise AssertionError(f"{block.name}: {command} printed only\n\n{printed}")
+        printed, deadline = Printed(process), time.monotonic() + START_S
+        while missing := unprinted(shown, self._there(printed.text)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = f"{block.name}: {command} did not print {missing!r}"
+                raise AssertionError(f"{said}\n\n{printed.text}")
+            time.sleep(0.02)
 
     def _here(self, text: str) -> str:
         for port, free in self._ports.items():
@@ -194,6 +195,19 @@ class Session:
         return text
 
 
+class Printed:
+    """What a process has printed so far; reads on, so that it never waits for its reader."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.text = ""
+        assert process.stdout is not None
+        threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self.text += line
+
+
 def unprinted(shown: str, printed: str) -> str:
     """The first line of `shown` that `printed` does not have in its order; empty if all came."""
     lines = [" ".join(line.split()) for line in printed.splitlines()]
@@ -202,7 +216,7 @@ def unprinted(shown: str, printed: str) -> str:
         wanted = " ".join(line.split())
         if wanted in ("", "..."):
             continue
-        pattern = ".*".join(re.escape(part) for part in wanted.split("..."))
+        pattern = ".*".join(re.escape(part.strip()) for part in wanted.split("..."))
         found = (i for i in range(at, len(lines)) if re.fullmatch(pattern, lines[i]))
         hit = next(found, None)
         if hit is None:
@@ -218,7 +232,3 @@ def _commands(text: str) -> Iterator[tuple[str, str]]:
             more, _, shown = shown.partition("\n")
             command = f"{command[:-1].rstrip()} {more.strip()}"
         yield command.strip(), shown
-
-
-def _line(stream: IO[str]) -> str:
-    return stream.readline()
