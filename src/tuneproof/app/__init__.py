@@ -14,6 +14,7 @@ from typing import Any
 
 from tuneproof.app.core import Core
 from tuneproof.app.live import Live, LiveEvent
+from tuneproof.app.outcomes import Outcomes
 from tuneproof.app.overview import Finding, Overview, Ready
 from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
 from tuneproof.app.serving import ChatEndpoint, Serving
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 DELIVER_EVERY_S = 2.0
 
 
-class App(Overview, Serving):
+class App(Overview, Outcomes, Serving):
     """TuneProof in one process: `async with App.open(settings) as app`."""
 
     async def _began(self) -> None:

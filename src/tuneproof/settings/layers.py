@@ -19,6 +19,7 @@ from tuneproof.settings.pipelines import PipelineConfig, fields_of, unknown_key
 from tuneproof.settings.records import (
     CacheConfig,
     KubernetesConfig,
+    OutcomeSourceConfig,
     ProviderConfig,
     RemoteConfig,
     ServerConfig,
@@ -38,6 +39,7 @@ NAMED: Mapping[str, type[Any]] = {
     "tasks": TaskConfig,
     "providers": ProviderConfig,
     "sources": SourceConfig,
+    "outcome_sources": OutcomeSourceConfig,
     "targets": TargetConfig,
 }
 SINGLE: Mapping[str, type[Any]] = {

@@ -25,6 +25,7 @@ from tuneproof.settings.records import (
     HOOK,
     CacheConfig,
     KubernetesConfig,
+    OutcomeSourceConfig,
     ProviderConfig,
     RemoteConfig,
     ServerConfig,
@@ -72,6 +73,7 @@ class Settings:
     tasks: Mapping[str, TaskConfig] = _named(lambda: HOOK, lambda: BODY)
     providers: Mapping[str, ProviderConfig] = _named(lambda: ProviderConfig(kind="trainer"))
     sources: Mapping[str, SourceConfig] = _named(SourceConfig)
+    outcome_sources: Mapping[str, OutcomeSourceConfig] = field(default_factory=dict)
     targets: Mapping[str, TargetConfig] = field(default_factory=dict)
     store: StoreConfig = field(default_factory=StoreConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -110,6 +112,8 @@ class Settings:
         named = [("tasks", task, self.tasks) for task in config.tasks]
         named += [("provider", config.provider, self.providers)]
         named += [("source", config.source, self.sources)]
+        if config.outcome_source is not None:
+            named += [("outcome_source", config.outcome_source, self.outcome_sources)]
         if config.successor_provider is not None:
             where = f"pipelines.{config.name}.successor_provider"
             self._check_provider(where, config.successor_provider)

@@ -190,6 +190,38 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutcomeSourceConfig:
+    """Outcomes that lie in the user's own table. `url` None is our own database.
+
+    `query` gets `:since` and `:until` and returns `unit`, `value`, `at` (when the row was last
+    changed) and maybe `quality`. `times` says how the two are bound: "native" (timestamps),
+    "text" (UTC, as "2025-01-20 02:00:00.000000"), "seconds" or "milliseconds" since 1970; "auto"
+    is text for SQLite, else native. Rows are read again for `overlap_hours`.
+    """
+
+    name: str
+    query: str
+    url: str | None = None
+    times: str = "auto"
+    overlap_hours: float = 24
+    poll_seconds: float = 300
+
+    def __post_init__(self) -> None:
+        _wrap(self, url=Url)
+        checks.text("name", self.name)
+        checks.text("url", self.url, optional=True)
+        checks.text("query", self.query)
+        for parameter in (":since", ":until"):
+            if parameter not in self.query:
+                rule = f"must use the parameter {parameter}"
+                raise checks.refuse("query", self.query, rule)
+        known = ("auto", "native", "text", "seconds", "milliseconds")
+        checks.choice("times", self.times, known)
+        checks.number("overlap_hours", self.overlap_hours, at_least=0)
+        checks.number("poll_seconds", self.poll_seconds, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreConfig:
     """Our own database. An empty `url` is a SQLite file in the data directory."""
 

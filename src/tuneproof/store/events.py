@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import DataError, NotFoundError
@@ -37,6 +37,7 @@ from tuneproof.store.tables import (
     phases,
     requests,
     subjects,
+    units,
 )
 from tuneproof.store.types import from_micros, to_micros
 
@@ -182,6 +183,28 @@ class Events:
             query = query.order_by(exposures.c.at.desc(), exposures.c.id.desc()).limit(limit)
             found = (await own.execute(query)).all()
         return [_exposure(subject, dict(row._mapping)) for row in reversed(found)]
+
+    async def subjects_of(
+        self,
+        names: Sequence[str],
+        *,
+        among: Sequence[str],
+        tx: AsyncConnection | None = None,
+    ) -> list[tuple[str, str]]:
+        """Which of these units were exposed in which of these subjects, as (unit, subject)."""
+        found: list[tuple[str, str]] = []
+        async with self._store.reading(tx) as own:
+            keys = {key: id for id, key in (await _keys(own, among)).items()}
+            for start in range(0, len(names), 500):
+                part = names[start : start + 500]
+                query = select(units.c.unit, units.c.subject).where(
+                    units.c.subject.in_(keys),
+                    units.c.unit.in_(part),
+                    or_(units.c.b_at.is_not(None), units.c.c_at.is_not(None)),
+                )
+                rows = await own.execute(query.order_by(units.c.unit, units.c.subject))
+                found += [(unit, keys[key]) for unit, key in rows]
+        return found
 
     async def evidence(
         self,
