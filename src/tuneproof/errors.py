@@ -18,6 +18,7 @@
         ├── TrainingNotAvailableError the provider no longer trains for this account (403)
         ├── CredentialsError         the provider refused the key (401, 403)
         ├── QuotaExhaustedError      429 `insufficient_quota`
+        ├── BudgetExceededError      the pipeline's own budget has no room for this
         ├── TrainingFailedError      the job ended as failed; carries the provider's code
         ├── SafetyCheckError         the deployment's safety checks failed
         ├── LeaseLostError           another worker took this run over
@@ -34,6 +35,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AbortedError",
+    "BudgetExceededError",
     "CircuitBreakerError",
     "ConfigError",
     "ConflictError",
@@ -184,6 +186,10 @@ class CredentialsError(StopError):
 
 class QuotaExhaustedError(StopError):
     """The provider's quota is gone (429 `insufficient_quota`); waiting does not help."""
+
+
+class BudgetExceededError(StopError):
+    """What this would cost is more than the pipeline's budget has left; nothing was spent."""
 
 
 class TrainingFailedError(StopError):

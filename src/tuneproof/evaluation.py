@@ -123,6 +123,12 @@ class Gate:
             samples=tuple(samples),
         )
 
+    async def heldout_loss(self, model: str, validation_path: Path | str) -> float | None:
+        """A model's loss on held-out examples, nats per token; None where nobody can score."""
+        examples = _read(Path(validation_path), self._max_heldout)
+        loss = await self._loss(model, examples) if examples else None
+        return loss.mean if loss else None
+
     async def _loss(self, model: str, examples: Sequence[Messages]) -> _Loss | None:
         found = await asyncio.gather(*(self._one_score(model, e) for e in examples))
         scores = [s for s in found if s is not None]
@@ -207,10 +213,18 @@ def _praise(loss: _Loss | None, base: _Loss | None, improvement: float | None, s
     )
 
 
+def _chat(line: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chat of an example; of a preference the one with the preferred answer."""
+    if "messages" in line:
+        found: list[dict[str, Any]] = line["messages"]
+        return found
+    return [*line["input"]["messages"], *line["preferred_output"]]
+
+
 def _read(path: Path, most: int) -> list[list[dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8") as file:
-            return [json.loads(line)["messages"] for line in islice(file, most)]
+            return [_chat(json.loads(line)) for line in islice(file, most)]
     except (OSError, ValueError, KeyError) as e:
         raise DataError(
             f"The held-out file {path} cannot be read: {e}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,6 +46,7 @@ from tuneproof.training import (
     Job,
     JobStatus,
     ModelVersion,
+    Price,
     Progress,
     Provider,
     VersionStatus,
@@ -141,6 +142,11 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
     async def attempt(self, run_id: str, tx: Any = None) -> int:
         """How often this run was retried, plus one."""
 
+    async def spent_usd(
+        self, pipeline: str, *, since: datetime | None = None, run_id: str | None = None
+    ) -> float:
+        """What a pipeline's runs (or one) have spent on training, those under way included."""
+
 
 class MemoryUsage(Protocol):
     """What a stage's work took of this process's memory, in MiB."""
@@ -213,8 +219,9 @@ class Parts:
     """The adapters of this process that runs work with; `workflow.resources()` of a run.
 
     `provider(name)` and `source(config, posts)` open what the settings describe, `prices(config)`
-    says what training and answers cost; `curator`
-    turns examples into datasets; `directory` holds datasets and temporary files.
+    says what training and answers cost, `price(provider, model, method)` what training does;
+    `serves(model)` is the provider that answers for a model (None: the pipeline's for all);
+    `directory` holds datasets and temporary files.
     """
 
     store: RunStore
@@ -227,6 +234,8 @@ class Parts:
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     hooks: Hooks = field(default_factory=NoHooks)
     prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
+    price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None
+    serves: Callable[[str], Awaitable[Provider]] | None = None
 
 
 workflow.register(

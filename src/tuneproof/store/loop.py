@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Loop"]
 
 Tx = AsyncConnection | None
+
+WAITED_AT_MOST = timedelta(days=62)
+"""How long before a month's beginning a run may have been made that still counts in it."""
 
 
 class Loop:
@@ -85,6 +88,30 @@ class Loop:
         """How often the run was retried, plus one."""
         run = await self._store.runs.get(run_id, tx=tx)
         return int(run.arguments.get("attempt", 1))
+
+    async def spent_usd(
+        self, pipeline: str, *, since: datetime | None = None, run_id: str | None = None
+    ) -> float:
+        """What a pipeline's runs have spent on training since an instant, or what one run has.
+
+        A run counts by the instant of its last cost; one that waited two months is not found.
+        """
+        if run_id is not None:
+            run = await self._store.runs.get(run_id)
+            return float((run.result.get("cost") or {}).get("spent_usd") or 0.0)
+        total, cursor = 0.0, None
+        while True:
+            page = await self._store.runs.page(pipeline, cursor, 200)
+            for run in page.items:
+                cost = run.result.get("cost") or {}
+                if cost and (since is None or datetime.fromisoformat(cost["at"]) >= since):
+                    total += float(cost.get("spent_usd") or 0.0)
+            cursor = page.next_cursor
+            oldest = page.items[-1].created_at if page.items else None
+            if cursor is None or (
+                since is not None and oldest is not None and oldest < since - WAITED_AT_MOST
+            ):
+                return round(total, 6)
 
     async def tell(self, key: str, kind: str, payload: Mapping[str, Any], tx: Tx = None) -> None:
         """Put something into the outbox, once per key."""
