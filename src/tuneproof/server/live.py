@@ -107,6 +107,7 @@ def router() -> APIRouter:
 
     @routes.get(
         "/stream",
+        status_code=200,
         response_class=EventStream,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
         summary="What changes, as it does",
