@@ -57,7 +57,7 @@ def running(database: str | None = None) -> Iterator[Running]:
 
 async def _serve(folder: Path, database: str | None) -> None:
     from tuneproof.app import App
-    from tuneproof.cli.serve import serving
+    from tuneproof.cli.serve import serving, settle
     from tuneproof.settings import Settings
     from tuneproof.testing import MemoryProvider
 
@@ -71,6 +71,7 @@ async def _serve(folder: Path, database: str | None) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
         async with serving(app, settings) as (address, _):
             port = int(address.rpartition(":")[2])
+            settle()
             found = {"port": port, "pid": os.getpid(), "rollout": rollout}
             print(json.dumps(found), flush=True)
             await end.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -40,12 +41,19 @@ async def serve(
     _log(log_level)
     settings = options.settings(host=host, port=port)
     async with App.open(settings) as app, serving(app, settings) as (address, server):
+        settle()
         output.say(f"TuneProof serves at {address} (data in {settings.dir}). Ctrl-C stops it.")
         if options.json:
             output.line({"address": address, "pid": os.getpid()})
         with _stopping(server):
             await server.ended()
     return OK
+
+
+def settle() -> None:
+    """Leave what was loaded by now out of later garbage collections: it stays, and is large."""
+    gc.collect()
+    gc.freeze()
 
 
 class Served:
