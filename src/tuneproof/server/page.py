@@ -109,13 +109,14 @@ def verdict(deployment: Deployment, now: datetime) -> str:
     share = _percent(deployment.share)
     state = deployment.state
     if state is DeploymentState.ROLLED_BACK:
-        return f"Rolled back: {deployment.cause or 'no cause was given'}."
+        return f"Rolled back: {_sentence(deployment.cause or 'no cause was given')}"
     if state is DeploymentState.COMPLETE:
         return "Complete: the candidate is the model in use."
     if state is DeploymentState.FAILED:
-        return f"Failed: {deployment.cause or 'no cause was given'}."
+        return f"Failed: {_sentence(deployment.cause or 'no cause was given')}"
     if state is DeploymentState.PAUSED:
-        return f"Paused with the candidate at {share}: {deployment.cause or 'waits for a person'}."
+        cause = _sentence(deployment.cause or "waits for a person")
+        return f"Paused with the candidate at {share}: {cause}"
     when = "" if deployment.next_at is None else f" in {_span(deployment.next_at, now)}"
     if state is DeploymentState.HOLDING:
         held = _percent(deployment.plan.holdback)
@@ -147,7 +148,19 @@ def _facts(deployment: Deployment, limits: Iterable[str]) -> str:
 def _evidence(deployment: Deployment) -> str:
     if not deployment.evidence:
         return ""
-    return "<h2>Evidence</h2>" + _table(["what", "value"], sorted(deployment.evidence.items()))
+    rows = [(name, _figure(value)) for name, value in sorted(deployment.evidence.items())]
+    return "<h2>Evidence</h2>" + _table(["what", "value"], rows)
+
+
+def _figure(value: Any) -> str:
+    """A share as percent with its sign; a list as words."""
+    if isinstance(value, float):
+        return f"{100 * value:+.1f} %"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _sentence(text: str) -> str:
+    return f"{text.rstrip('.')}."
 
 
 def _history(history: Iterable[Mapping[str, Any]]) -> str:
