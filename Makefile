@@ -3,10 +3,11 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+LORA := .venv-lora/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: help setup services demo test check lint types unit acceptance simulate bench docs lock clean
+.PHONY: help setup services demo test check lint types unit acceptance lora simulate bench docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +46,19 @@ unit: setup
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -m slow
 
+lora: $(LORA) ## train, answer and kill the lora engine, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m lora tests/lora
+
+# pip chooses torch's build for this machine; everything else is pinned.
+$(LORA): requirements.lock requirements-lora.txt pyproject.toml
+	@sh .ci/uv
+	python3 -m venv .venv-lora
+	.venv-lora/bin/pip install --quiet torch==2.13.0
+	$(UV) pip install --quiet --python .venv-lora/bin/python --requirement requirements.lock
+	.venv-lora/bin/pip install --quiet --no-deps --requirement requirements-lora.txt
+	.venv-lora/bin/pip install --quiet --no-deps --editable .
+	@touch $(LORA)
+
 simulate: setup ## the error rates of the statistics, whole; writes tests/simulation/results.json
 	$(PYTHON) -m tests.simulation
 
@@ -54,11 +68,12 @@ bench: setup services ## ratios against named peers; writes benchmarks/results.j
 docs: setup ## run every example of README and docs
 	$(PYTHON) -m pytest -q tests/unit/test_docs.py
 
-lock: ## resolve the dependencies anew
+lock: ## resolve the dependencies anew; the lora extra has requirements-lora.txt
 	@sh .ci/uv
-	$(UV) pip compile --quiet --universal --all-extras --group dev --generate-hashes --python-version 3.11 \
+	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens \
+		--extra mlflow --extra kubernetes --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was made here
-	rm -rf .venv .uv .tuneproof dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lora .uv .tuneproof dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -35,7 +35,11 @@ def serve(
     dir: Dir = Path(".tuneproof-trainer"),
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8700,
-    engine: Literal["ngram"] = "ngram",
+    engine: Literal["ngram", "lora"] = "ngram",
+    model: tuple[str, ...] = (),
+    vllm: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    quantize: Literal["auto", "4bit", "none"] = "auto",
     concurrency: Count = 1,
     organization: str = "local",
     requests_per_minute: Count | None = None,
@@ -53,7 +57,17 @@ def serve(
     port:
         Port to listen on.
     engine:
-        What trains and answers.
+        What trains and answers: ngram to try the loop, lora for models to be used.
+    model:
+        A base model of the lora engine, repeatable: a folder, a .gguf file or a name on the hub;
+        ID=PATH gives it another name.
+    vllm:
+        URL of a vLLM server that answers for the lora engine, e.g. http://127.0.0.1:8000/v1; it
+        must see this server's folder.
+    device:
+        What the lora engine runs on.
+    quantize:
+        Whether the lora engine loads weights in 4 bits; auto does where memory is too small.
     concurrency:
         Jobs that train at once.
     organization:
@@ -78,6 +92,10 @@ def serve(
     settings = Settings(
         dir=dir,
         engine=engine,
+        models=model,
+        vllm=vllm,
+        device=device,
+        quantize=quantize,
         concurrency=concurrency,
         organization=organization,
         open_without_keys=_is_loopback(host),

@@ -46,7 +46,7 @@ class Service:
         self.jobs = JobStore(self.database, clock)
         self.keys = KeyStore(self.database, clock)
         self.access = Access(settings, self.keys)
-        self.engines = list(engines or [make_engine(settings.engine)])
+        self.engines = list(engines or [make_engine(settings)])
         self.models = Models(self.database, models_folder, self.engines, clock)
         self.runner = Runner(settings, self.files, self.jobs, self.models, models_folder)
         self._collector: asyncio.Task[None] | None = None

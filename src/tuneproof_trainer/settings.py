@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 __all__ = ["Settings"]
 
@@ -18,6 +19,25 @@ class Settings:
     """State: the database, files and models. One server at a time."""
 
     engine: str = "ngram"
+    models: tuple[str, ...] = ()
+    """Base models of the lora engine: a folder, a .gguf file or a name on the hub, each also as
+    `ID=...`."""
+
+    vllm: str | None = None
+    """URL of a vLLM server (`http://host:8000/v1`) that answers for the lora engine's models; None
+    answers in this process."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    quantize: Literal["auto", "4bit", "none"] = "auto"
+    """Whether the lora engine loads weights in 4 bits; `auto` does where memory is too small."""
+
+    lora_rank: int = 16
+    max_example_tokens: int = 2048
+    """Longer examples are cut by the lora engine."""
+
+    training_threads: int | None = None
+    """CPU threads of one lora training; None is half the cores."""
+
     concurrency: int = 1
     """Jobs that train at once; others wait in `queued`."""
 

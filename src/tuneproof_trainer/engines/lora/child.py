@@ -84,9 +84,7 @@ class Parent:
 
     def failed(self, error: EngineError) -> None:
         """The training cannot succeed."""
-        pipe.write(
-            self._write, "failed", code=error.code, message=error.message, param=error.param
-        )
+        pipe.write(self._write, "failed", code=error.code, message=error.message, param=error.param)
 
 
 def main(folder: Path) -> int:

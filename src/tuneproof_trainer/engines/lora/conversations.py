@@ -8,7 +8,6 @@ of weight 1 and their end; everything else has the label -100.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -140,7 +139,7 @@ class Conversations:
         """What stands before an answer, and the answer with its end."""
         asked = self._shown(before, asks=True) if before else ""
         shown = self._shown([*before, answer]).rstrip()
-        start = len(os.path.commonprefix([asked, shown]))
+        start = _common(asked, shown)
         return shown[:start], shown[start:]
 
     def _find_end(self) -> str:
@@ -180,6 +179,13 @@ class Conversations:
         """The text of each token by itself."""
         for id in ids:
             yield self.tokenizer.decode([id])
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters both begin with."""
+    if second.startswith(first):
+        return len(first)
+    return next(i for i, (a, b) in enumerate(zip(first, second + "\0", strict=False)) if a != b)
 
 
 def _role(role: str) -> str:

@@ -113,7 +113,7 @@ def _bytes_in_16_bits(base: Base) -> int:
 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.source))
-    return 2 * sum(weight.numel() for weight in empty.parameters())
+    return int(2 * sum(weight.numel() for weight in empty.parameters()))
 
 
 def limit_of(model: Any) -> int:

@@ -35,7 +35,7 @@ class _Supervised(SFTTrainer):  # type: ignore[misc]
         """Loss and accuracy on the validation rows."""
         loss, accuracy = measure(self.model, self.validation)
         found = {"eval_loss": loss, "eval_mean_token_accuracy": accuracy}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

@@ -115,9 +115,7 @@ class Training:
 
     # -- the model --------------------------------------------------------------------------
 
-    def _adapted(
-        self, model: Any, rows: Sequence[Any], count: int
-    ) -> tuple[Any, Hyperparameters]:
+    def _adapted(self, model: Any, rows: Sequence[Any], count: int) -> tuple[Any, Hyperparameters]:
         """The model with its adapter, and the values in force."""
         from transformers import set_seed
 

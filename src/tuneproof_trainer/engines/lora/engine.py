@@ -1,0 +1,132 @@
+"""The lora engine behind the `Engine` protocol: trains in a child, answers by `Answers`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tuneproof_trainer.engines.lora.adapters import adapter_base
+from tuneproof_trainer.engines.lora.conversations import Conversations
+from tuneproof_trainer.engines.lora.options import LoraOptions
+from tuneproof_trainer.engines.lora.process import prepare, train_in_child
+from tuneproof_trainer.engines.protocol import (
+    BaseModel,
+    Generation,
+    Message,
+    Outcome,
+    Reporter,
+    ShouldStop,
+    Token,
+    TokenScore,
+    TrainingTask,
+)
+
+__all__ = ["Answers", "LoraEngine"]
+
+
+class Answers(Protocol):
+    """What generates and scores; as in `Engine`."""
+
+    def load(self, model: str, path: Path | None) -> None:
+        """Make a model ready."""
+
+    def unload(self, model: str) -> None:
+        """Forget a model."""
+
+    def loaded(self, model: str) -> bool:
+        """Whether it is ready."""
+
+    def generate(self, model: str, messages: Sequence[Message], how: Generation) -> Iterator[Token]:
+        """The tokens of one answer."""
+
+    def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
+        """The tokens of a conversation."""
+
+
+class LoraEngine:
+    """Low-rank adapters on the base models that it was given."""
+
+    name = "lora"
+    quick = False
+    methods = frozenset({"supervised", "dpo"})
+
+    def __init__(
+        self,
+        options: LoraOptions,
+        answers: Answers | None = None,
+        *,
+        environment: Mapping[str, str],
+        created: int | None = None,
+    ) -> None:
+        from tuneproof_trainer.engines.lora.local import LocalAnswers
+
+        self._options = options
+        self._answers: Answers = answers or LocalAnswers(options)
+        self._created = int(time.time()) if created is None else created
+        threads = str(options.training_threads())
+        self._environment = {
+            "OMP_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+            **environment,
+        }
+        self._lock = threading.Lock()
+        self._talk: Conversations | None = None
+
+    def base_models(self) -> Sequence[BaseModel]:
+        """The models that the engine was given."""
+        return [
+            BaseModel(id=base.id, owned_by="local", created=self._created)
+            for base in self._options.bases
+        ]
+
+    # -- training ---------------------------------------------------------------------------
+
+    def train(self, task: TrainingTask, report: Reporter, should_stop: ShouldStop) -> Outcome:
+        """Train an adapter in a process of its own."""
+        base = task.model if task.model_path is None else self._base_of(task)
+        prepare(task, self._options, base, task.model_path)
+        return train_in_child(task.folder, report, should_stop, self._environment)
+
+    def _base_of(self, task: TrainingTask) -> str:
+        assert task.model_path is not None
+        pinned = task.folder / "parent"
+        return adapter_base(pinned if (task.folder / "task.json").exists() else task.model_path)
+
+    # -- answers ----------------------------------------------------------------------------
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens by the first base model's tokenizer."""
+        return self._conversations().count(text)
+
+    def _conversations(self) -> Conversations:
+        from tuneproof_trainer.engines.lora.loading import load_conversations
+
+        with self._lock:
+            if self._talk is None:
+                self._talk = load_conversations(self._options.bases[0])
+            return self._talk
+
+    def load(self, model: str, path: Path | None) -> None:
+        """Make a model ready to answer."""
+        self.count_tokens("")
+        self._answers.load(model, path)
+
+    def unload(self, model: str) -> None:
+        """Forget a model that was deleted."""
+        self._answers.unload(model)
+
+    def loaded(self, model: str) -> bool:
+        """Whether it can answer at once."""
+        return self._answers.loaded(model)
+
+    def generate(self, model: str, messages: Sequence[Message], how: Generation) -> Iterator[Token]:
+        """The tokens of one answer."""
+        return self._answers.generate(model, messages, how)
+
+    def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
+        """Each token of the conversation, with log-probabilities of the last answer's."""
+        return self._answers.score(model, messages)
