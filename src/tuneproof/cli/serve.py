@@ -135,6 +135,7 @@ def _config(service: Any) -> Any:
         timeout_keep_alive=30,  # clients that poll every 5 s keep their connection
         lifespan="on",
         server_header=False,
+        proxy_headers=False,  # nothing here trusts who a proxy says that the caller is
     )
 
 

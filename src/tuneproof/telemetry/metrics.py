@@ -188,6 +188,10 @@ class Metrics:
         """The test is over: its series ends, so that series don't pile up."""
         self._success_rate.remove(test_id)
 
+    def model_shuts_down(self, pipeline: str, model: str, left_s: Callable[[], float]) -> None:
+        """A model of a pipeline answers for `left_s()` more seconds (below 0: no longer)."""
+        self._shutdown.labels(pipeline, model).set_function(left_s)
+
     def rollout_moved(self, share: float, state: str, *, pipeline: str = "default") -> None:
         """A rollout serves `share` of the traffic, 0–1, by its step into `state`."""
         self._rollout_share.labels(pipeline).set(share)
@@ -196,7 +200,11 @@ class Metrics:
     def request_finished(self, method: str, route: str, status: int, seconds: float) -> None:
         """An HTTP request on the route pattern `route` was answered."""
         self.response_times.add(seconds)
-        self._requests.labels(method, route, str(status)).observe(seconds)
+        series = self._answered.get((method, route, status))
+        if series is None:  # finding a series by its labels costs more than counting
+            series = self._requests.labels(method, route, str(status))
+            self._answered[method, route, status] = series
+        series.observe(seconds)
 
     def events_ingested(self, exposures: int, outcomes: int) -> None:
         """New exposures and outcomes were stored."""
@@ -261,9 +269,16 @@ class Metrics:
         self._rollout_share = self._gauge(
             "tuneproof_rollout_traffic_share", "Traffic on the rollout's version, 0-1", "pipeline"
         )
+        self._shutdown = self._gauge(
+            "tuneproof_model_shutdown_seconds",
+            "Seconds until the provider shuts a pipeline's model down",
+            "pipeline",
+            "model",
+        )
         self._rollout_steps = self._counter(
             "tuneproof_rollout_steps", "Steps of rollouts", "pipeline", "state"
         )
+        self._answered: dict[tuple[str, str, int], Histogram] = {}
         self._requests = self._histogram(
             "tuneproof_http_request_duration_seconds",
             "Time to answer an HTTP request",
