@@ -66,7 +66,7 @@ bench: setup services ## ratios against named peers; writes benchmarks/results.j
 	$(PYTHON) -m benchmarks.run
 
 docs: setup ## run every example of README and docs
-	$(PYTHON) -m pytest -q tests/unit/test_docs.py
+	$(PYTHON) -m pytest -q -m "not slow" tests/unit/test_docs.py tests/integration/test_examples.py
 
 lock: ## resolve the dependencies anew; the lora extra has requirements-lora.txt
 	@sh .ci/uv
