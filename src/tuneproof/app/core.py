@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 from tuneproof import workflow
 from tuneproof.app.live import Live
+from tuneproof.app.providing import apart, price_at, provider_of
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
 from tuneproof.errors import (
@@ -40,11 +41,9 @@ from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
 from tuneproof.store import Store
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import Participant, VirtualClock
-from tuneproof.training import Provider
+from tuneproof.training import Price, Provider
 
 log = logging.getLogger(__name__)
-
-Price = TypeVar("Price")
 
 VIRTUAL_NOW = "virtual_now"
 """Under which key a virtual clock's instant is kept."""
@@ -166,6 +165,8 @@ class Core:
             scorers=self._scorers,
             hooks=self._hooks(),
             prices=self.prices,
+            price=self.price,
+            serves=self.serves,
         )
         if self._with_engine:
             await self._launch_engine(embedded)
@@ -341,28 +342,55 @@ class Core:
         return opened
 
     def prices(self, config: PipelineConfig) -> Prices:
-        """What training and answers of a pipeline's base model cost, as far as it is set."""
-        provider = self.settings.providers[config.provider]
-        model = config.base_model or ""
-        answers = _longest_prefix(provider.prices, model)
-        return Prices(
-            training=_longest_prefix(provider.training_prices, model),
-            answers=answers[1] if answers else None,
-        )
+        """What training and answers of a pipeline's base model cost, as far as it is known."""
+        found = self.price(config.provider, config.base_model or "", config.method)
+        if found is None:
+            return Prices()
+        return Prices(training=found.training, answers=found.completion)
+
+    def price(self, provider: str, model: str, method: str = "supervised") -> Price | None:
+        """What a provider charges for a model: as the settings say, else by the dated table."""
+        return price_at(self.settings.providers[provider], model, method)
+
+    async def serves(self, model_id: str) -> Provider:
+        """The provider that answers for a model. Raises `ConfigError` where it left the settings.
+
+        After a pipeline has moved to another provider its baseline stays where it was.
+        """
+        if self._given_provider is not None:
+            return self._given_provider
+        name, _ = await provider_of(self.store, self.settings, model_id)
+        if name not in self.settings.providers:
+            raise ConfigError(
+                f"Model {model_id} is served by the provider {name!r}, which is not set.",
+                mend=f"Keep [providers.{name}] for as long as its models are in use.",
+                field=f"providers.{name}",
+            )
+        return self.provider(name)
+
+    def pipelines(self) -> list[PipelineConfig]:
+        """The pipelines that really run: one for each task where tasks train apart."""
+        settings = self.settings
+        return [
+            child for config in settings.pipelines.values() for child in apart(settings, config)
+        ]
 
     def pipeline(self, name: str) -> PipelineConfig:
         """A pipeline's settings. Raises `ConfigError` for an unknown one."""
-        if name not in self.settings.pipelines:
-            known = ", ".join(self.settings.pipelines)
+        known = {**self.settings.pipelines, **{c.name: c for c in self.pipelines()}}
+        if name not in known:
             raise ConfigError(
-                f"There is no pipeline {name!r}.", mend=f"Use one of: {known}.", field="pipeline"
+                f"There is no pipeline {name!r}.",
+                mend=f"Use one of: {', '.join(known)}.",
+                field="pipeline",
             )
-        return self.settings.pipelines[name]
+        return known[name]
 
     def manager(self, deployment: Deployment | None = None, **changes: Any) -> DeploymentManager:
         """A deployment manager for a rollout's pipeline."""
         name = deployment.pipeline if deployment else "default"
-        config = self.settings.pipelines.get(name) or next(iter(self.settings.pipelines.values()))
+        known = {**self.settings.pipelines, **{c.name: c for c in self.pipelines()}}
+        config = known.get(name) or next(iter(known.values()))
         return self.manager_of(replace(config, **changes) if changes else config)
 
     def manager_of(self, config: PipelineConfig) -> DeploymentManager:
@@ -373,10 +401,5 @@ class Core:
             targets=self.targets,
             clock=self.clock,
             config=config,
+            serves=self.serves,
         )
-
-
-def _longest_prefix(prices: Mapping[str, Price], model: str) -> Price | None:
-    """The price of the longest prefix that this model begins with."""
-    found = [prefix for prefix in prices if model.startswith(prefix)]
-    return prices[max(found, key=len)] if found else None

@@ -10,7 +10,8 @@ from typing import Any
 
 from tuneproof.app.core import Core
 from tuneproof.app.live import LiveEvent
-from tuneproof.app.runs import Runs
+from tuneproof.app.providing import provider_of
+from tuneproof.app.watching import SHUTDOWN_WARNING, Watching
 from tuneproof.errors import TuneProofError
 from tuneproof.rollout import Routing
 from tuneproof.settings import PipelineConfig
@@ -24,9 +25,7 @@ from tuneproof.telemetry import (
     Status,
     run_checks,
 )
-
-SHUTDOWN_WARNING = timedelta(days=60)
-"""From when on the loop warns that a provider shuts a model down."""
+from tuneproof.training import preflight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class Finding:
     mend: str = ""
 
 
-class Overview(Runs, Core):
+class Overview(Watching, Core):
     """What can be asked of the service as a whole."""
 
     # --- health ---------------------------------------------------------------------
@@ -157,7 +156,7 @@ class Overview(Runs, Core):
         return {
             "pipelines": [
                 await self._pipeline_status(config, {r.task: r for r in routing})
-                for config in self.settings.pipelines.values()
+                for config in self.pipelines()
             ],
             "routing": [asdict(r) for r in routing],
         }
@@ -185,10 +184,23 @@ class Overview(Runs, Core):
             "deployment_id": deployment.id if deployment else None,
             "traffic": max((r.share for r in served if r.candidate), default=None),
             "next_start_at": starts.isoformat() if starts else None,
+            "shutdown": await self._countdown(config, now),
             "next_action": _next_action(run, deployment, starts),
             "waits_for_person": [
                 f"{d.id} is paused: {d.cause}" for d in deployments if str(d.state) == "paused"
             ],
+        }
+
+    async def _countdown(self, config: PipelineConfig, now: datetime) -> dict[str, Any] | None:
+        found = await self.shutdown(config)
+        if found is None:
+            return None
+        return {
+            "model": found.model,
+            "provider": found.provider,
+            "at": found.at.isoformat(),
+            "days": found.left(now).days,
+            "successor": config.successor_model,
         }
 
     async def activity(self, *, cursor: str | None = None, limit: int = 50) -> Page[Activity]:
@@ -213,7 +225,7 @@ class Overview(Runs, Core):
             )
             for name, c in report.components.items()
         ]
-        for config in self.settings.pipelines.values():
+        for config in self.pipelines():
             found += await self._model_findings(config)
             found.append(await self._posts_finding(config))
         return found
@@ -229,17 +241,51 @@ class Overview(Runs, Core):
             return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
         bases = [m for m in models if not m.startswith("ft:")]
         base = config.base_model or (bases[0] if len(bases) == 1 else None)
-        if base is None or base not in models:
-            said = f"{base!r} is not offered" if base else "training.base_model is not set"
+        if base is None:
             return [
                 Finding(
                     name=name,
                     status="failed",
-                    detail=f"{said} by {provider.name}.",
+                    detail=f"training.base_model is not set, and {provider.name} offers "
+                    f"{len(bases)} base models.",
                     mend=f"Set training.base_model to one of: {', '.join(bases[:8]) or 'none'}.",
                 )
             ]
-        return [_countdown(name, base, models[base].shutdown_at, self.clock.now())]
+        return [await self._base_finding(config, base), *await self._served_findings(config)]
+
+    async def _base_finding(self, config: PipelineConfig, base: str) -> Finding:
+        """Whether a run would train on this base, asked as a run asks; and its countdown."""
+        name, now = f"{config.name}: base model", self.clock.now()
+        provider = self.provider(config.provider)
+        try:
+            found = await preflight(provider, base, config.method, now=now)
+        except TuneProofError as e:
+            return Finding(name=name, status="failed", detail=e.message, mend=e.mend)
+        return _countdown(name, base, found.shutdown_at, now)
+
+    async def _served_findings(self, config: PipelineConfig) -> list[Finding]:
+        """Models in use that are shut down soon, or whose provider left the settings."""
+        found = []
+        for task in config.tasks:
+            routing = await self.store.routing.get(task)
+            if routing is None or self._given_provider is not None:
+                continue
+            model = routing.baseline.model_id
+            place, _ = await provider_of(self.store, self.settings, model)
+            if place not in self.settings.providers:
+                found.append(
+                    Finding(
+                        name=f"{task}: model in use",
+                        status="failed",
+                        detail=f"{model} is served by the provider {place!r}, which is not set.",
+                        mend=f"Keep [providers.{place}] for as long as its models are in use.",
+                    )
+                )
+        announced = await self.shutdown(config)
+        if announced is not None and announced.model != config.base_model:
+            name = f"{config.name}: {announced.model}"
+            found.append(_countdown(name, announced.model, announced.at, self.clock.now()))
+        return found
 
     async def _posts_finding(self, config: PipelineConfig) -> Finding:
         from tuneproof.collection import PostQuery, Window

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from tuneproof import workflow
 from tuneproof.app.core import Core
+from tuneproof.app.providing import apart
 from tuneproof.errors import ConfigError, NotFoundError, StateError, TuneProofError
 from tuneproof.pipeline import RunArguments, Stage, turn
 from tuneproof.settings import PipelineConfig
@@ -69,15 +70,27 @@ class Runs(Core):
         """Start one turn of the loop.
 
         `force` goes on with fewer examples than the threshold. Raises `StateError` with
-        `reason` "predecessor_running" while a run of the pipeline is before `holding`.
+        `reason` "predecessor_running" while a run of the pipeline is before `holding`. Where the
+        pipeline's tasks train apart, a run of each is started and the first is returned.
         """
         config = pipeline if isinstance(pipeline, PipelineConfig) else self.pipeline(pipeline)
         if config_overrides:
             config = config.override(**config_overrides)
         self._check_tasks(config)
+        first, *others = [await self._effective(c) for c in apart(self.settings, config)]
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
         )
+        run = await self._started(first, arguments, actor)
+        for other in others:
+            await self._started(other, arguments, actor)
+        return run
+
+    async def _effective(self, config: PipelineConfig) -> PipelineConfig:
+        """The config that a run really gets."""
+        return config
+
+    async def _started(self, config: PipelineConfig, arguments: RunArguments, actor: str) -> Run:
         async with self.store.begin() as tx:
             now = self.clock.now()
             # The counter's row is locked first, so two starts at once see each other.
@@ -262,9 +275,14 @@ class Runs(Core):
             try:
                 if await self.engine.leads("schedule"):
                     await self.tick(clock.now())
+                    await self.watch_shutdowns(clock.now())
             except TuneProofError as e:
                 log.warning("the schedule could not be looked at: %s", e)
             await clock.sleep_until(clock.now() + timedelta(seconds=20))
+
+    async def watch_shutdowns(self, now: datetime) -> list[str]:
+        """What is done about models that will be shut down."""
+        return []
 
     async def tick(self, now: datetime) -> list[str]:
         """Start what the schedules say is due; missed ticks coalesce into one.
@@ -273,7 +291,7 @@ class Runs(Core):
         begins with its next tick.
         """
         started = []
-        for config in self.settings.pipelines.values():
+        for config in self.pipelines():
             if config.enabled and config.schedule_driver == "internal":
                 run_id = await self._tick(config, now)
                 if run_id is not None:

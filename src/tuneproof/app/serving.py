@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from tuneproof import workflow
 from tuneproof.app.core import Core
+from tuneproof.app.providing import longest_prefix, provider_of
 from tuneproof.cache import METRICS_TTL_S, metrics_key
 from tuneproof.collection import Window
 from tuneproof.errors import ConflictError, InputError, NotFoundError, StateError
@@ -29,11 +31,13 @@ from tuneproof.experiments import (
 )
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone, rollout_alone
+from tuneproof.providers import NATIVE, chat_address
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.rollout import Deployment, RollbackResult, Routing
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats import guardrails
 from tuneproof.store import Page
+from tuneproof.training import Price
 
 GROSS_WINDOW = 20
 """The breaker for gross failure reads this many of the candidate's last requests."""
@@ -391,19 +395,25 @@ class Serving(Core):
     # --- the gateway's ----------------------------------------------------------------
 
     async def chat_endpoint(self, model_id: str) -> ChatEndpoint:
-        """Which provider serves this model: the one that trained it, else the default."""
-        versions = await self.store.versions.list(model_id=model_id, limit=1)
-        first = next(iter(self.settings.pipelines.values()))
-        name = versions[0].provider if versions else first.provider
-        config = self.endpoint(name if name in self.settings.providers else first.provider)
+        """Which provider serves this model: the one that trained it or on it, else the default."""
+        name, base = await provider_of(self.store, self.settings, model_id)
+        if name not in self.settings.providers:
+            name = next(iter(self.settings.pipelines.values())).provider
+        self._served[model_id] = (name, base)
+        config = self.endpoint(name)
         return ChatEndpoint(
             provider=config.name,
-            base_url=str.__str__(config.base_url or "https://api.openai.com/v1"),
+            base_url=chat_address(config),
             api_key=None if config.api_key is None else str.__str__(config.api_key),
-            organization=config.organization,
+            organization=None if config.kind in NATIVE else config.organization,
             breaker=self._breaker_of(model_id),
             timeout_s=config.timeout_seconds,
         )
+
+    @cached_property
+    def _served(self) -> dict[str, tuple[str, str]]:
+        """Model -> its provider and base, as `chat_endpoint` found them."""
+        return {}
 
     def _breaker_of(self, model_id: str) -> CircuitBreaker:
         key = f"chat:{model_id}"
@@ -412,14 +422,23 @@ class Serving(Core):
         return self.breakers[key]
 
     def cost_usd(self, model_id: str, *, prompt_tokens: int, completion_tokens: int) -> float:
-        """What a request cost by the settings' prices; 0 where the model has none."""
+        """What a request cost: by the settings' prices, else by the dated table; 0 without one.
+
+        The table is asked for the model that `chat_endpoint` was last asked for, whose provider
+        and base are known then.
+        """
+        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
         for config in self.settings.providers.values():
-            for prefix, (prompt, completion) in sorted(
-                config.prices.items(), key=lambda item: -len(item[0])
-            ):
-                if model_id.removeprefix("ft:").startswith(prefix):
-                    return (prompt * prompt_tokens + completion * completion_tokens) / 1e6
-        return 0.0
+            set_price = longest_prefix(config.prices, model_id.removeprefix("ft:"))
+            if set_price is not None:
+                prompt, completion = set_price
+                return Price(prompt=prompt, completion=completion).request_usd(**tokens)
+        name, base = self._served.get(model_id, (None, model_id))
+        if name is None:
+            return 0.0
+        tuned = model_id != base and not base.startswith("ft:")
+        found = self.price(name, f"ft:{base}" if tuned else base, "answers")
+        return found.request_usd(**tokens) if found else 0.0
 
     def config_of(self, deployment: Deployment) -> PipelineConfig:
         """The settings of a rollout's pipeline."""

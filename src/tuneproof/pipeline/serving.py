@@ -43,6 +43,7 @@ class Serving:
             targets=self._parts.targets,
             clock=self._parts.clock,
             config=self.config,
+            serves=self._parts.serves,
         )
 
     # --- experiment -----------------------------------------------------------------
@@ -113,6 +114,8 @@ class Serving:
             "experiment.look", self._looked, test.id
         )
         self._parts.hooks.experiment_looked(*found)
+        if "next_share" in found[1].inputs:
+            await self.apply_routing("experiment.share")
         return found
 
     async def _looked(self, tx: Any, test_id: str) -> tuple[ABTest, Look]:

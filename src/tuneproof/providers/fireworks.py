@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -310,10 +311,8 @@ class Fireworks:
             return Readiness(model=model, account=False, detail=f"the account is {suspended}")
         if method not in COLLECTIONS:
             return Readiness(model=model, tunable=False, detail=f"there is no method {method}")
-        path = model if model.startswith("accounts/") else f"{PUBLIC}{model}"
-        try:
-            found = await self._http.json("GET", f"/{path}")
-        except NotFoundError:
+        found = await self._described(model)
+        if found is None:
             return Readiness(model=model, tunable=False, detail="there is no such model")
         tunable = bool(found.get("tunable"))
         return Readiness(
@@ -323,6 +322,19 @@ class Fireworks:
             detail="" if tunable else "the model is not tunable",
             shutdown_at=_day(found.get("deprecationDate")),
         )
+
+    async def model(self, model: str) -> ModelInfo | None:
+        """What Fireworks says of one model; None for one that it does not know."""
+        found = await self._described(model)
+        return replace(_model(found), id=model) if found else None
+
+    async def _described(self, model: str) -> dict[str, Any] | None:
+        path = model if model.startswith("accounts/") else f"{PUBLIC}{model}"
+        try:
+            found: dict[str, Any] = await self._http.json("GET", f"/{path}")
+        except NotFoundError:
+            return None
+        return found
 
     async def models(self) -> Sequence[ModelInfo]:
         """The account's own models; those that Fireworks offers are asked for by name."""

@@ -244,6 +244,13 @@ class OpenAIWire:
 
         return await self._call(read)
 
+    async def model(self, model: str) -> ModelInfo | None:
+        """What the server says of one model; None for one that it does not know."""
+        try:
+            return _model(await self._call(lambda: self._client.models.retrieve(model)))
+        except NotFoundError:
+            return None
+
     async def readiness(self, model: str, method: str) -> Readiness:
         """Whether the account may train this model: a job over a file that cannot be is asked for.
 
@@ -252,8 +259,9 @@ class OpenAIWire:
         job can come of it; should a server make one all the same, it is cancelled at once.
         Only servers whose row of `dialects` says so are asked this way.
         """
-        listed = {m.id: m for m in await self.models()}
-        shutdown = listed[model].shutdown_at if model in listed else None
+        listed = {m.id: m for m in await self.models()}  # also tells whether the key is good
+        known = listed.get(model)
+        shutdown = known.shutdown_at if known else None
         offered = tuple(m for m in listed if not m.startswith("ft:"))
         if not self.dialect.probes_training:
             return Readiness(model=model, shutdown_at=shutdown, offered=offered)

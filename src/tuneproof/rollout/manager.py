@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -78,7 +78,8 @@ class SafetyCheck:
 class DeploymentManager:
     """Moves traffic to a promoted version step by step, and takes it back.
 
-    Usable by itself, with a store and the provider that serves the models.
+    Usable by itself, with a store and the provider that serves the models; `serves` says
+    which provider answers for a model, where baseline and candidate are not at the same one.
     """
 
     def __init__(
@@ -89,9 +90,11 @@ class DeploymentManager:
         targets: Sequence[Target] = (),
         clock: Clock | None = None,
         config: PipelineConfig | None = None,
+        serves: Callable[[str], Awaitable[Provider]] | None = None,
     ) -> None:
         self._store = store
         self._provider = provider
+        self._serves = serves
         self._targets = tuple(targets)
         self._clock = clock or SystemClock()
         self._config = config or PipelineConfig()
@@ -123,7 +126,8 @@ class DeploymentManager:
     async def _answers(self, name: str, model_id: str) -> SafetyCheck:
         limit = self._config.max_p95_latency_ms
         try:
-            [answer] = await self._provider.complete(
+            provider = await self._serves(model_id) if self._serves else self._provider
+            [answer] = await provider.complete(
                 model_id,
                 [{"role": "user", "content": "Create engaging content"}],
                 max_tokens=32,

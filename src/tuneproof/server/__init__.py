@@ -28,6 +28,7 @@ from tuneproof.server import (
     live,
     page,
     problems,
+    webhooks,
 )
 from tuneproof.server.board import Board
 from tuneproof.server.guard import Guard
@@ -118,6 +119,7 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
         live.router(),
         page.router(),
         problems.router(),
+        webhooks.router(),
     ):
         service.include_router(routes)
     service.add_middleware(Guard, tuneproof=app)

@@ -72,13 +72,22 @@ class Versions:
         *,
         run_id: str | None = None,
         model_id: str | None = None,
+        base_model: str | None = None,
+        training_job_id: str | None = None,
         status: VersionStatus | None = None,
         limit: int = 1000,
         tx: AsyncConnection | None = None,
     ) -> list[ModelVersion]:
         """Versions, newest first, that have all the given properties."""
         query = select(versions)
-        wanted = {"pipeline": pipeline, "run_id": run_id, "model_id": model_id, "status": status}
+        wanted = {
+            "pipeline": pipeline,
+            "run_id": run_id,
+            "model_id": model_id,
+            "base_model": base_model,
+            "training_job_id": training_job_id,
+            "status": status,
+        }
         for name, value in wanted.items():
             if value is not None:
                 query = query.where(versions.c[name] == str(value))

@@ -12,7 +12,7 @@ from tuneproof.training.costs import (
     count_file,
     estimate_training,
 )
-from tuneproof.training.preflight import Prober, Readiness, preflight
+from tuneproof.training.preflight import Catalogue, Prober, Readiness, find_model, preflight
 from tuneproof.training.records import (
     Completion,
     Job,
@@ -37,6 +37,7 @@ from tuneproof.training.trainer import (
 __all__ = [
     "MAX_SUFFIX",
     "RUN_KEY",
+    "Catalogue",
     "Completion",
     "Estimate",
     "Job",
@@ -57,6 +58,7 @@ __all__ = [
     "cost_of_training",
     "count_file",
     "estimate_training",
+    "find_model",
     "new_version_id",
     "preflight",
     "suggest",

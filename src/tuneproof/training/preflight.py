@@ -39,6 +39,21 @@ class Prober(Protocol):
         """Ask; makes no job and uploads nothing. Raises `CredentialsError` and the like."""
 
 
+@runtime_checkable
+class Catalogue(Protocol):
+    """A provider that can be asked about one model, also one that it does not list."""
+
+    async def model(self, model: str) -> ModelInfo | None:
+        """What the provider says of this model; None for one that it does not know."""
+
+
+async def find_model(provider: Provider, model: str) -> ModelInfo | None:
+    """What a provider says of a model, with its shutdown date; None where it knows none."""
+    if isinstance(provider, Catalogue):
+        return await cast(Catalogue, provider).model(model)
+    return next((m for m in await provider.models() if m.id == model), None)
+
+
 async def preflight(provider: Provider, model: str, method: str, *, now: datetime) -> Readiness:
     """Ask all that can be asked before the first upload.
 

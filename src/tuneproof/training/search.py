@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tuneproof.errors import ConfigError
 
@@ -78,8 +79,8 @@ def suggest(
     return dict(study.ask(distributions).params)
 
 
-def _distribution(optuna: object, values: Sequence[Number]) -> object:
-    found = optuna.distributions  # type: ignore[attr-defined]
+def _distribution(optuna: Any, values: Sequence[Number]) -> Any:
+    found = optuna.distributions
     low, high = min(values), max(values)
     if all(isinstance(v, int) for v in values):
         return found.IntDistribution(low, high, log=low > 0 and high >= 8 * low)

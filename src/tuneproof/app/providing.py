@@ -1,0 +1,99 @@
+"""Which provider serves which model, and what it charges; pipelines whose tasks train apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from tuneproof.errors import ConfigError
+from tuneproof.providers import default_price
+from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
+from tuneproof.store import Store
+from tuneproof.training import Price
+
+T = TypeVar("T")
+
+
+def apart(settings: Settings, config: PipelineConfig) -> list[PipelineConfig]:
+    """The pipelines that really run: one for each task where they train apart, else itself.
+
+    A task's pipeline is called `PIPELINE.TASK`; it has versions, runs and budgets of its own,
+    and the task's own provider and base model where its settings name them.
+    """
+    if config.train_together or len(config.tasks) == 1:
+        return [config]
+    made = []
+    for name in config.tasks:
+        task = settings.tasks[name]
+        child = f"{config.name}.{name}"
+        if child in settings.pipelines:
+            raise ConfigError(
+                f"Pipeline {config.name} trains its tasks apart, and {child!r} is the name of "
+                "another pipeline.",
+                mend="Rename that one.",
+                field=f"pipelines.{child}",
+            )
+        made.append(
+            replace(
+                config,
+                name=child,
+                tasks=(name,),
+                provider=task.provider or config.provider,
+                base_model=task.base_model or config.base_model,
+            )
+        )
+    return made
+
+
+def price_at(provider: ProviderConfig, model: str, method: str) -> Price | None:
+    """A provider's price for training a model by a method, and for the answers of the result.
+
+    What the settings say goes before the dated table. `method` "answers" asks for a model's
+    answers alone.
+    """
+    bare = model.removeprefix("ft:")
+    table = default_price(provider.kind, provider.base_url, model, method)
+    training, answers = (
+        longest_prefix(provider.training_prices, bare),
+        longest_prefix(provider.prices, bare),
+    )
+    if training is None and answers is None:
+        return table
+    known = table or Price(source="the settings")
+    return replace(
+        known,
+        training=known.training if training is None else training,
+        prompt=known.prompt if answers is None else answers[0],
+        completion=known.completion if answers is None else answers[1],
+        source="the settings" if training is not None else known.source,
+        as_of="" if training is not None else known.as_of,
+    )
+
+
+def longest_prefix(prices: Mapping[str, T], model: str) -> T | None:
+    """The price of the longest prefix that this model begins with."""
+    found = [prefix for prefix in prices if model.startswith(prefix)]
+    return prices[max(found, key=len)] if found else None
+
+
+async def provider_of(store: Store, settings: Settings, model_id: str) -> tuple[str, str]:
+    """The name of the provider that serves a model, and the model's base.
+
+    A version is served by who trained it; a base model by who last trained a version on it,
+    so a pipeline that moved on does not take its baseline along. Any other model is the first
+    pipeline's. The provider may have left the settings since.
+    """
+    versions = await store.versions.list(model_id=model_id, limit=1)
+    if versions:
+        return versions[0].provider, versions[0].base_model
+    versions = await store.versions.list(base_model=model_id, limit=1)
+    if versions:
+        return versions[0].provider, model_id
+    for config in settings.pipelines.values():
+        if config.base_model == model_id:
+            return config.provider, model_id
+    return next(iter(settings.pipelines.values())).provider, model_id
+
+
+__all__ = ["apart", "longest_prefix", "price_at", "provider_of"]

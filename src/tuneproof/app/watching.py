@@ -1,0 +1,212 @@
+"""What providers announce: shutdowns of models, which are counted down, and ends of jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from tuneproof import workflow
+from tuneproof.app.providing import provider_of
+from tuneproof.app.runs import Runs
+from tuneproof.errors import ConfigError, DeniedError, StateError, TuneProofError
+from tuneproof.providers import JobEnded, read_webhook
+from tuneproof.settings import PipelineConfig
+from tuneproof.store import Run
+from tuneproof.training import find_model
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_WARNING = timedelta(days=60)
+"""From when on the loop warns that a provider shuts a model down."""
+
+ASK_EVERY = timedelta(hours=24)
+"""How often providers are asked for shutdown dates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """The day on which a model of a pipeline stops answering, as its provider announced it."""
+
+    model: str
+    provider: str
+    at: datetime
+
+    def left(self, now: datetime) -> timedelta:
+        """How long it still answers."""
+        return self.at - now
+
+
+class Watching(Runs):
+    """What is done about what providers announce."""
+
+    # --- shutdowns ------------------------------------------------------------------
+
+    async def watch_shutdowns(self, now: datetime) -> list[str]:
+        """Ask for shutdown dates once a day; warn, and re-train on successors when it is time.
+
+        Returns the ids of the runs that were started.
+        """
+        started = []
+        for config in self.pipelines():
+            if not config.enabled:
+                continue
+            try:
+                found = await self._asked(config, now)
+                run = await self._acted(config, found, now) if found else None
+            except TuneProofError as e:
+                log.warning("shutdowns of %s could not be looked at: %s", config.name, e)
+                continue
+            if run is not None:
+                started.append(run.id)
+        return started
+
+    async def shutdown(self, config: PipelineConfig) -> Shutdown | None:
+        """The shutdown that was last heard of, without asking; None where none is announced."""
+        kept: Mapping[str, Any] | None = await self.store.meta.get(f"shutdown:{config.name}")
+        if not kept or not kept.get("at"):
+            return None
+        at = datetime.fromisoformat(kept["at"])
+        return Shutdown(model=kept["model"], provider=kept["provider"], at=at)
+
+    async def _asked(self, config: PipelineConfig, now: datetime) -> Shutdown | None:
+        kept = await self.store.meta.get(f"shutdown:{config.name}")
+        if kept and now - datetime.fromisoformat(kept["asked_at"]) < ASK_EVERY:
+            return await self.shutdown(config)
+        found = await self.ask_shutdown(config)
+        value = {
+            "asked_at": now.isoformat(),
+            "model": found.model if found else None,
+            "provider": found.provider if found else None,
+            "at": found.at.isoformat() if found else None,
+        }
+        await self.store.meta.set(f"shutdown:{config.name}", value)
+        return found
+
+    async def ask_shutdown(self, config: PipelineConfig) -> Shutdown | None:
+        """The first shutdown among the model in use, its base, and the base to train on."""
+        places: dict[str, str] = {}
+        if config.base_model is not None:
+            places[config.base_model] = config.provider
+        for task in config.tasks:
+            routing = await self.store.routing.get(task)
+            if routing is None:
+                continue
+            model = routing.baseline.model_id
+            name, base = await provider_of(self.store, self.settings, model)
+            places |= {model: name, base: name}
+        found = []
+        for model, name in places.items():
+            if self._given_provider is None and name not in self.settings.providers:
+                continue
+            info = await find_model(self.provider(name), model)
+            if info is not None and info.shutdown_at is not None:
+                found.append(Shutdown(model=model, provider=name, at=info.shutdown_at))
+        return min(found, default=None, key=lambda s: (s.at, s.model))
+
+    async def _acted(self, config: PipelineConfig, found: Shutdown, now: datetime) -> Run | None:
+        clock = self.clock
+        self.metrics.model_shuts_down(
+            config.name, found.model, lambda: found.left(clock.now()).total_seconds()
+        )
+        if found.left(now) > SHUTDOWN_WARNING:
+            return None
+        await self._warn(config, found, now)
+        lead = timedelta(days=config.retrain_lead_days)
+        if found.left(now) > lead or config.successor_model in (None, found.model):
+            return None
+        if config.schedule_driver != "internal":
+            return None  # the outer scheduler's next run trains on the successor
+        return await self._retrained(config, found, now)
+
+    async def _warn(self, config: PipelineConfig, found: Shutdown, now: datetime) -> None:
+        key, mark = f"shutdown_warned:{config.name}", f"{found.model} {found.at.isoformat()}"
+        if await self.store.meta.get(key) == mark:
+            return
+        said = (
+            f"{found.model} shuts down at {found.provider} on {found.at:%Y-%m-%d}, in "
+            f"{found.left(now).days} days; "
+            + (
+                f"{config.retrain_lead_days:g} days before, the loop trains on "
+                f"{config.successor_model}"
+                if config.successor_model
+                else "name a training.successor_model"
+            )
+        )
+        async with self.store.begin() as tx:
+            await self.store.meta.set(key, mark, tx=tx)
+            await self.store.activity.add(
+                now, "schedule", "model shutdown", config.name, said, tx=tx
+            )
+        self.live.publish("activity", config.name)
+
+    async def _retrained(
+        self, config: PipelineConfig, found: Shutdown, now: datetime
+    ) -> Run | None:
+        key, mark = f"shutdown_retrained:{config.name}", found.model
+        if await self.store.meta.get(key) == mark:
+            return None
+        try:
+            run = await self.start_run(config.name, actor="schedule")
+        except StateError:
+            return None  # a run is under way; this is looked at again after it
+        await self.store.meta.set(key, mark)
+        said = f"{found.model} shuts down on {found.at:%Y-%m-%d}: {config.successor_model} follows"
+        await self.store.activity.add(now, "schedule", "successor run", run.id, said)
+        return run
+
+    async def _effective(self, config: PipelineConfig) -> PipelineConfig:
+        """The config with the successor for its base model, once the lead has begun."""
+        if config.successor_model is None:
+            return config
+        found = await self.shutdown(config)
+        lead = timedelta(days=config.retrain_lead_days)
+        if found is None or found.left(self.clock.now()) > lead:
+            return config
+        return replace(
+            config,
+            base_model=config.successor_model,
+            provider=config.successor_provider or config.provider,
+        )
+
+    # --- webhooks -------------------------------------------------------------------
+
+    async def provider_webhook(self, body: bytes, headers: Mapping[str, str]) -> str | None:
+        """Take in what a provider sent; the id of the run that was woken, None where none waits.
+
+        The run then asks the provider itself. Raises `ConfigError` where no provider has a
+        webhook secret, and `DeniedError` where the signature is none of theirs.
+        """
+        event = self._verified(body, headers)
+        if event is None:
+            return None
+        versions = await self.store.versions.list(training_job_id=event.job_id, limit=1)
+        run_id = versions[0].run_id if versions else None
+        if run_id is None or not await self.engine.exists(run_id):
+            return None
+        signal = workflow.Signal(
+            kind="wake", actor="webhook", reason=f"{event.kind} {event.job_id}"
+        )
+        await self.engine.send(run_id, signal, key=f"webhook:{event.event_id}")
+        return run_id
+
+    def _verified(self, body: bytes, headers: Mapping[str, str]) -> JobEnded | None:
+        secrets = {
+            str.__str__(p.webhook_secret)
+            for p in self.settings.providers.values()
+            if p.webhook_secret is not None
+        }
+        refusal: TuneProofError = ConfigError(
+            "No provider has a webhook secret, so nothing that comes is believed.",
+            mend="Set OPENAI_WEBHOOK_SECRET to the secret that was shown when the webhook was "
+            "made, or webhook_secret_env of the provider.",
+            field="webhook_secret",
+        )
+        for secret in sorted(secrets):
+            try:
+                return read_webhook(body, headers, secret=secret)
+            except DeniedError as e:
+                refusal = e
+        raise refusal
