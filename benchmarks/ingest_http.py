@@ -1,0 +1,126 @@
+"""Events over HTTP into the real service on PostgreSQL, one worker, against the store alone.
+
+Batches as `tuneproof.client` sends them (JSON, each event once for ever, units and rollups
+kept up before the answer), over one and over four kept-alive connections. The same kind of
+batches go straight into the store in this process: what is left is reading and checking JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from http.client import HTTPConnection
+from itertools import count, islice
+from typing import Any
+
+from tests.integration.store.records import experiment
+from tests.servers import postgres_server
+
+from ingest import Clock, events
+from service import EXPERIMENT, running
+from tuneproof.store import open_store
+
+PART = 10_000
+SENT = 50_000
+ROUNDS = 4
+GOAL = 30_000
+
+
+def records() -> list[dict[str, Any]]:
+    """Measure HTTP and the store in turn."""
+    with postgres_server(fsync="on", synchronous_commit="on", full_page_writes="on") as server:
+        url, other = server.create_database(), server.create_database()
+        with running(url) as service:
+            found = asyncio.run(_rounds(service.port, other))
+    rates = {way: statistics.median(values[1:]) for way, values in found.items()}
+    return [_record(connections, rates) for connections in (1, 4)]
+
+
+async def _rounds(port: int, database: str) -> dict[Any, list[float]]:
+    store = await open_store(database, clock=Clock())
+    await store.experiments.add(experiment(EXPERIMENT))
+    found: dict[Any, list[float]] = {1: [], 4: [], "store": []}
+    seeds = count(100)
+    for _ in range(ROUNDS):
+        for connections in (1, 4):
+            bodies = [json.dumps(_body(part)).encode() for part in _parts(next(seeds))]
+            found[connections].append(await asyncio.to_thread(_send, port, bodies, connections))
+        parts = list(_parts(next(seeds)))
+        began = time.perf_counter()
+        for part in parts:
+            await store.events.ingest(*part)
+        found["store"].append(_events(parts) / (time.perf_counter() - began))
+    await store.close()
+    return found
+
+
+def _parts(seed: int) -> Iterator[tuple[list[Any], list[Any]]]:
+    """SENT events in batches of PART, half of them exposures."""
+    half = PART // 2
+    parts = (
+        (shown[start : start + half], told[start : start + half])
+        for shown, told in events(EXPERIMENT, seed)
+        for start in range(0, len(shown), half)
+    )
+    return islice(parts, SENT // PART)
+
+
+def _events(parts: list[tuple[list[Any], list[Any]]]) -> int:
+    return sum(len(shown) + len(told) for shown, told in parts)
+
+
+def _body(part: tuple[list[Any], list[Any]]) -> dict[str, Any]:
+    shown, told = ([{**asdict(e), "at": e.at.isoformat()} for e in kind] for kind in part)
+    return {"exposures": shown, "outcomes": told}
+
+
+def _send(port: int, bodies: list[bytes], connections: int) -> float:
+    """Events a second."""
+    rest = iter(bodies)
+    lock = threading.Lock()
+
+    def sender() -> None:
+        line = HTTPConnection("127.0.0.1", port, timeout=60)
+        while True:
+            with lock:
+                body = next(rest, None)
+            if body is None:
+                line.close()
+                return
+            line.request("POST", "/events", body, {"Content-Type": "application/json"})
+            answer = line.getresponse()
+            found = json.loads(answer.read())
+            if answer.status != 200 or found["accepted"] != PART:
+                raise SystemExit(f"the service answered {answer.status} {found}")
+
+    threads = [threading.Thread(target=sender) for _ in range(connections)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(bodies) * PART / (time.perf_counter() - began)
+
+
+def _record(connections: int, rates: dict[Any, float]) -> dict[str, Any]:
+    ours, theirs = rates[connections], rates["store"]
+    return {
+        "name": f"ingest: events over HTTP, one worker, {connections} connection(s)",
+        "ours": round(ours / 1000, 1),
+        "unit": "k events/s",
+        "peer": "the store alone, the same batches",
+        "peer_value": round(theirs / 1000, 1),
+        "ratio": round(ours / theirs, 2),
+        "goal": f"≥ {GOAL // 1000} k events/s",
+        "met": ours >= GOAL,
+    }
+
+
+if __name__ == "__main__":
+    for record in records():
+        print(record)
