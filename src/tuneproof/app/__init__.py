@@ -117,6 +117,9 @@ class _Told:
         else:
             self._app.metrics.test_ended(test.id)
         self._app.live.publish("look", test.id, look.number)
+        if "next_share" in look.inputs:
+            for task in test.tasks:
+                self._app.live.publish("routing", task)
 
     def rollout_moved(self, deployment: Deployment) -> None:
         """A rollout is at another step or state."""

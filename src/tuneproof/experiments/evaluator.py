@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from tuneproof.errors import InputError
+from tuneproof.experiments.allocation import thompson_share
 from tuneproof.experiments.judge import DeclaredLook, judge
 from tuneproof.experiments.ledger import Allotment, Spent, allot, identity_of
 from tuneproof.experiments.records import (
@@ -68,6 +69,9 @@ class ExperimentStore(Protocol):
 
     async def final_lifts(self, pipeline: str, *, tx: Any = None) -> Sequence[tuple[float, float]]:
         """The lift of each finished experiment with its standard error on the log scale."""
+
+    async def reallocate(self, test: ABTest, share: float, at: datetime, *, tx: Any = None) -> int:
+        """Give the candidate another share from now on: the number of the phase that begins."""
 
     async def dataset_of(self, model: ModelRef, *, tx: Any = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
@@ -144,6 +148,7 @@ class ModelEvaluator:
             identity=identity,
             segments=config.segments,
             segment_guardrail=config.segment_guardrail,
+            allocation=config.allocation,
         )
         await self._store.start_test(test, tx=tx)
         return test
@@ -181,6 +186,11 @@ class ModelEvaluator:
             max_p95_latency_ms=self._config.max_p95_latency_ms,
             max_engagement_drop=self._config.max_engagement_drop,
         )
+        share = self._next_share(test, evidence, looks, instant)
+        if look.verdict is Verdict.CONTINUE and share is not None:
+            phase = await self._store.reallocate(test, share, instant, tx=tx)
+            moved = {"next_share": share, "next_phase": phase}
+            look = replace(look, inputs={**look.inputs, **moved})
         await self._store.add_look(look, tx=tx)
         if look.verdict is not Verdict.CONTINUE:
             ended = replace(
@@ -188,6 +198,20 @@ class ModelEvaluator:
             )
             await self._store.end_test(ended, tx=tx)
         return look
+
+    def _next_share(
+        self, test: ABTest, evidence: Evidence, looks: Sequence[Look], at: datetime
+    ) -> float | None:
+        """The share of the next phase, where one is due and it is another; else None."""
+        if test.allocation == "fixed" or at >= test.end_at or not evidence.shares:
+            return None
+        changes = [look.at for look in looks if "next_share" in look.inputs]
+        began = changes[-1] if changes else test.start_at
+        if at - began < timedelta(hours=self._config.allocation_hours):
+            return None
+        current = evidence.shares[max(evidence.shares)]
+        share = thompson_share(evidence.strata(), current, min_units_phase=test.min_units_phase)
+        return None if share == current else share
 
     async def _prior(self, test: ABTest, tx: Any) -> NormalPrior:
         """What the pipeline's finished experiments say of how large lifts are in truth."""

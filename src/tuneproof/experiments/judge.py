@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from tuneproof.experiments.allocation import reweighted_lift
 from tuneproof.experiments.criteria import judge_criteria
 from tuneproof.experiments.records import (
     ABTest,
@@ -95,6 +96,7 @@ def judge(
         halves=view.halves,
         criteria=results,
         segments=view.segments,
+        reweighted=reweighted_lift(view.strata) if test.allocation != "fixed" else None,
     )
 
 

@@ -143,6 +143,8 @@ class ABTest:
     """Attributes of the exposures to look into, exploratory."""
     segment_guardrail: bool = False
     """Whether a segment that is harmed ends the test."""
+    allocation: str = "fixed"
+    """Whether the share stays ("fixed") or follows what is known ("thompson"), phase by phase."""
 
     @property
     def last_look_at(self) -> datetime:
@@ -297,6 +299,8 @@ class Look:
     halves: Halves | None = None
     criteria: tuple[CriterionResult, ...] = ()
     segments: tuple[Segment, ...] = ()
+    reweighted: Part | None = None
+    """The lift over all units, where shares were adapted: phases weighted by their units."""
 
 
 @dataclass(frozen=True, kw_only=True)

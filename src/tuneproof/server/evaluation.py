@@ -278,6 +278,7 @@ class LookAnswer(Answer):
     halves: HalvesAnswer | None
     criteria: list[CriterionAnswer]
     segments: list[SegmentAnswer]
+    reweighted: PartAnswer | None
     inputs: dict[str, Any]
 
 
@@ -497,6 +498,7 @@ def _look(look: Look) -> LookAnswer:
             **fields,
             **arms,
             **_beside(look),
+            "reweighted": None if look.reweighted is None else asdict(look.reweighted),
             "expected": _expected(look),
             "verdict": str(look.verdict),
         }

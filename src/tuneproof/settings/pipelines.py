@@ -77,6 +77,8 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
         "loop_alpha": "loop_alpha",
         "segments": "segments",
         "segment_guardrail": "segment_guardrail",
+        "allocation": "allocation",
+        "allocation_hours": "allocation_hours",
         "plan_gate": "plan_gate",
         "plan_probability": "plan_probability",
         "outcome_source": "outcome_source",
@@ -194,6 +196,8 @@ class PipelineConfig:
     loop_alpha: float = 0.05
     segments: tuple[str, ...] = ()
     segment_guardrail: bool = False
+    allocation: str = "fixed"
+    allocation_hours: float = 24
     plan_gate: str = "warn"
     plan_probability: float = 0.5
     outcome_source: str | None = None
@@ -299,6 +303,8 @@ class PipelineConfig:
         checks.truth("loop_ledger", self.loop_ledger)
         checks.number("loop_alpha", self.loop_alpha, above=0, at_most=0.5)
         checks.truth("segment_guardrail", self.segment_guardrail)
+        checks.choice("allocation", self.allocation, ("fixed", "thompson"))
+        checks.number("allocation_hours", self.allocation_hours, above=0)
         checks.choice("plan_gate", self.plan_gate, ("off", "warn", "stop"))
         checks.number("plan_probability", self.plan_probability, above=0, at_most=1)
         if self.retention_days is not None:

@@ -261,6 +261,7 @@ def _experiment(row: Any) -> ABTest:
             "objectives": tuple(Criterion(**c) for c in values["objectives"] or ()),
             "segments": tuple(values["segments"] or ()),
             "segment_guardrail": bool(values["segment_guardrail"]),
+            "allocation": values["allocation"] or "fixed",
         }
     )
 
@@ -293,6 +294,7 @@ def _look(row: Any) -> Look:
             "verdict": Verdict(values["verdict"]),
             "expected": _record(ExpectedLift, values["expected"]),
             "halves": _halves(values["halves"]),
+            "reweighted": _record(Part, values["reweighted"]),
             "criteria": tuple(_result(r) for r in values["criteria"] or ()),
             "segments": tuple(Segment(**s) for s in values["segments"] or ()),
         }

@@ -216,6 +216,19 @@ class Loop:
         """The lift of each finished experiment with its standard error on the log scale."""
         return await self._store.experiments.final_lifts(pipeline, tx=tx)
 
+    async def reallocate(self, test: ABTest, share: float, at: datetime, *, tx: Tx = None) -> int:
+        """Open the test's next phase with another share, and route its tasks so."""
+        async with self._store.writing(tx) as own:
+            number = (await self._store.experiments.phases(test.id, tx=own))[-1].number + 1
+            await self._store.experiments.open_phase(test.id, number, share, at, tx=own)
+            for task in test.tasks:
+                routing = await self._store.routing.get(task, tx=own)
+                if routing is not None and routing.subject == test.id:
+                    cause = f"{test.id} adapts its share"
+                    moved = replace(routing, share=share, phase=number, updated_at=at, cause=cause)
+                    await self._store.routing.set(moved, tx=own)
+        return number
+
     async def dataset_of(self, model: ModelRef, *, tx: Tx = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
         found = await self._store.versions.list(model_id=model.model_id, limit=1, tx=tx)

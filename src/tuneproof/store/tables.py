@@ -109,6 +109,7 @@ subjects = Table(
     Column("key", _Serial, primary_key=True, autoincrement=True),
     Column("id", Text, nullable=False, unique=True),
     Column("kind", Text, nullable=False),
+    Column("purged_at", Instant),
 )
 
 experiments = Table(
@@ -140,6 +141,7 @@ experiments = Table(
     Column("objectives", Json),
     Column("segments", Json),
     Column("segment_guardrail", Boolean),
+    Column("allocation", Text),
     Index(None, "pipeline", "start_at"),
     Index(None, "start_at"),
     Index(None, "run_id"),
@@ -180,6 +182,7 @@ looks = Table(
     Column("halves", Json),
     Column("criteria", Json),
     Column("segments", Json),
+    Column("reweighted", Json),
 )
 
 exposures = Table(

@@ -1,0 +1,16 @@
+"""The examples in the docstrings of `experiments` run."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from tuneproof.experiments import allocation, ledger
+
+
+@pytest.mark.parametrize("module", [allocation, ledger], ids=lambda m: m.__name__)
+def test_examples_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
