@@ -36,7 +36,7 @@ from tests.servers import free_port
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNABLE = ("python", "console")
-TIMEOUT_S = 240.0
+TIMEOUT_S = 420.0
 START_S = 60.0
 PORTS = ("8686", "8700", "9090")
 
