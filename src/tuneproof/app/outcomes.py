@@ -16,6 +16,8 @@ from tuneproof.sources.outcomes import OutcomeRow, OutcomeTable
 
 log = logging.getLogger(__name__)
 
+FORGET_EVERY_S = 3600.0
+
 LOOK_EVERY_S = 5.0
 """How often the sources are looked at; each is polled when its own interval is over."""
 
@@ -27,6 +29,8 @@ class Outcomes(Core):
         await super()._began()
         if self._background and self.settings.outcome_sources:
             self.spawn("tuneproof-outcomes", self._keep_polling())
+        if self._background and any(c.retention_days for c in self.settings.pipelines.values()):
+            self.spawn("tuneproof-retention", self._keep_forgetting())
 
     async def _keep_polling(self) -> None:
         polled: dict[str, datetime] = {}
@@ -45,6 +49,36 @@ class Outcomes(Core):
                 except TuneProofError as e:
                     log.warning("outcomes of %s could not be read: %s", config.name, e)
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _keep_forgetting(self) -> None:
+        while True:
+            try:
+                if await self.engine.leads("retention"):
+                    await self.forget_events()
+            except TuneProofError as e:
+                log.warning("old events could not be deleted: %s", e)
+            await asyncio.sleep(FORGET_EVERY_S)
+
+    async def forget_events(self) -> Sequence[str]:
+        """Delete the raw events of what ended `retention_days` ago; whose they were.
+
+        Rollups, looks and verdicts stay. Pipelines without `retention_days` keep all.
+        """
+        forgotten = []
+        now = self.clock.now()
+        for config in self.settings.pipelines.values():
+            if config.retention_days is None:
+                continue
+            before = now - timedelta(days=config.retention_days)
+            for subject in await self.store.retention.due(config.name, before):
+                async with self.store.begin() as tx:
+                    count = await self.store.retention.purge(subject, now, tx=tx)
+                    detail = {"events": count}
+                    await self.store.activity.add(
+                        now, "system", "events forget", subject, "retention", detail, tx=tx
+                    )
+                forgotten.append(subject)
+        return forgotten
 
     async def poll_outcomes(self, pipeline: str = "default") -> int:
         """Read what has changed since the last time and take it in; how many were new.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tuneproof.errors import DataError, NotFoundError
+from tuneproof.errors import DataError, NotFoundError, StateError
 from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
 from tuneproof.store import ingest_postgres, ingest_sqlite
 from tuneproof.store.rollups import (
@@ -79,13 +79,13 @@ class Events:
         """Take in events, all in one transaction.
 
         An event is known by its subject, unit and id: sent again it changes nothing. Events of
-        unknown subjects are refused, named in `unknown`, and the rest is taken. `accepted`
-        counts the new ones. `now` is not needed: an event's own instant is what counts.
+        unknown subjects, and of those whose raw events are gone, are refused, named in
+        `unknown`, and the rest is taken. `accepted` counts the new ones. `now` is not needed: an event's own instant is what counts.
         Raises `DataError` for an event with a malformed value; then none is taken.
         """
         async with self._store.writing(tx) as own:
             events: list[Exposure | Outcome] = [*exposures, *outcomes]
-            keys = await _keys(own, (event.subject for event in events))
+            keys = await _keys(own, (event.subject for event in events), open_only=True)
             unknown = [event.id for event in events if event.subject not in keys]
             shown = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
             told = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
@@ -236,9 +236,18 @@ class Events:
             )
 
     async def recount(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
-        """The rollups made anew from the raw events: equal to `kept` unless there is a bug."""
+        """The rollups made anew from the raw events: equal to `kept` unless there is a bug.
+
+        Raises `StateError` where the raw events are gone (`retention_days`).
+        """
         async with self._store.reading(tx) as own:
-            return await recounted_rollups(own, await _key(own, subject))
+            key = await _key(own, subject)
+            if not await _keys(own, [subject], open_only=True):
+                raise StateError(
+                    f"The raw events of {subject} are gone, so they cannot be counted again.",
+                    mend="Nothing is wrong: retention_days says how long they are kept.",
+                )
+            return await recounted_rollups(own, key)
 
     async def kept(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
         """The rollups as they are kept."""
@@ -251,9 +260,13 @@ class Events:
         return kept_rollups(rows)
 
 
-async def _keys(tx: AsyncConnection, ids: Iterable[str]) -> dict[str, int]:
+async def _keys(
+    tx: AsyncConnection, ids: Iterable[str], *, open_only: bool = False
+) -> dict[str, int]:
     wanted = list(dict.fromkeys(ids))
     query = select(subjects.c.id, subjects.c.key)
+    if open_only:
+        query = query.where(subjects.c.purged_at.is_(None))
     found: dict[str, int] = {}
     for start in range(0, len(wanted), 1000):
         part = query.where(subjects.c.id.in_(wanted[start : start + 1000]))

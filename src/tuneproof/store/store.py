@@ -33,6 +33,7 @@ from tuneproof.store.loop import Loop
 from tuneproof.store.meta import Meta
 from tuneproof.store.migrate import migrate
 from tuneproof.store.outbox import StoredOutbox
+from tuneproof.store.retention import Retention
 from tuneproof.store.routing import Routings
 from tuneproof.store.runs import Runs
 from tuneproof.store.schedule import Ticks
@@ -66,6 +67,7 @@ class Store:
         self.outbox = StoredOutbox(self)
         self.routing = Routings(self)
         self.runs = Runs(self)
+        self.retention = Retention(self)
         self.schedule = Ticks(self)
         self.tokens = Tokens(self)
         self.versions = Versions(self)

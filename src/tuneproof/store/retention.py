@@ -1,0 +1,72 @@
+"""How long raw events are kept: rollups, looks and verdicts stay for ever, raw events by policy.
+
+Only what has ended loses its raw events. From then on its events are refused as unknown: without
+the raw ones nobody could tell a repeated event from a new one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tuneproof.experiments import ExperimentStatus
+from tuneproof.store.tables import deployments, experiments, exposures, outcomes, subjects, units
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["Retention"]
+
+
+class Retention:
+    """Finds what may lose its raw events, and takes them away."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def due(
+        self, pipeline: str, before: datetime, *, tx: AsyncConnection | None = None
+    ) -> list[str]:
+        """The experiments and rollouts of a pipeline that ended before this instant, unpurged."""
+        tests = select(experiments.c.id).where(
+            experiments.c.pipeline == pipeline,
+            experiments.c.status != str(ExperimentStatus.RUNNING),
+            experiments.c.end_at < before,
+        )
+        rollouts = select(deployments.c.id).where(
+            deployments.c.pipeline == pipeline, deployments.c.ended_at < before
+        )
+        query = (
+            select(subjects.c.id)
+            .where(
+                subjects.c.purged_at.is_(None),
+                or_(subjects.c.id.in_(tests), subjects.c.id.in_(rollouts)),
+            )
+            .order_by(subjects.c.id)
+        )
+        async with self._store.reading(tx) as own:
+            return [row.id for row in await own.execute(query)]
+
+    async def purge(self, subject: str, at: datetime, *, tx: AsyncConnection | None = None) -> int:
+        """Delete a subject's raw events and units; how many raw events there were.
+
+        Again it changes nothing. What was summed up from them stays.
+        """
+        async with self._store.writing(tx) as own:
+            closed = await own.execute(
+                update(subjects)
+                .where(subjects.c.id == subject, subjects.c.purged_at.is_(None))
+                .values(purged_at=at)
+                .returning(subjects.c.key)
+            )
+            key = closed.scalar_one_or_none()
+            if key is None:
+                return 0
+            gone = 0
+            for table in (exposures, outcomes, units):
+                found = await own.execute(delete(table).where(table.c.subject == key))
+                gone += found.rowcount if table is not units else 0
+        return gone
