@@ -24,6 +24,7 @@ from tuneproof.store.rollups import (
     ArmStratum,
     kept_rollups,
     read_exposed,
+    read_looked,
     read_requests,
     read_strata,
     recounted_rollups,
@@ -80,7 +81,8 @@ class Events:
 
         An event is known by its subject, unit and id: sent again it changes nothing. Events of
         unknown subjects, and of those whose raw events are gone, are refused, named in
-        `unknown`, and the rest is taken. `accepted` counts the new ones. `now` is not needed: an event's own instant is what counts.
+        `unknown`, and the rest is taken. `accepted` counts the new ones. `now` is not needed: an
+        event's own instant is what counts.
         Raises `DataError` for an event with a malformed value; then none is taken.
         """
         async with self._store.writing(tx) as own:
@@ -221,15 +223,12 @@ class Events:
         exposures to split the units by, which reads units instead of rollups.
         """
         async with self._store.reading(tx) as own:
-            key = await _key(own, subject)
-            shares = select(phases.c.number, phases.c.share).where(phases.c.subject == subject)
-            first = []
-            if halfway is not None:
-                first = await read_strata(own, key, halfway, shapes=False)
+            key, shares = await _key_and_shares(own, subject)
+            seen, first, exposed = await read_looked(own, key, before, halfway)
             return Evidence(
-                cells=tuple(_cell(s) for s in await read_strata(own, key, before)),
-                exposed=await read_exposed(own, key, None),
-                shares={row.number: row.share for row in await own.execute(shares)},
+                cells=tuple(_cell(s) for s in seen),
+                exposed=exposed,
+                shares=shares,
                 requests=await read_requests(own, key, None, None),
                 first_half=tuple(_cell(s) for s in first),
                 segments=await read_segments(own, key, before, segments) if segments else {},
@@ -272,6 +271,18 @@ async def _keys(
         part = query.where(subjects.c.id.in_(wanted[start : start + 1000]))
         found.update((id, key) for id, key in await tx.execute(part))
     return found
+
+
+async def _key_and_shares(tx: AsyncConnection, subject: str) -> tuple[int, dict[int, float]]:
+    query = (
+        select(subjects.c.key, phases.c.number, phases.c.share)
+        .outerjoin(phases, phases.c.subject == subjects.c.id)
+        .where(subjects.c.id == subject)
+    )
+    rows = (await tx.execute(query)).all()
+    if not rows:
+        return await _key(tx, subject), {}
+    return rows[0].key, {row.number: row.share for row in rows if row.number is not None}
 
 
 async def _key(tx: AsyncConnection, subject: str) -> int:

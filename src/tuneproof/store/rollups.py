@@ -29,12 +29,21 @@ from tuneproof.store.sums import (
 from tuneproof.store.tables import SUMS, cells, engagement, exposures, outcomes, requests
 from tuneproof.store.types import hour_of, to_micros
 
-__all__ = ["ARMS", "ArmStratum", "kept_rollups", "read_exposed", "read_requests", "read_strata"]
+__all__ = [
+    "ARMS",
+    "ArmStratum",
+    "kept_rollups",
+    "read_exposed",
+    "read_looked",
+    "read_requests",
+    "read_strata",
+]
 
 ARMS: Final = (Arm.BASELINE, Arm.CANDIDATE)
 """An arm's number in the tables is its place here."""
 
 _DOLLARS: Final = NANO
+_Sums = dict[tuple[int, int], dict[str, int]]
 _COLUMNS: Final = ("exposed", "exposed_tokens", "exposed_cost", "n", "n_q", *SUMS)
 # The sums' names in an `Aggregate`, and what makes a whole number of ours its unit.
 _TO_AGGREGATE: Final = {
@@ -72,23 +81,60 @@ class ArmStratum:
 
 
 async def read_strata(
-    tx: AsyncConnection, subject: int, before: datetime | None, *, shapes: bool = True
+    tx: AsyncConnection, subject: int, before: datetime | None
 ) -> list[ArmStratum]:
-    """The arms of each phase, of units whose first exposure's hour ended by `before`.
-
-    `shapes=False` leaves the histograms out, which are most of the rows.
-    """
-    bars = select(
-        engagement.c.phase, engagement.c.arm, engagement.c.bucket, func.sum(engagement.c.n)
-    ).where(engagement.c.subject == subject)
-    bars = bars.where(_ended(engagement.c.hour, before))
+    """The arms of each phase, of units whose first exposure's hour ended by `before`."""
     sums = await _sums(tx, subject, before)
-    size = len(ENGAGEMENT_EDGES) + 1
-    bars_of: Mapping[tuple[int, int], list[int]] = {}
-    if shapes:
-        bars_of = await _histograms(tx, bars, size)
+    return _strata(sums, await _histograms(tx, subject, before))
+
+
+async def read_looked(
+    tx: AsyncConnection, subject: int, before: datetime | None, halfway: datetime | None
+) -> tuple[list[ArmStratum], list[ArmStratum], dict[tuple[int, Arm], int]]:
+    """What a look needs of the cells: the strata, those before `halfway` (without histograms,
+    and none where it is None), and all exposures as `read_exposed` counts them.
+
+    PostgreSQL answers all of it in one query beside the histograms'.
+    """
+    if tx.dialect.name == "postgresql":
+        sums, first, exposed = await _sums_at(tx, subject, before, halfway)
+    else:
+        sums = await _sums(tx, subject, before)
+        first = {} if halfway is None else await _sums(tx, subject, halfway)
+        exposed = await read_exposed(tx, subject, None)
+    return _strata(sums, await _histograms(tx, subject, before)), _strata(first, None), exposed
+
+
+async def _sums_at(
+    tx: AsyncConnection, subject: int, before: datetime | None, halfway: datetime | None
+) -> tuple[_Sums, _Sums, dict[tuple[int, Arm], int]]:
+    cuts = [_ended(cells.c.hour, before)]
+    if halfway is not None:
+        cuts.append(_ended(cells.c.hour, halfway))
+    days = cells.c.hour < 0
+    query = select(
+        cells.c.phase,
+        cells.c.arm,
+        func.sum(cells.c.exposed).filter(days),
+        *(func.sum(cells.c[name]).filter(cut) for cut in cuts for name in _COLUMNS),
+    ).where(cells.c.subject == subject, or_(days, *cuts))
+    sums: _Sums = {}
+    first: _Sums = {}
+    exposed: dict[tuple[int, Arm], int] = {}
+    size = len(_COLUMNS)
+    for phase, arm, n, *values in await tx.execute(query.group_by(cells.c.phase, cells.c.arm)):
+        if n:
+            exposed[phase, ARMS[arm]] = int(n)
+        numbers = [int(value or 0) for value in values]
+        for place, found in enumerate((sums, first)[: len(cuts)]):
+            part = numbers[place * size : (place + 1) * size]
+            found[phase, arm] = dict(zip(_COLUMNS, part, strict=True))
+    return sums, first, dict(sorted(exposed.items()))
+
+
+def _strata(sums: _Sums, shapes: Mapping[tuple[int, int], list[int]] | None) -> list[ArmStratum]:
     return [
-        _stratum(phase, arm, row, bars_of[phase, arm] if shapes else None)
+        _stratum(phase, arm, row, None if shapes is None else shapes[phase, arm])
         for (phase, arm), row in sorted(sums.items())
         if row["exposed"]
     ]
@@ -196,10 +242,14 @@ async def _sums(
 
 
 async def _histograms(
-    tx: AsyncConnection, query: Select[Any], size: int
+    tx: AsyncConnection, subject: int, before: datetime | None
 ) -> dict[tuple[int, int], list[int]]:
+    size = len(ENGAGEMENT_EDGES) + 1
     found: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * size)
     columns = (engagement.c.phase, engagement.c.arm, engagement.c.bucket)
+    query = select(*columns, func.sum(engagement.c.n)).where(
+        engagement.c.subject == subject, _ended(engagement.c.hour, before)
+    )
     for phase, arm, bucket, n in await tx.execute(query.group_by(*columns)):
         found[phase, arm][bucket] = int(n)
     return found
