@@ -1,4 +1,4 @@
-"""Runs the benchmarks, writes `benchmarks/results.json` and prints a table.
+"""Runs the benchmarks, writes `results.json` and `docs/benchmarks.md`, prints a table.
 
     python benchmarks/run.py [--strict] [NAME ...]      NAME: a file of this folder, without .py
 
@@ -14,12 +14,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import glob
 import json
 import platform
+import re
+import runpy
+import shutil
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,16 @@ from rich.table import Table
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
+VERSIONS = (
+    "tuneproof",
+    "dbos",
+    "sqlalchemy",
+    "psycopg",
+    "fastapi",
+    "uvicorn",
+    "httptools",
+    "openai",
+)
 FIELDS = ("name", "ours", "unit", "peer", "peer_value", "ratio", "goal", "met")
 _CHILD = """
 import json, runpy, sys
@@ -89,6 +104,7 @@ def write(found: dict[str, list[dict[str, Any]]], known: dict[str, Path]) -> Non
     ]
     records = sorted(kept + new, key=lambda record: (record["benchmark"], record["name"]))
     RESULTS.write_text(json.dumps({"machine": machine(), "records": records}, indent=2) + "\n")
+    runpy.run_path(str(FOLDER / "page.py"))["write_page"]()
 
 
 def machine() -> dict[str, Any]:
@@ -98,7 +114,21 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "versions": {name: version(name) for name in VERSIONS} | _servers(),
     }
+
+
+def _servers() -> dict[str, str]:
+    """The versions of the servers that benchmarks start."""
+    found = {}
+    for name, program in (("PostgreSQL", "postgres"), ("Redis", "redis-server")):
+        places = [shutil.which(program), *glob.glob(f"/usr/lib/postgresql/*/bin/{program}")]
+        path = next((place for place in places if place), None)
+        if path is not None:
+            said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+            number = re.search(r"\d+\.[\d.]+", said)
+            found[name] = number[0] if number else said.strip()
+    return found
 
 
 def show(records: list[dict[str, Any]]) -> None:
