@@ -21,14 +21,18 @@ HEAD = "| what | ours | peer | its value | ratio | goal | met |\n|---|---|---|--
 
 def write_page() -> None:
     """Replace what stands between the markers. Raises `SystemExit` where they are missing."""
-    text = PAGE.read_text("utf-8")
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+
+
+def page(text: str) -> str:
+    """The page with the results of `results.json` between its markers."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{PAGE} lacks the markers {BEGIN} and {END}.")
     results = json.loads((FOLDER / "results.json").read_text("utf-8"))
     body = "\n\n".join([_machine(results["machine"]), *_tables(results["records"])])
-    PAGE.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}", "utf-8")
+    return f"{before}{begin}\n\n{body}\n\n{end}{after}"
 
 
 def _machine(machine: dict[str, Any]) -> str:
