@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 from environments import PEERS, interpreter, measured
@@ -15,7 +16,7 @@ WANTED = 10
 
 def records() -> list[dict[str, Any]]:
     """Ours and each peer, interleaved; the median of the rounds."""
-    places = {
+    places: dict[str, Path | str] = {
         "tuneproof": sys.executable,
         "tea-tasting": interpreter("analysis/tea_tasting"),
         "gbstats-entry": interpreter("analysis/gbstats"),
