@@ -45,6 +45,10 @@ async def test_run_calls_every_stage_in_order(tmp_path: Path, database_url: str)
         assert (routing.baseline.model_id, routing.candidate) == (version, None)
         [live] = await loop.app.models()
         assert (live.status, live.version) == (VersionStatus.LIVE, "1.0.0")
+        told = (await loop.app.metrics_text(""))[0].decode()
+        assert 'tuneproof_runs_total{pipeline="default",status="success"} 1.0' in told
+        examples = sum(run.result["training_data"]["examples"].values())
+        assert f"fine_tuning_pipeline_training_examples_total {examples:.1f}" in told
 
 
 async def test_pipeline_runs_as_the_first_example_says(tmp_path: Path, database_url: str) -> None:

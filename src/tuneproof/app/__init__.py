@@ -18,8 +18,10 @@ from tuneproof.app.outcomes import Outcomes
 from tuneproof.app.overview import Finding, Overview, Ready
 from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
 from tuneproof.app.serving import ChatEndpoint, Serving
+from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
+from tuneproof.pipeline import PipelineResult
 from tuneproof.rollout import Deployment
 from tuneproof.telemetry import MemoryWatch
 
@@ -107,6 +109,18 @@ class _Told:
     def run_changed(self, run_id: str) -> None:
         """Something about the run can be read anew."""
         self._app.live.publish("run", run_id)
+
+    def collected(self, batch: TrainingDataBatch) -> None:
+        """A dataset was made."""
+        self._app.metrics.examples_collected(sum(batch.examples.values()))
+        for reason, posts in batch.dropped.items():
+            self._app.metrics.posts_dropped(reason, posts)
+
+    def run_ended(self, result: PipelineResult, pipeline: str, seconds: float) -> None:
+        """A run ended, `seconds` after its start, waits included."""
+        self._app.metrics.run_finished(str(result.status), seconds, pipeline=pipeline)
+        if result.memory_peak_mb is not None:
+            self._app.metrics.memory_peak(result.memory_peak_mb)
 
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """A look was taken."""

@@ -82,7 +82,8 @@ class Core:
     """Everything that the use cases stand on. `App.open(settings)` is how to get one.
 
     `adapters` replace single ones: `store`, `clock`, `provider` (one for all names), `source`
-    (one for all pipelines), `targets`, `scorers`. `poll_s` is how often the engine looks for
+    (one for all pipelines), `targets`, `scorers` with their
+    `min_scores`. `poll_s` is how often the engine looks for
     signals, `takeover_s` how often for runs of dead workers; `on_step` is told of each step.
     `engine=False` opens an App that reads and writes the store only: no trainer is started, no
     run goes on.
@@ -98,6 +99,7 @@ class Core:
         source: Source | None = None,
         targets: Sequence[Target] | None = None,
         scorers: Mapping[str, Scorer] | None = None,
+        min_scores: Mapping[str, float] | None = None,
         on_step: workflow.StepHook | None = None,
         poll_s: float = 0.25,
         takeover_s: float = 3.0,
@@ -116,6 +118,7 @@ class Core:
         self._given_source = source
         self._given_targets = targets
         self._scorers = dict(scorers or {})
+        self._min_scores = dict(min_scores or {})
         self._on_step = on_step
         self._poll_s = poll_s
         self._takeover_s = takeover_s
@@ -163,6 +166,8 @@ class Core:
             tasks={name: Task.of(task) for name, task in settings.tasks.items()},
             targets=self.targets,
             scorers=self._scorers,
+            min_scores=self._min_scores,
+            models_in_use={n: t.model for n, t in settings.tasks.items() if t.model},
             hooks=self._hooks(),
             prices=self.prices,
             price=self.price,

@@ -90,6 +90,7 @@ class PipelineResult:
     deployment: Deployment | None = None
     error: Mapping[str, Any] | None = None
     seconds: float = 0.0
+    memory_peak_mb: float | None = None
 
 
 class RunStore(ExperimentStore, RolloutStore, Protocol):
@@ -175,6 +176,12 @@ class Hooks(Protocol):
     def run_changed(self, run_id: str) -> None:
         """Something about the run can be read anew."""
 
+    def collected(self, batch: TrainingDataBatch) -> None:
+        """A dataset was made."""
+
+    def run_ended(self, result: PipelineResult, pipeline: str, seconds: float) -> None:
+        """A run ended, `seconds` after its start, waits included."""
+
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """A look was taken."""
 
@@ -207,6 +214,12 @@ class NoHooks:
     def run_changed(self, run_id: str) -> None:
         """Ignored."""
 
+    def collected(self, batch: TrainingDataBatch) -> None:
+        """Ignored."""
+
+    def run_ended(self, result: PipelineResult, pipeline: str, seconds: float) -> None:
+        """Ignored."""
+
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """Ignored."""
 
@@ -232,6 +245,8 @@ class Parts:
     tasks: Mapping[str, Task]
     targets: Sequence[Target] = ()
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    min_scores: Mapping[str, float] = field(default_factory=dict)
+    models_in_use: Mapping[str, str] = field(default_factory=dict)
     hooks: Hooks = field(default_factory=NoHooks)
     prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None

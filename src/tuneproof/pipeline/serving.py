@@ -101,7 +101,8 @@ class Serving:
             routing = await self._parts.store.routing_of(task, tx=tx)
             if routing is not None:
                 return routing.baseline
-        return ModelRef(model_id=version.base_model)
+        named = (self._parts.models_in_use.get(task) for task in self.config.tasks)
+        return ModelRef(model_id=next((m for m in named if m), version.base_model))
 
     async def read_test(self, test_id: str) -> ABTest:
         """The test as it stands."""

@@ -58,6 +58,7 @@ class _Turn:
         self._id = run_id
 
     async def go(self) -> PipelineResult:
+        self._began = await workflow.now()
         try:
             batch = await self._collect()
             await self._plan(batch)
@@ -86,6 +87,7 @@ class _Turn:
     async def _collect(self) -> TrainingDataBatch:
         batch = await self._making.collect()
         self._result = replace(self._result, training_data=batch)
+        self._parts.hooks.collected(batch)
         needed = self._config.training_data_threshold
         found = sum(batch.examples.values())
         if found < needed and not self._arguments.force:
@@ -160,12 +162,18 @@ class _Turn:
     ) -> PipelineResult:
         cleaned = await self._making.clean(status)
         self._result = replace(
-            self._result, status=status, reason=reason, seconds=self._making.seconds
+            self._result,
+            status=status,
+            reason=reason,
+            seconds=self._making.seconds,
+            memory_peak_mb=self._making.memory.get("peak_mb"),
         )
         await workflow.transaction("finish", self._write_end, status, reason, error, cleaned)
         if status is not RunStatus.SUCCESS or self._arguments.only is not None:
             await self._serving.apply_routing()
         self._parts.hooks.run_changed(self._id)
+        seconds = (await workflow.now() - self._began).total_seconds()
+        self._parts.hooks.run_ended(self._result, self._config.name, seconds)
         return self._result
 
     async def _write_end(

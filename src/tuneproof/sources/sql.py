@@ -162,7 +162,9 @@ class SqlSource(ABC):
         indexed = any(index[0] == ts for index in table.indexed if index)
         advice: tuple[str, ...] = ()
         if ts and rate and not indexed:
-            advice = (f"CREATE INDEX ON {self.config.table} ({ts}, {rate});",)
+            table_name = self.config.table
+            index = f"{table_name.replace('.', '_')}_{ts}_{rate}"
+            advice = (f"CREATE INDEX {index} ON {table_name} ({ts}, {rate});",)
         with self._connected() as connection:
             rows, newest = self._extent(connection, table, ts if indexed else None)
         return checked(

@@ -153,12 +153,15 @@ class Runs:
         """Record where a stage of a run stands; `detail` is merged into what was there.
 
         `in_progress` sets `started_at` (once) and the run's current stage; any other status
-        but `pending` sets `ended_at`.
+        but `pending` sets `ended_at`. A stage that had ended and is `in_progress` again begins
+        anew: a retry does not show what was wrong before.
         """
         at = at or self._store.clock.now()
         async with self._store.writing(tx) as own:
             run = await _load(own, id, lock=True)
             entry = dict(run.stages.get(stage, {}))
+            if status == "in_progress" and entry.get("ended_at"):
+                entry = {}
             entry["status"] = status
             entry["detail"] = {**entry.get("detail", {}), **to_json_types(detail or {})}
             entry.setdefault("started_at", None)

@@ -61,7 +61,7 @@ def open_target(config: Described) -> Target:
     if missing:
         raise ConfigError(
             f"Target {config.name!r} needs the option {missing[0]!r}.",
-            mend=f"Set it under targets.{config.name}.options.",
+            mend=f"Set it in [targets.{config.name}].",
         )
     return make(name=config.name, **options)
 

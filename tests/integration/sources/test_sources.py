@@ -231,9 +231,11 @@ async def test_where_narrows_the_posts(tmp_path: Path) -> None:
 async def test_missing_index_is_advised_and_used_when_there(tmp_path: Path) -> None:
     url = sqlite_file(tmp_path / "p.db", [row(1)])
     check = await open_source(url).check(query())
-    assert check.advice == ("CREATE INDEX ON posts (ts, engagement_rate);",)
+    assert check.advice == (
+        "CREATE INDEX posts_ts_engagement_rate ON posts (ts, engagement_rate);",
+    )
     with sqlite3.connect(tmp_path / "p.db") as connection:
-        connection.execute("CREATE INDEX i ON posts (ts, engagement_rate)")
+        connection.execute(check.advice[0])
     connection.close()
     check = await open_source(url).check(query())
     assert (check.advice, check.newest) == ((), row(1)["ts"])
