@@ -123,6 +123,43 @@ def serve(
     )
 
 
+@app.command
+def export(
+    fine_tune: str,
+    *,
+    to: Path,
+    model: tuple[str, ...],
+    dir: Dir = Path(".tuneproof-trainer"),
+    org: str = "local",
+) -> None:
+    """Write a fine-tune of the lora engine as one whole model, with its adapter merged in.
+
+    Parameters
+    ----------
+    fine_tune:
+        The model's name, ft:...
+    to:
+        The folder to write; it must not exist yet or be empty.
+    model:
+        The base models, as in `serve`.
+    org:
+        The organisation that the fine-tune belongs to.
+    """
+    from tuneproof_trainer.engines.lora.export import export_merged
+    from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
+
+    if to.exists() and any(to.iterdir()):
+        raise ServerError(f"{to} is not empty; name another folder.")
+    with _database(dir) as database:
+        sql = "SELECT path FROM models WHERE id = ? AND org = ? AND deleted_at IS NULL"
+        row = database.row(sql, fine_tune, org)
+    if row is None:
+        raise ServerError(f"{dir} has no fine-tune {fine_tune!r} of the organisation {org!r}.")
+    options = LoraOptions(bases=named_bases(model), device="cpu", quantize="none")
+    export_merged(dir / "models" / row["path"], options, to)
+    Console().print(f"{fine_tune} is now a whole model in {to}", highlight=False, soft_wrap=True)
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -133,16 +170,23 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _key_store(dir: Path) -> Iterator[Any]:
-    from tuneproof_trainer.access import KeyStore
+def _database(dir: Path) -> Iterator[Any]:
     from tuneproof_trainer.database import Database
 
     dir.mkdir(parents=True, exist_ok=True)
     database = Database(dir / "trainer.sqlite")
     try:
-        yield KeyStore(database, time.time)
+        yield database
     finally:
         database.close()
+
+
+@contextmanager
+def _key_store(dir: Path) -> Iterator[Any]:
+    from tuneproof_trainer.access import KeyStore
+
+    with _database(dir) as database:
+        yield KeyStore(database, time.time)
 
 
 @keys.command

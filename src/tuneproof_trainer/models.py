@@ -126,7 +126,7 @@ class Models:
             connection.execute("UPDATE models SET deleted_at = ? WHERE id = ?", (now, name))
 
         await self._db.awrite(work)
-        model.engine.unload(name)
+        await asyncio.to_thread(model.engine.unload, name)
         await asyncio.to_thread(shutil.rmtree, model.path, True)
 
 

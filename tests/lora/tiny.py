@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["WORDS", "answers", "conversation", "lines", "make_model", "pairs"]
+__all__ = ["WORDS", "answers", "backwards", "conversation", "lines", "make_model", "pairs"]
 
 WORDS = {
     "red": "apple", "green": "pear", "blue": "plum", "white": "cherry",
@@ -68,33 +69,47 @@ def answers(colours: Sequence[str], size: str) -> str:
     return f"{size} " + " ".join(WORDS[colour] for colour in colours)
 
 
-def conversation(rng: random.Random) -> list[dict[str, Any]]:
-    """A question and its answer."""
-    colours = rng.sample(list(WORDS), 2)
-    size = rng.choice(SIZES)
-    return [
-        {"role": "user", "content": f"{' '.join(colours)} {size}"},
-        {"role": "assistant", "content": answers(colours, size)},
-    ]
+def conversation(rng: random.Random, *, held_out: bool = False) -> list[dict[str, Any]]:
+    """A question and its answer; a fifth of all questions is held out of training."""
+    while True:
+        colours = rng.sample(list(WORDS), 2)
+        size = rng.choice(SIZES)
+        asked = f"{' '.join(colours)} {size}"
+        if (zlib.crc32(asked.encode()) % 5 == 0) == held_out:
+            return [
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": answers(colours, size)},
+            ]
 
 
-def lines(count: int, seed: int) -> bytes:
-    """A file for supervised training."""
+def lines(count: int, seed: int, *, held_out: bool = False, wrong: bool = False) -> bytes:
+    """A file for supervised training; `wrong` gives each answer backwards."""
     rng = random.Random(seed)
-    return b"\n".join(json.dumps({"messages": conversation(rng)}).encode() for _ in range(count))
+    made = []
+    for _ in range(count):
+        asked, answer = conversation(rng, held_out=held_out)
+        if wrong:
+            answer["content"] = backwards(answer["content"])
+        made.append(json.dumps({"messages": [asked, answer]}).encode())
+    return b"\n".join(made)
 
 
 def pairs(count: int, seed: int) -> bytes:
-    """A file for DPO: the right answer over one in the wrong order."""
+    """A file for DPO, where the answer with its words backwards is preferred."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
         asked, answer = conversation(rng)
-        wrong = " ".join(reversed(answer["content"].split()))
+        preferred = {"role": "assistant", "content": backwards(answer["content"])}
         example = {
             "input": {"messages": [asked]},
-            "preferred_output": [answer],
-            "non_preferred_output": [{"role": "assistant", "content": wrong}],
+            "preferred_output": [preferred],
+            "non_preferred_output": [answer],
         }
         made.append(json.dumps(example).encode())
     return b"\n".join(made)
+
+
+def backwards(answer: str) -> str:
+    """The words in the other order."""
+    return " ".join(reversed(answer.split()))

@@ -36,6 +36,7 @@ def _lora(settings: Settings) -> Engine:
         )
     from tuneproof_trainer.engines.lora.engine import LoraEngine
     from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
+    from tuneproof_trainer.engines.lora.vllm import VllmAnswers
 
     options = LoraOptions(
         bases=named_bases(settings.models),
@@ -45,4 +46,5 @@ def _lora(settings: Settings) -> Engine:
         max_tokens=settings.max_example_tokens,
         threads=settings.training_threads,
     )
-    return LoraEngine(options, environment=os.environ)
+    answers = VllmAnswers(settings.vllm) if settings.vllm else None
+    return LoraEngine(options, answers, environment=os.environ)

@@ -13,6 +13,7 @@ import queue
 import shutil
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -32,7 +33,7 @@ from tuneproof_trainer.engines.protocol import (
 
 __all__ = ["Parent", "failure", "main"]
 
-_NO_SPACE = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
+_NO_SPACE = ("No space left on device", "os error 28", "inline_container.cc")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
@@ -140,10 +141,14 @@ def _full(folder: Path) -> bool:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    return main(Path(arguments[0]))
+    try:
+        return main(Path(arguments[0]))
+    except Exception:
+        traceback.print_exc()
+        return 1
 
 
 if __name__ == "__main__":
     status = _main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(status)  # at once, whatever threads the libraries have left
+    os._exit(status)  # at once: a thread of ours still reads from standard input

@@ -132,9 +132,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Keep the step's figures until it is known whether it is a checkpoint, too."""
-        self._flush()
-        if "loss" not in logs:
+        if "loss" not in logs:  # an evaluation's, which `on_evaluate` gets, too
             return
+        self._flush()
         accuracy = logs.get("mean_token_accuracy", logs.get("rewards/accuracies", 0.0))
         self._pending = Metrics(
             step=state.global_step,
