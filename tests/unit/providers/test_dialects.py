@@ -39,7 +39,9 @@ def test_address_decides_the_dialect_unless_the_kind_names_it(
 
 
 def test_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="azure, compatible, fireworks, nebius, openai, together, trainer"):
+    with pytest.raises(
+        ConfigError, match="azure, compatible, fireworks, nebius, openai, together, trainer"
+    ):
         dialect_for("vertex", None)
 
 
