@@ -88,8 +88,8 @@ async def _measured(url: str, events: int) -> list[dict[str, Any]]:
             with psycopg.connect(_plain(url)) as connection:
                 connection.execute(GROUP_BY).fetchall()
 
-        ours = await _median(look, ROUNDS * 3)
-        theirs = await _median(scan, 3)
+        ours, fastest = await _median(look, ROUNDS * 3)
+        theirs, _ = await _median(scan, 3)
     finally:
         await store.close()
     said = f"{events / 1e6:g} million events"
@@ -103,6 +103,7 @@ async def _measured(url: str, events: int) -> list[dict[str, Any]]:
             "ratio": round(theirs / ours, 1),
             "goal": f"at most {GOAL_MS:g} ms",
             "met": ours * 1e3 <= GOAL_MS,
+            "fastest_ms": round(fastest * 1e3, 2),
         }
     ]
 
@@ -135,14 +136,15 @@ def _plain(url: str) -> str:
     return url.replace("postgresql+psycopg://", "postgresql://")
 
 
-async def _median(work: Callable[[], Awaitable[None]], rounds: int) -> float:
+async def _median(work: Callable[[], Awaitable[None]], rounds: int) -> tuple[float, float]:
+    """The median and the fastest, in seconds."""
     await work()
     took = []
     for _ in range(rounds):
         began = time.perf_counter()
         await work()
         took.append(time.perf_counter() - began)
-    return statistics.median(took)
+    return statistics.median(took), min(took)
 
 
 if __name__ == "__main__":
