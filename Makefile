@@ -70,7 +70,7 @@ docs: setup ## run every example of README and docs
 
 lock: ## resolve the dependencies anew; the lora extra has requirements-lora.txt
 	@sh .ci/uv
-	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens \
+	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens --extra postgres --extra search \
 		--extra mlflow --extra kubernetes --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock

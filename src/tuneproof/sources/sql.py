@@ -53,9 +53,9 @@ def open_sql(config: SourceConfig) -> SqlSource:
             mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
         ) from error
     if family in ("postgresql", "postgres"):
-        from tuneproof.sources.postgres import PostgresSource
+        from tuneproof.sources.postgres import open_postgres
 
-        return PostgresSource(config, url.set(drivername="postgresql+psycopg"))
+        return open_postgres(config, url.set(drivername="postgresql+psycopg"))
     if family == "sqlite":
         from tuneproof.sources.sqlite import SqliteSource
 

@@ -22,7 +22,13 @@ from tuneproof.sources import import_posts, open_source
 
 WEEK = Window(since=UNTIL - timedelta(days=7), until=UNTIL)
 Make = Callable[..., Source]
-KINDS = ["sqlite", "parquet", "csv", pytest.param("postgres", marks=pytest.mark.postgres)]
+KINDS = [
+    "sqlite",
+    "parquet",
+    "csv",
+    pytest.param("postgres", marks=pytest.mark.postgres),
+    pytest.param("postgres without asyncpg", marks=pytest.mark.postgres),
+]
 
 
 def query(**changes: Any) -> PostQuery:
@@ -55,6 +61,9 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
         fill_postgres(url, rows)
         return open_source(SourceConfig(url=url, **config))
 
+    if request.param == "postgres without asyncpg":
+        hidden = request.getfixturevalue("monkeypatch")
+        hidden.setitem(sys.modules, "asyncpg", None)
     makers: dict[str, Make] = {"sqlite": sqlite, "parquet": parquet, "csv": csv}
     return makers.get(request.param, postgres)
 
