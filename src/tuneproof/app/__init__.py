@@ -130,6 +130,7 @@ class _Told:
             self._app.metrics.test_looked_at(test.id, _share_met(test, look))
         else:
             self._app.metrics.test_ended(test.id)
+        self._app.warm_soon(look)
         self._app.live.publish("look", test.id, look.number)
         if "next_share" in look.inputs:
             for task in test.tasks:

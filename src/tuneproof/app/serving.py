@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -154,25 +155,40 @@ class Serving(Core):
 
     async def arm_metrics(self, id: str, arm: Arm) -> Mapping[str, Any] | None:
         """One arm's figures from the cache, which each look warms; else from the last look."""
-        number = await self.store.experiments.count_looks(id)
+        number = await self.cache.get_or_compute(
+            _newest_key(id), METRICS_TTL_S, lambda: self.store.experiments.count_looks(id)
+        )
         if not number:
             return None
 
         async def read() -> Any:
             look = await self.store.experiments.last_look(id)
-            return (
-                asdict(look.baseline if arm is Arm.BASELINE else look.candidate) if look else None
-            )
+            if look is None:
+                return None
+            return asdict(look.baseline if arm is Arm.BASELINE else look.candidate)
 
         found: Mapping[str, Any] | None = await self.cache.get_or_compute(
             metrics_key(id, str(arm), number), METRICS_TTL_S, read
         )
         return found
 
+    def warm_soon(self, look: Look) -> None:
+        """Put a look's figures into the cache, without keeping the run waiting for it."""
+        task = asyncio.ensure_future(self._warm(look))
+        self._warming.add(task)
+        task.add_done_callback(self._warming.discard)
+
+    @cached_property
+    def _warming(self) -> set[asyncio.Future[None]]:
+        return set()
+
     async def _warm(self, look: Look) -> None:
+        id = look.experiment_id
         for arm, figures in ((Arm.BASELINE, look.baseline), (Arm.CANDIDATE, look.candidate)):
-            key = metrics_key(look.experiment_id, str(arm), look.number)
-            await self.cache.set(key, asdict(figures), METRICS_TTL_S)
+            await self.cache.set(
+                metrics_key(id, str(arm), look.number), asdict(figures), METRICS_TTL_S
+            )
+        await self.cache.set(_newest_key(id), look.number, METRICS_TTL_S)
 
     async def end_experiment(self, id: str, *, reason: str, actor: str = "system") -> ABTest:
         """End a running test by hand: the candidate is not promoted, its traffic goes back."""
@@ -443,3 +459,8 @@ class Serving(Core):
     def config_of(self, deployment: Deployment) -> PipelineConfig:
         """The settings of a rollout's pipeline."""
         return self.pipeline(deployment.pipeline)
+
+
+def _newest_key(id: str) -> str:
+    """Where the cache keeps the number of an experiment's newest look."""
+    return f"model_metrics:{id}:newest"
