@@ -116,7 +116,16 @@ def _pipeline(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("rollout", pipeline.get("deployment_id")),
         ("candidate", None if traffic is None else f"serves {output.percent(traffic)}"),
         ("next start", output.moment(starts) if starts else None),
+        ("shutdown", _shutdown(pipeline.get("shutdown"))),
     ]
+
+
+def _shutdown(announced: Mapping[str, Any] | None) -> str | None:
+    if not announced:
+        return None
+    follows = announced["successor"]
+    said = f"{announced['model']} on {announced['at'][:10]}, in {announced['days']} days"
+    return f"{said}; {follows} follows" if follows else said
 
 
 async def doctor(*, options: Options = NONE) -> int:

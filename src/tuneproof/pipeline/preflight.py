@@ -133,6 +133,11 @@ def _sum(found: Cleared, points: list[Mapping[str, int | float]]) -> float | Non
     return round(estimate.tokens * epochs * found.price.training / 1e6, 6)
 
 
+def cost_of_trial(found: Cleared, point: Mapping[str, int | float]) -> float | None:
+    """What one trial was estimated to cost; None where no price is known."""
+    return _sum(found, [point])
+
+
 def _shown(found: Cleared) -> dict[str, Any]:
     """What the run's page says of the preflight."""
     readiness, estimate = found.readiness, found.estimate

@@ -17,7 +17,7 @@ from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import RetryableError, TrainingFailedError
 from tuneproof.evaluation import Gate
 from tuneproof.pipeline.collecting import Collecting
-from tuneproof.pipeline.preflight import Cleared, Preflight
+from tuneproof.pipeline.preflight import Cleared, Preflight, cost_of_trial
 from tuneproof.pipeline.records import Stage
 from tuneproof.pipeline.steps import Wait
 from tuneproof.training import (
@@ -111,7 +111,16 @@ class Training(Collecting):
                 trained, progress = await self._one(batch, declared, wait, point)
             except TrainingFailedError as e:
                 failure = e
-                history.append(Trial(number=number, hyperparameters=dict(point), error=e.message))
+                lost = cost_of_trial(cleared, point)  # a part of it may be billed
+                self._spent_usd += lost or 0.0
+                history.append(
+                    Trial(
+                        number=number,
+                        hyperparameters=dict(point),
+                        cost_usd=lost,
+                        error=e.message,
+                    )
+                )
                 continue
             loss: float = await self._patiently(
                 "search.score", wait, self._heldout, trained, batch, progress

@@ -1,0 +1,19 @@
+"""The examples in the docstrings of prices, pairs and search run."""
+
+from __future__ import annotations
+
+import doctest
+from types import ModuleType
+
+import pytest
+
+from tuneproof.curation import pairs
+from tuneproof.providers import prices
+from tuneproof.training import search
+
+
+@pytest.mark.parametrize("module", [prices, pairs, search], ids=lambda m: m.__name__)
+def test_examples_run(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
