@@ -235,5 +235,5 @@ def main() -> None:
     try:
         app()
     except ServerError as error:
-        Console(stderr=True).print(f"tuneproof-trainer: {error}", highlight=False)
+        Console(stderr=True).print(f"tuneproof-trainer: {error}", highlight=False, markup=False)
         sys.exit(1)

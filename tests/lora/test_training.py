@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +16,7 @@ import orjson
 import psutil
 import pytest
 from tests.lora.conftest import Recorder, messages, task
-from tests.lora.tiny import lines
+from tests.lora.tiny import lines, pairs
 
 from tuneproof_trainer.engines.lora.engine import LoraEngine
 from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
@@ -138,6 +140,12 @@ def test_messages_of_weight_0_are_not_learned(engine: LoraEngine, tmp_path: Path
         answers[weight] = "".join(token.text for token in engine.generate(model, question, how))
     assert answers[1] == "grape grape"
     assert answers[0] != "grape grape"
+    for weight in (0, 1):
+        engine.unload(f"ft:tiny:weight-{weight}")
+    engine.load("tiny", None)
+    assert list(engine.generate("tiny", question, Generation(max_tokens=1)))
+    with pytest.raises(EngineError, match="was deleted"):
+        list(engine.generate("ft:tiny:weight-1", question, how))
 
 
 def test_examples_too_long_are_cut_and_told(tiny: Path, tmp_path: Path) -> None:
@@ -165,6 +173,40 @@ def test_a_paused_training_goes_on_to_the_same_end(engine: LoraEngine, tmp_path:
     outcome = engine.train(job, recorder, never)
     assert outcome.stopped is None
     assert recorder.losses() == whole.losses()
+
+
+def test_a_paused_dpo_goes_on_against_the_same_reference(
+    engine: LoraEngine, tmp_path: Path
+) -> None:
+    """The reference is the fine-tune that the job began from, also after a pause."""
+    first = trained(engine, tmp_path / "0", lines(48, 1), n_epochs=1, batch_size=8)
+    asked: dict[str, Any] = {
+        "method": "dpo",
+        "model": "ft:tiny:local::1",
+        "model_path": first.checkpoints[6],
+        "n_epochs": 2,
+        "batch_size": 4,
+        "learning_rate_multiplier": 50,
+    }
+    whole = trained(engine, tmp_path / "1", pairs(24, 1), pairs(8, 2), **asked)
+    recorder = Recorder(tmp_path / "2" / "kept")
+    job = task(tmp_path / "2" / "work", pairs(24, 1), pairs(8, 2), **asked)
+    shutil.rmtree(first.checkpoints[6])  # a fine-tune that a job began from may be deleted
+
+    def soon() -> StopReason | None:
+        return StopReason.PAUSE if recorder.told else None
+
+    with pytest.raises(EngineError) as gone:
+        engine.train(job, recorder, soon)
+    assert gone.value.code == "model_not_found"
+    shutil.copytree(tmp_path / "1" / "work" / "parent", first.checkpoints[6])
+    assert engine.train(job, recorder, soon).stopped is StopReason.PAUSE
+    shutil.rmtree(first.checkpoints[6])
+    assert engine.train(job, recorder, never).stopped is None
+    assert recorder.losses() == whole.losses()
+    assert recorder.told[0].train_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert recorder.final is not None
+    assert recorder.final.full_valid_loss is not None
 
 
 def test_a_cancelled_training_ends_at_once(engine: LoraEngine, tmp_path: Path) -> None:

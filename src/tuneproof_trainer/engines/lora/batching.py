@@ -37,6 +37,10 @@ class _Request:
         self.model, self.prompt, self.draw, self.limit = model, prompt, draw, limit
         self.out: queue.SimpleQueue[Token | Exception] = queue.SimpleQueue()
         self.over = False
+        """Whether no more tokens are wanted."""
+
+        self.told = False
+        """Whether its last token was taken."""
 
     def ids(self) -> list[int]:
         """The prompt and what was said so far."""
@@ -53,6 +57,29 @@ class _Request:
         """End with an error."""
         self.over = True
         self.out.put(error)
+
+
+class _Answer:
+    """The tokens of a request as they are made. Nobody who waits for it any more ends it."""
+
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        if self._request.told:
+            raise StopIteration
+        token = self._request.out.get()
+        if isinstance(token, Exception):
+            self._request.told = True
+            raise token
+        self._request.told = token.finish is not None
+        return token
+
+    def __del__(self) -> None:
+        self._request.over = True
 
 
 class Batcher:
@@ -75,7 +102,7 @@ class Batcher:
         self._thread.join()
 
     def answer(self, model: str, prompt: Sequence[int], draw: Draw) -> Iterator[Token]:
-        """The tokens of one answer as they are made.
+        """The tokens of one answer as they are made; it is in line when this returns.
 
         Raises EngineError `context_length_exceeded` for a prompt that leaves no room.
         """
@@ -90,16 +117,7 @@ class Batcher:
         with self._news:
             self._waiting.append(request)
             self._news.notify()
-        try:
-            while True:
-                token = request.out.get()
-                if isinstance(token, Exception):
-                    raise token
-                yield token
-                if token.finish is not None:
-                    return
-        finally:
-            request.over = True
+        return _Answer(request)
 
     def score(self, model: str, encoded: Encoded) -> list[tuple[float, int]]:
         """(log-probability, rank) of each learned token."""

@@ -27,9 +27,14 @@ def device_of(options: LoraOptions) -> str:
         raise EngineError(
             "device_not_available", "No CUDA device is available. Use --device cpu.", None
         )
-    if options.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return options.device
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and options.quantize == "4bit":
+        raise EngineError(
+            "device_not_available", "4-bit loading needs CUDA. Use --quantize none.", None
+        )
+    return device
 
 
 def load_conversations(base: Base) -> Conversations:
@@ -52,13 +57,20 @@ def load_model(base: Base, options: LoraOptions) -> Any:
     from transformers import AutoModelForCausalLM
 
     device = device_of(options)
-    if device == "cpu":
-        model = _loaded(base, AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
-        return model.to("cpu")
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if not _wants_4bit(base, options):
-        model = _loaded(base, AutoModelForCausalLM.from_pretrained, dtype=dtype)
-        return model.to(device)
+    how: dict[str, Any] = {"dtype": torch.float32}
+    if device == "cuda":
+        how["dtype"] = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        if _wants_4bit(base, options):
+            how |= _in_4bit(how["dtype"])
+    if base.gguf_file is not None:
+        from transformers import GgufConfig
+
+        how["quantization_config"] = GgufConfig(dequantize=True)
+    model = _loaded(base, AutoModelForCausalLM.from_pretrained, **how)
+    return model if "device_map" in how else model.to(device)
+
+
+def _in_4bit(dtype: Any) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     quantized = BitsAndBytesConfig(
@@ -67,13 +79,7 @@ def load_model(base: Base, options: LoraOptions) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return _loaded(
-        base,
-        AutoModelForCausalLM.from_pretrained,
-        dtype=dtype,
-        quantization_config=quantized,
-        device_map={"": 0},
-    )
+    return {"quantization_config": quantized, "device_map": {"": 0}}
 
 
 def _loaded(base: Base, load: Any, **how: Any) -> Any:

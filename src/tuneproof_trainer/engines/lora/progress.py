@@ -178,19 +178,21 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         mark_adapter(snapshot, self._base)
         at_epoch = step % self._schedule.per_epoch == 0 and self._pending is not None
         ended = step == self._schedule.steps or (control.should_training_stop and not self.stopped)
+        if not at_epoch:
+            self._flush()
         metrics, model = self._pending, snapshot
         if at_epoch and self._stops_early:
             metrics, model = self._with_best(snapshot, ended)
         self._at = dataclasses.replace(
             self._at,
             step=step,
-            metrics=dataclasses.asdict(metrics) if metrics and at_epoch else None,
+            metrics=dataclasses.asdict(metrics) if metrics else None,
             model=str(model),
             ended=ended,
         )
         _write(snapshot / _WHOLE, json.dumps(dataclasses.asdict(self._at)))
         self._saved_at = self._monotonic()
-        if metrics is not None and at_epoch:
+        if metrics is not None:
             self._pending = None
             self._tell(metrics, model)
         if ended:
