@@ -44,7 +44,7 @@ unit: setup
 	$(PYTHON) -m pytest -q -n 2 tests/unit
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow
 
 lora: $(LORA) ## train, answer and kill the lora engine, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m lora tests/lora
