@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field
 
+from tuneproof.errors import ConflictError
 from tuneproof.server.auth import Reader, Writer
 from tuneproof.server.models import (
     Answer,
     Cursor,
     IdempotencyKey,
+    IfMatch,
     Instant,
     Limit,
     OptionalReason,
     Paged,
     Strict,
     etag,
+    expected,
     instant,
 )
 from tuneproof.server.once import once
@@ -200,8 +203,13 @@ def router() -> APIRouter:
 
     @routes.post("/abort/{pipeline_id}", summary="End a run")
     async def abort(
-        app: TheApp, caller: Writer, pipeline_id: str, asked: OptionalReason | None = None
+        app: TheApp,
+        caller: Writer,
+        pipeline_id: str,
+        asked: OptionalReason | None = None,
+        if_match: IfMatch = None,
     ) -> Aborted:
+        await _expect(app, pipeline_id, expected(if_match))
         reason = (asked.reason if asked else "") or f"aborted by {caller.name}"
         done = await app.abort_run(pipeline_id, reason=reason, actor=caller.actor)
         return Aborted(
@@ -214,8 +222,13 @@ def router() -> APIRouter:
 
     @routes.post("/retry/{pipeline_id}", summary="Take a failed run up again")
     async def retry(
-        app: TheApp, caller: Writer, pipeline_id: str, asked: RetryRequest | None = None
+        app: TheApp,
+        caller: Writer,
+        pipeline_id: str,
+        asked: RetryRequest | None = None,
+        if_match: IfMatch = None,
     ) -> RunState:
+        await _expect(app, pipeline_id, expected(if_match))
         stage = asked.stage if asked else None
         return state(await app.retry_run(pipeline_id, stage=stage, actor=caller.actor))
 
@@ -235,6 +248,21 @@ def router() -> APIRouter:
         return [LogLine.model_validate(line) for line in await app.run_log(pipeline_id)]
 
     return routes
+
+
+async def _expect(app: TheApp, run_id: str, version: int | None) -> None:
+    """Raise `ConflictError`, with what the run is now, where it is not at `version`."""
+    if version is None:
+        return
+    run = await app.run(run_id)
+    if run.version != version:
+        raise ConflictError(
+            f"Run {run_id} is at version {run.version}, not {version}.",
+            mend="Read it again, then decide.",
+            version=run.version,
+            run_status=str(run.status),
+            stage=run.current_stage,
+        )
 
 
 def started(run: Run) -> Started:

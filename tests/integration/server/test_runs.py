@@ -104,6 +104,29 @@ async def test_an_abort_says_what_was_cleaned(service, run_id):
     assert again.json()["status"] == "aborted"
 
 
+@pytest.mark.parametrize("verb", ["abort", "retry"])
+async def test_a_run_seen_at_a_stale_version_is_left_alone(service, run_id, verb):
+    path = f"/fine-tuning/{verb}/{run_id}"
+    seen = (await service.http.get(f"/fine-tuning/status/{run_id}")).json()
+    late = await service.post(path, If_Match=f'"{seen["version"] - 1}"')
+    assert late.status_code == 409
+    assert late.json()["type"] == "/problems/conflict"
+    assert late.json()["details"]["version"] >= seen["version"]
+    assert late.json()["details"]["stage"] == "experiment"
+    assert (await service.post(path, If_Match="not-a-version")).status_code == 422
+    now = (await service.http.get(f"/fine-tuning/status/{run_id}")).json()
+    assert now["status"] == "running"
+
+
+async def test_an_abort_at_the_version_that_was_seen_is_done(service, run_id):
+    etag = (await service.http.get(f"/fine-tuning/status/{run_id}")).headers["etag"]
+    done = await service.post(f"/fine-tuning/abort/{run_id}", If_Match=etag)
+    assert done.json()["status"] == "aborted"
+    stale = await service.post(f"/fine-tuning/retry/{run_id}", If_Match=etag)
+    assert stale.status_code == 409
+    assert stale.json()["details"]["run_status"] == "aborted"
+
+
 async def test_runs_come_in_pages_newest_first(service):
     ids = []
     for _ in range(3):
