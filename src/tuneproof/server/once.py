@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from tuneproof.errors import ConflictError, InputError
+from tuneproof.errors import ConflictError
 from tuneproof.server.state import app_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def once(
 ) -> JSONResponse:
     """Answer `do()`, at most once for each `key` of a caller.
 
-    Raises `InputError` where the key came with another request before. What `do` raises
+    Raises `ConflictError` where the key came with another request before. What `do` raises
     is not kept: a request that failed may be sent again.
     """
     if key is None:
@@ -76,7 +76,7 @@ async def once(
 
 def _again(kept: KeptAnswer, digest: str, key: str) -> JSONResponse:
     if kept.request_hash != digest:
-        raise InputError(
+        raise ConflictError(
             f"The idempotency key {key!r} was sent before with another request.",
             mend="Take a new key for each new request.",
         )

@@ -164,7 +164,8 @@ async def test_a_request_with_a_key_is_done_once(service):
     runs = (await service.http.get("/fine-tuning/runs")).json()["items"]
     assert len(runs) == 1
     other = await service.post("/fine-tuning/start", {"force_run": True}, Idempotency_Key="k1")
-    assert other.status_code == 422
+    assert other.status_code == 409
+    assert other.json()["type"] == "/problems/conflict"
     assert "another request" in other.json()["detail"]
 
 
