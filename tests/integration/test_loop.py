@@ -187,6 +187,31 @@ async def test_closed_provider_fails_the_run_and_says_how_to_switch(
         assert again.arguments["attempt"] == 2
 
 
+async def test_retry_trains_as_the_settings_say_then(tmp_path: Path, database_url: str) -> None:
+    provider = MemoryProvider(base_models=("base", "successor"))
+    closed = TrainingNotAvailableError("Closed.", mend="Set training.base_model.")
+    async with open_loop(tmp_path, database_url, provider=provider) as loop:
+        provider.raises["create_job"] = closed
+        run = await loop.turn()
+        assert run.status is RunStatus.FAILED
+    del provider.raises["create_job"]
+    changes = {"base_model": "successor"}
+    async with open_loop(tmp_path, database_url, provider=provider, changes=changes) as loop:
+        await loop.app.retry_run(run.id)
+        again = await loop.end(run.id)
+        assert again.status is RunStatus.SUCCESS
+        assert again.result["model_version"]["base_model"] == "successor"
+
+
+async def test_retry_from_a_stage_that_was_never_reached_says_so(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"training_data_threshold": 5000}) as loop:
+        run = await loop.turn()
+        with pytest.raises(StateError, match="never came to its stage 'gate'"):
+            await loop.app.retry_run(run.id, stage="gate")
+
+
 async def test_failed_job_is_retried_as_a_new_job_of_the_same_run(
     tmp_path: Path, database_url: str
 ) -> None:

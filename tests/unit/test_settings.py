@@ -425,3 +425,17 @@ def test_records_check_themselves():
         SourceConfig(table=" ")
     with pytest.raises(ConfigError, match="completion"):
         TaskConfig(name="x", prompt="p", completion="")
+
+
+@pytest.mark.parametrize(("expression", "good"), [("0 0 31 2 *", False), ("0 0 29 2 *", True)])
+def test_schedule_that_never_fires_is_refused(expression: str, good: bool) -> None:
+    if good:
+        assert PipelineConfig(weekly_schedule=expression).weekly_schedule == expression
+        return
+    with pytest.raises(ConfigError, match="must name an instant that comes"):
+        PipelineConfig(weekly_schedule=expression)
+
+
+def test_unknown_kind_of_provider_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="azur"):
+        Settings(providers={"default": ProviderConfig(kind="azur")})

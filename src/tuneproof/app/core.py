@@ -167,6 +167,7 @@ class Core:
             targets=self.targets,
             scorers=self._scorers,
             min_scores=self._min_scores,
+            pipelines=settings.pipelines,
             models_in_use={n: t.model for n, t in settings.tasks.items() if t.model},
             hooks=self._hooks(),
             prices=self.prices,

@@ -247,6 +247,7 @@ class Parts:
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     min_scores: Mapping[str, float] = field(default_factory=dict)
     models_in_use: Mapping[str, str] = field(default_factory=dict)
+    pipelines: Mapping[str, PipelineConfig] = field(default_factory=dict)
     hooks: Hooks = field(default_factory=NoHooks)
     prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None

@@ -35,6 +35,11 @@ class Steps:
         self.seconds = 0.0
         self.memory: dict[str, float] = {}
 
+    @property
+    def config(self) -> PipelineConfig:
+        """The settings that the run goes by; a retry may have changed those of its training."""
+        return self._config
+
     async def _begin(self, tx: Any, stage: Stage) -> int:
         at = self._parts.clock.now()
         await self._parts.store.mark_stage(self._id, stage, "in_progress", {}, at, tx)

@@ -20,6 +20,7 @@ from tuneproof.pipeline.collecting import Collecting
 from tuneproof.pipeline.preflight import Cleared, Preflight, cost_of_trial
 from tuneproof.pipeline.records import Stage
 from tuneproof.pipeline.steps import Wait
+from tuneproof.settings import PipelineConfig
 from tuneproof.training import (
     RUN_KEY,
     ModelTrainer,
@@ -44,6 +45,20 @@ VANISHED_POLLS = 3
 Point = Mapping[str, int | float]
 
 
+MENDED_BY_RETRY = (
+    "provider",
+    "base_model",
+    "n_epochs",
+    "batch_size",
+    "learning_rate_multiplier",
+    "timeout_seconds",
+    "poll_seconds",
+    "max_cost_usd",
+    "max_cost_usd_month",
+)
+"""What a retry of the training takes from the settings as they are then."""
+
+
 class Training(Collecting):
     """From a dataset to a trained version."""
 
@@ -56,6 +71,8 @@ class Training(Collecting):
         """Ask, upload, create the job, and wait for its end; who is away is waited for."""
         self.stage = Stage.TRAIN
         attempt: int = await workflow.transaction("train.begin", self._begin, Stage.TRAIN)
+        if attempt > 1:
+            self._config = await workflow.step("train.settings", self._mended)
         base: str = await self._patiently("train.base", wait, self._trainer({}).base)
         cleared: Cleared = await self._patiently(
             "train.preflight", wait, self._preflight, batch, base
@@ -74,6 +91,13 @@ class Training(Collecting):
         await workflow.transaction("train.end", self._write_trained, trained, progress, found)
         self._parts.hooks.run_changed(self._id)
         return trained
+
+    def _mended(self) -> PipelineConfig:
+        """A retry trains as the settings say now: a provider that closed can be changed."""
+        now = self._parts.pipelines.get(self._config.name)
+        if now is None:
+            return self._config
+        return replace(self._config, **{name: getattr(now, name) for name in MENDED_BY_RETRY})
 
     async def _preflight(self, batch: TrainingDataBatch, base: str) -> Cleared:
         batch = await self._present(batch)

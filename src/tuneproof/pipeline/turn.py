@@ -110,6 +110,7 @@ class _Turn:
 
     async def _train(self, batch: TrainingDataBatch) -> None:
         version = await self._making.train(batch, self._abortable_wait)
+        self._serving.config = self._making.config
         self._result = replace(self._result, model_version=version)
 
     async def _gate(self, batch: TrainingDataBatch) -> None:

@@ -375,6 +375,13 @@ class OpenAIWire:
             except openai.OpenAIError as error:
                 address = str(self._client.base_url)
                 raise translate(error, provider=self.name, address=address) from error
+            except (AttributeError, TypeError, KeyError, ValueError) as error:
+                # The SDK trips over an answer that is not of this API: a web page, a proxy.
+                raise DataError(
+                    f"{self._client.base_url} does not speak the OpenAI API: its answer cannot "
+                    f"be read ({error}).",
+                    mend=f"Check providers.{self.name}.base_url; most end in /v1.",
+                ) from error
 
         return await (translated() if self._breaker is None else self._breaker.call(translated))
 

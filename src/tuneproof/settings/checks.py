@@ -123,6 +123,10 @@ def meant(given: str, known: Iterable[str]) -> str:
     return f'Did you mean "{close[0]}"?' if close else f"Known are: {', '.join(known)}."
 
 
+_LEAP_YEARS = 8
+"""29 February comes at the latest after so many years (1896 to 1904)."""
+
+
 def cron(field: str, value: Any) -> None:
     """Refuse what is not a cron expression of five fields."""
     from croniter import croniter
@@ -131,6 +135,20 @@ def cron(field: str, value: Any) -> None:
     if not good:
         mend = 'Write minute, hour, day, month, weekday, such as "0 2 * * 0" (Sundays at 02:00).'
         raise refuse(field, value, "must be a cron expression of five fields", mend=mend)
+    if not _ever_fires(value):
+        mend = "Choose a day that the month has, such as 28."
+        raise refuse(field, value, "must name an instant that comes", mend=mend)
+
+
+def _ever_fires(expression: str) -> bool:
+    """Whether the next instant comes within a leap cycle: 31 February never does."""
+    from croniter import CroniterBadDateError, croniter
+
+    try:
+        croniter(expression, max_years_between_matches=_LEAP_YEARS).get_next()
+    except CroniterBadDateError:
+        return False
+    return True
 
 
 def time_zone(field: str, value: Any) -> None:

@@ -51,6 +51,17 @@ ADAPTERS: Mapping[str, str] = MappingProxyType(
 )
 """Kind of adapter -> the dotted name that makes one. Settings may name others."""
 
+PROVIDER_KINDS = (
+    "openai",
+    "azure",
+    "nebius",
+    "compatible",
+    "together",
+    "fireworks",
+    "trainer",
+)
+"""What `kind` may say where the provider's adapter is our own."""
+
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where Kubernetes tells a pod its namespace."""
 
@@ -94,6 +105,9 @@ class Settings:
             object.__setattr__(self, "store", dataclasses.replace(self.store, url=url))
         for config in self.pipelines.values():
             self._check_names(config)
+        if self.adapters["provider"] == ADAPTERS["provider"]:
+            for provider in self.providers.values():
+                checks.choice(f"providers.{provider.name}.kind", provider.kind, PROVIDER_KINDS)
         for task in self.tasks.values():
             if task.provider is not None:
                 self._check_provider(f"tasks.{task.name}.provider", task.provider)

@@ -186,4 +186,13 @@ async def _load(tx: AsyncConnection, id: str, *, lock: bool = False) -> Run:
 
 def _run(row: Any) -> Run:
     values = dict(row._mapping)
-    return Run(**{**values, "status": RunStatus(values["status"])})
+    # PostgreSQL's JSONB keeps no order of keys.
+    ordered = sorted(values["stages"].items(), key=lambda item: _place(item[0]))
+    return Run(**{**values, "status": RunStatus(values["status"]), "stages": dict(ordered)})
+
+
+_ORDER = ("collect", "curate", "plan", "train", "gate", "experiment", "rollout")
+
+
+def _place(stage: str) -> int:
+    return _ORDER.index(stage) if stage in _ORDER else len(_ORDER)

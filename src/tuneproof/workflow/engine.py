@@ -223,10 +223,9 @@ class Engine:
         steps = await DBOS.list_workflow_steps_async(run_id)
         ids = [s["function_id"] for s in steps if s["function_name"] == step_name]
         if not ids:
-            known = sorted({s["function_name"] for s in steps})
             raise errors.StateError(
-                f"Run {run_id} never came to {step_name!r}; it knows {', '.join(known)}.",
-                mend=f"tuneproof run show {run_id}",
+                f"Run {run_id} never came to its stage {step_name.partition('.')[0]!r}.",
+                mend=f"Name a stage that it reached: tuneproof run show {run_id}",
             )
         self.clock.awake(run_id)
         await DBOS.rewind_workflow_async(run_id, start_step=min(ids))

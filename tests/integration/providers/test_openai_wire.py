@@ -16,6 +16,7 @@ from tests.wire import Wire, wire_server
 from tuneproof import errors
 from tuneproof.providers import DIALECTS, OpenAIWire, open_provider
 from tuneproof.resilience import CircuitBreaker
+from tuneproof.settings import ProviderConfig
 from tuneproof.training import JobRequest, JobStatus
 from tuneproof.workflow import SystemClock
 
@@ -398,3 +399,29 @@ async def test_breaker_opens_on_outages_and_not_on_refusals(wire: Wire) -> None:
         await provider.ping()
     await provider.close()
     assert wire.count("GET /models") == 8
+
+
+async def test_web_page_in_place_of_the_api_is_said_to_be_one() -> None:
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>Welcome to the hotel</html>")
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        made = open_provider(ProviderConfig(kind="compatible", base_url=url, api_key="k"))
+        with pytest.raises(errors.DataError, match="does not speak the OpenAI API") as refused:
+            await made.ping()
+        assert "base_url" in refused.value.mend
+        await made.close()
+    finally:
+        server.shutdown()
