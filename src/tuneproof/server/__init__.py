@@ -102,6 +102,7 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     service.state.tuneproof = app
     service.state.local_token = local_token
     service.state.once = Once()
+    service.state.shares = events.Shares()
     service.state.board = board
     service.state.callers = callers
     problems.install(service)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
+from collections import OrderedDict
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated
 
@@ -17,8 +20,12 @@ from tuneproof.server.models import Answer, Instant, Limit, Strict, described, u
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
+log = logging.getLogger(__name__)
+
 MAX_EVENTS = 10_000
 MAX_BYTES = 16 * 1024 * 1024
+MAX_TOLD = 1000
+"""Subjects that are remembered as told of."""
 
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Unit = Annotated[str, Field(min_length=1, max_length=500)]
@@ -126,6 +133,32 @@ class ExposureOut(Answer):
     cost_usd: float
 
 
+class Shares:
+    """Warns of outcomes that are no shares: percents sent as such would count a hundredfold.
+
+    They are taken, since an outcome may be a count or a price. Each subject is told of once.
+    """
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[str, None] = OrderedDict()
+
+    def check(self, outcomes: Iterable[Outcome]) -> None:
+        """Log a warning for each new subject with a value outside 0..1."""
+        for outcome in outcomes:
+            if 0 <= outcome.value <= 1 or outcome.subject in self._told:
+                continue
+            self._told[outcome.subject] = None
+            if len(self._told) > MAX_TOLD:
+                self._told.popitem(last=False)
+            log.warning(
+                "The outcome %r of %r has the value %g; an engagement rate is a share, 0 to 1. "
+                "If it is a percent, send it divided by 100. Said once for each subject.",
+                outcome.id,
+                outcome.subject,
+                outcome.value,
+            )
+
+
 def router() -> APIRouter:
     """The routes under `/events`."""
     routes = APIRouter(prefix="/events", tags=["events"], responses=RESPONSES)
@@ -139,9 +172,10 @@ def router() -> APIRouter:
         batch = _parsed(await _body(request))
         for _ in range(batch.naive()):
             app.metrics.naive_time_read()
+        outcomes = [event.record() for event in batch.outcomes]
+        request.app.state.shares.check(outcomes)
         taken = await app.record_events(
-            exposures=[event.record() for event in batch.exposures],
-            outcomes=[event.record() for event in batch.outcomes],
+            exposures=[event.record() for event in batch.exposures], outcomes=outcomes
         )
         return Taken(
             accepted=taken.accepted, duplicates=taken.duplicates, unknown=list(taken.unknown)

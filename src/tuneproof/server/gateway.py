@@ -65,7 +65,10 @@ _CHAT: dict[str, Any] = {
 
 
 class Feedback(Strict):
-    """The outcome of an answer. `at` is when it was measured, by default now."""
+    """The outcome of an answer. `at` is when it was measured, by default now.
+
+    Without an `id` the same answer, value and given `at` are one outcome, however often sent.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"response_id": "tp-WyJh", "value": 0.071}}
@@ -271,19 +274,16 @@ class Gateway:
         if asked.at is not None and asked.at.tzinfo is None:
             self._app.metrics.naive_time_read()
         at = utc(asked.at) if asked.at else self._app.clock.now()
-        taken = await self._app.record_events(
-            exposures=[],
-            outcomes=[
-                Outcome(
-                    id=asked.id or _outcome_id(ticket, at, asked.value),
-                    subject=ticket.subject,
-                    unit=ticket.unit,
-                    at=at,
-                    value=asked.value,
-                    quality=asked.quality,
-                )
-            ],
+        outcome = Outcome(
+            id=asked.id or _outcome_id(ticket, asked),
+            subject=ticket.subject,
+            unit=ticket.unit,
+            at=at,
+            value=asked.value,
+            quality=asked.quality,
         )
+        request.app.state.shares.check([outcome])
+        taken = await self._app.record_events(exposures=[], outcomes=[outcome])
         return JSONResponse({"accepted": taken.accepted, "duplicates": taken.duplicates})
 
 
@@ -346,8 +346,10 @@ def _sse(data: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _outcome_id(ticket: Ticket, at: datetime, value: float) -> str:
-    text = f"{ticket.exposure} {at.isoformat()} {value!r}"
+def _outcome_id(ticket: Ticket, asked: Feedback) -> str:
+    """The same for the same feedback, so that one sent again counts once."""
+    at = utc(asked.at).isoformat() if asked.at else ""
+    text = f"{ticket.exposure} {at} {asked.value!r}"
     return f"fb-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 

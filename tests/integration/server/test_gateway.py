@@ -171,6 +171,30 @@ async def test_feedback_by_response_id_becomes_the_units_outcome(service, test_i
     assert wrong.json()["error"]["type"] == "invalid_request_error"
 
 
+async def test_feedback_sent_again_without_a_time_or_an_id_counts_once(service, test_id):
+    answered = (await service.post("/v1/chat/completions", ask("unit-1"))).json()
+    body = {"response_id": answered["id"], "value": 0.08}
+    sent = [(await service.post("/v1/feedback", body)).json() for _ in range(2)]
+    assert sent == [{"accepted": 1, "duplicates": 0}, {"accepted": 0, "duplicates": 1}]
+    changes = [{"value": 0.09}, {"at": "2026-11-20T09:00:00Z"}, {"id": "mine"}]
+    for change in changes:
+        taken = (await service.post("/v1/feedback", {**body, **change})).json()
+        assert taken == {"accepted": 1, "duplicates": 0}
+
+
+async def test_a_value_that_is_no_share_is_taken_and_warned_of_once(service, test_id, caplog):
+    answered = (await service.post("/v1/chat/completions", ask("unit-1"))).json()
+    for value in (7.1, 8.2, 0.5):
+        body = {"response_id": answered["id"], "value": value}
+        assert (await service.post("/v1/feedback", body)).json()["accepted"] == 1
+    outcome = {"id": "o", "subject": test_id, "unit": "u", "at": "2026-11-20T09:00:00Z"}
+    await service.post("/events", {"outcomes": [{**outcome, "value": -1}]})
+    warned = [r.getMessage() for r in caplog.records if "is a share" in r.getMessage()]
+    assert len(warned) == 1
+    assert "7.1" in warned[0]
+    assert test_id in warned[0]
+
+
 async def test_a_header_names_the_unit_before_the_body_does(service, test_id):
     answer = await service.post(
         "/v1/chat/completions", ask("by-body"), **{"x-tuneproof-unit": "by-header"}
