@@ -8,11 +8,11 @@ does not grow with the file; all matching posts of a file are sorted in memory.
 from __future__ import annotations
 
 import asyncio
-import csv
 import heapq
 import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from tuneproof.collection import Post, PostQuery, SourceCheck
 from tuneproof.errors import DataError
 from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
+from tuneproof.sources.delimited import header, records
 from tuneproof.sources.rows import as_text, instant, maker
 
-__all__ = ["CsvSource", "FileSource", "ParquetSource", "arrow"]
+__all__ = ["CsvSource", "FileSource", "ParquetSource", "arrow", "no_parquet"]
 
 
 def arrow() -> Any:
@@ -37,6 +38,18 @@ def arrow() -> Any:
             mend="pip install tuneproof[parquet]",
         ) from error
     return pyarrow
+
+
+@contextmanager
+def no_parquet(pa: Any, path: Path) -> Iterator[None]:
+    """Raise `DataError` in place of what pyarrow raises for a file that is broken."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{str(path)!r} cannot be read as Parquet: {str(error).rstrip('.')}.",
+            mend="Write it again, or give a CSV file.",
+        ) from error
 
 
 class FileSource(ABC):
@@ -96,7 +109,7 @@ class ParquetSource(FileSource):
         order = [(found["engagement_rate"], "descending"), (found["id"], "ascending")]
         table: Any = None
         parts: list[Any] = []
-        for batch in self._open().iter_batches(batch_size=65_536, columns=columns):
+        for batch in self._batches(pa, columns):
             part = self._matching(pa, pa.Table.from_batches([batch]), found, query)
             parts.append(part)
             if keep is not None and sum(p.num_rows for p in parts) > 2 * keep + 65_536:
@@ -111,15 +124,14 @@ class ParquetSource(FileSource):
             values = [_values(pa, chunk.column(found[word])) for word in words]
             yield [make(row) for row in zip(*values, strict=True)]
 
+    def _batches(self, pa: Any, columns: Sequence[str]) -> Iterator[Any]:
+        with no_parquet(pa, self.path):
+            yield from self._open().iter_batches(batch_size=65_536, columns=columns)
+
     def _open(self) -> Any:
         pa = arrow()
-        try:
+        with no_parquet(pa, self.path):
             return pa.parquet.ParquetFile(self.path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(
-                f"{str(self.path)!r} cannot be read as Parquet: {error}.",
-                mend="Write it again, or give a CSV file.",
-            ) from error
 
     def _matching(self, pa: Any, table: Any, found: Mapping[str, str], query: PostQuery) -> Any:
         pc = pa.compute
@@ -147,8 +159,7 @@ class CsvSource(FileSource):
 
     def describe(self) -> tuple[Sequence[str], int | None]:
         """From the header."""
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            return next(csv.reader(file), []), None
+        return header(self.path, errors="surrogateescape"), None
 
     def best(self, found: Mapping[str, str], query: PostQuery) -> Iterator[list[Post]]:
         """Keep the best while reading, or all."""
@@ -165,21 +176,31 @@ class CsvSource(FileSource):
         make = maker(list(found))
         columns = list(found.values())
         rate = found["engagement_rate"]
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for row in csv.DictReader(file):
-                row[rate] = row[rate] or None
-                post = make([row[column] for column in columns])
-                known = 0.0 if post.engagement_rate is None else post.engagement_rate
-                if since <= post.ts < until and (known >= query.threshold or math.isnan(known)):
-                    yield _with_numbers(post)
+        for where, row in records(self.path, errors="surrogateescape"):
+            row[rate] = row[rate] or None
+            post = make([row[column] for column in columns])
+            known = 0.0 if post.engagement_rate is None else post.engagement_rate
+            if since <= post.ts < until and (known >= query.threshold or math.isnan(known)):
+                yield _with_numbers(post, where)
 
 
-def _with_numbers(post: Post) -> Post:
+def _with_numbers(post: Post, where: str) -> Post:
     counts: dict[str, Any] = {
-        name: int(float(value)) if (value := getattr(post, name)) else None
+        name: _count(value, name, where) if (value := getattr(post, name)) else None
         for name in ("tokens_used", "impressions", "clicks")
     }
     return post._replace(version=post.version or None, **counts)
+
+
+def _count(value: Any, column: str, where: str) -> int:
+    try:
+        return int(float(value))
+    except (ValueError, OverflowError) as error:
+        raise DataError(
+            f"{where}: {column} is {value!r}, no number.",
+            mend="Write digits only, or leave it empty.",
+            field=column,
+        ) from error
 
 
 def _order(post: Post) -> tuple[float, tuple[int, int, str]]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from tuneproof.errors import DataError, StoreUnavailableError
-from tuneproof.sources.files import arrow
+from tuneproof.sources.delimited import header, records
+from tuneproof.sources.files import arrow, no_parquet
 from tuneproof.sources.rows import instant
 
 __all__ = ["import_posts"]
@@ -26,6 +27,7 @@ _DRIVERS: Final = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlit
 _INTEGERS: Final = {"tokens_used", "impressions", "clicks"}
 _TIMES: Final = {"ts", "created_at", "published_at", "timestamp"}
 _RATES: Final = {"engagement_rate", "engagement"}
+_BEYOND: Final = 2**63
 
 Row = dict[str, Any]
 
@@ -37,13 +39,13 @@ async def import_posts(
     table: str = "posts",
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Load a Parquet or CSV file into a table, a chunk a transaction; how many rows were new.
+    """Load a Parquet or CSV file into a table, all of it or nothing; how many rows were new.
 
-    The table and its index are made where they are absent. Posts whose `id` is there already
-    stay as they are, so that a load that was cut off is simply done again. `progress` gets
-    the rows read so far. Raises `DataError` for a file that is no table of posts and for a
-    table that lacks one of its columns, `StoreUnavailableError` where the database does not
-    answer.
+    One transaction makes the table and its index, where they are absent, and puts in all rows.
+    Posts whose `id` is there already stay as they are. `progress` gets the rows read so far.
+    Raises `DataError` for a file that is no table of posts, naming the row and the column of a
+    value that cannot be used, and for a table that lacks one of its columns;
+    `StoreUnavailableError` where the database does not answer.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,8 +62,9 @@ def _load(path: Path, url: str, table: str, progress: Callable[[int], None] | No
         )
     engine = _engine(url)
     try:
-        target = _table(engine, table, columns)
-        return _insert(engine, target, rows, progress)
+        with engine.begin() as connection:
+            target = _table(connection, table, columns)
+            return _insert(connection, target, rows, progress)
     except OperationalError as error:
         raise StoreUnavailableError(
             f"The database did not answer: {str(error.orig).splitlines()[0]}.",
@@ -86,19 +89,28 @@ def _engine(url: str) -> Engine:
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
     arguments: dict[str, Any] = {"timeout": 30.0} if family == "sqlite" else {}
     address = parsed.set(drivername=_DRIVERS[family])
-    return sa.create_engine(address, poolclass=NullPool, connect_args=arguments)
+    engine = sa.create_engine(address, poolclass=NullPool, connect_args=arguments)
+    if family == "sqlite":
+        # The driver's own transactions leave out what makes tables.
+        sa.event.listen(engine, "connect", _without_own_transactions)
+        sa.event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
 
 
-def _table(engine: Engine, name: str, columns: dict[str, Any]) -> sa.Table:
+def _without_own_transactions(connection: Any, _: Any) -> None:
+    connection.isolation_level = None
+
+
+def _table(connection: Connection, name: str, columns: dict[str, Any]) -> sa.Table:
     """The table, as it is or newly made, limited to the file's columns."""
     schema, _, short = name.rpartition(".")
-    inspector = sa.inspect(engine)
+    inspector = sa.inspect(connection)
     metadata = sa.MetaData(schema=schema or None)
     if not inspector.has_table(short, schema=schema or None):
         made = sa.Table(short, metadata, *_columns(columns))
         if {"ts", "engagement_rate"} <= set(columns):
             sa.Index(f"{short}_ts_engagement_rate", made.c.ts, made.c.engagement_rate)
-        metadata.create_all(engine)
+        metadata.create_all(connection)
         return made
     existing = {column["name"] for column in inspector.get_columns(short, schema=schema or None)}
     lacking = sorted(set(columns) - existing)
@@ -115,24 +127,21 @@ def _columns(columns: dict[str, Any]) -> list[sa.Column[Any]]:
 
 
 def _insert(
-    engine: Engine,
+    connection: Connection,
     table: sa.Table,
     rows: Iterator[Row],
     progress: Callable[[int], None] | None,
 ) -> int:
-    insert: Any = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     count = sa.select(sa.func.count()).select_from(table)
-    with engine.connect() as connection:
-        before = connection.execute(count).scalar_one()
+    before = connection.execute(count).scalar_one()
     done = 0
     while chunk := list(islice(rows, CHUNK)):
-        with engine.begin() as connection:
-            connection.execute(insert(table).on_conflict_do_nothing(), chunk)
+        connection.execute(insert(table).on_conflict_do_nothing(), chunk)
         done += len(chunk)
         if progress is not None:
             progress(done)
-    with engine.connect() as connection:
-        return int(connection.execute(count).scalar_one() - before)
+    return int(connection.execute(count).scalar_one() - before)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Iterator[Row]]:
@@ -147,18 +156,17 @@ def _read(path: Path) -> tuple[dict[str, Any], Iterator[Row]]:
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any], Iterator[Row]]:
     pa = arrow()
-    try:
+    with no_parquet(pa, path):
         file = pa.parquet.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{str(path)!r} cannot be read as Parquet: {error}.", mend="Write it again."
-        ) from error
     columns = {field.name: _sql_type(pa, field.type) for field in file.schema_arrow}
 
     def rows() -> Iterator[Row]:
-        for batch in file.iter_batches(batch_size=CHUNK):
-            for row in batch.to_pylist():
-                yield _ready(row, columns)
+        number = 0
+        with no_parquet(pa, path):
+            for batch in file.iter_batches(batch_size=CHUNK):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _ready(row, columns, f"{str(path)!r}, row {number}")
 
     return columns, rows()
 
@@ -176,21 +184,8 @@ def _sql_type(pa: Any, kind: Any) -> Any:
 
 
 def _read_csv(path: Path) -> tuple[dict[str, Any], Iterator[Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
-    columns: dict[str, Any] = {name: _csv_type(name) for name in names}
-
-    def rows() -> Iterator[Row]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            try:
-                for row in csv.DictReader(file):
-                    yield _ready(_typed(row, columns), columns)
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{str(path)!r} is not UTF-8: {error}.", mend="Convert it to UTF-8 first."
-                ) from error
-
-    return columns, rows()
+    columns: dict[str, Any] = {name: _csv_type(name) for name in header(path)}
+    return columns, (_ready(row, columns, where) for where, row in records(path))
 
 
 def _csv_type(name: str) -> Any:
@@ -201,22 +196,59 @@ def _csv_type(name: str) -> Any:
     return sa.DateTime(timezone=True) if name in _TIMES else sa.Text()
 
 
-def _typed(row: dict[str, str], columns: dict[str, Any]) -> Row:
-    typed: Row = {}
+def _ready(row: Row, columns: dict[str, Any], where: str) -> Row:
+    """The row with values of its columns' types; empty texts of CSV files become NULL."""
     for name, kind in columns.items():
         value = row[name]
-        if isinstance(kind, sa.BigInteger):
-            typed[name] = int(float(value)) if value else None
+        if value is None or value == "":
+            row[name] = None
+        elif isinstance(kind, sa.BigInteger):
+            row[name] = _whole(value, name, where)
         elif isinstance(kind, sa.Double):
-            typed[name] = float(value) if value else None
-        else:
-            typed[name] = value or None
-    return typed
-
-
-def _ready(row: Row, columns: dict[str, Any]) -> Row:
-    """Times as aware UTC, since a naive one would be read in the server's zone."""
-    for name, kind in columns.items():
-        if isinstance(kind, sa.DateTime) and row[name] is not None:
-            row[name] = instant(row[name])
+            row[name] = _number(value, name, where)
+        elif isinstance(kind, sa.DateTime):
+            row[name] = _time(value, name, where)
+    if row["id"] is None:
+        raise DataError(f"{where}: the column id is empty.", mend="Give every post an id.")
     return row
+
+
+def _whole(value: Any, column: str, where: str) -> int:
+    try:
+        whole = int(value) if str(value).lstrip("+-").isdecimal() else int(float(value))
+    except (ValueError, OverflowError):
+        whole = _BEYOND
+    if not -_BEYOND <= whole < _BEYOND:
+        raise DataError(
+            f"{where}: {column} is {_shown(value)}, no whole number of 64 bits.",
+            mend="Write digits only, or leave it empty.",
+            field=column,
+        )
+    return whole
+
+
+def _number(value: Any, column: str, where: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        percent = " Divide percents by 100." if str(value).rstrip().endswith("%") else ""
+        raise DataError(
+            f"{where}: {column} is {_shown(value)}, no number.",
+            mend=f"A rate is a share from 0 to 1, such as 0.12.{percent}",
+            field=column,
+        ) from error
+
+
+def _time(value: Any, column: str, where: str) -> datetime:
+    """Aware UTC, since a naive time would be read in the server's zone."""
+    try:
+        return instant(value)
+    except DataError as error:
+        raise DataError(
+            f"{where}: {column} is {_shown(value)}, no time.", mend=error.mend, field=column
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -49,11 +49,11 @@ def instant(value: Any) -> datetime:
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _EPOCH + timedelta(microseconds=round(value * micros_per(value)))
     try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return _EPOCH + timedelta(microseconds=round(value * micros_per(value)))
         return instant(datetime.fromisoformat(str(value).strip()))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(
             f"{value!r} is no time.", mend="Use ISO 8601, such as 2025-01-20T02:00:00Z."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import sqlite3
 import sys
@@ -391,3 +392,90 @@ async def test_real_posts_from_file_and_table_give_the_same_dataset(
     assert batches[0].posts == 515
     assert sum(batches[0].examples.values()) > 400
     assert min(d.validation_examples for d in batches[0].datasets.values()) > 5
+
+
+HEADER = "id,hook,body,engagement_rate,ts,clicks\n"
+GOOD = "{},a hook,a body,0.07,2025-01-19T00:00:00Z,3\n"
+
+
+def written(path: Path, *rows: str, head: str = HEADER) -> Path:
+    path.write_text(head + "".join(rows), "utf-8")
+    return path
+
+
+async def test_text_above_128_kib_is_collected_and_loaded(
+    database_url: str, tmp_path: Path
+) -> None:
+    body = "long " * 40_000
+    path = written(tmp_path / "p.csv", GOOD.format(1).replace("a body", body))
+    (post,) = await collected(open_source(path), query())
+    assert post.body == body
+    assert await import_posts(path, database_url) == 1
+
+
+async def test_what_is_no_csv_is_refused_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite_store_url: str
+) -> None:
+    monkeypatch.setattr("tuneproof.sources.delimited.LONGEST", 1000)
+    limit = csv.field_size_limit(1000)
+    path = written(tmp_path / "p.csv", GOOD.format(1), '2,"never closed' + "x" * 2000)
+    try:
+        with pytest.raises(DataError, match=r"p\.csv' cannot be read as CSV after row 1"):
+            await collected(open_source(path), query())
+        with pytest.raises(DataError, match="after row 1"):
+            await import_posts(path, sqlite_store_url)
+    finally:
+        csv.field_size_limit(limit)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("engagement_rate", "12%", "'12%', no number"),
+        ("engagement_rate", "abc", "'abc', no number"),
+        ("clicks", "many", "no whole number"),
+        ("clicks", "1e30", "no whole number"),
+        ("ts", "yesterday", "'yesterday', no time"),
+        ("id", "", "empty"),
+    ],
+)
+async def test_value_that_cannot_be_used_is_named_and_nothing_is_loaded(
+    database_url: str, tmp_path: Path, column: str, value: str, rule: str
+) -> None:
+    values = dict(zip(HEADER.strip().split(","), GOOD.strip().split(","), strict=True))
+    bad = ",".join({**values, "id": "2900", column: value}.values()) + "\n"
+    path = written(tmp_path / "p.csv", *[GOOD.format(i) for i in range(1, 2900)], bad)
+    with pytest.raises(DataError, match=rf"p\.csv', row 2900 \(line 2901\).*{column}.*{rule}"):
+        await import_posts(path, database_url)
+    with pytest.raises(DataError, match="no such table"):
+        await open_source(database_url).check(query())
+    good = written(tmp_path / "good.csv", GOOD.format(1))
+    assert await import_posts(good, database_url) == 1
+    with pytest.raises(DataError, match=rule):
+        await import_posts(path, database_url)
+    assert len(await collected(open_source(database_url), query())) == 1
+
+
+@pytest.mark.parametrize("where", ["header", "row"])
+async def test_file_that_is_not_utf8_is_refused(
+    database_url: str, tmp_path: Path, where: str
+) -> None:
+    path = tmp_path / "p.csv"
+    head = HEADER.replace("hook", "höök") if where == "header" else HEADER
+    path.write_bytes((head + GOOD.format(1).replace("body", "bödy")).encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        await import_posts(path, database_url)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("", "is empty"), ("id;ts;body\n1;2025-01-19;b\n", "semicolons"), ("id\tts\n", "tabs")],
+)
+async def test_csv_that_is_empty_or_separated_otherwise_says_so(
+    sqlite_store_url: str, tmp_path: Path, text: str, rule: str
+) -> None:
+    path = written(tmp_path / "p.csv", head=text)
+    with pytest.raises(DataError, match=rule):
+        await import_posts(path, sqlite_store_url)
+    with pytest.raises(DataError, match=rule):
+        await open_source(path).check(query())
