@@ -15,6 +15,7 @@ from tuneproof.cli import output
 from tuneproof.cli.options import NONE, Options
 from tuneproof.cli.output import FAILED, OK
 from tuneproof.cli.progress import STAGES, told
+from tuneproof.cli.service import usable
 from tuneproof.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ async def demo(
 
     settings = options.settings(port=port)
     directory = settings.dir / FOLDER
+    usable(settings.dir)
     stays = not (exit or options.json)
     async with AsyncExitStack() as stack:
         shown = await stack.enter_async_context(

@@ -179,7 +179,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def failure(error: Exception, *, as_json: bool) -> int:
-    """Say what went wrong and which command to run next; the exit code."""
+    """Say what went wrong and what to do next: its mend, or else a command; the exit code."""
     if not isinstance(error, TuneProofError):
         from rich.traceback import Traceback
 
@@ -191,9 +191,7 @@ def failure(error: Exception, *, as_json: bool) -> int:
         sys.stderr.write(json.dumps({"error": body}, ensure_ascii=False, default=str) + "\n")
     else:
         err().print(Text("Error: ", "bold red") + Text(clean(error.message)), soft_wrap=True)
-        if error.mend:
-            say(error.mend)
-        say(f"Run: {_next(error)}")
+        say(error.mend or f"Run: {_next(error)}")
     return USAGE if isinstance(error, ConfigError) else FAILED
 
 

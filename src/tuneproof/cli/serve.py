@@ -18,7 +18,7 @@ from cyclopts import Parameter
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, Options
 from tuneproof.cli.output import OK
-from tuneproof.cli.service import Running, announce, withdraw
+from tuneproof.cli.service import Running, announce, usable, withdraw
 from tuneproof.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ async def serve(
 
     _log(log_level)
     settings = options.settings(host=host, port=port)
+    usable(settings.dir)
     async with App.open(settings) as app, serving(app, settings) as (address, server):
         settle()
         output.say(f"TuneProof serves at {address} (data in {settings.dir}). Ctrl-C stops it.")

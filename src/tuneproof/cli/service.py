@@ -7,6 +7,7 @@ which does not start the engine unless the command asks for it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -144,6 +145,7 @@ async def embedded(settings: Settings, *, engine: bool) -> AsyncIterator[Service
     from tuneproof.app import App
     from tuneproof.server import create_app
 
+    usable(settings.dir)
     async with App.open(settings, engine=engine) as app:
         served = create_app(app)
         async with served.router.lifespan_context(served):
@@ -152,6 +154,28 @@ async def embedded(settings: Settings, *, engine: bool) -> AsyncIterator[Service
                 transport=transport, base_url="http://127.0.0.1", timeout=TIMEOUT_S
             ) as client:
                 yield Service(client, settings.address, app=app)
+
+
+def usable(directory: Path) -> None:
+    """Make the data directory where it is absent.
+
+    Raises `ConfigError` where it is none, cannot be made, or must not be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unusable(directory, error) from error
+
+
+def _unusable(directory: Path, error: OSError) -> ConfigError:
+    why = "it is a file" if directory.is_file() else error.strerror or type(error).__name__
+    return ConfigError(
+        f"The data directory {directory} cannot be used: {why}.",
+        mend="Name a directory that you may write to: --dir PATH, or TUNEPROOF_DIR.",
+        field="dir",
+    )
 
 
 async def find(directory: Path) -> Running | None:
@@ -163,8 +187,10 @@ async def _find(directory: Path) -> Running | None:
     try:
         left = json.loads((directory / FILE).read_text("utf-8"))
         running = Running(url=left["url"], pid=left["pid"], token=left.get("token"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _unusable(directory, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{directory / FILE} is not what a service writes: {error}.",

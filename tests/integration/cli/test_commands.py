@@ -105,7 +105,21 @@ def test_an_unknown_run_exits_1_with_a_command(line):
     code, out, err = line("run", "show", "ft-pipeline-20000101-001")
     assert (code, out) == (FAILED, "")
     assert "ft-pipeline-20000101-001" in err
-    assert err.strip().splitlines()[-1].startswith("Run: tuneproof ")
+    assert "tuneproof run list" in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["status", "serve", "demo --exit", "run start", "run list"])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/absent"])
+def test_a_data_directory_that_cannot_be_used_exits_2_with_its_path(
+    tmp_path, capsys, command, place
+):
+    (tmp_path / "file").touch()
+    wanted = str(tmp_path / place)
+    code, out, err = Line(Path(wanted), capsys)(*command.split())
+    assert (code, out) == (USAGE, "")
+    assert f"The data directory {wanted} cannot be used" in err
+    assert "--dir" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
 
 
 def test_init_writes_settings_that_load_and_does_not_overwrite(line):
@@ -255,7 +269,7 @@ def test_by_address_and_token(running, capsys, tmp_path):
     assert "token" in err
     code, _, err = line("status", "--url", "http://127.0.0.1:9")
     assert code == FAILED
-    assert err.strip().endswith("Run: tuneproof doctor")
+    assert err.strip().endswith("Start it with `tuneproof serve`, or give --url.")
 
 
 def test_a_second_service_on_the_same_data_is_refused(running, capsys):

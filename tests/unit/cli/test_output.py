@@ -57,17 +57,23 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 @pytest.mark.parametrize(
     ("error", "code", "command"),
     [
-        (ConfigError("x is 1.", mend="Mend it."), 2, "tuneproof config check"),
+        (ConfigError("x is 1."), 2, "tuneproof config check"),
         (NotFoundError("There is no run."), 1, "tuneproof status"),
         (RetryableError("Away."), 1, "tuneproof doctor"),
         (StateError("Busy.", run_id="ft-pipeline-1"), 1, "tuneproof run show ft-pipeline-1"),
     ],
 )
-def test_each_error_ends_with_a_command_to_run(error, code, command, capsys):
+def test_an_error_without_a_mend_ends_with_a_command_to_run(error, code, command, capsys):
     assert output.failure(error, as_json=False) == code
     err = capsys.readouterr().err
     assert error.message in err
     assert err.strip().endswith(f"Run: {command}")
+
+
+def test_an_error_ends_with_its_own_mend(capsys):
+    error = ConfigError("x is 1.", mend="Set it to 2.")
+    assert output.failure(error, as_json=False) == output.USAGE
+    assert capsys.readouterr().err == "Error: x is 1.\nSet it to 2.\n"
 
 
 def test_an_error_as_json_goes_to_stderr(capsys):
