@@ -22,6 +22,7 @@ from tuneproof.errors import ConfigError, DataError
 from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig
 
 __all__ = [
+    "NO_TIME",
     "Clock",
     "Collected",
     "Curator",
@@ -39,6 +40,9 @@ __all__ = [
 
 CURATOR = "tuneproof.curation:curate"
 """What curates where no curator is given. A name, since imports point down."""
+
+NO_TIME = datetime.min.replace(tzinfo=UTC)
+"""The time of a post of a file whose time is absent or none; curation leaves it out."""
 
 
 class Post(NamedTuple):

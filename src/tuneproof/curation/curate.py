@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 
 from tuneproof.collection import (
+    NO_TIME,
     Collected,
     Curator,
     Post,
@@ -180,6 +181,9 @@ class _Curation:
 
     def _side(self, post: Post) -> str | None:
         """Where the post's examples belong, or None where the post as such is left out."""
+        if post.ts == NO_TIME:
+            self._dropped.add("invalid_time", post)
+            return None
         rate = post.engagement_rate
         if rate is not None and not (math.isfinite(rate) and 0 <= rate <= _USABLE_RATE):
             self._dropped.add("invalid_rate", post, rate)

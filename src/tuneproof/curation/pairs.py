@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from tuneproof.collection import Collected, Curator, Post, TrainingDataBatch
+from tuneproof.collection import NO_TIME, Collected, Curator, Post, TrainingDataBatch
 from tuneproof.curation.curate import CurationOptions
 from tuneproof.curation.files import DatasetFiles
 from tuneproof.curation.lines import Cleaner, LineMaker
@@ -139,6 +139,9 @@ class _Pairing:
                 self._take(post, side, maker, texts)
 
     def _side(self, post: Post) -> str | None:
+        if post.ts == NO_TIME:
+            self._dropped.add("invalid_time", post)
+            return None
         rules = self._options.rules
         shown, clicks = post.impressions, post.clicks
         if not shown or clicks is None or not 0 <= clicks <= shown:

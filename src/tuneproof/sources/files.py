@@ -16,14 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tuneproof.collection import Post, PostQuery, SourceCheck
+from tuneproof.collection import NO_TIME, Post, PostQuery, SourceCheck
 from tuneproof.errors import DataError
 from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
 from tuneproof.sources.delimited import header, records
-from tuneproof.sources.rows import as_text, instant, maker
+from tuneproof.sources.rows import Times, as_text, maker
 
 __all__ = ["CsvSource", "FileSource", "ParquetSource", "arrow", "no_parquet"]
+
+
+_TIMELESS = "\0timeless"  # a column of our own: whether the row has no time
 
 
 def arrow() -> Any:
@@ -106,14 +109,20 @@ class ParquetSource(FileSource):
         pa = arrow()
         columns = list(dict.fromkeys(found.values()))
         keep = query.max_records
-        order = [(found["engagement_rate"], "descending"), (found["id"], "ascending")]
+        order = [
+            (_TIMELESS, "ascending"),
+            (found["engagement_rate"], "descending"),
+            (found["id"], "ascending"),
+        ]
+        times = Times()
         table: Any = None
         parts: list[Any] = []
         for batch in self._batches(pa, columns):
-            part = self._matching(pa, pa.Table.from_batches([batch]), found, query)
+            part = self._matching(pa, pa.Table.from_batches([batch]), found, query, times)
             parts.append(part)
             if keep is not None and sum(p.num_rows for p in parts) > 2 * keep + 65_536:
                 parts = [pa.concat_tables(parts).sort_by(order).slice(0, keep)]
+        times.check(str(self))
         if not parts:
             return
         table = pa.concat_tables(parts).sort_by(order).slice(0, keep)
@@ -122,6 +131,11 @@ class ParquetSource(FileSource):
         for start in range(0, table.num_rows, query.chunk_size):
             chunk = table.slice(start, query.chunk_size)
             values = [_values(pa, chunk.column(found[word])) for word in words]
+            absent = chunk.column(_TIMELESS).to_pylist()
+            place = words.index("ts")
+            values[place] = [
+                NO_TIME if no else t for no, t in zip(absent, values[place], strict=True)
+            ]
             yield [make(row) for row in zip(*values, strict=True)]
 
     def _batches(self, pa: Any, columns: Sequence[str]) -> Iterator[Any]:
@@ -133,25 +147,30 @@ class ParquetSource(FileSource):
         with no_parquet(pa, self.path):
             return pa.parquet.ParquetFile(self.path)
 
-    def _matching(self, pa: Any, table: Any, found: Mapping[str, str], query: PostQuery) -> Any:
+    def _matching(
+        self, pa: Any, table: Any, found: Mapping[str, str], query: PostQuery, times: Times
+    ) -> Any:
         pc = pa.compute
         rate = pc.cast(table.column(found["engagement_rate"]), pa.float64())
         enough = pc.greater_equal(pc.coalesce(rate, pa.scalar(0.0)), query.threshold)
         # Curation counts rates that are no numbers; here they must not vanish.
         enough = pc.or_(enough, pc.fill_null(pc.is_nan(rate), False))
-        ts = self._instants(pa, table.column(found["ts"]))
+        ts = self._instants(pa, table.column(found["ts"]), times)
         since, until = (pa.scalar(t, pa.timestamp("us", "UTC")) for t in _ends(query))
         inside = pc.and_(pc.greater_equal(ts, since), pc.less(ts, until))
-        return table.filter(pc.and_(enough, inside))
+        timeless = pc.is_null(ts)
+        inside = pc.or_(pc.fill_null(inside, False), timeless)
+        marked = table.append_column(_TIMELESS, timeless)
+        return marked.filter(pc.and_(enough, inside))
 
-    def _instants(self, pa: Any, column: Any) -> Any:
+    def _instants(self, pa: Any, column: Any, times: Times) -> Any:
         target = pa.timestamp("us", "UTC")
         if pa.types.is_timestamp(column.type) and column.type.tz is None:
             return pa.compute.cast(column, pa.timestamp("us")).cast(target)
         if pa.types.is_timestamp(column.type):
             return pa.compute.cast(column, target)
-        values = [None if v is None else instant(v) for v in column.to_pylist()]
-        return pa.array(values, target)
+        read = (times(value) for value in column.to_pylist())
+        return pa.chunked_array([pa.array([None if t is NO_TIME else t for t in read], target)])
 
 
 class CsvSource(FileSource):
@@ -175,13 +194,16 @@ class CsvSource(FileSource):
         since, until = _ends(query)
         make = maker(list(found))
         columns = list(found.values())
-        rate = found["engagement_rate"]
+        rate, ts = found["engagement_rate"], found["ts"]
+        times = Times()
         for where, row in records(self.path, errors="surrogateescape"):
-            row[rate] = row[rate] or None
-            post = make([row[column] for column in columns])
+            values = {**row, rate: row[rate] or None, ts: times(row[ts])}
+            post = make([values[column] for column in columns])
             known = 0.0 if post.engagement_rate is None else post.engagement_rate
-            if since <= post.ts < until and (known >= query.threshold or math.isnan(known)):
+            inside = since <= post.ts < until or post.ts is NO_TIME
+            if inside and (known >= query.threshold or math.isnan(known)):
                 yield _with_numbers(post, where)
+        times.check(str(self))
 
 
 def _with_numbers(post: Post, where: str) -> Post:
@@ -203,11 +225,11 @@ def _count(value: Any, column: str, where: str) -> int:
         ) from error
 
 
-def _order(post: Post) -> tuple[float, tuple[int, int, str]]:
+def _order(post: Post) -> tuple[bool, float, tuple[int, int, str]]:
     rate = post.engagement_rate
     worst = rate is None or math.isnan(rate)
     place = (0, int(post.id), "") if post.id.isdecimal() else (1, 0, post.id)
-    return (math.inf if worst else -(rate or 0.0), place)
+    return (post.ts is NO_TIME, math.inf if worst else -(rate or 0.0), place)
 
 
 def _ends(query: PostQuery) -> tuple[Any, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from tuneproof.collection import Post
+from tuneproof.collection import NO_TIME, Post
 from tuneproof.errors import DataError
 
-__all__ = ["instant", "maker"]
+__all__ = ["Times", "instant", "maker"]
 
 _WORDS = Post._fields[:-1]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,6 +57,33 @@ def instant(value: Any) -> datetime:
         raise DataError(
             f"{value!r} is no time.", mend="Use ISO 8601, such as 2025-01-20T02:00:00Z."
         ) from error
+
+
+class Times:
+    """The times of a file's rows: those that are none become `NO_TIME`, which curation counts."""
+
+    def __init__(self) -> None:
+        self._any = False
+        self._error: DataError | None = None
+
+    def __call__(self, value: Any) -> datetime:
+        """The instant, or `NO_TIME`."""
+        if value is None or value == "":
+            return NO_TIME
+        try:
+            found = instant(value)
+        except DataError as error:
+            self._error = self._error or error
+            return NO_TIME
+        self._any = True
+        return found
+
+    def check(self, where: str) -> None:
+        """Raise `DataError` where there were times and not one could be read."""
+        if self._error is not None and not self._any:
+            raise DataError(
+                f"No time of {where} can be read: {self._error.message}", mend=self._error.mend
+            )
 
 
 def micros_per(value: float) -> int:

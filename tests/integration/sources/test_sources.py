@@ -479,3 +479,31 @@ async def test_csv_that_is_empty_or_separated_otherwise_says_so(
         await import_posts(path, sqlite_store_url)
     with pytest.raises(DataError, match=rule):
         await open_source(path).check(query())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize("bad", [None, "yesterday"])
+async def test_posts_of_a_file_without_a_time_are_left_out_and_counted(
+    tmp_path: Path, kind: str, bad: str | None
+) -> None:
+    rows = [row(i) for i in range(1, 30)]
+    if bad is not None:
+        rows = [{**r, "ts": r["ts"].isoformat()} for r in rows]
+    rows.append(row(99, ts=bad, engagement_rate=0.9))
+    path = tmp_path / f"p.{kind}"
+    (parquet_file if kind == "parquet" else csv_file)(path, rows)
+    batch = await DataCollector(source=open_source(path), dir=tmp_path).collect_training_data(
+        until=UNTIL
+    )
+    assert (batch.posts, batch.dropped["invalid_time"]) == (30, 1)
+    best = await collected(open_source(path), query(max_records=3))
+    assert [post.id for post in best] == ["29", "28", "27"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+async def test_file_whose_times_are_all_none_is_refused(tmp_path: Path, kind: str) -> None:
+    rows = [row(i, ts=f"{i}/20/2025") for i in range(1, 9)]
+    path = tmp_path / f"p.{kind}"
+    (parquet_file if kind == "parquet" else csv_file)(path, rows)
+    with pytest.raises(DataError, match=r"No time of .* can be read: '1/20/2025' is no time"):
+        await collected(open_source(path), query())
