@@ -10,12 +10,10 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import allot
-from tuneproof.experiments.planning import EPOCHS, CyclePlan, plan_cycle, read_history
+from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline.records import Parts, RunArguments
 from tuneproof.settings import PipelineConfig
-
-BYTES_PER_TOKEN = 4
-"""About what a token is of English text, JSON and all."""
+from tuneproof.training import estimate_training
 
 
 class Planning:
@@ -62,7 +60,7 @@ class Planning:
                 history,
                 config,
                 alpha=level,
-                trained_tokens=tokens_of(batch, config),
+                trained_tokens=self._tokens_of(batch),
                 prices=self._parts.prices(config),
             )
         except TuneProofError as error:  # a plan is advice: the run goes on and says why
@@ -77,17 +75,16 @@ class Planning:
         finally:
             await source.close()
 
+    def _tokens_of(self, batch: TrainingDataBatch) -> float | None:
+        """The tokens that a training on this dataset would be billed for, as a run counts them."""
+        config, path = self._config, Path(batch.train_path)
+        if not path.exists():
+            return None
+        price = self._parts.price(config.provider, config.base_model or "", config.method)
+        return estimate_training(path, price, n_epochs=config.n_epochs).trained_tokens
+
     async def _write(self, tx: Any, plan: CyclePlan) -> None:
         shown = {**asdict(plan), "sentence": plan.sentence()}
         await self._parts.store.mark_run(
             self._id, "running", at=self._parts.clock.now(), result={"plan": shown}, tx=tx
         )
-
-
-def tokens_of(batch: TrainingDataBatch, config: PipelineConfig) -> float | None:
-    """The tokens that a training on this dataset would be billed for, about."""
-    path = Path(batch.train_path)
-    if not path.exists():
-        return None
-    epochs = EPOCHS if config.n_epochs == "auto" else int(config.n_epochs)
-    return path.stat().st_size / BYTES_PER_TOKEN * epochs
