@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from dbos import DBOS
 from tests.integration.loop import QUICK, T0, open_loop
 
 from tuneproof import FineTuningPipeline
@@ -315,6 +316,24 @@ async def test_rollout_of_a_model_that_is_no_version_of_ours_can_be_taken_back(
         await manager.begin(declared.id)
         taken = await loop.app.rollback(declared.id, reason="no good", actor="cli")
         assert taken.restored_model == "base"
+
+
+async def test_run_that_the_engine_gave_up_is_failed_and_can_be_retried(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
+        loop.provider._polls = 10**9
+        run = await loop.app.start_run()
+        while "job_id" not in (await loop.app.run(run.id)).stages.get("train", {}).get(
+            "detail", {}
+        ):
+            await loop.app.wait_run(run.id, seconds=0.05)
+        await DBOS.cancel_workflow_async(run.id)
+        assert await loop.app.fail_given_up() == [run.id]
+        failed = await loop.app.run(run.id)
+        assert failed.status is RunStatus.FAILED
+        assert failed.error is not None
+        assert failed.error["stage"] == "train"
 
 
 # --- the schedule -----------------------------------------------------------------------------

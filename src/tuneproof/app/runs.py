@@ -259,6 +259,7 @@ class Runs(Core):
 
     async def _start_forgotten(self) -> None:
         """Start, or take up again, runs whose process died before it could tell the engine."""
+        await self.fail_given_up()
         for run in await self.store.runs.active():
             if run.status is not RunStatus.PENDING:
                 continue
@@ -269,11 +270,35 @@ class Runs(Core):
             elif "retry_from" in run.arguments and await self.engine.ended(run.id):
                 await self.engine.rewind(run.id, run.arguments["retry_from"])
 
+    async def fail_given_up(self) -> list[str]:
+        """Mark runs as failed that the engine gave up, such as after an upgrade that changed
+        what they do next; each can be retried from its stage. Returns their ids."""
+        failed = []
+        for run in await self.store.runs.active():
+            reason = await self.engine.given_up(run.id)
+            if reason is None or run.status is RunStatus.PENDING:
+                continue
+            stage = run.current_stage or Stage.COLLECT
+            message = f"The engine gave run {run.id} up at {stage}: {reason}"
+            mend = f"tuneproof run retry {run.id}"
+            await self.store.loop.mark_run(
+                run.id,
+                RunStatus.FAILED,
+                at=self.clock.now(),
+                reason=message,
+                error={"type": "engine", "message": message, "mend": mend, "stage": stage},
+            )
+            self.clock.ended(run.id)
+            self.live.publish("run", run.id, run.version + 1)
+            failed.append(run.id)
+        return failed
+
     async def _keep_schedule(self) -> None:
         clock = workflow.SystemClock()
         while True:
             try:
                 if await self.engine.leads("schedule"):
+                    await self.fail_given_up()
                     await self.tick(clock.now())
                     await self.watch_shutdowns(clock.now())
             except TuneProofError as e:

@@ -206,6 +206,13 @@ class Engine:
         status = await DBOS.get_workflow_status_async(run_id)
         return status is None or status.status not in ("PENDING", "ENQUEUED", "DELAYED")
 
+    async def given_up(self, run_id: str) -> str | None:
+        """Why the engine ended a run without its function's answer; None where it did not."""
+        status = await DBOS.get_workflow_status_async(run_id)
+        if status is None or status.status in ("PENDING", "ENQUEUED", "DELAYED", "SUCCESS"):
+            return None
+        return f"{status.status}: {status.error}" if status.error else str(status.status)
+
     async def result(self, run_id: str) -> Any:
         """Wait for the durable function's end and return what it returned."""
         handle: Any = await DBOS.retrieve_workflow_async(run_id)
