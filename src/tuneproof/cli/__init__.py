@@ -80,6 +80,8 @@ def run(tokens: list[str]) -> int:
     """Run one command; its exit code."""
     from cyclopts import CycloptsError
 
+    if set(tokens) == {"--version", "--json"}:
+        return _version_as_json()
     try:
         result = _app()(
             tokens, exit_on_error=False, print_error=False, result_action="return_value"
@@ -89,7 +91,7 @@ def run(tokens: list[str]) -> int:
 
         return usage_error(error, tokens)
     except KeyboardInterrupt:
-        print("Interrupted. Run the same command again: it goes on.", file=sys.stderr)  # noqa: T201
+        print(f"Interrupted. {_after_interrupt(tokens)}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         return _closed_pipe()
@@ -98,6 +100,21 @@ def run(tokens: list[str]) -> int:
 
         return failure(error, as_json="--json" in tokens)
     return result if isinstance(result, int) else 0
+
+
+def _after_interrupt(tokens: Sequence[str]) -> str:
+    """How what was interrupted goes on."""
+    if list(tokens[:2]) in (["run", "start"], ["run", "retry"]):
+        return "The run goes on with `tuneproof serve`."
+    return "Run the same command again: it goes on."
+
+
+def _version_as_json() -> int:
+    from tuneproof.cli.output import data
+    from tuneproof.cli.version import version
+
+    data({"version": version()})
+    return 0
 
 
 def _closed_pipe() -> int:

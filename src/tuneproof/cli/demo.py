@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tuneproof.store import Run
 
 POLL_S = 0.1
+DAY = "%a %d %b"
 FOLDER = "demo"
 """Below the data directory: the demo never touches real data."""
 
@@ -93,7 +95,7 @@ async def _watch(shown: Demonstration) -> Run:
     try:
         while True:
             run = await shown.app.run(shown.run_id)
-            for text in teller.news(run, f"{shown.app.clock.now():%a %d %b}"):
+            for text in teller.news(run, f"{shown.app.clock.now():{DAY}}"):
                 output.say(text)
             if ended.done():
                 return ended.result()
@@ -112,7 +114,7 @@ class Teller:
         self._share: float | None = None
 
     def news(self, run: Run, today: str) -> list[str]:
-        """What is new since the last time; `today` is virtual."""
+        """What is new since the last time, each stage at the day it ended; `today` is virtual."""
         lines = []
         for name, stage in run.stages.items():
             status = str(stage.get("status"))
@@ -123,7 +125,8 @@ class Teller:
                 continue
             self._said.add(name)
             mark = {"completed": "✓", "skipped": "–"}.get(status, "✕")
-            lines.append(f"{today:11}{mark} {STAGES.get(name, name):9} {told(name, detail)}")
+            day = _day(stage.get("ended_at")) or today
+            lines.append(f"{day:11}{mark} {STAGES.get(name, name):9} {told(name, detail)}")
         return lines
 
     def _step(self, detail: Mapping[str, Any], today: str) -> list[str]:
@@ -134,6 +137,10 @@ class Teller:
         state = detail.get("state", "")
         said = f"the candidate serves {output.percent(share)}"
         return [f"{today:11}· Rollout   {said}{'; ' + state if state != 'stepping' else ''}"]
+
+
+def _day(at: Any) -> str:
+    return f"{datetime.fromisoformat(at):{DAY}}" if at else ""
 
 
 def _print(outcome: Mapping[str, Any]) -> None:

@@ -145,6 +145,6 @@ def figures(detail: Mapping[str, Any]) -> str:
     short = {
         name.replace("_", " "): value
         for name, value in detail.items()
-        if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 60)
+        if isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= 60)
     }
     return output.shown(short)

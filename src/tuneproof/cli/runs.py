@@ -15,12 +15,13 @@ from tuneproof.cli.options import NONE, Options
 from tuneproof.cli.output import FAILED, OK, WAITS
 from tuneproof.cli.progress import StageBars
 from tuneproof.cli.service import connect
-from tuneproof.errors import ConfigError
+from tuneproof.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from tuneproof.cli.service import Service
 
 POLL_S = 0.25
+MAX_FIGURES = 200
 ENDED = ("success", "skipped", "rejected", "rolled_back", "aborted", "failed")
 
 
@@ -65,22 +66,46 @@ async def start(
     config = {name: value for name, value in changes.items() if value is not None}
     at = None if as_of is None else (as_of.replace(tzinfo=UTC) if as_of.tzinfo is None else as_of)
     async with connect(options, engine=True) as service:
-        if posts is None:
-            body = {"pipeline": pipeline, "config": config, "force_run": force}
-            if at is not None:
-                body["as_of"] = at.isoformat()
-            begun = await service.post("/fine-tuning/start", body)
-        else:
-            begun = await _start_from(
-                service, posts, pipeline=pipeline, config=config, force=force, at=at
-            )
+        given: dict[str, Any] = {"pipeline": pipeline, "config": config, "force": force, "at": at}
+        try:
+            begun = await _begin(service, posts, **given)
+        except StateError as error:
+            raise _unfinished(error, service) from error
         run_id = begun["pipeline_id"]
-        output.say(f"Run {run_id} began: {service.address}/fine-tuning/status/{run_id}")
+        address = _address(service, run_id)
+        output.say(f"Run {run_id} began: {address}" if address else f"Run {run_id} began.")
         if not wait and not service.local:
             output.data(begun) if options.json else None
             return OK
         run = await _follow(service, run_id)
         return _finish(run, service, as_json=options.json)
+
+
+async def _begin(service: Service, posts: str | None, **given: Any) -> dict[str, Any]:
+    if posts is not None:
+        return await _start_from(service, posts, **given)
+    body = {name: given[name] for name in ("pipeline", "config")} | {"force_run": given["force"]}
+    if given["at"] is not None:
+        body["as_of"] = given["at"].isoformat()
+    begun: dict[str, Any] = await service.post("/fine-tuning/start", body)
+    return begun
+
+
+def _unfinished(error: StateError, service: Service) -> StateError:
+    """Where no service runs, an earlier run of this directory waits for one, not for time."""
+    if not service.local or error.details.get("reason") != "predecessor_running":
+        return error
+    run_id = error.details["run_id"]
+    return StateError(
+        f"Run {run_id} is unfinished.",
+        mend=f"Go on with `tuneproof serve`, or abort it: tuneproof run abort {run_id}",
+        **error.details,
+    )
+
+
+def _address(service: Service, run_id: str) -> str | None:
+    """Where people open a run; None where no service listens."""
+    return None if service.local else f"{service.address}/fine-tuning/status/{run_id}"
 
 
 async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, Any]:
@@ -121,7 +146,7 @@ def _finish(run: Mapping[str, Any], service: Service, *, as_json: bool) -> int:
     if as_json:
         output.data(run)
     else:
-        _print(run, service.address)
+        _print(run, _address(service, run["pipeline_id"]))
     if run["status"] not in ENDED:
         stays = "serve the run with `tuneproof serve`: it goes on where it stands."
         if service.local:
@@ -179,7 +204,7 @@ async def show(run_id: str, /, *, options: Options = NONE) -> int:
     """Where a run stands. Exit 3 when a person must decide."""
     async with connect(options) as service:
         run = await service.get(f"/fine-tuning/status/{run_id}")
-        address = service.address
+        address = _address(service, run_id)
     if options.json:
         output.data(run)
     else:
@@ -187,7 +212,7 @@ async def show(run_id: str, /, *, options: Options = NONE) -> int:
     return WAITS if run["status"] == "failed" else OK
 
 
-def _print(run: Mapping[str, Any], address: str) -> None:
+def _print(run: Mapping[str, Any], address: str | None) -> None:
     version = run["model_version"]
     output.facts(
         [
@@ -203,7 +228,7 @@ def _print(run: Mapping[str, Any], address: str) -> None:
             ("plan", run["result"].get("plan", {}).get("sentence")),
             ("experiment", run["result"].get("ab_test_id")),
             ("rollout", run["result"].get("deployment_id")),
-            ("address", f"{address}/fine-tuning/status/{run['pipeline_id']}"),
+            ("address", address),
         ]
     )
     rows = [
@@ -227,8 +252,9 @@ def _losses(result: Mapping[str, Any]) -> str | None:
 
 def _detail(stage: Mapping[str, Any]) -> str:
     detail = stage.get("detail") or {}
-    plain = {k: v for k, v in detail.items() if isinstance(v, bool | int | float | str)}
-    return output.shown(plain)[:200]
+    plain = {k: v for k, v in detail.items() if isinstance(v, bool | int | float | str) and v != ""}
+    text = output.shown(plain)
+    return text if len(text) <= MAX_FIGURES else text[: MAX_FIGURES - 1].rstrip() + "…"
 
 
 async def logs(run_id: str, /, *, options: Options = NONE) -> int:

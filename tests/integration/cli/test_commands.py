@@ -171,7 +171,14 @@ def test_posts_are_loaded_and_a_run_is_done_in_this_process(line, tmp_path):
     run_id = run["pipeline_id"]
     code, out, _ = line("run", "show", run_id)
     assert code == OK
-    assert f"/fine-tuning/status/{run_id}" in out
+    assert "http://" not in out
+    assert "http://" not in done.stderr
+    second = line.apart("run", "start")
+    assert second.returncode == FAILED
+    assert f"Run {run_id} is unfinished." in second.stderr
+    assert second.stderr.strip().endswith(
+        f"Go on with `tuneproof serve`, or abort it: tuneproof run abort {run_id}"
+    )
     assert line.json("data", "export", run_id)["hash"] == run["result"]["training_data"]["hash"]
     code, out, _ = line("run", "logs", run_id)
     assert "gate" in out

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
 from tuneproof import cli
 from tuneproof.cli import output
+from tuneproof.cli.demo import Teller
 from tuneproof.cli.progress import told
-from tuneproof.cli.runs import _assignments
+from tuneproof.cli.runs import MAX_FIGURES, _assignments, _detail
+from tuneproof.cli.version import version
 from tuneproof.errors import ConfigError, NotFoundError, RetryableError, StateError
+from tuneproof.store import Run
 
 
 @pytest.mark.parametrize(
@@ -77,8 +82,6 @@ def test_an_error_ends_with_its_own_mend(capsys):
 
 
 def test_an_error_as_json_goes_to_stderr(capsys):
-    import json
-
     output.failure(ConfigError("x is 1.", mend="Mend it.", field="x"), as_json=True)
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -135,3 +138,34 @@ def test_settings_by_hand_are_numbers_where_they_can_be():
 )
 def test_each_stage_tells_what_it_did(stage, detail, said):
     assert said in told(stage, detail)
+
+
+def test_the_version_is_json_where_it_is_asked_for(capsys):
+    for tokens in (["--version", "--json"], ["--json", "--version"]):
+        assert cli.run(tokens) == output.OK
+        assert json.loads(capsys.readouterr().out) == {"version": version()}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [(["run", "start", "--force"], "tuneproof serve"), (["demo"], "the same command again")],
+)
+def test_an_interrupt_says_how_it_goes_on(tokens, said):
+    assert said in cli._after_interrupt(tokens)
+
+
+def test_figures_leave_out_what_is_empty_and_show_where_they_are_cut():
+    assert _detail({"detail": {"note": "", "posts": 0}}) == "posts 0"
+    assert "note" not in told("train", {"note": "", "posts": 1})
+    long = _detail({"detail": {"reason": "why " * 100}})
+    assert len(long) <= MAX_FIGURES
+    assert long.endswith("…")
+
+
+def test_a_stage_is_told_at_the_day_it_ended():
+    at = datetime(2026, 11, 20, tzinfo=UTC)
+    stage = {"status": "completed", "ended_at": "2026-11-06T23:00:00+00:00", "detail": {"posts": 1}}
+    run = Run(
+        id="r", pipeline="p", config={}, arguments={}, created_at=at, stages={"collect": stage}
+    )
+    assert Teller().news(run, f"{at:%a %d %b}")[0].startswith("Fri 06 Nov")
