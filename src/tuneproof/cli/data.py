@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -17,6 +19,9 @@ from tuneproof.cli.options import NONE, Options
 from tuneproof.cli.output import FAILED, OK
 from tuneproof.cli.service import connect, embedded
 from tuneproof.errors import DataError
+
+if TYPE_CHECKING:
+    from tuneproof.settings import Settings
 
 BATCH = 2_000
 TAIL_S = 1.0
@@ -78,8 +83,10 @@ async def import_posts(
     """Load a file of posts (Parquet, CSV) into a table; posts that are there already stay."""
     if not file.is_file():
         raise DataError(f"The file {str(file)!r} does not exist.", mend="Check the path.")
+    settings = options.settings()
+    await _warn_of_absent_columns(file, settings)
     with _bar("posts") as (bars, task):
-        async with embedded(options.settings(), engine=False) as service:
+        async with embedded(settings, engine=False) as service:
             assert service.app is not None
 
             def shown(count: int) -> None:
@@ -93,6 +100,26 @@ async def import_posts(
     else:
         output.say(f"{count} posts are in {table}. Next: tuneproof run start")
     return OK
+
+
+async def _warn_of_absent_columns(file: Path, settings: Settings) -> None:
+    """Say which columns the default pipeline would look for in vain."""
+    from tuneproof.collection import DataCollector
+    from tuneproof.sources import open_source
+
+    pipeline = settings.pipelines.get("default")
+    if pipeline is None:
+        return
+    tasks = [settings.tasks[name] for name in pipeline.tasks]
+    query = DataCollector(tasks=tasks).query(pipeline.days_back, datetime.now(UTC))
+    source = open_source(replace(settings.sources["posts"], url=str(file), where=None))
+    check = await source.check(query)
+    if check.missing:
+        output.say(
+            f"Warning: {file} has no column for {', '.join(check.missing)}, which the pipeline "
+            f"default needs (tasks {', '.join(pipeline.tasks)}). "
+            "Name them in [sources.posts.columns], or change the tasks."
+        )
 
 
 async def import_events(file: Path, /, *, options: Options = NONE) -> int:

@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -25,6 +25,20 @@ from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
 
 __all__ = ["SqlSource", "Table", "open_sql"]
+
+OWN_MARK: Final = "tuneproof_schema"
+"""The table that only a database with a store of ours has."""
+
+OWN_TABLES: Final = frozenset(
+    (
+        OWN_MARK,
+        *("activity", "cells", "counters", "deployment_history", "deployments", "engagement"),
+        *("experiments", "exposures", "idempotency", "looks", "meta", "outbox", "outcomes"),
+        *("phases", "requests", "routing", "runs", "schedule", "subjects", "tokens", "units"),
+        "versions",
+    )
+)
+"""The store's tables by name: sources do not know the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,13 +233,18 @@ class _Connected:
             raise self._source.failure(error) from error
 
 
+def _theirs(tables: Sequence[str]) -> list[str]:
+    """The tables without those of a store of ours, where there is one beside them."""
+    return [t for t in tables if t not in OWN_TABLES] if OWN_MARK in tables else list(tables)
+
+
 def _inspect(connection: Connection, wanted: str, where: str) -> Table:
     schema, _, name = wanted.rpartition(".")
     inspector = sa.inspect(connection)
     try:
         columns = inspector.get_columns(name, schema=schema or None)
     except NoSuchTableError as error:
-        tables = [*inspector.get_table_names(schema=schema or None)]
+        tables = _theirs(inspector.get_table_names(schema=schema or None))
         tables += inspector.get_view_names(schema=schema or None)
         raise DataError(
             f"{where}: there is no such table; there are {', '.join(sorted(tables)) or 'none'}.",

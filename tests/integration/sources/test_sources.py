@@ -20,6 +20,8 @@ from tuneproof.collection import DataCollector, Post, PostQuery, Source, Window
 from tuneproof.errors import DataError, StoreUnavailableError
 from tuneproof.settings import SourceConfig
 from tuneproof.sources import import_posts, open_source
+from tuneproof.sources.sql import OWN_MARK, OWN_TABLES
+from tuneproof.store.tables import metadata
 
 WEEK = Window(since=UNTIL - timedelta(days=7), until=UNTIL)
 Make = Callable[..., Source]
@@ -507,3 +509,25 @@ async def test_file_whose_times_are_all_none_is_refused(tmp_path: Path, kind: st
     (parquet_file if kind == "parquet" else csv_file)(path, rows)
     with pytest.raises(DataError, match=r"No time of .* can be read: '1/20/2025' is no time"):
         await collected(open_source(path), query())
+
+
+async def test_absent_table_is_told_without_the_tables_of_a_store(
+    database_url: str, tmp_path: Path
+) -> None:
+    assert set(metadata.tables) == OWN_TABLES - {OWN_MARK}
+    with pytest.raises(DataError, match="there are none"):
+        await open_source(database_url).check(query())
+    await import_posts(written(tmp_path / "p.csv", GOOD.format(1)), database_url, table="articles")
+    with pytest.raises(DataError, match=r"there are articles\."):
+        await open_source(database_url).check(query())
+
+
+async def test_broken_parquet_is_told_with_one_full_stop(
+    sqlite_store_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.parquet"
+    path.write_text("id,hook")
+    for attempt in (open_source(path).check(query()), import_posts(path, sqlite_store_url)):
+        with pytest.raises(DataError, match="cannot be read as Parquet") as caught:
+            await attempt
+        assert ".." not in str(caught.value)
