@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Planning:
                 history,
                 config,
                 alpha=level,
-                trained_tokens=self._tokens_of(batch),
+                trained_tokens=await asyncio.to_thread(self._tokens_of, batch),
                 prices=self._parts.prices(config),
             )
         except TuneProofError as error:  # a plan is advice: the run goes on and says why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -49,7 +50,9 @@ class Preflight:
         provider = self._parts.provider(config.provider)
         readiness = await preflight(provider, base, config.method, now=now)
         price = self._parts.price(config.provider, base, config.method)
-        estimate = estimate_training(Path(batch.train_path), price, n_epochs=config.n_epochs)
+        estimate = await asyncio.to_thread(
+            estimate_training, Path(batch.train_path), price, n_epochs=config.n_epochs
+        )
         earlier = await self._parts.store.spent_usd(config.name, run_id=self._id)
         month = await self._parts.store.spent_usd(config.name, since=month_of(now))
         found = Cleared(
