@@ -28,7 +28,7 @@ from tuneproof.errors import (
 )
 from tuneproof.evaluation import Scorer
 from tuneproof.experiments.planning import Prices
-from tuneproof.pipeline import Parts
+from tuneproof.pipeline import Hooks, NoHooks, Parts
 from tuneproof.resilience import (
     CircuitBreaker,
     ConnectionPoolManager,
@@ -278,8 +278,9 @@ class Core:
         await self.engine.launch()
         self._closing.push_async_callback(self.engine.stop)
 
-    def _hooks(self) -> Any:
-        raise NotImplementedError
+    def _hooks(self) -> Hooks:
+        """Who is told of what runs do."""
+        return NoHooks()
 
     async def _began(self) -> None:
         """What a part of the App does once the engine runs."""
