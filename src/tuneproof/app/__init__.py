@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,10 @@ class _Told:
         state = str(deployment.state)
         self._app.metrics.rollout_moved(deployment.share, state, pipeline=deployment.pipeline)
         self._app.live.publish("deployment", deployment.id, deployment.version)
-        for task in deployment.tasks:
+
+    def routing_changed(self, tasks: Sequence[str]) -> None:
+        """These tasks may be served by other models or shares now."""
+        for task in tasks:
             self._app.live.publish("routing", task)
 
 

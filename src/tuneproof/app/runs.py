@@ -167,6 +167,8 @@ class Runs(Core):
             await self.store.activity.add(self.clock.now(), actor, "run abort", run_id, reason)
             await self.engine.send(run_id, signal)
             run = await self.wait_run(run_id, seconds=wait_s)
+            for task in run.config["tasks"]:  # who aborted reads the routing as it is now
+                self.live.publish("routing", task)
         cleaned = tuple(run.result.get("resources_cleaned", ()))
         status = "completed" if run.status.final else "pending"
         return Aborted(run=run, cleanup_status=status, resources_cleaned=cleaned)

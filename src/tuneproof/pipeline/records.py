@@ -188,6 +188,9 @@ class Hooks(Protocol):
     def rollout_moved(self, deployment: Deployment) -> None:
         """A rollout is at another step or state."""
 
+    def routing_changed(self, tasks: Sequence[str]) -> None:
+        """These tasks may be served by other models or shares now."""
+
 
 @dataclass(frozen=True)
 class _Unwatched:
@@ -224,6 +227,9 @@ class NoHooks:
         """Ignored."""
 
     def rollout_moved(self, deployment: Deployment) -> None:
+        """Ignored."""
+
+    def routing_changed(self, tasks: Sequence[str]) -> None:
         """Ignored."""
 
 

@@ -276,7 +276,8 @@ class Serving:
     # --- both -----------------------------------------------------------------------
 
     async def apply_routing(self, name: str = "targets.apply") -> None:
-        """Tell the targets outside our own router; those that do not answer delay nothing."""
+        """Tell clients and the targets outside our router; who does not answer delays nothing."""
+        self._parts.hooks.routing_changed(self.config.tasks)
         if self._parts.targets:
             await workflow.step(name, self._apply)
 
