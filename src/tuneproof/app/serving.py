@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 from tuneproof import workflow
 from tuneproof.app.core import Core
@@ -18,7 +18,7 @@ from tuneproof.errors import ConflictError, InputError, NotFoundError, StateErro
 from tuneproof.experiments import (
     ABTest,
     Arm,
-    Criteria,
+    Declared,
     EvaluationResult,
     ExperimentStatus,
     Exposure,
@@ -29,6 +29,7 @@ from tuneproof.experiments import (
     Outcome,
     Verdict,
     allot,
+    declare,
 )
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone, rollout_alone
@@ -68,21 +69,24 @@ class Serving(Core):
         candidate: ModelRef,
         traffic_split: float | None = None,
         duration_hours: float | None = None,
-        criteria: Criteria | None = None,
         pipeline: str = "default",
         tasks: Sequence[str] | None = None,
         actor: str = "system",
+        **declared: Unpack[Declared],
     ) -> ABTest:
-        """Declare a test of its own, outside a run; it is looked at every hour."""
+        """Declare a test of its own, outside a run; it is looked at every hour.
+
+        What `declared` leaves out is as the pipeline's settings say. Raises as
+        `ModelEvaluator.create_a_b_test` does.
+        """
         config = self.pipeline(pipeline)
         if tasks is not None:
             config = replace(config, tasks=tuple(tasks))
-        if criteria is not None:
-            config = replace(config, **asdict(criteria))
+        config = declare(config, declared)
         evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
         async with self.store.begin() as tx:
             test = await evaluator.create_a_b_test(
-                baseline, candidate, traffic_split, duration_hours, criteria=criteria, tx=tx
+                baseline, candidate, traffic_split, duration_hours, tx=tx
             )
             await self.store.activity.add(
                 self.clock.now(), actor, "experiment start", test.id, tx=tx

@@ -40,6 +40,7 @@ _GROUPS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
     "experiment": (
         "Experiments: a candidate against a baseline.",
         {
+            "create": ("experiments:create", "Declare an experiment of two models."),
             "list": ("experiments:list_", "All experiments, newest first."),
             "show": ("experiments:show", "What an experiment shows."),
             "plan": ("experiments:plan", "What this traffic finds, and when, before a run."),

@@ -1,4 +1,4 @@
-"""`tuneproof experiment …`: list, show, end."""
+"""`tuneproof experiment …`: create, list, show, plan, end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,89 @@ from tuneproof.cli import output
 from tuneproof.cli.options import NONE, Options
 from tuneproof.cli.output import OK
 from tuneproof.cli.service import connect
+
+
+async def create(
+    baseline: Annotated[str, Parameter(help="The model in use, as its provider names it.")],
+    candidate: Annotated[str, Parameter(help="The model that wants its place.")],
+    /,
+    *,
+    pipeline: Annotated[str, Parameter(help="Whose settings hold for the rest.")] = "default",
+    task: Annotated[
+        list[str] | None, Parameter(help="A task that it serves; again for more.", negative="")
+    ] = None,
+    share: Annotated[float | None, Parameter(help="The candidate's share, 0.1 is 10 %.")] = None,
+    hours: Annotated[float | None, Parameter(help="How long it enrols.")] = None,
+    criterion: Annotated[
+        list[str] | None,
+        Parameter(help='What must hold, "quality non_inferior 0.02"; again for more.', negative=""),
+    ] = None,
+    min_engagement_lift: Annotated[
+        float | None, Parameter(help="Instead of --criterion: the least lift.")
+    ] = None,
+    min_cost_efficiency_gain: Annotated[
+        float | None, Parameter(help="Instead of --criterion: the least gain in cost.")
+    ] = None,
+    significance_threshold: Annotated[float | None, Parameter(help="Two-sided error.")] = None,
+    segment: Annotated[
+        list[str] | None,
+        Parameter(help="An attribute to look into; again for more.", negative=""),
+    ] = None,
+    segment_guardrail: Annotated[
+        bool | None, Parameter(help="Whether a segment that is harmed ends it.")
+    ] = None,
+    allocation: Annotated[str | None, Parameter(help="fixed or thompson.")] = None,
+    decision: Annotated[str | None, Parameter(help="spec or confirmed.")] = None,
+    cost_metric: Annotated[str | None, Parameter(help="per_engagement or per_token.")] = None,
+    maturation_hours: Annotated[
+        float | None, Parameter(help="How old a unit must be to count.")
+    ] = None,
+    min_units: Annotated[int | None, Parameter(help="The least units an arm.")] = None,
+    min_units_phase: Annotated[
+        int | None, Parameter(help="The least units an arm and phase.")
+    ] = None,
+    options: Options = NONE,
+) -> int:
+    """Declare an experiment of two models; what is left out is as the settings say.
+
+    A share of the units gets the candidate at once. It is looked at under `tuneproof serve`.
+    """
+    thresholds = {
+        "min_engagement_lift": min_engagement_lift,
+        "min_cost_efficiency_gain": min_cost_efficiency_gain,
+        "significance_threshold": significance_threshold,
+    }
+    asked = {
+        "baseline_model": {"model_id": baseline},
+        "candidate_model": {"model_id": candidate},
+        "pipeline": pipeline,
+        "tasks": task,
+        "traffic_split": share,
+        "duration_hours": hours,
+        "criteria": criterion,
+        "success_criteria": {k: v for k, v in thresholds.items() if v is not None} or None,
+        "segments": segment,
+        "segment_guardrail": segment_guardrail,
+        "allocation": allocation,
+        "decision": decision,
+        "cost_metric": cost_metric,
+        "maturation_hours": maturation_hours,
+        "min_units": min_units,
+        "min_units_phase": min_units_phase,
+    }
+    body = {name: value for name, value in asked.items() if value is not None}
+    async with connect(options, engine=True) as service:
+        made = await service.post("/evaluation/create-ab-test", body)
+        test = await service.get(f"/evaluation/status/{made['ab_test_id']}")
+        waits = service.local
+    if options.json:
+        output.data(test)
+        return OK
+    output.say(f"Experiment {test['ab_test_id']} began.")
+    output.facts([*_declared(test), ("ends", output.moment(test["estimated_end_time"]))])
+    if waits:
+        output.say("It is looked at while the service runs: tuneproof serve")
+    return OK
 
 
 async def list_(*, pipeline: str | None = None, limit: int = 20, options: Options = NONE) -> int:
@@ -73,6 +156,7 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
             ("p-value", statistics["p_value"]),
             ("method", statistics["method"]),
             ("looks", shown["looks"]),
+            *_declared(test),
             ("ledger", _ledger(test)),
             ("ends", output.moment(test["estimated_end_time"])),
             ("last look", output.moment(test["last_look_at"])),
@@ -105,6 +189,17 @@ def _expected(found: Mapping[str, Any] | None) -> str | None:
     source = f"{past} past experiments" if past else "an assumed prior"
     span = f"{output.signed(found['lower'])} to {output.signed(found['upper'])}"
     return f"{output.signed(found['lift'])} ({span}), shrunk by {source}"
+
+
+def _declared(test: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What was said of it before it began."""
+    guarded = ", guarded" if test["segment_guardrail"] else ""
+    return [
+        ("criteria", ", ".join(test["criteria"])),
+        ("decision", test["decision"]),
+        ("segments", ", ".join(test["segments"]) + guarded if test["segments"] else None),
+        ("allocation", test["allocation"]),
+    ]
 
 
 def _ledger(test: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ Assignment is `assignment.py`, the arithmetic is `stats/`; this stage declares t
 (`evaluator`), judges what came of it (`judge`), and knows no database and no wire.
 """
 
+from tuneproof.experiments.declaring import Declared, declare
 from tuneproof.experiments.evaluator import ExperimentStore, ModelEvaluator, model_ref
 from tuneproof.experiments.judge import DeclaredLook, broken_split, harmful_requests, judge
 from tuneproof.experiments.ledger import Allotment, Spent, allot, identity_of
@@ -41,6 +42,7 @@ __all__ = [
     "Criteria",
     "Criterion",
     "CriterionResult",
+    "Declared",
     "DeclaredLook",
     "EvaluationResult",
     "Evidence",
@@ -61,6 +63,7 @@ __all__ = [
     "Verdict",
     "allot",
     "broken_split",
+    "declare",
     "harmful_requests",
     "identity_of",
     "judge",

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from tuneproof.errors import InputError
 from tuneproof.experiments.allocation import thompson_share
+from tuneproof.experiments.declaring import Declared, declare
 from tuneproof.experiments.judge import DeclaredLook, judge
 from tuneproof.experiments.ledger import Allotment, Spent, allot, identity_of
 from tuneproof.experiments.records import (
@@ -98,17 +99,18 @@ class ModelEvaluator:
         traffic_split: float | None = None,
         duration_hours: float | None = None,
         *,
-        criteria: Criteria | None = None,
         run_id: str | None = None,
         at: datetime | None = None,
         tx: Any = None,
+        **declared: Unpack[Declared],
     ) -> ABTest:
         """Declare a test and route its tasks: `traffic_split` of the units get the candidate.
 
-        Raises `InputError` for a split outside (0, 0.5], a duration that is not positive or two
-        equal models, `ConflictError` where one of the tasks is being tested or rolled out.
+        What `declared` leaves out is as the settings say. Raises `InputError` for a split outside
+        (0, 0.5], a duration that is not positive, two equal models, or what `declare` refuses;
+        `ConflictError` where one of the tasks is being tested or rolled out.
         """
-        config = self._config
+        config = declare(self._config, declared)
         start = at or self._clock.now()
         split = config.traffic_split if traffic_split is None else traffic_split
         hours = config.a_b_test_duration_hours if duration_hours is None else duration_hours
@@ -127,8 +129,7 @@ class ModelEvaluator:
             candidate=candidate,
             traffic_split=split,
             duration_hours=hours,
-            criteria=criteria
-            or Criteria(
+            criteria=Criteria(
                 min_engagement_lift=config.min_engagement_lift,
                 min_cost_efficiency_gain=config.min_cost_efficiency_gain,
                 significance_threshold=config.significance_threshold,

@@ -49,7 +49,7 @@ def report_html(test: ABTest, looks: Sequence[Look]) -> str:
         _verdict(test, last),
     ]
     if last is None:
-        parts.append("<p>There is no look yet.</p>")
+        parts += ["<p>There is no look yet.</p>", "<h2>Declared</h2>", _declared(test)]
     else:
         parts += [
             "<h2>Lift of engagement</h2>",
@@ -60,6 +60,8 @@ def report_html(test: ABTest, looks: Sequence[Look]) -> str:
             "<h2>Arms</h2>",
             _arms(test, last),
             _segments(last),
+            "<h2>Declared</h2>",
+            _declared(test),
             "<h2>How to read this</h2>",
             _reading(test, last),
         ]
@@ -209,6 +211,22 @@ def _asked(result: Any) -> str:
     if result.criterion.kind == "superior":
         return f"better by more than {margin:.1%}"
     return f"worse by no more than {margin:.1%}"
+
+
+def _declared(test: ABTest) -> str:
+    """What was said before the test began; nothing of it changes while it runs."""
+    guarded = ", one that is harmed ends the test" if test.segment_guardrail else ""
+    rows = [
+        ("criteria", ", ".join(str(c) for c in test.all_criteria)),
+        ("significance threshold", f"{test.criteria.significance_threshold:g}"),
+        ("decision", test.decision),
+        ("cost", test.cost_metric.replace("_", " ")),
+        ("segments", (", ".join(test.segments) or "none") + guarded),
+        ("allocation", test.allocation),
+        ("outcomes mature after", f"{test.maturation_hours:g} h"),
+        ("least units", f"{test.min_units} an arm, {test.min_units_phase} an arm and phase"),
+    ]
+    return _table(None, rows)
 
 
 def _arms(test: ABTest, last: Look) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import ConfigDict, Field
 
-from tuneproof.experiments import Criteria
+from tuneproof.experiments import Declared
 from tuneproof.experiments.report import report_html
 from tuneproof.server.auth import Reader, Writer
 from tuneproof.server.models import (
@@ -41,15 +41,34 @@ EXAMPLE_TEST = "ab-test-20261120-001"
 
 
 class SuccessCriteria(Strict):
-    """What a candidate must show to be promoted. Shares, not percent."""
+    """The thresholds of engagement and cost, and the error. Shares, not percent.
 
-    min_engagement_lift: float = Field(default=0.15, ge=-1, allow_inf_nan=False)
-    min_cost_efficiency_gain: float = Field(default=0.10, ge=-10, le=1, allow_inf_nan=False)
-    significance_threshold: float = Field(default=0.05, gt=0, le=0.5)
+    What a request leaves out is as the settings say.
+    """
+
+    min_engagement_lift: float | None = Field(default=None, ge=-1, allow_inf_nan=False)
+    min_cost_efficiency_gain: float | None = Field(default=None, ge=-10, le=1, allow_inf_nan=False)
+    significance_threshold: float | None = Field(default=None, gt=0, le=0.5)
+
+
+class CriterionAsked(Strict):
+    """One thing that must hold: better by more than `margin`, or worse by no more than it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"metric": "quality", "kind": "non_inferior", "margin": 0.02}}
+    )
+
+    metric: str = Field(max_length=100, description="engagement, cost, quality or latency")
+    kind: str = Field(max_length=100, description="superior or non_inferior")
+    margin: float = Field(allow_inf_nan=False, description="a share; of latency an absolute one")
 
 
 class CreateRequest(Strict):
-    """A new test of a candidate against a baseline."""
+    """A new test of a candidate against a baseline. What is left out is as the settings say.
+
+    `criteria` is the whole list of what must hold, as objects or as texts; beside it,
+    `success_criteria` may only have `significance_threshold`.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -58,11 +77,12 @@ class CreateRequest(Strict):
                 "candidate_model": {"model_id": "ft:ngram:hook:7f3a", "version": "1.4.0"},
                 "traffic_split": 0.1,
                 "duration_hours": 168,
-                "success_criteria": {
-                    "min_engagement_lift": 0.15,
-                    "min_cost_efficiency_gain": 0.10,
-                    "significance_threshold": 0.05,
-                },
+                "criteria": ["engagement superior 0.15", "quality non_inferior 0.02"],
+                "success_criteria": {"significance_threshold": 0.05},
+                "segments": ["persona"],
+                "segment_guardrail": True,
+                "allocation": "fixed",
+                "decision": "spec",
             }
         }
     )
@@ -72,8 +92,31 @@ class CreateRequest(Strict):
     traffic_split: float | None = Field(default=None, gt=0, le=0.5)
     duration_hours: float | None = Field(default=None, gt=0, le=24 * 365)
     success_criteria: SuccessCriteria | None = None
+    criteria: list[str | CriterionAsked] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=20,
+        description="all of it must hold at one look; latency's margin is absolute",
+    )
+    segments: list[str] | None = Field(
+        default=None, max_length=20, description="attributes of the exposures; [] for none"
+    )
+    segment_guardrail: bool | None = Field(
+        default=None, description="whether a segment that is harmed ends the test"
+    )
+    allocation: str | None = Field(default=None, description="fixed or thompson")
+    decision: str | None = Field(default=None, description="spec or confirmed")
+    cost_metric: str | None = Field(default=None, description="per_engagement or per_token")
+    maturation_hours: float | None = Field(default=None, ge=0, le=24 * 365)
+    min_units: int | None = Field(default=None, ge=2, le=10**9)
+    min_units_phase: int | None = Field(default=None, ge=2, le=10**9)
     pipeline: str = Field(default="default", max_length=200)
     tasks: list[str] | None = Field(default=None, min_length=1, max_length=100)
+
+    def declared(self) -> Declared:
+        """What of it is of the test itself, for `declare`."""
+        fields = self.model_dump(include=set(Declared.__annotations__))
+        return cast(Declared, fields)
 
 
 class Allocation(Answer):
@@ -116,9 +159,13 @@ class TestState(Test):
     cost_metric: str
     duration_hours: float
     maturation_hours: float
+    min_units: int
+    min_units_phase: int
     last_look_at: Instant
     criteria: list[str] = Field(examples=[["engagement superior 0.15", "cost superior 0.1"]])
     segments: list[str]
+    segment_guardrail: bool
+    allocation: str = Field(examples=["fixed", "thompson"])
     ledger_alpha: float | None = Field(
         description="the chance of a false promotion that the pipeline's ledger leaves"
     )
@@ -181,6 +228,7 @@ class Metrics(Answer):
     ab_test_id: str = Field(examples=[EXAMPLE_TEST])
     status: str
     duration_hours: float
+    declared: DeclaredAnswer
     metrics: Arms
     performance_comparison: Comparison
     statistical_analysis: Statistics
@@ -190,6 +238,21 @@ class Metrics(Answer):
     recommendation: str = Field(description="promote, reject, continue or invalid")
     reason: str
     looks: int
+
+
+class DeclaredAnswer(Answer):
+    """What was declared of the test, and does not change while it runs."""
+
+    criteria: list[str] = Field(examples=[["engagement superior 0.15", "cost superior 0.1"]])
+    significance_threshold: float
+    decision: str
+    cost_metric: str
+    segments: list[str]
+    segment_guardrail: bool
+    allocation: str
+    maturation_hours: float
+    min_units: int
+    min_units_phase: int
 
 
 class CriterionAnswer(Answer):
@@ -315,16 +378,15 @@ def router() -> APIRouter:
         key: IdempotencyKey = None,
     ) -> Response:
         async def declare() -> Test:
-            criteria = asked.success_criteria
             test = await app.create_ab_test(
                 baseline=await asked.baseline_model.ref(app),
                 candidate=await asked.candidate_model.ref(app),
                 traffic_split=asked.traffic_split,
                 duration_hours=asked.duration_hours,
-                criteria=None if criteria is None else Criteria(**criteria.model_dump()),
                 pipeline=asked.pipeline,
                 tasks=asked.tasks,
                 actor=caller.actor,
+                **asked.declared(),
             )
             return Test.model_validate(_test(test))
 
@@ -422,9 +484,13 @@ def test_state(test: ABTest) -> TestState:
         cost_metric=test.cost_metric,
         duration_hours=test.duration_hours,
         maturation_hours=test.maturation_hours,
+        min_units=test.min_units,
+        min_units_phase=test.min_units_phase,
         last_look_at=test.last_look_at,
         criteria=[str(c) for c in test.all_criteria],
         segments=list(test.segments),
+        segment_guardrail=test.segment_guardrail,
+        allocation=test.allocation,
         ledger_alpha=test.alpha,
         promotion_alpha=test.promotion_alpha,
         retest=test.retest,
@@ -440,17 +506,42 @@ def _metrics(test: ABTest, result: EvaluationResult | None) -> Metrics:
         ab_test_id=test.id,
         status=str(test.status),
         duration_hours=test.duration_hours,
+        declared=_declared(test),
         metrics=Arms(
             baseline=_arm(look.baseline) if look else nothing,
             candidate=_arm(look.candidate) if look else nothing,
         ),
         performance_comparison=_comparison(look),
         statistical_analysis=_statistics(test, look),
-        **(_beside(look) if look else {}),
+        **(_beside(look) if look else {"criteria": _open_criteria(test)}),
         recommendation=str(result.recommendation) if result else "continue",
         reason=result.reason if result else "There is no look yet.",
         looks=result.looks if result else 0,
     )
+
+
+def _declared(test: ABTest) -> DeclaredAnswer:
+    return DeclaredAnswer(
+        criteria=[str(c) for c in test.all_criteria],
+        significance_threshold=test.criteria.significance_threshold,
+        decision=test.decision,
+        cost_metric=test.cost_metric,
+        segments=list(test.segments),
+        segment_guardrail=test.segment_guardrail,
+        allocation=test.allocation,
+        maturation_hours=test.maturation_hours,
+        min_units=test.min_units,
+        min_units_phase=test.min_units_phase,
+    )
+
+
+def _open_criteria(test: ABTest) -> list[CriterionAnswer]:
+    """The declared criteria while nothing is known of any."""
+    nothing = {"holds": None, "change": None, "lower": None, "upper": None}
+    return [
+        CriterionAnswer(metric=c.metric, asked=str(c), reason="there is no look yet", **nothing)
+        for c in test.all_criteria
+    ]
 
 
 def _comparison(look: Look | None) -> Comparison:

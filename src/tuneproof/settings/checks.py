@@ -192,8 +192,14 @@ def criterion(field: str, value: Any) -> None:
     if len(parts) != 3:
         raise refuse(field, value, rule, mend=mend)
     choice(field, parts[0], ("engagement", "cost", "quality", "latency"))
-    choice(field, parts[1].replace("-", "_"), ("superior", "non_inferior"))
+    kind = parts[1].replace("-", "_")
+    choice(field, kind, ("superior", "non_inferior"))
     try:
-        number(field, float(parts[2]), at_least=0, at_most=10)
+        margin = float(parts[2])
     except ValueError as error:
         raise refuse(field, value, rule, mend=mend) from error
+    if not 0 <= margin <= 10:
+        raise refuse(field, value, "its share must be from 0 to 10", mend="2 % is 0.02.")
+    if kind == "non_inferior" and not margin:
+        mend = f'Allow for something, such as "{parts[0]} non_inferior 0.02".'
+        raise refuse(field, value, "a margin of non-inferiority must be above 0", mend=mend)

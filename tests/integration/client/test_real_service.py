@@ -32,7 +32,6 @@ async def test_choices_events_and_the_end_of_a_test_reach_both_sides(tmp_path: P
             candidate=ModelRef(model_id="tuned"),
             traffic_split=0.5,
             duration_hours=24,
-            criteria=None,
             actor="test",
         )
         async with AsyncClient(address, state_dir=tmp_path / "client", poll_s=60.0) as client:

@@ -1,0 +1,139 @@
+"""What of a test can be declared over HTTP and on the command line, and where it is shown again."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import pytest
+from tests.integration.server.conftest import Service
+
+from tuneproof import cli
+
+MODELS = {"baseline_model": {"model_id": "base"}, "candidate_model": {"model_id": "cand"}}
+CREATE = "/evaluation/create-ab-test"
+
+
+async def declared(service: Service, **fields: Any) -> dict[str, Any]:
+    made = await service.post(CREATE, {**MODELS, **fields})
+    assert made.status_code == 201, made.text
+    return (await service.http.get(made.json()["monitoring_endpoints"]["status"])).json()
+
+
+async def test_everything_declared_is_shown_by_status_metrics_and_report(service: Service) -> None:
+    test = await declared(
+        service,
+        criteria=[
+            "engagement superior 0.1",
+            {"metric": "quality", "kind": "non_inferior", "margin": 0.02},
+        ],
+        success_criteria={"significance_threshold": 0.1},
+        segments=["persona", "country"],
+        segment_guardrail=True,
+        allocation="thompson",
+        decision="confirmed",
+        cost_metric="per_token",
+        maturation_hours=3,
+        min_units=200,
+        min_units_phase=70,
+    )
+    shown = {
+        "criteria": ["engagement superior 0.1", "quality non_inferior 0.02"],
+        "segments": ["persona", "country"],
+        "segment_guardrail": True,
+        "allocation": "thompson",
+        "decision": "confirmed",
+        "cost_metric": "per_token",
+        "maturation_hours": 3,
+        "min_units": 200,
+        "min_units_phase": 70,
+    }
+    assert {name: test[name] for name in shown} == shown
+    assert test["success_criteria"]["significance_threshold"] == 0.1
+    metrics = (await service.http.get(f"/evaluation/metrics/{test['ab_test_id']}")).json()
+    assert {name: metrics["declared"][name] for name in shown} == shown
+    assert [(c["asked"], c["holds"]) for c in metrics["criteria"]] == [
+        (text, None) for text in shown["criteria"]
+    ]
+    page = (await service.http.get(f"/evaluation/report/{test['ab_test_id']}")).text
+    assert "quality non_inferior 0.02" in page
+    assert "persona, country, one that is harmed ends the test" in page
+    kept = await service.app.experiment(test["ab_test_id"])
+    assert [c.margin for c in kept.all_criteria] == [0.1, 0.02]
+
+
+async def test_the_first_users_thresholds_still_work(service: Service) -> None:
+    given = {
+        "min_engagement_lift": 0.2,
+        "min_cost_efficiency_gain": 0.05,
+        "significance_threshold": 0.1,
+    }
+    test = await declared(service, success_criteria=given)
+    assert test["success_criteria"] == given
+    assert test["criteria"] == ["engagement superior 0.2", "cost superior 0.05"]
+
+
+async def test_what_is_left_out_is_as_the_settings_say(service: Service) -> None:
+    test = await declared(service)
+    config = service.app.pipeline("default")
+    assert test["criteria"] == ["engagement superior 0.15", "cost superior 0.1"]
+    assert test["maturation_hours"] == config.maturation_hours
+    assert (test["segments"], test["segment_guardrail"]) == ([], False)
+    assert test["traffic_allocation"]["candidate"] == config.traffic_split
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"criteria": ["quality worse 0.02"]}, "'worse'"),
+        ({"criteria": [{"metric": "beauty", "kind": "superior", "margin": 0.1}]}, "'beauty'"),
+        ({"criteria": []}, "criteria"),
+        ({"criteria": [{"metric": "quality", "kind": "superior"}]}, "margin"),
+        ({"allocation": "bandit"}, "'bandit'"),
+        ({"decision": "maybe"}, "'maybe'"),
+        ({"segment_guardrail": True}, "no segments"),
+        ({"min_units": 1}, "min_units"),
+        (
+            {"criteria": ["cost superior 0.1"], "success_criteria": {"min_engagement_lift": 0.1}},
+            "as well",
+        ),
+        ({"objective": "engagement"}, "objective"),
+    ],
+)
+async def test_a_bad_declaration_is_a_422_with_value_and_mend(
+    service: Service, fields: dict[str, Any], told: str
+) -> None:
+    refused = await service.post(CREATE, {**MODELS, **fields})
+    assert refused.status_code == 422
+    problem = refused.json()
+    assert told in problem["detail"]
+    assert problem["mend"]
+    assert (await service.http.get("/evaluation/tests")).json()["items"] == []
+
+
+async def test_the_command_line_declares_an_experiment(service: Service) -> None:
+    def run(*tokens: str) -> tuple[int, str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = cli.run([*tokens, "--url", service.address])
+        return code, out.getvalue(), err.getvalue()
+
+    asked = ("experiment", "create", "base", "cand", "--share", "0.25", "--hours", "48")
+    bad = await asyncio.to_thread(run, *asked, "--criterion", "quality non_inferior")
+    assert bad[0] == 2
+    assert "quality non_inferior 0.02" in bad[2]
+    code, out, err = await asyncio.to_thread(
+        run, *asked, "--criterion", "engagement superior 0.1", "--criterion",
+        "quality non_inferior 0.02", "--segment", "persona", "--segment-guardrail",
+        "--significance-threshold", "0.1", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    test = json.loads(out)
+    assert test["criteria"] == ["engagement superior 0.1", "quality non_inferior 0.02"]
+    assert (test["segments"], test["segment_guardrail"]) == (["persona"], True)
+    assert test["traffic_allocation"]["candidate"] == 0.25
+    code, out, err = await asyncio.to_thread(run, "experiment", "show", test["ab_test_id"])
+    assert "persona, guarded" in out + err
