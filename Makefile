@@ -21,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
 	@touch $(READY)
 
-services: ## install the PostgreSQL and Redis servers that the tests start
+services: ## install what the tests start: PostgreSQL, Redis, Node.js
 	@sh .ci/services
 
 demo: setup ## the whole loop on simulated users; then the service stays up

@@ -8,9 +8,9 @@ and `{"<id>": {logprob, rank, decoded_token}}` for each of its tokens and for it
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from typing import Any, Literal
 
 import orjson
@@ -24,15 +24,12 @@ from tuneproof_trainer.models import Models, Resolved
 from tuneproof_trainer.requests import ChatRequest, parse
 from tuneproof_trainer.settings import Settings
 from tuneproof_trainer.stops import Cut, cut_at_stops
+from tuneproof_trainer.turns import Turns, taking_turns, unless_gone
 from tuneproof_trainer.wire import read_body
 
 __all__ = ["Chat"]
 
 _DEFAULT_TOKENS = 1024
-_TURN = 32
-"""Tokens that a quick engine makes before other requests get their turn."""
-
-_DONE = object()
 
 
 class Chat:
@@ -40,18 +37,24 @@ class Chat:
 
     def __init__(self, settings: Settings, models: Models, clock: Callable[[], float]) -> None:
         self._settings, self._models, self._clock = settings, models, clock
+        self._turns = Turns(settings.answers_at_once, settings.answers_waiting)
 
     async def __call__(self, caller: Caller, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request, for as long as its client is there."""
         asked = parse(ChatRequest, await read_body(receive))
         model = self._models.resolve(caller.org, asked.model)
         how, stops = self._how(asked)
-        await self._models.ready(model)
-        answer = _Answer(asked, model, how, stops, int(self._clock()))
-        if asked.stream:
-            await answer.stream(send)
-        else:
-            await _send_json(send, await answer.whole())
+        answer = _Answer(asked, model, how, stops, int(self._clock()), self._turns)
+        await unless_gone(receive, self._answered(answer, model, send))
+
+    async def _answered(self, answer: _Answer, model: Resolved, send: Send) -> None:
+        async with self._turns.place():
+            await self._models.ready(model)
+            await answer.send(send)
+
+    def close(self) -> None:
+        """Make no more answers."""
+        self._turns.close()
 
     def _how(self, asked: ChatRequest) -> tuple[Generation, tuple[str, ...]]:
         """The way to generate; raises ApiError 400 for what cannot be done here."""
@@ -115,9 +118,10 @@ class _Answer:
         how: Generation,
         stops: tuple[str, ...],
         now: int,
+        turns: Turns,
     ) -> None:
         self._asked, self._model, self._how, self._stops = asked, model, how, stops
-        self._engine = model.engine
+        self._engine, self._turns = model.engine, turns
         self._messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
         self._head = {
             "id": new_id("chatcmpl-"),
@@ -139,10 +143,19 @@ class _Answer:
             top_logprobs=how.top_logprobs,
         )
 
-    def _tokens(self, choice: int) -> AsyncIterator[Cut]:
+    def _pieces(self, choice: int) -> Generator[Cut, None, None]:
         tokens = self._engine.generate(self._model.id, self._messages, self._way(choice))
-        pieces = cut_at_stops(tokens, self._stops)
-        return _taking_turns(pieces) if self._engine.quick else _in_thread(pieces)
+        return cut_at_stops(tokens, self._stops)
+
+    @contextlib.asynccontextmanager
+    async def _cuts(self, choice: int) -> AsyncIterator[AsyncIterator[Cut]]:
+        """The pieces of one choice; the engine stops making them when they are left."""
+        if self._engine.quick:
+            yield taking_turns(self._pieces(choice))
+            return
+        made = self._turns.in_threads(lambda: self._pieces(choice))
+        async with contextlib.aclosing(made) as cuts:
+            yield cuts
 
     def _usage(self, completion_tokens: int) -> dict[str, Any]:
         prompt = sum(self._engine.count_tokens(m.content) for m in self._messages)
@@ -150,8 +163,15 @@ class _Answer:
             "prompt_tokens": prompt,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "prompt_tokens_details": {
+                "audio_tokens": 0,
+                "cache_write_tokens": 0,
+                "cached_tokens": 0,
+                "image_tokens": 0,
+                "text_tokens": prompt,
+            },
             "completion_tokens_details": {
+                "text_tokens": completion_tokens,
                 "reasoning_tokens": 0,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
@@ -159,9 +179,16 @@ class _Answer:
             },
         }
 
+    async def send(self, send: Send) -> None:
+        """Make the answer and send it, whole or as it is made."""
+        if self._asked.stream:
+            await self._stream(send)
+        else:
+            await _send_json(send, await self._whole())
+
     # -- plain ------------------------------------------------------------------------------
 
-    async def whole(self) -> dict[str, Any]:
+    async def _whole(self) -> dict[str, Any]:
         """The answer as one object."""
         choices = []
         spent = 0
@@ -169,7 +196,12 @@ class _Answer:
             choice, count = await self._choice(number)
             choices.append(choice)
             spent += count
-        answer = self._head | {"choices": choices, "usage": self._usage(spent)}
+        answer = self._head | {
+            "choices": choices,
+            "usage": self._usage(spent),
+            "metadata": self._asked.metadata,
+            "moderation": None,
+        }
         if self._asked.prompt_logprobs is not None:
             answer["prompt_logprobs"] = await self._scored()
         return answer
@@ -179,11 +211,12 @@ class _Answer:
         said: list[dict[str, Any]] = []
         count = 0
         finish: Literal["stop", "length"] = "length"
-        async for cut in self._tokens(number):
-            text.append(cut.text)
-            said += [_logprob(token) for token in cut.tokens if token.logprob is not None]
-            count += len(cut.tokens)
-            finish = cut.finish or finish
+        async with self._cuts(number) as cuts:
+            async for cut in cuts:
+                text.append(cut.text)
+                said += [_logprob(token) for token in cut.tokens if token.logprob is not None]
+                count += len(cut.tokens)
+                finish = cut.finish or finish
         choice = {
             "index": number,
             "message": {
@@ -191,6 +224,8 @@ class _Answer:
                 "content": "".join(text),
                 "refusal": None,
                 "annotations": [],
+                "audio": None,
+                "function_call": None,
             },
             "logprobs": {"content": said, "refusal": None} if self._asked.logprobs else None,
             "finish_reason": finish,
@@ -202,7 +237,7 @@ class _Answer:
         if self._engine.quick:
             scores = score(self._model.id, self._messages)
         else:
-            scores = await asyncio.to_thread(score, self._model.id, self._messages)
+            scores = await self._turns.run(score, self._model.id, self._messages)
         return [
             None
             if s.logprob is None
@@ -212,7 +247,7 @@ class _Answer:
 
     # -- streamed ---------------------------------------------------------------------------
 
-    async def stream(self, send: Send) -> None:
+    async def _stream(self, send: Send) -> None:
         """The answer as server-sent events."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         headers.append((b"cache-control", b"no-cache"))
@@ -228,13 +263,14 @@ class _Answer:
 
     async def _stream_choice(self, send: Send, number: int) -> int:
         count = 0
-        async for cut in self._tokens(number):
-            count += len(cut.tokens)
-            if cut.text:
-                said = [_logprob(t) for t in cut.tokens] if self._asked.logprobs else None
-                await self._send_chunk(send, number, {"content": cut.text}, said)
-            if cut.finish:
-                await self._send_chunk(send, number, {}, finish=cut.finish)
+        async with self._cuts(number) as cuts:
+            async for cut in cuts:
+                count += len(cut.tokens)
+                if cut.text:
+                    said = [_logprob(t) for t in cut.tokens] if self._asked.logprobs else None
+                    await self._send_chunk(send, number, {"content": cut.text}, said)
+                if cut.finish:
+                    await self._send_chunk(send, number, {}, finish=cut.finish)
         return count
 
     async def _send_chunk(
@@ -256,7 +292,11 @@ class _Answer:
     def _chunk(
         self, choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None
     ) -> dict[str, Any]:
-        chunk = self._head | {"object": "chat.completion.chunk", "choices": choices}
+        chunk = self._head | {
+            "object": "chat.completion.chunk",
+            "choices": choices,
+            "moderation": None,
+        }
         if self._asked.stream_options and self._asked.stream_options.include_usage:
             chunk["usage"] = usage
         return chunk
@@ -268,24 +308,6 @@ def _logprob(token: Token) -> dict[str, Any]:
 
     top = [shown(text, logprob) for text, logprob in token.top]
     return shown(token.text, token.logprob) | {"top_logprobs": top}
-
-
-async def _taking_turns(pieces: Iterator[Cut]) -> AsyncIterator[Cut]:
-    """The pieces of a quick engine; other requests get a turn now and then."""
-    for number, piece in enumerate(pieces, start=1):
-        yield piece
-        if number % _TURN == 0:
-            await asyncio.sleep(0)
-
-
-async def _in_thread(pieces: Iterator[Cut]) -> AsyncIterator[Cut]:
-    """The pieces of a slow engine, each made in a thread."""
-    while True:
-        piece = await asyncio.to_thread(next, pieces, _DONE)
-        if piece is _DONE:
-            return
-        assert isinstance(piece, Cut)
-        yield piece
 
 
 async def _send_json(send: Send, content: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ class Models:
         self._bases: dict[str, tuple[BaseModel, Engine]] = {
             base.id: (base, engine) for engine in engines for base in engine.base_models()
         }
-        self._loading: dict[str, asyncio.Lock] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def resolve(self, org: str, name: str, *, deleted: bool = False) -> Resolved:
@@ -71,14 +71,18 @@ class Models:
         return self._db.row(sql, name, org)
 
     async def ready(self, model: Resolved) -> None:
-        """Load the model if it is not loaded; waits in a thread, never twice at once."""
+        """Load the model if it is not loaded, in a thread and never twice at once.
+
+        Whoever gives up waiting does not stop it: others may wait for the same model.
+        """
         if model.engine.loaded(model.id):
             return
-        lock = self._loading.setdefault(model.id, asyncio.Lock())
-        async with lock:
-            if not model.engine.loaded(model.id):
-                await asyncio.to_thread(model.engine.load, model.id, model.path)
-        self._loading.pop(model.id, None)
+        loading = self._loading.get(model.id)
+        if loading is None:
+            work = asyncio.to_thread(model.engine.load, model.id, model.path)
+            loading = self._loading[model.id] = asyncio.create_task(work)
+            loading.add_done_callback(lambda _: self._loading.pop(model.id))
+        await asyncio.shield(loading)
 
     def show(self, org: str, name: str) -> dict[str, Any]:
         """One model as the wire shows it; raises ApiError 404."""

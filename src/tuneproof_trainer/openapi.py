@@ -176,7 +176,11 @@ _CHAT = _object(
         "service_tier": _STRING,
         "system_fingerprint": _STRING,
     },
-    {"prompt_logprobs": _list(_null({"type": "object"}))},
+    {
+        "metadata": _null({"type": "object", "additionalProperties": _STRING}),
+        "moderation": {"type": "null"},
+        "prompt_logprobs": _list(_null({"type": "object"})),
+    },
 )
 _ERROR = _object(
     {
@@ -284,6 +288,7 @@ _MEANINGS = {
     "413": "The request is too large.",
     "429": "Too many requests; see Retry-After.",
     "500": "The server is at fault.",
+    "503": "Too many answers are wanted at once; see Retry-After.",
     "507": "The server's disk is full.",
 }
 _EXPIRY: dict[str, Schema] = {
@@ -379,7 +384,7 @@ def _models() -> dict[str, Schema]:
         "createChatCompletion",
         "Answer a conversation",
         _CHAT_ANSWER,
-        "404 413",
+        "404 413 503",
         body=_json("ChatRequest"),
     )
     return {

@@ -65,6 +65,7 @@ class TrainerApp:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        self._chat.close()
         await self.service.stop()
         await send({"type": "lifespan.shutdown.complete"})
 

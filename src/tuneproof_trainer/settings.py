@@ -47,6 +47,12 @@ class Settings:
     organization: str = "local"
     """The organisation of requests while no key exists."""
 
+    answers_at_once: int = 32
+    """Chat completions that are made at once; others wait for a place."""
+
+    answers_waiting: int = 256
+    """Chat completions that may wait for a place; beyond them 503 `engine_overloaded`."""
+
     requests_per_minute: int | None = None
     """For each key; None is no limit."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 from tuneproof_trainer.engines.protocol import Token
@@ -20,7 +20,7 @@ class Cut:
     finish: Literal["stop", "length"] | None = None
 
 
-def cut_at_stops(tokens: Iterator[Token], stops: Sequence[str]) -> Iterator[Cut]:
+def cut_at_stops(tokens: Iterator[Token], stops: Sequence[str]) -> Generator[Cut, None, None]:
     """The answer piece by piece, without the first stop sequence and what follows it.
 
     Text that may be the beginning of a stop sequence is held back until that is decided.

@@ -11,28 +11,26 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 from openai.types import FileObject, Model
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from tests.integration.trainer.conftest import BASE, ended, lines, upload
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 
 ABSENT = {
-    "FineTuningJob": {"method"},
-    "ChatCompletion": {"metadata", "moderation"},
-    "ChatCompletionMessage": {"audio", "function_call", "tool_calls"},
-    "CompletionUsage": set(),
-    "PromptTokensDetails": {"cache_write_tokens", "image_tokens", "text_tokens"},
-    "CompletionTokensDetails": {"text_tokens"},
+    "ChatCompletionMessage": {"tool_calls"},
+    "ChoiceDelta": {"audio", "content", "function_call", "refusal", "role", "tool_calls"},
+    "ChatCompletionChunk": {"obfuscation"},
     "Method": {"dpo", "reinforcement"},
 }
-"""Fields that belong to other methods or to what these models cannot do."""
+"""Fields that belong to other methods or to what these models cannot do, and the parts of a
+message, of which each chunk has its own."""
 
 
 def assert_complete(value: Any) -> None:
-    """Every field that the SDK's type names was sent, with the right type."""
+    """Every field that the SDK's type names was sent, with the right type, at every depth."""
     if isinstance(value, list):
         for item in value:
             assert_complete(item)
@@ -42,15 +40,20 @@ def assert_complete(value: Any) -> None:
     for field, info in type(value).model_fields.items():
         if field in ABSENT.get(name, set()) and field not in value.model_fields_set:
             continue
+        if name == "FineTuningJob" and field == "error" and value.status != "failed":  # type: ignore[attr-defined]
+            continue  # {} while nothing is wrong
         assert field in value.model_fields_set, f"{name}.{field} is missing"
         inner = getattr(value, field)
-        if name == "FineTuningJob" and field == "error":
-            continue  # {} while nothing is wrong
-        if isinstance(inner, BaseModel):
-            assert_complete(inner)
-        else:
-            TypeAdapter(info.annotation).validate_python(inner)
-            assert_complete(inner)
+        TypeAdapter(info.annotation).validate_python(inner, strict=True)
+        assert_complete(inner)
+
+
+def test_the_check_of_fields_notices_what_is_missing_or_of_another_type() -> None:
+    sent: dict[str, Any] = {"id": "m", "created": 1, "object": "model", "owned_by": "x"}
+    assert_complete(Model.construct(**sent, shutdown_date=None))
+    for wrong in (sent, sent | {"shutdown_date": 5}, sent | {"shutdown_date": "", "created": "1"}):
+        with pytest.raises((AssertionError, ValidationError)):
+            assert_complete(Model.construct(**wrong))
 
 
 def test_a_life_with_the_synchronous_client(client: OpenAI) -> None:
@@ -77,7 +80,9 @@ def test_a_life_with_the_synchronous_client(client: OpenAI) -> None:
     _check_checkpoints(client, job)
     _check_result_file(client, job)
     _check_model(client, job)
-    assert client.files.delete(file.id).deleted
+    deleted = client.files.delete(file.id)
+    assert deleted.deleted
+    assert_complete(deleted)
     with pytest.raises(NotFoundError):
         client.files.retrieve(file.id)
 
@@ -147,33 +152,102 @@ def _check_model(client: OpenAI, job: FineTuningJob) -> None:
         seed=1,
     )
     assert_complete(answer)
-    assert client.models.delete(job.fine_tuned_model).deleted
+    _check_stream(client, job.fine_tuned_model)
+    deleted = client.models.delete(job.fine_tuned_model)
+    assert deleted.deleted
+    assert_complete(deleted)
     with pytest.raises(NotFoundError) as gone:
         client.models.retrieve(job.fine_tuned_model)
     assert gone.value.code == "model_not_found"
 
 
+def _check_stream(client: OpenAI, model: str) -> None:
+    stream = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "night trains"}],
+        logprobs=True,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks: list[ChatCompletionChunk] = list(stream)
+    assert_complete(chunks)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 0
+
+
+def test_uploads_pages_and_failed_jobs_have_every_field_too(client: OpenAI) -> None:
+    made = client.uploads.create(bytes=3, filename="f", mime_type="text/plain", purpose="fine-tune")
+    part = client.uploads.parts.create(made.id, data=b"abc")
+    done = client.uploads.complete(made.id, part_ids=[part.id])
+    assert done.file is not None
+    job = client.fine_tuning.jobs.create(model=BASE, training_file=done.file.id)
+    failed = ended(client, job)
+    assert failed.error is not None
+    assert failed.error.code == "invalid_file_format"
+    pages = (client.files.list(limit=1), client.fine_tuning.jobs.list(limit=1))
+    assert_complete([made, part, done, failed, *pages, client.models.list()])
+
+
 async def test_a_life_with_the_asynchronous_client(trainer: EmbeddedTrainer) -> None:
     async with AsyncOpenAI(base_url=trainer.base_url, api_key="any", max_retries=0) as client:
-        file: FileObject = await client.files.create(
-            file=("list.jsonl", lines("list")), purpose="fine-tune"
-        )
+        file = await _in_parts(client, lines("list"))
         job = await client.fine_tuning.jobs.create(model=BASE, training_file=file.id)
-        while job.status not in ("succeeded", "failed"):
-            await asyncio.sleep(0.01)
-            job = await client.fine_tuning.jobs.retrieve(job.id)
-        assert job.status == "succeeded"
+        job = await _reached(client, job.id, "succeeded")
+        assert_complete(job)
         events = [event async for event in client.fine_tuning.jobs.list_events(job.id)]
         assert len(events) > 20
         checkpoints = [c async for c in client.fine_tuning.jobs.checkpoints.list(job.id)]
         assert len(checkpoints) == 3
+        assert_complete([*events, *checkpoints])
         assert job.fine_tuned_model is not None
-        stream = await client.chat.completions.create(
-            model=job.fine_tuned_model,
-            messages=[{"role": "user", "content": "budgeting"}],
-            stream=True,
-        )
-        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-        assert len(text) > 5
+        assert (await client.models.retrieve(job.fine_tuned_model)).id == job.fine_tuned_model
+        await _answers(client, job.fine_tuned_model)
+        await _pauses_resumes_and_cancels(client)
         assert (await client.models.delete(job.fine_tuned_model)).deleted
         assert (await client.files.delete(file.id)).deleted
+
+
+async def _reached(client: AsyncOpenAI, job_id: str, *states: str) -> FineTuningJob:
+    while True:
+        job = await client.fine_tuning.jobs.retrieve(job_id)
+        if job.status in states:
+            return job
+        assert job.status not in ("succeeded", "failed", "cancelled"), job
+        await asyncio.sleep(0.01)
+
+
+async def _in_parts(client: AsyncOpenAI, content: bytes) -> FileObject:
+    made = await client.uploads.create(
+        bytes=len(content), filename="list.jsonl", mime_type="text/plain", purpose="fine-tune"
+    )
+    pieces = (content[:100], content[100:])
+    parts = [(await client.uploads.parts.create(made.id, data=piece)).id for piece in pieces]
+    done = await client.uploads.complete(made.id, part_ids=parts)
+    assert_complete([made, done])
+    assert done.file is not None
+    return done.file
+
+
+async def _answers(client: AsyncOpenAI, model: str) -> None:
+    messages: Any = [{"role": "user", "content": "budgeting"}]
+    whole = await client.chat.completions.create(model=model, messages=messages, seed=3)
+    stream = await client.chat.completions.create(
+        model=model, messages=messages, seed=3, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert_complete([whole, *chunks])
+    said = "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
+    assert said == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+
+
+async def _pauses_resumes_and_cancels(client: AsyncOpenAI) -> None:
+    jobs = client.fine_tuning.jobs
+    content = lines(None, count=15_000)
+    file = await client.files.create(file=("large.jsonl", content), purpose="fine-tune")
+    job = await jobs.create(model=BASE, training_file=file.id)
+    await _reached(client, job.id, "running")
+    await jobs.pause(job.id)
+    await _reached(client, job.id, "paused")
+    assert (await jobs.resume(job.id)).status == "queued"
+    assert (await jobs.cancel(job.id)).status == "cancelled"
