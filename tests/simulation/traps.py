@@ -165,11 +165,11 @@ def _agree_ratio(
 ) -> None:
     i = int(rng.integers(len(y)))
     arms = [
-        Aggregate.of((y * shown).sum(-1)[i][mask], d=shown.sum(-1)[i][mask].astype(float))
+        Aggregate.of((y * shown).sum(-1)[i][mask], m=shown.sum(-1)[i][mask].astype(float))
         for mask in (~candidate[i] & shown[i].any(-1), candidate[i] & shown[i].any(-1))
     ]
     found = contrasts.contrast(
-        [Stratum(baseline=arms[0], candidate=arms[1])], effects.ENGAGEMENT_PER_DENOMINATOR
+        [Stratum(baseline=arms[0], candidate=arms[1])], effects.ENGAGEMENT_PER_ITEM
     )
     assert isinstance(found, contrasts.Contrast)
     assert found.log_ratio is not None

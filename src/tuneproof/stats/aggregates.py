@@ -4,8 +4,9 @@ It exists so that an analysis costs the same at a hundred units as at twenty mil
 keeps one `Aggregate` for each phase, hour and arm, and every effect in this package is computed
 from their sum. It knows neither experiments nor SQL; the field names are the column names.
 
-The variables of a unit: `y` the outcome (engagement rate), `x` a covariate from before the
-experiment (CUPED), `d` a denominator (tokens, impressions, posts of an author), `c` the cost.
+The variables of a unit: `y` the outcome (engagement rate; where a unit holds several items, their
+sum), `m` how many items it holds (0 where items are not counted), `x` a covariate from before the
+experiment (CUPED), `d` a denominator (tokens, impressions), `c` the cost.
 """
 
 from __future__ import annotations
@@ -163,6 +164,9 @@ class Aggregate:
     sum_cc: float = 0.0
     sum_cy: float = 0.0
     sum_cd: float = 0.0
+    sum_m: float = 0.0
+    sum_mm: float = 0.0
+    sum_ym: float = 0.0
     histogram: Histogram | None = None
 
     def __post_init__(self) -> None:
@@ -189,34 +193,37 @@ class Aggregate:
         x: ArrayLike | None = None,
         d: ArrayLike | None = None,
         c: ArrayLike | None = None,
+        m: ArrayLike | None = None,
         edges: Sequence[float] | None = None,
     ) -> Self:
         """The aggregate of units given as equally long arrays of shape (n,).
 
-        `y` outcomes, `x` covariates, `d` denominators, `c` costs; those left out count as 0.
+        `y` outcomes, `x` covariates, `d` denominators, `c` costs, `m` items; those left out
+        count as 0.
         `edges` adds a histogram of `y`. Raises `DataError` for NaN, infinity, or lengths that
         differ.
         """
         import numpy as np
 
         ya = np.asarray(y, dtype=float)
-        given = [np.zeros_like(ya) if v is None else np.asarray(v, dtype=float) for v in (x, d, c)]
+        named = (x, d, c, m)
+        given = [np.zeros_like(ya) if v is None else np.asarray(v, dtype=float) for v in named]
         if ya.ndim != 1 or any(v.shape != ya.shape for v in given):
             raise DataError(
                 f"arrays of shapes {[v.shape for v in (ya, *given)]} do not match.",
                 mend="Give one value a unit in each array.",
             )
-        for name, values in zip("yxdc", (ya, *given), strict=True):
+        for name, values in zip("yxdcm", (ya, *given), strict=True):
             if not np.isfinite(values).all():
                 raise DataError(
                     f"{name} has NaN or infinite values.", mend="Refuse them where they come in."
                 )
-        xa, da, ca = given
+        xa, da, ca, ma = given
         dot = {
             "yy": ya @ ya, "xx": xa @ xa, "xy": xa @ ya, "dd": da @ da, "yd": ya @ da,
-            "cc": ca @ ca, "cy": ca @ ya, "cd": ca @ da,
+            "cc": ca @ ca, "cy": ca @ ya, "cd": ca @ da, "mm": ma @ ma, "ym": ya @ ma,
         }  # fmt: skip
-        sums = {"y": ya.sum(), "x": xa.sum(), "d": da.sum(), "c": ca.sum(), **dot}
+        sums = {"y": ya.sum(), "x": xa.sum(), "d": da.sum(), "c": ca.sum(), "m": ma.sum(), **dot}
         return cls(
             n=len(ya),
             **{f"sum_{k}": float(v) for k, v in sums.items()},
@@ -231,6 +238,7 @@ class Aggregate:
         x: float = 0.0,
         d: float = 0.0,
         c: float = 0.0,
+        m: float = 0.0,
         edges: Sequence[float] | None = None,
     ) -> Self:
         """The aggregate of one unit, to add when it comes and to subtract when it changes.
@@ -242,6 +250,7 @@ class Aggregate:
         return cls(
             n=1, sum_y=y, sum_yy=y * y, sum_x=x, sum_xx=x * x, sum_xy=x * y, sum_d=d,
             sum_dd=d * d, sum_yd=y * d, sum_c=c, sum_cc=c * c, sum_cy=c * y, sum_cd=c * d,
+            sum_m=m, sum_mm=m * m, sum_ym=y * m,
             histogram=None if edges is None else Histogram.of((y,), edges),
         )  # fmt: skip
 

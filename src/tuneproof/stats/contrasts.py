@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneproof.stats.aggregates import Aggregate, Stratum
 from tuneproof.stats.effects import ENGAGEMENT, Metric, Variable, pooled_theta, sum_of, variance_of
@@ -24,7 +24,9 @@ class Contrast:
     `log_ratio` is the logarithm of candidate / baseline with `variance`; None where the
     candidate's mean is 0, and then `lift` is -1 and `variance` that of the relative difference.
     `n` is the information so far in units of the first phase (with one phase, simply its units).
-    `exact` says that nothing varies: the answer is arithmetic.
+    `exact` says that nothing varies: the answer is arithmetic. `saved` is the share of the
+    variance that the covariate took away (0 where it took none and was left out); None where the
+    metric has none.
     """
 
     lift: float
@@ -39,6 +41,7 @@ class Contrast:
     n_candidate: int
     phases: tuple[str, ...]
     exact: bool
+    saved: float | None = None
 
     def interval(self, reach: float) -> tuple[float, float]:
         """The lift's interval that reaches `reach` to each side on the scale of `variance`."""
@@ -73,12 +76,15 @@ def contrast(
     sum of independent terms, which the sequential theory needs. With M_a = Σ w_p ā_p / Σ w_p,
     log(M_c / M_b) has by the delta method the variance
     Σ_a Σ_p (w_p/Σw)² Var_p(a) / (n_ap M_a²); ratios put the linearised u/M_u - v/M_v for a.
+    CUPED is left out where it would widen the interval, as with a candidate close to 0, whose
+    outcomes the common coefficient does not fit.
 
     Assumes units that are independent and were randomised within each phase. A phase with fewer
     than `min_units_phase` units in an arm has no weight; fewer than `min_units` in an arm over
     the weighted phases, a baseline or denominator of 0, and no variance in an outcome, give
     `NoContrast` with its reason. A cost or a ratio without any variance (constant price) is
-    `exact`. Give the phases in order of time: `n` is counted in units of the first.
+    `exact`; engagement per item is not. Give the phases in order of time: `n` is counted in units
+    of the first.
 
     >>> b, c = Aggregate.of([0.1, 0.3] * 100), Aggregate.of([0.2, 0.3] * 100)
     >>> answer = contrast([Stratum(baseline=b, candidate=c)])
@@ -100,7 +106,7 @@ def contrast(
     whole = sum(weights)
     shares = [w / whole for w in weights]
     first = used[0].baseline.n + used[0].candidate.n
-    answer = _compare(used, shares, metric)
+    answer = _adjusted(used, shares, metric) if metric.cuped else _compare(used, shares, metric)
     if isinstance(answer, str):
         return NoContrast(reason=answer, n_baseline=n_b, n_candidate=n_c)
     return Contrast(
@@ -116,6 +122,7 @@ def contrast(
         n_candidate=n_c,
         phases=tuple(s.phase for s in used),
         exact=answer.variance == 0.0,
+        saved=answer.saved,
     )
 
 
@@ -127,6 +134,20 @@ class _Comparison:
     log_ratio: float | None
     variance: float
     difference_variance: float
+    saved: float | None = None
+
+
+def _adjusted(
+    used: Sequence[Stratum], shares: Sequence[float], metric: Metric
+) -> _Comparison | str:
+    """The comparison with the covariate, or without it where that is narrower."""
+    plain = _compare(used, shares, replace(metric, cuped=False))
+    if isinstance(plain, str):
+        return plain
+    found = _compare(used, shares, metric)
+    if isinstance(found, str) or plain.log_ratio is None or plain.variance <= found.variance:
+        return replace(plain, saved=0.0)
+    return replace(found, saved=1 - found.variance / plain.variance)
 
 
 def _too_few(
@@ -161,11 +182,11 @@ def _compare(used: Sequence[Stratum], shares: Sequence[float], metric: Metric) -
     if top_b <= 0:
         return f"the baseline's {metric.name} is {top_b:g}: a relative lift is undefined"
     if top_c <= 0:
-        return _against_nothing(used, shares, metric, top_b / bottom_b, top_c / bottom_c)
+        return _against_nothing(used, shares, metric, (top_b, bottom_b), (top_c, bottom_c))
     var_b = _log_variance(baselines, shares, metric, top_b, bottom_b, theta)
     var_c = _log_variance(candidates, shares, metric, top_c, bottom_c, theta)
-    priced = metric.denominator or metric.numerator == "c"  # a flat price is no lack of data
-    if not priced and (var_b == 0.0 or var_c == 0.0):
+    flat = metric.numerator == "c" or metric.denominator in ("c", "d")  # a price lacks no data
+    if not flat and (var_b == 0.0 or var_c == 0.0):
         arm = "baseline" if var_b == 0.0 else "candidate"
         return f"all units of the {arm} have the same {metric.name}: no variance to judge by"
     value_b, value_c = top_b / bottom_b, top_c / bottom_c
@@ -180,19 +201,30 @@ def _compare(used: Sequence[Stratum], shares: Sequence[float], metric: Metric) -
 
 
 def _against_nothing(
-    used: Sequence[Stratum], shares: Sequence[float], metric: Metric, b: float, c: float
+    used: Sequence[Stratum],
+    shares: Sequence[float],
+    metric: Metric,
+    baseline: tuple[float, float],
+    candidate: tuple[float, float],
 ) -> _Comparison | str:
     """The score comparison where the candidate's mean is 0 and has no logarithm.
 
-    The variance is that of no difference: each phase's, over both arms together.
+    The variance is that of no difference: each phase's, over both arms together; of a ratio per
+    item that of u - R v, R being both arms' ratio together.
     """
-    if metric.denominator or c < 0:
+    b, c = baseline[0] / baseline[1], candidate[0] / candidate[1]
+    if metric.denominator not in (None, "m") or c < 0:
         return f"the candidate's {metric.name} is {c:g}: a relative lift is undefined"
+    both = [s.baseline + s.candidate for s in used]
+    whole = 0.0
+    if metric.denominator:
+        top = _standard(both, shares, metric.numerator)
+        whole = top / _standard(both, shares, metric.denominator)
     variance = sum(
         share**2
-        * variance_of(s.baseline + s.candidate, metric.numerator)
-        * (1 / s.baseline.n + 1 / s.candidate.n)
-        for s, share in zip(used, shares, strict=True)
+        * variance_of(pooled, metric.numerator, 1.0, metric.denominator, -whole)
+        * (1 / s.baseline.n / baseline[1] ** 2 + 1 / s.candidate.n / candidate[1] ** 2)
+        for s, pooled, share in zip(used, both, shares, strict=True)
     )
     if variance == 0.0:
         return f"all units have the same {metric.name}: no variance to judge by"

@@ -23,7 +23,7 @@ __all__ = [
     "COST_PER_TOKEN",
     "ENGAGEMENT",
     "ENGAGEMENT_CUPED",
-    "ENGAGEMENT_PER_DENOMINATOR",
+    "ENGAGEMENT_PER_ITEM",
     "Effect",
     "Estimate",
     "Metric",
@@ -41,7 +41,7 @@ __all__ = [
     "variance_of",
 ]
 
-Variable = Literal["y", "x", "d", "c"]
+Variable = Literal["y", "x", "d", "c", "m"]
 
 NO_VARIANCE: Final = 1e-10
 """Below this share of the raw second moment a variance is rounding: it is taken as none."""
@@ -53,7 +53,7 @@ class Metric:
 
     `numerator` alone is a mean over units; with `denominator` the ratio of the two sums (delta
     method), which is also how units of analysis within units of randomisation are handled: sum
-    `y` over each author's posts, let `d` be their number, and compare `y` per `d`. `cuped` takes
+    `y` over each author's posts, let `m` be their number, and compare `y` per `m`. `cuped` takes
     out what the covariate `x` explains. Raises `InputError` for combinations without sums.
     """
 
@@ -67,7 +67,7 @@ class Metric:
         if self.denominator is not None and frozenset(pair) not in _PAIRS:
             raise InputError(
                 f"metric {self.name!r}: no cross product of {pair[0]} and {pair[1]} is kept.",
-                mend="Use y per d, c per y or c per d.",
+                mend="Use y per m, y per d, c per y or c per d.",
             )
         if self.cuped and pair != ("y", None):
             raise InputError(
@@ -76,13 +76,13 @@ class Metric:
             )
 
 
-_PAIRS: Final = {frozenset(p) for p in ("xy", "yd", "cy", "cd")}
+_PAIRS: Final = {frozenset(p) for p in ("xy", "yd", "cy", "cd", "ym")}
 _SUM: Final[dict[str, Callable[[Aggregate], float]]] = {
-    v: attrgetter(f"sum_{v}") for v in ("y", "x", "d", "c")
+    v: attrgetter(f"sum_{v}") for v in ("y", "x", "d", "c", "m")
 }
 _PRODUCT: Final[dict[tuple[str, str], Callable[[Aggregate], float]]] = {
     pair: attrgetter(f"sum_{k}")
-    for k in ("yy", "xx", "xy", "dd", "yd", "cc", "cy", "cd")
+    for k in ("yy", "xx", "xy", "dd", "yd", "cc", "cy", "cd", "mm", "ym")
     for pair in ((k[0], k[1]), (k[1], k[0]))
 }
 
@@ -90,8 +90,8 @@ ENGAGEMENT: Final = Metric(name="engagement")
 """Mean of per-unit engagement rates."""
 ENGAGEMENT_CUPED: Final = Metric(name="engagement (CUPED)", cuped=True)
 """The same, adjusted by the covariate `x` from before the experiment."""
-ENGAGEMENT_PER_DENOMINATOR: Final = Metric(name="engagement per item", denominator="d")
-"""Σy / Σd: for units (authors) that hold several items (posts)."""
+ENGAGEMENT_PER_ITEM: Final = Metric(name="engagement per item", denominator="m")
+"""Σy / Σm: for units (authors) that hold several items (posts); `y` is the sum over them."""
 COST: Final = Metric(name="cost per unit", numerator="c")
 """Mean cost of a unit."""
 COST_PER_ENGAGEMENT: Final = Metric(name="cost per engagement", numerator="c", denominator="y")

@@ -48,7 +48,8 @@ class LiftEstimate:
     answer yet. `p_value` is anytime-valid and two-sided; it is None too where nothing varies
     (`method` "arithmetic": the lift is exact and no test is needed). `log_e` is the logarithm of
     the e-value behind it. `standard_error` is on the log scale (on the relative scale for
-    `method` "score confidence sequence").
+    `method` "score confidence sequence"). `saved` is the share of the variance that a covariate
+    took away, None where there is none.
     """
 
     lift: float | None
@@ -65,6 +66,7 @@ class LiftEstimate:
     candidate: float | None = None
     phases: tuple[str, ...] = ()
     alpha: float = 0.05
+    saved: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -218,6 +220,7 @@ def lift(
         candidate=answer.candidate,
         phases=answer.phases,
         alpha=alpha,
+        saved=answer.saved,
     )
 
 
@@ -337,7 +340,8 @@ def _margin_p_value(
 
 
 def _method(answer: Contrast, name: str) -> str:
-    return f"log-ratio {name}" if answer.log_ratio is not None else f"score {name}"
+    cuped = "CUPED " if answer.saved else ""
+    return f"{cuped}log-ratio {name}" if answer.log_ratio is not None else f"score {name}"
 
 
 def _no_lift(answer: NoContrast, alpha: float) -> LiftEstimate:

@@ -20,13 +20,13 @@ from tuneproof.stats.aggregates import (
 
 EDGES = (0.0, 0.25, 0.5, 1.0)
 EIGHTHS = st.integers(0, 8).map(lambda i: i / 8)  # sums of these are exact in binary
-UNIT = st.tuples(EIGHTHS, EIGHTHS, EIGHTHS, EIGHTHS)
+UNIT = st.tuples(EIGHTHS, EIGHTHS, EIGHTHS, EIGHTHS, st.integers(0, 9).map(float))
 UNITS = st.lists(UNIT, max_size=20)
 
 
-def whole(units: list[tuple[float, float, float, float]]) -> Aggregate:
-    y, x, d, c = (list(v) for v in zip(*units, strict=True)) if units else ([], [], [], [])
-    return Aggregate.of(y, x=x, d=d, c=c, edges=EDGES)
+def whole(units: list[tuple[float, float, float, float, float]]) -> Aggregate:
+    y, x, d, c, m = (list(v) for v in zip(*units, strict=True)) if units else ([],) * 5
+    return Aggregate.of(y, x=x, d=d, c=c, m=m, edges=EDGES)
 
 
 @given(UNITS, UNITS, UNITS)
@@ -43,7 +43,7 @@ def test_subtracting_undoes_adding_exactly(a, b):
 
 @given(st.lists(UNIT, min_size=1, max_size=20))
 def test_one_unit_at_a_time_gives_the_aggregate_of_all(units):
-    total = merge(Aggregate.of_unit(y, x=x, d=d, c=c, edges=EDGES) for y, x, d, c in units)
+    total = merge(Aggregate.of_unit(y, x=x, d=d, c=c, m=m, edges=EDGES) for y, x, d, c, m in units)
     assert total == whole(units)
 
 
@@ -69,8 +69,8 @@ def test_json_keeps_arbitrary_floats(values):
 
 def test_sums_are_what_their_names_say():
     rng = np.random.default_rng(1)
-    v = dict(zip("yxdc", rng.random((4, 50)), strict=True))
-    got = Aggregate.of(v["y"], x=v["x"], d=v["d"], c=v["c"])
+    v = dict(zip("yxdcm", rng.random((5, 50)), strict=True))
+    got = Aggregate.of(v["y"], x=v["x"], d=v["d"], c=v["c"], m=v["m"])
     for name in SUMS:
         letters = name.removeprefix("sum_")
         expected = math.fsum(np.prod([v[k] for k in letters], axis=0))

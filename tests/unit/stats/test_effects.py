@@ -91,9 +91,9 @@ def test_log_ratio_refuses_zero():
         effects.log_ratio(zero, zero)
 
 
-@pytest.mark.parametrize("pair_", [("y", "x"), ("d", "c"), ("x", "d")])
+@pytest.mark.parametrize("pair_", [("y", "x"), ("d", "c"), ("x", "d"), ("y", "m"), ("c", "m")])
 def test_metric_of_two_variables_needs_their_cross_product(pair_):
-    allowed = {("d", "c"), ("y", "x")}
+    allowed = {("d", "c"), ("y", "x"), ("y", "m")}
     if pair_ in allowed:
         Metric(name="m", numerator=pair_[0], denominator=pair_[1])
     else:
@@ -230,9 +230,67 @@ class TestContrast:
         assert reason in found.reason
 
     def test_ratio_over_a_denominator_of_nothing_has_its_reason(self):
-        found = contrast(pair(Y[:200], Y[200:]), effects.ENGAGEMENT_PER_DENOMINATOR)
+        found = contrast(pair(Y[:200], Y[200:]), effects.ENGAGEMENT_PER_ITEM)
         assert isinstance(found, NoContrast)
         assert "denominator" in found.reason
+
+    def test_items_without_any_variance_are_no_answer(self):
+        arm = Aggregate.of(np.full(200, 0.3), m=np.full(200, 3.0))
+        found = contrast(
+            [Stratum(baseline=arm, candidate=arm)], effects.ENGAGEMENT_PER_ITEM
+        )  # fmt: skip
+        assert isinstance(found, NoContrast)
+        assert "no variance" in found.reason
+
+    def test_dead_candidate_of_items_is_compared_with_the_variance_of_no_difference(self):
+        items = RNG.integers(1, 9, 400).astype(float)
+        baseline = Aggregate.of(Y[:300] * items[:300], m=items[:300])
+        dead = Aggregate.of(np.zeros(100), m=items[300:])
+        found = contrast([Stratum(baseline=baseline, candidate=dead)], effects.ENGAGEMENT_PER_ITEM)
+        assert isinstance(found, Contrast)
+        assert found.log_ratio is None
+        assert found.lift == -1.0
+        one = contrast(pair(Y[:300], np.zeros(100)))
+        assert isinstance(one, Contrast)
+        assert math.isclose(found.variance, one.variance, rel_tol=0.35)
+
+    def test_one_item_a_unit_gives_the_answer_of_units(self):
+        ones = np.ones(200)
+        arms = [Aggregate.of(y, m=ones) for y in (Y[:200], Y[200:400] * 1.2)]
+        strata = [Stratum(baseline=arms[0], candidate=arms[1])]
+        items, units = contrast(strata, effects.ENGAGEMENT_PER_ITEM), contrast(strata)
+        assert isinstance(items, Contrast)
+        assert isinstance(units, Contrast)
+        assert math.isclose(items.lift, units.lift)
+        assert math.isclose(items.variance, units.variance)
+
+    def test_covariate_narrows_the_interval_by_what_it_explains(self):
+        rng = np.random.default_rng(7)
+        x = rng.normal(1, 0.3, 20_000)
+        y = 1 + 0.7 * (x - 1) / 0.3 * 0.2 + rng.normal(0, 0.2 * math.sqrt(1 - 0.49), 20_000)
+        arms = [Aggregate.of(y[s], x=x[s]) for s in (slice(10_000), slice(10_000, 20_000))]
+        strata = [Stratum(baseline=arms[0], candidate=arms[1])]
+        plain, cuped = contrast(strata), contrast(strata, effects.ENGAGEMENT_CUPED)
+        assert isinstance(plain, Contrast)
+        assert isinstance(cuped, Contrast)
+        assert plain.saved is None
+        assert cuped.saved == pytest.approx(1 - cuped.variance / plain.variance)
+        assert cuped.saved == pytest.approx(0.49, abs=0.02)
+
+    @pytest.mark.parametrize("level", [0.0, 1e-4])
+    def test_covariate_is_left_out_where_it_would_hide_a_dead_candidate(self, level):
+        x = RNG.random(400)
+        arms = [
+            Aggregate.of(0.05 + 0.1 * x[:300] + 0.01 * Y[:300], x=x[:300]),
+            Aggregate.of(level * (1 + Y[300:400]), x=x[300:400]),
+        ]
+        strata = [Stratum(baseline=arms[0], candidate=arms[1])]
+        plain, cuped = contrast(strata), contrast(strata, effects.ENGAGEMENT_CUPED)
+        assert isinstance(plain, Contrast)
+        assert isinstance(cuped, Contrast)
+        assert cuped.saved == 0.0
+        assert cuped.variance == plain.variance
+        assert cuped.lift == plain.lift < -0.9
 
     def test_dead_candidate_is_compared_with_the_variance_of_no_difference(self):
         found = contrast(pair(Y[:300], np.zeros(100)))
