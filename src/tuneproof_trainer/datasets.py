@@ -6,11 +6,12 @@ Examples are found again by the place of their line, so a file of any size stays
 
 from __future__ import annotations
 
+import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import orjson
 
@@ -21,6 +22,11 @@ __all__ = ["Checked", "LineFile", "check_file", "find_lines"]
 
 Method = Literal["supervised", "dpo"]
 _ROLES = ("system", "developer", "user", "assistant")
+_TOOL_ROLES = ("tool", "function")
+_TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
+_TOOLS = {"tools", "parallel_tool_calls", "functions"}
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BOM = b"\xef\xbb\xbf"
 _CONTROL_TOKENS = (
     "<|endoftext|>",
     "<|fim_prefix|>",
@@ -86,17 +92,13 @@ def check_file(
     """
     checked = Checked()
     blocked = [phrase.casefold() for phrase in blocklist]
-    place = 0
     with path.open("rb") as file:
-        for line in file:
+        for place, line in _lines(file):
             if stopping():
                 raise InterruptedError("the server stops")
-            if line.strip():
-                number = len(checked.places) + 1
-                data = _check_line(line, number, method, param, blocked)
-                checked.places.append(place)
-                checked.tokens += sum(count_tokens(text) for text in _texts(data, method))
-            place += len(line)
+            data = _check_line(line, len(checked.places) + 1, method, param, blocked)
+            checked.places.append(place)
+            checked.tokens += sum(count_tokens(text) for text in _texts(data, method))
     if len(checked.places) < min_examples:
         raise JobFailure(
             "invalid_n_examples",
@@ -109,13 +111,18 @@ def check_file(
 
 def find_lines(path: Path) -> array[int]:
     """Where the examples of a checked file begin."""
-    places, place = array("q"), 0
     with path.open("rb") as file:
-        for line in file:
-            if line.strip():
-                places.append(place)
-            place += len(line)
-    return places
+        return array("q", (place for place, _ in _lines(file)))
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank and where they begin; a byte order mark is passed over."""
+    place = 0
+    for line in file:
+        mark = len(_BOM) if place == 0 and line.startswith(_BOM) else 0
+        if line.strip():
+            yield place + mark, line[mark:]
+        place += len(line)
 
 
 def _named(param: str) -> str:
@@ -134,10 +141,11 @@ def _check_line(
         raise wrong.format(f"is not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise wrong.format("is not a JSON object")
+    _check_kind(data, method, wrong)
     if method == "dpo":
         _check_pair(data, wrong)
     else:
-        _check_keys(data, {"messages"}, {"tools", "parallel_tool_calls", "functions"}, wrong)
+        _check_keys(data, {"messages"}, _TOOLS, wrong)
         _check_conversation(data["messages"], wrong)
     text = line.decode("utf-8", "replace").casefold() if blocked else ""
     for phrase in blocked:
@@ -176,6 +184,25 @@ class _Wrong:
         return self.example(f"message {at + 1} of `{within}`: {what}")
 
 
+def _check_kind(data: dict[str, Any], method: Method, wrong: _Wrong) -> None:
+    """Tell examples of another kind from broken ones."""
+    if {"prompt", "completion"} <= data.keys():
+        raise wrong.format(
+            "is in the prompt-completion format, but this model is a chat model and requires "
+            "chat-formatted data (`messages`)"
+        )
+    if method == "supervised" and "preferred_output" in data:
+        raise wrong.example(
+            "it is a preference example (`preferred_output`), but the job's method is "
+            "'supervised'. Create the job with the method 'dpo'."
+        )
+    if method == "dpo" and "messages" in data:
+        raise wrong.example(
+            "it is a conversation (`messages`), but the job's method is 'dpo', which needs "
+            "`input`, `preferred_output` and `non_preferred_output`."
+        )
+
+
 def _check_keys(data: dict[str, Any], needed: set[str], allowed: set[str], wrong: _Wrong) -> None:
     missing = sorted(needed - data.keys())
     if missing:
@@ -186,6 +213,8 @@ def _check_keys(data: dict[str, Any], needed: set[str], allowed: set[str], wrong
     for name in ("tools", "functions"):
         if data.get(name):
             raise wrong.example(f"`{name}` cannot be trained on this server; remove it.")
+    if not isinstance(data.get("parallel_tool_calls", True), bool):
+        raise wrong.example("`parallel_tool_calls` must be true or false.")
 
 
 def _check_conversation(messages: Any, wrong: _Wrong) -> None:
@@ -210,21 +239,56 @@ def _check_messages(messages: Any, wrong: _Wrong, within: str) -> None:
 def _check_message(message: Any, at: int, wrong: _Wrong, within: str) -> None:
     if not isinstance(message, dict):
         raise wrong.message(at, "is not an object.", within)
+    _check_no_tools(message, at, wrong, within)
     unknown = sorted(message.keys() - {"role", "content", "name", "weight"})
     if unknown:
         raise wrong.message(at, f"unknown key `{unknown[0]}`; remove it.", within)
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
     if role not in _ROLES:
         raise wrong.message(at, f"role {role!r} is not one of {', '.join(_ROLES)}.", within)
-    if not isinstance(content, str) or not content:
-        raise wrong.message(at, "`content` must be a string that is not empty.", within)
-    if "name" in message and not isinstance(message["name"], str):
-        raise wrong.message(at, "`name` must be a string.", within)
+    _check_content(message.get("content"), at, wrong, within)
+    name = message.get("name", "x")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise wrong.message(
+            at, "`name` must be a string of 1 to 64 letters, digits, `_` and `-`.", within
+        )
     if "weight" in message:
         _check_weight(message["weight"], role, at, wrong, within)
+
+
+def _check_no_tools(message: dict[str, Any], at: int, wrong: _Wrong, within: str) -> None:
+    role = message.get("role")
+    if role in _TOOL_ROLES:
+        raise wrong.message(
+            at, f"role '{role}' cannot be trained on this server; remove the example.", within
+        )
+    for key in _TOOL_KEYS:
+        if key in message:
+            raise wrong.message(
+                at, f"`{key}` cannot be trained on this server; remove the example.", within
+            )
+
+
+def _check_content(content: Any, at: int, wrong: _Wrong, within: str) -> None:
+    if isinstance(content, list):
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text":
+                told = f"a content part of type {kind!r} cannot be trained; only text can."
+                raise wrong.message(at, told, within)
+            if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
+                raise wrong.message(at, "a text part needs `text`, a string, alone.", within)
+        content = _text(content)
+    if not isinstance(content, str) or not content:
+        raise wrong.message(at, "`content` must be a string that is not empty.", within)
     for token in _CONTROL_TOKENS:
         if token in content:
             raise wrong.message(at, f"contains the special token {token}; remove it.", within)
+
+
+def _text(content: Any) -> str:
+    """Content that was checked, as one string."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _check_weight(weight: Any, role: str, at: int, wrong: _Wrong, within: str) -> None:
@@ -239,8 +303,15 @@ def _check_pair(data: dict[str, Any], wrong: _Wrong) -> None:
     given = data["input"]
     if not isinstance(given, dict) or "messages" not in given:
         raise wrong.example("`input` must be an object with `messages`.")
-    _check_keys(given, {"messages"}, {"tools", "parallel_tool_calls", "functions"}, wrong)
-    _check_messages(given["messages"], wrong, "input.messages")
+    _check_keys(given, {"messages"}, _TOOLS, wrong)
+    messages = given["messages"]
+    _check_messages(messages, wrong, "input.messages")
+    if messages[-1]["role"] == "assistant":
+        raise wrong.message(
+            len(messages) - 1,
+            "the last message of the input must not be the assistant's: the outputs answer it.",
+            "input.messages",
+        )
     for name in ("preferred_output", "non_preferred_output"):
         output = data[name]
         _check_messages(output, wrong, name)
@@ -250,7 +321,8 @@ def _check_pair(data: dict[str, Any], wrong: _Wrong) -> None:
 
 def _messages(data: list[dict[str, Any]]) -> tuple[Message, ...]:
     return tuple(
-        Message(role=m["role"], content=m["content"], weight=m.get("weight", 1)) for m in data
+        Message(role=m["role"], content=_text(m["content"]), weight=m.get("weight", 1))
+        for m in data
     )
 
 
@@ -271,4 +343,4 @@ def _texts(data: dict[str, Any], method: Method) -> list[str]:
     else:
         messages = data["input"]["messages"] + data["preferred_output"]
         messages = messages + data["non_preferred_output"]
-    return [m["content"] for m in messages]
+    return [_text(m["content"]) for m in messages]

@@ -36,6 +36,7 @@ def training_file(odd: Any = GOOD, copies: int = 11) -> bytes:
     return "\n".join(rows).encode()
 
 
+LONG = ("invalid_file_format", "Line 3 of the training file is longer than 16 MiB")
 FAILURES: list[tuple[str, bytes, str, str]] = [
     ("nine examples", training_file(copies=9), "invalid_n_examples", "has 9 example(s)"),
     ("empty", b"", "invalid_n_examples", "has 0 example(s)"),
@@ -96,6 +97,68 @@ FAILURES: list[tuple[str, bytes, str, str]] = [
         "invalid_training_file",
         "`name`",
     ),
+    (
+        "name with a space",
+        training_file(say(USER | {"name": "a b"}, ANSWER)),
+        "invalid_training_file",
+        "message 1 of `messages`: `name`",
+    ),
+    (
+        "prompt and completion",
+        training_file({"prompt": "x", "completion": "y"}),
+        "invalid_file_format",
+        "Line 3 of the training file is in the prompt-completion format",
+    ),
+    ("a pair", training_file({"preferred_output": []}), "invalid_training_file", "method 'dpo'"),
+    (
+        "tool role",
+        training_file(say(USER, {"role": "tool", "content": "x", "tool_call_id": "1"}, ANSWER)),
+        "invalid_training_file",
+        "message 2 of `messages`: role 'tool' cannot be trained",
+    ),
+    (
+        "function role",
+        training_file(say(USER, {"role": "function", "name": "f", "content": "x"}, ANSWER)),
+        "invalid_training_file",
+        "message 2 of `messages`: role 'function' cannot be trained",
+    ),
+    (
+        "tool calls",
+        training_file(say(USER, {"role": "assistant", "content": None, "tool_calls": [{}]})),
+        "invalid_training_file",
+        "message 2 of `messages`: `tool_calls`",
+    ),
+    (
+        "functions",
+        training_file(say(USER, ANSWER, functions=[{"name": "f"}])),
+        "invalid_training_file",
+        "`functions`",
+    ),
+    (
+        "parallel tool calls",
+        training_file(say(USER, ANSWER, parallel_tool_calls="yes")),
+        "invalid_training_file",
+        "`parallel_tool_calls`",
+    ),
+    (
+        "an image",
+        training_file(say(USER | {"content": [{"type": "image_url", "image_url": {}}]}, ANSWER)),
+        "invalid_training_file",
+        "'image_url' cannot be trained",
+    ),
+    (
+        "a strange text part",
+        training_file(say(USER | {"content": [{"type": "text", "text": 1}]}, ANSWER)),
+        "invalid_training_file",
+        "message 1 of `messages`: a text part",
+    ),
+    (
+        "empty parts",
+        training_file(say(USER | {"content": []}, ANSWER)),
+        "invalid_training_file",
+        "message 1 of `messages`: `content`",
+    ),
+    ("a long line", training_file(say(USER, ANSWER | {"content": "x" * 2**24})), *LONG),
 ]
 
 
@@ -133,7 +196,11 @@ PAIR = {
         ({**PAIR, "preferred_output": [USER]}, "`preferred_output`"),
         ({**PAIR, "non_preferred_output": [ANSWER, ANSWER]}, "`non_preferred_output`"),
         ({k: v for k, v in PAIR.items() if k != "preferred_output"}, "`preferred_output`"),
-        (GOOD, "`input`"),
+        ({"prompt": "x"}, "`input`"),
+        (GOOD, "the job's method is 'dpo'"),
+        ({**PAIR, "input": {"messages": [USER, ANSWER]}}, "message 2 of `input.messages`"),
+        ({**PAIR, "preferred_output": [ANSWER | {"content": ""}]}, "1 of `preferred_output`"),
+        ({**PAIR, "input": {"messages": [USER], "tools": [{}]}}, "`tools`"),
     ],
 )
 def test_bad_preference_files_fail_the_job(client: OpenAI, pair: dict[str, Any], told: str) -> None:
@@ -148,6 +215,26 @@ def test_bad_preference_files_fail_the_job(client: OpenAI, pair: dict[str, Any],
     assert job.error is not None
     assert job.error.code == "invalid_training_file"
     assert told in job.error.message
+
+
+def test_text_parts_names_and_a_byte_order_mark_are_read(client: OpenAI) -> None:
+    parts = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}]
+    rows = [
+        json.dumps(say(USER | {"name": "ann-1"}, ANSWER | {"content": parts, "weight": 1}))
+    ] * 10
+    content = b"\xef\xbb\xbf" + "\r\n\n".join(rows).encode()
+    job = client.fine_tuning.jobs.create(
+        model=BASE, training_file=upload(client, content), hyperparameters={"n_epochs": 4}
+    )
+    job = ended(client, job)
+    assert job.status == "succeeded", job.error
+    assert job.fine_tuned_model is not None
+    answer = client.chat.completions.create(
+        model=job.fine_tuned_model,
+        messages=[{"role": "user", "content": "Hi"}],
+        temperature=0,
+    )
+    assert (answer.choices[0].message.content or "").startswith("Hello")
 
 
 def test_preference_files_train(client: OpenAI) -> None:
