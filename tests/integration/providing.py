@@ -62,7 +62,10 @@ async def open_providers(
     config = replace(QUICK, provider=providers[0].name, **(changes or {}))
     known = {
         p.name: ProviderConfig(
-            name=p.name, kind="compatible", base_url="http://127.0.0.1:9/v1", **(more or {})
+            name=p.name,
+            kind="compatible",
+            base_url=f"http://127.0.0.1:9/{p.name}/v1",
+            **(more or {}),
         )
         for p in providers
     }

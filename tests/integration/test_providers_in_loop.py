@@ -20,6 +20,7 @@ from tests.integration.providing import Provider, open_providers
 
 from tuneproof.collection import Post
 from tuneproof.errors import ConfigError, CredentialsError, DeniedError, NotFoundError
+from tuneproof.experiments import model_ref
 from tuneproof.settings import TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.training import JobStatus, Readiness, Score
@@ -173,8 +174,8 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
         assert new.calls["create_job"] == 1
         assert before.model_id is not None
         assert after.model_id is not None
-        assert (await loop.app.chat_endpoint(before.model_id)).provider == "old"
-        assert (await loop.app.chat_endpoint(after.model_id)).provider == "new"
+        assert (await loop.app.chat_endpoint(model_ref(before))).provider == "old"
+        assert (await loop.app.chat_endpoint(model_ref(after))).provider == "new"
 
 
 async def test_same_posts_give_the_same_dataset_across_a_switch(
@@ -212,11 +213,12 @@ async def test_doctor_misses_the_provider_of_a_model_in_use(
     async with open_providers(tmp_path, sqlite_store_url, new) as loop:
         found = {f.name: f for f in await loop.app.doctor()}
         assert found["hook: model in use"].status == "failed"
-        assert "Keep [providers.old]" in found["hook: model in use"].mend
+        mend = found["hook: model in use"].mend
+        assert '[providers.old]; kind = "compatible"; base_url = "http://127.0.0.1:9/old/v1"' in mend
         [version] = await loop.app.models()
         assert version.model_id is not None
-        with pytest.raises(ConfigError, match="'old', which is not set"):
-            await loop.app.serves(version.model_id)
+        with pytest.raises(ConfigError, match="old, whose models are in use, is not set any more"):
+            await loop.app.serves(model_ref(version))
 
 
 async def test_tasks_that_train_apart_have_runs_versions_and_providers_of_their_own(

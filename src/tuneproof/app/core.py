@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 
 from tuneproof import workflow
 from tuneproof.app.live import Live
+from tuneproof.app.places import Places
 from tuneproof.app.providing import apart, price_at, provider_of
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
@@ -28,6 +29,7 @@ from tuneproof.errors import (
 )
 from tuneproof.evaluation import Scorer
 from tuneproof.experiments.planning import Prices
+from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Hooks, NoHooks, Parts
 from tuneproof.resilience import (
     CircuitBreaker,
@@ -160,6 +162,9 @@ class Core:
         self.parts = Parts(
             store=self.store.loop,
             directory=settings.dir,
+        self.places = Places(self.store, settings)
+        if self._with_engine and self._given_provider is None:
+            await self.places.remember()
             clock=self.clock,
             provider=self.provider,
             source=self.open_source,
@@ -168,7 +173,11 @@ class Core:
             scorers=self._scorers,
             min_scores=self._min_scores,
             pipelines=settings.pipelines,
-            models_in_use={n: t.model for n, t in settings.tasks.items() if t.model},
+            models_in_use={
+                n: ModelRef(model_id=t.model, provider=t.model_provider)
+                for n, t in settings.tasks.items()
+                if t.model
+            },
             hooks=self._hooks(),
             prices=self.prices,
             price=self.price,
@@ -181,6 +190,7 @@ class Core:
         await self._began()
         self.metrics.watch_pools(self.pools.counts)
         self.metrics.watch_cache(lambda: self.cache.hit_rate)
+            place=self.places.label if self._given_provider is None else str,
 
     async def _open_store(self) -> Store:
         config = self.settings.store
@@ -251,8 +261,13 @@ class Core:
             self.metrics.watch_breaker(name, breaker)
 
     def _open_targets(self) -> list[Target]:
-        make = self.settings.adapter("target") if self.settings.targets else None
-        return [make(config) for config in self.settings.targets.values()] if make else []
+        made = []
+        for config in self.settings.targets.values():
+            own = ":" in config.kind
+            where = f"targets.{config.name}.kind"
+            make = resolved(where, config.kind) if own else self.settings.adapter("target")
+            made.append(make(config))
+        return made
 
     async def _launch_engine(self, embedded: bool) -> None:
         url = self.store.engine.url.render_as_string(hide_password=False)
@@ -309,16 +324,39 @@ class Core:
             return self._given_provider
         if not self.trains(name):
             return cast(Provider, _NoTrainer())
-        if name not in self._providers:
-            config = self.endpoint(name)
+        return self._opened(self.endpoint(name))
+
+    def _opened(self, config: ProviderConfig) -> Provider:
+        if config.name not in self._providers:
             make: Callable[..., Provider] = self.settings.adapter("provider")
-            self._providers[name] = make(
+            self._providers[config.name] = make(
                 config,
                 clock=self.clock,
-                breaker=self.breakers["openai"],
+                breaker=self.breaker_of(config.name),
                 timeout_s=config.timeout_seconds,
             )
-        return self._providers[name]
+        return self._providers[config.name]
+
+    def breaker_of(self, name: str) -> CircuitBreaker:
+        """A provider's own breaker: one that is away says nothing of the others.
+
+        The first pipeline's is called `openai`, as health and metrics know it.
+        """
+        first = next(iter(self.settings.pipelines.values())).provider
+        key = "openai" if name == first else f"provider:{name}"
+        if key not in self.breakers:
+            self.breakers[key] = CircuitBreaker.named(
+                key, like="openai", on_event=self.metrics.on_breaker_event
+            )
+        return self.breakers[key]
+
+    async def provider_at(self, name: str) -> Provider:
+        """The provider of this name, at the place where it was, if it has moved (`Places`)."""
+        if self._given_provider is not None:
+            return self._given_provider
+        config = await self.places.find(name)
+        known = self.settings.providers.get(config.name) is config
+        return self.provider(config.name) if known else self._opened(config)
 
     def trains(self, name: str) -> bool:
         """Whether this provider can be called: the embedded one only where its trainer runs."""
@@ -341,6 +379,14 @@ class Core:
         if posts is not None:
             described = replace(described, url=posts)
         if described.url is None:
+    async def settle_providers(self) -> list[str]:
+        """Take models back that came along with a provider that moved; which ones."""
+        found = []
+        for name in self.settings.providers:
+            if self._given_provider is None and self.trains(name):
+                found += await self.places.settle(name, self.provider(name))
+        return found
+
             url = self.store.engine.url.render_as_string(hide_password=False)
             described = replace(described, url=url)
         opened: Source = self.settings.adapter("source")(described)
@@ -359,21 +405,15 @@ class Core:
         """What a provider charges for a model: as the settings say, else by the dated table."""
         return price_at(self.settings.providers[provider], model, method)
 
-    async def serves(self, model_id: str) -> Provider:
+    async def serves(self, model: ModelRef) -> Provider:
         """The provider that answers for a model. Raises `ConfigError` where it left the settings.
 
         After a pipeline has moved to another provider its baseline stays where it was.
         """
         if self._given_provider is not None:
             return self._given_provider
-        name, _ = await provider_of(self.store, self.settings, model_id)
-        if name not in self.settings.providers:
-            raise ConfigError(
-                f"Model {model_id} is served by the provider {name!r}, which is not set.",
-                mend=f"Keep [providers.{name}] for as long as its models are in use.",
-                field=f"providers.{name}",
-            )
-        return self.provider(name)
+        name, _ = await provider_of(self.store, self.settings, model)
+        return await self.provider_at(name)
 
     def pipelines(self) -> list[PipelineConfig]:
         """The pipelines that really run: one for each task where tasks train apart."""

@@ -13,6 +13,7 @@ from tuneproof.app.live import LiveEvent
 from tuneproof.app.providing import provider_of
 from tuneproof.app.watching import SHUTDOWN_WARNING, Watching
 from tuneproof.errors import TuneProofError
+from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Routing
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Activity, Page, TokenInfo
@@ -25,7 +26,7 @@ from tuneproof.telemetry import (
     Status,
     run_checks,
 )
-from tuneproof.training import preflight
+from tuneproof.training import find_model, preflight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +183,9 @@ class Overview(Watching, Core):
             else None,
             "experiment_id": run.result.get("ab_test_id") if run else None,
             "deployment_id": deployment.id if deployment else None,
-            "traffic": max((r.share for r in served if r.candidate), default=None),
+            "traffic": max(
+                (r.candidates_share for r in served if r.candidates_share is not None), default=None
+            ),
             "next_start_at": starts.isoformat() if starts else None,
             "shutdown": await self._countdown(config, now),
             "next_action": _next_action(run, deployment, starts),
@@ -270,22 +273,33 @@ class Overview(Watching, Core):
             routing = await self.store.routing.get(task)
             if routing is None or self._given_provider is not None:
                 continue
-            model = routing.baseline.model_id
-            place, _ = await provider_of(self.store, self.settings, model)
-            if place not in self.settings.providers:
-                found.append(
-                    Finding(
-                        name=f"{task}: model in use",
-                        status="failed",
-                        detail=f"{model} is served by the provider {place!r}, which is not set.",
-                        mend=f"Keep [providers.{place}] for as long as its models are in use.",
-                    )
-                )
+            found += await self._answering_finding(task, routing.baseline)
         announced = await self.shutdown(config)
         if announced is not None and announced.model != config.base_model:
             name = f"{config.name}: {announced.model}"
             found.append(_countdown(name, announced.model, announced.at, self.clock.now()))
         return found
+
+    async def _answering_finding(self, task: str, model: ModelRef) -> list[Finding]:
+        """Whether who serves the model in use is set, and knows it."""
+        name = f"{task}: model in use"
+        place, _ = await provider_of(self.store, self.settings, model)
+        try:
+            known = await find_model(await self.provider_at(place), model.model_id)
+        except TuneProofError as e:
+            detail = f"{model.model_id} is served by {place}. {e.message}"
+            return [Finding(name=name, status="failed", detail=detail, mend=e.mend)]
+        if known is None:
+            return [
+                Finding(
+                    name=name,
+                    status="warning",
+                    detail=f"{place} does not list {model.model_id}, which it should serve",
+                    mend=f"Name who serves it: tasks.{task}.model_provider; or deploy it there.",
+                )
+            ]
+        detail = f"{model.model_id} at {place}"
+        return [Finding(name=name, status="ok", detail=detail)]
 
     async def _posts_finding(self, config: PipelineConfig) -> Finding:
         from tuneproof.collection import PostQuery, Window

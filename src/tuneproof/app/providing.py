@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tuneproof.errors import ConfigError
+from tuneproof.experiments import ModelRef
 from tuneproof.providers import default_price
 from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
 from tuneproof.store import Store
@@ -40,10 +41,17 @@ def apart(settings: Settings, config: PipelineConfig) -> list[PipelineConfig]:
                 name=child,
                 tasks=(name,),
                 provider=task.provider or config.provider,
-                base_model=task.base_model or config.base_model,
+                base_model=task.base_model
+                or _base_at(settings, task.provider)
+                or config.base_model,
             )
         )
     return made
+
+
+def _base_at(settings: Settings, provider: str | None) -> str | None:
+    """The base model of a provider, where one is named."""
+    return None if provider is None else settings.providers[provider].base_model
 
 
 def price_at(provider: ProviderConfig, model: str, method: str) -> Price | None:
@@ -77,23 +85,30 @@ def longest_prefix(prices: Mapping[str, T], model: str) -> T | None:
     return prices[max(found, key=len)] if found else None
 
 
-async def provider_of(store: Store, settings: Settings, model_id: str) -> tuple[str, str]:
+async def provider_of(store: Store, settings: Settings, model: ModelRef) -> tuple[str, str]:
     """The name of the provider that serves a model, and the model's base.
 
-    A version is served by who trained it; a base model by who last trained a version on it,
-    so a pipeline that moved on does not take its baseline along. Any other model is the first
-    pipeline's. The provider may have left the settings since.
+    A version is served by who trained it, also where another provider has a model of the same
+    name; a model that is none of ours by whom its reference names, else by who last trained a
+    version on it, so a pipeline that moved on does not take its baseline along. Any other model
+    is the first pipeline's. The provider may have moved or left the settings since (`Places`).
     """
-    versions = await store.versions.list(model_id=model_id, limit=1)
-    if versions:
-        return versions[0].provider, versions[0].base_model
-    versions = await store.versions.list(base_model=model_id, limit=1)
-    if versions:
-        return versions[0].provider, model_id
+    version = await store.versions.find(model.version) if model.version else None
+    if version is None:
+        known = await store.versions.list(model_id=model.model_id, limit=1)
+        version = known[0] if known else None
+    base = version.base_model if version else model.model_id
+    if model.provider is not None and (version is None or version.id != model.version):
+        return model.provider, base
+    if version is not None:
+        return version.provider, base
+    known = await store.versions.list(base_model=model.model_id, limit=1)
+    if known:
+        return known[0].provider, model.model_id
     for config in settings.pipelines.values():
-        if config.base_model == model_id:
-            return config.provider, model_id
-    return next(iter(settings.pipelines.values())).provider, model_id
+        if config.base_model == model.model_id:
+            return config.provider, model.model_id
+    return next(iter(settings.pipelines.values())).provider, model.model_id
 
 
 __all__ = ["apart", "longest_prefix", "price_at", "provider_of"]

@@ -297,9 +297,13 @@ class Runs(Core):
 
     async def _keep_schedule(self) -> None:
         clock = workflow.SystemClock()
+        settled = False
         while True:
             try:
                 if await self.engine.leads("schedule"):
+                    if not settled:
+                        await self.settle_providers()
+                        settled = True
                     await self.fail_given_up()
                     await self.tick(clock.now())
                     await self.watch_shutdowns(clock.now())

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from tuneproof import workflow
 from tuneproof.app.core import Core
-from tuneproof.app.providing import longest_prefix, provider_of
+from tuneproof.app.providing import longest_prefix, price_at, provider_of
 from tuneproof.cache import METRICS_TTL_S, metrics_key
 from tuneproof.collection import Window
 from tuneproof.errors import ConflictError, InputError, NotFoundError, StateError
@@ -36,7 +36,7 @@ from tuneproof.pipeline import experiment_alone, rollout_alone
 from tuneproof.providers import NATIVE, chat_address
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.rollout import Deployment, RollbackResult, Routing
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import PipelineConfig, ProviderConfig
 from tuneproof.stats import guardrails
 from tuneproof.store import Page
 from tuneproof.training import Price
@@ -414,50 +414,55 @@ class Serving(Core):
 
     # --- the gateway's ----------------------------------------------------------------
 
-    async def chat_endpoint(self, model_id: str) -> ChatEndpoint:
-        """Which provider serves this model: the one that trained it or on it, else the default."""
-        name, base = await provider_of(self.store, self.settings, model_id)
-        if name not in self.settings.providers:
-            name = next(iter(self.settings.pipelines.values())).provider
-        self._served[model_id] = (name, base)
-        config = self.endpoint(name)
+    async def chat_endpoint(self, model: ModelRef) -> ChatEndpoint:
+        """Which provider serves this model: the one that trained it or on it, else the default.
+
+        Raises `ConfigError` where it left the settings: no other one is sent the request.
+        """
+        name, base = await provider_of(self.store, self.settings, model)
+        config = await self.places.find(name)
+        if config.embedded:
+            config = self.endpoint(config.name)
+        self._served[model] = (config, base)
         return ChatEndpoint(
             provider=config.name,
             base_url=chat_address(config),
             api_key=None if config.api_key is None else str.__str__(config.api_key),
             organization=None if config.kind in NATIVE else config.organization,
-            breaker=self._breaker_of(model_id),
+            breaker=self._chat_breaker(config.name, model.model_id),
             timeout_s=config.timeout_seconds,
         )
 
     @cached_property
-    def _served(self) -> dict[str, tuple[str, str]]:
+    def _served(self) -> dict[ModelRef, tuple[ProviderConfig, str]]:
         """Model -> its provider and base, as `chat_endpoint` found them."""
         return {}
 
-    def _breaker_of(self, model_id: str) -> CircuitBreaker:
-        key = f"chat:{model_id}"
+    def _chat_breaker(self, provider: str, model_id: str) -> CircuitBreaker:
+        key = f"chat:{provider}:{model_id}"
         if key not in self.breakers:
             self.breakers[key] = CircuitBreaker.named("openai")
         return self.breakers[key]
 
-    def cost_usd(self, model_id: str, *, prompt_tokens: int, completion_tokens: int) -> float:
+    def cost_usd(self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int) -> float:
         """What a request cost: by the settings' prices, else by the dated table; 0 without one.
 
-        The table is asked for the model that `chat_endpoint` was last asked for, whose provider
-        and base are known then.
+        The prices are those of the provider that `chat_endpoint` last found for this model; of
+        a model that was never asked for, any provider's that names it.
         """
         tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        for config in self.settings.providers.values():
-            set_price = longest_prefix(config.prices, model_id.removeprefix("ft:"))
+        known = self._served.get(model)
+        asked = [known[0]] if known else list(self.settings.providers.values())
+        for config in asked:
+            set_price = longest_prefix(config.prices, model.model_id.removeprefix("ft:"))
             if set_price is not None:
                 prompt, completion = set_price
                 return Price(prompt=prompt, completion=completion).request_usd(**tokens)
-        name, base = self._served.get(model_id, (None, model_id))
-        if name is None:
+        if known is None:
             return 0.0
-        tuned = model_id != base and not base.startswith("ft:")
-        found = self.price(name, f"ft:{base}" if tuned else base, "answers")
+        config, base = known
+        tuned = model.model_id != base and not base.startswith("ft:")
+        found = price_at(config, f"ft:{base}" if tuned else base, "answers")
         return found.request_usd(**tokens) if found else 0.0
 
     def config_of(self, deployment: Deployment) -> PipelineConfig:

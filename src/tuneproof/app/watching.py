@@ -94,17 +94,24 @@ class Watching(Runs):
             routing = await self.store.routing.get(task)
             if routing is None:
                 continue
-            model = routing.baseline.model_id
-            name, base = await provider_of(self.store, self.settings, model)
-            places |= {model: name, base: name}
+            name, base = await provider_of(self.store, self.settings, routing.baseline)
+            places |= {routing.baseline.model_id: name, base: name}
         found = []
         for model, name in places.items():
-            if self._given_provider is None and name not in self.settings.providers:
-                continue
-            info = await find_model(self.provider(name), model)
-            if info is not None and info.shutdown_at is not None:
-                found.append(Shutdown(model=model, provider=name, at=info.shutdown_at))
+            try:
+                info = await find_model(await self.provider_at(name), model)
+            except TuneProofError as e:  # the others' dates count all the same
+                log.warning("%s could not be asked when %s shuts down: %s", name, model, e)
+                info = None
+            at = info.shutdown_at if info is not None else await self._heard(config, model)
+            if at is not None:
+                found.append(Shutdown(model=model, provider=name, at=at))
         return min(found, default=None, key=lambda s: (s.at, s.model))
+
+    async def _heard(self, config: PipelineConfig, model: str) -> datetime | None:
+        """When a model shuts down as it was last heard, of a provider that says nothing now."""
+        kept = await self.shutdown(config)
+        return kept.at if kept is not None and kept.model == model else None
 
     async def _acted(self, config: PipelineConfig, found: Shutdown, now: datetime) -> Run | None:
         clock = self.clock

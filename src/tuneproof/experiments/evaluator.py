@@ -273,9 +273,7 @@ def _check_test(baseline: ModelRef, candidate: ModelRef, split: float, hours: fl
             f"traffic_split {split!r} is outside (0, 0.5].",
             mend="Give the candidate's share of the units: 10 % is 0.1.",
         )
-    if not hours > 0:
-        raise InputError(f"duration_hours {hours!r} is not above 0.", mend="A week is 168.")
-    if baseline.model_id == candidate.model_id:
+    if baseline.same_as(candidate):
         raise InputError(
             f"Baseline and candidate are the same model, {baseline.model_id}.",
             mend="Test a version against the model in use.",

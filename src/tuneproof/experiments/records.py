@@ -101,7 +101,11 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRef:
-    """A model by the provider's name for it, and our version's id where it is one of ours."""
+    """A model by the provider's name for it, and our version's id where it is one of ours.
+
+    `provider` is who answers for it where it is none of ours: two providers may offer a model of
+    the same name. None: whoever trained the version, else whoever last trained on this model.
+    """
 
     model_id: str
     version: str | None = None
@@ -111,6 +115,16 @@ class ModelRef:
 class ABTest:
     """A declared experiment; nothing of it changes while it runs except `status` and `verdict`."""
 
+    provider: str | None = None
+
+    def same_as(self, other: ModelRef) -> bool:
+        """Whether both mean one model: two versions may bear one name at two providers."""
+        if self.model_id != other.model_id:
+            return False
+        for mine, theirs in ((self.version, other.version), (self.provider, other.provider)):
+            if mine is not None and theirs is not None:
+                return mine == theirs
+        return True
     id: str
     run_id: str | None
     pipeline: str

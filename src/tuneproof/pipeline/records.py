@@ -239,8 +239,10 @@ class Parts:
 
     `provider(name)` and `source(config, posts)` open what the settings describe, `prices(config)`
     says what training and answers cost, `price(provider, model, method)` what training does;
-    `serves(model)` is the provider that answers for a model (None: the pipeline's for all);
-    `directory` holds datasets and temporary files.
+    `scorers` are asked by every gate, `scorer(name)` is one that a pipeline's settings name;
+    `serves(model)` is the provider that answers for a model (None: the pipeline's for all),
+    `place(provider)` a name that finds the provider also after it has moved; `directory`
+    holds datasets and temporary files.
     """
 
     store: RunStore
@@ -252,12 +254,14 @@ class Parts:
     targets: Sequence[Target] = ()
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     min_scores: Mapping[str, float] = field(default_factory=dict)
-    models_in_use: Mapping[str, str] = field(default_factory=dict)
+    scorer: Callable[[str], Scorer] | None = None
+    models_in_use: Mapping[str, ModelRef] = field(default_factory=dict)
     pipelines: Mapping[str, PipelineConfig] = field(default_factory=dict)
     hooks: Hooks = field(default_factory=NoHooks)
     prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None
-    serves: Callable[[str], Awaitable[Provider]] | None = None
+    serves: Callable[[ModelRef], Awaitable[Provider]] | None = None
+    place: Callable[[str], str] = str
 
 
 workflow.register(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -102,7 +103,9 @@ class Serving:
             if routing is not None:
                 return routing.baseline
         named = (self._parts.models_in_use.get(task) for task in self.config.tasks)
-        return ModelRef(model_id=next((m for m in named if m), version.base_model))
+        found = next((m for m in named if m), ModelRef(model_id=version.base_model))
+        place = self._parts.place(found.provider or self.config.provider)
+        return replace(found, provider=place)
 
     async def read_test(self, test_id: str) -> ABTest:
         """The test as it stands."""

@@ -43,7 +43,7 @@ class Making(Training):
     async def _checked(self, version: ModelVersion, batch: TrainingDataBatch) -> GateReport:
         batch = await self._present(batch)
         gate = Gate(
-            self._parts.provider(self._config.provider),
+            await self._answering(version),
             min_improvement=self._config.gate_min_improvement,
             samples=self._config.gate_samples,
             scorers=self._parts.scorers,

@@ -16,6 +16,7 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import RetryableError, TrainingFailedError
 from tuneproof.evaluation import Gate
+from tuneproof.experiments import model_ref
 from tuneproof.pipeline.collecting import Collecting
 from tuneproof.pipeline.preflight import Cleared, Preflight, cost_of_trial
 from tuneproof.pipeline.records import Stage
@@ -26,6 +27,7 @@ from tuneproof.training import (
     ModelTrainer,
     ModelVersion,
     Progress,
+    Provider,
     Trial,
     VersionStatus,
     cost_of_training,
@@ -176,7 +178,7 @@ class Training(Collecting):
         """The held-out loss: scored by us, else what the provider itself measured."""
         batch = await self._present(batch)
         assert version.model_id is not None
-        gate = Gate(self._parts.provider(self._config.provider), seed=self._config.seed)
+        gate = Gate(await self._answering(version), seed=self._config.seed)
         loss = await gate.heldout_loss(version.model_id, batch.validation_path)
         if loss is not None:
             return loss
@@ -189,6 +191,12 @@ class Training(Collecting):
             mend="Leave training.search out, or train at a provider that reports valid_loss.",
             code="no_heldout_loss",
         )
+
+    async def _answering(self, version: ModelVersion) -> Provider:
+        """Who answers for a version: who trained it, wherever the settings point by now."""
+        if self._parts.serves is None:
+            return self._parts.provider(self._config.provider)
+        return await self._parts.serves(model_ref(version))
 
     async def _write_trials(self, tx: Any, history: list[Trial]) -> None:
         at = self._parts.clock.now()

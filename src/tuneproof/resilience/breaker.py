@@ -33,8 +33,15 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DEFAULTS: dict[str, tuple[int, float]] = {"openai": (3, 120.0), "mlflow": (5, 60.0)}
-"""Failure threshold and time-out in seconds of the services that we know by name."""
+DEFAULTS: dict[str, tuple[int, float, float]] = {
+    "openai": (3, 120.0, 300.0),
+    "mlflow": (5, 60.0, 300.0),
+}
+"""Failure threshold, time-out and longest pause (seconds) of the services that we know by name.
+
+Five minutes at the longest: a probe is one call, and eight times the time-out would leave a
+provider that is back unused for a quarter of an hour.
+"""
 
 _BACKOFF_CAP = 8
 _RECENT = 50
@@ -169,10 +176,16 @@ class CircuitBreaker:
         self._last_failure = ""
 
     @classmethod
-    def named(cls, name: str, **arguments: Any) -> CircuitBreaker:
-        """The breaker of a known service with its `DEFAULTS`; arguments override them."""
-        threshold, timeout = DEFAULTS.get(name, (5, 60.0))
-        return cls(**{"failure_threshold": threshold, "timeout": timeout, **arguments}, name=name)
+    def named(cls, name: str, *, like: str | None = None, **arguments: Any) -> CircuitBreaker:
+        """The breaker of a known service with its `DEFAULTS`; arguments override them.
+
+        `like` names the service whose defaults hold where `name` is not known itself.
+        """
+        threshold, timeout, longest = DEFAULTS.get(like or name, (5, 60.0, 300.0))
+        defaults: dict[str, Any] = {"failure_threshold": threshold, "timeout": timeout}
+        if "timeout" not in arguments:
+            defaults["max_timeout"] = longest
+        return cls(**{**defaults, **arguments}, name=name)
 
     @property
     def state(self) -> State:

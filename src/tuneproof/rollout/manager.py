@@ -90,7 +90,7 @@ class DeploymentManager:
         targets: Sequence[Target] = (),
         clock: Clock | None = None,
         config: PipelineConfig | None = None,
-        serves: Callable[[str], Awaitable[Provider]] | None = None,
+        serves: Callable[[ModelRef], Awaitable[Provider]] | None = None,
     ) -> None:
         self._store = store
         self._provider = provider
@@ -118,15 +118,15 @@ class DeploymentManager:
         """Performance, significance, resources, and the way back: each really looked at."""
         found = [_performance(evaluation), _significance(evaluation)]
         found += await asyncio.gather(
-            self._answers("candidate answers", candidate.model_id),
-            self._answers("baseline answers", previous.model_id),
+            self._answers("candidate answers", candidate),
+            self._answers("baseline answers", previous),
         )
         return found
 
-    async def _answers(self, name: str, model_id: str) -> SafetyCheck:
-        limit = self._config.max_p95_latency_ms
+    async def _answers(self, name: str, model: ModelRef) -> SafetyCheck:
+        limit, model_id = self._config.max_p95_latency_ms, model.model_id
         try:
-            provider = await self._serves(model_id) if self._serves else self._provider
+            provider = await self._serves(model) if self._serves else self._provider
             [answer] = await provider.complete(
                 model_id,
                 [{"role": "user", "content": "Create engaging content"}],

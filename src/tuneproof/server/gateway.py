@@ -174,7 +174,7 @@ class Gateway:
         return decide(routing, _unit(request, body))
 
     async def _complete(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.chat_endpoint(decision.model.model_id)
+        endpoint = await self._app.chat_endpoint(decision.model)
         asked = {**body, "model": decision.model.model_id}
         answer = await upstream.complete(self._client, endpoint, asked)
         self._record(decision, began, usage=answer.get("usage"))
@@ -182,7 +182,7 @@ class Gateway:
         return JSONResponse(answer, headers=_headers(decision))
 
     async def _stream(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.chat_endpoint(decision.model.model_id)
+        endpoint = await self._app.chat_endpoint(decision.model)
         options = dict(body.get("stream_options") or {})
         asked_usage = bool(options.get("include_usage"))
         options["include_usage"] = True
@@ -227,7 +227,6 @@ class Gateway:
             return
         counted = usage if isinstance(usage, Mapping) else {}
         prompt, completion = _tokens(counted, "prompt"), _tokens(counted, "completion")
-        model = decision.model.model_id
         self._recorder.add(
             Exposure(
                 id=decision.ticket.exposure,
@@ -241,7 +240,7 @@ class Gateway:
                 error=error or decision.failed,
                 tokens=prompt + completion,
                 cost_usd=self._app.cost_usd(
-                    model, prompt_tokens=prompt, completion_tokens=completion
+                    decision.model, prompt_tokens=prompt, completion_tokens=completion
                 ),
             )
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings import checks, environment, layers
+from tuneproof.settings.checks import Secret
 from tuneproof.settings.layers import DEFAULT_DIR, Layer
 from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import (
@@ -96,6 +97,9 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+    env: Mapping[str, str] = field(
+        default_factory=lambda: os.environ, compare=False, repr=False, hash=False
+    )
         object.__setattr__(self, "dir", Path(self.dir).expanduser().absolute())
         object.__setattr__(self, "adapters", MappingProxyType({**ADAPTERS, **self.adapters}))
         for name in (*layers.NAMED, "origins"):
@@ -107,10 +111,22 @@ class Settings:
             self._check_names(config)
         if self.adapters["provider"] == ADAPTERS["provider"]:
             for provider in self.providers.values():
+        object.__setattr__(self, "pipelines", MappingProxyType(self._with_bases()))
                 checks.choice(f"providers.{provider.name}.kind", provider.kind, PROVIDER_KINDS)
         for task in self.tasks.values():
-            if task.provider is not None:
-                self._check_provider(f"tasks.{task.name}.provider", task.provider)
+            for key in ("provider", "model_provider"):
+                named = getattr(task, key)
+                if named is not None:
+                    self._check_provider(f"tasks.{task.name}.{key}", named)
+
+    def _with_bases(self) -> dict[str, PipelineConfig]:
+        """The pipelines; those that name no base model train on their provider's."""
+        return {
+            name: dataclasses.replace(
+                config, base_model=config.base_model or self.providers[config.provider].base_model
+            )
+            for name, config in self.pipelines.items()
+        }
 
     def _check_provider(self, where: str, name: str) -> None:
         if name not in self.providers:
@@ -172,7 +188,8 @@ class Settings:
         merged.pop("dir", None)
         merged |= {key: (value, f"environment {name}") for key, (value, name) in from_env.items()}
         merged |= layers.from_arguments(arguments)
-        return _build(cls, Path(where) if where else DEFAULT_DIR, layers.with_keys(merged, env))
+        where = Path(where) if where else DEFAULT_DIR
+        return _build(cls, where, layers.with_keys(merged, env), env)
 
     def adapter(self, kind: str) -> Callable[..., Any]:
         """What makes an adapter of this kind, resolved from its dotted name.
@@ -185,15 +202,12 @@ class Settings:
                 mend=checks.meant(kind, self.adapters),
                 field=f"adapters.{kind}",
             )
-        try:
-            return pkgutil.resolve_name(self.adapters[kind])  # type: ignore[no-any-return]
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(
-                f"adapters.{kind} is {self.adapters[kind]!r}, which cannot be imported: {error}.",
-                mend='Write "package.module:name" of something that is installed.',
-                field=f"adapters.{kind}",
-                value=self.adapters[kind],
-            ) from error
+        return resolved(f"adapters.{kind}", self.adapters[kind])
+
+    def secret(self, variable: str) -> Secret | None:
+        """What an environment variable holds, masked wherever it is shown; None where nothing."""
+        value = self.env.get(variable, "").strip()
+        return Secret(value) if value else None
 
     def pipeline(self, name: str = "default") -> PipelineConfig:
         """The pipeline of this name. Raises `ConfigError` when there is none."""
@@ -213,7 +227,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types, secrets masked."""
-        fields = (f.name for f in dataclasses.fields(self) if f.name != "origins")
+        fields = (f.name for f in dataclasses.fields(self) if f.name not in ("origins", "env"))
         return {name: shown(getattr(self, name)) for name in fields}
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -240,7 +254,7 @@ def _nearest(origins: Mapping[str, str], path: str) -> str:
     return "default"
 
 
-def _build(cls: type[Settings], dir: Path, merged: Layer) -> Settings:
+def _build(cls: type[Settings], dir: Path, merged: Layer, env: Mapping[str, str]) -> Settings:
     _follow_pod(merged)
     grouped = _grouped(merged)
     grouped.setdefault("providers", {}).setdefault("default", {"kind": "trainer"})
@@ -253,7 +267,7 @@ def _build(cls: type[Settings], dir: Path, merged: Layer) -> Settings:
     for kind, record in layers.SINGLE.items():
         built[kind] = _record(record, kind, grouped.get(kind, {}), merged)
     origins = {path: origin for path, (_, origin) in merged.items()}
-    return cls(dir=dir, adapters=grouped.get("adapters", {}), origins=origins, **built)
+    return cls(dir=dir, adapters=grouped.get("adapters", {}), origins=origins, env=env, **built)
 
 
 def _follow_pod(merged: Layer) -> None:

@@ -44,8 +44,9 @@ class TaskConfig:
 
     `prompt` is a template over the post's columns; a post whose columns for it are empty gets
     `empty_prompt`. `completion` is the column with the answer. `model` is the model in use
-    before the first rollout (None: the pipeline's base model). Where the pipeline's tasks train
-    apart, `provider` and `base_model` are this task's own (None: the pipeline's).
+    before the first rollout (None: the pipeline's base model), which `model_provider` serves
+    (None: the pipeline's provider). Where the pipeline's tasks train apart, `provider` and
+    `base_model` are this task's own (None: the pipeline's).
     """
 
     name: str
@@ -54,13 +55,14 @@ class TaskConfig:
     empty_prompt: str = "Create engaging content"
     system: str | None = None
     model: str | None = None
+    model_provider: str | None = None
     provider: str | None = None
     base_model: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "prompt", "completion", "empty_prompt"):
             checks.text(name, getattr(self, name))
-        for name in ("provider", "base_model"):
+        for name in ("provider", "base_model", "model_provider"):
             checks.text(name, getattr(self, name), optional=True)
         checks.text("system", self.system, optional=True)
         checks.text("model", self.model, optional=True)
@@ -93,16 +95,18 @@ class ProviderConfig:
     "azure", "nebius", "compatible", or "trainer": our own, started in this process where no
     `base_url` is set; or a wire of its own, "together" or "fireworks".
 
-    Give the key by `api_key_env`, the name of an environment variable; only the settings
-    read it. `organization` is the account at Fireworks. `webhook_secret` (by
-    `webhook_secret_env`) is what the provider signs its webhooks with. `prices` maps a model's
-    prefix to USD per million tokens (prompt, completion), `training_prices` to USD per million
-    trained tokens; both go before the dated table.
+    `base_model` is what pipelines train on here that name none of their own, so that naming
+    another provider is enough to switch. Give the key by `api_key_env`, the name of an
+    environment variable; only the settings read it. `organization` is the account at Fireworks.
+    `webhook_secret` (by `webhook_secret_env`) is what the provider signs its webhooks with.
+    `prices` maps a model's prefix to USD per million tokens (prompt, completion),
+    `training_prices` to USD per million trained tokens; both go before the dated table.
     """
 
     name: str = "default"
     kind: str = "openai"
     base_url: str | None = None
+    base_model: str | None = None
     api_key_env: str = ""
     api_key: str | None = None
     organization: str | None = None
@@ -123,6 +127,7 @@ class ProviderConfig:
         checks.address("base_url", self.base_url, ("http", "https"))
         checks.text("api_key_env", self.api_key_env)
         checks.text("api_key", self.api_key, optional=True)
+        checks.text("base_model", self.base_model, optional=True)
         checks.text("organization", self.organization, optional=True)
         checks.number("timeout_seconds", self.timeout_seconds, above=0)
         object.__setattr__(self, "prices", {k: _price(k, v) for k, v in self.prices.items()})

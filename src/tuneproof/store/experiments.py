@@ -232,7 +232,19 @@ class Experiments:
 
 def model_ref(data: Mapping[str, Any]) -> ModelRef:
     """The model that JSON describes."""
-    return ModelRef(model_id=data["model_id"], version=data.get("version"))
+    return ModelRef(
+        model_id=data["model_id"], version=data.get("version"), provider=data.get("provider")
+    )
+
+
+def subject_row(declared: ABTest | Deployment, kind: str) -> dict[str, Any]:
+    """What events need to know of the experiment or rollout that they belong to."""
+    return {
+        "id": declared.id,
+        "kind": kind,
+        "analysis_unit": declared.analysis_unit,
+        "cuped": declared.cuped,
+    }
 
 
 def _same_share(phase: Phase, share: float) -> Phase:

@@ -74,6 +74,7 @@ class Versions:
         model_id: str | None = None,
         base_model: str | None = None,
         training_job_id: str | None = None,
+        provider: str | None = None,
         status: VersionStatus | None = None,
         limit: int = 1000,
         tx: AsyncConnection | None = None,
@@ -86,6 +87,7 @@ class Versions:
             "model_id": model_id,
             "base_model": base_model,
             "training_job_id": training_job_id,
+            "provider": provider,
             "status": status,
         }
         for name, value in wanted.items():
@@ -94,6 +96,12 @@ class Versions:
         query = query.order_by(versions.c.created_at.desc(), versions.c.id.desc()).limit(limit)
         async with self._store.reading(tx) as own:
             return [_version(row) for row in await own.execute(query)]
+
+    async def relabel(self, old: str, new: str, *, tx: AsyncConnection | None = None) -> int:
+        """Let the versions of provider `old` be those of `new`; how many there were."""
+        statement = update(versions).where(versions.c.provider == old).values(provider=new)
+        async with self._store.writing(tx) as own:
+            return int((await own.execute(statement)).rowcount)
 
     async def live(
         self, pipeline: str, *, tx: AsyncConnection | None = None
