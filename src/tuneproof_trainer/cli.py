@@ -35,11 +35,17 @@ def serve(
     dir: Dir = Path(".tuneproof-trainer"),
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8700,
-    engine: Literal["ngram", "lora"] = "ngram",
+    engine: Literal["ngram", "lora", "ray"] = "ngram",
     model: tuple[str, ...] = (),
     vllm: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     quantize: Literal["auto", "4bit", "none"] = "auto",
+    ray_address: str | None = None,
+    ray_storage: Path | None = None,
+    workers: Count = 2,
+    min_workers: Count | None = None,
+    worker_cpus: Count = 1,
+    worker_losses: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 3,
     concurrency: Count = 1,
     organization: str = "local",
     requests_per_minute: Count | None = None,
@@ -57,10 +63,11 @@ def serve(
     port:
         Port to listen on.
     engine:
-        What trains and answers: ngram to try the loop, lora for models to be used.
+        What trains and answers: ngram to try the loop, lora for models to be used, ray for the
+        same over several workers.
     model:
-        A base model of the lora engine, repeatable: a folder, a .gguf file or a name on the hub;
-        ID=PATH gives it another name.
+        A base model of the lora or ray engine, repeatable: a folder, a .gguf file or a name on the
+        hub; ID=PATH gives it another name.
     vllm:
         URL of a vLLM server that answers for the lora engine, e.g. http://127.0.0.1:8000/v1; it
         must see this server's folder.
@@ -68,6 +75,20 @@ def serve(
         What the lora engine runs on.
     quantize:
         Whether the lora engine loads weights in 4 bits; auto does where memory is too small.
+    ray_address:
+        The head of the ray engine's cluster, HOST:PORT, or auto on one of its nodes; by default
+        each job starts a Ray on this machine.
+    ray_storage:
+        A folder that all nodes of the cluster see under the same path; --dir by default.
+    workers:
+        Workers of one training of the ray engine.
+    min_workers:
+        With how many workers such a training may go on where there is no room for all; by default
+        it waits.
+    worker_cpus:
+        Cores of each worker.
+    worker_losses:
+        How often workers of a job may be lost before it fails.
     concurrency:
         Jobs that train at once.
     organization:
@@ -96,6 +117,12 @@ def serve(
         vllm=vllm,
         device=device,
         quantize=quantize,
+        ray_address=ray_address,
+        ray_storage=ray_storage,
+        workers=workers,
+        min_workers=min_workers,
+        worker_cpus=worker_cpus,
+        worker_losses=worker_losses,
         concurrency=concurrency,
         organization=organization,
         open_without_keys=_is_loopback(host),

@@ -38,6 +38,27 @@ class Settings:
     training_threads: int | None = None
     """CPU threads of one lora training; None is half the cores."""
 
+    ray_address: str | None = None
+    """The head of the ray engine's cluster, HOST:PORT or `auto`; None starts a Ray on this machine
+    for each job."""
+
+    ray_storage: Path | None = None
+    """A folder that all nodes of the cluster see under the same path, for what jobs need while
+    they train; None is `dir`, which they must see then."""
+
+    workers: int = 2
+    """Workers of one ray training, one model each: on CUDA a device each."""
+
+    min_workers: int | None = None
+    """With how many workers a ray training may start and go on where there is no room for all;
+    None waits for room."""
+
+    worker_cpus: int = 1
+    """Cores and threads of each worker."""
+
+    worker_losses: int = 3
+    """How often workers of a job may be lost before it fails."""
+
     concurrency: int = 1
     """Jobs that train at once; others wait in `queued`."""
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["make_engine"]
 
-_NEEDED = ("torch", "transformers", "trl", "peft", "datasets")
+_NEEDED = {
+    "lora": ("torch", "transformers", "trl", "peft", "datasets"),
+    "ray": ("torch", "transformers", "trl", "peft", "datasets", "ray", "pandas", "pyarrow"),
+}
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -23,16 +26,18 @@ def make_engine(settings: Settings) -> Engine:
         from tuneproof_trainer.engines.ngram.engine import NgramEngine
 
         return NgramEngine()
-    if settings.engine == "lora":
-        return _lora(settings)
-    raise ServerError(f"There is no engine {settings.engine!r}; there are: ngram, lora.")
+    if settings.engine in _NEEDED:
+        return _trained_apart(settings)
+    raise ServerError(f"There is no engine {settings.engine!r}; there are: ngram, lora, ray.")
 
 
-def _lora(settings: Settings) -> Engine:
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+def _trained_apart(settings: Settings) -> Engine:
+    """The lora engine, or the ray engine, which is the same on a cluster."""
+    name = settings.engine
+    missing = [package for package in _NEEDED[name] if find_spec(package) is None]
     if missing:
         raise ServerError(
-            f"The lora engine needs {', '.join(missing)}: pip install 'tuneproof[lora]'."
+            f"The {name} engine needs {', '.join(missing)}: pip install 'tuneproof[{name}]'."
         )
     from tuneproof_trainer.engines.lora.engine import LoraEngine
     from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
@@ -47,4 +52,17 @@ def _lora(settings: Settings) -> Engine:
         threads=settings.training_threads,
     )
     answers = VllmAnswers(settings.vllm) if settings.vllm else None
-    return LoraEngine(options, answers, environment=os.environ)
+    if name == "lora":
+        return LoraEngine(options, answers, environment=os.environ)
+    from tuneproof_trainer.engines.ray.engine import RayEngine
+    from tuneproof_trainer.engines.ray.options import RayOptions
+
+    cluster = RayOptions(
+        address=settings.ray_address,
+        workers=settings.workers,
+        fewest_workers=settings.min_workers,
+        cpus=settings.worker_cpus,
+        losses=settings.worker_losses,
+        storage=str(settings.ray_storage) if settings.ray_storage else None,
+    )
+    return RayEngine(options, cluster, answers, environment=os.environ)

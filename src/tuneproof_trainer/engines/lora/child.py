@@ -1,7 +1,8 @@
 """The process that trains one job: `python -m tuneproof_trainer.engines.lora.child FOLDER`.
 
-It speaks through its standard input and output (`pipe`), and ends when its input does. What the
-libraries print goes to standard error.
+Another engine's child is made of the same parts, with its own way to train. A child speaks
+through its standard input and output (`pipe`), and ends when its input does. What the libraries
+print goes to standard error.
 """
 
 from __future__ import annotations
@@ -14,24 +15,20 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal
-
-import orjson
+from typing import IO, Any, Literal, NoReturn
 
 from tuneproof_trainer.engines.lora import pipe
-from tuneproof_trainer.engines.lora.options import LoraOptions
 from tuneproof_trainer.engines.protocol import (
     EngineError,
-    Example,
     Hyperparameters,
     Metrics,
     Outcome,
     StopReason,
 )
 
-__all__ = ["Parent", "failure", "main"]
+__all__ = ["Parent", "Train", "failure", "run"]
 
 _NO_SPACE = ("No space left on device", "os error 28", "inline_container.cc")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
@@ -88,34 +85,35 @@ class Parent:
         pipe.write(self._write, "failed", code=error.code, message=error.message, param=error.param)
 
 
-def main(folder: Path) -> int:
-    """Train the job that was prepared in `folder`; the exit status."""
+Train = Callable[[Path, Parent], Outcome]
+"""Trains the job that was prepared in a folder."""
+
+
+def run(folder: Path, train: Train) -> NoReturn:
+    """Be the child of the job in `folder`, and end."""
+    try:
+        _speak(folder, train)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stderr.flush()
+    os._exit(status)  # at once: a thread of ours still reads from standard input
+
+
+def _speak(folder: Path, train: Train) -> None:
     told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     parent = Parent(sys.stdin.buffer, told)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until an earlier child of this job is gone
         try:
-            from tuneproof_trainer.engines.lora.training import Training
-
-            said = orjson.loads((folder / "task.json").read_bytes())
-            task = pipe.ChildTask.from_dict(said["task"])
-            options = LoraOptions.from_dict(said["options"])
-            validation = list(_examples(folder / "validation.jsonl")) if task.validation else []
-            training = list(_examples(folder / "training.jsonl"))
-            parent.done(Training(task, options, parent).run(training, validation))
+            parent.done(train(folder, parent))
         except Exception as error:
             known = failure(error, folder)
             if known is None:
                 raise
             parent.failed(known)
-    return 0
-
-
-def _examples(path: Path) -> Iterator[Example]:
-    with path.open("rb") as file:
-        for line in file:
-            yield pipe.read_example(line)
 
 
 def failure(error: BaseException, folder: Path) -> EngineError | None:
@@ -140,15 +138,11 @@ def _full(folder: Path) -> bool:
     return shutil.disk_usage(folder).free < 1 << 20
 
 
-def _main(arguments: Sequence[str]) -> int:
-    try:
-        return main(Path(arguments[0]))
-    except Exception:
-        traceback.print_exc()
-        return 1
+def _train(folder: Path, parent: Parent) -> Outcome:
+    from tuneproof_trainer.engines.lora.training import train_prepared
+
+    return train_prepared(folder, parent)
 
 
 if __name__ == "__main__":
-    status = _main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)  # at once: a thread of ours still reads from standard input
+    run(Path(sys.argv[1]), _train)

@@ -26,6 +26,8 @@ from tuneproof_trainer.engines.protocol import (
 
 __all__ = ["Answers", "LoraEngine"]
 
+_CHILD = "tuneproof_trainer.engines.lora.child"
+
 
 class Answers(Protocol):
     """What generates and scores; as in `Engine`."""
@@ -87,9 +89,12 @@ class LoraEngine:
 
     def train(self, task: TrainingTask, report: Reporter, should_stop: ShouldStop) -> Outcome:
         """Train an adapter in a process of its own."""
+        self._prepare(task)
+        return train_in_child(_CHILD, task.folder, report, should_stop, self._environment)
+
+    def _prepare(self, task: TrainingTask) -> None:
         base = task.model if task.model_path is None else self._base_of(task)
         prepare(task, self._options, base, task.model_path)
-        return train_in_child(task.folder, report, should_stop, self._environment)
 
     def _base_of(self, task: TrainingTask) -> str:
         assert task.model_path is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneproof_trainer.engines.lora.conversations import IGNORED, Encoded
 
-__all__ = ["answer_logits", "knows_nothing", "measure", "padded"]
+__all__ = ["answer_logits", "knows_nothing", "measure", "padded", "tally"]
 
 _BATCH = 8
 _KNOWS_NOTHING = 0.95
@@ -48,8 +48,8 @@ def answer_logits(model: Any, rows: Sequence[Encoded]) -> Iterator[tuple[Any, An
         yield row_logits[learned].float().log_softmax(-1), row_labels[learned]
 
 
-def measure(model: Any, encoded: Sequence[Encoded]) -> tuple[float, float]:
-    """(mean loss in nats per learned token, share of them that were the likeliest)."""
+def tally(model: Any, encoded: Sequence[Encoded]) -> tuple[float, int, int]:
+    """(summed loss in nats, tokens that were the likeliest, all learned tokens)."""
     was_training = model.training
     model.eval()
     loss, right, count = 0.0, 0, 0
@@ -60,6 +60,12 @@ def measure(model: Any, encoded: Sequence[Encoded]) -> tuple[float, float]:
             right += int((logprobs.argmax(-1) == learned).sum())
             count += len(learned)
     model.train(was_training)
+    return loss, right, count
+
+
+def measure(model: Any, encoded: Sequence[Encoded]) -> tuple[float, float]:
+    """(mean loss in nats per learned token, share of them that were the likeliest)."""
+    loss, right, count = tally(model, encoded)
     return (loss / count, right / count) if count else (0.0, 0.0)
 
 

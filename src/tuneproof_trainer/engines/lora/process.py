@@ -35,7 +35,6 @@ from tuneproof_trainer.engines.protocol import (
 __all__ = ["prepare", "train_in_child"]
 
 _POLL_S = 0.1
-_MODULE = "tuneproof_trainer.engines.lora.child"
 _STDERR = "training.log"
 
 
@@ -74,22 +73,28 @@ def _write_examples(path: Path, examples: Examples) -> None:
 
 
 def train_in_child(
-    folder: Path, report: Reporter, should_stop: ShouldStop, environment: Mapping[str, str]
+    module: str,
+    folder: Path,
+    report: Reporter,
+    should_stop: ShouldStop,
+    environment: Mapping[str, str],
 ) -> Outcome:
-    """Run the child of a prepared folder to its end.
+    """Run the child of a prepared folder, the program `module`, to its end.
 
     Raises EngineError with the code under which the child failed, `out_of_memory` if it was
     killed; what `report` raises ends the child, too.
     """
-    with _child(folder, environment) as child:
+    with _child(module, folder, environment) as child:
         return _Conversation(child, report, should_stop, folder).run()
 
 
 @contextlib.contextmanager
-def _child(folder: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _child(
+    module: str, folder: Path, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / _STDERR).open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, str(folder)],
+            [sys.executable, "-m", module, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

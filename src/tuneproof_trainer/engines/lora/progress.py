@@ -1,5 +1,7 @@
 """What happens between the steps of a training: figures, snapshots, checkpoints, its end.
 
+Each member of a team keeps one; the leader's decides, and it alone writes.
+
 A snapshot is whole once its `whole.json` exists; that holds what is needed to go on, and the
 checkpoint that was to be told, so that one which a kill left untold is told after it.
 """
@@ -20,6 +22,7 @@ from transformers import TrainerCallback
 from tuneproof_trainer.engines.lora.adapters import copy_adapter, mark_adapter
 from tuneproof_trainer.engines.lora.choices import Schedule
 from tuneproof_trainer.engines.lora.options import Base
+from tuneproof_trainer.engines.lora.team import Team
 from tuneproof_trainer.engines.protocol import Metrics, StopReason
 
 __all__ = ["Progress", "Snapshot", "Teller", "last_snapshot"]
@@ -92,11 +95,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         validates: bool,
         stops_early: bool,
         save_every_s: float,
+        team: Team,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._schedule, self._base, self._teller, self._stop = schedule, base, teller, stop
         self._folder, self._validates, self._stops_early = folder, validates, stops_early
         self._save_every_s, self._monotonic = save_every_s, monotonic
+        self._team, self._leads = team, team.rank == 0
         self._every = max(1, schedule.steps // _REPORTS)
         self._saved_at = monotonic()
         self._pending: Metrics | None = None
@@ -120,8 +125,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Say what is due after this step."""
         step = state.global_step
         at_epoch = step % self._schedule.per_epoch == 0
-        reason = self._stop() if step < self._schedule.steps else None
         late = self._monotonic() - self._saved_at >= self._save_every_s
+        reason, late = self._team.agree((self._stop(), late))
+        if step == self._schedule.steps:
+            reason = None
         control.should_evaluate = at_epoch and self._validates
         control.should_save = at_epoch or late or reason is not None
         control.should_log = control.should_save or step % self._every == 0 or step == 1
@@ -135,12 +142,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:  # an evaluation's, which `on_evaluate` gets, too
             return
         self._flush()
-        accuracy = logs.get("mean_token_accuracy", logs.get("rewards/accuracies", 0.0))
         self._pending = Metrics(
             step=state.global_step,
             total_steps=self._schedule.steps,
             train_loss=float(logs["loss"]),
-            train_mean_token_accuracy=float(accuracy),
+            train_mean_token_accuracy=float(logs["mean_token_accuracy"]),
         )
 
     def on_evaluate(
@@ -148,7 +154,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     ) -> Any:
         """Add the validation's figures; stop if they have not become better for long."""
         loss = metrics["eval_loss"]
-        accuracy = metrics.get("eval_mean_token_accuracy", metrics.get("eval_rewards/accuracies"))
+        accuracy = metrics["eval_mean_token_accuracy"]
         assert self._pending is not None
         self._pending = dataclasses.replace(
             self._pending,
@@ -175,7 +181,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Make the snapshot whole; at the end of an epoch it is a checkpoint."""
         step = state.global_step
         snapshot = Path(args.output_dir) / f"checkpoint-{step}"
-        mark_adapter(snapshot, self._base)
+        self._team.gather(step)  # until every member has written its part
+        if self._leads:
+            mark_adapter(snapshot, self._base)
         at_epoch = step % self._schedule.per_epoch == 0 and self._pending is not None
         ended = step == self._schedule.steps or (control.should_training_stop and not self.stopped)
         if not at_epoch:
@@ -190,7 +198,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             model=str(model),
             ended=ended,
         )
-        _write(snapshot / _WHOLE, json.dumps(dataclasses.asdict(self._at)))
+        if self._leads:
+            _write(snapshot / _WHOLE, json.dumps(dataclasses.asdict(self._at)))
         self._saved_at = self._monotonic()
         if metrics is not None:
             self._pending = None
@@ -221,7 +230,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Keep the best epoch's adapter; a training that ends hands out that one."""
         assert self._pending is not None
         best = self._folder / _BEST
-        if self._better:
+        if self._better and self._leads:
             _replace(snapshot, best)
         if not ended:
             return self._pending, snapshot

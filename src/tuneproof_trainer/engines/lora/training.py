@@ -1,19 +1,22 @@
-"""One job in the child: examples to tokens, model and adapter, train, tell."""
+"""One job where it is trained: examples to tokens, model and adapter, train, tell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuneproof_trainer.engines.lora import choices
+import orjson
+
+from tuneproof_trainer.engines.lora import choices, pipe
 from tuneproof_trainer.engines.lora.adapters import continued_adapter, new_adapter
 from tuneproof_trainer.engines.lora.conversations import Conversations, Encoded, Pair
 from tuneproof_trainer.engines.lora.loading import limit_of, load_conversations, load_model
 from tuneproof_trainer.engines.lora.measures import knows_nothing, measure
-from tuneproof_trainer.engines.lora.options import LoraOptions
-from tuneproof_trainer.engines.lora.pipe import ChildTask
+from tuneproof_trainer.engines.lora.options import Device, LoraOptions
 from tuneproof_trainer.engines.lora.progress import Progress, Teller, last_snapshot
+from tuneproof_trainer.engines.lora.team import Alone, Team
 from tuneproof_trainer.engines.lora.trainers import preference_trainer, supervised_trainer
 from tuneproof_trainer.engines.protocol import (
     EngineError,
@@ -23,10 +26,12 @@ from tuneproof_trainer.engines.protocol import (
     StopReason,
 )
 
-__all__ = ["Training"]
+__all__ = ["Parent", "Training", "train_prepared"]
 
 
-class _Parent(Teller, Protocol):
+class Parent(Teller, Protocol):
+    """Who hears of a training, and may stop it."""
+
     def chosen(self, hyperparameters: Hyperparameters) -> None:
         """The values in force."""
 
@@ -35,19 +40,23 @@ class _Parent(Teller, Protocol):
 
 
 class Training:
-    """Trains one task."""
+    """Trains one task, as one member of a team."""
 
-    def __init__(self, task: ChildTask, options: LoraOptions, parent: _Parent) -> None:
-        self._task, self._options, self._parent = task, options, parent
+    def __init__(
+        self, task: pipe.ChildTask, options: LoraOptions, parent: Parent, team: Team
+    ) -> None:
+        self._task, self._options, self._parent, self._team = task, options, parent, team
         self._folder = Path(task.folder)
         self._base = options.base(task.base)
+        self._resumed = False
 
     def run(self, training: Sequence[Example], validation: Sequence[Example]) -> Outcome:
         """Train to the end, or until told to stop; from the last snapshot if there is one.
 
         Raises EngineError for a job that cannot succeed.
         """
-        snapshot = last_snapshot(self._folder)
+        snapshot = self._team.agree(last_snapshot(self._folder) if self._team.rank == 0 else None)
+        self._resumed = snapshot is not None
         conversations = load_conversations(self._base)
         model = load_model(self._base, self._options)
         model.config.use_cache = False
@@ -67,8 +76,9 @@ class Training:
             self._task.seed,
             self._folder,
             progress,
+            self._team,
         )
-        if trainer.train_dataset.num_rows != len(rows):
+        if trainer.train_dataset.num_rows < len(rows):
             raise RuntimeError(f"the trainer dropped rows: {trainer.train_dataset.num_rows}")
         if snapshot is None:
             self._introduce(model, rows, held, chosen, schedule)
@@ -98,7 +108,7 @@ class Training:
             kept = [row for row in rows if row.learned]
         name = param.replace("_", " ")
         cut = sum(row != full for row, full in zip(rows, whole, strict=True))
-        if cut and last_snapshot(self._folder) is None:
+        if cut and not self._resumed:
             self._parent.message(
                 f"{cut} of {len(rows)} examples of the {name} are longer than {limit} tokens and "
                 f"were cut; {len(rows) - len(kept)} of them had nothing left to learn and are "
@@ -125,11 +135,12 @@ class Training:
         if self._task.adapter is not None:
             model = continued_adapter(model, Path(self._task.adapter))
         else:
-            untrained = knows_nothing(model, [_as_encoded(row) for row in rows[:8]])
+            sample = [_as_encoded(row) for row in rows[:8]]
+            untrained = self._team.agree(knows_nothing(model, sample))
             model = new_adapter(model, self._options.rank, untrained=untrained)
         chosen = choices.choose(asked, method, count, untrained=untrained)
         self._parent.chosen(chosen)
-        if untrained and last_snapshot(self._folder) is None:
+        if untrained and not self._resumed:
             self._parent.message(
                 "The base model guesses no better than chance, so its embeddings and output layer "
                 "are trained, too."
@@ -169,6 +180,7 @@ class Training:
             validates=validates,
             stops_early=validates and self._task.hyperparameters.n_epochs is None,
             save_every_s=self._options.save_every_s,
+            team=self._team,
         )
 
     def _outcome(
@@ -181,6 +193,26 @@ class Training:
             trained_tokens=tokens * steps // schedule.per_epoch,
             steps=steps,
         )
+
+
+def train_prepared(
+    folder: Path, parent: Parent, team: Team | None = None, device: Device | None = None
+) -> Outcome:
+    """Train what `process.prepare` wrote into `folder`, on `device` if that is given."""
+    said = orjson.loads((folder / "task.json").read_bytes())
+    task = pipe.ChildTask.from_dict(said["task"])
+    options = LoraOptions.from_dict(said["options"])
+    if device is not None:
+        options = dataclasses.replace(options, device=device)
+    validation = list(_examples(folder / "validation.jsonl")) if task.validation else []
+    training = list(_examples(folder / "training.jsonl"))
+    return Training(task, options, parent, team or Alone()).run(training, validation)
+
+
+def _examples(path: Path) -> Iterator[Example]:
+    with path.open("rb") as file:
+        for line in file:
+            yield pipe.read_example(line)
 
 
 def _cut_pair(pair: Pair, limit: int) -> Pair:

@@ -1,0 +1,162 @@
+"""The driver of one job: starts the worker group, passes on what it tells, stops it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from tuneproof_trainer.engines.lora.child import Parent
+from tuneproof_trainer.engines.lora.options import Device
+from tuneproof_trainer.engines.protocol import EngineError, Outcome, StopReason
+from tuneproof_trainer.engines.ray.cluster import beside_driver, connected, device_for, shortage
+from tuneproof_trainer.engines.ray.desk import Desk
+from tuneproof_trainer.engines.ray.failures import meaning
+from tuneproof_trainer.engines.ray.member import train_member
+from tuneproof_trainer.engines.ray.options import RayOptions
+
+__all__ = ["drive"]
+
+_POLL_S = 0.2
+_STOP_S = 60.0
+"""How long a worker group that was told to stop may take to save a snapshot. After that it is
+ended; the job goes on from the snapshot before."""
+
+
+def drive(folder: Path, options: RayOptions, parent: Parent) -> Outcome:
+    """Train the job that was prepared in `folder` on the cluster.
+
+    Raises EngineError for a job that cannot succeed, and for a cluster that cannot be reached or
+    loses workers more often than `options` allow.
+    """
+    with connected(options):
+        return _Drive(folder, options, parent).run()
+
+
+class _Drive:
+    """One worker group, and what is heard of it."""
+
+    def __init__(self, folder: Path, options: RayOptions, parent: Parent) -> None:
+        self._folder, self._options, self._parent = folder, options, parent
+        self._desk: Any = ray.remote(Desk).options(num_cpus=0, **beside_driver()).remote()
+        self._thread = threading.Thread(target=self._fit, name="fit", daemon=True)
+        self._error: Exception | None = None
+        self._groups = 0
+        self._asked_at: float | None = None
+
+    def run(self) -> Outcome:
+        """Hear to the end."""
+        lacking = shortage(self._options, self._device())
+        if lacking is not None:
+            self._parent.message(lacking, "warn")
+        self._thread.start()
+        hearing = self._desk.hear.remote()
+        while True:
+            ready, _ = ray.wait([hearing], timeout=_POLL_S)
+            if ready:
+                number, kind, content = ray.get(hearing)
+                if kind == "done":
+                    return self._done(number, content["outcome"])
+                self._pass_on(kind, content)
+                self._desk.heard.remote(number)
+                hearing = self._desk.hear.remote()
+            elif not self._thread.is_alive():
+                raise self._ended()
+            stopped = self._stop()
+            if stopped is not None:
+                return Outcome(stopped=stopped, trained_tokens=0, steps=0)
+
+    def _device(self) -> Device:
+        return device_for(self._folder, self._options)
+
+    def _fit(self) -> None:
+        try:
+            self._trainer().fit()
+        except Exception as error:
+            self._error = error
+
+    def _trainer(self) -> Any:
+        options, device = self._options, self._device()
+        fewest = options.fewest_workers or options.workers
+        threads = {"OMP_NUM_THREADS": str(options.cpus), "OMP_WAIT_POLICY": "PASSIVE"}
+        return TorchTrainer(
+            train_member,
+            train_loop_config={
+                "folder": str(self._folder),
+                "device": device,
+                "desk": self._desk,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=(
+                    options.workers if fewest == options.workers else (fewest, options.workers)
+                ),
+                use_gpu=device == "cuda",
+                resources_per_worker={
+                    "CPU": options.cpus,
+                    **({"GPU": 1} if device == "cuda" else {}),
+                },
+            ),
+            run_config=RunConfig(
+                name="run",
+                storage_path=str(self._folder / "ray"),
+                failure_config=FailureConfig(max_failures=options.losses),
+                worker_runtime_env={"env_vars": threads | {"TOKENIZERS_PARALLELISM": "false"}},
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+    def _pass_on(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "failed":
+            raise content["error"]
+        if kind == "begun":
+            self._begun(content["places"])
+        elif kind == "chosen":
+            self._parent.chosen(content["hyperparameters"])
+        elif kind == "metrics":
+            self._parent.metrics(content["metrics"])
+        elif kind == "checkpoint":
+            self._parent.checkpoint(content["metrics"], content["folder"])
+        elif kind == "message":
+            self._parent.message(content["text"], content["level"])
+        else:
+            raise ValueError(f"a worker said {kind!r}, which nobody knows")
+
+    def _begun(self, places: list[str]) -> None:
+        where = ", ".join(f"{rank} on {place}" for rank, place in enumerate(places))
+        self._groups += 1
+        if self._groups == 1:
+            self._parent.message(f"Workers of the Ray cluster: {where}.")
+            return
+        self._parent.message(
+            f"The workers were started anew; training goes on from its last snapshot. "
+            f"Workers now: {where}.",
+            "warn",
+        )
+
+    def _done(self, number: int, outcome: Outcome) -> Outcome:
+        """Let the group end in order."""
+        ray.get(self._desk.heard.remote(number))
+        self._thread.join(_STOP_S)
+        return outcome
+
+    def _stop(self) -> StopReason | None:
+        """Pass a wish to stop on, once; the reason where the group has to be ended hard."""
+        reason = self._parent.stop()
+        if reason is None:
+            return None
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self._desk.stop.remote(reason)
+        late = time.monotonic() - self._asked_at > _STOP_S
+        return reason if late or not self._groups else None
+
+    def _ended(self) -> EngineError:
+        """Why there is nothing more to hear."""
+        if self._error is None:
+            return EngineError("server_error", "The workers ended without a result.")
+        return meaning(self._error, self._folder, self._options)

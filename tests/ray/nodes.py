@@ -1,0 +1,119 @@
+"""A Ray cluster of two nodes on this machine, each a `ray start` of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from tests.servers import free_port
+
+__all__ = ["Cluster", "Node", "cluster_of_two"]
+
+_RAY = Path(sys.executable).with_name("ray")
+_START_S = 90.0
+
+
+class Node:
+    """One node: a raylet, and what it started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def members(self) -> list[psutil.Process]:
+        """The training workers on this node."""
+        return [one for one in self._all() if "RayTrainWorker" in _title(one)]
+
+    def drivers(self) -> list[psutil.Process]:
+        """All that the node runs for drivers."""
+        return [one for one in self._all() if _title(one).startswith("ray::")]
+
+    def _all(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).children(recursive=True)
+        return []
+
+    def kill(self) -> None:
+        """The node is gone from one moment to the next, with all that runs on it."""
+        every = self._all()
+        self._process.kill()
+        for one in every:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+        self._process.wait()
+        psutil.wait_procs(every, timeout=20)
+
+
+class Cluster:
+    """A head and the nodes that joined it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.port = folder, free_port()
+        self.secrets = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._environment = os.environ | self.secrets
+        self.address = f"127.0.0.1:{self.port}"
+        self._nodes: list[Node] = []
+        self.head = self._start("--head", f"--port={self.port}", "--include-dashboard=false")
+
+    def join(self) -> Node:
+        """Another node, with room for one worker, as has the head."""
+        return self._start(f"--address={self.address}")
+
+    @property
+    def other(self) -> Node:
+        """The node that joined last."""
+        return self._nodes[-1]
+
+    def end(self) -> None:
+        """Kill all nodes."""
+        for node in reversed(self._nodes):
+            node.kill()
+
+    def _start(self, *arguments: str) -> Node:
+        log = (self._folder / f"{arguments[0].strip('-').partition('=')[0]}.log").open("ab")
+        command = [str(_RAY), "start", *arguments, "--num-cpus=1", "--object-store-memory=80000000"]
+        command += ["--block", "--disable-usage-stats"]
+        with log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
+        node = Node(process)
+        self._nodes.append(node)
+        deadline = time.monotonic() + _START_S
+        while not (self._answers() and any("raylet" in _title(one) for one in node._all())):
+            assert time.monotonic() < deadline, Path(log.name).read_text()
+            assert process.poll() is None, Path(log.name).read_text()
+            time.sleep(0.1)
+        return node
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            return True
+        return False
+
+
+def _title(process: psutil.Process) -> str:
+    """What ps shows: Ray's workers change it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+@contextlib.contextmanager
+def cluster_of_two() -> Iterator[Cluster]:
+    """Two nodes with room for one worker each."""
+    with tempfile.TemporaryDirectory(prefix="tuneproof-ray-") as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            cluster.join()
+            yield cluster
+        finally:
+            cluster.end()
