@@ -39,7 +39,7 @@ def at_most(
 ) -> Record:
     """A record whose goal is a ceiling, judged with two standard errors of allowance."""
     se = share_error(ours, runs) if error is None else error
-    met = ours - 2 * se <= limit and more.pop("also", True)
+    met = more.pop("also", True) and ours - 2 * se <= limit
     return Record(
         name=name, ours=float(ours), standard_error=float(se), goal=f"<= {limit:g}",
         met=bool(met), runs=runs, **more,
@@ -51,7 +51,7 @@ def at_least(
 ) -> Record:
     """A record whose goal is a floor, judged with two standard errors of allowance."""
     se = share_error(ours, runs) if error is None else error
-    met = ours + 2 * se >= limit and more.pop("also", True)
+    met = more.pop("also", True) and ours + 2 * se >= limit
     return Record(
         name=name, ours=float(ours), standard_error=float(se), goal=f">= {limit:g}",
         met=bool(met), runs=runs, **more,
@@ -62,7 +62,7 @@ def within(
     name: str, ours: float, low: float, high: float, *, runs: int, error: float, **more: Any
 ) -> Record:
     """A record whose goal is a range, judged with two standard errors of allowance."""
-    met = low - 2 * error <= ours <= high + 2 * error and more.pop("also", True)
+    met = more.pop("also", True) and low - 2 * error <= ours <= high + 2 * error
     return Record(
         name=name, ours=float(ours), standard_error=float(error), goal=f"{low:g} to {high:g}",
         met=bool(met), runs=runs, **more,

@@ -22,6 +22,7 @@ def test_a_goal_that_is_missed_is_reported_as_missed() -> None:
     assert not at_most("x", 0.2, 0.05, runs=1000).met
     assert not at_least("x", 0.5, 0.9, runs=1000).met
     assert not at_most("x", 0.01, 0.05, runs=1000, careless=0.01, also=False).met
+    assert not at_most("x", 0.2, 0.05, runs=1000, careless=0.3, also=True).met
 
 
 def test_standard_error_of_a_share_covers_none_found() -> None:

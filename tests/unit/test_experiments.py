@@ -29,7 +29,7 @@ from tuneproof.experiments import (
     model_ref,
 )
 from tuneproof.stats.aggregates import LATENCY_MS_EDGES, Aggregate, Histogram
-from tuneproof.stats.shrinkage import NormalPrior
+from tuneproof.stats.shrinkage import Prior
 from tuneproof.training import ModelVersion, VersionStatus
 
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
@@ -217,7 +217,7 @@ def test_the_ledger_never_loosens_what_was_declared() -> None:
 
 
 def test_the_look_reports_the_lift_shrunk_beside_the_observed() -> None:
-    prior = NormalPrior(mean=0.0, sd=0.05, experiments=12)
+    prior = Prior.normal(mean=0.0, sd=0.05, experiments=12)
     found = look(evidence(0.5), 96, prior=prior)
     assert found.expected is not None
     assert found.lift is not None

@@ -25,7 +25,7 @@ from tuneproof.experiments.records import (
     Verdict,
 )
 from tuneproof.settings import PipelineConfig
-from tuneproof.stats.shrinkage import NormalPrior, fit_prior
+from tuneproof.stats.shrinkage import Prior, fit_prior
 from tuneproof.training import ModelVersion
 from tuneproof.workflow import Clock, SystemClock
 
@@ -214,7 +214,7 @@ class ModelEvaluator:
         share = thompson_share(evidence.strata(), current, min_units_phase=test.min_units_phase)
         return None if share == current else share
 
-    async def _prior(self, test: ABTest, tx: Any) -> NormalPrior:
+    async def _prior(self, test: ABTest, tx: Any) -> Prior:
         """What the pipeline's finished experiments say of how large lifts are in truth."""
         past = await self._store.final_lifts(test.pipeline, tx=tx)
         return fit_prior([math.log1p(lift) for lift, _ in past], [error for _, error in past])

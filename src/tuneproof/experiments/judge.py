@@ -19,7 +19,7 @@ from tuneproof.experiments.records import (
 from tuneproof.experiments.view import DeclaredLook, View
 from tuneproof.stats import guardrails, sequential
 from tuneproof.stats.declared import GroupSequentialEstimate
-from tuneproof.stats.shrinkage import DEFAULT_PRIOR, NormalPrior
+from tuneproof.stats.shrinkage import Prior, default_prior
 
 __all__ = ["DeclaredLook", "broken_split", "harmful_requests", "judge"]
 
@@ -44,7 +44,7 @@ def judge(
     at: datetime,
     number: int = 1,
     declared_before: Sequence[DeclaredLook] = (),
-    prior: NormalPrior = DEFAULT_PRIOR,
+    prior: Prior | None = None,
     max_error_rate: float = 0.05,
     max_p95_latency_ms: float = 2000.0,
     max_engagement_drop: float = 0.15,
@@ -65,7 +65,7 @@ def judge(
         at=at,
         matured=matured,
         declared_before=tuple(declared_before),
-        prior=prior,
+        prior=prior or default_prior(),
         max_engagement_drop=max_engagement_drop,
         max_p95_latency_ms=max_p95_latency_ms,
     )

@@ -224,9 +224,12 @@ class CriterionResult:
 class ExpectedLift:
     """The lift to be expected once everybody has the candidate, beside the observed one.
 
-    Shrunk towards N(`prior_mean`, `prior_sd`²) of the true log-lifts of the pipeline's past
-    experiments (`prior_experiments` of them; 0: assumed). `lower` and `upper` are the central
-    95 % credible interval, `weight` how much of the observed log-lift was kept.
+    Shrunk towards the true log-lifts of the pipeline's past experiments (`prior_experiments` of
+    them; 0: assumed), whose mean and standard deviation are `prior_mean` and `prior_sd` and
+    whose whole distribution is in the look's inputs. `lower` and `upper` are the central 95 %
+    credible interval, `weight` how much of the observed log-lift was kept. `lift` is expm1 of the
+    log-lift's posterior mean; `mean_lift` the lift's own, a little larger, which adds up over
+    candidates (None in looks taken before it was kept).
     """
 
     lift: float
@@ -237,6 +240,7 @@ class ExpectedLift:
     prior_mean: float
     prior_sd: float
     prior_experiments: int
+    mean_lift: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

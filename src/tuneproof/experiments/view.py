@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -55,7 +55,7 @@ class View:
     at: datetime
     matured: datetime
     declared_before: tuple[DeclaredLook, ...] = ()
-    prior: shrinkage.NormalPrior = shrinkage.DEFAULT_PRIOR
+    prior: shrinkage.Prior = field(default_factory=shrinkage.default_prior)
     max_engagement_drop: float = 0.15
     max_p95_latency_ms: float = 2000.0
 
@@ -174,6 +174,7 @@ class View:
             prior_mean=self.prior.mean,
             prior_sd=self.prior.sd,
             prior_experiments=self.prior.experiments,
+            mean_lift=found.mean_lift,
         )
 
     @cached_property
@@ -250,6 +251,7 @@ class View:
             "fraction": self.fraction,
             "fractions": list(self.fractions),
             "information": declared.information if declared else None,
+            "prior": asdict(self.prior),
         }
 
 

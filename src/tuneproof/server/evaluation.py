@@ -281,6 +281,7 @@ class Expected(Answer):
     prior_mean: float
     prior_sd: float
     prior_experiments: int
+    mean_lift: float | None
 
 
 class PartAnswer(Answer):

@@ -74,3 +74,25 @@ UDACITY_PAYMENTS = (2_033, 1_945)
 def successes(n: int, k: int) -> Aggregate:
     """`n` units of which `k` have y = 1."""
     return Aggregate(n=n, sum_y=float(k), sum_yy=float(k))
+
+
+PAST_EXPERIMENTS = (
+    [0.02, 0.05, 0.08, 0.11, 0.16, 0.24, 0.9, -0.02, -0.05, -0.08, -0.11, -0.16, -0.24, -0.9],
+    [0.04, 0.06, 0.05, 0.08, 0.05, 0.09, 0.1] * 2,
+)
+"""Log-lifts and standard errors, symmetric about 0."""
+R_PRIOR = (
+    1.79735094986e-01, 4.88422525900e-07, 8.00729383661e-06, 9.90751076002e-05,
+    8.61470443897e-04, 4.99719968425e-03, 1.90480959866e-02, 4.90373545049e-02,
+    9.02434833171e-02, 1.26052906329e-01, 1.40934987319e-01, 1.32764886889e-01,
+    1.07413382043e-01, 6.99545776686e-02, 3.67993130859e-02, 1.86731186405e-02,
+    9.99389723217e-03, 5.59724051818e-03, 7.78542052780e-03,
+)  # fmt: skip
+"""The weights of the prior after them, written anew in R 4.2 with `pchisq` and `dnorm`."""
+R_POSTERIORS = (
+    (0.3, 0.1, 0.233671945163746, 0.270412662991792, 0.006992771836838, 0.440510114217211),
+    (0.9, 0.1, 0.8691844223918, 1.3972667689061, 0.6701825551214, 1.0678462000734),
+    (-0.1, 0.05, -0.073379231604656, -0.069462957714917, -0.177369113843382, 0.008230701361633),
+)
+"""R's `integrate` and `uniroot` on that prior times the likelihood: observed, standard error,
+posterior mean, E[exp] - 1, and the 2.5 % and 97.5 % quantiles of the log-lift."""
