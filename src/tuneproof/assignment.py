@@ -11,6 +11,11 @@ The whole rule, for other languages and for audits:
 
 The candidate's buckets grow from bucket 0 upwards, so raising its share never moves a unit
 back, and the holdback is the buckets that move last. `VECTORS` are fixed test vectors.
+
+Where k candidates are tested at once, each has a lane of its own:
+
+    lane      = bucket mod k
+    candidate = floor(bucket / k) < round_half_even(share of that lane's candidate * 10000)
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ __all__ = [
     "bucket",
     "candidate_buckets",
     "in_holdback",
+    "in_lane",
+    "lane_of",
 ]
 
 Arm = Literal["baseline", "candidate"]
@@ -135,3 +142,23 @@ def arm_among(bucket: int, shares: Sequence[float]) -> int | None:
             )
     place, lane = divmod(bucket, lanes)
     return lane if place < candidate_buckets(shares[lane]) else None
+
+
+def lane_of(bucket: int, lanes: int) -> int:
+    """Which of `lanes` candidates a bucket belongs to, whether that candidate serves it or not.
+
+    >>> [lane_of(b, 3) for b in (0, 1, 2, 3)]
+    [0, 1, 2, 0]
+    """
+    return bucket % lanes
+
+
+def in_lane(share: float, lane: int, lanes: int) -> float:
+    """The part of its own lane that a candidate with `share` of all units serves, 0..1.
+
+    Exact to the bucket: lanes differ by one bucket where `lanes` does not divide 10000.
+
+    >>> in_lane(0.1, 0, 2), round(in_lane(0.1, 0, 3), 6), round(in_lane(0.1, 1, 3), 6)
+    (0.2, 0.29994, 0.30003)
+    """
+    return candidate_buckets(share) / ((BUCKETS - lane + lanes - 1) // lanes)

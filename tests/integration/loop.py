@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tuneproof import assignment
 from tuneproof.app import App
 from tuneproof.collection import Post
 from tuneproof.experiments import Arm, Exposure, Outcome
@@ -60,10 +59,14 @@ class Traffic:
         self.lift = lift
         self.per_hour = per_hour
         self.error_share = 0.0
+        self.lifts: dict[str, float] = {}
+        """What a candidate's model is worth where it is not `lift`."""
+        self.lost: dict[str, float] = {}
+        """The share of a candidate model's units that are never heard of."""
 
     async def advance(self, since: datetime, until: datetime) -> None:
         routing = {r.task: r for r in await self.app.routing()}.get("hook")
-        if routing is None or routing.subject is None:
+        if routing is None or not routing.subjects:
             return
         exposures, outcomes = [], []
         start = since.replace(minute=0, second=0, microsecond=0)
@@ -73,13 +76,17 @@ class Traffic:
                 continue
             unit = f"unit-{at.isoformat()}"
             draw = np.random.default_rng(abs(hash((int(at.timestamp()),))) % 2**32)
-            arm = Arm(assignment.arm(assignment.bucket(routing.salt, unit), routing.share))
-            mean = 0.068 * (1 + (self.lift if arm is Arm.CANDIDATE else 0.0))
+            served = routing.serve(unit)
+            assert served.subject is not None
+            arm, lift = served.arm, self.lifts.get(served.model.model_id, self.lift)
+            if arm is Arm.CANDIDATE and draw.random() < self.lost.get(served.model.model_id, 0):
+                continue
+            mean = 0.068 * (1 + (lift if arm is Arm.CANDIDATE else 0.0))
             failed = arm is Arm.CANDIDATE and draw.random() < self.error_share
             exposures.append(
                 Exposure(
                     id=f"{unit}:e",
-                    subject=routing.subject,
+                    subject=served.subject,
                     phase=routing.phase,
                     arm=arm,
                     unit=unit,
@@ -94,7 +101,7 @@ class Traffic:
             outcomes.append(
                 Outcome(
                     id=f"{unit}:o",
-                    subject=routing.subject,
+                    subject=served.subject,
                     unit=unit,
                     at=at,
                     value=float(draw.beta(mean * 20, (1 - mean) * 20)),

@@ -16,7 +16,7 @@ from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Routing
 from tuneproof.settings import PipelineConfig
-from tuneproof.store import Activity, Page, TokenInfo
+from tuneproof.store import Activity, Page, Run, TokenInfo
 from tuneproof.telemetry import (
     BreakerCheck,
     CallCheck,
@@ -190,7 +190,8 @@ class Overview(Watching, Core):
             "shutdown": await self._countdown(config, now),
             "next_action": _next_action(run, deployment, starts),
             "waits_for_person": [
-                f"{d.id} is paused: {d.cause}" for d in deployments if str(d.state) == "paused"
+                *([f"{run.id}: {needed}"] if run and (needed := _needed(run)) else []),
+                *(f"{d.id} is paused: {d.cause}" for d in deployments if str(d.state) == "paused"),
             ],
         }
 
@@ -203,7 +204,7 @@ class Overview(Watching, Core):
             "provider": found.provider,
             "at": found.at.isoformat(),
             "days": found.left(now).days,
-            "successor": config.successor_model,
+            "successor": found.follower(config),
         }
 
     async def activity(self, *, cursor: str | None = None, limit: int = 50) -> Page[Activity]:
@@ -361,9 +362,17 @@ def _countdown(name: str, model: str, shutdown_at: datetime | None, now: datetim
         return Finding(name=name, status="ok", detail=f"{model}; no shutdown announced")
     left = shutdown_at - now
     status = "ok" if left > SHUTDOWN_WARNING else "warning"
-    mend = "" if status == "ok" else "Name a successor in training.base_model and train early."
+    mend = "" if status == "ok" else "Name what follows it in training.successor_model."
     detail = f"{model} shuts down on {shutdown_at:%Y-%m-%d}, in {left.days} days"
     return Finding(name=name, status=status, detail=detail, mend=mend)
+
+
+def _needed(run: Run) -> str:
+    """What a run that waits needs a person for; empty where it goes on by itself."""
+    stage = run.stages.get(run.current_stage or "", {})
+    if stage.get("status") != "in_progress":
+        return ""
+    return str(stage.get("detail", {}).get("needs") or "")
 
 
 def _next_action(run: Any, deployment: Any, starts: datetime | None) -> str:

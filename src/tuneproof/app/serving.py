@@ -32,7 +32,7 @@ from tuneproof.experiments import (
     declare,
 )
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
-from tuneproof.pipeline import experiment_alone, rollout_alone
+from tuneproof.pipeline import experiment_alone, family_alone, rollout_alone
 from tuneproof.providers import NATIVE, chat_address
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.rollout import Deployment, RollbackResult, Routing
@@ -79,10 +79,7 @@ class Serving(Core):
         What `declared` leaves out is as the pipeline's settings say. Raises as
         `ModelEvaluator.create_a_b_test` does.
         """
-        config = self.pipeline(pipeline)
-        if tasks is not None:
-            config = replace(config, tasks=tuple(tasks))
-        config = declare(config, declared)
+        config = self._declared(pipeline, tasks, declared)
         evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
         async with self.store.begin() as tx:
             test = await evaluator.create_a_b_test(
@@ -94,6 +91,49 @@ class Serving(Core):
         await self.engine.start(experiment_alone, test.id, config)
         self._routing_changed(config.tasks)
         return test
+
+    async def create_family(
+        self,
+        *,
+        baseline: ModelRef,
+        candidates: Sequence[ModelRef],
+        traffic_split: float | None = None,
+        duration_hours: float | None = None,
+        pipeline: str = "default",
+        tasks: Sequence[str] | None = None,
+        actor: str = "system",
+        **declared: Unpack[Declared],
+    ) -> Sequence[ABTest]:
+        """Declare a test for each of several candidates at once, outside a run.
+
+        `traffic_split` is each candidate's share of all units. Raises as
+        `ModelEvaluator.create_family` does.
+        """
+        config = self._declared(pipeline, tasks, declared)
+        evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
+        async with self.store.begin() as tx:
+            tests = await evaluator.create_family(
+                baseline, candidates, traffic_split, duration_hours, tx=tx
+            )
+            for test in tests:
+                await self.store.activity.add(
+                    self.clock.now(), actor, "experiment start", test.id, tx=tx
+                )
+        await self.engine.start(family_alone, tests[0].salt, config)
+        self._routing_changed(config.tasks)
+        return tests
+
+    def _declared(
+        self, pipeline: str, tasks: Sequence[str] | None, declared: Declared
+    ) -> PipelineConfig:
+        config = self.pipeline(pipeline)
+        if tasks is not None:
+            config = replace(config, tasks=tuple(tasks))
+        return declare(config, declared)
+
+    async def family(self, id: str) -> Sequence[ABTest]:
+        """The tests of a family by lane. Raises `NotFoundError`."""
+        return await self.store.experiments.family(id)
 
     async def plan(
         self,
@@ -195,7 +235,10 @@ class Serving(Core):
         await self.cache.set(_newest_key(id), look.number, METRICS_TTL_S)
 
     async def end_experiment(self, id: str, *, reason: str, actor: str = "system") -> ABTest:
-        """End a running test by hand: the candidate is not promoted, its traffic goes back."""
+        """End a running test by hand: the candidate is not promoted, its traffic goes back.
+
+        The other candidates of its family go on. Raises `StateError` where it has ended.
+        """
         async with self.store.begin() as tx:
             test = await self.store.experiments.get(id, tx=tx)
             if test.status is not ExperimentStatus.RUNNING:
@@ -203,17 +246,37 @@ class Serving(Core):
                     f"Experiment {id} is {test.status} already.",
                     mend=f"tuneproof experiment show {id}",
                 )
-            said = f"Ended by {actor}: {reason}"
-            ended = await self.store.experiments.update(
-                id, status=ExperimentStatus.ABORTED, verdict=Verdict.REJECT, reason=said, tx=tx
+            await self._end([test], reason, actor, tx)
+        await self._after_end(test)
+        return await self.experiment(id)
+
+    async def end_family(self, id: str, *, reason: str, actor: str = "system") -> Sequence[ABTest]:
+        """End all running tests of a family by hand. Raises `StateError` where none runs."""
+        async with self.store.begin() as tx:
+            tests = await self.store.experiments.family(id, tx=tx)
+            running = [t for t in tests if t.status is ExperimentStatus.RUNNING]
+            if not running:
+                raise StateError(
+                    f"All tests of {id} have ended already.",
+                    mend=f"tuneproof experiment show {tests[0].id}",
+                )
+            await self._end(running, reason, actor, tx)
+        await self._after_end(running[0])
+        return await self.family(id)
+
+    async def _end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Any) -> None:
+        said, at = f"Ended by {actor}: {reason}", self.clock.now()
+        aborted, verdict = ExperimentStatus.ABORTED, Verdict.REJECT
+        for test in tests:
+            await self.store.experiments.update(
+                test.id, status=aborted, verdict=verdict, reason=said, tx=tx
             )
-            await self.store.loop.withdraw([id], self.clock.now(), said, tx)
-            await self.store.activity.add(
-                self.clock.now(), actor, "experiment end", id, reason, tx=tx
-            )
-        await self._wake(test.run_id or test.id)
+            await self.store.activity.add(at, actor, "experiment end", test.id, reason, tx=tx)
+        await self.store.loop.withdraw([test.id for test in tests], at, said, tx)
+
+    async def _after_end(self, test: ABTest) -> None:
+        await self._wake(test.run_id or test.family or test.id)
         self._routing_changed(test.tasks)
-        return ended
 
     # --- rollouts -------------------------------------------------------------------
 
@@ -376,9 +439,16 @@ class Serving(Core):
     ) -> Ingested:
         """Take events in, each once; late and out of order is fine.
 
-        A candidate whose requests fail grossly is taken back at once.
+        A candidate whose requests fail grossly is taken back at once. Texts that are to be scored
+        are queued in the same transaction.
         """
-        taken = await self.store.events.ingest(exposures, outcomes, now=self.clock.now())
+        texts = await self.texts_of(exposures)
+        if texts:
+            async with self.store.begin() as tx:
+                taken = await self.store.events.ingest(exposures, outcomes, tx=tx)
+                await self.store.scores.add(texts, self.clock.now(), tx=tx)
+        else:
+            taken = await self.store.events.ingest(exposures, outcomes, now=self.clock.now())
         self.metrics.events_ingested(len(exposures), len(outcomes))
         failing = {e.subject for e in exposures if e.error and e.arm is Arm.CANDIDATE}
         for subject in failing - set(taken.unknown):
@@ -389,7 +459,7 @@ class Serving(Core):
         self, *, subject: str | None = None, since: datetime | None = None, limit: int = 100
     ) -> Sequence[Exposure]:
         """The newest exposures, oldest first: of one subject, or of all that routing serves."""
-        routed = {r.subject for r in await self.routing() if r.subject is not None}
+        routed = {subject for r in await self.routing() for subject in r.subjects}
         subjects = routed if subject is None else {subject}
         found = [
             event
@@ -441,7 +511,7 @@ class Serving(Core):
     def _chat_breaker(self, provider: str, model_id: str) -> CircuitBreaker:
         key = f"chat:{provider}:{model_id}"
         if key not in self.breakers:
-            self.breakers[key] = CircuitBreaker.named("openai")
+            self.breakers[key] = CircuitBreaker.named(key, like="openai")
         return self.breakers[key]
 
     def cost_usd(self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int) -> float:

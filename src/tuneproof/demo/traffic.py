@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from tuneproof import assignment
 from tuneproof.demo.audience import Audience
 from tuneproof.demo.drafts import Drafts, Written
 from tuneproof.demo.draws import draws
@@ -149,10 +148,8 @@ class DemoTraffic:
     def _serve(self, routing: Routing | None, unit: str) -> tuple[ModelRef, Arm]:
         if routing is None:
             return self._base, Arm.BASELINE
-        arm = Arm(assignment.arm(assignment.bucket(routing.salt, unit), routing.share))
-        if arm is Arm.CANDIDATE and routing.candidate is not None:
-            return routing.candidate, Arm.CANDIDATE
-        return routing.baseline, Arm.BASELINE
+        served = routing.serve(unit)
+        return served.model, served.arm
 
     async def _write(self, post: _Planned) -> Written:
         return await self._drafts.draft(
@@ -175,7 +172,7 @@ class DemoTraffic:
             post_id=post.key,
             at=post.at,
             due=post.at + delay,
-            subject=routing.subject if routing else None,
+            subject=routing.serve(post.key).subject if routing else None,
             phase=routing.phase if routing else 0,
             arm=post.arm.value,
             disliked=disliked,

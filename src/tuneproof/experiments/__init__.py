@@ -1,11 +1,13 @@
 """Experiments: the online test of a candidate against a baseline, looked at every hour.
 
 Assignment is `assignment.py`, the arithmetic is `stats/`; this stage declares the test
-(`evaluator`), judges what came of it (`judge`), and knows no database and no wire.
+(`evaluator`), judges what came of it (`judge`; of several at once `families`), and knows no
+database and no wire.
 """
 
 from tuneproof.experiments.declaring import Declared, declare
-from tuneproof.experiments.evaluator import ExperimentStore, ModelEvaluator, model_ref
+from tuneproof.experiments.evaluator import ModelEvaluator, model_ref
+from tuneproof.experiments.families import largest_split, winner
 from tuneproof.experiments.judge import DeclaredLook, broken_split, harmful_requests, judge
 from tuneproof.experiments.ledger import Allotment, Spent, allot, identity_of
 from tuneproof.experiments.records import (
@@ -30,8 +32,10 @@ from tuneproof.experiments.records import (
     Requests,
     Segment,
     Verdict,
+    engagement_metric,
     strata_of,
 )
+from tuneproof.experiments.store import ExperimentStore
 
 __all__ = [
     "ABTest",
@@ -64,9 +68,12 @@ __all__ = [
     "allot",
     "broken_split",
     "declare",
+    "engagement_metric",
     "harmful_requests",
     "identity_of",
     "judge",
+    "largest_split",
     "model_ref",
     "strata_of",
+    "winner",
 ]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
-from tuneproof.errors import InputError
+from tuneproof.errors import InputError, StateError
 from tuneproof.experiments.allocation import thompson_share
 from tuneproof.experiments.declaring import Declared, declare
+from tuneproof.experiments.families import check_family, controls, settled, shared_control
 from tuneproof.experiments.judge import DeclaredLook, judge
-from tuneproof.experiments.ledger import Allotment, Spent, allot, identity_of
+from tuneproof.experiments.ledger import Allotment, allot, identity_of
 from tuneproof.experiments.records import (
     ABTest,
     Criteria,
@@ -24,58 +25,11 @@ from tuneproof.experiments.records import (
     ModelRef,
     Verdict,
 )
+from tuneproof.experiments.store import ExperimentStore
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats.shrinkage import Prior, fit_prior
 from tuneproof.training import ModelVersion
 from tuneproof.workflow import Clock, SystemClock
-
-
-class ExperimentStore(Protocol):
-    """What the evaluator keeps: tests, looks, phases, evidence, routing."""
-
-    async def next_test_id(self, at: datetime, tx: Any = None) -> str:
-        """The next `ab-test-YYYYMMDD-NNN`."""
-
-    async def start_test(self, test: ABTest, *, tx: Any = None) -> None:
-        """Keep a new test, open its first phase, and route its tasks; refuses busy tasks."""
-
-    async def test(self, test_id: str, *, tx: Any = None) -> ABTest:
-        """The test of this id. Raises `NotFoundError`."""
-
-    async def looks(self, test_id: str, *, tx: Any = None) -> Sequence[Look]:
-        """All looks, oldest first."""
-
-    async def add_look(self, look: Look, *, tx: Any = None) -> None:
-        """Keep a look for ever."""
-
-    async def end_test(self, test: ABTest, *, tx: Any = None) -> None:
-        """Keep the test's final status, verdict and reason."""
-
-    async def evidence(
-        self,
-        subject: str,
-        *,
-        before: datetime,
-        halfway: datetime | None = None,
-        segments: Sequence[str] = (),
-        tx: Any = None,
-    ) -> Evidence:
-        """What is known of units whose first exposure hour ended by `before`.
-
-        `halfway` asks for those before it as well, `segments` for the cells by attribute.
-        """
-
-    async def spent(self, pipeline: str, *, tx: Any = None) -> Sequence[Spent]:
-        """What each experiment of a pipeline has taken of the loop's error, oldest first."""
-
-    async def final_lifts(self, pipeline: str, *, tx: Any = None) -> Sequence[tuple[float, float]]:
-        """The lift of each finished experiment with its standard error on the log scale."""
-
-    async def reallocate(self, test: ABTest, share: float, at: datetime, *, tx: Any = None) -> int:
-        """Give the candidate another share from now on: the number of the phase that begins."""
-
-    async def dataset_of(self, model: ModelRef, *, tx: Any = None) -> str | None:
-        """The hash of the dataset that made this model, where it is one of ours."""
 
 
 class ModelEvaluator:
@@ -111,94 +65,196 @@ class ModelEvaluator:
         `ConflictError` where one of the tasks is being tested or rolled out.
         """
         config = declare(self._config, declared)
-        start = at or self._clock.now()
-        split = config.traffic_split if traffic_split is None else traffic_split
-        hours = config.a_b_test_duration_hours if duration_hours is None else duration_hours
-        baseline, candidate = model_ref(baseline_model), model_ref(candidate_model)
-        _check_test(baseline, candidate, split, hours)
-        test_id = await self._store.next_test_id(start, tx)
-        dataset = await self._store.dataset_of(candidate, tx=tx)
-        identity = identity_of(candidate.model_id, dataset)
-        allotment = await self._allotment(identity, tx)
-        test = ABTest(
-            id=test_id,
-            run_id=run_id,
-            pipeline=config.name,
-            tasks=config.tasks,
-            baseline=baseline,
-            candidate=candidate,
-            traffic_split=split,
-            duration_hours=hours,
-            criteria=Criteria(
-                min_engagement_lift=config.min_engagement_lift,
-                min_cost_efficiency_gain=config.min_cost_efficiency_gain,
-                significance_threshold=config.significance_threshold,
-            ),
-            decision=config.decision,
-            cost_metric=config.cost_metric,
-            maturation_hours=config.maturation_hours,
-            min_units=config.min_units,
-            min_units_phase=config.min_units_phase,
-            salt=test_id,
-            status=ExperimentStatus.RUNNING,
-            start_at=start,
-            end_at=start + timedelta(hours=hours),
-            objectives=tuple(Criterion.parse(text) for text in config.criteria),
-            alpha=allotment.alpha if config.loop_ledger else None,
-            retest=allotment.retest,
-            identity=identity,
-            segments=config.segments,
-            segment_guardrail=config.segment_guardrail,
-            allocation=config.allocation,
-        )
+        design = self._design(config, baseline_model, traffic_split, duration_hours, run_id, at)
+        candidate = model_ref(candidate_model)
+        _check_test(design.baseline, candidate, design.split)
+        test_id = await self._store.next_test_id(design.start, tx)
+        identity = await self._identity(candidate, tx)
+        test = design.test(test_id, candidate, identity, await self._allotment(identity, tx))
         await self._store.start_test(test, tx=tx)
         return test
 
-    async def _allotment(self, identity: tuple[str, ...], tx: Any) -> Allotment:
+    async def create_family(
+        self,
+        baseline_model: str | ModelRef | ModelVersion,
+        candidate_models: Sequence[str | ModelRef | ModelVersion],
+        traffic_split: float | None = None,
+        duration_hours: float | None = None,
+        *,
+        run_id: str | None = None,
+        at: datetime | None = None,
+        tx: Any = None,
+        **declared: Unpack[Declared],
+    ) -> tuple[ABTest, ...]:
+        """Declare one test for each of several candidates against one baseline, all at once.
+
+        `traffic_split` is the share of *all* units that each candidate gets. The tests share the
+        baseline's units and the error of one test. Raises as `create_a_b_test` does, and
+        `InputError` for fewer than two candidates, for shares that leave the baseline fewer
+        units than a candidate, and for shares that adapt.
+        """
+        config = declare(self._config, declared)
+        design = self._design(config, baseline_model, traffic_split, duration_hours, run_id, at)
+        models = [model_ref(candidate) for candidate in candidate_models]
+        check_family(design.baseline, models, design.split, config.allocation)
+        family = await self._store.next_family_id(design.start, tx)
+        identities = [await self._identity(model, tx) for model in models]
+        allotments = [await self._allotment(i, tx, among=len(models)) for i in identities]
+        tests = []
+        for lane, model in enumerate(models):
+            test_id = await self._store.next_test_id(design.start, tx)
+            test = design.test(test_id, model, identities[lane], allotments[lane])
+            tests.append(replace(test, salt=family, family=family, lane=lane, lanes=len(models)))
+        await self._store.start_family(tests, tx=tx)
+        return tuple(tests)
+
+    def _design(
+        self,
+        config: PipelineConfig,
+        baseline_model: str | ModelRef | ModelVersion,
+        split: float | None,
+        hours: float | None,
+        run_id: str | None,
+        at: datetime | None,
+    ) -> _Design:
+        design = _Design(
+            config=config,
+            baseline=model_ref(baseline_model),
+            split=config.traffic_split if split is None else split,
+            hours=config.a_b_test_duration_hours if hours is None else hours,
+            start=at or self._clock.now(),
+            run_id=run_id,
+        )
+        if not design.hours > 0:
+            raise InputError(
+                f"duration_hours {design.hours!r} is not above 0.", mend="A week is 168."
+            )
+        return design
+
+    async def _identity(self, candidate: ModelRef, tx: Any) -> tuple[str, ...]:
+        dataset = await self._store.dataset_of(candidate, tx=tx)
+        return identity_of(candidate.model_id, dataset)
+
+    async def _allotment(self, identity: tuple[str, ...], tx: Any, among: int = 1) -> Allotment:
         spent = await self._store.spent(self._config.name, tx=tx)
-        return allot(spent, identity, loop_alpha=self._config.loop_alpha)
+        return allot(spent, identity, loop_alpha=self._config.loop_alpha, among=among)
 
     async def look(self, ab_test_id: str, *, at: datetime | None = None, tx: Any = None) -> Look:
         """Take one look and keep it; a final verdict ends the test.
 
-        An ended test is not looked at again: its last look is returned.
+        An ended test is not looked at again: its last look is returned. One of a family is
+        looked at together with its family. Raises `StateError` for a test of a family that was
+        ended before its first look.
         """
         test = await self._store.test(ab_test_id, tx=tx)
+        if test.family is not None:
+            return await self._look_of(test, at, tx)
         looks = await self._store.looks(ab_test_id, tx=tx)
         if test.status is not ExperimentStatus.RUNNING and looks:
             return looks[-1]
         instant = at or self._clock.now()
-        matured = instant - timedelta(hours=test.maturation_hours)
-        evidence = await self._store.evidence(
+        evidence = await self._evidence(test, instant, tx)
+        look = self._judged(test, evidence, looks, instant, await self._prior(test, tx))
+        share = self._next_share(test, evidence, looks, instant)
+        if look.verdict is Verdict.CONTINUE and share is not None:
+            phase = await self._store.reallocate(test, share, instant, tx=tx)
+            moved = {"next_share": share, "next_phase": phase}
+            look = replace(look, inputs={**look.inputs, **moved})
+        await self._keep(test, look, tx)
+        return look
+
+    async def _look_of(self, test: ABTest, at: datetime | None, tx: Any) -> Look:
+        assert test.family is not None
+        looks = await self.look_family(test.family, at=at, tx=tx)
+        found = next((look for look in looks if look.experiment_id == test.id), None)
+        if found is None:
+            raise StateError(
+                f"Experiment {test.id} was ended before its first look: {test.reason}",
+                mend=f"tuneproof experiment show {test.id}",
+            )
+        return found
+
+    async def look_family(
+        self, family: str, *, at: datetime | None = None, tx: Any = None
+    ) -> tuple[Look, ...]:
+        """Take one look at every running test of a family, at one instant, and keep them.
+
+        The newest look of each test by lane, also of those that ended before. The first look at
+        which any promotes ends the family; a test that ends otherwise ends alone, and the others
+        begin their next phase then. Raises `NotFoundError`.
+        """
+        tests = await self._store.family(family, tx=tx)
+        before = {test.id: await self._store.looks(test.id, tx=tx) for test in tests}
+        running = [test for test in tests if test.status is ExperimentStatus.RUNNING]
+        new = await self._looks_at(tests, running, before, at or self._clock.now(), tx)
+        newest = {**{id: looks[-1] for id, looks in before.items() if looks}, **new}
+        return tuple(newest[test.id] for test in tests if test.id in newest)
+
+    async def _looks_at(
+        self,
+        tests: Sequence[ABTest],
+        running: Sequence[ABTest],
+        before: Mapping[str, Sequence[Look]],
+        at: datetime,
+        tx: Any,
+    ) -> dict[str, Look]:
+        if not running:
+            return {}
+        evidence = {test.id: await self._evidence(test, at, tx) for test in tests}
+        prior = await self._prior(tests[0], tx)
+        control = controls(tests, evidence)
+        looks = [
+            self._judged(t, shared_control(t, evidence, control), before[t.id], at, prior)
+            for t in running
+        ]
+        looks = [replace(x, inputs={**x.inputs, "control": list(control)}) for x in looks]
+        found = {look.experiment_id: look for look in settled(looks, tests)}
+        for test in running:
+            await self._keep(test, found[test.id], tx)
+        ended = [look for look in found.values() if look.verdict is not Verdict.CONTINUE]
+        if ended and len(ended) < len(running):
+            names = [look.experiment_id for look in ended]
+            await self._store.stop_lanes(names, at, f"{', '.join(names)} ended", tx=tx)
+        return found
+
+    async def _evidence(self, test: ABTest, at: datetime, tx: Any) -> Evidence:
+        matured = at - timedelta(hours=test.maturation_hours)
+        return await self._store.evidence(
             test.id,
             before=matured,
             halfway=test.start_at + (matured - test.start_at) / 2,
             segments=test.segments,
             tx=tx,
         )
-        look = judge(
+
+    def _judged(
+        self,
+        test: ABTest,
+        evidence: Evidence,
+        looks: Sequence[Look],
+        at: datetime,
+        prior: Prior,
+    ) -> Look:
+        return judge(
             test,
             evidence,
-            at=instant,
+            at=at,
             number=len(looks) + 1,
             declared_before=[declared_look(x) for x in looks if x.declared],
-            prior=await self._prior(test, tx),
+            prior=prior,
             max_error_rate=self._config.max_error_rate,
             max_p95_latency_ms=self._config.max_p95_latency_ms,
             max_engagement_drop=self._config.max_engagement_drop,
         )
-        share = self._next_share(test, evidence, looks, instant)
-        if look.verdict is Verdict.CONTINUE and share is not None:
-            phase = await self._store.reallocate(test, share, instant, tx=tx)
-            moved = {"next_share": share, "next_phase": phase}
-            look = replace(look, inputs={**look.inputs, **moved})
+
+    async def _keep(self, test: ABTest, look: Look, tx: Any) -> None:
+        """Keep a look, and the end of its test where it says so."""
         await self._store.add_look(look, tx=tx)
         if look.verdict is not Verdict.CONTINUE:
             ended = replace(
                 test, status=ExperimentStatus.COMPLETED, verdict=look.verdict, reason=look.reason
             )
             await self._store.end_test(ended, tx=tx)
-        return look
 
     def _next_share(
         self, test: ABTest, evidence: Evidence, looks: Sequence[Look], at: datetime
@@ -211,7 +267,12 @@ class ModelEvaluator:
         if at - began < timedelta(hours=self._config.allocation_hours):
             return None
         current = evidence.shares[max(evidence.shares)]
-        share = thompson_share(evidence.strata(), current, min_units_phase=test.min_units_phase)
+        share = thompson_share(
+            evidence.strata(),
+            current,
+            metric=test.metric,
+            min_units_phase=test.min_units_phase,
+        )
         return None if share == current else share
 
     async def _prior(self, test: ABTest, tx: Any) -> Prior:
@@ -267,7 +328,58 @@ def model_ref(model: str | ModelRef | ModelVersion) -> ModelRef:
     return ModelRef(model_id=model.model_id, version=model.id)
 
 
-def _check_test(baseline: ModelRef, candidate: ModelRef, split: float, hours: float) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Design:
+    """What the tests of one declaration have in common."""
+
+    config: PipelineConfig
+    baseline: ModelRef
+    split: float
+    hours: float
+    start: datetime
+    run_id: str | None
+
+    def test(
+        self, id: str, candidate: ModelRef, identity: tuple[str, ...], allotment: Allotment
+    ) -> ABTest:
+        """The test of one candidate."""
+        config = self.config
+        return ABTest(
+            id=id,
+            run_id=self.run_id,
+            pipeline=config.name,
+            tasks=config.tasks,
+            baseline=self.baseline,
+            candidate=candidate,
+            traffic_split=self.split,
+            duration_hours=self.hours,
+            criteria=Criteria(
+                min_engagement_lift=config.min_engagement_lift,
+                min_cost_efficiency_gain=config.min_cost_efficiency_gain,
+                significance_threshold=config.significance_threshold,
+            ),
+            decision=config.decision,
+            cost_metric=config.cost_metric,
+            maturation_hours=config.maturation_hours,
+            min_units=config.min_units,
+            min_units_phase=config.min_units_phase,
+            salt=id,
+            status=ExperimentStatus.RUNNING,
+            start_at=self.start,
+            end_at=self.start + timedelta(hours=self.hours),
+            objectives=tuple(Criterion.parse(text) for text in config.criteria),
+            alpha=allotment.alpha if config.loop_ledger else None,
+            retest=allotment.retest,
+            identity=identity,
+            segments=config.segments,
+            segment_guardrail=config.segment_guardrail,
+            allocation=config.allocation,
+            analysis_unit=config.analysis_unit,
+            cuped=config.cuped,
+        )
+
+
+def _check_test(baseline: ModelRef, candidate: ModelRef, split: float) -> None:
     if not 0 < split <= 0.5:
         raise InputError(
             f"traffic_split {split!r} is outside (0, 0.5].",

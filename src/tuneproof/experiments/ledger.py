@@ -18,15 +18,17 @@ __all__ = ["Allotment", "Spent", "allot", "identity_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """One experiment of the pipeline so far. `promoted` is None while it runs.
+    """One experiment of the pipeline so far, or one family. `promoted` is None while it runs.
 
-    `identity` names its candidate: "model:…", and "dataset:…" where that is known.
+    `identity` names its candidate: "model:…", and "dataset:…" where that is known. A family is
+    one entry: `alpha` is what its `candidates` had together, evenly.
     """
 
     experiment: str
     identity: tuple[str, ...]
     alpha: float
     promoted: bool | None = None
+    candidates: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,12 @@ def identity_of(model_id: str, dataset_hash: str | None = None) -> tuple[str, ..
     return (f"model:{model_id}", *data)
 
 
-def allot(spent: Sequence[Spent], identity: tuple[str, ...], *, loop_alpha: float) -> Allotment:
+def allot(
+    spent: Sequence[Spent], identity: tuple[str, ...], *, loop_alpha: float, among: int = 1
+) -> Allotment:
     """The next allotment after `spent` (oldest first), for this candidate.
+
+    Where a family of candidates takes the allotment, each of `among` gets an even part of it.
 
     By LORD++: if no candidate is better, the loop ever promotes one with probability at most
     `loop_alpha`. A candidate that shares its model or its dataset with an earlier one gets no
@@ -67,5 +73,5 @@ def allot(spent: Sequence[Spent], identity: tuple[str, ...], *, loop_alpha: floa
         for s in spent
     )
     alpha = AlphaLedger(alpha=loop_alpha, entries=entries).next_alpha
-    same = [s.alpha for s in spent if set(s.identity) & set(identity)]
-    return Allotment(alpha=min([alpha, *same]), retest=len(same))
+    same = [s.alpha / s.candidates for s in spent if set(s.identity) & set(identity)]
+    return Allotment(alpha=min([alpha / among, *same]), retest=len(same))

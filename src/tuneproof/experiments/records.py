@@ -10,7 +10,13 @@ from typing import Any
 
 from tuneproof.errors import InputError
 from tuneproof.stats.aggregates import Aggregate, Histogram, Stratum, merge
-from tuneproof.stats.effects import quantile
+from tuneproof.stats.effects import (
+    ENGAGEMENT,
+    ENGAGEMENT_CUPED,
+    ENGAGEMENT_PER_ITEM,
+    Metric,
+    quantile,
+)
 
 
 class Arm(StrEnum):
@@ -109,12 +115,6 @@ class ModelRef:
 
     model_id: str
     version: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ABTest:
-    """A declared experiment; nothing of it changes while it runs except `status` and `verdict`."""
-
     provider: str | None = None
 
     def same_as(self, other: ModelRef) -> bool:
@@ -125,6 +125,12 @@ class ABTest:
             if mine is not None and theirs is not None:
                 return mine == theirs
         return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ABTest:
+    """A declared experiment; nothing of it changes while it runs except `status` and `verdict`."""
+
     id: str
     run_id: str | None
     pipeline: str
@@ -159,6 +165,21 @@ class ABTest:
     """Whether a segment that is harmed ends the test."""
     allocation: str = "fixed"
     """Whether the share stays ("fixed") or follows what is known ("thompson"), phase by phase."""
+    analysis_unit: str = "unit"
+    """What is counted: the randomised "unit" itself, or each "item" of it (an author's posts)."""
+    cuped: bool = False
+    """Whether the lift is adjusted by the covariate that the exposures carry."""
+    family: str | None = None
+    """The family of tests that began together against one baseline; None: this one is alone."""
+    lane: int = 0
+    """Which of the family's lanes this candidate has, from 0."""
+    lanes: int = 1
+    """How many candidates the family began with."""
+
+    @property
+    def metric(self) -> Metric:
+        """What engagement is in this test, by what was declared."""
+        return engagement_metric(self.analysis_unit, self.cuped)
 
     @property
     def last_look_at(self) -> datetime:
@@ -169,9 +190,10 @@ class ABTest:
     def promotion_alpha(self) -> float:
         """The two-sided error at which a look may promote: the test's own, or the ledger's.
 
-        Promotions are upwards only, so the ledger's share is one side of it.
+        Promotions are upwards only, so the ledger's share is one side of it. The candidates of a
+        family share the declared error evenly; `alpha` is this candidate's part already.
         """
-        declared = self.criteria.significance_threshold
+        declared = self.criteria.significance_threshold / self.lanes
         return declared if self.alpha is None else min(declared, 2 * self.alpha)
 
     @property
@@ -194,6 +216,17 @@ class ArmMetrics:
     cost_per_engagement: float | None = None
     response_time_ms: float | None = None
     quality_score: float | None = None
+
+
+def engagement_metric(analysis_unit: str, cuped: bool) -> Metric:
+    """Engagement as a declaration has it: a unit's mean, adjusted or not, or per item.
+
+    >>> engagement_metric("item", cuped=False).name
+    'engagement per item'
+    """
+    if analysis_unit == "item":
+        return ENGAGEMENT_PER_ITEM
+    return ENGAGEMENT_CUPED if cuped else ENGAGEMENT
 
 
 def _at_least(metric: str, needed: float) -> Criterion:
@@ -340,7 +373,16 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """A request served to a unit by an arm. `subject` is the experiment's or the rollout's id."""
+    """A request served to a unit by an arm. `subject` is the experiment's or the rollout's id.
+
+    `covariate` is something of the unit that was known before the experiment began, such as its
+    author's engagement until then; tests that declare `cuped` use that of the unit's first
+    exposure. A unit without one counts as 0, which biases nothing: what was known before the
+    draw of the arm is spread alike over both, and so is its absence.
+
+    `text` is what was answered and `messages` what it answered: given where the pipeline scores
+    its answers, and kept no longer than until the score is there.
+    """
 
     id: str
     subject: str
@@ -354,11 +396,18 @@ class Exposure:
     tokens: int = 0
     cost_usd: float = 0.0
     attributes: Mapping[str, str] = field(default_factory=dict)
+    covariate: float | None = None
+    text: str | None = None
+    messages: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A measurement of a unit, maybe days later. The newest `at` of a unit counts."""
+    """A measurement of a unit, maybe days later. The newest `at` of a unit counts.
+
+    Where the test declares `analysis_unit="item"`, it is of one `item` of the unit (a post of the
+    author who was randomised), and the newest of each item counts.
+    """
 
     id: str
     subject: str
@@ -366,6 +415,7 @@ class Outcome:
     at: datetime
     value: float
     quality: float | None = None
+    item: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,7 +430,7 @@ class Ingested:
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One arm in one phase: its matured units with an outcome (y engagement, c cost in USD,
-    d tokens), and how many units it was exposed to."""
+    d tokens; m items and x covariate where declared), and how many units it was exposed to."""
 
     phase: int
     arm: Arm
@@ -437,17 +487,18 @@ class Evidence:
         cells = [c for c in self.cells if c.arm is arm]
         units = merge(c.units for c in cells)
         requests = self.requests.get(arm, Requests())
-        qualities = [c.quality for c in cells if c.quality is not None]
+        qualities = merge(c.qualities for c in cells)
+        quality = qualities.sum_y / qualities.n if qualities.n else None
         if not units.n:
-            return ArmMetrics(response_time_ms=requests.mean_latency_ms)
+            return ArmMetrics(response_time_ms=requests.mean_latency_ms, quality_score=quality)
         return ArmMetrics(
             sample_size=units.n,
-            engagement_rate=units.sum_y / units.n,
+            engagement_rate=units.sum_y / (units.sum_m or units.n),
             p95_engagement=quantile(units.histogram, 0.95).value if units.histogram else None,
             cost_per_token=units.sum_c / units.sum_d if units.sum_d else None,
             cost_per_engagement=units.sum_c / units.sum_y if units.sum_y else None,
             response_time_ms=requests.mean_latency_ms,
-            quality_score=sum(qualities) / len(qualities) if qualities else None,
+            quality_score=quality,
         )
 
 

@@ -25,7 +25,7 @@ from tuneproof.pipeline.records import (
     RunStore,
     Stage,
 )
-from tuneproof.pipeline.turn import experiment_alone, rollout_alone, turn
+from tuneproof.pipeline.turn import experiment_alone, family_alone, rollout_alone, turn
 from tuneproof.settings import PipelineConfig, Settings
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "RunStore",
     "Stage",
     "experiment_alone",
+    "family_alone",
     "rollout_alone",
     "turn",
 ]

@@ -51,15 +51,19 @@ class Serving:
 
     async def start_experiment(self, version: ModelVersion) -> ABTest:
         """Declare the test; a share of the units gets the candidate from now on."""
-        self.stage = Stage.EXPERIMENT
-        woken: list[str] = await workflow.transaction("experiment.supersede", self._supersede)
-        for run_id in woken:
-            await workflow.step("experiment.wake", self._wake, run_id)
+        await self.make_room()
         test: ABTest = await workflow.transaction("experiment.create", self._create, version)
         self._subjects.append(test.id)
         await self.apply_routing("experiment.apply")
         self._parts.hooks.run_changed(self._id)
         return test
+
+    async def make_room(self) -> None:
+        """Complete the rollouts that only hold: an experiment takes their tasks."""
+        self.stage = Stage.EXPERIMENT
+        woken: list[str] = await workflow.transaction("experiment.supersede", self._supersede)
+        for run_id in woken:
+            await workflow.step("experiment.wake", self._wake, run_id)
 
     async def _supersede(self, tx: Any) -> list[str]:
         return await self._parts.store.supersede_holds(
@@ -125,21 +129,27 @@ class Serving:
     async def _looked(self, tx: Any, test_id: str) -> tuple[ABTest, Look]:
         look = await self._evaluator.look(test_id, at=self._parts.clock.now(), tx=tx)
         test = await self._parts.store.test(test_id, tx=tx)
-        if test.run_id is not None and (look.declared or look.verdict is not Verdict.CONTINUE):
-            numbers = {
-                "lift": look.lift,
-                "lift_lower": look.lower,
-                "lift_upper": look.upper,
-                "units": look.baseline.sample_size + look.candidate.sample_size,
-            }
-            payload = {
-                "run_id": test.run_id,
-                "metrics": {k: float(v) for k, v in numbers.items() if v is not None},
-                "step": look.number,
-                "at": look.at.isoformat(),
-            }
-            await self._parts.store.tell(f"{test.id}:look:{look.number}", "metrics", payload, tx)
+        await self._tell_look(tx, test, look)
         return test, look
+
+    async def _tell_look(self, tx: Any, test: ABTest, look: Look) -> None:
+        """Tell the tracking server of a declared or last look of a run's test."""
+        if test.run_id is None or not (look.declared or look.verdict is not Verdict.CONTINUE):
+            return
+        lane = "" if test.family is None else f"candidate_{test.lane + 1}_"
+        numbers = {
+            "lift": look.lift,
+            "lift_lower": look.lower,
+            "lift_upper": look.upper,
+            "units": look.baseline.sample_size + look.candidate.sample_size,
+        }
+        payload = {
+            "run_id": test.run_id,
+            "metrics": {f"{lane}{k}": float(v) for k, v in numbers.items() if v is not None},
+            "step": look.number,
+            "at": look.at.isoformat(),
+        }
+        await self._parts.store.tell(f"{test.id}:look:{look.number}", "metrics", payload, tx)
 
     async def end_experiment(self, test: ABTest, look: Look) -> None:
         """Write the verdict down; a candidate that did not win loses its traffic in `finish`."""
@@ -147,7 +157,12 @@ class Serving:
         self._parts.hooks.run_changed(self._id)
 
     async def _write_verdict(self, tx: Any, test: ABTest, look: Look) -> None:
-        detail = {
+        detail, at = self._verdict_detail(test, look), self._parts.clock.now()
+        await self._parts.store.mark_stage(self._id, Stage.EXPERIMENT, "completed", detail, at, tx)
+
+    @staticmethod
+    def _verdict_detail(test: ABTest, look: Look) -> dict[str, Any]:
+        return {
             "ab_test_id": test.id,
             "verdict": str(test.verdict),
             "reason": test.reason,
@@ -156,8 +171,6 @@ class Serving:
             "upper": look.upper,
             "looks": look.number,
         }
-        at = self._parts.clock.now()
-        await self._parts.store.mark_stage(self._id, Stage.EXPERIMENT, "completed", detail, at, tx)
 
     async def release(self, tx: Any, subject: str, cause: str) -> None:
         """Give the traffic of a test that no run drives back to its baseline."""

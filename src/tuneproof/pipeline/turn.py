@@ -11,6 +11,7 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import AbortedError, StateError, TuneProofError
 from tuneproof.experiments import Verdict
+from tuneproof.pipeline.families import Families, follow_family
 from tuneproof.pipeline.planning import Planning
 from tuneproof.pipeline.records import Parts, PipelineResult, RunArguments, Stage
 from tuneproof.pipeline.serving import Serving, follow_experiment, follow_rollout
@@ -115,7 +116,9 @@ class _Turn:
 
     async def _gate(self, batch: TrainingDataBatch) -> None:
         assert self._result.model_version is not None
-        version, report = await self._making.gate(self._result.model_version, batch)
+        version, report = await self._making.gate(
+            self._result.model_version, batch, self._abortable_wait
+        )
         self._result = replace(self._result, gate=report, model_version=version)
         if not report.passed:
             raise _Ended(RunStatus.REJECTED, f"The gate said no: {report.reason}")
@@ -240,6 +243,21 @@ async def experiment_alone(test_id: str, config: PipelineConfig) -> str:
         return str(look.verdict)
     finally:
         workflow.engine().clock.ended(test_id)
+
+
+@workflow.durable("family")
+async def family_alone(family: str, config: PipelineConfig) -> str:
+    """Look at a family of experiments that no run drives, until all have their verdict."""
+    serving = Families(workflow.resources(), family, config)
+    try:
+        tests = await workflow.step("experiment.read", serving.read_family, family)
+        tests, _ = await follow_family(serving, tests, workflow.wait)
+        await workflow.transaction("experiment.release", serving.release_family, tests)
+        await serving.apply_routing()
+        promoted = [test.id for test in tests if test.verdict is Verdict.PROMOTE]
+        return promoted[0] if promoted else ""
+    finally:
+        workflow.engine().clock.ended(family)
 
 
 @workflow.durable("rollout")

@@ -1,7 +1,7 @@
 """Rollout: the stepwise move of traffic to a promoted version, and the way back.
 
-`machine` is the state machine, `watch` what its guardrails say, `manager` does it; where a
-share is applied outside our own router is a `Target`.
+`machine` is the state machine, `watch` what its guardrails say, `manager` does it, `routing` is
+what comes of it; where a share is applied outside our own router is a `Target`.
 """
 
 from tuneproof.rollout.machine import (
@@ -10,12 +10,12 @@ from tuneproof.rollout.machine import (
     DeploymentState,
     Plan,
     RollbackResult,
-    Routing,
     Target,
     plan,
     routing_of,
 )
 from tuneproof.rollout.manager import DeploymentManager, RolloutStore, SafetyCheck
+from tuneproof.rollout.routing import Lane, Routing, Served
 from tuneproof.rollout.watch import Advice, Watch, watch
 
 __all__ = [
@@ -24,11 +24,13 @@ __all__ = [
     "DeploymentManager",
     "DeploymentResult",
     "DeploymentState",
+    "Lane",
     "Plan",
     "RollbackResult",
     "RolloutStore",
     "Routing",
     "SafetyCheck",
+    "Served",
     "Target",
     "Watch",
     "plan",

@@ -10,10 +10,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneproof.errors import StateError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import ModelRef, engagement_metric
+from tuneproof.rollout.routing import Routing
 
 if TYPE_CHECKING:
     from tuneproof.settings import PipelineConfig
+    from tuneproof.stats.effects import Metric
 
 
 class DeploymentState(StrEnum):
@@ -35,27 +37,6 @@ class DeploymentState(StrEnum):
             DeploymentState.ROLLED_BACK,
             DeploymentState.FAILED,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Routing:
-    """Which model serves a task: the one state that client, gateway and targets read.
-
-    `share` of the units gets `candidate`, the rest `baseline`; `subject` is the experiment
-    or rollout whose events these decisions belong to (None: nothing is tested). `version`
-    counts the writes of this task's routing.
-    """
-
-    task: str
-    baseline: ModelRef
-    candidate: ModelRef | None = None
-    share: float = 0.0
-    salt: str = ""
-    subject: str | None = None
-    phase: int = 0
-    version: int = 0
-    updated_at: datetime | None = None
-    cause: str = ""
 
 
 class Target(Protocol):
@@ -105,6 +86,15 @@ class Deployment:
     cause: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     version: int = 0
+    analysis_unit: str = "unit"
+    """What is counted, as in its test: the randomised "unit", or each "item" of it."""
+    cuped: bool = False
+    """Whether the watched lift is adjusted by the exposures' covariate, as in its test."""
+
+    @property
+    def metric(self) -> Metric:
+        """What engagement is in this rollout."""
+        return engagement_metric(self.analysis_unit, self.cuped)
 
 
 @dataclass(frozen=True, kw_only=True)

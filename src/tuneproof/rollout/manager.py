@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tuneproof.errors import SafetyCheckError, StateError, TuneProofError
 from tuneproof.experiments import (
+    ABTest,
     EvaluationResult,
     Evidence,
     ModelRef,
@@ -25,9 +26,9 @@ from tuneproof.rollout.machine import (
     DeploymentResult,
     DeploymentState,
     RollbackResult,
-    Routing,
     Target,
 )
+from tuneproof.rollout.routing import Routing
 from tuneproof.rollout.watch import Advice, Watch, watch
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import ModelVersion, Provider
@@ -44,6 +45,9 @@ class RolloutStore(Protocol):
 
     async def next_deployment_id(self, at: datetime, tx: Any = None) -> str:
         """The next `deploy-YYYYMMDD-NNN`."""
+
+    async def test(self, test_id: str, *, tx: Any = None) -> ABTest:
+        """The test of this id. Raises `NotFoundError`."""
 
     async def deployment(self, deployment_id: str, *, tx: Any = None) -> Deployment:
         """The rollout of this id. Raises `NotFoundError`."""
@@ -207,9 +211,15 @@ class DeploymentManager:
         at: datetime | None = None,
         tx: Any = None,
     ) -> Deployment:
-        """Keep a new rollout in state `pending`; no traffic moves."""
+        """Keep a new rollout in state `pending`; no traffic moves.
+
+        What it counts is what its test declared, or the pipeline where it had no test.
+        """
         chosen = config or self._config
         instant = at or self._clock.now()
+        source: ABTest | PipelineConfig = chosen
+        if ab_test_id is not None:
+            source = await self._store.test(ab_test_id, tx=tx)
         deployment_id = await self._store.next_deployment_id(instant, tx)
         deployment = Deployment(
             id=deployment_id,
@@ -226,6 +236,8 @@ class DeploymentManager:
             share=0.0,
             salt=salt or deployment_id,
             created_at=instant,
+            analysis_unit=source.analysis_unit,
+            cuped=source.cuped,
         )
         await self._store.add_deployment(deployment, tx=tx)
         return deployment

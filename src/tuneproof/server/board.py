@@ -20,7 +20,7 @@ from tuneproof.errors import TuneProofError
 if TYPE_CHECKING:
     from tuneproof.app import App
     from tuneproof.experiments import ModelRef
-    from tuneproof.rollout import Routing
+    from tuneproof.rollout import Lane, Routing
 
 log = logging.getLogger(__name__)
 
@@ -29,38 +29,51 @@ WATCH_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sides:
-    """One task's decision, ready to be sent: each arm's answer up to the unit."""
+class LaneSides:
+    """A lane's two answers up to the unit; the candidate has the lowest `buckets` of it."""
 
-    salt: str
     buckets: int
     baseline: bytes
     candidate: bytes
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """One task's decision, ready to be sent: each lane's and arm's answer up to the unit."""
+
+    salt: str
+    lanes: tuple[LaneSides, ...]
+
     def answer(self, unit: str) -> bytes:
         """The decision for this unit, as JSON."""
-        chosen = self.buckets and assignment.bucket(self.salt, unit) < self.buckets
-        return (self.candidate if chosen else self.baseline) + orjson.dumps(unit) + b"}"
+        bucket = assignment.bucket(self.salt, unit)
+        place, lane = divmod(bucket, len(self.lanes))
+        sides = self.lanes[lane]
+        chosen = sides.candidate if place < sides.buckets else sides.baseline
+        return chosen + orjson.dumps(unit) + b"}"
 
     @classmethod
     def of(cls, routing: Routing) -> Sides:
         """Of a task's routing."""
-        candidate = routing.candidate
-        return cls(
-            salt=routing.salt,
-            buckets=assignment.candidate_buckets(routing.share) if candidate else 0,
-            baseline=_beginning(routing, routing.baseline, "baseline"),
-            candidate=_beginning(routing, candidate or routing.baseline, "candidate"),
-        )
+        return cls(salt=routing.salt, lanes=tuple(_sides(routing, x) for x in routing.parts))
 
 
-def _beginning(routing: Routing, model: ModelRef, arm: str) -> bytes:
+def _sides(routing: Routing, lane: Lane) -> LaneSides:
+    candidate = lane.candidate
+    return LaneSides(
+        buckets=assignment.candidate_buckets(lane.share) if candidate else 0,
+        baseline=_beginning(routing, routing.baseline, "baseline", lane.subject),
+        candidate=_beginning(routing, candidate or routing.baseline, "candidate", lane.subject),
+    )
+
+
+def _beginning(routing: Routing, model: ModelRef, arm: str, subject: str | None) -> bytes:
     fields: dict[str, Any] = {
         "task": routing.task,
         "model": model.model_id,
         "model_version": model.version,
         "arm": arm,
-        "subject": routing.subject,
+        "subject": subject,
         "phase": routing.phase,
         "version": routing.version,
     }

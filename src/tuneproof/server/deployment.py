@@ -32,6 +32,7 @@ from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
+    from tuneproof.experiments import ModelRef
     from tuneproof.rollout import Deployment, RollbackResult, Routing
     from tuneproof.server.board import Board, Table
     from tuneproof.settings import PipelineConfig, Settings
@@ -176,8 +177,19 @@ class RolledBack(Answer):
     rollback_time_seconds: float
 
 
+class LaneState(Answer):
+    """One of several candidates: its lane's test, and the share of all units that it gets."""
+
+    subject: str
+    candidate: Model | None
+    share: float
+
+
 class RoutingState(Answer):
-    """Which model serves a task, and the share of units that get the candidate."""
+    """Which model serves a task, and the share of units that get the candidate.
+
+    Where several candidates are tested at once, `lanes` has them, and is absent otherwise.
+    """
 
     task: str
     baseline: Model
@@ -189,6 +201,7 @@ class RoutingState(Answer):
     version: int
     updated_at: Instant | None
     cause: str
+    lanes: list[LaneState] = Field(default_factory=list, exclude_if=lambda lanes: not lanes)
 
 
 class Decided(Answer):
@@ -377,10 +390,16 @@ def routing_table(routing: Sequence[Routing], version: int) -> RoutingTable:
 
 def _routing(routing: Routing) -> RoutingState:
     fields = {name: getattr(routing, name) for name in RoutingState.model_fields}
-    candidate = None if routing.candidate is None else Model.of(routing.candidate)
-    return RoutingState.model_validate(
-        {**fields, "baseline": Model.of(routing.baseline), "candidate": candidate}
-    )
+    lanes = [
+        LaneState(subject=x.subject or "", candidate=_model(x.candidate), share=x.share)
+        for x in routing.lanes
+    ]
+    models = {"baseline": Model.of(routing.baseline), "candidate": _model(routing.candidate)}
+    return RoutingState.model_validate({**fields, **models, "lanes": lanes})
+
+
+def _model(ref: ModelRef | None) -> Model | None:
+    return None if ref is None else Model.of(ref)
 
 
 def rolled_back(result: RollbackResult) -> RolledBack:

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,7 +27,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ConfigDict, Field, ValidationError
 
-from tuneproof import assignment
 from tuneproof.errors import InputError, NotFoundError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, ModelRef, Outcome
 from tuneproof.server import upstream
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "tuneproof/"
 MAX_UNIT = 500
+MAX_COVARIATE = 9e9
 
 
 _CHAT: dict[str, Any] = {
@@ -77,6 +78,7 @@ class Feedback(Strict):
     response_id: str = Field(min_length=1, max_length=4000)
     value: float = Field(allow_inf_nan=False)
     quality: float | None = Field(default=None, allow_inf_nan=False)
+    item: str = Field(default="", max_length=MAX_UNIT)
     id: str | None = Field(default=None, min_length=1, max_length=200)
     at: datetime | None = None
 
@@ -124,6 +126,7 @@ class Decision:
     model: ModelRef
     ticket: Ticket
     failed: bool = False
+    covariate: float | None = None
 
     def fallen_back(self) -> Decision:
         """The same decision, answered by the baseline since the candidate's provider failed."""
@@ -142,6 +145,7 @@ class Gateway:
         """`POST /v1/chat/completions`."""
         body = await _chat_body(request)
         decision = await self._decide(request, body)
+        decision = replace(decision, covariate=_covariate(request))
         began = time.perf_counter()
         ask = self._stream if body.get("stream") else self._complete
         try:
@@ -177,7 +181,8 @@ class Gateway:
         endpoint = await self._app.chat_endpoint(decision.model)
         asked = {**body, "model": decision.model.model_id}
         answer = await upstream.complete(self._client, endpoint, asked)
-        self._record(decision, began, usage=answer.get("usage"))
+        said = _said(answer) if self._app.scores_texts_of(decision.routing.task) else None
+        self._record(decision, began, usage=answer.get("usage"), text=said, asked=body)
         answer["id"] = decision.ticket.encode()
         return JSONResponse(answer, headers=_headers(decision))
 
@@ -188,7 +193,7 @@ class Gateway:
         options["include_usage"] = True
         asked = {**body, "model": decision.model.model_id, "stream_options": options}
         chunks = await upstream.stream(self._client, endpoint, asked)
-        relay = self._relay(decision, chunks, began, asked_usage=asked_usage)
+        relay = self._relay(decision, chunks, began, body, asked_usage=asked_usage)
         headers = {**_headers(decision), "Cache-Control": "no-cache"}
         return StreamingResponse(relay, media_type="text/event-stream", headers=headers)
 
@@ -197,19 +202,27 @@ class Gateway:
         decision: Decision,
         chunks: AsyncIterator[dict[str, Any]],
         began: float,
+        body: Mapping[str, Any],
         *,
         asked_usage: bool,
     ) -> AsyncIterator[bytes]:
-        """The provider's chunks under our id; usage that the caller did not ask for is kept."""
+        """The provider's chunks under our id; usage that the caller did not ask for is kept.
+
+        An answer that its reader broke off is not scored: nobody knows how it would have gone on.
+        """
         usage: Any = None
-        failed = False
+        failed, whole = False, False
+        said: list[str] | None = [] if self._app.scores_texts_of(decision.routing.task) else None
         id = decision.ticket.encode()
         try:
             async for chunk in chunks:
                 usage = chunk.get("usage") or usage
+                if said is not None:
+                    said.append(_said(chunk, "delta"))
                 if usage and not chunk.get("choices") and not asked_usage:
                     continue
                 yield _sse({**chunk, "id": id})
+            whole = True
             yield b"data: [DONE]\n\n"
         except TuneProofError as error:
             failed = True
@@ -217,20 +230,28 @@ class Gateway:
             yield _sse(_error_body(error))
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
-            self._record(decision, began, usage=usage, error=failed)
+            text = "".join(said) if said is not None and whole else None
+            self._record(decision, began, usage=usage, error=failed, text=text, asked=body)
 
     def _record(
-        self, decision: Decision, began: float, *, usage: Any = None, error: bool = False
+        self,
+        decision: Decision,
+        began: float,
+        *,
+        usage: Any = None,
+        error: bool = False,
+        text: str | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> None:
-        routing = decision.routing
-        if routing.subject is None:
+        routing, subject = decision.routing, decision.ticket.subject
+        if subject is None:
             return
         counted = usage if isinstance(usage, Mapping) else {}
         prompt, completion = _tokens(counted, "prompt"), _tokens(counted, "completion")
         self._recorder.add(
             Exposure(
                 id=decision.ticket.exposure,
-                subject=routing.subject,
+                subject=subject,
                 phase=routing.phase,
                 arm=decision.arm,
                 unit=decision.unit,
@@ -242,6 +263,9 @@ class Gateway:
                 cost_usd=self._app.cost_usd(
                     decision.model, prompt_tokens=prompt, completion_tokens=completion
                 ),
+                covariate=decision.covariate,
+                text=text or None,
+                messages=_messages(asked) if text and asked is not None else (),
             )
         )
 
@@ -280,6 +304,7 @@ class Gateway:
             at=at,
             value=asked.value,
             quality=asked.quality,
+            item=asked.item,
         )
         request.app.state.shares.check([outcome])
         taken = await self._app.record_events(exposures=[], outcomes=[outcome])
@@ -288,19 +313,9 @@ class Gateway:
 
 def decide(routing: Routing, unit: str) -> Decision:
     """Which arm of `routing` answers `unit`: the same everywhere, by `assignment`."""
-    candidate = routing.candidate
-    bucket = assignment.bucket(routing.salt, unit)
-    chosen = candidate is not None and assignment.arm(bucket, routing.share) == "candidate"
-    ticket = Ticket(
-        exposure=uuid.uuid4().hex, task=routing.task, subject=routing.subject, unit=unit
-    )
-    return Decision(
-        routing=routing,
-        unit=unit,
-        arm=Arm.CANDIDATE if chosen else Arm.BASELINE,
-        model=candidate if chosen and candidate is not None else routing.baseline,
-        ticket=ticket,
-    )
+    served = routing.serve(unit)
+    ticket = Ticket(exposure=uuid.uuid4().hex, task=routing.task, subject=served.subject, unit=unit)
+    return Decision(routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket)
 
 
 async def _chat_body(request: Request) -> dict[str, Any]:
@@ -324,13 +339,30 @@ def _unit(request: Request, body: Mapping[str, Any]) -> str:
     return given
 
 
+def _covariate(request: Request) -> float | None:
+    """What the caller knew of the unit before the test; None where it does not say."""
+    given = request.headers.get("x-tuneproof-covariate")
+    if given is None:
+        return None
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= MAX_COVARIATE:
+        raise InputError(
+            f"The header x-tuneproof-covariate is {given[:50]!r}, no number.",
+            mend="Send a number between -9e9 and 9e9, or leave it out.",
+        )
+    return value
+
+
 def _headers(decision: Decision) -> dict[str, str]:
     found = {
         "x-tuneproof-task": decision.routing.task,
         "x-tuneproof-arm": str(decision.arm),
         "x-tuneproof-model": decision.model.model_id,
         "x-tuneproof-unit": decision.unit,
-        "x-tuneproof-subject": decision.routing.subject or "",
+        "x-tuneproof-subject": decision.ticket.subject or "",
         "x-tuneproof-fallback": "true" if decision.failed else "",
     }
     return {name: quote(value, safe="/:@ ,;=+") for name, value in found.items() if value}
@@ -341,6 +373,31 @@ def _tokens(usage: Mapping[str, Any], kind: str) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 
+def _said(answer: Mapping[str, Any], part: str = "message") -> str:
+    """The text of an answer's first choice, or of a chunk's; empty where it has none."""
+    for choice in answer.get("choices") or ():
+        if isinstance(choice, dict) and not choice.get("index"):
+            content = (choice.get(part) or {}).get("content")
+            return content if isinstance(content, str) else ""
+    return ""
+
+
+def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was asked, as texts: of a message in parts the texts among them."""
+    return [
+        {"role": str(message.get("role", "")), "content": _content(message.get("content"))}
+        for message in body.get("messages") or ()
+        if isinstance(message, dict)
+    ]
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, dict))
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
 def _sse(data: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
@@ -348,7 +405,7 @@ def _sse(data: Mapping[str, Any]) -> bytes:
 def _outcome_id(ticket: Ticket, asked: Feedback) -> str:
     """The same for the same feedback, so that one sent again counts once."""
     at = utc(asked.at).isoformat() if asked.at else ""
-    text = f"{ticket.exposure} {at} {asked.value!r}"
+    text = f"{ticket.exposure} {at} {asked.value!r}" + (f" {asked.item}" if asked.item else "")
     return f"fb-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 

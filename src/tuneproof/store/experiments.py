@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +33,7 @@ from tuneproof.store.rows import to_row
 from tuneproof.store.tables import experiments, looks, phases, subjects
 
 if TYPE_CHECKING:
+    from tuneproof.rollout import Deployment
     from tuneproof.store.store import Store
 
 __all__ = ["Experiments", "Phase"]
@@ -64,7 +65,7 @@ class Experiments:
         try:
             async with self._store.writing(tx) as own:
                 await own.execute(insert(experiments), to_row(test))
-                await own.execute(insert(subjects), {"id": test.id, "kind": "experiment"})
+                await own.execute(insert(subjects), subject_row(test, "experiment"))
         except IntegrityError as error:
             raise ConflictError(
                 f"There is an experiment {test.id} already.", mend="Take a new id.", id=test.id
@@ -78,6 +79,15 @@ class Experiments:
         if row is None:
             raise NotFoundError(f"There is no experiment {id}.", mend="Check the id.", id=id)
         return _experiment(row)
+
+    async def family(self, family: str, *, tx: AsyncConnection | None = None) -> list[ABTest]:
+        """The tests of a family by lane. Raises `NotFoundError`."""
+        query = select(experiments).where(experiments.c.family == family)
+        async with self._store.reading(tx) as own:
+            rows = (await own.execute(query.order_by(experiments.c.lane))).all()
+        if not rows:
+            raise NotFoundError(f"There is no family {family}.", mend="Check the id.", id=family)
+        return [_experiment(row) for row in rows]
 
     async def page(
         self,
@@ -193,7 +203,7 @@ class Experiments:
             .order_by(experiments.c.start_at, experiments.c.id)
         )
         async with self._store.reading(tx) as own:
-            return [_spent(_experiment(row)) for row in await own.execute(query)]
+            return _spent([_experiment(row) for row in await own.execute(query)])
 
     async def final_lifts(
         self, pipeline: str, *, tx: AsyncConnection | None = None
@@ -274,18 +284,41 @@ def _experiment(row: Any) -> ABTest:
             "segments": tuple(values["segments"] or ()),
             "segment_guardrail": bool(values["segment_guardrail"]),
             "allocation": values["allocation"] or "fixed",
+            "lane": values["lane"] or 0,
+            "lanes": values["lanes"] or 1,
+            "analysis_unit": values["analysis_unit"] or "unit",
+            "cuped": bool(values["cuped"]),
         }
     )
 
 
-def _spent(test: ABTest) -> Spent:
-    running = test.status is ExperimentStatus.RUNNING
+def _spent(tests: Sequence[ABTest]) -> list[Spent]:
+    """What each test has taken; a family takes once what its candidates have together."""
+    together: dict[str, list[ABTest]] = {}
+    for test in tests:
+        together.setdefault(test.family or test.id, []).append(test)
+    return [_taken(name, family) for name, family in together.items()]
+
+
+def _taken(name: str, family: Sequence[ABTest]) -> Spent:
+    verdicts = [test.verdict for test in family]
+    running = any(test.status is ExperimentStatus.RUNNING for test in family)
     return Spent(
-        experiment=test.id,
-        identity=test.identity or (f"model:{test.candidate.model_id}",),
-        alpha=test.criteria.significance_threshold if test.alpha is None else test.alpha,
-        promoted=None if running else test.verdict is Verdict.PROMOTE,
+        experiment=name,
+        identity=tuple(dict.fromkeys(part for test in family for part in _identity(test))),
+        alpha=sum(_alpha(test) for test in family),
+        promoted=None if running else Verdict.PROMOTE in verdicts,
+        candidates=len(family),
     )
+
+
+def _alpha(test: ABTest) -> float:
+    declared = test.criteria.significance_threshold / test.lanes
+    return declared if test.alpha is None else test.alpha
+
+
+def _identity(test: ABTest) -> tuple[str, ...]:
+    return test.identity or (f"model:{test.candidate.model_id}",)
 
 
 def _look_row(look: Look) -> dict[str, Any]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Ids", "uuid7"]
 
-KINDS: Final = ("ft-pipeline", "ab-test", "deploy")
-"""Runs, experiments and rollouts, as their ids begin."""
+KINDS: Final = ("ft-pipeline", "ab-test", "family", "deploy")
+"""Runs, experiments, families of experiments and rollouts, as their ids begin."""
 
 _NEXT = text(
     "INSERT INTO counters (kind, day, last) VALUES (:kind, :day, 1) "

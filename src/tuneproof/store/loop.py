@@ -21,7 +21,7 @@ from tuneproof.experiments import (
     Spent,
     Verdict,
 )
-from tuneproof.rollout import Deployment, DeploymentState, Routing, routing_of
+from tuneproof.rollout import Deployment, DeploymentState, Lane, Routing, routing_of
 from tuneproof.rollout.machine import advance, roll_back
 from tuneproof.store.rows import to_json_types
 from tuneproof.store.runs import RunStatus
@@ -183,12 +183,74 @@ class Loop:
 
     async def _refuse_busy(self, task: str, tx: AsyncConnection) -> None:
         routing = await self._store.routing.get(task, tx=tx)
-        if routing is not None and routing.subject is not None:
+        if routing is not None and routing.subjects:
+            busy = ", ".join(routing.subjects)
             raise ConflictError(
-                f"Task {task} is busy with {routing.subject}: one candidate at a time.",
-                mend=f"End {routing.subject} first, or wait for it.",
-                subject=routing.subject,
+                f"Task {task} is busy with {busy}: one candidate at a time, or several as one "
+                "family.",
+                mend=f"End {busy} first, or wait for it.",
+                subject=routing.subjects[0],
             )
+
+    async def next_family_id(self, at: datetime, tx: Tx = None) -> str:
+        """The next `family-YYYYMMDD-NNN`."""
+        return await self._store.ids.next("family", at, tx=tx)
+
+    async def start_family(self, tests: Sequence[ABTest], *, tx: Tx = None) -> None:
+        """Keep the tests of a family, open their first phase together and route their tasks."""
+        first = tests[0]
+        async with self._store.writing(tx) as own:
+            for task in first.tasks:
+                await self._refuse_busy(task, own)
+            for test in tests:
+                await self._store.experiments.add(test, tx=own)
+                await self._store.experiments.open_phase(
+                    test.id, 1, test.traffic_split, test.start_at, tx=own
+                )
+            for task in first.tasks:
+                routing = Routing(
+                    task=task,
+                    baseline=first.baseline,
+                    salt=first.salt,
+                    phase=1,
+                    updated_at=first.start_at,
+                    cause=f"{first.family} starts",
+                    lanes=tuple(
+                        Lane(subject=t.id, candidate=t.candidate, share=t.traffic_split)
+                        for t in tests
+                    ),
+                )
+                await self._store.routing.set(routing, tx=own)
+
+    async def family(self, family: str, *, tx: Tx = None) -> Sequence[ABTest]:
+        """The tests of a family by lane. Raises `NotFoundError`."""
+        return await self._store.experiments.family(family, tx=tx)
+
+    async def stop_lanes(
+        self, stopped: Sequence[str], at: datetime, cause: str, *, tx: Tx = None
+    ) -> None:
+        """Give the traffic of some tests of a family back to the baseline, in their own lanes.
+
+        All tests of the family begin their next phase at this instant, also those whose share
+        stays: the baseline that they share has other rates from now on.
+        """
+        async with self._store.writing(tx) as own:
+            for routing in await self._store.routing.all(tx=own):
+                if any(lane.candidate and lane.subject in stopped for lane in routing.lanes):
+                    phase = await self._next_phase(routing, stopped, at, own)
+                    lanes = tuple(_stopped(lane, stopped) for lane in routing.lanes)
+                    moved = replace(routing, lanes=lanes, phase=phase, updated_at=at, cause=cause)
+                    await self._store.routing.set(moved, tx=own)
+
+    async def _next_phase(
+        self, routing: Routing, stopped: Sequence[str], at: datetime, tx: AsyncConnection
+    ) -> int:
+        """Open the phase after the routing's in all its lanes; again it changes nothing."""
+        number = routing.phase + 1
+        for subject, lane in zip(routing.subjects, routing.lanes, strict=True):
+            share = _stopped(lane, stopped).share
+            await self._store.experiments.open_phase(subject, number, share, at, tx=tx)
+        return number
 
     async def test(self, test_id: str, *, tx: Tx = None) -> ABTest:
         """The test of this id. Raises `NotFoundError`."""
@@ -327,7 +389,8 @@ class Loop:
     async def _mine(self, wanted: Routing, deployment: Deployment, tx: AsyncConnection) -> bool:
         """Whether this rollout still speaks for the task: a later one may have taken over."""
         now = await self._store.routing.get(wanted.task, tx=tx)
-        if now is None or now.subject in (None, deployment.id, deployment.ab_test_id):
+        mine = {deployment.id, deployment.ab_test_id}
+        if now is None or not now.subjects or mine & set(now.subjects):
             return True
         return not deployment.state.final
 
@@ -368,18 +431,30 @@ class Loop:
                     await self.move_deployment(moved, "rollback", "system", cause, at, own)
             routed = []
             for routing in await self._store.routing.all(tx=own):
-                if routing.subject not in subjects:
+                ended = [s for s in routing.subjects if s in subjects]
+                if not ended:
                     continue
-                await self._end_open_test(routing.subject, cause, own)
+                for subject in ended:
+                    await self._end_open_test(subject, cause, own)
+                routed.append(routing.task)
+                if await self._goes_on(routing, own):
+                    continue
                 bare = Routing(
                     task=routing.task, baseline=routing.baseline, updated_at=at, cause=cause
                 )
                 await self._store.routing.set(bare, tx=own)
-                routed.append(routing.task)
+            await self.stop_lanes(subjects, at, cause, tx=own)
         return routed
 
-    async def _end_open_test(self, subject: str | None, cause: str, tx: AsyncConnection) -> None:
-        if subject is None or not subject.startswith("ab-test-"):
+    async def _goes_on(self, routing: Routing, tx: AsyncConnection) -> bool:
+        """Whether another candidate of the same family is still being tested."""
+        if not routing.lanes:
+            return False
+        tests = [await self._store.experiments.get(id, tx=tx) for id in routing.subjects]
+        return any(test.status is ExperimentStatus.RUNNING for test in tests)
+
+    async def _end_open_test(self, subject: str, cause: str, tx: AsyncConnection) -> None:
+        if not subject.startswith("ab-test-"):
             return
         test = await self._store.experiments.get(subject, tx=tx)
         if test.status is ExperimentStatus.RUNNING:
@@ -390,3 +465,7 @@ class Loop:
                 reason=cause,
                 tx=tx,
             )
+
+
+def _stopped(lane: Lane, stopped: Sequence[str]) -> Lane:
+    return replace(lane, candidate=None, share=0.0) if lane.subject in stopped else lane

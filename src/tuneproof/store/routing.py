@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import ConflictError
-from tuneproof.rollout import Routing
+from tuneproof.experiments import ModelRef
+from tuneproof.rollout import Lane, Routing
 from tuneproof.store.experiments import model_ref
 from tuneproof.store.rows import to_row
 from tuneproof.store.tables import routing
@@ -90,11 +92,18 @@ async def _load(tx: AsyncConnection, task: str, *, lock: bool = False) -> Routin
 
 def _routing(row: Any) -> Routing:
     values = dict(row._mapping)
-    candidate = values["candidate"]
     return Routing(
         **{
             **values,
             "baseline": model_ref(values["baseline"]),
-            "candidate": None if candidate is None else model_ref(candidate),
+            "candidate": _model(values["candidate"]),
+            "lanes": tuple(
+                Lane(**{**lane, "candidate": _model(lane["candidate"])})
+                for lane in values["lanes"] or ()
+            ),
         }
     )
+
+
+def _model(data: Mapping[str, Any] | None) -> ModelRef | None:
+    return None if data is None else model_ref(data)

@@ -12,7 +12,9 @@ Outcomes are billionths of their unit, cost is in billionths of a dollar: intege
 sums do not depend on the order in which events came. (A millionth of a dollar would be a
 tenth of what a cheap model's hook costs.) In these tables `at` is in microseconds and `hour` in
 hours, both from 1970-01-01T00:00Z; rollups also hold whole days, under a negative `hour`
-(`sums.day_of`), so that a look reads few rows.
+(`sums.day_of`), so that a look reads few rows. On PostgreSQL exposures and outcomes are divided by
+day (`partitions`), so `at` is part of their key there; a unit's `first_at` and `last_at` say
+between which instants all its raw events lie, so that an event is looked for in few of the days.
 """
 
 from __future__ import annotations
@@ -110,6 +112,8 @@ subjects = Table(
     Column("id", Text, nullable=False, unique=True),
     Column("kind", Text, nullable=False),
     Column("purged_at", Instant),
+    Column("analysis_unit", Text),
+    Column("cuped", Boolean),
 )
 
 experiments = Table(
@@ -142,9 +146,15 @@ experiments = Table(
     Column("segments", Json),
     Column("segment_guardrail", Boolean),
     Column("allocation", Text),
+    Column("family", Text),
+    Column("lane", Integer),
+    Column("lanes", Integer),
+    Column("analysis_unit", Text),
+    Column("cuped", Boolean),
     Index(None, "pipeline", "start_at"),
     Index(None, "start_at"),
     Index(None, "run_id"),
+    Index(None, "family"),
 )
 
 phases = Table(
@@ -236,6 +246,8 @@ units = Table(
     Column("y_id", _Name),
     Column("y", BigInteger),
     Column("quality", BigInteger),
+    Column("first_at", BigInteger),
+    Column("last_at", BigInteger),
     sqlite_with_rowid=False,
 )
 
@@ -307,6 +319,8 @@ deployments = Table(
     Column("cause", Text),
     Column("evidence", Json, nullable=False),
     Column("version", Integer, nullable=False),
+    Column("analysis_unit", Text),
+    Column("cuped", Boolean),
     Index(None, "pipeline", "created_at"),
     Index(None, "created_at"),
     Index(None, "run_id"),
@@ -338,6 +352,41 @@ routing = Table(
     Column("version", Integer, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("cause", Text, nullable=False),
+    Column("lanes", Json),
+)
+
+# Answers to be scored, at most one of each unit and task. The texts go when a score comes.
+scores = Table(
+    "scores",
+    metadata,
+    Column("subject", BigInteger, primary_key=True, autoincrement=False),
+    Column("unit", _Name, primary_key=True),
+    Column("task", _Name, primary_key=True),
+    Column("pipeline", Text, nullable=False),
+    Column("arm", SmallInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("queued_at", BigInteger, nullable=False),
+    Column("messages", Json),
+    Column("text", Text),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("scorer", Text),
+    Column("score", Double),
+    Column("reason", Text),
+    Column("ended_at", BigInteger),
+    Index(None, "state", "due_at"),
+    sqlite_with_rowid=False,
+)
+
+# What scoring took of a pipeline's budget on a day (UTC), calls that a kill cut off included.
+scoring_days = Table(
+    "scoring_days",
+    metadata,
+    Column("pipeline", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("calls", BigInteger, nullable=False),
+    Column("cost_nano", BigInteger, nullable=False),
 )
 
 outbox = Table(

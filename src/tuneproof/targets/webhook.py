@@ -23,7 +23,7 @@ from tuneproof.errors import (
     TuneProofError,
 )
 from tuneproof.experiments import ModelRef
-from tuneproof.rollout import Routing
+from tuneproof.rollout import Lane, Routing
 
 
 class WebhookTarget:
@@ -120,7 +120,13 @@ def _document(routing: Routing) -> dict[str, Any]:
         "version": routing.version,
         "updated_at": routing.updated_at.isoformat() if routing.updated_at else None,
         "cause": routing.cause,
+        **({"lanes": [_lane(lane) for lane in routing.lanes]} if routing.lanes else {}),
     }
+
+
+def _lane(lane: Lane) -> dict[str, Any]:
+    candidate = None if lane.candidate is None else _model(lane.candidate)
+    return {"subject": lane.subject, "candidate": candidate, "share": lane.share}
 
 
 def _model(model: ModelRef) -> dict[str, str | None]:

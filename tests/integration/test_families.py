@@ -1,0 +1,142 @@
+"""Several candidates at once, end to end: lanes, shared baseline, one winner, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from tests.integration.loop import Loop, open_loop
+
+from tuneproof.errors import ConflictError, InputError, StateError
+from tuneproof.experiments import ABTest, Arm, ExperimentStatus, ModelRef, Verdict
+from tuneproof.testing import MemoryProvider
+
+BASE = ModelRef(model_id="base")
+ONE, TWO, THREE = (ModelRef(model_id=name) for name in ("one", "two", "three"))
+
+
+@asynccontextmanager
+async def family_of(
+    directory: Path, database: str, lifts: dict[str, float], **changes: object
+) -> AsyncIterator[tuple[Loop, list[ABTest]]]:
+    """A family of the models in `lifts` under way."""
+    provider = MemoryProvider(base_models=("base", *lifts))
+    split = {"traffic_split": 1 / (len(lifts) + 1), **changes}
+    async with open_loop(directory, database, provider=provider, changes=split) as loop:
+        loop.traffic.lifts = lifts
+        candidates = [ModelRef(model_id=name) for name in lifts]
+        tests = await loop.app.create_family(baseline=BASE, candidates=candidates)
+        yield loop, list(tests)
+
+
+async def test_best_candidate_is_promoted_and_the_others_are_rejected_for_it(
+    tmp_path: Path, database_url: str
+) -> None:
+    lifts = {"one": 0.3, "two": 0.8, "three": 0.0}
+    async with family_of(tmp_path, database_url, lifts) as (loop, tests):
+        family = tests[0].family
+        assert family is not None
+        assert [t.lane for t in tests] == [0, 1, 2]
+        assert {t.salt for t in tests} == {family}
+        won = await loop.app.engine.result(family)
+        ended = await loop.app.family(family)
+        assert won == tests[1].id
+        assert [t.verdict for t in ended] == [Verdict.REJECT, Verdict.PROMOTE, Verdict.REJECT]
+        assert {t.status for t in ended} == {ExperimentStatus.COMPLETED}
+        assert f"two ({won})" in (ended[0].reason or "")
+        assert all(not r.lanes and r.candidate is None for r in await loop.app.routing())
+        begun = await loop.app.deploy(model=TWO, ab_test_id=won, strategy="immediate")
+        await loop.app.engine.result(begun.id)
+        assert {r.baseline.model_id for r in await loop.app.routing()} == {"two"}
+
+
+async def test_each_candidate_is_compared_with_the_baseline_of_all_lanes(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
+        await loop.app.engine.result(tests[0].salt)
+        both = zip(*[await loop.app.looks(t.id) for t in tests], strict=False)
+        looks = list(both)[-1]
+        assert looks[0].baseline == looks[1].baseline
+        before = looks[0].matured_before
+        own = [await loop.app.store.events.evidence(t.id, before=before) for t in tests]
+        alone = [e.arm(Arm.BASELINE).sample_size for e in own]
+        assert min(alone) > 0
+        assert looks[0].baseline.sample_size == sum(alone)
+        assert all(look.inputs["control"] == [t.id for t in tests] for look in looks)
+        for test, look in zip(tests, looks, strict=True):
+            assert look.alpha == pytest.approx(test.promotion_alpha)
+        assert tests[0].promotion_alpha == pytest.approx(0.0219, abs=1e-4)
+
+
+async def test_harmful_candidate_ends_alone_and_all_lanes_begin_a_phase_together(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with family_of(tmp_path, database_url, {"one": -0.6, "two": 0.0}) as (loop, tests):
+        await loop.app.engine.result(tests[0].salt)
+        phases = [await loop.app.store.experiments.phases(t.id) for t in tests]
+        assert [[p.share for p in of] for of in phases] == [[1 / 3, 0.0], [1 / 3, 1 / 3]]
+        assert phases[0][1].at == phases[1][1].at
+        looks = await loop.app.looks(tests[1].id)
+        assert {cell["phase"] for cell in looks[-1].inputs["cells"]} == {1, 2}
+        harmed = await loop.app.looks(tests[0].id)
+        assert harmed[-1].reason.startswith("The candidate is worse")
+        assert len(harmed) < len(looks)
+        stopped = await loop.app.store.events.evidence(tests[0].id)
+        assert [c.arm for c in stopped.cells if c.phase == 2] == [Arm.BASELINE]
+
+
+async def test_one_candidate_can_be_ended_by_hand_and_then_all(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0, "three": 0.0}) as (
+        loop,
+        tests,
+    ):
+        ended = await loop.app.end_experiment(tests[1].id, reason="typo", actor="cli")
+        assert ended.status is ExperimentStatus.ABORTED
+        [routing, _] = await loop.app.routing()
+        assert [lane.candidate for lane in routing.lanes] == [ONE, None, THREE]
+        assert routing.phase == 2
+        with pytest.raises(StateError, match="aborted already"):
+            await loop.app.end_experiment(tests[1].id, reason="again", actor="cli")
+        await loop.app.end_family(tests[0].salt, reason="enough", actor="cli")
+        assert all(not r.subjects for r in await loop.app.routing())
+        await loop.app.engine.result(tests[0].salt)
+        with pytest.raises(StateError, match="have ended"):
+            await loop.app.end_family(tests[0].salt, reason="again", actor="cli")
+
+
+async def test_family_is_refused_where_it_cannot_be_tested(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, _):
+        create = loop.app.create_family
+        with pytest.raises(InputError, match="at least 2"):
+            await create(baseline=BASE, candidates=[ONE])
+        with pytest.raises(InputError, match="one is named twice"):
+            await create(baseline=BASE, candidates=[ONE, ONE])
+        with pytest.raises(InputError, match="outside"):
+            await create(baseline=BASE, candidates=[ONE, TWO], traffic_split=0.4)
+        with pytest.raises(InputError, match="shares stay"):
+            await create(baseline=BASE, candidates=[ONE, TWO], allocation="thompson")
+        with pytest.raises(ConflictError, match="busy with ab-test"):
+            await create(baseline=BASE, candidates=[ONE, TWO])
+
+
+async def test_lane_with_a_broken_split_leaves_the_shared_baseline(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
+        loop.traffic.lost = {"one": 0.5}
+        await loop.app.engine.result(tests[0].salt)
+        first, second = await loop.app.family(tests[0].salt)
+        assert first.verdict is Verdict.INVALID
+        assert second.verdict is Verdict.REJECT
+        looks = await loop.app.looks(second.id)
+        assert looks[-1].inputs["control"] == [second.id]
+        before = looks[-1].matured_before
+        own = await loop.app.store.events.evidence(second.id, before=before)
+        assert looks[-1].baseline.sample_size == own.arm(Arm.BASELINE).sample_size
