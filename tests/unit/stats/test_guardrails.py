@@ -170,6 +170,25 @@ def test_gross_failure_reads_the_last_requests_only():
         guardrails.gross_failure([], failures=21)
 
 
+@pytest.mark.parametrize(
+    ("concentration", "slight", "gross"),
+    [(100, 4400, 90), (300, 4300, 130), (1000, 4600, 210), (3000, 5500, 340)],
+)
+def test_concentration_of_300_is_the_soonest_to_see_a_slight_mismatch(concentration, slight, gross):
+    assert _called_from(0.12, 100, concentration) == slight
+    assert _called_from(0.30, 10, concentration) == gross
+
+
+def _called_from(share, step, concentration):
+    n = step
+    while True:
+        counts = [round(n * (1 - share)), round(n * share)]
+        log_e = guardrails.log_split_evalue(counts, [0.9, 0.1], concentration=concentration)
+        if log_e >= math.log(guardrails.SRM_THRESHOLD):
+            return n
+        n += step
+
+
 def test_error_is_split_over_guardrails():
     assert math.isclose(guardrails.split_alpha(0.05, 5), 0.01)
     with pytest.raises(InputError):
