@@ -10,6 +10,7 @@
     │   └── DeniedError              the token is absent, wrong, or lacks the scope
     ├── RetryableError             wait, then call again
     │   ├── ProviderUnavailableError the provider did not answer, or answered 5xx
+    │   ├── NotDeployedError         the model answers once somebody has deployed it
     │   ├── RateLimitedError         the provider said 429; carries `retry_after_s`
     │   ├── StoreUnavailableError    the database did not answer
     │   ├── TrackingUnavailableError MLflow did not answer
@@ -44,6 +45,7 @@ __all__ = [
     "DeniedError",
     "InputError",
     "LeaseLostError",
+    "NotDeployedError",
     "NotFoundError",
     "ProviderUnavailableError",
     "QuotaExhaustedError",
@@ -152,6 +154,10 @@ class RetryableError(TuneProofError):
 
 class ProviderUnavailableError(RetryableError):
     """The provider did not answer in time, or answered 5xx."""
+
+
+class NotDeployedError(RetryableError):
+    """The model exists and answers only once somebody has deployed it; `mend` says how."""
 
 
 class RateLimitedError(RetryableError):

@@ -59,7 +59,7 @@ async def open_providers(
     clock = VirtualClock(T0)
     OPENED.clear()
     OPENED.update({p.name: p for p in providers})
-    config = replace(QUICK, provider=providers[0].name, **(changes or {}))
+    config = replace(QUICK, **{"provider": providers[0].name, **(changes or {})})
     known = {
         p.name: ProviderConfig(
             name=p.name,

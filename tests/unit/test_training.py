@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from tuneproof.collection import Dataset, TrainingDataBatch, Window
-from tuneproof.errors import ConfigError, DataError, NotFoundError, TrainingFailedError
+from tuneproof.errors import (
+    ConfigError,
+    DataError,
+    NotFoundError,
+    ProviderUnavailableError,
+    TrainingFailedError,
+)
 from tuneproof.testing import MemoryProvider
 from tuneproof.training import ModelTrainer, VersionStatus, new_version_id
 
@@ -149,3 +155,41 @@ def test_version_ids_sort_by_time() -> None:
     ids = [new_version_id(T0 + timedelta(milliseconds=i)) for i in range(50)]
     assert ids == sorted(ids)
     assert all(i.startswith("ver-") and i[18] == "7" for i in ids)
+
+
+class Reader(MemoryProvider):
+    """Reads a file for as many questions as it is told before a job may use it."""
+
+    asked = 0
+    slow = 3
+
+    async def file_ready(self, file_id: str) -> bool:
+        self.asked += 1
+        return self.asked > self.slow
+
+
+async def test_file_is_waited_for_until_the_provider_has_read_it(tmp_path: Path) -> None:
+    provider = Reader()
+    made = trainer(provider, poll_s=60)
+    await made.start_fine_tuning(batch(tmp_path))
+    assert made._clock.now() == T0 + timedelta(seconds=180)  # noqa: SLF001
+    assert provider.calls["upload"] == 2
+
+
+async def test_caller_with_a_timer_is_told_of_a_file_that_is_being_read(tmp_path: Path) -> None:
+    provider = Reader()
+    made = trainer(provider, waits=False)
+    for _ in range(3):
+        with pytest.raises(ProviderUnavailableError, match="still reading train.jsonl"):
+            await made.start_fine_tuning(batch(tmp_path))
+    await made.start_fine_tuning(batch(tmp_path))
+    assert provider.calls["upload"] == 2  # training and validation, once each
+    assert provider.calls["create_job"] == 1
+
+
+async def test_job_without_a_log_ends_all_the_same(tmp_path: Path) -> None:
+    provider = MemoryProvider()
+    provider.raises["events"] = NotFoundError("There are no events here.")
+    made = trainer(provider)
+    started = await made.start_fine_tuning(batch(tmp_path))
+    assert (await made.monitor_training_job(started)).status is VersionStatus.TRAINED

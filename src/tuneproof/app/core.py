@@ -172,7 +172,8 @@ class Core:
             targets=self.targets,
             scorers=self._scorers,
             min_scores=self._min_scores,
-            pipelines=settings.pipelines,
+            scorer=self.scorers.find,
+            settings_now=self.settings_now,
             models_in_use={
                 n: ModelRef(model_id=t.model, provider=t.model_provider)
                 for n, t in settings.tasks.items()
@@ -434,6 +435,16 @@ class Core:
         return known[name]
 
     def manager(self, deployment: Deployment | None = None, **changes: Any) -> DeploymentManager:
+    async def settings_now(self, name: str) -> PipelineConfig | None:
+        """What a run of this pipeline that started now would be given; None for an unknown one."""
+        known = {config.name: config for config in self.pipelines()}
+        config = known.get(name) or self.settings.pipelines.get(name)
+        return None if config is None else await self.effective(config)
+
+    async def effective(self, config: PipelineConfig) -> PipelineConfig:
+        """The config that a run really gets."""
+        return config
+
         """A deployment manager for a rollout's pipeline."""
         name = deployment.pipeline if deployment else "default"
         known = {**self.settings.pipelines, **{c.name: c for c in self.pipelines()}}

@@ -77,7 +77,7 @@ class Runs(Core):
         if config_overrides:
             config = config.override(**config_overrides)
         self._check_tasks(config)
-        first, *others = [await self._effective(c) for c in apart(self.settings, config)]
+        first, *others = [await self.effective(c) for c in apart(self.settings, config)]
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
         )
@@ -85,10 +85,6 @@ class Runs(Core):
         for other in others:
             await self._started(other, arguments, actor)
         return run
-
-    async def _effective(self, config: PipelineConfig) -> PipelineConfig:
-        """The config that a run really gets."""
-        return config
 
     async def _started(self, config: PipelineConfig, arguments: RunArguments, actor: str) -> Run:
         async with self.store.begin() as tx:

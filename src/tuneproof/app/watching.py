@@ -28,15 +28,26 @@ ASK_EVERY = timedelta(hours=24)
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown:
-    """The day on which a model of a pipeline stops answering, as its provider announced it."""
+    """The day on which a model of a pipeline stops answering, as its provider announced it.
+
+    `base` is what the model was trained on; of a base model it is itself.
+    """
 
     model: str
     provider: str
     at: datetime
+    base: str = ""
 
     def left(self, now: datetime) -> timedelta:
         """How long it still answers."""
         return self.at - now
+
+    def follower(self, config: PipelineConfig) -> str | None:
+        """What to train on instead: the successor, or the base that was changed already."""
+        if config.base_model not in (None, self.model, self.base):
+            return config.base_model
+        successor = config.successor_model
+        return None if successor in (self.model, self.base) else successor
 
 
 class Watching(Runs):
@@ -69,7 +80,8 @@ class Watching(Runs):
         if not kept or not kept.get("at"):
             return None
         at = datetime.fromisoformat(kept["at"])
-        return Shutdown(model=kept["model"], provider=kept["provider"], at=at)
+        base = kept.get("base") or kept["model"]
+        return Shutdown(model=kept["model"], provider=kept["provider"], at=at, base=base)
 
     async def _asked(self, config: PipelineConfig, now: datetime) -> Shutdown | None:
         kept = await self.store.meta.get(f"shutdown:{config.name}")
@@ -81,23 +93,24 @@ class Watching(Runs):
             "model": found.model if found else None,
             "provider": found.provider if found else None,
             "at": found.at.isoformat() if found else None,
+            "base": found.base if found else None,
         }
         await self.store.meta.set(f"shutdown:{config.name}", value)
         return found
 
     async def ask_shutdown(self, config: PipelineConfig) -> Shutdown | None:
         """The first shutdown among the model in use, its base, and the base to train on."""
-        places: dict[str, str] = {}
+        places: dict[str, tuple[str, str]] = {}  # model -> who serves it, its base
         if config.base_model is not None:
-            places[config.base_model] = config.provider
+            places[config.base_model] = config.provider, config.base_model
         for task in config.tasks:
             routing = await self.store.routing.get(task)
             if routing is None:
                 continue
             name, base = await provider_of(self.store, self.settings, routing.baseline)
-            places |= {routing.baseline.model_id: name, base: name}
+            places |= {base: (name, base), routing.baseline.model_id: (name, base)}
         found = []
-        for model, name in places.items():
+        for model, (name, base) in places.items():
             try:
                 info = await find_model(await self.provider_at(name), model)
             except TuneProofError as e:  # the others' dates count all the same
@@ -105,7 +118,7 @@ class Watching(Runs):
                 info = None
             at = info.shutdown_at if info is not None else await self._heard(config, model)
             if at is not None:
-                found.append(Shutdown(model=model, provider=name, at=at))
+                found.append(Shutdown(model=model, provider=name, at=at, base=base))
         return min(found, default=None, key=lambda s: (s.at, s.model))
 
     async def _heard(self, config: PipelineConfig, model: str) -> datetime | None:
@@ -122,7 +135,7 @@ class Watching(Runs):
             return None
         await self._warn(config, found, now)
         lead = timedelta(days=config.retrain_lead_days)
-        if found.left(now) > lead or config.successor_model in (None, found.model):
+        if found.left(now) > lead or found.follower(config) is None:
             return None
         if config.schedule_driver != "internal":
             return None  # the outer scheduler's next run trains on the successor
@@ -132,13 +145,13 @@ class Watching(Runs):
         key, mark = f"shutdown_warned:{config.name}", f"{found.model} {found.at.isoformat()}"
         if await self.store.meta.get(key) == mark:
             return
+        follows = found.follower(config)
         said = (
             f"{found.model} shuts down at {found.provider} on {found.at:%Y-%m-%d}, in "
             f"{found.left(now).days} days; "
             + (
-                f"{config.retrain_lead_days:g} days before, the loop trains on "
-                f"{config.successor_model}"
-                if config.successor_model
+                f"{config.retrain_lead_days:g} days before, the loop trains on {follows}"
+                if follows
                 else "name a training.successor_model"
             )
         )
@@ -160,17 +173,23 @@ class Watching(Runs):
         except StateError:
             return None  # a run is under way; this is looked at again after it
         await self.store.meta.set(key, mark)
-        said = f"{found.model} shuts down on {found.at:%Y-%m-%d}: {config.successor_model} follows"
+        follows = found.follower(config)
+        said = f"{found.model} shuts down on {found.at:%Y-%m-%d}: {follows} follows"
         await self.store.activity.add(now, "schedule", "successor run", run.id, said)
         return run
 
-    async def _effective(self, config: PipelineConfig) -> PipelineConfig:
-        """The config with the successor for its base model, once the lead has begun."""
+    async def effective(self, config: PipelineConfig) -> PipelineConfig:
+        """The config with the successor for its base model, once the lead has begun.
+
+        A base model that the team has changed already, to one that is not shut down, stays.
+        """
         if config.successor_model is None:
             return config
         found = await self.shutdown(config)
         lead = timedelta(days=config.retrain_lead_days)
         if found is None or found.left(self.clock.now()) > lead:
+            return config
+        if found.follower(config) != config.successor_model:
             return config
         return replace(
             config,

@@ -233,6 +233,11 @@ class NoHooks:
         """Ignored."""
 
 
+async def _unknown(pipeline: str) -> PipelineConfig | None:
+    """The settings of a pipeline that stands in none."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """The adapters of this process that runs work with; `workflow.resources()` of a run.
@@ -241,6 +246,7 @@ class Parts:
     says what training and answers cost, `price(provider, model, method)` what training does;
     `scorers` are asked by every gate, `scorer(name)` is one that a pipeline's settings name;
     `serves(model)` is the provider that answers for a model (None: the pipeline's for all),
+    `settings_now(pipeline)` is what a run that started now would be given;
     `place(provider)` a name that finds the provider also after it has moved; `directory`
     holds datasets and temporary files.
     """
@@ -256,7 +262,7 @@ class Parts:
     min_scores: Mapping[str, float] = field(default_factory=dict)
     scorer: Callable[[str], Scorer] | None = None
     models_in_use: Mapping[str, ModelRef] = field(default_factory=dict)
-    pipelines: Mapping[str, PipelineConfig] = field(default_factory=dict)
+    settings_now: Callable[[str], Awaitable[PipelineConfig | None]] = _unknown
     hooks: Hooks = field(default_factory=NoHooks)
     prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
@@ -15,7 +15,7 @@ from tuneproof.evaluation import Gate, GateReport
 from tuneproof.pipeline.records import Stage
 from tuneproof.pipeline.steps import Wait
 from tuneproof.pipeline.training import Training
-from tuneproof.training import ModelVersion, VersionStatus
+from tuneproof.training import Deploys, ModelVersion, VersionStatus
 from tuneproof.workflow import RunStatus
 
 __all__ = ["Making", "Wait"]
@@ -27,13 +27,16 @@ class Making(Training):
     # --- gate -----------------------------------------------------------------------
 
     async def gate(
-        self, version: ModelVersion, batch: TrainingDataBatch
+        self, version: ModelVersion, batch: TrainingDataBatch, wait: Wait
     ) -> tuple[ModelVersion, GateReport]:
-        """Check a version offline; a report that fails ends the run, nothing is served."""
+        """Check a version offline; a report that fails ends the run, nothing is served.
+
+        A provider that is away is waited for, and so is a version that must be deployed first.
+        """
         self.stage = Stage.GATE
         await workflow.transaction("gate.begin", self._begin, Stage.GATE)
         async with self._timed(Stage.GATE):
-            report: GateReport = await workflow.step("gate", self._checked, version, batch)
+            report: GateReport = await self._patiently("gate", wait, self._checked, version, batch)
         judged: ModelVersion = await workflow.transaction(
             "gate.end", self._write_gate, version, report
         )
@@ -42,8 +45,11 @@ class Making(Training):
 
     async def _checked(self, version: ModelVersion, batch: TrainingDataBatch) -> GateReport:
         batch = await self._present(batch)
+        provider = await self._answering(version)
+        if isinstance(provider, Deploys) and version.model_id is not None:
+            await cast(Deploys, provider).ensure_deployed(version.model_id)
         gate = Gate(
-            await self._answering(version),
+            provider,
             min_improvement=self._config.gate_min_improvement,
             samples=self._config.gate_samples,
             scorers=self._parts.scorers,

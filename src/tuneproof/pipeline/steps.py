@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tuneproof import workflow
-from tuneproof.errors import RetryableError
+from tuneproof.errors import NotDeployedError, RetryableError
 from tuneproof.pipeline.records import Parts, RunArguments, Stage
 from tuneproof.settings import PipelineConfig
 
@@ -19,6 +20,16 @@ FIRST_PAUSE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)
 PATIENCE = timedelta(hours=24)
 """How long a stage goes on trying while a provider is away, and how often."""
+
+
+JITTER = 0.2
+"""Pauses differ from run to run by up to this share, so that runs do not ask all at once."""
+
+
+def jitter(what: str, number: int) -> float:
+    """A factor around 1 that is always the same for this pause of this run."""
+    digest = hashlib.sha256(f"{what}:{number}".encode()).digest()
+    return 1.0 + JITTER * (int.from_bytes(digest[:4], "big") / 2**32 - 0.5)
 
 
 class Steps:
@@ -51,7 +62,7 @@ class Steps:
     ) -> Any:
         """A step that goes on trying, minutes apart, while its provider is away."""
         began = await workflow.now()
-        pause = FIRST_PAUSE
+        pause, tries = FIRST_PAUSE, 0
         while True:
             try:
                 return await workflow.step(name, fn, *args)
@@ -61,16 +72,18 @@ class Steps:
                     raise
                 hint = timedelta(seconds=float(e.details.get("retry_after_s") or 0))
                 pause = min(max(pause, hint), LONGEST_PAUSE)
-                again = now + pause
+                again, tries = now + pause * jitter(f"{self._id}:{name}", tries), tries + 1
                 note = f"{e.message} The next try is at {again:%Y-%m-%d %H:%M} UTC."
-                await workflow.transaction(f"{name}.note", self._note, note)
+                needs = e.mend if isinstance(e, NotDeployedError) else ""
+                await workflow.transaction(f"{name}.note", self._note, note, needs)
                 await wait(again)
                 pause *= 2
 
-    async def _note(self, tx: Any, note: str) -> None:
+    async def _note(self, tx: Any, note: str, needs: str = "") -> None:
+        """Keep why the run waits, and what a person must do about it, if one must."""
         at = self._parts.clock.now()
         await self._parts.store.mark_stage(
-            self._id, self.stage, "in_progress", {"note": note}, at, tx
+            self._id, self.stage, "in_progress", {"note": note, "needs": needs}, at, tx
         )
         await self._tell(tx, "note", {"text": note}, f"note:{at.isoformat()}")
 

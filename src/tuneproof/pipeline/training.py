@@ -6,7 +6,6 @@ loss becomes the version.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,7 +19,7 @@ from tuneproof.experiments import model_ref
 from tuneproof.pipeline.collecting import Collecting
 from tuneproof.pipeline.preflight import Cleared, Preflight, cost_of_trial
 from tuneproof.pipeline.records import Stage
-from tuneproof.pipeline.steps import Wait
+from tuneproof.pipeline.steps import Wait, jitter
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import (
     RUN_KEY,
@@ -37,9 +36,6 @@ from tuneproof.training import (
 
 FIRST_POLL_S = 0.5
 """A small job may be done at once: the pause between polls doubles from here to `poll_seconds`."""
-
-JITTER = 0.2
-"""Pauses differ from run to run by up to this share, so that runs do not ask all at once."""
 
 VANISHED_POLLS = 3
 """A job is gone once the provider has said so this often in a row: some lists lag behind."""
@@ -94,9 +90,9 @@ class Training(Collecting):
         self._parts.hooks.run_changed(self._id)
         return trained
 
-    def _mended(self) -> PipelineConfig:
+    async def _mended(self) -> PipelineConfig:
         """A retry trains as the settings say now: a provider that closed can be changed."""
-        now = self._parts.pipelines.get(self._config.name)
+        now = await self._parts.settings_now(self._config.name)
         if now is None:
             return self._config
         return replace(self._config, **{name: getattr(now, name) for name in MENDED_BY_RETRY})
@@ -225,6 +221,7 @@ class Training(Collecting):
             suffix=config.suffix,
             timeout_s=config.timeout_seconds,
             poll_s=config.poll_seconds,
+            waits=False,
         )
 
     async def _declare(self, tx: Any, batch: TrainingDataBatch, base: str) -> ModelVersion:
@@ -325,7 +322,7 @@ class Training(Collecting):
         seen: Progress | None = None
         while True:
             pause = min(2 * pause, trainer.poll_s)
-            await wait(now + timedelta(seconds=pause * _jitter(self._id, polls)))
+            await wait(now + timedelta(seconds=pause * jitter(self._id, polls)))
             now, polls = await workflow.now(), polls + 1
             try:
                 found: Progress = await workflow.step("train.poll", trainer.poll, version)
@@ -401,12 +398,6 @@ class Training(Collecting):
         except RetryableError:
             return False
         return True
-
-
-def _jitter(run_id: str, polls: int) -> float:
-    """A factor around 1 that is always the same for this poll of this run."""
-    digest = hashlib.sha256(f"{run_id}:{polls}".encode()).digest()
-    return 1.0 + JITTER * (int.from_bytes(digest[:4], "big") / 2**32 - 0.5)
 
 
 def _shown(history: list[Trial]) -> list[dict[str, Any]]:

@@ -35,6 +35,14 @@ class Dialect:
     """Files larger than this (bytes) go through the uploads API; None: it has none."""
     part_bytes: int = 64 * MEBIBYTE
     """The size of one part of the uploads API."""
+    deploys: str = ""
+    """How a fine-tune is deployed, which does not answer before; empty: it answers at once."""
+    suffix: bool = True
+    """Whether jobs are given the user's suffix."""
+    old_hyperparameters: bool = False
+    """Whether hyperparameters stand in the job's own field, where the wire had them first."""
+    methods: tuple[str, ...] = ("supervised", "dpo")
+    """How the server trains, as far as it is known."""
     absolute_learning_rate: bool = False
     """Whether `learning_rate_multiplier` is read as the learning rate itself."""
     max_tokens_field: str = "max_tokens"
@@ -61,9 +69,16 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
             ),
             Dialect(
                 name="azure",
-                hosts=(".openai.azure.com", ".services.ai.azure.com"),
+                hosts=(
+                    ".openai.azure.com",
+                    ".services.ai.azure.com",
+                    ".cognitiveservices.azure.com",
+                ),
                 job_body=MappingProxyType({"trainingType": "Standard"}),
                 file_processing=True,
+                # The deployment must bear the model's name, of which it takes 64 characters.
+                suffix=False,
+                deploys="In Azure, make a deployment whose name is the model's.",
                 max_tokens_field="max_completion_tokens",
                 prompt_logprobs=False,
             ),
@@ -71,6 +86,8 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 name="nebius",
                 hosts=(".nebius.com", ".nebius.ai"),
                 uploads_above=None,
+                old_hyperparameters=True,
+                methods=("supervised",),
                 absolute_learning_rate=True,
             ),
             Dialect(name="trainer", probes_training=True, prices="trainer"),
@@ -81,8 +98,21 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
 """By name. `trainer` is our own, `compatible` any other server of the wire, vLLM and
 the like."""
 
-NATIVE_CHAT = Dialect(name="native", prompt_logprobs=False)
-"""The chat wire of a provider whose fine-tuning wire is its own."""
+NATIVE_CHAT: Mapping[str, Dialect] = MappingProxyType(
+    {
+        "together": Dialect(
+            name="together",
+            prompt_logprobs=False,
+            deploys="At Together, make a dedicated endpoint of it.",
+        ),
+        "fireworks": Dialect(
+            name="fireworks",
+            prompt_logprobs=False,
+            deploys="At Fireworks, load it onto a deployment (firectl load-lora, or the console).",
+        ),
+    }
+)
+"""The chat wires of the providers whose fine-tuning wire is their own, by kind."""
 
 
 def dialect_for(kind: str, base_url: str | None) -> Dialect:

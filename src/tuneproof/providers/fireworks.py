@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -82,8 +82,6 @@ POSTED_UP_TO = 150 * 1000 * 1000
 """Files above this many bytes go to a signed address."""
 BASE_LEARNING_RATE = 1e-4
 """The documented default learning rate for LoRA, by which a multiplier is taken."""
-FILE_POLL_S = 2.0
-FILE_POLLS = 300
 
 
 class Fireworks:
@@ -97,6 +95,7 @@ class Fireworks:
         self._chat = chat
         self._clock = clock
         self._account = account
+        self._whole: set[str] = set()  # datasets that got all their bytes from this process
 
     async def _root(self) -> str:
         """`/accounts/ID`, asked for once where the settings do not name it."""
@@ -142,7 +141,9 @@ class Fireworks:
                     f"{root}/datasets/{dataset}:upload",
                     files={"file": (name, file, "application/jsonl")},
                 )
-        return await self._wait_ready(f"{root}/datasets/{dataset}")
+        made = f"{root}/datasets/{dataset}".removeprefix("/")
+        self._whole.add(made)
+        return made
 
     async def _put_signed(self, dataset: str, path: Path, size: int) -> None:
         body = {"filenameToSize": {path.name: str(size)}}
@@ -166,33 +167,34 @@ class Fireworks:
         )
         await self._http.json("POST", f"{dataset}:validateUpload", json={})
 
-    async def _wait_ready(self, dataset: str) -> str:
-        for _ in range(FILE_POLLS):
-            found = await self._http.json("GET", dataset)
-            if found.get("state") == "READY":
-                return str(found["name"])
-            status = found.get("status") or {}
-            if status.get("code") not in (None, "OK"):
-                raise DataError(
-                    f"Provider {self.name!r} refused dataset {found.get('name')}: "
-                    f"{status.get('message') or status['code']}.",
-                    mend="Mend the training file, then retry the run.",
-                )
-            await self._clock.sleep_until(self._clock.now() + timedelta(seconds=FILE_POLL_S))
-        raise ProviderUnavailableError(
-            f"Provider {self.name!r} had not read {dataset} "
-            f"after {FILE_POLLS * FILE_POLL_S:.0f} s.",
-            mend="The dataset is looked for again later.",
-        )
+    async def file_ready(self, file_id: str) -> bool:
+        """Whether the dataset was read. Raises `DataError` for one that is refused."""
+        found = await self._http.json("GET", f"/{file_id}")
+        if found.get("state") == "READY":
+            return True
+        if _refused(found):
+            raise DataError(
+                f"Provider {self.name!r} refused dataset {found.get('name')}: "
+                f"{found['status'].get('message') or found['status']['code']}.",
+                mend="Mend the training file, then retry the run.",
+            )
+        return False
 
     async def find_file(self, name: str) -> str | None:
-        """The dataset that was made of a file of this name, or None while it is not whole."""
+        """The dataset that was made of a file of this name, or None while it is not whole.
+
+        Whether a dataset in state UPLOADING was cut off or is being read cannot be told from
+        it: only what this process uploaded is taken to be whole, else it is uploaded again, into
+        the same dataset.
+        """
         root = await self._root()
         try:
             found = await self._http.json("GET", f"{root}/datasets/{_dataset_id(name)}")
         except NotFoundError:
             return None
-        return str(found["name"]) if found.get("state") == "READY" else None
+        name = str(found["name"])
+        whole = found.get("state") == "READY" or (name in self._whole and not _refused(found))
+        return name if whole else None
 
     async def delete_file(self, file_id: str) -> bool:
         """Delete a dataset; False when it was gone already."""
@@ -371,6 +373,10 @@ class Fireworks:
             timeout_s=timeout_s,
         )
 
+    async def ensure_deployed(self, model: str) -> None:
+        """Return where the model answers. Raises `NotDeployedError`, which says how it comes to."""
+        await self._chat.ensure_deployed(model)
+
     async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
         """None: this wire gives no probabilities of a given reply."""
         return await self._chat.score(model, messages)
@@ -446,6 +452,11 @@ def _size(path: Path) -> int:
     if size == 0:
         raise DataError(f"Training file {path} is empty.", mend="Collect more examples.")
     return size
+
+
+def _refused(dataset: Mapping[str, Any]) -> bool:
+    """Whether Fireworks has said that it cannot use a dataset."""
+    return (dataset.get("status") or {}).get("code") not in (None, "OK")
 
 
 async def _count_lines(path: Path) -> int:

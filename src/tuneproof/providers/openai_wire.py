@@ -7,7 +7,7 @@ are those of `tuneproof.errors`. Verified against openai 3.51.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,6 +19,7 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from tuneproof.errors import (
     ConfigError,
     DataError,
+    NotDeployedError,
     NotFoundError,
     ProviderUnavailableError,
     TrainingNotAvailableError,
@@ -46,8 +47,14 @@ T = TypeVar("T")
 ABSENT_FILE = "file-tuneproofpreflight"
 """The id of a file that no server has: what a preflight asks to train on."""
 
-FILE_POLL_S = 2.0
-FILE_POLLS = 300
+UNREADABLE = ("error", "failed")
+"""States of a file that no job may use; `failed` is Azure's word."""
+
+UNDEPLOYED = ("model_not_available", "DeploymentNotFound")
+"""Codes by which a refusal (400) says that a model is not deployed: Together's, Azure's."""
+
+READ = ("processed", "succeeded")
+"""States of a file that a server has read; `succeeded` is Azure's word."""
 
 
 class OpenAIWire:
@@ -86,8 +93,6 @@ class OpenAIWire:
                     file=(name, file, "application/jsonl"), purpose="fine-tune"
                 )
             )
-        if self.dialect.file_processing:
-            await self._wait_processed(made.id)
         return made.id
 
     async def _upload_parts(self, path: Path, *, name: str, size: int) -> str:
@@ -120,23 +125,21 @@ class OpenAIWire:
                 )
                 yield part.id
 
-    async def _wait_processed(self, file_id: str) -> None:
-        for _ in range(FILE_POLLS):
-            file: FileObject = await self._call(lambda: self._client.files.retrieve(file_id))
-            if file.status == "processed":
-                return
-            if file.status == "error":
-                raise DataError(
-                    f"Provider {self.name!r} could not read file {file_id}: "
-                    f"{file.status_details or 'it gave no reason'}.",
-                    mend="Mend the training file, then call again.",
-                )
-            await self._clock.sleep_until(self._clock.now() + timedelta(seconds=FILE_POLL_S))
-        raise ProviderUnavailableError(
-            f"Provider {self.name!r} had not processed file {file_id} "
-            f"after {FILE_POLLS * FILE_POLL_S:.0f} s.",
-            mend="The upload is looked for again later.",
-        )
+    async def file_ready(self, file_id: str) -> bool:
+        """Whether a job may use the file; only servers that read it first are asked.
+
+        Raises `DataError` for a file that the server could not read.
+        """
+        if not self.dialect.file_processing:
+            return True
+        file: FileObject = await self._call(lambda: self._client.files.retrieve(file_id))
+        if str(file.status) in UNREADABLE:
+            raise DataError(
+                f"Provider {self.name!r} could not read file {file_id}: "
+                f"{file.status_details or 'it gave no reason'}.",
+                mend="Mend the training file, then call again.",
+            )
+        return str(file.status) in READ
 
     async def find_file(self, name: str) -> str | None:
         """The id of the newest usable file with this name, or None."""
@@ -145,7 +148,7 @@ class OpenAIWire:
             async for file in self._client.files.list(
                 purpose="fine-tune", order="desc", limit=1000
             ):
-                if file.filename == name and file.status not in ("error", "deleted"):
+                if file.filename == name and str(file.status) not in (*UNREADABLE, "deleted"):
                     return file.id
             return None
 
@@ -176,17 +179,28 @@ class OpenAIWire:
     def _job_body(self, request: JobRequest) -> dict[str, Any]:
         chosen = {k: v for k, v in request.hyperparameters.items() if v != "auto"}
         self._check_learning_rate(chosen.get("learning_rate_multiplier"))
-        method: dict[str, Any] = {"type": request.method}
-        if chosen:
-            method[request.method] = {"hyperparameters": chosen}
-        body: dict[str, Any] = {"method": method, **self.dialect.job_body}
+        body = {**self._method(request.method, chosen), **self.dialect.job_body}
         optional = {
             "validation_file": request.validation_file,
-            "suffix": request.suffix,
+            "suffix": request.suffix if self.dialect.suffix else None,
             "seed": request.seed,
             "metadata": dict(request.metadata) if self.dialect.job_metadata else None,
         }
         return body | {k: v for k, v in optional.items() if v not in (None, {})}
+
+    def _method(self, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a job's body that says how to train."""
+        if name not in self.dialect.methods:
+            raise ConfigError(
+                f"Provider {self.name!r} ({self.dialect.name}) does not train by {name!r}.",
+                mend=f"Set training.method to one of: {', '.join(self.dialect.methods)}.",
+            )
+        if self.dialect.old_hyperparameters:
+            return {"hyperparameters": dict(chosen)} if chosen else {}
+        method: dict[str, Any] = {"type": name}
+        if chosen:
+            method[name] = {"hyperparameters": dict(chosen)}
+        return {"method": method}
 
     def _check_learning_rate(self, value: int | float | str | None) -> None:
         if self.dialect.absolute_learning_rate and isinstance(value, int | float) and value >= 0.1:
@@ -263,6 +277,9 @@ class OpenAIWire:
         known = listed.get(model)
         shutdown = known.shutdown_at if known else None
         offered = tuple(m for m in listed if not m.startswith("ft:"))
+        if method not in self.dialect.methods:
+            detail = f"it trains by {', '.join(self.dialect.methods)} only"
+            return Readiness(model=model, tunable=False, shutdown_at=shutdown, detail=detail)
         if not self.dialect.probes_training:
             return Readiness(model=model, shutdown_at=shutdown, offered=offered)
         account, tunable, detail = await self._asked(model, method)
@@ -290,6 +307,23 @@ class OpenAIWire:
             return True, (False if named else None), e.message.rstrip(".")
         await self.cancel_job(job.id)
         return True, True, ""
+
+    async def ensure_deployed(self, model: str) -> None:
+        """Return where the model answers; only servers that deploy a fine-tune first are asked.
+
+        The question is one for a single token. Raises `NotDeployedError`, which says how.
+        """
+        if not self.dialect.deploys:
+            return
+        try:
+            await self.complete(model, [{"role": "user", "content": "Hello"}], max_tokens=1)
+        except (NotFoundError, DataError) as e:
+            if isinstance(e, DataError) and e.details.get("code") not in UNDEPLOYED:
+                raise
+            raise NotDeployedError(
+                f"{model} does not answer at {self.name} before it is deployed.",
+                mend=f"{self.dialect.deploys} The run waits for it, and goes on by itself.",
+            ) from e
 
     async def complete(
         self,

@@ -62,7 +62,7 @@ def open_provider(
             max_retries=0,
             timeout=timeout_s,
         ),
-        dialect=NATIVE_CHAT if config.kind in NATIVE else dialect_for(config.kind, config.base_url),
+        dialect=NATIVE_CHAT.get(config.kind) or dialect_for(config.kind, config.base_url),
         clock=clock,
         breaker=breaker,
     )

@@ -63,8 +63,6 @@ MAX_SUFFIX = 40
 NANO_USD = 1e9
 BASE_LEARNING_RATE = 1e-5
 """The wire's default learning rate, by which a multiplier is taken."""
-FILE_POLL_S = 2.0
-FILE_POLLS = 300
 
 
 class Together:
@@ -79,7 +77,7 @@ class Together:
     # Files
 
     async def upload(self, path: Path, *, name: str) -> str:
-        """Ask for a place, put the file there, and wait until it was validated."""
+        """Ask for a place, put the file there, and have it validated (`file_ready` says when)."""
         size, digest = _read(path)
         asked = await self._http.send(
             "POST",
@@ -105,7 +103,6 @@ class Together:
             )
         await self._put(path, place, size)
         await self._http.json("POST", f"/files/{file_id}/preprocess")
-        await self._wait_valid(file_id)
         return str(file_id)
 
     async def _put(self, path: Path, place: str, size: int) -> None:
@@ -117,38 +114,33 @@ class Together:
             headers={"content-length": str(size)},
         )
 
-    async def _wait_valid(self, file_id: str) -> None:
-        for _ in range(FILE_POLLS):
-            file = await self._http.json("GET", f"/files/{file_id}")
-            status = file.get("processing_status")
-            if status in (None, "COMPLETED"):
-                return
-            if status == "INVALID_FORMAT":
-                report = file.get("validation_report") or {}
-                raise DataError(
-                    f"Provider {self.name!r} refused file {file_id}: "
-                    f"{report.get('error') or 'it gave no reason'}.",
-                    mend="Mend the training file, then retry the run.",
-                )
-            if status == "FAILED":
-                raise ProviderUnavailableError(
-                    f"Provider {self.name!r} could not validate file {file_id}.",
-                    mend="The upload is made again.",
-                )
-            await self._clock.sleep_until(self._clock.now() + timedelta(seconds=FILE_POLL_S))
-        raise ProviderUnavailableError(
-            f"Provider {self.name!r} had not validated file {file_id} "
-            f"after {FILE_POLLS * FILE_POLL_S:.0f} s.",
-            mend="The file is looked for again later.",
-        )
+    async def file_ready(self, file_id: str) -> bool:
+        """Whether the file was validated. Raises `DataError` for one that is refused."""
+        file = await self._http.json("GET", f"/files/{file_id}")
+        status = file.get("processing_status")
+        if status == "INVALID_FORMAT":
+            report = file.get("validation_report") or {}
+            raise DataError(
+                f"Provider {self.name!r} refused file {file_id}: "
+                f"{report.get('error') or 'it gave no reason'}.",
+                mend="Mend the training file, then retry the run.",
+            )
+        if status == "FAILED":
+            raise ProviderUnavailableError(
+                f"Provider {self.name!r} could not validate file {file_id}.",
+                mend="The file is uploaded again.",
+            )
+        return status in (None, "COMPLETED")
 
     async def find_file(self, name: str) -> str | None:
-        """The id of the newest usable file with this name, or None."""
+        """The id of the newest whole file with this name that was not refused, or None."""
         listed = await self._http.json("GET", "/files")
         found = [
             file
             for file in listed.get("data", [])
-            if file.get("filename") == name and file.get("processing_status") in (None, "COMPLETED")
+            if file.get("filename") == name
+            and file.get("bytes") != 0  # asked for, and never put
+            and file.get("processing_status") not in ("INVALID_FORMAT", "FAILED")
         ]
         return str(max(found, key=lambda f: f.get("created_at", 0))["id"]) if found else None
 
@@ -298,6 +290,10 @@ class Together:
             seed=seed,
             timeout_s=timeout_s,
         )
+
+    async def ensure_deployed(self, model: str) -> None:
+        """Return where the model answers. Raises `NotDeployedError`, which says how it comes to."""
+        await self._chat.ensure_deployed(model)
 
     async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
         """None: this wire gives no probabilities of a given reply."""

@@ -15,6 +15,7 @@ from tuneproof.training.costs import (
 from tuneproof.training.preflight import Catalogue, Prober, Readiness, find_model, preflight
 from tuneproof.training.records import (
     Completion,
+    Deploys,
     Job,
     JobEvent,
     JobRequest,
@@ -22,6 +23,7 @@ from tuneproof.training.records import (
     ModelInfo,
     ModelVersion,
     Provider,
+    ReadsFiles,
     Score,
     VersionStatus,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "RUN_KEY",
     "Catalogue",
     "Completion",
+    "Deploys",
     "Estimate",
     "Job",
     "JobEvent",
@@ -52,6 +55,7 @@ __all__ = [
     "Progress",
     "Provider",
     "Readiness",
+    "ReadsFiles",
     "Score",
     "Trial",
     "VersionStatus",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class JobStatus(StrEnum):
@@ -116,6 +116,22 @@ class Score:
 
     tokens: int
     logprob: float
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A provider that reads an uploaded file before a job may use it, which takes a while."""
+
+    async def file_ready(self, file_id: str) -> bool:
+        """Whether a job may use the file now. Raises `DataError` where it was refused."""
+
+
+@runtime_checkable
+class Deploys(Protocol):
+    """A provider whose fine-tunes answer only once they are deployed."""
+
+    async def ensure_deployed(self, model: str) -> None:
+        """Return where the model answers. Raises `NotDeployedError`, which says how to mend it."""
 
 
 class Provider(Protocol):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,10 +26,12 @@ from tuneproof.resilience import retrying
 from tuneproof.settings import Settings
 from tuneproof.training.records import (
     Job,
+    JobEvent,
     JobRequest,
     JobStatus,
     ModelVersion,
     Provider,
+    ReadsFiles,
     VersionStatus,
 )
 from tuneproof.workflow import Clock, SystemClock
@@ -36,8 +39,13 @@ from tuneproof.workflow import Clock, SystemClock
 if TYPE_CHECKING:
     from tuneproof.collection import TrainingDataBatch
 
+log = logging.getLogger(__name__)
+
 RUN_KEY = "tuneproof_run"
 """The metadata key by which a run's job is found again at the provider."""
+
+SLOWEST_UPLOAD = 1024 * 1024
+"""Bytes a second below which an upload is given up."""
 
 MAX_SUFFIX = 64
 """The wire's limit on a model's suffix, in characters."""
@@ -56,7 +64,8 @@ class ModelTrainer:
 
     Usable by itself: `start_fine_tuning` uploads and creates the job, `monitor_training_job`
     waits for its end. Both find what they made before, so calling them again after a kill
-    uploads nothing twice and trains nothing twice.
+    uploads nothing twice and trains nothing twice. With `waits` False a file that the provider
+    is still reading raises `ProviderUnavailableError` at once, for a caller with a timer.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class ModelTrainer:
         timeout_s: float = 1800.0,
         poll_s: float = 10.0,
         upload_timeout_s: float = 30.0,
+        waits: bool = True,
     ) -> None:
         self.provider = provider or _default_provider(settings)
         self.base_model = base_model
@@ -84,6 +94,7 @@ class ModelTrainer:
         self.timeout_s = timeout_s
         self.poll_s = poll_s
         self._upload_timeout_s = upload_timeout_s
+        self._waits = waits
 
     async def start_fine_tuning(
         self,
@@ -139,8 +150,12 @@ class ModelTrainer:
         )
 
     async def ensure_file(self, path: Path) -> str:
-        """The provider's id of this file's content: found by its name, else uploaded (3 tries)."""
+        """The provider's id of this file's content: found by its name, else uploaded (3 tries).
+
+        A try may take `upload_timeout_s` seconds, or as long as the file takes at 1 MiB/s.
+        """
         name = f"tuneproof-{await asyncio.to_thread(_digest, path)}.jsonl"
+        limit_s = max(self._upload_timeout_s, path.stat().st_size / SLOWEST_UPLOAD)
 
         async def once() -> str:
             found = await self.provider.find_file(name)
@@ -148,15 +163,30 @@ class ModelTrainer:
                 return found
             upload = self.provider.upload(path, name=name)
             try:
-                return await asyncio.wait_for(upload, self._upload_timeout_s)
+                return await asyncio.wait_for(upload, limit_s)
             except TimeoutError as e:
                 raise ProviderUnavailableError(
-                    f"Uploading {path.name} to {self.provider.name} took more than "
-                    f"{self._upload_timeout_s:g} s.",
+                    f"Uploading {path.name} to {self.provider.name} took more than {limit_s:g} s.",
                     mend="Check the connection; the run tries again.",
                 ) from e
 
-        return await retrying(once, attempts=3, timeout=4 * self._upload_timeout_s)
+        file_id = await retrying(once, attempts=3, timeout=4 * limit_s)
+        await self._read_by_provider(file_id, path)
+        return file_id
+
+    async def _read_by_provider(self, file_id: str, path: Path) -> None:
+        """Return once a job may use the file."""
+        if not isinstance(self.provider, ReadsFiles):
+            return
+        reader = cast(ReadsFiles, self.provider)
+        deadline = self._clock.now() + timedelta(seconds=self.timeout_s)
+        while not await retrying(lambda: reader.file_ready(file_id), attempts=3):
+            if not self._waits or self._clock.now() >= deadline:
+                raise ProviderUnavailableError(
+                    f"{self.provider.name} is still reading {path.name} ({file_id}).",
+                    mend="It is asked again; nothing is uploaded twice.",
+                )
+            await self._clock.sleep_until(self._clock.now() + timedelta(seconds=self.poll_s))
 
     async def ensure_job(
         self,
@@ -197,10 +227,17 @@ class ModelTrainer:
                 code="job_not_found",
             ) from e
         metrics: dict[str, float] = {}
-        if job.status.final:
-            for event in await self.provider.events(job_id):
-                metrics.update({k: v for k, v in event.data.items() if isinstance(v, (int, float))})
+        for event in await self._events(job_id) if job.status.final else ():
+            metrics.update({k: v for k, v in event.data.items() if isinstance(v, (int, float))})
         return Progress(job=job, metrics=metrics)
+
+    async def _events(self, job_id: str) -> Sequence[JobEvent]:
+        """The job's log; empty where the provider keeps none: the job has ended all the same."""
+        try:
+            return await self.provider.events(job_id)
+        except (NotFoundError, DataError) as e:
+            log.info("%s has no events of job %s: %s", self.provider.name, job_id, e)
+            return ()
 
     async def monitor_training_job(self, model_version: ModelVersion) -> ModelVersion:
         """Wait for the job's end and return the trained version.

@@ -41,8 +41,7 @@ def wire() -> Iterator[FireworksWire]:
 
 
 @pytest.fixture
-def provider(wire: FireworksWire, monkeypatch: pytest.MonkeyPatch) -> Fireworks:
-    monkeypatch.setattr(module, "FILE_POLL_S", 0.01)
+def provider(wire: FireworksWire) -> Fireworks:
     made = open_provider(Config(base_url=wire.url), timeout_s=5)
     assert isinstance(made, Fireworks)
     return made
@@ -66,6 +65,7 @@ async def test_account_is_asked_for_once_and_the_file_becomes_a_dataset(
     assert file_id == "accounts/acme/datasets/tuneproof-0abc"
     assert wire.contents[file_id] == file.read_bytes()
     assert wire.datasets[file_id]["exampleCount"] == "20"
+    assert [await provider.file_ready(file_id) for _ in range(2)] == [False, True]
     assert await provider.find_file("tuneproof-0abc.jsonl") == file_id
     assert await provider.find_file("other.jsonl") is None
     assert wire.count("GET /accounts") == 1
@@ -102,8 +102,21 @@ async def test_refused_dataset_says_why(
 ) -> None:
     wire.dataset_states = ["UPLOADING"]
     wire.dataset_status = {"code": "INVALID_ARGUMENT", "message": "line 2 is no chat"}
+    file_id = await provider.upload(file, name="tuneproof-0abc.jsonl")
     with pytest.raises(DataError, match="line 2 is no chat"):
-        await provider.upload(file, name="tuneproof-0abc.jsonl")
+        await provider.file_ready(file_id)
+    assert await provider.find_file("tuneproof-0abc.jsonl") is None
+
+
+async def test_dataset_that_is_being_read_is_found_by_who_uploaded_it(
+    wire: FireworksWire, provider: Fireworks, file: Path
+) -> None:
+    wire.dataset_states = ["UPLOADING"]
+    file_id = await provider.upload(file, name="tuneproof-0abc.jsonl")
+    assert await provider.find_file("tuneproof-0abc.jsonl") == file_id
+    assert not await provider.file_ready(file_id)
+    other = open_provider(Config(base_url=wire.url))  # a process that cannot know it is whole
+    assert await other.find_file("tuneproof-0abc.jsonl") is None
 
 
 async def test_same_run_never_makes_a_second_job(

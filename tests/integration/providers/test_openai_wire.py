@@ -30,16 +30,6 @@ class Config:
     organization: str | None = None
 
 
-class ImpatientClock(SystemClock):
-    """The wall clock, which never waits but counts how often it was asked to."""
-
-    def __init__(self) -> None:
-        self.naps = 0
-
-    async def sleep_until(self, at: datetime) -> None:
-        self.naps += 1
-
-
 @pytest.fixture
 def wire() -> Iterator[Wire]:
     with wire_server() as server:
@@ -121,13 +111,35 @@ async def test_failed_part_cancels_the_upload(wire: Wire, file: Path) -> None:
     assert [upload["status"] for upload in wire.uploads.values()] == ["cancelled"]
 
 
-async def test_azure_file_is_polled_until_it_is_processed(wire: Wire, file: Path) -> None:
+async def test_azure_file_is_ready_once_it_is_processed(wire: Wire, file: Path) -> None:
     wire.file_states = ["pending", "running", "processed"]
-    clock = ImpatientClock()
-    provider = open_provider(Config(kind="azure", base_url=wire.url), clock=clock)
-    await provider.upload(file, name="t.jsonl")
+    provider = open_provider(Config(kind="azure", base_url=wire.url))
+    uploaded = await provider.upload(file, name="t.jsonl")
+    assert await provider.find_file("t.jsonl") == uploaded  # found while it is being read
+    assert [await provider.file_ready(uploaded) for _ in range(3)] == [False, False, True]
     await provider.close()
-    assert clock.naps == 2
+
+
+@pytest.mark.parametrize("state", ["error", "failed"])
+async def test_azure_file_that_cannot_be_read_is_refused_and_not_found_again(
+    wire: Wire, file: Path, state: str
+) -> None:
+    wire.file_states = [state]
+    provider = open_provider(Config(kind="azure", base_url=wire.url))
+    uploaded = await provider.upload(file, name="t.jsonl")
+    with pytest.raises(errors.DataError, match="could not read file"):
+        await provider.file_ready(uploaded)
+    assert await provider.find_file("t.jsonl") is None
+    await provider.close()
+
+
+async def test_other_servers_are_not_asked_whether_a_file_is_ready(
+    wire: Wire, provider: OpenAIWire, file: Path
+) -> None:
+    wire.file_states = ["uploaded"]
+    uploaded = await provider.upload(file, name="t.jsonl")
+    assert await provider.file_ready(uploaded)
+    assert not wire.count(f"GET /files/{uploaded}")
 
 
 async def test_absent_and_empty_files_are_refused_before_any_call(

@@ -18,7 +18,6 @@ from tuneproof.errors import (
     QuotaExhaustedError,
 )
 from tuneproof.providers import Together, open_provider
-from tuneproof.providers import together as module
 from tuneproof.training import JobRequest, JobStatus, preflight
 from tuneproof.workflow import SystemClock
 
@@ -42,8 +41,7 @@ def wire() -> Iterator[TogetherWire]:
 
 
 @pytest.fixture
-def provider(wire: TogetherWire, monkeypatch: pytest.MonkeyPatch) -> Together:
-    monkeypatch.setattr(module, "FILE_POLL_S", 0.01)
+def provider(wire: TogetherWire) -> Together:
     made = open_provider(Config(base_url=wire.url), timeout_s=5)
     assert isinstance(made, Together)
     return made
@@ -69,23 +67,33 @@ async def started(provider: Together, file: Path, **more: object) -> tuple[JobRe
     return request, (await provider.create_job(request)).id
 
 
-async def test_file_is_put_where_the_server_says_without_the_key_and_awaited(
+async def test_file_is_put_where_the_server_says_without_the_key_and_read(
     wire: TogetherWire, provider: Together, file: Path
 ) -> None:
     file_id = await provider.upload(file, name="tuneproof-abc.jsonl")
     assert wire.contents[file_id] == file.read_bytes()
     assert "authorization" not in wire.put_headers[0]
-    assert wire.files[file_id]["processing_status"] == "COMPLETED"
+    assert await provider.find_file("tuneproof-abc.jsonl") == file_id  # while it is validated
+    assert [await provider.file_ready(file_id) for _ in range(2)] == [False, True]
     assert await provider.find_file("tuneproof-abc.jsonl") == file_id
     assert await provider.find_file("other.jsonl") is None
 
 
-async def test_file_that_was_never_validated_is_not_found_again(
+async def test_file_that_was_asked_for_and_never_put_is_not_found(
+    wire: TogetherWire, provider: Together, file: Path
+) -> None:
+    file_id = await provider.upload(file, name="tuneproof-abc.jsonl")
+    wire.files[file_id]["bytes"] = 0
+    assert await provider.find_file("tuneproof-abc.jsonl") is None
+
+
+async def test_file_that_could_not_be_validated_is_uploaded_again(
     wire: TogetherWire, provider: Together, file: Path
 ) -> None:
     wire.file_states = ["FAILED"]
+    file_id = await provider.upload(file, name="tuneproof-abc.jsonl")
     with pytest.raises(ProviderUnavailableError, match="could not validate"):
-        await provider.upload(file, name="tuneproof-abc.jsonl")
+        await provider.file_ready(file_id)
     assert await provider.find_file("tuneproof-abc.jsonl") is None
 
 
@@ -93,8 +101,9 @@ async def test_invalid_file_is_refused_in_the_server_s_words(
     wire: TogetherWire, provider: Together, file: Path
 ) -> None:
     wire.file_states = ["INVALID_FORMAT"]
+    file_id = await provider.upload(file, name="tuneproof-abc.jsonl")
     with pytest.raises(DataError, match="line 3 has no messages"):
-        await provider.upload(file, name="tuneproof-abc.jsonl")
+        await provider.file_ready(file_id)
 
 
 async def test_job_is_found_again_by_its_suffix(

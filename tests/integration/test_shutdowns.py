@@ -1,0 +1,110 @@
+"""Shutdowns and retries: who is asked, what follows, and what a retry takes from the settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from tests.integration.loop import T0
+from tests.integration.providing import Provider, open_providers
+
+from tuneproof.errors import CredentialsError
+from tuneproof.settings import TaskConfig
+from tuneproof.store import RunStatus
+from tuneproof.training import Readiness
+
+INTERNAL = {"schedule_driver": "internal"}
+
+
+async def test_shutdown_is_still_counted_down_once_the_model_is_gone(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    provider = Provider(name="p")
+    provider.shutdowns["base"] = T0 + timedelta(days=40)
+    async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
+        await loop.app.watch_shutdowns(T0)
+        provider._base_models = ()  # the list forgets it before the day
+        await loop.app.watch_shutdowns(T0 + timedelta(days=2))
+        shown = (await loop.app.status())["pipelines"][0]["shutdown"]
+        assert (shown["model"], shown["days"]) == ("base", 40)
+
+
+async def test_provider_that_is_away_hides_no_other_shutdown(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    old, new = Provider(name="old"), Provider(name="new", base_models=("open-base",))
+    async with open_providers(tmp_path, sqlite_store_url, old, new) as loop:
+        assert (await loop.turn()).status is RunStatus.SUCCESS
+        old.raises["models"] = CredentialsError("The key was taken back.")
+        new.shutdowns["open-base"] = T0 + timedelta(days=50)
+        moved = replace(loop.app.pipeline("default"), provider="new", base_model="open-base")
+        found = await loop.app.ask_shutdown(moved)
+        assert found is not None
+        assert (found.model, found.provider) == ("open-base", "new")
+
+
+async def test_base_that_was_changed_already_is_trained_on_in_time_and_not_overruled(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    old, new = Provider(name="old"), Provider(name="new", base_models=("open-base", "late"))
+    async with open_providers(tmp_path, sqlite_store_url, old, new) as loop:
+        assert (await loop.turn()).status is RunStatus.SUCCESS
+    old.shutdowns["base"] = T0 + timedelta(days=40)
+    changes = {**INTERNAL, "provider": "new", "base_model": "open-base", "successor_model": "late"}
+    async with open_providers(tmp_path, sqlite_store_url, old, new, changes=changes) as loop:
+        [run_id] = await loop.app.watch_shutdowns(T0 + timedelta(days=15))
+        ended = await loop.end(run_id)
+        assert (ended.config["base_model"], ended.config["provider"]) == ("open-base", "new")
+        warned = [a for a in (await loop.app.activity()).items if a.action == "model shutdown"]
+        assert "the loop trains on open-base" in warned[0].reason
+
+
+async def test_retry_of_a_successor_s_run_trains_on_the_successor(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    provider = Provider(name="p", base_models=("base", "next"))
+    provider.shutdowns["base"] = T0 + timedelta(days=20)
+    changes = {**INTERNAL, "successor_model": "next"}
+    async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
+        provider.says = Readiness(model="next", account=False, detail="closed for a day")
+        [run_id] = await loop.app.watch_shutdowns(T0)
+        assert (await loop.end(run_id)).status is RunStatus.FAILED
+        provider.says = None
+        await loop.app.retry_run(run_id)
+        await loop.end(run_id)
+        assert [v.base_model for v in await loop.app.models()] == ["next"]
+
+
+async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    one, two = Provider(name="one"), Provider(name="two", base_models=("small",))
+
+    def tasks(place: str, base: str) -> dict[str, TaskConfig]:
+        hook = TaskConfig(
+            name="hook",
+            prompt="{original_input}",
+            completion="hook",
+            provider=place,
+            base_model=base,
+        )
+        return {"hook": hook, "body": replace(hook, name="body", completion="body")}
+
+    apart = {"train_together": False}
+    one.says = Readiness(model="base", account=False, detail="closed")
+    async with open_providers(
+        tmp_path, sqlite_store_url, one, two, changes=apart, tasks=tasks("one", "base")
+    ) as loop:
+        await loop.app.start_run(last_stage="gate")
+        runs = [r.id for r in (await loop.app.runs()).items]
+        for run_id in runs:
+            assert (await loop.end(run_id)).status is RunStatus.FAILED
+    async with open_providers(
+        tmp_path, sqlite_store_url, one, two, changes=apart, tasks=tasks("two", "small")
+    ) as loop:
+        for run_id in runs:
+            await loop.app.retry_run(run_id)
+            assert (await loop.end(run_id)).status is RunStatus.SUCCESS
+        made = {v.pipeline: (v.provider, v.base_model) for v in await loop.app.models()}
+        assert made == dict.fromkeys(("default.hook", "default.body"), ("two", "small"))
