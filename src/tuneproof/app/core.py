@@ -156,15 +156,15 @@ class Core:
         await self._bind_virtual_clock()
         self.cache = self._open_cache()
         self._closing.push_async_callback(self.cache.close)
+        self.places = Places(self.store, settings)
+        if self._with_engine and self._given_provider is None:
+            await self.places.remember()
         await self._open_trainer()
         self._watch_breakers()
         self.targets = list(self._given_targets or ()) or self._open_targets()
         self.parts = Parts(
             store=self.store.loop,
             directory=settings.dir,
-        self.places = Places(self.store, settings)
-        if self._with_engine and self._given_provider is None:
-            await self.places.remember()
             clock=self.clock,
             provider=self.provider,
             source=self.open_source,
@@ -183,6 +183,7 @@ class Core:
             prices=self.prices,
             price=self.price,
             serves=self.serves,
+            place=self.places.label if self._given_provider is None else str,
         )
         if self._with_engine:
             await self._launch_engine(embedded)
@@ -191,7 +192,6 @@ class Core:
         await self._began()
         self.metrics.watch_pools(self.pools.counts)
         self.metrics.watch_cache(lambda: self.cache.hit_rate)
-            place=self.places.label if self._given_provider is None else str,
 
     async def _open_store(self) -> Store:
         config = self.settings.store
@@ -372,14 +372,6 @@ class Core:
             return replace(config, base_url=self.trainer_url, api_key=key)
         return config
 
-    def open_source(self, config: PipelineConfig, posts: str | None = None) -> Source:
-        """Where this run's posts come from: `posts` (a file or an address), or the settings'."""
-        if self._given_source is not None and posts is None:
-            return self._given_source
-        described = self.settings.sources[config.source]
-        if posts is not None:
-            described = replace(described, url=posts)
-        if described.url is None:
     async def settle_providers(self) -> list[str]:
         """Take models back that came along with a provider that moved; which ones."""
         found = []
@@ -388,6 +380,14 @@ class Core:
                 found += await self.places.settle(name, self.provider(name))
         return found
 
+    def open_source(self, config: PipelineConfig, posts: str | None = None) -> Source:
+        """Where this run's posts come from: `posts` (a file or an address), or the settings'."""
+        if self._given_source is not None and posts is None:
+            return self._given_source
+        described = self.settings.sources[config.source]
+        if posts is not None:
+            described = replace(described, url=posts)
+        if described.url is None:
             url = self.store.engine.url.render_as_string(hide_password=False)
             described = replace(described, url=url)
         opened: Source = self.settings.adapter("source")(described)
@@ -409,7 +409,8 @@ class Core:
     async def serves(self, model: ModelRef) -> Provider:
         """The provider that answers for a model. Raises `ConfigError` where it left the settings.
 
-        After a pipeline has moved to another provider its baseline stays where it was.
+        After a pipeline has moved to another provider, or its provider to another address, its
+        baseline stays where it was.
         """
         if self._given_provider is not None:
             return self._given_provider
@@ -423,6 +424,16 @@ class Core:
             child for config in settings.pipelines.values() for child in apart(settings, config)
         ]
 
+    async def settings_now(self, name: str) -> PipelineConfig | None:
+        """What a run of this pipeline that started now would be given; None for an unknown one."""
+        known = {config.name: config for config in self.pipelines()}
+        config = known.get(name) or self.settings.pipelines.get(name)
+        return None if config is None else await self.effective(config)
+
+    async def effective(self, config: PipelineConfig) -> PipelineConfig:
+        """The config that a run really gets."""
+        return config
+
     def pipeline(self, name: str) -> PipelineConfig:
         """A pipeline's settings. Raises `ConfigError` for an unknown one."""
         known = {**self.settings.pipelines, **{c.name: c for c in self.pipelines()}}
@@ -435,16 +446,6 @@ class Core:
         return known[name]
 
     def manager(self, deployment: Deployment | None = None, **changes: Any) -> DeploymentManager:
-    async def settings_now(self, name: str) -> PipelineConfig | None:
-        """What a run of this pipeline that started now would be given; None for an unknown one."""
-        known = {config.name: config for config in self.pipelines()}
-        config = known.get(name) or self.settings.pipelines.get(name)
-        return None if config is None else await self.effective(config)
-
-    async def effective(self, config: PipelineConfig) -> PipelineConfig:
-        """The config that a run really gets."""
-        return config
-
         """A deployment manager for a rollout's pipeline."""
         name = deployment.pipeline if deployment else "default"
         known = {**self.settings.pipelines, **{c.name: c for c in self.pipelines()}}
