@@ -95,11 +95,11 @@ class Settings:
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     adapters: Mapping[str, str] = field(default_factory=lambda: ADAPTERS)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
     env: Mapping[str, str] = field(
         default_factory=lambda: os.environ, compare=False, repr=False, hash=False
     )
+
+    def __post_init__(self) -> None:
         object.__setattr__(self, "dir", Path(self.dir).expanduser().absolute())
         object.__setattr__(self, "adapters", MappingProxyType({**ADAPTERS, **self.adapters}))
         for name in (*layers.NAMED, "origins"):
@@ -109,9 +109,9 @@ class Settings:
             object.__setattr__(self, "store", dataclasses.replace(self.store, url=url))
         for config in self.pipelines.values():
             self._check_names(config)
+        object.__setattr__(self, "pipelines", MappingProxyType(self._with_bases()))
         if self.adapters["provider"] == ADAPTERS["provider"]:
             for provider in self.providers.values():
-        object.__setattr__(self, "pipelines", MappingProxyType(self._with_bases()))
                 checks.choice(f"providers.{provider.name}.kind", provider.kind, PROVIDER_KINDS)
         for task in self.tasks.values():
             for key in ("provider", "model_provider"):
