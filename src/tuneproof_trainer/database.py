@@ -7,10 +7,13 @@ survives a kill and a power cut. Readers have a connection for each thread and n
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,16 +108,21 @@ class Database:
         return found
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` in one transaction: all of it is kept, or none."""
+        """Run `work` in one transaction: all of it is kept, or none.
+
+        Raises OSError ENOSPC where the disk is full.
+        """
         with self._writing:
             connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(connection)
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+            with _disk_errors():
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    result = work(connection)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
             return result
 
     async def awrite(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -128,6 +136,17 @@ class Database:
             for connection in self._all:
                 connection.close()
             self._all.clear()
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """SQLite's word for a full disk as everyone else's."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def insert(connection: sqlite3.Connection, table: str, **values: Any) -> None:

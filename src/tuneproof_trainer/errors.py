@@ -7,6 +7,7 @@ ServerError   the server cannot start as asked; for people at a terminal
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "JobFailure",
     "ServerError",
     "bad_request",
+    "is_disk_full",
     "not_found",
 ]
 
@@ -67,3 +69,12 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 def not_found(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """404: no such object for this key."""
     return ApiError(404, message, param=param, code=code)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: a full disk, a quota, a limit on a file's size."""
+    return isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+    )

@@ -182,6 +182,16 @@ class JobStore:
         )
         return [orjson.loads(row["data"]) for row in rows]
 
+    def told_since_step(self, job_id: str, message: str) -> int:
+        """How many events say `message` since the last step was reported."""
+        found = self.db.row(
+            "SELECT COUNT(*) AS times FROM events WHERE job_id = ?1 AND message = ?2 AND seq >"
+            " (SELECT COALESCE(MAX(seq), 0) FROM events WHERE job_id = ?1 AND step IS NOT NULL)",
+            job_id,
+            message,
+        )
+        return int(found["times"]) if found is not None else 0
+
     # -- writing ----------------------------------------------------------------------------
 
     def create(self, connection: Connection, row: dict[str, Any]) -> None:

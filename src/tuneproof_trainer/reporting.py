@@ -94,7 +94,11 @@ class JobReporter:
         for leftover in (target, temporary):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save(temporary)
+        try:
+            save(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         temporary.replace(target)
         sync_folder(target.parent)
         return place

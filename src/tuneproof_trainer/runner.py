@@ -27,7 +27,7 @@ from tuneproof_trainer.engines.protocol import (
     StopReason,
     TrainingTask,
 )
-from tuneproof_trainer.errors import ApiError, JobFailure
+from tuneproof_trainer.errors import ApiError, JobFailure, is_disk_full
 from tuneproof_trainer.files import FileStore
 from tuneproof_trainer.jobs import JobStore, Status
 from tuneproof_trainer.models import Models, Resolved
@@ -39,6 +39,14 @@ __all__ = ["Runner"]
 logger = logging.getLogger(__name__)
 _AUTO_EPOCHS = 3
 """What quotas reckon with where a job leaves its epochs to the engine."""
+
+_AGAIN_S = 1.0
+"""Time between two tries to record that a job has failed."""
+
+_RESTARTED = "The server was restarted; training goes on from its last snapshot."
+_RESTARTS = 5
+"""Restarts during a job without a single step between them after which it is given up: it may be
+what ends the server."""
 
 _UNDERWAY = (Status.VALIDATING, Status.QUEUED, Status.RUNNING, Status.PAUSING)
 
@@ -74,6 +82,9 @@ class Runner:
 
     async def _recover(self, row: Row) -> None:
         job_id = row["id"]
+        if self._jobs.told_since_step(job_id, _RESTARTED) >= _RESTARTS:
+            await self._fail(job_id, *_given_up())
+            return
 
         def work(connection: Connection) -> None:
             self._jobs.move(
@@ -81,7 +92,7 @@ class Runner:
                 job_id,
                 Status.QUEUED,
                 since=(Status.RUNNING,),
-                message="The server was restarted; training goes on from its last snapshot.",
+                message=_RESTARTED,
             )
             self._jobs.move(connection, job_id, Status.PAUSED, since=(Status.PAUSING,))
 
@@ -129,6 +140,19 @@ class Runner:
     async def _drive(self, job_id: str, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
             await asyncio.wait([earlier])
+        try:
+            await self._advance(job_id)
+            return
+        except InterruptedError:
+            return
+        except Exception as error:
+            failure = _failure(error)
+            if failure[0] == "server_error":
+                logger.error("job %s failed", job_id, exc_info=error)
+        # Here the exception is gone, and with its frames whatever filled the memory.
+        await self._fail(job_id, *failure)
+
+    async def _advance(self, job_id: str) -> None:
         row = self._row(job_id)
         if row["status"] == Status.VALIDATING:
             await self._validate(row)
@@ -137,7 +161,7 @@ class Runner:
                 return
             self._training.add(job_id)
             try:
-                await self._train(job_id)
+                await self._ended(job_id, await self._in_thread(self._run_engine, job_id))
             finally:
                 self._training.discard(job_id)
 
@@ -150,13 +174,7 @@ class Runner:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def _validate(self, row: Row) -> None:
-        try:
-            await self._in_thread(self._check, row)
-        except InterruptedError:
-            return
-        except Exception as error:
-            await self._fail(row["id"], error)
-            return
+        await self._in_thread(self._check, row)
         await self._db.awrite(
             lambda c: self._jobs.move(
                 c,
@@ -222,25 +240,38 @@ class Runner:
             )
         )
 
-    async def _train(self, job_id: str) -> None:
-        try:
-            outcome: Outcome = await self._in_thread(self._run_engine, job_id)
-        except Exception as error:
-            await self._fail(job_id, error)
-            return
-        await self._ended(job_id, outcome)
+    async def _fail(self, job_id: str, code: str, message: str, param: str | None) -> None:
+        """End the job as failed, as soon as the machine has the room to record it."""
+        while True:
+            try:
+                await self._in_thread(self._record_failure, job_id, code, message, param)
+                return
+            except Exception as error:
+                if self._stopping:
+                    raise
+                logger.warning("job %s cannot be ended yet (%s); trying again", job_id, error)
+            await asyncio.sleep(_AGAIN_S)
 
-    async def _fail(self, job_id: str, error: Exception) -> None:
-        code, message, param = _failure(error)
-        if code == "server_error":
-            logger.error("job %s failed", job_id, exc_info=error)
-        await self._db.awrite(lambda c: self._jobs.fail(c, job_id, code, message, param))
-        await self._in_thread(self._clean, job_id)
+    def _record_failure(self, job_id: str, code: str, message: str, param: str | None) -> None:
+        def work(connection: Connection) -> None:
+            if self._jobs.fail(connection, job_id, code, message, param):
+                self._drop_models(connection, job_id)
+
+        shutil.rmtree(self._work_folder(job_id), ignore_errors=True)
+        self._db.write(work)
+        self._clean(job_id)
+
+    def _drop_models(self, connection: Connection, job_id: str) -> None:
+        sql = "UPDATE models SET deleted_at = ? WHERE job_id = ? AND deleted_at IS NULL"
+        connection.execute(sql, (self._jobs.now(), job_id))
+
+    def _work_folder(self, job_id: str) -> Path:
+        return self._folder / job_id / "work"
 
     def _run_engine(self, job_id: str) -> Outcome:
         row = self._row(job_id)
         model = self._models.resolve(row["org"], row["model"], deleted=True)
-        folder = self._folder / job_id / "work"
+        folder = self._work_folder(job_id)
         folder.mkdir(parents=True, exist_ok=True)
         reporter = JobReporter(self._jobs, row, model.root, self._folder, self._settings)
 
@@ -323,14 +354,11 @@ class Runner:
     def _clean(self, job_id: str) -> None:
         """Remove what only an unfinished job needs, and models of a job that did not succeed."""
         row = self._row(job_id)
-        shutil.rmtree(self._folder / job_id / "work", ignore_errors=True)
+        shutil.rmtree(self._work_folder(job_id), ignore_errors=True)
         if row["status"] != Status.SUCCEEDED:
             shutil.rmtree(self._folder / job_id, ignore_errors=True)
-            self._db.write(
-                lambda c: c.execute(
-                    "UPDATE models SET deleted_at = ? WHERE job_id = ?", (self._jobs.now(), job_id)
-                )
-            )
+            if row["status"] != Status.FAILED:
+                self._db.write(lambda c: self._drop_models(c, job_id))
         for name in ("training_file", "validation_file"):
             self._release(row[name])
 
@@ -343,15 +371,23 @@ class Runner:
             self._files.path(file_id).unlink(missing_ok=True)
 
 
+def _given_up() -> tuple[str, str, str | None]:
+    message = (
+        f"The server ended {_RESTARTS} times while it trained this job, without one step in "
+        "between. The machine may have too little memory for it: its log says more."
+    )
+    return "server_error", message, None
+
+
 def _failure(error: Exception) -> tuple[str, str, str | None]:
     """The code, message and parameter under which an exception ends its job."""
     if isinstance(error, EngineError | JobFailure):
         return error.code, error.message, error.param
     if isinstance(error, ApiError):
         return error.code or "server_error", error.message, error.param
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         message = "The server ran out of memory. Use a smaller file, or train on a larger machine."
         return "out_of_memory", message, None
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return "disk_full", "The server's disk is full. Free some space and start again.", None
     return "server_error", f"The engine failed: {type(error).__name__}: {error}", None

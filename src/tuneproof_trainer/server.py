@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from tuneproof_trainer.access import Caller
 from tuneproof_trainer.chat import Chat
 from tuneproof_trainer.engines.protocol import Engine, EngineError
-from tuneproof_trainer.errors import ApiError
+from tuneproof_trainer.errors import ApiError, is_disk_full
 from tuneproof_trainer.ids import new_tag
 from tuneproof_trainer.routes import make_routes
 from tuneproof_trainer.service import Service
@@ -168,7 +167,7 @@ def _unrouted(scope: Scope, error: HTTPException) -> ApiError:
 
 
 def _broken(error: OSError, request_id: str) -> ApiError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return ApiError(
             507,
             "The server's disk is full; nothing of this request was kept.",

@@ -164,3 +164,20 @@ def test_a_stopping_server_leaves_the_job_to_the_next(tmp_path: Path) -> None:
     engine.go.set()
     with served(tmp_path, engine) as trainer:
         assert ended(client_of(trainer), job).status == "succeeded"
+
+
+def test_a_job_during_which_the_server_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
+    with served(tmp_path, Scripted()) as trainer:
+        client = client_of(trainer)
+        job = client.fine_tuning.jobs.create(
+            model="scripted-1", training_file=upload(client, lines())
+        )
+        reached(client, job, ("running",))
+    for _ in range(5):
+        with served(tmp_path, Scripted()) as trainer:
+            reached(client_of(trainer), job, ("running",))
+    with served(tmp_path, Scripted()) as trainer:
+        job = ended(client_of(trainer), job)
+        assert job.error is not None
+        assert (job.status, job.error.code) == ("failed", "server_error")
+        assert "5 times" in job.error.message

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,45 +11,7 @@ import httpx2
 import pytest
 from openai import APIConnectionError, OpenAI
 from tests.integration.trainer.conftest import BASE, ended, lines, reached, upload
-from tests.servers import free_port
-
-SERVE = "from tuneproof_trainer.cli import main; main()"
-
-
-class Process:
-    """A trainer in a process of its own, on one folder and port."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.client = OpenAI(
-            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="any", max_retries=0
-        )
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        arguments = ["serve", "--dir", str(self.folder), "--port", str(self.port)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, *arguments], stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> float:
-        assert self._process is not None
-        begun = time.monotonic()
-        self._process.terminate()
-        self._process.wait(timeout=30)
-        return time.monotonic() - begun
+from tests.integration.trainer.process import Process
 
 
 @pytest.fixture

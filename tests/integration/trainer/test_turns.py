@@ -16,8 +16,8 @@ import httpx2
 import pytest
 from openai import InternalServerError
 from tests.integration.trainer.conftest import BASE, client_of
+from tests.integration.trainer.process import Process
 from tests.integration.trainer.test_engines import Scripted, served
-from tests.integration.trainer.test_kill import Process
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.protocol import Generation, Message, Token
