@@ -6,7 +6,6 @@ Events may come late, twice and in any order; the result does not depend on it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tuneproof.errors import DataError, NotFoundError, StateError
 from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
 from tuneproof.store import ingest_postgres, ingest_sqlite
+from tuneproof.store.partitions import DayMissingError, Partitions
 from tuneproof.store.rollups import (
     ARMS,
     ArmStratum,
@@ -68,6 +68,7 @@ class Events:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._partitions = Partitions(store)
 
     async def ingest(
         self,
@@ -79,25 +80,40 @@ class Events:
     ) -> Ingested:
         """Take in events, all in one transaction.
 
-        An event is known by its subject, unit and id: sent again it changes nothing. Events of
-        unknown subjects, and of those whose raw events are gone, are refused, named in
-        `unknown`, and the rest is taken. `accepted` counts the new ones. `now` is not needed: an
-        event's own instant is what counts.
+        An event is known by its subject, unit and id: sent again it changes nothing, also with
+        another instant. Events of unknown subjects, and of those whose raw events are gone, are
+        refused, named in `unknown`, and the rest is taken. `accepted` counts the new ones. `now`
+        is not needed: an event's own instant is what counts.
         Raises `DataError` for an event with a malformed value; then none is taken.
         """
-        async with self._store.writing(tx) as own:
+        for last in (False, False, True):
+            try:
+                async with self._store.writing(tx) as own:
+                    return await self._ingest(own, exposures, outcomes)
+            except DayMissingError as missing:
+                if last:
+                    raise
+                await self._partitions.make(missing.days)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ingest(
+        self, tx: AsyncConnection, exposures: Sequence[Exposure], outcomes: Sequence[Outcome]
+    ) -> Ingested:
+        subjects = dict.fromkeys([*(e.subject for e in exposures), *(o.subject for o in outcomes)])
+        keys = await _keys(tx, subjects, open_only=True)
+        shown = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
+        told = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
+        unknown: tuple[str, ...] = ()
+        if len(keys) < len(subjects):
             events: list[Exposure | Outcome] = [*exposures, *outcomes]
-            keys = await _keys(own, (event.subject for event in events), open_only=True)
-            unknown = [event.id for event in events if event.subject not in keys]
-            shown = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
-            told = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
-            if not shown and not told:
-                return Ingested(accepted=0, duplicates=0, unknown=tuple(unknown))
-            engine = ingest_sqlite if self._store.dialect == "sqlite" else ingest_postgres
-            new = await engine.ingest(own, shown, told)
-        return Ingested(
-            accepted=new, duplicates=len(shown) + len(told) - new, unknown=tuple(unknown)
-        )
+            unknown = tuple(event.id for event in events if event.subject not in keys)
+        new = 0
+        if self._store.dialect == "sqlite":
+            new = await ingest_sqlite.ingest(tx, shown, told)
+        elif shown or told:
+            self._partitions.check([*(row[5] for row in shown), *(row[3] for row in told)])
+            new = await ingest_postgres.ingest(tx, shown, told)
+        return Ingested(accepted=new, duplicates=len(shown) + len(told) - new, unknown=unknown)
 
     async def strata(
         self,
@@ -335,7 +351,7 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
         event.error,
         event.tokens,
         round(event.cost_usd * NANO),
-        json.dumps(dict(event.attributes)) if event.attributes else None,
+        dict(event.attributes) if event.attributes else None,
     )
 
 

@@ -7,55 +7,76 @@ between the reading and the writing. Keys go in as one JSON array a query.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tuneproof.store.sums import COLUMNS, HOUR_US, Rollups, Seen, Unit
-from tuneproof.store.tables import SUMS
+from tuneproof.store.sums import (
+    COLUMNS,
+    COUNTS,
+    EXPOSURE_COLUMNS,
+    OUTCOME_COLUMNS,
+    UNIT_COLUMNS,
+    Rollups,
+    Row,
+    Units,
+    forget_outcome,
+    is_stale,
+    show,
+    tell,
+)
 
 __all__ = ["ingest"]
 
-UnitKey = tuple[int, str]
-EventKey = tuple[int, str, str]
+Key = tuple[Any, ...]
 
-# Tuples in the order of the tables' columns.
-ExposureRow = tuple[Any, ...]
-OutcomeRow = tuple[Any, ...]
+_CHUNK: Final = 20_000
+_BIG: Final = {"exposed_tokens", "exposed_cost"} | (set(COLUMNS) - set(COUNTS))
+_CELL: Final = ("subject", "hour", "phase", "arm")
 
-_CHUNK = 20_000
-_BIG = {"exposed_tokens", "exposed_cost", *SUMS}
-_UNIT_COLUMNS = (
-    "b_at, b_id, b_phase, b_tokens, b_cost, c_at, c_id, c_phase, c_tokens, c_cost, "
-    "y_at, y_id, y, quality"
+
+def _insert(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
+    marks = ", ".join("?" * len(columns))
+    return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+
+
+_INSERT_EXPOSURE: Final = _insert("exposures", EXPOSURE_COLUMNS)
+_INSERT_OUTCOME: Final = _insert("outcomes", OUTCOME_COLUMNS)
+_REPLACE_UNIT: Final = _insert("units", ("subject", "unit", *UNIT_COLUMNS), "INSERT OR REPLACE")
+_REPLACE_CELL: Final = _insert("cells", (*_CELL, *COLUMNS), "INSERT OR REPLACE")
+_ADD_ENGAGEMENT: Final = (
+    _insert("engagement", (*_CELL, "bucket", "n")) + " ON CONFLICT DO UPDATE SET n = n + excluded.n"
 )
-_INSERT_EXPOSURE = f"INSERT INTO exposures VALUES ({', '.join('?' * 12)})"
-_INSERT_OUTCOME = f"INSERT INTO outcomes VALUES ({', '.join('?' * 6)})"
-_REPLACE_UNIT = (
-    f"INSERT OR REPLACE INTO units (subject, unit, {_UNIT_COLUMNS}) VALUES ({', '.join('?' * 16)})"
+_ADD_REQUESTS: Final = (
+    _insert("requests", (*_CELL, "bucket", "n", "errors", "latency_us"))
+    + " ON CONFLICT DO UPDATE SET n = n + excluded.n, errors = errors + excluded.errors, "
+    "latency_us = latency_us + excluded.latency_us"
 )
 
 
-async def ingest(
-    tx: AsyncConnection, exposures: Sequence[ExposureRow], outcomes: Sequence[OutcomeRow]
-) -> int:
+async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row]) -> int:
     """Keep new events and what follows from them; how many were new."""
-    new_exposures = await _new(tx, "exposures", exposures)
-    new_outcomes = await _new(tx, "outcomes", outcomes)
-    if new_exposures:
-        await tx.exec_driver_sql(_INSERT_EXPOSURE, new_exposures)
-    if new_outcomes:
-        await tx.exec_driver_sql(_INSERT_OUTCOME, new_outcomes)
-    changes = await _change_units(tx, new_exposures, new_outcomes)
-    for subject, _, _, phase, arm, at, _, latency, error, *_ in new_exposures:
-        changes.add_request((subject, at // HOUR_US, phase, arm), bool(error), latency)
+    shown = await _new(tx, "exposures", exposures)
+    told = await _new(tx, "outcomes", outcomes)
+    if shown:
+        await tx.exec_driver_sql(_INSERT_EXPOSURE, [_with_json(row) for row in shown])
+    if told:
+        await tx.exec_driver_sql(_INSERT_OUTCOME, told)
+    changes = await _change_units(tx, shown, told)
+    changes.add_requests(shown)
     await _apply(tx, changes.without_zeros())
-    return len(new_exposures) + len(new_outcomes)
+    return len(shown) + len(told)
 
 
-async def _new(tx: AsyncConnection, table: str, rows: Sequence[Any]) -> list[Any]:
-    by_key: dict[EventKey, Any] = {}
+def _with_json(exposure: Any) -> Any:
+    *rest, attributes = exposure
+    return exposure if attributes is None else (*rest, json.dumps(attributes))
+
+
+async def _new(tx: AsyncConnection, table: str, rows: Sequence[Row]) -> list[Any]:
+    by_key: dict[Any, Any] = {}
     for row in rows:  # the first of several with one id counts
         by_key.setdefault(row[:3], row)
     for keys in _chunks(by_key):
@@ -71,99 +92,90 @@ async def _new(tx: AsyncConnection, table: str, rows: Sequence[Any]) -> list[Any
 
 
 async def _change_units(
-    tx: AsyncConnection, exposures: Sequence[ExposureRow], outcomes: Sequence[OutcomeRow]
+    tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row]
 ) -> Rollups:
-    touched = dict.fromkeys((*(row[:2] for row in exposures), *(row[:2] for row in outcomes)))
+    touched: dict[Key, None] = dict.fromkeys(
+        (*((r[0], r[1]) for r in exposures), *((r[0], r[1]) for r in outcomes))
+    )
     units = await _load(tx, touched)
     changes = Rollups()
-    for (subject, _), unit in units.items():
-        changes.add_unit(subject, unit, -1)
-    for subject, name, id, phase, arm, at, _, _, _, tokens, cost, _ in exposures:
-        units[subject, name].arms[arm].add(at, id, phase, tokens, cost)
-    for subject, name, id, at, y, quality in outcomes:
-        units[subject, name].see(at, id, y, quality)
+    changes.add_units(units, -1)
+    show(units, exposures)
+    tell(units, outcomes)
     await _look_back(tx, units)
-    for (subject, _), unit in units.items():
-        changes.add_unit(subject, unit, 1)
-    if units:
-        await tx.exec_driver_sql(_REPLACE_UNIT, [_unit_row(k, u) for k, u in units.items()])
+    changes.add_units(units, 1)
+    if touched:
+        rows = [(subject, name, *units[subject][name]) for subject, name in touched]
+        await tx.exec_driver_sql(_REPLACE_UNIT, rows)
     return changes
 
 
-async def _load(tx: AsyncConnection, keys: Iterable[UnitKey]) -> dict[UnitKey, Unit]:
-    units = {key: Unit() for key in keys}
-    for chunk in _chunks(units):
+async def _load(tx: AsyncConnection, keys: Iterable[Key]) -> Units:
+    units: Units = defaultdict(dict)
+    for chunk in _chunks(keys):
         found = await _rows(
             tx,
-            f"SELECT subject, unit, {_UNIT_COLUMNS} FROM json_each(?) j JOIN units u "
+            f"SELECT subject, unit, {', '.join(UNIT_COLUMNS)} FROM json_each(?) j JOIN units u "
             "ON u.subject = j.value->>0 AND u.unit = j.value->>1",
             chunk,
         )
-        for row in found:
-            rest = row[2:]
-            units[row[0], row[1]] = Unit((Seen(*rest[:5]), Seen(*rest[5:10])), *rest[10:])
+        for subject, name, *unit in found:
+            units[subject][name] = unit
     return units
 
 
-async def _look_back(tx: AsyncConnection, units: dict[UnitKey, Unit]) -> None:
+async def _look_back(tx: AsyncConnection, units: Units) -> None:
     """Where the move to the other arm turns out to be before the outcome, find the one before."""
-    stale = [k for k, u in units.items() if _is_stale(u)]
-    for key in stale:
-        units[key].forget_outcome()
+    stale: list[Key] = []
+    for subject, names in units.items():
+        for name, unit in names.items():
+            if is_stale(unit):
+                forget_outcome(unit)
+                stale.append((subject, name))
     for chunk in _chunks(stale):
         found = await _rows(
             tx,
-            "SELECT o.subject, o.unit, o.at, o.id, o.y, o.quality FROM json_each(?) j "
+            "SELECT o.subject, o.unit, o.id, o.at, o.y, o.quality FROM json_each(?) j "
             "JOIN outcomes o ON o.subject = j.value->>0 AND o.unit = j.value->>1",
             chunk,
         )
-        for row in found:
-            units[row[0], row[1]].see(*row[2:])
-
-
-def _is_stale(unit: Unit) -> bool:
-    moved = unit.moved_at()
-    return moved is not None and unit.y_at is not None and unit.y_at >= moved
-
-
-def _unit_row(key: UnitKey, unit: Unit) -> tuple[Any, ...]:
-    arms = [(s.at, s.id, s.phase, s.tokens, s.cost) for s in unit.arms]
-    return (*key, *arms[0], *arms[1], unit.y_at, unit.y_id, unit.y, unit.quality)
+        tell(units, found)
 
 
 async def _apply(tx: AsyncConnection, changes: Rollups) -> None:
     await _apply_cells(tx, changes)
     if changes.engagement:
-        await tx.exec_driver_sql(
-            "INSERT INTO engagement VALUES (?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET n = n + excluded.n",
-            [(*key, bucket, n) for (key, bucket), n in changes.engagement.items()],
-        )
+        rows: list[Key] = [(*key, bucket, n) for (key, bucket), n in changes.engagement.items()]
+        await tx.exec_driver_sql(_ADD_ENGAGEMENT, rows)
     if changes.requests:
-        await tx.exec_driver_sql(
-            "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "n = n + excluded.n, errors = errors + excluded.errors, "
-            "latency_us = latency_us + excluded.latency_us",
-            [(*key, bucket, *counts) for (key, bucket), counts in changes.requests.items()],
-        )
+        rows = [(*key, bucket, *counts) for (key, bucket), counts in changes.requests.items()]
+        await tx.exec_driver_sql(_ADD_REQUESTS, rows)
 
 
 async def _apply_cells(tx: AsyncConnection, changes: Rollups) -> None:
-    columns = ", ".join(COLUMNS)
-    for key, difference in changes.cells.items():
-        found = await tx.exec_driver_sql(
-            f"SELECT {columns} FROM cells WHERE (subject, hour, phase, arm) = (?, ?, ?, ?)", key
+    """Add to the cells here: SQLite's integers are too short for the sums, which are text."""
+    sums = dict(changes.cells)
+    for keys in _chunks(changes.cells):
+        found = await _rows(
+            tx,
+            f"SELECT {', '.join((*_CELL, *COLUMNS))} FROM json_each(?) j JOIN cells c "
+            "ON (c.subject, c.hour, c.phase, c.arm) = "
+            "(j.value->>0, j.value->>1, j.value->>2, j.value->>3)",
+            keys,
         )
-        old = found.one_or_none() or (0,) * len(COLUMNS)
-        new = (int(a) + b for a, b in zip(old, difference, strict=True))
-        values = [
-            str(value) if name in _BIG else value for name, value in zip(COLUMNS, new, strict=True)
-        ]
+        for row in found:
+            key = tuple(row[:4])
+            sums[key] = [int(a) + b for a, b in zip(row[4:], sums[key], strict=True)]
+    if sums:
         await tx.exec_driver_sql(
-            f"INSERT OR REPLACE INTO cells (subject, hour, phase, arm, {columns}) "
-            f"VALUES ({', '.join('?' * (4 + len(COLUMNS)))})",
-            (*key, *values),
+            _REPLACE_CELL, [(*key, *_stored(row)) for key, row in sums.items()]
         )
+
+
+def _stored(values: Iterable[int]) -> list[int | str]:
+    return [
+        str(value) if name in _BIG else value for name, value in zip(COLUMNS, values, strict=True)
+    ]
 
 
 async def _rows(tx: AsyncConnection, query: str, keys: list[Any]) -> list[Any]:

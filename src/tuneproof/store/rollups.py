@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, Text, and_, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, Table, Text, and_, case, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.experiments import Arm, Requests
@@ -19,12 +19,17 @@ from tuneproof.stats.aggregates import (
     Histogram,
 )
 from tuneproof.store.sums import (
+    EXPOSURE_COLUMNS,
     LATENCY_US_EDGES,
     NANO,
     NO_LATENCY,
+    OUTCOME_COLUMNS,
     Rollups,
-    Unit,
+    Row,
+    Units,
     day_of,
+    show,
+    tell,
 )
 from tuneproof.store.tables import SUMS, cells, engagement, exposures, outcomes, requests
 from tuneproof.store.types import hour_of, to_micros
@@ -207,19 +212,23 @@ def kept_rollups(rows: Mapping[str, list[Any]]) -> Rollups:
 async def recounted_rollups(tx: AsyncConnection, subject: int) -> Rollups:
     """The rollups made anew from all raw events of a subject."""
     fresh = Rollups()
-    units: dict[str, Unit] = defaultdict(Unit)
-    async with tx.stream(select(exposures).where(exposures.c.subject == subject)) as rows:
-        async for row in rows:
-            seen = units[row.unit].arms[row.arm]
-            seen.add(row.at, row.id, row.phase, row.tokens, row.cost_nano)
-            key = (subject, row.at // 3_600_000_000, row.phase, row.arm)
-            fresh.add_request(key, row.error, row.latency_us)
-    async with tx.stream(select(outcomes).where(outcomes.c.subject == subject)) as rows:
-        async for row in rows:
-            units[row.unit].see(row.at, row.id, row.y, row.quality)
-    for unit in units.values():
-        fresh.add_unit(subject, unit, 1)
+    units: Units = defaultdict(dict)
+    async for shown in _parts(tx, exposures, EXPOSURE_COLUMNS, subject):
+        show(units, shown)
+        fresh.add_requests(shown)
+    async for told in _parts(tx, outcomes, OUTCOME_COLUMNS, subject):
+        tell(units, told)
+    fresh.add_units(units, 1)
     return fresh.without_zeros()
+
+
+async def _parts(
+    tx: AsyncConnection, table: Table, columns: Sequence[str], subject: int
+) -> AsyncIterator[Sequence[Row]]:
+    query = select(*(table.c[name] for name in columns)).where(table.c.subject == subject)
+    async with tx.stream(query) as rows:
+        async for part in rows.partitions(10_000):
+            yield part
 
 
 async def _sums(
