@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from tests.integration.loop import Loop, open_loop
 
-from tuneproof.errors import ConflictError, InputError, StateError
+from tuneproof.errors import ConfigError, ConflictError, InputError, StateError
 from tuneproof.experiments import ABTest, Arm, ExperimentStatus, ModelRef, Verdict
+from tuneproof.settings import PipelineConfig
+from tuneproof.store import RunStatus
 from tuneproof.testing import MemoryProvider
+from tuneproof.training import VersionStatus
 
 BASE = ModelRef(model_id="base")
 ONE, TWO, THREE = (ModelRef(model_id=name) for name in ("one", "two", "three"))
@@ -140,3 +143,85 @@ async def test_lane_with_a_broken_split_leaves_the_shared_baseline(
         before = looks[-1].matured_before
         own = await loop.app.store.events.evidence(second.id, before=before)
         assert looks[-1].baseline.sample_size == own.arm(Arm.BASELINE).sample_size
+
+
+# --- a whole run ------------------------------------------------------------------------------
+
+TWO_OF_THREE = {
+    "search": {"n_epochs": (1, 2, 4)},
+    "search_trials": 3,
+    "candidates": 2,
+    "traffic_split": 1 / 3,
+}
+
+
+async def test_run_tests_its_best_trials_at_once_and_rolls_the_winner_out(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes=TWO_OF_THREE, lift=0.0) as loop:
+        run = await loop.app.start_run()
+        models = await _gated(loop, run.id)
+        loop.traffic.lifts = {models[1]: 0.8}
+        run = await loop.end(run.id)
+        assert run.status is RunStatus.SUCCESS, run.reason
+        assert run.stages["gate"]["detail"]["candidates"][1]["passed"] is True
+        said = run.stages["experiment"]["detail"]["candidates"]
+        assert [c["verdict"] for c in said] == ["reject", "promote"]
+        assert [c["model_id"] for c in said] == models
+        assert run.result["ab_test_id"] == said[1]["ab_test_id"]
+        versions = {v.model_id: v for v in await loop.app.models()}
+        assert versions[models[0]].status is VersionStatus.REJECTED
+        assert versions[models[1]].status is VersionStatus.LIVE
+        assert sorted(v.version for v in versions.values()) == ["1.0.0", "1.1.0"]
+        assert {r.baseline.model_id for r in await loop.app.routing()} == {models[1]}
+
+
+async def _gated(loop: Loop, run_id: str) -> list[str]:
+    """The models that are tested, best trial first, once their experiment began."""
+    while True:
+        await loop.app.wait_run(run_id, seconds=0.01)
+        run = await loop.app.run(run_id)
+        if "experiment" in run.stages:
+            candidates = run.stages["gate"]["detail"]["candidates"]
+            return [c["model_id"] for c in candidates]
+
+
+async def test_run_whose_candidates_are_no_better_is_rejected_with_all_of_them(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with open_loop(tmp_path, database_url, changes=TWO_OF_THREE, lift=0.0) as loop:
+        run = await loop.turn()
+        assert run.status is RunStatus.REJECTED
+        assert (run.reason or "").startswith("None of 2 candidates is promoted.")
+        assert {v.status for v in await loop.app.models()} == {VersionStatus.REJECTED}
+        assert all(not r.subjects for r in await loop.app.routing())
+        [spent] = await loop.app.store.experiments.spent("default")
+        assert (spent.candidates, spent.promoted) == (2, False)
+        assert spent.alpha == pytest.approx(0.0219, abs=1e-4)
+
+
+async def test_aborted_run_takes_all_candidates_back(tmp_path: Path, database_url: str) -> None:
+    async with open_loop(tmp_path, database_url, changes=TWO_OF_THREE, lift=0.0) as loop:
+        run = await loop.app.start_run()
+        await _gated(loop, run.id)
+        await loop.app.abort_run(run.id, reason="changed my mind", actor="cli")
+        assert (await loop.end(run.id)).status is RunStatus.ABORTED
+        assert all(not r.subjects for r in await loop.app.routing())
+        tests = (await loop.app.experiments()).items
+        assert {t.status for t in tests} == {ExperimentStatus.ABORTED}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"candidates": 2}, "needs training.search"),
+        ({**TWO_OF_THREE, "candidates": 4, "traffic_split": 0.1}, "there are 3"),
+        ({**TWO_OF_THREE, "allocation": "thompson"}, "shares stay as they are"),
+        ({**TWO_OF_THREE, "traffic_split": 0.4}, "at most 0.3333"),
+    ],
+)
+def test_settings_that_cannot_make_several_candidates_are_refused(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        PipelineConfig(**changes)  # type: ignore[arg-type]

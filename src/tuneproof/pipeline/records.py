@@ -88,6 +88,8 @@ class PipelineResult:
     experiment: ABTest | None = None
     look: Look | None = None
     deployment: Deployment | None = None
+    family: tuple[ABTest, ...] = ()
+    """All tests where several candidates were tested at once; `experiment` is the winner's."""
     error: Mapping[str, Any] | None = None
     seconds: float = 0.0
     memory_peak_mb: float | None = None

@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
-from tuneproof.evaluation import Gate, GateReport
+from tuneproof.evaluation import Gate, GateReport, Scorer
 from tuneproof.pipeline.records import Stage
 from tuneproof.pipeline.steps import Wait
 from tuneproof.pipeline.training import Training
 from tuneproof.training import Deploys, ModelVersion, VersionStatus
 from tuneproof.workflow import RunStatus
 
-__all__ = ["Making", "Wait"]
+__all__ = ["Judged", "Making", "Wait"]
+
+Judged = tuple[ModelVersion, GateReport]
+"""A version after the gate, and what the gate said of it."""
 
 
 class Making(Training):
@@ -52,13 +56,76 @@ class Making(Training):
             provider,
             min_improvement=self._config.gate_min_improvement,
             samples=self._config.gate_samples,
-            scorers=self._parts.scorers,
-            min_scores=self._parts.min_scores,
+            scorers=self._scorers(),
+            min_scores={**self._parts.min_scores, **self._config.gate_min_scores},
             seed=self._config.seed,
         )
         return await gate.check(version, batch.validation_path)
 
+    def _scorers(self) -> dict[str, Scorer]:
+        """Those that every gate asks, and those that this pipeline names."""
+        find = self._parts.scorer
+        named = {} if find is None else {name: find(name) for name in self._config.gate_scorers}
+        return {**self._parts.scorers, **named}
+
+    async def gate_all(
+        self, versions: Sequence[ModelVersion], batch: TrainingDataBatch, wait: Wait
+    ) -> list[Judged]:
+        """Check several versions, each on its own; those that fail are never served."""
+        self.stage = Stage.GATE
+        await workflow.transaction("gate.begin", self._begin, Stage.GATE)
+        reports = []
+        async with self._timed(Stage.GATE):
+            for version in versions:
+                report = await self._patiently("gate", wait, self._checked, version, batch)
+                reports.append(report)
+        judged: list[ModelVersion] = await workflow.transaction(
+            "gate.end", self._write_gates, list(versions), reports
+        )
+        self._parts.hooks.run_changed(self._id)
+        return list(zip(judged, reports, strict=True))
+
+    async def _write_gates(
+        self, tx: Any, versions: list[ModelVersion], reports: list[GateReport]
+    ) -> list[ModelVersion]:
+        """Keep what the gate said of each; the first that passed stands for the run."""
+        both = list(zip(versions, reports, strict=True))
+        lead = next((v for v, report in both if report.passed), versions[0])
+        said = [
+            {
+                "version": version.version,
+                "model_id": version.model_id,
+                "passed": report.passed,
+                "heldout_loss": report.heldout_loss,
+                "reason": report.reason,
+            }
+            for version, report in both
+        ]
+        kept = [await self._keep_judged(tx, version, report) for version, report in both]
+        place = versions.index(lead)
+        await self._write_report(tx, kept[place], reports[place], {"candidates": said})
+        return kept
+
     async def _write_gate(self, tx: Any, version: ModelVersion, report: GateReport) -> ModelVersion:
+        kept = await self._keep_judged(tx, version, report)
+        await self._write_report(tx, kept, report, {})
+        return kept
+
+    async def _keep_judged(
+        self, tx: Any, version: ModelVersion, report: GateReport
+    ) -> ModelVersion:
+        kept = replace(
+            version,
+            status=VersionStatus.CANDIDATE if report.passed else VersionStatus.REJECTED,
+            heldout_loss=report.heldout_loss,
+            base_heldout_loss=report.base_heldout_loss,
+        )
+        await self._parts.store.keep_version(kept, tx)
+        return kept
+
+    async def _write_report(
+        self, tx: Any, version: ModelVersion, report: GateReport, more: dict[str, Any]
+    ) -> None:
         at = self._parts.clock.now()
         losses = {
             "heldout_loss": report.heldout_loss,
@@ -70,17 +137,11 @@ class Making(Training):
             "heldout_examples": report.heldout_examples,
             "reason": report.reason,
             "samples": [{"prompt": s.prompt, "text": s.text} for s in report.samples[:5]],
+            **more,
         }
         status = "completed" if report.passed else "failed"
         await self._parts.store.mark_stage(self._id, Stage.GATE, status, detail, at, tx)
-        kept = replace(
-            version,
-            status=VersionStatus.CANDIDATE if report.passed else VersionStatus.REJECTED,
-            heldout_loss=report.heldout_loss,
-            base_heldout_loss=report.base_heldout_loss,
-        )
-        await self._parts.store.keep_version(kept, tx)
-        await self._mark_version(tx, kept, at)
+        await self._mark_version(tx, version, at)
         known = {**losses, "memory": self.memory}
         await self._parts.store.mark_run(self._id, "running", at=at, result=known, tx=tx)
         numbers = {k: v for k, v in losses.items() if v is not None}
@@ -90,7 +151,6 @@ class Making(Training):
         if report.passed:
             alias = {"name": self._config.name, "alias": "candidate", "version_id": version.id}
             await self._tell(tx, "alias", alias, "candidate")
-        return kept
 
     async def clean(self, status: RunStatus) -> list[str]:
         """Remove what the run left on this machine; only what really went is named."""

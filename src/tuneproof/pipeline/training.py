@@ -61,6 +61,9 @@ class Training(Collecting):
     """From a dataset to a trained version."""
 
     job_cancelled = False
+    runners_up: tuple[ModelVersion, ...] = ()
+    """Where several candidates are asked for: the versions beside the best, by held-out loss."""
+
     _cleared: Cleared | None = None
     _spent_usd = 0.0
     _key = ""
@@ -84,9 +87,16 @@ class Training(Collecting):
             if self._config.search is None:
                 trained, progress = await self._one(batch, declared, wait, {})
                 found: list[Trial] = []
+                others: list[ModelVersion] = []
             else:
-                trained, progress, found = await self._searched(batch, declared, wait)
+                tried, found = await self._searched(batch, declared, wait)
+                (_, trained, progress), *rest = tried
+                others = [version for _, version, _ in rest[: self._config.candidates - 1]]
         await workflow.transaction("train.end", self._write_trained, trained, progress, found)
+        if others:
+            self.runners_up = await workflow.transaction(
+                "train.candidates", self._declare_others, tuple(others)
+            )
         self._parts.hooks.run_changed(self._id)
         return trained
 
@@ -118,8 +128,8 @@ class Training(Collecting):
 
     async def _searched(
         self, batch: TrainingDataBatch, declared: ModelVersion, wait: Wait
-    ) -> tuple[ModelVersion, Progress, list[Trial]]:
-        """Train each trial, and keep the one with the least held-out loss."""
+    ) -> tuple[list[tuple[Trial, ModelVersion, Progress]], list[Trial]]:
+        """Train each trial: those that ended well, by held-out loss, and all of them."""
         cleared = self._cleared
         assert cleared is not None
         own, tried = self._key, list[tuple[Trial, ModelVersion, Progress]]()
@@ -161,8 +171,20 @@ class Training(Collecting):
         if not tried:
             assert failure is not None
             raise failure
-        _, best, progress = min(tried, key=lambda t: (t[0].heldout_loss, t[0].number))
-        return best, progress, history
+        return sorted(tried, key=lambda t: (t[0].heldout_loss, t[0].number)), history
+
+    async def _declare_others(
+        self, tx: Any, others: tuple[ModelVersion, ...]
+    ) -> tuple[ModelVersion, ...]:
+        """Make versions of their own of the trials that are tested beside the best."""
+        at = self._parts.clock.now()
+        found = []
+        for trained in others:
+            version = replace(trained, id=new_version_id(at), version="0.0.0", created_at=at)
+            kept = await self._parts.store.declare_version(version, tx)
+            await self._tell_version(tx, kept, f"model_version:{kept.id}")
+            found.append(kept)
+        return tuple(found)
 
     async def _suggested(self, history: list[Trial]) -> Point:
         assert self._config.search is not None
@@ -359,22 +381,22 @@ class Training(Collecting):
         numbers = {k: float(v) for k, v in progress.metrics.items() if isinstance(v, (int, float))}
         numbers["training_cost_usd"] = round(self._spent_usd, 6)
         await self._tell(tx, "metrics", {"metrics": numbers, "step": 0, "at": at.isoformat()})
-        await self._tell(
-            tx,
-            "model_version",
-            {
-                "name": self._config.name,
-                "version_id": version.id,
-                "version": version.version,
-                "model_id": version.model_id,
-                "tags": {
-                    "base_model": version.base_model,
-                    "dataset": version.dataset_hash or "",
-                    "job": version.training_job_id or "",
-                    "provider": version.provider,
-                },
+        await self._tell_version(tx, version)
+
+    async def _tell_version(self, tx: Any, version: ModelVersion, key: str | None = None) -> None:
+        payload = {
+            "name": self._config.name,
+            "version_id": version.id,
+            "version": version.version,
+            "model_id": version.model_id,
+            "tags": {
+                "base_model": version.base_model,
+                "dataset": version.dataset_hash or "",
+                "job": version.training_job_id or "",
+                "provider": version.provider,
             },
-        )
+        }
+        await self._tell(tx, "model_version", payload, key)
 
     def _job_key(self, attempt: int) -> str:
         """What the job is found by: a retry trains again, a repeated step does not."""

@@ -11,14 +11,14 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import AbortedError, StateError, TuneProofError
 from tuneproof.experiments import Verdict
-from tuneproof.pipeline.families import Families, follow_family
+from tuneproof.pipeline.families import Families, ending, follow_family, leading
 from tuneproof.pipeline.planning import Planning
 from tuneproof.pipeline.records import Parts, PipelineResult, RunArguments, Stage
 from tuneproof.pipeline.serving import Serving, follow_experiment, follow_rollout
-from tuneproof.pipeline.stages import Making
+from tuneproof.pipeline.stages import Judged, Making
 from tuneproof.rollout import DeploymentState
 from tuneproof.settings import PipelineConfig
-from tuneproof.training import VersionStatus
+from tuneproof.training import ModelVersion, VersionStatus
 from tuneproof.workflow import RunStatus
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ class _Turn:
         self._arguments = arguments
         self._making = Making(parts, run_id, config, arguments)
         self._planning = Planning(parts, run_id, config, arguments)
-        self._serving = Serving(parts, run_id, config)
+        self._serving = Families(parts, run_id, config)
+        self._versions: tuple[ModelVersion, ...] = ()
         self._result = PipelineResult(run_id=run_id, status=RunStatus.RUNNING, reason="")
         self._id = run_id
 
@@ -113,12 +114,15 @@ class _Turn:
         version = await self._making.train(batch, self._abortable_wait)
         self._serving.config = self._making.config
         self._result = replace(self._result, model_version=version)
+        self._versions = (version, *self._making.runners_up)
 
     async def _gate(self, batch: TrainingDataBatch) -> None:
-        assert self._result.model_version is not None
-        version, report = await self._making.gate(
-            self._result.model_version, batch, self._abortable_wait
-        )
+        if len(self._versions) > 1:
+            version, report = await self._gate_all(batch)
+        else:
+            version, report = await self._making.gate(
+                self._versions[0], batch, self._abortable_wait
+            )
         self._result = replace(self._result, gate=report, model_version=version)
         if not report.passed:
             raise _Ended(RunStatus.REJECTED, f"The gate said no: {report.reason}")
@@ -127,7 +131,17 @@ class _Turn:
                 RunStatus.SUCCESS, f"Passed the gate, and was asked to stop there. {report.reason}"
             )
 
+    async def _gate_all(self, batch: TrainingDataBatch) -> Judged:
+        """Check each candidate; those that pass go on, and the best of them stands for the run."""
+        judged = await self._making.gate_all(self._versions, batch, self._abortable_wait)
+        passed = [one for one in judged if one[1].passed]
+        self._versions = tuple(version for version, _ in passed)
+        return (passed or judged)[0]
+
     async def _experiment(self) -> None:
+        if len(self._versions) > 1:
+            await self._family()
+            return
         assert self._result.model_version is not None
         test = await self._serving.start_experiment(self._result.model_version)
         self._result = replace(self._result, experiment=test)
@@ -136,6 +150,24 @@ class _Turn:
         await self._serving.end_experiment(test, look)
         if test.verdict is not Verdict.PROMOTE:
             raise _Ended(RunStatus.REJECTED, f"The experiment says {test.verdict}: {test.reason}")
+        if self._arguments.only is Stage.EXPERIMENT:
+            raise _Ended(RunStatus.SUCCESS, f"Promoted, and was asked to stop there. {test.reason}")
+
+    async def _family(self) -> None:
+        """Test several candidates at once; the one that wins goes on."""
+        tests = await self._serving.start_family(self._versions)
+        self._result = replace(self._result, experiment=tests[0], family=tests)
+        tests, looks = await follow_family(self._serving, tests, self._abortable_wait)
+        look = leading(looks)
+        test = next((t for t in tests if look and t.id == look.experiment_id), tests[0])
+        version = self._versions[test.lane]
+        self._result = replace(
+            self._result, model_version=version, experiment=test, family=tests, look=look
+        )
+        lost = [other for other in self._versions if other is not version]
+        await self._serving.end_family(tests, looks, lost)
+        if test.verdict is not Verdict.PROMOTE:
+            raise _Ended(RunStatus.REJECTED, ending(tests))
         if self._arguments.only is Stage.EXPERIMENT:
             raise _Ended(RunStatus.SUCCESS, f"Promoted, and was asked to stop there. {test.reason}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
     "gate": {
         "min_improvement": "gate_min_improvement",
         "samples": "gate_samples",
+        "scorers": "gate_scorers",
+        "min_scores": "gate_min_scores",
     },
     "evaluation": {
         "traffic_split": "traffic_split",
@@ -78,11 +81,20 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
         "segments": "segments",
         "segment_guardrail": "segment_guardrail",
         "allocation": "allocation",
+        "analysis_unit": "analysis_unit",
+        "cuped": "cuped",
         "allocation_hours": "allocation_hours",
+        "candidates": "candidates",
         "plan_gate": "plan_gate",
         "plan_probability": "plan_probability",
         "outcome_source": "outcome_source",
         "retention_days": "retention_days",
+        "quality_scorer": "quality_scorer",
+        "quality_share": "quality_share",
+        "quality_calls_day": "quality_calls_day",
+        "quality_cost_usd_day": "quality_cost_usd_day",
+        "quality_personal_data": "quality_personal_data",
+        "quality_keep_hours": "quality_keep_hours",
     },
     "deployment": {
         "strategy": "deployment_strategy",
@@ -128,6 +140,9 @@ _NOT_BY_REQUEST = frozenset(
         "schedule_driver",
         "suffix",
         "outcome_source",
+        "quality_scorer",
+        "gate_scorers",
+        "gate_min_scores",
         "method",
         "successor_model",
         "successor_provider",
@@ -179,6 +194,8 @@ class PipelineConfig:
 
     gate_min_improvement: float = 0.0
     gate_samples: int = 20
+    gate_scorers: tuple[str, ...] = ()
+    gate_min_scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     traffic_split: float = 0.1
     a_b_test_duration_hours: float = 168
@@ -197,11 +214,20 @@ class PipelineConfig:
     segments: tuple[str, ...] = ()
     segment_guardrail: bool = False
     allocation: str = "fixed"
+    analysis_unit: str = "unit"
+    cuped: bool = False
     allocation_hours: float = 24
+    candidates: int = 1
     plan_gate: str = "warn"
     plan_probability: float = 0.5
     outcome_source: str | None = None
     retention_days: float | None = None
+    quality_scorer: str | None = None
+    quality_share: float = 1.0
+    quality_calls_day: int = 1000
+    quality_cost_usd_day: float | None = None
+    quality_personal_data: str = "redact"
+    quality_keep_hours: float = 72
 
     deployment_strategy: str = "gradual_rollout"
     steps: tuple[float, ...] | None = None
@@ -228,7 +254,7 @@ class PipelineConfig:
             object.__setattr__(self, "steps", _steps(self.steps))
         for field in ("name", "provider", "source"):
             checks.text(field, getattr(self, field))
-        for field in ("criteria", "segments"):
+        for field in ("criteria", "segments", "gate_scorers"):
             given = getattr(self, field)
             object.__setattr__(self, field, checks.names(field, given) if given else ())
         for field in ("base_model", "suffix", "outcome_source", "successor_model"):
@@ -268,6 +294,8 @@ class PipelineConfig:
         checks.number("poll_seconds", self.poll_seconds, above=0)
         checks.number("gate_min_improvement", self.gate_min_improvement, at_least=-1, at_most=1)
         checks.number("gate_samples", self.gate_samples, at_least=0, whole=True)
+        for scorer, least in self.gate_min_scores.items():
+            checks.number(f"gate_min_scores.{scorer}", least)
 
     def _check_method(self) -> None:
         checks.choice("method", self.method, ("supervised", "dpo"))
@@ -304,11 +332,54 @@ class PipelineConfig:
         checks.number("loop_alpha", self.loop_alpha, above=0, at_most=0.5)
         checks.truth("segment_guardrail", self.segment_guardrail)
         checks.choice("allocation", self.allocation, ("fixed", "thompson"))
+        checks.choice("analysis_unit", self.analysis_unit, ("unit", "item"))
+        checks.truth("cuped", self.cuped)
+        if self.cuped and self.analysis_unit == "item":
+            rule = 'must be false where analysis_unit is "item"'
+            mend = "A covariate adjusts the mean over units: choose one of the two."
+            raise checks.refuse("cuped", True, rule, mend=mend)
         checks.number("allocation_hours", self.allocation_hours, above=0)
+        checks.number("candidates", self.candidates, at_least=1, at_most=20, whole=True)
+        if self.candidates > 1:
+            self._check_candidates()
         checks.choice("plan_gate", self.plan_gate, ("off", "warn", "stop"))
         checks.number("plan_probability", self.plan_probability, above=0, at_most=1)
         if self.retention_days is not None:
             checks.number("retention_days", self.retention_days, above=0)
+        self._check_quality()
+
+    def _check_quality(self) -> None:
+        checks.text("quality_scorer", self.quality_scorer, optional=True)
+        checks.number("quality_share", self.quality_share, above=0, at_most=1)
+        checks.number("quality_calls_day", self.quality_calls_day, at_least=0, whole=True)
+        if self.quality_cost_usd_day is not None:
+            checks.number("quality_cost_usd_day", self.quality_cost_usd_day, at_least=0)
+        rules = ("redact", "drop", "keep")
+        checks.choice("quality_personal_data", self.quality_personal_data, rules)
+        checks.number("quality_keep_hours", self.quality_keep_hours, above=0)
+
+    def _check_candidates(self) -> None:
+        """Several candidates come of a search, and share the units beside the baseline."""
+        tried = self._trials()
+        if tried < self.candidates:
+            rule = f"needs training.search with at least as many trials; there are {tried}"
+            mend = "Set training.search (and search_trials), or candidates = 1."
+            raise checks.refuse("candidates", self.candidates, rule, mend=mend)
+        if self.allocation != "fixed":
+            rule = 'must be "fixed" where candidates is above 1: their shares stay as they are'
+            raise checks.refuse("allocation", self.allocation, rule)
+        most = 1 / (self.candidates + 1)
+        if self.traffic_split > most + 1e-9:
+            rule = f"must be at most {most:.4g} with candidates = {self.candidates}: each has it"
+            raise checks.refuse("traffic_split", self.traffic_split, rule)
+
+    def _trials(self) -> int:
+        """How many trials a search makes at most; 0 where nothing is searched."""
+        if self.search is None:
+            return 0
+        if self.search_method == "optuna":
+            return self.search_trials
+        return min(math.prod(len(values) for values in self.search.values()), self.search_trials)
 
     def _check_deployment(self) -> None:
         checks.choice("deployment_strategy", self.deployment_strategy, STRATEGIES)
