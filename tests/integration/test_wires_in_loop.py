@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.fireworks_wire import KEY as FIREWORKS_KEY
 from tests.fireworks_wire import FireworksWire, fireworks_server
+from tests.integration.loop import T0
 from tests.integration.switching import open_wires, provider
 from tests.together_wire import KEY as TOGETHER_KEY
 from tests.together_wire import TogetherWire, together_server
 from tests.wire import Wire, wire_server
 
 from tuneproof.app import App
+from tuneproof.errors import RetryableError
+from tuneproof.resilience import State
 from tuneproof.store import RunStatus
 
 
@@ -168,3 +172,56 @@ async def test_provider_that_is_away_at_the_gate_is_waited_for(
         run = await loop.turn(last_stage="gate")
         assert run.status is RunStatus.SUCCESS, run.reason
         assert "failed" in run.stages["gate"]["detail"]["note"]
+
+
+class Frozen:
+    """Time that stops once a run waits for long: only a signal can wake it."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+
+    async def advance(self, since: datetime, until: datetime) -> None:
+        if until > T0 + timedelta(minutes=4):
+            self.reached.set()
+            await asyncio.Event().wait()
+
+
+async def test_run_goes_on_as_soon_as_its_provider_is_back(
+    tmp_path: Path, sqlite_store_url: str, wire: Wire
+) -> None:
+    wire.fail("GET /models", status=503)
+    async with open_wires(tmp_path, sqlite_store_url, provider("lite", wire.url)) as loop:
+        frozen = Frozen()
+        loop.app.clock.participants.append(frozen)  # type: ignore[attr-defined]
+        run = await loop.app.start_run(last_stage="gate")
+        await asyncio.wait_for(frozen.reached.wait(), 60)
+        breaker = loop.app.breaker_of("lite")
+        assert breaker.state is State.OPEN
+        asked = wire.count("GET /models")
+        assert await loop.app.probe_providers() == []  # its pause is not over
+        assert wire.count("GET /models") == asked
+        wire.heal()
+        wire.job_states = ["succeeded"]
+        breaker._reopen_at = 0.0
+        assert await loop.app.probe_providers() == ["lite"]
+        assert breaker.state is State.CLOSED
+        while not wire.count("POST /fine_tuning/jobs"):
+            await asyncio.sleep(0.01)
+        await loop.app.abort_run(run.id, reason="seen enough")
+
+
+async def test_provider_that_is_away_holds_nobody_else_back(
+    tmp_path: Path, sqlite_store_url: str, wire: Wire
+) -> None:
+    with wire_server() as other:
+        servers = provider("away", wire.url), provider("well", other.url)
+        async with open_wires(
+            tmp_path, sqlite_store_url, *servers, changes={"provider": "well"}
+        ) as loop:
+            wire.fail("GET /models", status=503)
+            for _ in range(4):
+                with pytest.raises(RetryableError):
+                    await loop.app.provider("away").ping()
+            assert loop.app.breaker_of("away").state is State.OPEN
+            assert loop.app.breaker_of("well").state is State.CLOSED
+            assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS

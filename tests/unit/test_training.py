@@ -172,7 +172,7 @@ async def test_file_is_waited_for_until_the_provider_has_read_it(tmp_path: Path)
     provider = Reader()
     made = trainer(provider, poll_s=60)
     await made.start_fine_tuning(batch(tmp_path))
-    assert made._clock.now() == T0 + timedelta(seconds=180)  # noqa: SLF001
+    assert made._clock.now() == T0 + timedelta(seconds=180)
     assert provider.calls["upload"] == 2
 
 

@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,6 +33,7 @@ from tuneproof.experiments.planning import Prices
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Hooks, NoHooks, Parts
 from tuneproof.resilience import (
+    BreakerEvent,
     CircuitBreaker,
     ConnectionPoolManager,
     DatabasePool,
@@ -257,9 +259,34 @@ class Core:
 
     def _watch_breakers(self) -> None:
         for name in ("openai", "mlflow"):
-            breaker = CircuitBreaker.named(name, on_event=self.metrics.on_breaker_event)
+            breaker = CircuitBreaker.named(
+                name, clock=self._seconds, on_event=self.metrics.on_breaker_event
+            )
             self.breakers[name] = breaker
             self.metrics.watch_breaker(name, breaker)
+        self._hear_of(self._first_provider)
+
+    @property
+    def _first_provider(self) -> str:
+        return next(iter(self.settings.pipelines.values())).provider
+
+    def _seconds(self) -> float:
+        """The clock of breakers: it runs with the App's, so virtual outages pass virtually."""
+        virtual = isinstance(self.clock, VirtualClock)
+        return self.clock.now().timestamp() if virtual else time.monotonic()
+
+    def _hear_of(self, provider: str) -> None:
+        """Learn that a provider's breaker closes."""
+
+        def heard(event: BreakerEvent) -> None:
+            if event.kind == "closed":
+                self.spawn("tuneproof-back", self.provider_is_back(provider))
+
+        self.breaker_of(provider).subscribe(heard)
+
+    async def provider_is_back(self, name: str) -> list[str]:
+        """What is done once a provider that was away answers again."""
+        return []
 
     def _open_targets(self) -> list[Target]:
         made = []
@@ -343,12 +370,15 @@ class Core:
 
         The first pipeline's is called `openai`, as health and metrics know it.
         """
-        first = next(iter(self.settings.pipelines.values())).provider
-        key = "openai" if name == first else f"provider:{name}"
+        key = "openai" if name == self._first_provider else f"provider:{name}"
         if key not in self.breakers:
             self.breakers[key] = CircuitBreaker.named(
-                key, like="openai", on_event=self.metrics.on_breaker_event
+                key,
+                like="openai",
+                clock=self._seconds,
+                on_event=self.metrics.on_breaker_event,
             )
+            self._hear_of(name)
         return self.breakers[key]
 
     async def provider_at(self, name: str) -> Provider:

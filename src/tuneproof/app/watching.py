@@ -13,6 +13,7 @@ from tuneproof.app.providing import provider_of
 from tuneproof.app.runs import Runs
 from tuneproof.errors import ConfigError, DeniedError, StateError, TuneProofError
 from tuneproof.providers import JobEnded, read_webhook
+from tuneproof.resilience import State
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Run
 from tuneproof.training import find_model
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN_WARNING = timedelta(days=60)
 """From when on the loop warns that a provider shuts a model down."""
+
+PROBE_EVERY = timedelta(seconds=5)
+"""How often it is looked whether a breaker lets a probe through; the breaker sets the pauses."""
 
 ASK_EVERY = timedelta(hours=24)
 """How often providers are asked for shutdown dates."""
@@ -196,6 +200,50 @@ class Watching(Runs):
             base_model=config.successor_model,
             provider=config.successor_provider or config.provider,
         )
+
+    # --- outages --------------------------------------------------------------------
+
+    async def _began(self) -> None:
+        await super()._began()
+        if self._background:
+            self.spawn("tuneproof-probes", self._keep_probing())
+
+    async def _keep_probing(self) -> None:
+        clock = workflow.SystemClock()
+        while True:
+            await clock.sleep_until(clock.now() + PROBE_EVERY)
+            await self.probe_providers()
+
+    async def probe_providers(self) -> list[str]:
+        """Ask each provider whose breaker lets a probe through; those that answered.
+
+        Without it nobody would ask before a run's next try, up to an hour later.
+        """
+        found = []
+        for name in list(self._providers):
+            breaker = self.breaker_of(name)
+            if breaker.state is State.CLOSED or breaker.retry_after_s > 0:
+                continue
+            try:
+                await self._providers[name].ping()
+            except TuneProofError as e:
+                log.info("%s is still away: %s", name, e.message)
+            else:
+                found.append(name)
+        return found
+
+    async def provider_is_back(self, name: str) -> list[str]:
+        """Wake the runs that wait for a provider; they try again at once."""
+        woken = []
+        for run in await self.store.runs.active():
+            waits = run.stages.get(run.current_stage or "", {}).get("detail", {}).get("note")
+            if not waits or run.config.get("provider") != name:
+                continue
+            if await self.engine.exists(run.id) and not await self.engine.ended(run.id):
+                signal = workflow.Signal(kind="wake", actor="breaker", reason=f"{name} is back")
+                await self.engine.send(run.id, signal)
+                woken.append(run.id)
+        return woken
 
     # --- webhooks -------------------------------------------------------------------
 
