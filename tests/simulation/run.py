@@ -15,12 +15,17 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tests.simulation import loops, tests_table, traps
+from tests.simulation import declarations, loops, tests_table, traps
 from tests.simulation.records import Record, Row
 
 SEED = 20_261_120
 RESULTS = Path(__file__).with_name("results.json")
-ROWS: dict[str, tuple[Row, int]] = {**tests_table.ROWS, **loops.ROWS, **traps.ROWS}
+ROWS: dict[str, tuple[Row, int]] = {
+    **tests_table.ROWS,
+    **loops.ROWS,
+    **traps.ROWS,
+    **declarations.ROWS,
+}
 
 
 def run(name: str, *, scale: float = 1.0) -> list[Record]:

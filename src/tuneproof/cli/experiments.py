@@ -45,6 +45,12 @@ async def create(
         bool | None, Parameter(help="Whether a segment that is harmed ends it.")
     ] = None,
     allocation: Annotated[str | None, Parameter(help="fixed or thompson.")] = None,
+    analysis_unit: Annotated[
+        str | None, Parameter(help="unit, or item: each item of a unit is counted.")
+    ] = None,
+    cuped: Annotated[
+        bool | None, Parameter(help="Whether the exposures' covariate adjusts the lift.")
+    ] = None,
     decision: Annotated[str | None, Parameter(help="spec or confirmed.")] = None,
     cost_metric: Annotated[str | None, Parameter(help="per_engagement or per_token.")] = None,
     maturation_hours: Annotated[
@@ -77,6 +83,8 @@ async def create(
         "segments": segment,
         "segment_guardrail": segment_guardrail,
         "allocation": allocation,
+        "analysis_unit": analysis_unit,
+        "cuped": cuped,
         "decision": decision,
         "cost_metric": cost_metric,
         "maturation_hours": maturation_hours,
@@ -199,7 +207,14 @@ def _declared(test: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("decision", test["decision"]),
         ("segments", ", ".join(test["segments"]) + guarded if test["segments"] else None),
         ("allocation", test["allocation"]),
+        ("counted", _counted(test)),
     ]
+
+
+def _counted(test: Mapping[str, Any]) -> str:
+    if test["analysis_unit"] == "item":
+        return "items, judged by the units that hold them"
+    return "units, adjusted by their covariate" if test["cuped"] else "units"
 
 
 def _ledger(test: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,14 @@ from collections.abc import Sequence
 from tuneproof.experiments.records import Part
 from tuneproof.stats.aggregates import Stratum
 from tuneproof.stats.contrasts import Contrast, contrast
+from tuneproof.stats.effects import (
+    ENGAGEMENT,
+    Metric,
+    Variable,
+    pooled_theta,
+    sum_of,
+    variance_of,
+)
 
 __all__ = ["reweighted_lift", "thompson_share"]
 
@@ -29,6 +37,7 @@ def thompson_share(
     strata: Sequence[Stratum],
     current: float,
     *,
+    metric: Metric = ENGAGEMENT,
     floor: float = FLOOR,
     ceiling: float = CEILING,
     min_units_phase: int = 50,
@@ -46,7 +55,7 @@ def thompson_share(
     >>> thompson_share([], 0.1)
     0.1
     """
-    found = contrast(strata, min_units=2 * min_units_phase, min_units_phase=min_units_phase)
+    found = contrast(strata, metric, min_units=2 * min_units_phase, min_units_phase=min_units_phase)
     if not isinstance(found, Contrast) or found.exact or not found.variance:
         return current
     from scipy.special import ndtr
@@ -57,14 +66,18 @@ def thompson_share(
     return wanted if abs(wanted - current) >= STEP else current
 
 
-def reweighted_lift(strata: Sequence[Stratum], *, alpha: float = 0.05) -> Part | None:
+def reweighted_lift(
+    strata: Sequence[Stratum], metric: Metric = ENGAGEMENT, *, alpha: float = 0.05
+) -> Part | None:
     """The lift over all units of the test, as if both arms had been served to each of them.
 
     Estimand: mean outcome of all enrolled units under the candidate over that under the
     baseline, minus 1. Augmented inverse-probability weighting with the phase as covariate, which
     for one propensity a phase is post-stratification: μ_a = Σ_p (N_p/N) ȳ_pa, variance
-    Σ_p (N_p/N)² s²_pa/n_pa (Robins, Rotnitzky and Zhao 1994, JASA 89:846). The interval is
-    normal, for one look. None where a phase has fewer than 2 units in an arm, or a mean is 0.
+    Σ_p (N_p/N)² s²_pa/n_pa (Robins, Rotnitzky and Zhao 1994, JASA 89:846). Per item μ_a is
+    Σ_p (N_p/N) ȳ_pa over Σ_p (N_p/N) m̄_pa, with the variance of y - μ_a m; CUPED takes
+    θ (x̄_pa - x̄_p) from each mean. The interval is normal, for one look. None where a phase has
+    fewer than 2 units in an arm, or a mean is 0.
 
     >>> from tuneproof.stats.aggregates import Aggregate
     >>> early = Stratum(baseline=Aggregate.of([0.1, 0.3] * 90), candidate=Aggregate.of([0.2] * 20))
@@ -75,21 +88,16 @@ def reweighted_lift(strata: Sequence[Stratum], *, alpha: float = 0.05) -> Part |
     used = [s for s in strata if s.baseline.n or s.candidate.n]
     if not used or any(min(s.baseline.n, s.candidate.n) < 2 for s in used):
         return None
-    whole = sum(s.baseline.n + s.candidate.n for s in used)
-    means, variances = [0.0, 0.0], [0.0, 0.0]
-    for s in used:
-        weight = (s.baseline.n + s.candidate.n) / whole
-        for place, arm in enumerate((s.baseline, s.candidate)):
-            mean = arm.sum_y / arm.n
-            spread = max(arm.sum_yy - arm.n * mean * mean, 0.0) / (arm.n - 1)
-            means[place] += weight * mean
-            variances[place] += weight * weight * spread / arm.n
-    if min(means) <= 0:
+    theta = 0.0
+    if metric.cuped:
+        theta = pooled_theta(arm for s in used for arm in (s.baseline, s.candidate))
+    arms = [_over_all(used, place, metric, theta) for place in (0, 1)]
+    if any(found is None for found in arms):
         return None
     from scipy.special import ndtri
 
-    error = math.sqrt(sum(v / m**2 for v, m in zip(variances, means, strict=True)))
-    centre, reach = math.log(means[1] / means[0]), float(ndtri(1 - alpha / 2)) * error
+    (b, var_b), (c, var_c) = (found for found in arms if found is not None)
+    centre, reach = math.log(c / b), float(ndtri(1 - alpha / 2)) * math.sqrt(var_b + var_c)
     return Part(
         lift=math.expm1(centre),
         lower=math.expm1(centre - reach),
@@ -97,3 +105,26 @@ def reweighted_lift(strata: Sequence[Stratum], *, alpha: float = 0.05) -> Part |
         n_baseline=sum(s.baseline.n for s in used),
         n_candidate=sum(s.candidate.n for s in used),
     )
+
+
+def _over_all(
+    used: Sequence[Stratum], place: int, metric: Metric, theta: float
+) -> tuple[float, float] | None:
+    """An arm's value over all units, and the variance of its logarithm; None where it is 0."""
+    both = [(s.baseline, s.candidate) for s in used]
+    sizes = [b.n + c.n for b, c in both]
+    weights = [n / sum(sizes) for n in sizes]
+    mine = [pair[place] for pair in both]
+    top = sum(w * sum_of(arm, "y") / arm.n for w, arm in zip(weights, mine, strict=True))
+    for w, arm, (b, c) in zip(weights, mine, both, strict=True):
+        top -= theta * w * (arm.sum_x / arm.n - (b.sum_x + c.sum_x) / (b.n + c.n))
+    other, times, bottom = ("x", -theta, 1.0) if metric.cuped else (None, 0.0, 1.0)
+    if metric.denominator is not None:
+        other = metric.denominator
+        bottom = sum(w * sum_of(arm, other) / arm.n for w, arm in zip(weights, mine, strict=True))
+        times = -top / bottom if bottom else 0.0
+    if top <= 0 or bottom <= 0:
+        return None
+    spreads = [variance_of(arm, "y", 1.0, other, times) / arm.n for arm in mine]
+    variance = sum(w * w * s for w, s in zip(weights, spreads, strict=True))
+    return top / bottom, variance / top**2

@@ -14,9 +14,12 @@ from tuneproof.experiments.records import METRICS, Arm, Criterion, CriterionResu
 from tuneproof.experiments.view import VALUE_PER_COST, View, saved
 from tuneproof.stats import sequential
 from tuneproof.stats.aggregates import Aggregate, Histogram, Stratum
-from tuneproof.stats.effects import ENGAGEMENT
+from tuneproof.stats.effects import Metric
 
 __all__ = ["judge_criteria"]
+
+_QUALITY = Metric(name="quality")
+"""The mean of units' scores; of a unit with several items it is the mean of theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def _quality(view: View) -> _Change:
     strata = view.evidence.quality_strata()
     if not any(s.baseline.n or s.candidate.n for s in strata):
         return _Change(value=None, lower=None, upper=None, reason="no quality was recorded")
-    found = view.sequence(strata, ENGAGEMENT, view.test.promotion_alpha)
+    found = view.sequence(strata, _QUALITY, view.test.promotion_alpha)
     return _Change(value=found.lift, lower=found.lower, upper=found.upper, reason=found.reason)
 
 

@@ -30,6 +30,8 @@ class Declared(TypedDict, total=False):
     segments: Sequence[str] | None
     segment_guardrail: bool | None
     allocation: str | None
+    analysis_unit: str | None
+    cuped: bool | None
     decision: str | None
     cost_metric: str | None
     maturation_hours: float | None

@@ -18,7 +18,6 @@ from tuneproof.experiments.records import (
 )
 from tuneproof.experiments.view import DeclaredLook, View
 from tuneproof.stats import guardrails, sequential
-from tuneproof.stats.declared import GroupSequentialEstimate
 from tuneproof.stats.shrinkage import Prior, default_prior
 
 __all__ = ["DeclaredLook", "broken_split", "harmful_requests", "judge"]
@@ -86,7 +85,7 @@ def judge(
         cost_gain=view.cost_gain,
         is_significant=view.significant,
         declared=declared is not None,
-        method=_method(lift, declared),
+        method=_method(view),
         verdict=verdict,
         reason=reason,
         inputs=view.inputs(),
@@ -96,7 +95,9 @@ def judge(
         halves=view.halves,
         criteria=results,
         segments=view.segments,
-        reweighted=reweighted_lift(view.strata) if test.allocation != "fixed" else None,
+        reweighted=(
+            reweighted_lift(view.strata, test.metric) if test.allocation != "fixed" else None
+        ),
     )
 
 
@@ -243,7 +244,16 @@ def _other(view: View, result: CriterionResult) -> str:
     return f"{result.metric} {change:+.1%}"
 
 
-def _method(lift: sequential.LiftEstimate, declared: GroupSequentialEstimate | None) -> str:
+def _method(view: View) -> str:
+    lift, declared = view.lift, view.declared
+    counted = " per item" if view.test.analysis_unit == "item" else ""
     if declared is None:
-        return f"{lift.method}; p anytime-valid"
-    return f"declared look {declared.look}: {declared.method}, p stage-wise; interval {lift.method}"
+        return f"{lift.method}{counted}{_spared(lift)}; p anytime-valid"
+    return (
+        f"declared look {declared.look}: {declared.method}, p stage-wise; "
+        f"interval {lift.method}{counted}{_spared(lift)}"
+    )
+
+
+def _spared(lift: sequential.LiftEstimate) -> str:
+    return f" (the covariate saved {lift.saved:.0%} of the variance)" if lift.saved else ""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tuneproof.experiments.records import ABTest, ArmMetrics, Look, Verdict
 
-__all__ = ["POINTS", "report_html", "thinned"]
+__all__ = ["POINTS", "counted", "report_html", "thinned"]
 
 POINTS: Final = 240
 """The chart shows at most this many looks; declared ones and the last are always among them."""
@@ -187,6 +187,9 @@ def _findings(test: ABTest, last: Look) -> str:
         )
         expected = f"{_signed(e.lift)} ({_signed(e.lower)}, {_signed(e.upper)}), from {source}"
         rows.insert(1, ("lift to be expected", expected))
+    saved = last.inputs.get("variance_saved")
+    if saved is not None:
+        rows.append(("variance that the covariate saved", _percent(saved)))
     if last.halves is not None and last.halves.reason:
         rows.append(("first half, second half (exploratory)", last.halves.reason))
     if test.alpha is not None:
@@ -213,6 +216,13 @@ def _asked(result: Any) -> str:
     return f"worse by no more than {margin:.1%}"
 
 
+def counted(test: ABTest) -> str:
+    """What a test counts, in words."""
+    if test.analysis_unit == "item":
+        return "items (each with its newest outcome), judged by the units that hold them"
+    return "units, adjusted by their covariate" if test.cuped else "units"
+
+
 def _declared(test: ABTest) -> str:
     """What was said before the test began; nothing of it changes while it runs."""
     guarded = ", one that is harmed ends the test" if test.segment_guardrail else ""
@@ -223,6 +233,7 @@ def _declared(test: ABTest) -> str:
         ("cost", test.cost_metric.replace("_", " ")),
         ("segments", (", ".join(test.segments) or "none") + guarded),
         ("allocation", test.allocation),
+        ("counted", counted(test)),
         ("outcomes mature after", f"{test.maturation_hours:g} h"),
         ("least units", f"{test.min_units} an arm, {test.min_units_phase} an arm and phase"),
     ]

@@ -21,7 +21,7 @@ from tuneproof.experiments.records import (
 from tuneproof.stats import fixed, guardrails, multiplicity, sequential, shrinkage
 from tuneproof.stats.aggregates import Stratum
 from tuneproof.stats.declared import GroupSequentialEstimate, group_sequential
-from tuneproof.stats.effects import ENGAGEMENT, Metric
+from tuneproof.stats.effects import Metric
 
 DECLARED = (3 / 7, 5 / 7, 1.0)
 """The declared looks of `decision="spec"`, as shares of the duration: days 3, 5, 7 of a week."""
@@ -64,12 +64,16 @@ class View:
         return self.evidence.strata()
 
     def sequence(
-        self, strata: Sequence[Stratum], metric: Metric = ENGAGEMENT, alpha: float | None = None
+        self,
+        strata: Sequence[Stratum],
+        metric: Metric | None = None,
+        alpha: float | None = None,
     ) -> sequential.LiftEstimate:
-        """The confidence sequence of a metric's lift, at the test's own level if not another."""
+        """The confidence sequence of a lift: of engagement, at the test's own level, if not
+        another is named."""
         return sequential.lift(
             strata,
-            metric=metric,
+            metric=metric or self.test.metric,
             alpha=alpha or self.test.criteria.significance_threshold,
             min_units=self.test.min_units,
             min_units_phase=self.test.min_units_phase,
@@ -104,7 +108,7 @@ class View:
     def declared(self) -> GroupSequentialEstimate | None:
         """The declared look at the test's own level; None where none is due."""
         return self.group_sequential(
-            self.strata, ENGAGEMENT, self.test.criteria.significance_threshold
+            self.strata, self.test.metric, self.test.criteria.significance_threshold
         )
 
     @cached_property
@@ -112,7 +116,7 @@ class View:
         """The declared look at the level that the ledger leaves for promoting."""
         if self.test.promotion_alpha == self.test.criteria.significance_threshold:
             return self.declared
-        return self.group_sequential(self.strata, ENGAGEMENT, self.test.promotion_alpha)
+        return self.group_sequential(self.strata, self.test.metric, self.test.promotion_alpha)
 
     def group_sequential(
         self, strata: Sequence[Stratum], metric: Metric, alpha: float
@@ -123,7 +127,7 @@ class View:
         return group_sequential(
             strata,
             fractions=self.fractions,
-            information_before=self._information_before() if metric is ENGAGEMENT else (),
+            information_before=self._information_before() if metric is self.test.metric else (),
             alpha_one_sided=alpha / 2,
             metric=metric,
             min_units=self.test.min_units,
@@ -188,7 +192,7 @@ class View:
 
     def _part(self, strata: Sequence[Stratum]) -> fixed.FixedEstimate:
         least = self.test.min_units_phase
-        return fixed.lift(strata, min_units=least, min_units_phase=least)
+        return fixed.lift(strata, metric=self.test.metric, min_units=least, min_units_phase=least)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -251,6 +255,8 @@ class View:
             "fraction": self.fraction,
             "fractions": list(self.fractions),
             "information": declared.information if declared else None,
+            "metric": self.test.metric.name,
+            "variance_saved": self.lift.saved,
             "prior": asdict(self.prior),
         }
 

@@ -13,6 +13,7 @@ from tuneproof.rollout.machine import Deployment, DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats import guardrails, sequential
 from tuneproof.stats.aggregates import Stratum
+from tuneproof.stats.effects import Metric
 
 ENGAGEMENT_DROP = "engagement_rate_drop"
 ERROR_OR_LATENCY = "error_rate_or_latency"
@@ -91,7 +92,7 @@ def _harm(
     strata = evidence.strata()
     alpha = guardrails.split_alpha(ALPHA / 3, 2)
     for name, part in (("newest phases", strata[-RECENT_PHASES:]), ("all phases", strata)):
-        estimate = _lift(part, alpha, config)
+        estimate = _lift(part, deployment.metric, alpha, config)
         drop = guardrails.engagement_drop(estimate, drop=config.max_engagement_drop)
         if drop.fired:
             return Watch(
@@ -109,10 +110,13 @@ def _harm(
     return None
 
 
-def _lift(strata: list[Stratum], alpha: float, config: PipelineConfig) -> sequential.LiftEstimate:
+def _lift(
+    strata: list[Stratum], metric: Metric, alpha: float, config: PipelineConfig
+) -> sequential.LiftEstimate:
     # The drop needs one side only, so a two-sided sequence at 2·alpha spends alpha on it.
     return sequential.lift(
         strata,
+        metric=metric,
         alpha=2 * alpha,
         min_units=config.min_units,
         min_units_phase=config.min_units_phase,

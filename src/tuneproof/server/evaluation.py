@@ -105,6 +105,12 @@ class CreateRequest(Strict):
         default=None, description="whether a segment that is harmed ends the test"
     )
     allocation: str | None = Field(default=None, description="fixed or thompson")
+    analysis_unit: str | None = Field(
+        default=None, description="unit, or item: each item of a unit is counted"
+    )
+    cuped: bool | None = Field(
+        default=None, description="whether the exposures' covariate adjusts the lift"
+    )
     decision: str | None = Field(default=None, description="spec or confirmed")
     cost_metric: str | None = Field(default=None, description="per_engagement or per_token")
     maturation_hours: float | None = Field(default=None, ge=0, le=24 * 365)
@@ -166,6 +172,8 @@ class TestState(Test):
     segments: list[str]
     segment_guardrail: bool
     allocation: str = Field(examples=["fixed", "thompson"])
+    analysis_unit: str = Field(examples=["unit", "item"])
+    cuped: bool
     ledger_alpha: float | None = Field(
         description="the chance of a false promotion that the pipeline's ledger leaves"
     )
@@ -250,6 +258,8 @@ class DeclaredAnswer(Answer):
     segments: list[str]
     segment_guardrail: bool
     allocation: str
+    analysis_unit: str
+    cuped: bool
     maturation_hours: float
     min_units: int
     min_units_phase: int
@@ -492,6 +502,8 @@ def test_state(test: ABTest) -> TestState:
         segments=list(test.segments),
         segment_guardrail=test.segment_guardrail,
         allocation=test.allocation,
+        analysis_unit=test.analysis_unit,
+        cuped=test.cuped,
         ledger_alpha=test.alpha,
         promotion_alpha=test.promotion_alpha,
         retest=test.retest,
@@ -530,6 +542,8 @@ def _declared(test: ABTest) -> DeclaredAnswer:
         segments=list(test.segments),
         segment_guardrail=test.segment_guardrail,
         allocation=test.allocation,
+        analysis_unit=test.analysis_unit,
+        cuped=test.cuped,
         maturation_hours=test.maturation_hours,
         min_units=test.min_units,
         min_units_phase=test.min_units_phase,

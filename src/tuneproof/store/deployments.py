@@ -54,7 +54,7 @@ class Deployments:
         try:
             async with self._store.writing(tx) as own:
                 await own.execute(insert(deployments), to_row(deployment))
-                await own.execute(insert(subjects), {"id": deployment.id, "kind": "deployment"})
+                await own.execute(insert(subjects), subject_row(deployment, "deployment"))
         except IntegrityError as error:
             raise ConflictError(
                 f"There is a rollout {deployment.id} already.",
@@ -181,5 +181,7 @@ def _deployment(row: Any) -> Deployment:
             "previous": model_ref(values["previous"]),
             "plan": Plan(**{**plan, "steps": tuple(plan["steps"])}),
             "state": DeploymentState(values["state"]),
+            "analysis_unit": values["analysis_unit"] or "unit",
+            "cuped": bool(values["cuped"]),
         }
     )
