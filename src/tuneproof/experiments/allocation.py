@@ -118,7 +118,8 @@ def _over_all(
     top = sum(w * sum_of(arm, "y") / arm.n for w, arm in zip(weights, mine, strict=True))
     for w, arm, (b, c) in zip(weights, mine, both, strict=True):
         top -= theta * w * (arm.sum_x / arm.n - (b.sum_x + c.sum_x) / (b.n + c.n))
-    other, times, bottom = ("x", -theta, 1.0) if metric.cuped else (None, 0.0, 1.0)
+    other: Variable | None = "x" if metric.cuped else None
+    times, bottom = -theta, 1.0
     if metric.denominator is not None:
         other = metric.denominator
         bottom = sum(w * sum_of(arm, other) / arm.n for w, arm in zip(weights, mine, strict=True))

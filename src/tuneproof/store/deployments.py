@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.rollout import Deployment, DeploymentState, Plan
-from tuneproof.store.experiments import model_ref
+from tuneproof.store.experiments import model_ref, subject_row
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_json_types, to_row
 from tuneproof.store.tables import deployment_history, deployments, subjects
