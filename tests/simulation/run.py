@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tests.simulation import declarations, loops, tests_table, traps
+from tests.simulation import declarations, families, loops, tests_table, traps
 from tests.simulation.records import Record, Row
 
 SEED = 20_261_120
@@ -25,6 +25,7 @@ ROWS: dict[str, tuple[Row, int]] = {
     **loops.ROWS,
     **traps.ROWS,
     **declarations.ROWS,
+    **families.ROWS,
 }
 
 
