@@ -41,8 +41,13 @@ from tuneproof.resilience import (
     redis_pool,
 )
 from tuneproof.rollout import Deployment, DeploymentManager, Target
-from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
-from tuneproof.store import Store
+from tuneproof.settings import (
+    PipelineConfig,
+    ProviderConfig,
+    Settings,
+    resolved,
+)
+from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import Participant, VirtualClock
 from tuneproof.training import Price, Provider
@@ -90,7 +95,8 @@ class Core:
     `min_scores`. `poll_s` is how often the engine looks for
     signals, `takeover_s` how often for runs of dead workers; `on_step` is told of each step.
     `engine=False` opens an App that reads and writes the store only: no trainer is started, no
-    run goes on.
+    run goes on; with `needs_store=False` also where the database does not answer, so that the
+    doctor can say what else is wrong.
     """
 
     def __init__(
@@ -109,7 +115,9 @@ class Core:
         takeover_s: float = 3.0,
         background: bool = True,
         engine: bool = True,
+        needs_store: bool = True,
     ) -> None:
+        self._needs_store = needs_store or engine
         self.settings = settings
         self.clock: workflow.Clock = clock or workflow.SystemClock()
         self.metrics = Metrics()
@@ -207,7 +215,13 @@ class Core:
             pool=None if config.url.startswith("sqlite") else pool,
             clock=self.clock,
         )
-        store: Store = await opened
+        try:
+            store: Store = await opened
+        except StoreUnavailableError as e:
+            if self._needs_store:
+                raise
+            log.info("going on without the database: %s", e.message)
+            return unopened_store(str.__str__(config.url), clock=self.clock)
         return store
 
     def _open_cache(self) -> Cache:

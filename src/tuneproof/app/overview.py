@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -230,19 +230,25 @@ class Overview(Watching, Core):
             for name, c in report.components.items()
         ]
         for config in self.pipelines():
-            found += await self._model_findings(config)
-            found.append(await self._posts_finding(config))
+            name = config.name
+            found += await self._tried(f"{name}: base model", self._model_findings(config))
+            found += await self._tried(f"{name}: models in use", self._served_findings(config))
+            found += await self._tried(f"{name}: posts", self._posts_findings(config))
         return found
+
+    async def _tried(self, name: str, looking: Awaitable[list[Finding]]) -> list[Finding]:
+        """What one look finds; what keeps it from looking is a finding, and ends no other."""
+        try:
+            return await looking
+        except TuneProofError as e:
+            return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
 
     async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
         name = f"{config.name}: base model"
         if not self._serves(config):
             return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
         provider = self.provider(config.provider)
-        try:
-            models = {m.id: m for m in await provider.models()}
-        except TuneProofError as e:
-            return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
+        models = [m.id for m in await provider.models()]
         bases = [m for m in models if not m.startswith("ft:")]
         base = config.base_model or (bases[0] if len(bases) == 1 else None)
         if base is None:
@@ -255,17 +261,13 @@ class Overview(Watching, Core):
                     mend=f"Set training.base_model to one of: {', '.join(bases[:8]) or 'none'}.",
                 )
             ]
-        return [await self._base_finding(config, base), *await self._served_findings(config)]
+        return [await self._base_finding(config, base)]
 
     async def _base_finding(self, config: PipelineConfig, base: str) -> Finding:
         """Whether a run would train on this base, asked as a run asks; and its countdown."""
-        name, now = f"{config.name}: base model", self.clock.now()
-        provider = self.provider(config.provider)
-        try:
-            found = await preflight(provider, base, config.method, now=now)
-        except TuneProofError as e:
-            return Finding(name=name, status="failed", detail=e.message, mend=e.mend)
-        return _countdown(name, base, found.shutdown_at, now)
+        now = self.clock.now()
+        found = await preflight(self.provider(config.provider), base, config.method, now=now)
+        return _countdown(f"{config.name}: base model", base, found.shutdown_at, now)
 
     async def _served_findings(self, config: PipelineConfig) -> list[Finding]:
         """Models in use that are shut down soon, or whose provider left the settings."""
@@ -286,6 +288,9 @@ class Overview(Watching, Core):
         name = f"{task}: model in use"
         place, _ = await provider_of(self.store, self.settings, model)
         try:
+            config = await self.places.find(place)
+            if config.embedded and self.trainer_url is None:
+                return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
             known = await find_model(await self.provider_at(place), model.model_id)
         except TuneProofError as e:
             detail = f"{model.model_id} is served by {place}. {e.message}"
@@ -302,7 +307,7 @@ class Overview(Watching, Core):
         detail = f"{model.model_id} at {place}"
         return [Finding(name=name, status="ok", detail=detail)]
 
-    async def _posts_finding(self, config: PipelineConfig) -> Finding:
+    async def _posts_findings(self, config: PipelineConfig) -> list[Finding]:
         from tuneproof.collection import PostQuery, Window
 
         name = f"{config.name}: posts"
@@ -316,13 +321,12 @@ class Overview(Watching, Core):
         source = self.open_source(config)
         try:
             check = await source.check(query)
-        except TuneProofError as e:
-            return Finding(name=name, status="failed", detail=e.message, mend=e.mend)
         finally:
             await source.close()
         if check.advice:
-            return Finding(name=name, status="warning", detail="works", mend=" ".join(check.advice))
-        return Finding(name=name, status="ok", detail="the source has all the columns")
+            mend = " ".join(check.advice)
+            return [Finding(name=name, status="warning", detail="works", mend=mend)]
+        return [Finding(name=name, status="ok", detail="the source has all the columns")]
 
     # --- tokens and repeated requests -------------------------------------------------
 

@@ -111,11 +111,12 @@ def error_of(response: httpx2.Response) -> TuneProofError:
 
 @asynccontextmanager
 async def connect(
-    options: Options, *, engine: bool = False, **arguments: Any
+    options: Options, *, engine: bool = False, needs_store: bool = True, **arguments: Any
 ) -> AsyncIterator[Service]:
     """The service that the options mean; one in this process where none runs.
 
-    `engine` starts the durable engine in it, so that runs move on while it is open.
+    `engine` starts the durable engine in it, so that runs move on while it is open;
+    `needs_store` False opens it also where the database does not answer.
     """
     settings = options.settings(**arguments)
     async with AsyncExitStack() as stack:
@@ -128,7 +129,8 @@ async def connect(
             )
             yield Service(await stack.enter_async_context(client), url)
         else:
-            yield await stack.enter_async_context(embedded(settings, engine=engine))
+            opened = embedded(settings, engine=engine, needs_store=needs_store)
+            yield await stack.enter_async_context(opened)
 
 
 async def _remote(settings: Settings) -> tuple[str, str | None] | None:
@@ -140,13 +142,15 @@ async def _remote(settings: Settings) -> tuple[str, str | None] | None:
 
 
 @asynccontextmanager
-async def embedded(settings: Settings, *, engine: bool) -> AsyncIterator[Service]:
+async def embedded(
+    settings: Settings, *, engine: bool, needs_store: bool = True
+) -> AsyncIterator[Service]:
     """A service in this process, reached through its own routes without a socket."""
     from tuneproof.app import App
     from tuneproof.server import create_app
 
     usable(settings.dir)
-    async with App.open(settings, engine=engine) as app:
+    async with App.open(settings, engine=engine, needs_store=needs_store) as app:
         served = create_app(app)
         async with served.router.lifespan_context(served):
             transport = httpx2.ASGITransport(app=served)

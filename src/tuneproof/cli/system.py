@@ -130,7 +130,7 @@ def _shutdown(announced: Mapping[str, Any] | None) -> str | None:
 
 async def doctor(*, options: Options = NONE) -> int:
     """Check everything by real calls, and say how to mend what is wrong. Exit 1 if it must be."""
-    async with connect(options) as service:
+    async with connect(options, needs_store=False) as service:
         found = await service.get("/doctor")
     if options.json:
         output.data(found)

@@ -14,7 +14,8 @@ from tuneproof.store.ids import uuid7
 from tuneproof.store.paging import Page
 from tuneproof.store.rollups import ArmStratum
 from tuneproof.store.runs import Run, RunStatus
-from tuneproof.store.store import Store, open_store
+from tuneproof.store.scores import Spent, Tally, Waiting
+from tuneproof.store.store import Store, open_store, unopened_store
 from tuneproof.store.tables import metadata
 from tuneproof.store.tokens import TokenInfo
 
@@ -34,5 +35,6 @@ __all__ = [
     "mask",
     "metadata",
     "open_store",
+    "unopened_store",
     "uuid7",
 ]

@@ -139,6 +139,11 @@ class Store:
         await self.engine.dispose()
 
 
+def unopened_store(url: str | URL, *, clock: Clock) -> Store:
+    """A store at an address that does not answer: each use raises `StoreUnavailableError`."""
+    return Store(make_engine(database_url(url)), clock=clock)
+
+
 async def open_store(
     url: str | URL | None = None,
     *,

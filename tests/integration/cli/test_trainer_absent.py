@@ -1,14 +1,19 @@
-"""Without a service the embedded trainer is absent, and nobody else is asked in its place."""
+"""Without a service the trainer is absent, and nobody else is asked; without a database, too."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from tests.servers import free_port
 
 from tuneproof import App, Settings
-from tuneproof.errors import ProviderUnavailableError
+from tuneproof.cli.options import Options
+from tuneproof.cli.system import doctor
+from tuneproof.errors import ProviderUnavailableError, StoreUnavailableError
 from tuneproof.experiments import ModelRef
+from tuneproof.settings import StoreConfig
 
 
 async def test_doctor_says_that_the_trainer_starts_with_the_service(tmp_path: Path) -> None:
@@ -33,3 +38,36 @@ async def test_status_shows_the_share_of_a_test_that_no_run_drives(tmp_path: Pat
         [pipeline] = (await app.status())["pipelines"]
         assert pipeline["traffic"] == 0.3
         assert pipeline["model_in_use"] == {"hook": "old", "body": "old"}
+
+
+async def test_doctor_finds_the_rest_where_the_database_is_dead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tuneproof.toml"
+    file.write_text(
+        f"""
+        [store]
+        url = "postgresql://nobody@127.0.0.1:{free_port()}/none"
+        [providers.default]
+        base_url = "http://127.0.0.1:{free_port()}/v1"
+        [sources.posts]
+        url = "{tmp_path / "absent.csv"}"
+        """
+    )
+    options = Options(dir=tmp_path / "data", config=file, json=True)
+    assert await doctor(options=options) == 1
+    found = {f["name"]: f for f in json.loads(capsys.readouterr().out)}
+    failed = {name for name, f in found.items() if f["status"] == "failed"}
+    assert {"database", "default: base model", "default: models in use", "default: posts"} <= failed
+    assert "cannot be reached" in found["default: base model"]["detail"]
+    assert "absent.csv" in found["default: posts"]["detail"]
+    assert all(found[name]["mend"] for name in failed)
+
+
+async def test_other_commands_still_need_the_database(tmp_path: Path) -> None:
+    settings = Settings(
+        dir=tmp_path, store=StoreConfig(url=f"postgresql://nobody@127.0.0.1:{free_port()}/none")
+    )
+    with pytest.raises(StoreUnavailableError):
+        async with App.open(settings, engine=False):
+            pass
