@@ -46,16 +46,18 @@ unit: setup
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow
 
-lora: $(LORA) ## train, answer and kill the lora engine, in an environment of its own
+lora: $(LORA) ## train, answer and kill the engines lora and ray, in an environment of their own
 	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m lora tests/lora
+	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m ray tests/ray_cluster
 
 # pip chooses torch's build for this machine; everything else is pinned.
-$(LORA): requirements.lock requirements-lora.txt pyproject.toml
+$(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.toml
 	@sh .ci/uv
 	python3 -m venv .venv-lora
 	.venv-lora/bin/pip install --quiet torch==2.13.0
 	$(UV) pip install --quiet --python .venv-lora/bin/python --requirement requirements.lock
-	.venv-lora/bin/pip install --quiet --no-deps --requirement requirements-lora.txt
+	.venv-lora/bin/pip install --quiet --no-deps --requirement requirements-lora.txt \
+		--requirement requirements-ray.txt
 	.venv-lora/bin/pip install --quiet --no-deps --editable .
 	@touch $(LORA)
 
@@ -68,7 +70,7 @@ bench: setup services ## ratios against named peers; writes benchmarks/results.j
 docs: setup ## run every example of README and docs
 	$(PYTHON) -m pytest -q -m "not slow" tests/unit/test_docs.py tests/integration/test_examples.py
 
-lock: ## resolve the dependencies anew; the lora extra has requirements-lora.txt
+lock: ## resolve the dependencies anew; the extras lora and ray have files of their own
 	@sh .ci/uv
 	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens --extra postgres --extra search \
 		--extra mlflow --extra kubernetes --generate-hashes --python-version 3.11 \

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tuneproof_trainer.engines.lora.choices import learning_rate
@@ -155,6 +156,7 @@ def supervised_trainer(
         processing_class=tokenizer,
         callbacks=[progress],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.team, trainer.shares, trainer.validation = team, shares, validation
     return trainer
 
@@ -184,6 +186,7 @@ def preference_trainer(
         processing_class=tokenizer,
         callbacks=[progress],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.team, trainer.shares, trainer.validation = team, shares, validation
     return trainer
 

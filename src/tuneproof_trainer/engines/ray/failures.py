@@ -13,7 +13,7 @@ from tuneproof_trainer.engines.ray.options import RayOptions
 
 __all__ = ["meaning"]
 
-_MEMORY_SIGNS = ("running low on memory", "OutOfMemoryError", "OOM")
+_MEMORY_SIGNS = ("running low on memory", "OutOfMemoryError")
 
 
 def meaning(error: Exception, folder: Path, options: RayOptions) -> EngineError:

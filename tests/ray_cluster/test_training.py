@@ -19,7 +19,7 @@ from tests.integration.trainer.conftest import ended, reached, upload
 from tests.lora.conftest import Recorder, task
 from tests.lora.killing import Server, told, until_more
 from tests.lora.tiny import lines, pairs
-from tests.ray.nodes import Cluster, Node
+from tests.ray_cluster.nodes import Cluster, Node
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.lora.engine import LoraEngine
@@ -228,31 +228,13 @@ def test_a_dpo_may_pause_and_go_on_with_another_number_of_workers(
     assert recorder.final.valid_loss == pytest.approx(alone.final.valid_loss, rel=2e-4)
 
 
-def test_workers_that_are_lost_too_often_fail_the_job(
-    cluster: Cluster, options: LoraOptions, tmp_path: Path
-) -> None:
-    recorder = Recorder(tmp_path / "kept")
-
-    def kill() -> None:
-        if recorder.told:
-            for worker in cluster.other.members():
-                worker.kill()
-
-    job = task(tmp_path / "work", content(), n_epochs=50, batch_size=7)
-    with pytest.raises(EngineError) as failed:
-        on(cluster, options, losses=0).train(job, recorder, kill)
-    assert failed.value.code == "workers_lost"
-    assert "more than 0 times" in failed.value.message
-
-
 def test_a_job_that_cannot_succeed_is_not_tried_again(
     cluster: Cluster, options: LoraOptions, tmp_path: Path
 ) -> None:
-    long = b"\n".join([lines(12, 1)])
     small = LoraOptions(bases=options.bases, threads=1, max_tokens=5)
     recorder = Recorder(tmp_path / "kept")
     with pytest.raises(EngineError, match="fills 5 tokens") as failed:
-        on(cluster, small).train(task(tmp_path / "work", long), recorder, never)
+        on(cluster, small, workers=1).train(task(tmp_path / "work", lines(12, 1)), recorder, never)
     assert failed.value.code == "invalid_training_file"
     assert "started anew" not in " ".join(recorder.messages)
 

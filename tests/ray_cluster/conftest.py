@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.lora.tiny import make_model
-from tests.ray.nodes import Cluster, cluster_of_two
+from tests.ray_cluster.nodes import Cluster, cluster_of_two
 
 collect_ignore_glob = [] if find_spec("ray") else ["test_*.py"]
 
