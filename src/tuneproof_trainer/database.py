@@ -80,6 +80,9 @@ class Database:
         self._all: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._writing = threading.Lock()
+        self.version = 0
+        """Grows with each transaction of this process, once it can be read."""
+
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer-db")
         connection = self._connection()
         connection.execute("PRAGMA journal_mode = WAL")
@@ -123,6 +126,7 @@ class Database:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
+            self.version += 1
             return result
 
     async def awrite(self, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -7,12 +7,13 @@ import string
 
 __all__ = ["new_id", "new_tag"]
 
-_LETTERS = string.ascii_letters + string.digits
+_LETTERS = (string.ascii_letters + string.digits).encode()
+_LETTER_OF = bytes(_LETTERS[byte % len(_LETTERS)] for byte in range(256))
 
 
 def new_tag(length: int = 8) -> str:
     """A short random name, as at the end of a fine-tuned model's."""
-    return "".join(secrets.choice(_LETTERS) for _ in range(length))
+    return secrets.token_bytes(length).translate(_LETTER_OF).decode()
 
 
 def new_id(prefix: str) -> str:

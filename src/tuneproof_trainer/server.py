@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,7 +16,7 @@ from tuneproof_trainer.access import Caller
 from tuneproof_trainer.chat import Chat
 from tuneproof_trainer.engines.protocol import Engine, EngineError
 from tuneproof_trainer.errors import ApiError, is_disk_full
-from tuneproof_trainer.ids import new_tag
+from tuneproof_trainer.polls import Polls
 from tuneproof_trainer.routes import make_routes
 from tuneproof_trainer.service import Service
 from tuneproof_trainer.settings import Settings
@@ -24,6 +25,7 @@ __all__ = ["TrainerApp", "create_app"]
 
 logger = logging.getLogger(__name__)
 _CHAT = "/v1/chat/completions"
+_POLLED = "/v1/fine_tuning/jobs"
 _OPEN = frozenset({"/health", "/openapi.json"})
 
 
@@ -46,6 +48,7 @@ class TrainerApp:
         self.service = service
         self._chat = Chat(service.settings, service.models, service.clock)
         self._router = Router(make_routes(service), redirect_slashes=False)
+        self._polls = Polls(self._router, service.database)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
@@ -98,6 +101,9 @@ class TrainerApp:
                     raise HTTPException(405, headers={"allow": "POST"})
                 await self._chat(caller, receive, answer)
                 return
+            if path.startswith(_POLLED) and scope["method"] == "GET":
+                await self._polls(caller.org, scope, receive, answer)
+                return
         await self._router(scope, receive, answer)
 
     def _admitted(self, scope: Scope, answer: _Headed) -> Caller:
@@ -120,7 +126,7 @@ class _Headed:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._began = time.perf_counter()
-        self.request_id = f"req_{new_tag(24)}"
+        self.request_id = f"req_{secrets.token_hex(16)}"
         self._extra: list[tuple[bytes, bytes]] = [
             (b"x-request-id", self.request_id.encode()),
             (b"openai-version", b"2020-10-01"),

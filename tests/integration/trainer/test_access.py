@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import APIStatusError, AuthenticationError, NotFoundError, RateLimitError
+from openai import APIStatusError, AuthenticationError, NotFoundError, OpenAI, RateLimitError
 from tests.integration.trainer.conftest import BASE, Start, client_of, lines, upload
 
 from tuneproof_trainer.access import Access, Caller, KeyStore
@@ -55,6 +55,37 @@ def test_keys_are_made_listed_and_revoked_by_the_command(start: Start, tmp_path:
     again = command("keys", "revoke", key_id, "--dir", str(folder))
     assert again.returncode == 1
     assert "keys list" in again.stderr
+
+
+def test_what_one_organisation_polls_is_never_shown_to_another(
+    start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "trainer"
+    keys = made_key(folder, "--org", "acme"), made_key(folder, "--org", "beta")
+    trainer = start(dir=folder)
+    mine, theirs = (client_of(trainer, key) for key in keys)
+    job = mine.fine_tuning.jobs.create(model=BASE, training_file=upload(mine, lines()))
+    for _ in range(2):
+        assert mine.fine_tuning.jobs.retrieve(job.id).id == job.id
+        assert mine.fine_tuning.jobs.list_events(job.id, limit=1).data
+        assert [one.id for one in mine.fine_tuning.jobs.list()] == [job.id]
+        assert list(theirs.fine_tuning.jobs.list()) == []
+        for call in (theirs.fine_tuning.jobs.retrieve, theirs.fine_tuning.jobs.list_events):
+            with pytest.raises(NotFoundError):
+                call(job.id)
+
+
+def test_a_change_is_seen_by_the_next_poll(client: OpenAI) -> None:
+    jobs = client.fine_tuning.jobs
+    for _ in range(20):
+        job = jobs.create(model=BASE, training_file=upload(client, lines(None, count=2000)))
+        assert jobs.retrieve(job.id).id == job.id
+        assert jobs.list(limit=1).data[0].id == job.id
+        jobs.cancel(job.id)
+        assert jobs.retrieve(job.id).status == "cancelled"
+        assert jobs.list(limit=1).data[0].status == "cancelled"
+        told = jobs.list_events(job.id).data
+        assert "The job has been cancelled" in [event.message for event in told]
 
 
 def test_a_key_without_training_uploads_but_does_not_train(start: Start, tmp_path: Path) -> None:
