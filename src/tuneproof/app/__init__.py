@@ -23,8 +23,9 @@ from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
 from tuneproof.pipeline import PipelineResult
-from tuneproof.rollout import Deployment
+from tuneproof.rollout import Deployment, DeploymentState
 from tuneproof.telemetry import MemoryWatch
+from tuneproof.workflow import RunStatus
 
 __all__ = [
     "Aborted",
@@ -122,6 +123,9 @@ class _Told:
         self._app.metrics.run_finished(str(result.status), seconds, pipeline=pipeline)
         if result.memory_peak_mb is not None:
             self._app.metrics.memory_peak(result.memory_peak_mb)
+        if result.status is RunStatus.FAILED:
+            once, said = f"{seconds:.3f}", result.reason
+            self._app.alert("run_failed", result.run_id, said, once=once, pipeline=pipeline)
 
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """A look was taken."""
@@ -142,6 +146,10 @@ class _Told:
         state = str(deployment.state)
         self._app.metrics.rollout_moved(deployment.share, state, pipeline=deployment.pipeline)
         self._app.live.publish("deployment", deployment.id, deployment.version)
+        if deployment.state in (DeploymentState.ROLLED_BACK, DeploymentState.PAUSED):
+            said = deployment.cause or state
+            once, pipeline = str(deployment.version), deployment.pipeline
+            self._app.alert(state, deployment.id, said, once=once, pipeline=pipeline)
 
     def routing_changed(self, tasks: Sequence[str]) -> None:
         """These tasks may be served by other models or shares now."""

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Self, cast
 
 from tuneproof import workflow
@@ -48,7 +49,7 @@ from tuneproof.settings import (
     resolved,
 )
 from tuneproof.store import Store, unopened_store
-from tuneproof.telemetry import Metrics
+from tuneproof.telemetry import Alerts, Metrics
 from tuneproof.testing import Participant, VirtualClock
 from tuneproof.training import Price, Provider
 
@@ -341,6 +342,43 @@ class Core:
 
     async def _began(self) -> None:
         """What a part of the App does once the engine runs."""
+
+    async def texts_of(self, exposures: Sequence[Exposure]) -> Sequence[Text]:
+        """Which answers among these are to be scored; none where nobody scores."""
+        return ()
+
+    @cached_property
+    def alerts(self) -> Alerts:
+        """Whom to tell when a person should look."""
+        config = self.settings.alerts
+        secret = self.settings.secret(config.webhook_secret_env)
+        return Alerts(
+            now=workflow.SystemClock().now,
+            webhook_url=None if config.webhook_url is None else str.__str__(config.webhook_url),
+            webhook_secret=None if secret is None else str.__str__(secret),
+            prometheus_url=None
+            if config.prometheus_url is None
+            else str.__str__(config.prometheus_url),
+        )
+
+    def alert(
+        self, kind: str, subject: str, summary: str, *, once: str = "", **details: Any
+    ) -> None:
+        """Tell whoever is to be told, without keeping the caller waiting.
+
+        The same is told once only, also where a run is taken up again by another process; `once`
+        tells occasions of one subject from each other.
+        """
+        if self.alerts.configured:
+            key = f"alerted:{kind}:{subject}:{once}"
+            self.spawn("tuneproof-alert", self._alerted(key, kind, subject, summary, details))
+
+    async def _alerted(
+        self, key: str, kind: str, subject: str, summary: str, details: Mapping[str, Any]
+    ) -> None:
+        if await self.store.meta.get(key) is None:
+            await self.store.meta.set(key, self.clock.now().isoformat())
+            await self.alerts.send(kind, subject, summary, **details)
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
         """Run a loop of the App's own until it closes."""

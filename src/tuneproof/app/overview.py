@@ -229,6 +229,7 @@ class Overview(Watching, Core):
             )
             for name, c in report.components.items()
         ]
+        found += await self._tried("alerts", self._alert_findings())
         for config in self.pipelines():
             name = config.name
             found += await self._tried(f"{name}: base model", self._model_findings(config))
@@ -242,6 +243,13 @@ class Overview(Watching, Core):
             return await looking
         except TuneProofError as e:
             return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
+
+    async def _alert_findings(self) -> list[Finding]:
+        """Whether somebody is told when a person should look."""
+        if self.alerts.configured:
+            return [Finding(name="alerts", status="ok", detail=await self.alerts.check())]
+        hint = "Name a webhook or Prometheus in [alerts], so that somebody is told."
+        return [Finding(name="alerts", status="ok", detail="not configured", mend=hint)]
 
     async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
         name = f"{config.name}: base model"

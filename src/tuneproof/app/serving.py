@@ -361,9 +361,15 @@ class Serving(Core):
         deployment = await self._target(target)
         await self._expect(deployment, expected_version)
         result = await self.manager(deployment).rollback_model(deployment.id, reason, actor=actor)
+        await self._tell_of_rollback(deployment.id)
         self._routing_changed(deployment.tasks)
         await self._wake(deployment.run_id or deployment.id)
         return result
+
+    async def _tell_of_rollback(self, id: str) -> None:
+        done = await self.deployment(id)
+        once, said = str(done.version), done.cause or "rolled back"
+        self.alert("rolled_back", id, said, once=once, pipeline=done.pipeline)
 
     async def _target(self, target: str) -> Deployment:
         if target.startswith("deploy-"):

@@ -165,6 +165,7 @@ class Watching(Runs):
                 now, "schedule", "model shutdown", config.name, said, tx=tx
             )
         self.live.publish("activity", config.name)
+        self.alert("model_shutdown", config.name, said, once=mark)
 
     async def _retrained(
         self, config: PipelineConfig, found: Shutdown, now: datetime

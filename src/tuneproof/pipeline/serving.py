@@ -258,6 +258,10 @@ class Serving:
             await self._mark_step(tx, deployment, at)
         return deployment, seen
 
+    def moved(self, deployment: Deployment) -> None:
+        """Tell who listens that a rollout is at another step, or waits for a person."""
+        self._parts.hooks.rollout_moved(deployment)
+
     async def end_rollout(self, deployment: Deployment) -> None:
         """A completed version is the model in use; one rolled back is never tried by itself."""
         await workflow.transaction("rollout.end", self._write_end, deployment)
@@ -327,6 +331,7 @@ async def follow_rollout(serving: Serving, deployment: Deployment, wait: Wait) -
         await wait(due)
         moved, _ = await serving.watch(deployment.id)
         if moved.version != deployment.version and not moved.state.final:
+            serving.moved(moved)
             await serving.apply_routing("rollout.apply")
         deployment = moved
     return deployment

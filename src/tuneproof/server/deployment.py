@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tuneproof.experiments import ModelRef
     from tuneproof.rollout import Deployment, RollbackResult, Routing
     from tuneproof.server.board import Board, Table
-    from tuneproof.settings import PipelineConfig, Settings
+    from tuneproof.settings import PipelineConfig
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
 ROLLBACK_S = 30
@@ -246,7 +246,8 @@ def router() -> APIRouter:
                 pipeline=asked.pipeline,
                 actor=caller.actor,
             )
-            return Deployed.model_validate(_deployed(deployment, app.settings))
+            alerts = await app.alerts.verified()
+            return Deployed.model_validate(_deployed(deployment, app, alerts))
 
         return await once(request, caller, key, begin, status=202)
 
@@ -259,7 +260,8 @@ def router() -> APIRouter:
         limit: Limit = 50,
     ) -> Paged[DeploymentState]:
         page = await app.deployments(pipeline=pipeline, cursor=cursor, limit=limit)
-        items = [deployment_state(d, (), app.settings) for d in page.items]
+        alerts = await app.alerts.verified()
+        items = [deployment_state(d, (), app, alerts) for d in page.items]
         return Paged(items=items, next_cursor=page.next_cursor)
 
     @routes.get("/status/{deployment_id}", summary="Where a rollout stands")
@@ -269,7 +271,7 @@ def router() -> APIRouter:
         deployment = await app.deployment(deployment_id)
         history = await app.deployment_history(deployment_id)
         response.headers.update(etag(deployment.version))
-        return deployment_state(deployment, history, app.settings)
+        return deployment_state(deployment, history, app, await app.alerts.verified())
 
     @routes.post("/rollback/{deployment_id}", summary="Return all traffic to the old model")
     async def rollback(
@@ -305,7 +307,7 @@ def router() -> APIRouter:
             expected_version=expected(if_match),
         )
         history = await app.deployment_history(deployment_id)
-        return deployment_state(deployment, history, app.settings)
+        return deployment_state(deployment, history, app, await app.alerts.verified())
 
     return routes
 
@@ -414,13 +416,13 @@ def rolled_back(result: RollbackResult) -> RolledBack:
 
 
 def deployment_state(
-    deployment: Deployment, history: Sequence[Mapping[str, Any]], settings: Settings
+    deployment: Deployment, history: Sequence[Mapping[str, Any]], app: TheApp, alerts: bool
 ) -> DeploymentState:
-    """A rollout as `GET /deployment/status` answers it."""
+    """A rollout as `GET /deployment/status` answers it; `alerts` says whether they arrive."""
     same = ["run_id", "pipeline", "ab_test_id", "step", "created_at", "step_started_at"]
     same += ["next_at", "ended_at", "cause", "version"]
     return DeploymentState(
-        **_deployed(deployment, settings),
+        **_deployed(deployment, app, alerts),
         **{name: getattr(deployment, name) for name in same},
         tasks=list(deployment.tasks),
         candidate=Model.of(deployment.candidate),
@@ -434,8 +436,10 @@ def deployment_state(
     )
 
 
-def _deployed(deployment: Deployment, settings: Settings) -> dict[str, Any]:
-    config = settings.pipelines.get(deployment.pipeline)
+def _deployed(deployment: Deployment, app: TheApp, alerts: bool) -> dict[str, Any]:
+    settings = app.settings
+    known = {c.name: c for c in (*settings.pipelines.values(), *app.pipelines())}
+    config = known.get(deployment.pipeline)
     return {
         "deployment_id": deployment.id,
         "status": str(deployment.state),
@@ -448,7 +452,7 @@ def _deployed(deployment: Deployment, settings: Settings) -> dict[str, Any]:
         },
         "monitoring": {
             "deployment_dashboard": f"{settings.address}/dashboard/deployment/{deployment.id}",
-            "alerts_configured": False,
+            "alerts_configured": alerts,
             "rollback_triggers": [] if config is None else triggers(config),
         },
     }

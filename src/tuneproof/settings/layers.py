@@ -17,6 +17,7 @@ from tuneproof.settings import checks
 from tuneproof.settings.checks import Secret
 from tuneproof.settings.pipelines import PipelineConfig, fields_of, unknown_key
 from tuneproof.settings.records import (
+    AlertsConfig,
     CacheConfig,
     KubernetesConfig,
     OutcomeSourceConfig,
@@ -49,6 +50,7 @@ SINGLE: Mapping[str, type[Any]] = {
     "server": ServerConfig,
     "kubernetes": KubernetesConfig,
     "remote": RemoteConfig,
+    "alerts": AlertsConfig,
 }
 _ARGUMENTS: Mapping[str, str] = {
     "database_url": "store.url",

@@ -24,6 +24,7 @@ from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import (
     BODY,
     HOOK,
+    AlertsConfig,
     CacheConfig,
     KubernetesConfig,
     OutcomeSourceConfig,
@@ -93,6 +94,7 @@ class Settings:
     server: ServerConfig = field(default_factory=ServerConfig)
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
     adapters: Mapping[str, str] = field(default_factory=lambda: ADAPTERS)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     env: Mapping[str, str] = field(

@@ -318,6 +318,25 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlertsConfig:
+    """Whom to tell when a person should look: a webhook of yours, Prometheus, or both.
+
+    The webhook's messages are signed by the secret in the variable `webhook_secret_env`, as
+    Standard Webhooks says. Of Prometheus it is only asked whether its rules watch us.
+    """
+
+    webhook_url: str | None = None
+    webhook_secret_env: str = "TUNEPROOF_ALERTS_SECRET"
+    prometheus_url: str | None = None
+
+    def __post_init__(self) -> None:
+        _wrap(self, webhook_url=Url, prometheus_url=Url)
+        checks.address("webhook_url", self.webhook_url, ("http", "https"))
+        checks.text("webhook_secret_env", self.webhook_secret_env)
+        checks.address("prometheus_url", self.prometheus_url, ("http", "https"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
     """The service that the command line speaks to, where it is not the local one."""
 

@@ -1,9 +1,10 @@
-"""What the service says about itself: metrics, health, memory, traces.
+"""What the service says about itself: metrics, health, alerts, memory, traces.
 
 The logic imports none of this. It calls hooks that the app connects to `Metrics`; what can be
 read when somebody asks (pools, breakers, the cache, memory) is read then and never pushed.
 """
 
+from tuneproof.telemetry.alerts import Alerts
 from tuneproof.telemetry.health import (
     BreakerCheck,
     CallCheck,
@@ -18,6 +19,7 @@ from tuneproof.telemetry.metrics import Metrics, ResponseTimes
 from tuneproof.telemetry.tracing import span
 
 __all__ = [
+    "Alerts",
     "BreakerCheck",
     "CallCheck",
     "ComponentHealth",

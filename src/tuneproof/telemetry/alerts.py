@@ -1,0 +1,210 @@
+"""Whom to tell when a person should look, and whether they can really be told.
+
+Two ways, either or both: a webhook of yours that gets a signed message (Standard Webhooks, as
+OpenAI's are), and Prometheus, whose rules watch our metrics. Each is verified by a real call:
+the webhook answers a test message, Prometheus names an alerting rule on one of our metrics and
+an Alertmanager that it reaches.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx2
+
+from tuneproof.errors import ConfigError, RetryableError, TuneProofError
+from tuneproof.resilience import retrying
+
+__all__ = ["Alerts"]
+
+log = logging.getLogger(__name__)
+
+OURS = ("fine_tuning_", "tuneproof_")
+"""How the names of our metrics begin."""
+
+WEBHOOK_VERIFIED_FOR = timedelta(hours=24)
+"""A webhook gets no more test messages than this often: people read them."""
+
+RULES_VERIFIED_FOR = timedelta(minutes=5)
+
+PREFIX = "whsec_"
+
+
+class Alerts:
+    """Sends alerts to a webhook, and knows whether alerts reach anybody. Addresses may be None."""
+
+    def __init__(
+        self,
+        *,
+        now: Callable[[], datetime],
+        webhook_url: str | None = None,
+        webhook_secret: str | None = None,
+        prometheus_url: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self._now = now
+        self._webhook_url = webhook_url
+        self._key = None if webhook_secret is None else _key(webhook_secret)
+        self._prometheus_url = None if prometheus_url is None else prometheus_url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._verified: dict[str, datetime] = {}
+
+    @property
+    def configured(self) -> bool:
+        """Whether the settings name a way at all."""
+        return self._webhook_url is not None or self._prometheus_url is not None
+
+    async def verified(self) -> bool:
+        """Whether one of the ways was seen to work, a short while ago or now."""
+        try:
+            await self.check()
+        except TuneProofError as e:
+            log.warning("alerts reach nobody: %s", e.message)
+            return False
+        return self.configured
+
+    async def check(self) -> str:
+        """What works, in words. Raises the `TuneProofError` of the first way where none does."""
+        found, refusal = [], None
+        for name, look, age in (
+            ("webhook", self._check_webhook, WEBHOOK_VERIFIED_FOR),
+            ("prometheus", self._check_rules, RULES_VERIFIED_FOR),
+        ):
+            try:
+                found += await self._looked(name, look, age)
+            except TuneProofError as e:
+                refusal = refusal or e
+        if refusal is not None and not found:
+            raise refusal
+        return ", ".join(found)
+
+    async def _looked(self, name: str, look: Callable[[], Any], age: timedelta) -> list[str]:
+        url = self._webhook_url if name == "webhook" else self._prometheus_url
+        if url is None:
+            return []
+        at = self._verified.get(name)
+        if at is None or self._now() - at > age:
+            self._verified.pop(name, None)
+            await look()
+            self._verified[name] = self._now()
+        return [f"{name} answers"]
+
+    async def send(self, kind: str, subject: str, summary: str, **details: Any) -> bool:
+        """Tell the webhook; False where there is none or it did not take it (that is logged)."""
+        if self._webhook_url is None:
+            return False
+        message = {
+            "type": f"tuneproof.{kind}",
+            "timestamp": self._now().isoformat(),
+            "data": {"subject": subject, "summary": summary, **details},
+        }
+        try:
+            await retrying(lambda: self._post(message), attempts=3, timeout=60.0)
+        except TuneProofError as e:
+            self._verified.pop("webhook", None)
+            log.error("an alert reached nobody (%s: %s): %s", subject, summary, e.message)
+            return False
+        self._verified["webhook"] = self._now()
+        return True
+
+    async def _check_webhook(self) -> None:
+        data = {"subject": "test", "summary": "TuneProof can reach you."}
+        await self._post(
+            {"type": "tuneproof.test", "timestamp": self._now().isoformat(), "data": data}
+        )
+
+    async def _post(self, message: Mapping[str, Any]) -> None:
+        body = json.dumps(message).encode()
+        headers = {"content-type": "application/json", **self._signed(body)}
+        await self._call("POST", str(self._webhook_url), content=body, headers=headers)
+
+    def _signed(self, body: bytes) -> dict[str, str]:
+        """Headers of Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`."""
+        message_id, at = f"msg_{uuid.uuid4().hex}", str(int(self._now().timestamp()))
+        headers = {"webhook-id": message_id, "webhook-timestamp": at}
+        if self._key is not None:
+            digest = hmac.digest(self._key, f"{message_id}.{at}.".encode() + body, hashlib.sha256)
+            headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
+        return headers
+
+    async def _check_rules(self) -> None:
+        url = str(self._prometheus_url)
+        rules = await self._read(f"{url}/api/v1/rules?type=alert")
+        ours = [
+            rule
+            for group in rules.get("groups", [])
+            for rule in group.get("rules", [])
+            if any(name in str(rule.get("query")) for name in OURS)
+        ]
+        if not ours:
+            raise ConfigError(
+                f"Prometheus at {url} has no alerting rule on a metric of ours.",
+                mend="Load rules that watch tuneproof_* or fine_tuning_* metrics.",
+                field="alerts.prometheus_url",
+            )
+        if not (await self._read(f"{url}/api/v1/alertmanagers")).get("activeAlertmanagers"):
+            raise ConfigError(
+                f"Prometheus at {url} reaches no Alertmanager, so its alerts go nowhere.",
+                mend="Name one under `alerting` in its configuration.",
+                field="alerts.prometheus_url",
+            )
+
+    async def _read(self, url: str) -> dict[str, Any]:
+        answer = await self._call("GET", url)
+        try:
+            found = answer.json()["data"]
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigError(
+                f"{url} does not answer as Prometheus does.",
+                mend="Check alerts.prometheus_url.",
+                field="alerts.prometheus_url",
+            )
+        return found
+
+    async def _call(self, method: str, url: str, **options: Any) -> httpx2.Response:
+        async with httpx2.AsyncClient(timeout=self._timeout_s, trust_env=False) as client:
+            try:
+                answer = await client.request(method, url, **options)
+            except httpx2.HTTPError as e:
+                raise RetryableError(
+                    f"{_bare(url)} cannot be reached: {e or type(e).__name__}.",
+                    mend="Check the address in [alerts], and that it is up.",
+                ) from e
+        if answer.status_code >= 300:
+            kind = RetryableError if answer.status_code >= 500 else ConfigError
+            raise kind(
+                f"{_bare(url)} answered {answer.status_code}.",
+                mend="Check the address and the secret in [alerts].",
+            )
+        return answer
+
+
+def _bare(url: str) -> str:
+    """An address without its query and password, which may be secret."""
+    parts = httpx2.URL(url)
+    return f"{parts.scheme}://{parts.host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _key(secret: str) -> bytes:
+    """The signing key: what is behind `whsec_` in base64, else the text itself."""
+    if not secret.startswith(PREFIX):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+    except binascii.Error as e:
+        raise ConfigError(
+            "alerts.webhook_secret begins with whsec_ but the rest is no base64.",
+            mend="Take the whole secret as it was made.",
+            field="alerts.webhook_secret",
+        ) from e
