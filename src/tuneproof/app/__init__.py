@@ -18,7 +18,8 @@ from tuneproof.app.live import Live, LiveEvent
 from tuneproof.app.outcomes import Outcomes
 from tuneproof.app.overview import Finding, Overview, Ready
 from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
-from tuneproof.app.serving import ChatEndpoint, Serving
+from tuneproof.app.scoring import Qualities, Scoring
+from tuneproof.app.serving import ChatEndpoint, Serving, Sibling
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
@@ -38,6 +39,8 @@ __all__ = [
     "LogLine",
     "Ready",
     "Runs",
+    "Scoring",
+    "Sibling",
     "newest_tick",
     "next_tick",
 ]
@@ -48,7 +51,7 @@ log = logging.getLogger(__name__)
 DELIVER_EVERY_S = 2.0
 
 
-class App(Overview, Outcomes, Serving):
+class App(Overview, Outcomes, Qualities, Serving):
     """TuneProof in one process: `async with App.open(settings) as app`."""
 
     async def _began(self) -> None:

@@ -57,6 +57,14 @@ class ChatEndpoint:
     timeout_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sibling:
+    """One test of a family and its last look."""
+
+    test: ABTest
+    look: Look | None
+
+
 class Serving(Core):
     """What can be asked of experiments, rollouts, routing and events."""
 
@@ -135,6 +143,13 @@ class Serving(Core):
         """The tests of a family by lane. Raises `NotFoundError`."""
         return await self.store.experiments.family(id)
 
+    async def siblings(self, family: str) -> Sequence[Sibling]:
+        """The tests of a family by lane, each with its last look. Raises `NotFoundError`."""
+        return [
+            Sibling(test=test, look=await self.store.experiments.last_look(test.id))
+            for test in await self.family(family)
+        ]
+
     async def plan(
         self,
         *,
@@ -144,10 +159,12 @@ class Serving(Core):
         lift: float | None = None,
         days_back: float | None = None,
         posts: str | None = None,
+        candidates: int | None = None,
     ) -> CyclePlan:
         """What a test of the next candidate would find on the traffic of the last days, and when.
 
-        Reads the pipeline's posts (or the file `posts`); changes nothing. Raises `ConfigError`
+        Reads the pipeline's posts (or the file `posts`); changes nothing. `candidates` are tested
+        at once (default: as the settings say). Raises `ConfigError`
         for a share or duration out of range, `DataError` where the posts cannot be read.
         """
         config = self.pipeline(pipeline)
@@ -164,7 +181,14 @@ class Serving(Core):
             history = await read_history(source, window)
         finally:
             await source.close()
-        return plan_cycle(history, config, alpha=level, lift=lift, prices=self.prices(config))
+        return plan_cycle(
+            history,
+            config,
+            alpha=level,
+            lift=lift,
+            prices=self.prices(config),
+            candidates=candidates,
+        )
 
     async def experiment(self, id: str) -> ABTest:
         """The test of this id. Raises `NotFoundError`."""

@@ -19,12 +19,14 @@ async def create(
     baseline: Annotated[str, Parameter(help="The model in use, as its provider names it.")],
     candidate: Annotated[str, Parameter(help="The model that wants its place.")],
     /,
-    *,
+    *more: Annotated[str, Parameter(help="Further candidates, tested at once with it.")],
     pipeline: Annotated[str, Parameter(help="Whose settings hold for the rest.")] = "default",
     task: Annotated[
         list[str] | None, Parameter(help="A task that it serves; again for more.", negative="")
     ] = None,
-    share: Annotated[float | None, Parameter(help="The candidate's share, 0.1 is 10 %.")] = None,
+    share: Annotated[
+        float | None, Parameter(help="The share of each candidate, 0.1 is 10 %.")
+    ] = None,
     hours: Annotated[float | None, Parameter(help="How long it enrols.")] = None,
     criterion: Annotated[
         list[str] | None,
@@ -62,9 +64,9 @@ async def create(
     ] = None,
     options: Options = NONE,
 ) -> int:
-    """Declare an experiment of two models; what is left out is as the settings say.
+    """Declare an experiment of two models or more; what is left out is as the settings say.
 
-    A share of the units gets the candidate at once. It is looked at under `tuneproof serve`.
+    A share of the units gets each candidate at once. It is looked at under `tuneproof serve`.
     """
     thresholds = {
         "min_engagement_lift": min_engagement_lift,
@@ -73,7 +75,7 @@ async def create(
     }
     asked = {
         "baseline_model": {"model_id": baseline},
-        "candidate_model": {"model_id": candidate},
+        **_candidates(candidate, *more),
         "pipeline": pipeline,
         "tasks": task,
         "traffic_split": share,
@@ -94,16 +96,26 @@ async def create(
     body = {name: value for name, value in asked.items() if value is not None}
     async with connect(options, engine=True) as service:
         made = await service.post("/evaluation/create-ab-test", body)
-        test = await service.get(f"/evaluation/status/{made['ab_test_id']}")
+        first = made["tests"][0] if more else made
+        test = await service.get(f"/evaluation/status/{first['ab_test_id']}")
         waits = service.local
     if options.json:
-        output.data(test)
+        output.data(made if more else test)
         return OK
-    output.say(f"Experiment {test['ab_test_id']} began.")
+    if more:
+        names = ", ".join(t["ab_test_id"] for t in made["tests"])
+        output.say(f"Family {made['family']} began: {names}.")
+    else:
+        output.say(f"Experiment {test['ab_test_id']} began.")
     output.facts([*_declared(test), ("ends", output.moment(test["estimated_end_time"]))])
     if waits:
         output.say("It is looked at while the service runs: tuneproof serve")
     return OK
+
+
+def _candidates(*models: str) -> dict[str, Any]:
+    named = [{"model_id": model} for model in models]
+    return {"candidate_models": named} if len(named) > 1 else {"candidate_model": named[0]}
 
 
 async def list_(*, pipeline: str | None = None, limit: int = 20, options: Options = NONE) -> int:
@@ -187,6 +199,7 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
     columns = ["arm", "model", "traffic", "units", "engagement", "USD per engagement", "ms"]
     output.table(columns, rows)
     _print_segments(shown["segments"])
+    _print_family(shown["family"])
 
 
 def _expected(found: Mapping[str, Any] | None) -> str | None:
@@ -254,6 +267,27 @@ def _print_segments(segments: Sequence[Mapping[str, Any]]) -> None:
         output.table(["segment (exploratory)", "units", "lift", "interval", "real"], rows)
 
 
+def _print_family(family: Mapping[str, Any] | None) -> None:
+    """All candidates that were declared at once, side by side."""
+    if family is None:
+        return
+    rows = [
+        (
+            t["candidate_model"]["model_id"],
+            t["ab_test_id"],
+            t["verdict"] or t["status"],
+            output.signed(t["engagement_lift"]),
+            f"{output.signed(t['lower'])} to {output.signed(t['upper'])}",
+            output.signed(t["expected_lift"]),
+            t["sample_size"],
+        )
+        for t in family["tests"]
+    ]
+    columns = ["candidate", "experiment", "verdict", "lift", "interval", "expected", "units"]
+    output.say(f"Tested at once, as {family['family']}:")
+    output.table(columns, rows)
+
+
 async def plan(
     *,
     pipeline: str = "default",
@@ -261,6 +295,7 @@ async def plan(
     hours: Annotated[float | None, Parameter(help="How long the test enrols.")] = None,
     lift: Annotated[float | None, Parameter(help="The true effect to plan for.")] = None,
     days_back: Annotated[float | None, Parameter(help="How far back to read posts.")] = None,
+    candidates: Annotated[int | None, Parameter(help="How many are tested at once.")] = None,
     options: Options = NONE,
 ) -> int:
     """What a test would find on the traffic of the last days, how soon, and what it costs."""
@@ -272,6 +307,7 @@ async def plan(
             hours=hours,
             lift=lift,
             days_back=days_back,
+            candidates=candidates,
         )
     if options.json:
         output.data(found)
@@ -298,7 +334,9 @@ async def end(
     reason: Annotated[str, Parameter(help="Why; kept in the history.")],
     options: Options = NONE,
 ) -> int:
-    """End an experiment before its time; its candidate is not promoted."""
+    """End an experiment before its time, or all of a family; no candidate is promoted."""
+    if experiment_id.startswith("family-"):
+        return await _end_family(experiment_id, reason, options)
     async with connect(options, engine=True) as service:
         shown = await service.get(f"/evaluation/metrics/{experiment_id}")
         units = sum(arm["sample_size"] for arm in shown["metrics"].values())
@@ -309,4 +347,18 @@ async def end(
         output.data(test)
     else:
         output.say(f"{experiment_id} is {test['status']}.")
+    return OK
+
+
+async def _end_family(family: str, reason: str, options: Options) -> int:
+    async with connect(options, engine=True) as service:
+        shown = await service.get(f"/evaluation/family/{family}")
+        running = [t for t in shown["tests"] if t["status"] == "running"]
+        question = f"End {len(running)} running tests of {family}?"
+        output.confirm(question, yes=options.yes)
+        ended = await service.post(f"/evaluation/family/{family}/end", {"reason": reason})
+    if options.json:
+        output.data(ended)
+    else:
+        output.say(f"All tests of {family} are ended.")
     return OK

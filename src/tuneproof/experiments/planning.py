@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tuneproof.collection import PostQuery, Source, Window
+from tuneproof.errors import InputError
+from tuneproof.experiments.families import largest_split
 from tuneproof.experiments.records import Criterion
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats import design
@@ -60,7 +62,8 @@ class CyclePlan:
     enrolment, at the two-sided level `alpha` that is left for promoting; `promoted` that it is
     promoted; `needed_h` the enrolment that finds it in 80 % of tests (None: more than a year).
     They are None where `reason` says why nothing can be planned. Costs are in USD, None where
-    no price is set.
+    no price is set. Where several `candidates` are tested at once, all but the costs is about
+    one of them.
     """
 
     lift: float
@@ -77,6 +80,7 @@ class CyclePlan:
     training_cost_usd: float | None = None
     answers_cost_usd: float | None = None
     reason: str = ""
+    candidates: int = 1
 
     @property
     def cost_usd(self) -> float | None:
@@ -93,8 +97,9 @@ class CyclePlan:
             finds = f"This traffic would not {what} within a year"
         else:
             finds = f"This traffic can {what} in {_days(self.needed_h)}"
+        each = f" for each of {self.candidates} candidates" if self.candidates > 1 else ""
         return (
-            f"{finds} at {self.share:.0%} share; within the {_days(self.hours)} allowed, "
+            f"{finds} at {self.share:.0%} share{each}; within the {_days(self.hours)} allowed, "
             f"{self.probability:.0%} of such tests find it. {self._cost()}"
         )
 
@@ -138,14 +143,19 @@ def plan_cycle(
     lift: float | None = None,
     trained_tokens: float | None = None,
     prices: Prices | None = None,
+    candidates: int | None = None,
 ) -> CyclePlan:
     """What a cycle with this configuration finds on traffic like that of `history`.
 
     `alpha` is the two-sided level left for promoting (default: the test's own); `lift` the true
     effect to plan for (default: the required lift; with `decision="confirmed"` one and a half
-    times that, since the bound itself must exceed it); `trained_tokens` what would be trained.
+    times that, since the bound itself must exceed it); `trained_tokens` what would be trained;
+    `candidates` how many are tested at once (default: as the settings say). They share the level
+    and the baseline. Raises `InputError` where their shares leave the baseline too little.
     """
-    level = config.significance_threshold if alpha is None else alpha
+    count = config.candidates if candidates is None else candidates
+    _check_shares(count, config.traffic_split)
+    level = (config.significance_threshold if alpha is None else alpha) / count
     wanted = _lift(config) if lift is None else lift
     blank = CyclePlan(
         lift=wanted,
@@ -153,19 +163,21 @@ def plan_cycle(
         hours=config.a_b_test_duration_hours,
         alpha=level,
         decision=config.decision,
+        candidates=count,
     )
     why = _unplannable(history, wanted)
     if why:
         return replace(blank, reason=why)
+    both = 1 - (count - 1) * config.traffic_split  # of the units: one candidate and the baseline
     traffic = design.Traffic(
-        units_per_hour=history.per_hour,
-        share=config.traffic_split,
+        units_per_hour=history.per_hour * both,
+        share=config.traffic_split / both,
         cv=design.coefficient_of_variation(history.units),
     )
     found = _finder(config, traffic, wanted, level)
     hours = config.a_b_test_duration_hours
     prices = prices or Prices()
-    answers = history.per_hour * hours * config.traffic_split * (history.tokens or 0)
+    answers = history.per_hour * hours * config.traffic_split * count * (history.tokens or 0)
     return replace(
         blank,
         units_per_hour=history.per_hour,
@@ -177,6 +189,16 @@ def plan_cycle(
         training_cost_usd=_price(prices.training, trained_tokens),
         answers_cost_usd=_price(prices.answers, answers or None),
     )
+
+
+def _check_shares(candidates: int, split: float) -> None:
+    if candidates < 1 or split > largest_split(candidates) + 1e-9:
+        raise InputError(
+            f"{candidates} candidates cannot have {split:.4g} of the units each.",
+            mend=f"Plan for at most {largest_split(max(candidates, 1)):.4g} each, so that the "
+            "baseline has as many units as a candidate.",
+            field="candidates",
+        )
 
 
 def _unplannable(history: History, lift: float) -> str:

@@ -38,8 +38,12 @@ th { font-weight: 600; } .quiet { color: var(--quiet); } .good { color: var(--go
 """
 
 
-def report_html(test: ABTest, looks: Sequence[Look]) -> str:
-    """The whole page, UTF-8 text."""
+Beside = Sequence[tuple[ABTest, Sequence[Look]]]
+"""The tests of a family by lane, each with its looks."""
+
+
+def report_html(test: ABTest, looks: Sequence[Look], family: Beside = ()) -> str:
+    """The whole page, UTF-8 text. `family` are all tests that were declared with this one."""
     last = looks[-1] if looks else None
     parts = [
         f"<h1>Experiment {_t(test.id)}</h1>",
@@ -55,6 +59,7 @@ def report_html(test: ABTest, looks: Sequence[Look]) -> str:
             "<h2>Lift of engagement</h2>",
             chart(test, looks),
             _findings(test, last),
+            _family(family),
             "<h2>Criteria</h2>",
             _criteria(last),
             "<h2>Arms</h2>",
@@ -86,13 +91,13 @@ def thinned(looks: Sequence[Look], most: int = POINTS) -> list[Look]:
     return [known[i] for i in sorted(kept)]
 
 
-def chart(test: ABTest, looks: Sequence[Look]) -> str:
-    """The lift and its interval over time, as SVG."""
+def chart(test: ABTest, looks: Sequence[Look], scale: tuple[float, float] | None = None) -> str:
+    """The lift and its interval over time, as SVG; `scale` is the lowest and highest lift."""
     shown = thinned(looks)
     if not shown:
         return "<p>No look has an estimate yet.</p>"
-    required = [c.margin for c in test.all_criteria if (c.metric, c.kind) == _RISE]
-    low, high = _range(shown, required)
+    required = _required(test)
+    low, high = scale or _range(shown, required)
     end = max(test.last_look_at, shown[-1].at)
     span = (end - test.start_at).total_seconds() or 1.0
 
@@ -125,6 +130,10 @@ def chart(test: ABTest, looks: Sequence[Look]) -> str:
 
 
 _RISE = ("engagement", "superior")
+
+
+def _required(test: ABTest) -> list[float]:
+    return [c.margin for c in test.all_criteria if (c.metric, c.kind) == _RISE]
 
 
 def _range(looks: Sequence[Look], required: Sequence[float]) -> tuple[float, float]:
@@ -167,6 +176,38 @@ def _verdict(test: ABTest, last: Look | None) -> str:
     colour = {Verdict.PROMOTE: "good", Verdict.CONTINUE: "quiet"}.get(verdict, "bad")
     reason = test.reason or (last.reason if last else "")
     return f'<p><strong class="{colour}">{_t(str(verdict))}</strong>: {_t(reason)}</p>'
+
+
+def _family(family: Beside) -> str:
+    """All candidates of a family: a table, and a chart of each on one scale."""
+    if not family:
+        return ""
+    first = family[0][0]
+    seen = [thinned(looks) for _, looks in family]
+    spans = [_range(looks, _required(first)) for looks in seen if looks]
+    scale = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
+    rows = [_candidate(t, looks[-1] if looks else None) for t, looks in family]
+    charts = "".join(
+        f"<h3>{_t(t.candidate.model_id)}</h3>{chart(t, looks, scale)}" for t, looks in family
+    )
+    note = (
+        f'<p class="quiet">{len(family)} candidates of {_t(first.family or "")} at once, against '
+        "one baseline: its units are those of all lanes. Each may be promoted at level "
+        f"{first.promotion_alpha:.3g}, a {len(family)}th of the whole; at most one is, the one "
+        "to be expected to do best.</p>"
+    )
+    columns = ("candidate", "experiment", "verdict", "lift", "to be expected", "units")
+    return f"<h2>Side by side</h2>{note}{_table(columns, rows)}{charts}"
+
+
+def _candidate(test: ABTest, last: Look | None) -> tuple[str, ...]:
+    verdict = test.verdict or (last.verdict if last else Verdict.CONTINUE)
+    named = (test.candidate.model_id, test.id, str(verdict))
+    if last is None:
+        return (*named, "–", "–", "0")
+    lift = f"{_signed(last.lift)} ({_signed(last.lower)}, {_signed(last.upper)})"
+    expected = _signed(last.expected.lift if last.expected else None)
+    return (*named, lift, expected, str(last.candidate.sample_size))
 
 
 def _findings(test: ABTest, last: Look) -> str:
@@ -241,8 +282,9 @@ def _declared(test: ABTest) -> str:
 
 
 def _arms(test: ABTest, last: Look) -> str:
+    rest = 1 - test.traffic_split * test.lanes
     rows = [
-        _arm("baseline", test.baseline.model_id, 1 - test.traffic_split, last.baseline),
+        _arm("baseline", test.baseline.model_id, rest, last.baseline),
         _arm("candidate", test.candidate.model_id, test.traffic_split, last.candidate),
     ]
     figures = ("units", "engagement", "USD per engagement", "ms", "quality")

@@ -22,6 +22,7 @@ from tuneproof.server import (
     deployment,
     evaluation,
     events,
+    families,
     fine_tuning,
     gateway,
     health,
@@ -109,6 +110,7 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     for routes in (
         fine_tuning.router(),
         evaluation.router(),
+        families.router(),
         deployment.router(),
         deployment.routing_router(),
         deployment.decide_router(),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from tuneproof.experiments import Declared
 from tuneproof.experiments.report import report_html
 from tuneproof.server.auth import Reader, Writer
+from tuneproof.server.families import EXAMPLE_FAMILY, FamilyAllocation, FamilyState, family_of
 from tuneproof.server.models import (
     Answer,
     Cursor,
@@ -29,6 +30,8 @@ from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tuneproof.experiments import ABTest, ArmMetrics, EvaluationResult, Look
 
 REPORT_POLICY = (
@@ -88,7 +91,14 @@ class CreateRequest(Strict):
     )
 
     baseline_model: Model
-    candidate_model: Model
+    candidate_model: Model | None = None
+    candidate_models: list[Model] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=20,
+        description="several candidates at once, instead of candidate_model: traffic_split is "
+        "the share of each",
+    )
     traffic_split: float | None = Field(default=None, gt=0, le=0.5)
     duration_hours: float | None = Field(default=None, gt=0, le=24 * 365)
     success_criteria: SuccessCriteria | None = None
@@ -118,6 +128,12 @@ class CreateRequest(Strict):
     min_units_phase: int | None = Field(default=None, ge=2, le=10**9)
     pipeline: str = Field(default="default", max_length=200)
     tasks: list[str] | None = Field(default=None, min_length=1, max_length=100)
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.candidate_model is None) == (self.candidate_models is None):
+            raise ValueError("give either candidate_model or candidate_models")
+        return self
 
     def declared(self) -> Declared:
         """What of it is of the test itself, for `declare`."""
@@ -152,8 +168,21 @@ class Test(Answer):
     monitoring_endpoints: Endpoints
 
 
+class FamilyDeclared(Answer):
+    """The tests of several candidates that were declared at once, by `candidate_models`."""
+
+    family: str = Field(examples=[EXAMPLE_FAMILY])
+    status: str = Field(examples=["running"])
+    start_time: Instant
+    estimated_end_time: Instant
+    traffic_allocation: FamilyAllocation
+    tests: list[Test]
+
+
 class TestState(Test):
     """A test, with what is declared of it and how it ended."""
+
+    family: str | None = Field(description="the family that it was declared with")
 
     run_id: str | None
     pipeline: str
@@ -246,6 +275,9 @@ class Metrics(Answer):
     recommendation: str = Field(description="promote, reject, continue or invalid")
     reason: str
     looks: int
+    family: FamilyState | None = Field(
+        default=None, description="all candidates side by side, where several were declared"
+    )
 
 
 class DeclaredAnswer(Answer):
@@ -356,6 +388,29 @@ class LookAnswer(Answer):
     inputs: dict[str, Any]
 
 
+class TallyAnswer(Answer):
+    """The answers of one arm: scored, still waiting, dropped and why; `mean` of the scores."""
+
+    scored: int
+    waiting: int
+    dropped: int
+    mean: float | None
+    reasons: dict[str, int]
+
+
+class ScoringAnswer(Answer):
+    """How the answers of a test are scored. `calls` and `cost_usd` are today's, the pipeline's."""
+
+    ab_test_id: str = Field(examples=[EXAMPLE_TEST])
+    scorer: str | None
+    baseline: TallyAnswer
+    candidate: TallyAnswer
+    calls: int
+    cost_usd: float
+    quality_calls_day: int
+    quality_cost_usd_day: float | None
+
+
 class Plan(Answer):
     """What a test of the next candidate would find on this traffic. Shares, hours, USD."""
 
@@ -374,13 +429,19 @@ class Plan(Answer):
     training_cost_usd: float | None
     answers_cost_usd: float | None
     reason: str
+    candidates: int = Field(description="how many are tested at once; the rest is about one")
 
 
 def router() -> APIRouter:
     """The routes under `/evaluation`."""
     routes = APIRouter(prefix="/evaluation", tags=["evaluation"], responses=RESPONSES)
 
-    @routes.post("/create-ab-test", status_code=201, response_model=Test, summary="Declare a test")
+    @routes.post(
+        "/create-ab-test",
+        status_code=201,
+        response_model=Test | FamilyDeclared,
+        summary="Declare a test, or several at once",
+    )
     async def create(
         request: Request,
         app: TheApp,
@@ -388,18 +449,24 @@ def router() -> APIRouter:
         asked: CreateRequest,
         key: IdempotencyKey = None,
     ) -> Response:
-        async def declare() -> Test:
-            test = await app.create_ab_test(
-                baseline=await asked.baseline_model.ref(app),
-                candidate=await asked.candidate_model.ref(app),
-                traffic_split=asked.traffic_split,
-                duration_hours=asked.duration_hours,
-                pipeline=asked.pipeline,
-                tasks=asked.tasks,
-                actor=caller.actor,
+        async def declare() -> Test | FamilyDeclared:
+            baseline = await asked.baseline_model.ref(app)
+            common: dict[str, Any] = {
+                "traffic_split": asked.traffic_split,
+                "duration_hours": asked.duration_hours,
+                "pipeline": asked.pipeline,
+                "tasks": asked.tasks,
+                "actor": caller.actor,
                 **asked.declared(),
+            }
+            if asked.candidate_model is not None:
+                candidate = await asked.candidate_model.ref(app)
+                test = await app.create_ab_test(baseline=baseline, candidate=candidate, **common)
+                return Test.model_validate(_test(test))
+            candidates = [await model.ref(app) for model in asked.candidate_models or ()]
+            return _declared_family(
+                await app.create_family(baseline=baseline, candidates=candidates, **common)
             )
-            return Test.model_validate(_test(test))
 
         return await once(request, caller, key, declare, status=201)
 
@@ -423,9 +490,15 @@ def router() -> APIRouter:
         hours: Annotated[float | None, Query(gt=0, le=24 * 365)] = None,
         lift: Annotated[float | None, Query(gt=-1, le=100, allow_inf_nan=False)] = None,
         days_back: Annotated[float | None, Query(gt=0, le=3660)] = None,
+        candidates: Annotated[int | None, Query(ge=1, le=20)] = None,
     ) -> Plan:
         found = await app.plan(
-            pipeline=pipeline, share=share, hours=hours, lift=lift, days_back=days_back
+            pipeline=pipeline,
+            share=share,
+            hours=hours,
+            lift=lift,
+            days_back=days_back,
+            candidates=candidates,
         )
         return Plan(sentence=found.sentence(), **asdict(found))
 
@@ -438,17 +511,36 @@ def router() -> APIRouter:
         await app.experiment(ab_test_id)
         return [_look(look) for look in await app.looks(ab_test_id)]
 
+    @routes.get("/scores/{ab_test_id}", summary="How the answers of a test are scored")
+    async def scores(app: TheApp, _: Reader, ab_test_id: str) -> ScoringAnswer:
+        found = await app.scoring(ab_test_id)
+        arms = {str(arm): TallyAnswer.model_validate(tally) for arm, tally in found.arms.items()}
+        return ScoringAnswer(
+            ab_test_id=ab_test_id,
+            scorer=found.scorer,
+            calls=found.today.calls,
+            cost_usd=found.today.cost_usd,
+            quality_calls_day=found.calls_day,
+            quality_cost_usd_day=found.cost_usd_day,
+            **arms,
+        )
+
     @routes.get("/metrics/{ab_test_id}", summary="What a test shows")
     async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> Metrics:
         test = await app.experiment(ab_test_id)
-        return _metrics(test, await app.evaluation(ab_test_id))
+        found = _metrics(test, await app.evaluation(ab_test_id))
+        if test.family is not None:
+            found.family = await family_of(app, test.family)
+        return found
 
     @routes.get(
         "/report/{ab_test_id}", response_class=HTMLResponse, summary="A test as one HTML page"
     )
     async def report(app: TheApp, _: Reader, ab_test_id: str) -> HTMLResponse:
         test = await app.experiment(ab_test_id)
-        page = report_html(test, await app.looks(ab_test_id))
+        family = [] if test.family is None else await app.family(test.family)
+        beside = [(t, await app.looks(t.id)) for t in family]
+        page = report_html(test, await app.looks(ab_test_id), beside)
         return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @routes.post("/end/{ab_test_id}", summary="End a test before its time")
@@ -467,7 +559,7 @@ def _test(test: ABTest) -> dict[str, Any]:
         "start_time": test.start_at,
         "estimated_end_time": test.end_at,
         "traffic_allocation": {
-            "baseline": round(1 - test.traffic_split, 10),
+            "baseline": round(1 - test.traffic_split * test.lanes, 10),
             "candidate": test.traffic_split,
         },
         "monitoring_endpoints": {
@@ -477,10 +569,23 @@ def _test(test: ABTest) -> dict[str, Any]:
     }
 
 
+def _declared_family(tests: Sequence[ABTest]) -> FamilyDeclared:
+    shares = [test.traffic_split for test in tests]
+    return FamilyDeclared(
+        family=tests[0].salt,
+        status=str(tests[0].status),
+        start_time=tests[0].start_at,
+        estimated_end_time=tests[0].end_at,
+        traffic_allocation=FamilyAllocation(baseline=round(1 - sum(shares), 10), candidates=shares),
+        tests=[Test.model_validate(_test(test)) for test in tests],
+    )
+
+
 def test_state(test: ABTest) -> TestState:
     """A test as `GET /evaluation/status` answers it."""
     return TestState(
         **_test(test),
+        family=test.family,
         run_id=test.run_id,
         pipeline=test.pipeline,
         tasks=list(test.tasks),
