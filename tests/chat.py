@@ -4,13 +4,14 @@ with chat_server() as chat:
     chat.url                              # http://127.0.0.1:PORT/v1
     chat.fail("ft:candidate", status=500) # calls of this model fail from now on
     chat.cut("ft:candidate")              # its streams break off after one word
+    chat.answer("judge", lambda asked: "{\"score\": 4}")  # what a model answers
     chat.bodies                           # what was asked
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +37,11 @@ class Chat:
         self.headers: list[dict[str, str]] = []
         self.failing: dict[str, int] = {}
         self.cutting: set[str] = set()
+        self.answers: dict[str, Callable[[str], str]] = {}
+
+    def answer(self, model: str, say: Callable[[str], str]) -> None:
+        """Answer calls of this model with what `say` makes of the last message."""
+        self.answers[model] = say
 
     def fail(self, model: str, *, status: int) -> None:
         """Answer calls of this model with `status` from now on."""
@@ -62,7 +68,9 @@ def chat_server() -> Iterator[Chat]:
             return JSONResponse({"error": error}, status)
         if body.get("stream"):
             return StreamingResponse(_stream(chat, body), media_type="text/event-stream")
-        return JSONResponse(_whole(body))
+        say = chat.answers.get(body["model"])
+        text = " ".join(WORDS) if say is None else say(body["messages"][-1]["content"])
+        return JSONResponse(_whole(body, text))
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": []})
@@ -75,8 +83,8 @@ def chat_server() -> Iterator[Chat]:
         yield chat
 
 
-def _whole(body: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": " ".join(WORDS)}
+def _whole(body: dict[str, Any], text: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
     return _envelope(body, "chat.completion") | {"choices": [choice], "usage": USAGE}
 

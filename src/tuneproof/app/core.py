@@ -21,6 +21,7 @@ from tuneproof import workflow
 from tuneproof.app.live import Live
 from tuneproof.app.places import Places
 from tuneproof.app.providing import apart, price_at, provider_of
+from tuneproof.app.scorers import Scorers
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
 from tuneproof.errors import (
@@ -29,9 +30,9 @@ from tuneproof.errors import (
     StateError,
     StoreUnavailableError,
 )
-from tuneproof.evaluation import Scorer
+from tuneproof.evaluation import Scorer, Text
+from tuneproof.experiments import Exposure, ModelRef
 from tuneproof.experiments.planning import Prices
-from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Hooks, NoHooks, Parts
 from tuneproof.resilience import (
     BreakerEvent,
@@ -130,7 +131,7 @@ class Core:
         self._given_provider = provider
         self._given_source = source
         self._given_targets = targets
-        self._scorers = dict(scorers or {})
+        self.scorers = Scorers(self, scorers or {})
         self._min_scores = dict(min_scores or {})
         self._on_step = on_step
         self._poll_s = poll_s
@@ -173,6 +174,7 @@ class Core:
         await self._open_trainer()
         self._watch_breakers()
         self.targets = list(self._given_targets or ()) or self._open_targets()
+        self.scorers.check()
         self.parts = Parts(
             store=self.store.loop,
             directory=settings.dir,
@@ -181,7 +183,7 @@ class Core:
             source=self.open_source,
             tasks={name: Task.of(task) for name, task in settings.tasks.items()},
             targets=self.targets,
-            scorers=self._scorers,
+            scorers=self.scorers.given,
             min_scores=self._min_scores,
             scorer=self.scorers.find,
             settings_now=self.settings_now,

@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,11 +117,20 @@ class Client:
         at: datetime | None = None,
         id: str | None = None,
         attributes: Mapping[str, str] | None = None,
+        covariate: float | None = None,
+        text: str | None = None,
+        prompt: str | Sequence[Mapping[str, str]] | None = None,
     ) -> str | None:
         """Queue an exposure: this choice was served. Never blocks, never raises.
 
         Returns the event's id, or None where the choice belongs to no test or rollout: then
-        there is nothing to tell. An `id` of your own makes repeated calls one event.
+        there is nothing to tell. An `id` of your own makes repeated calls one event. `covariate`
+        is something of the unit known before the test began, such as its author's engagement
+        until then; a test that declares `cuped` needs less traffic by it.
+
+        Where the pipeline scores its answers (`quality_scorer`), give the `text` that was
+        answered and the `prompt`: a text, or the chat's messages with `role` and `content`. Like
+        the rest of the event they wait on this machine's disk until the service took them.
         """
         return self._put(
             id,
@@ -137,6 +146,8 @@ class Client:
                 "tokens": tokens,
                 "cost_usd": cost_usd,
                 "attributes": attributes or {},
+                **({} if covariate is None else {"covariate": covariate}),
+                **_asked(text, prompt),
             },
         )
 
@@ -149,14 +160,16 @@ class Client:
         quality: float | None = None,
         at: datetime | None = None,
         id: str | None = None,
+        item: str | None = None,
     ) -> str | None:
         """Queue an outcome: something measured of a unit, maybe days after its exposure.
 
         `subject` is the choice's; None (no test was running) records nothing. The newest `at`
-        of a unit counts. Never blocks, never raises.
+        of a unit counts; where the test declares `analysis_unit` "item", that of each `item` of
+        the unit (the author's post). Never blocks, never raises.
         """
         fields = {"subject": subject, "unit": unit, "value": value, "quality": quality}
-        return self._put(id, at, fields)
+        return self._put(id, at, fields if item is None else {**fields, "item": item})
 
     def _put(self, id: str | None, at: datetime | None, fields: dict[str, Any]) -> str | None:
         if fields["subject"] is None or self._closed:
@@ -262,6 +275,14 @@ async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
     import asyncio
 
     return await asyncio.to_thread(function, *arguments)
+
+
+def _asked(text: str | None, prompt: str | Sequence[Mapping[str, str]] | None) -> dict[str, Any]:
+    """What an exposure tells of an answer that is to be scored."""
+    if text is None:
+        return {}
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or ()
+    return {"text": text, "messages": [dict(message) for message in chat]}
 
 
 def _instant(at: datetime | None) -> str:

@@ -57,7 +57,7 @@ class Making(Training):
             min_improvement=self._config.gate_min_improvement,
             samples=self._config.gate_samples,
             scorers=self._scorers(),
-            min_scores={**self._parts.min_scores, **self._config.gate_min_scores},
+            min_scores={**self._parts.min_scores, **(self._config.gate_min_scores or {})},
             seed=self._config.seed,
         )
         return await gate.check(version, batch.validation_path)

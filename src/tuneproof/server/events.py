@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MAX_EVENTS = 10_000
 MAX_BYTES = 16 * 1024 * 1024
+MAX_TEXT = 100_000
 MAX_TOLD = 1000
 """Subjects that are remembered as told of."""
 
@@ -31,8 +32,21 @@ Id = Annotated[str, Field(min_length=1, max_length=200)]
 Unit = Annotated[str, Field(min_length=1, max_length=500)]
 
 
+class MessageIn(Strict):
+    """One message of what was asked."""
+
+    role: str = Field(max_length=100)
+    content: str = Field(max_length=MAX_TEXT)
+
+
 class ExposureIn(Strict):
-    """A request served to a unit by an arm."""
+    """A request served to a unit by an arm.
+
+    `text` is what was answered, `messages` what was asked: send them where the pipeline scores its
+    answers (`quality_scorer`); elsewhere they are read past, and kept nowhere.
+    """
+
+    model_config = ConfigDict(str_max_length=MAX_TEXT)
 
     id: Id
     subject: Id = Field(description="The experiment's or the rollout's id.")
@@ -46,14 +60,28 @@ class ExposureIn(Strict):
     tokens: int = Field(default=0, ge=0, le=2**53)
     cost_usd: float = Field(default=0.0, ge=0, le=1e9)
     attributes: dict[str, str] = Field(default_factory=dict, max_length=50)
+    covariate: float | None = Field(
+        default=None,
+        ge=-9e9,
+        le=9e9,
+        allow_inf_nan=False,
+        description="Known of the unit before the test began; counts where it declares cuped.",
+    )
+    text: str | None = Field(default=None, max_length=MAX_TEXT)
+    messages: list[MessageIn] = Field(default_factory=list, max_length=100)
 
     def record(self) -> Exposure:
         """As a record; a naive time is read as UTC."""
-        return Exposure(**{**self.__dict__, "at": utc(self.at)})
+        messages = tuple({"role": m.role, "content": m.content} for m in self.messages)
+        return Exposure(**{**self.__dict__, "at": utc(self.at), "messages": messages})
 
 
 class OutcomeIn(Strict):
-    """A measurement of a unit, maybe days later. The newest `at` of a unit counts."""
+    """A measurement of a unit, maybe days later. The newest `at` of a unit counts.
+
+    Where the test declares `analysis_unit` "item", it is of one `item` of the unit, and the
+    newest of each item counts.
+    """
 
     id: Id
     subject: Id
@@ -61,6 +89,7 @@ class OutcomeIn(Strict):
     at: datetime
     value: float = Field(allow_inf_nan=False)
     quality: float | None = Field(default=None, allow_inf_nan=False)
+    item: str = Field(default="", max_length=500)
 
     def record(self) -> Outcome:
         """As a record; a naive time is read as UTC."""
@@ -131,6 +160,7 @@ class ExposureOut(Answer):
     error: bool
     tokens: int
     cost_usd: float
+    covariate: float | None
 
 
 class Shares:

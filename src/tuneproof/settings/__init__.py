@@ -6,7 +6,7 @@ Nothing else in TuneProof reads the environment.
 """
 
 from tuneproof.settings.checks import Secret, Url
-from tuneproof.settings.loading import ADAPTERS, Settings
+from tuneproof.settings.loading import ADAPTERS, Settings, resolved
 from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig
 from tuneproof.settings.records import (
     BODY,
@@ -18,6 +18,7 @@ from tuneproof.settings.records import (
     OutcomeSourceConfig,
     ProviderConfig,
     RemoteConfig,
+    ScorerConfig,
     ServerConfig,
     SourceConfig,
     StoreConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "PipelineConfig",
     "ProviderConfig",
     "RemoteConfig",
+    "ScorerConfig",
     "Secret",
     "ServerConfig",
     "Settings",
@@ -48,4 +50,5 @@ __all__ = [
     "TaskConfig",
     "TrackingConfig",
     "Url",
+    "resolved",
 ]

@@ -184,6 +184,13 @@ def address(field: str, value: Any, schemes: Sequence[str], *, optional: bool = 
         raise refuse(field, shown, rule)
 
 
+def dotted(value: Any) -> bool:
+    """Whether this is written as the dotted name of something: "package.module:name"."""
+    if not isinstance(value, str) or value.count(":") != 1:
+        return False
+    return all(p.isidentifier() for part in value.split(":") for p in part.split("."))
+
+
 def criterion(field: str, value: Any) -> None:
     """Refuse what is not "METRIC superior SHARE" or "METRIC non_inferior SHARE"."""
     parts = value.split() if isinstance(value, str) else []

@@ -23,6 +23,7 @@ from tuneproof.settings.records import (
     OutcomeSourceConfig,
     ProviderConfig,
     RemoteConfig,
+    ScorerConfig,
     ServerConfig,
     SourceConfig,
     StoreConfig,
@@ -41,6 +42,7 @@ NAMED: Mapping[str, type[Any]] = {
     "providers": ProviderConfig,
     "sources": SourceConfig,
     "outcome_sources": OutcomeSourceConfig,
+    "scorers": ScorerConfig,
     "targets": TargetConfig,
 }
 SINGLE: Mapping[str, type[Any]] = {
@@ -121,6 +123,10 @@ def _flat_record(kind: str, name: str, table: Mapping[str, Any]) -> dict[str, An
     elif kind == "targets":
         options = {k: v for k, v in table.items() if k != "kind"}
         fields = {"kind": table.get("kind"), "options": options}
+    elif kind == "scorers" and table.get("kind", "judge") != "judge":
+        known = fields_in(ScorerConfig)
+        options = {k: v for k, v in table.items() if k not in known}
+        fields = {k: v for k, v in table.items() if k in known} | {"options": options}
     else:
         fields = dict(table)
         known = [f for f in fields_in(NAMED[kind]) if f != "name"]

@@ -30,6 +30,7 @@ from tuneproof.settings.records import (
     OutcomeSourceConfig,
     ProviderConfig,
     RemoteConfig,
+    ScorerConfig,
     ServerConfig,
     SourceConfig,
     StoreConfig,
@@ -88,6 +89,7 @@ class Settings:
     sources: Mapping[str, SourceConfig] = _named(SourceConfig)
     outcome_sources: Mapping[str, OutcomeSourceConfig] = field(default_factory=dict)
     targets: Mapping[str, TargetConfig] = field(default_factory=dict)
+    scorers: Mapping[str, ScorerConfig] = field(default_factory=dict)
     store: StoreConfig = field(default_factory=StoreConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -115,6 +117,9 @@ class Settings:
         if self.adapters["provider"] == ADAPTERS["provider"]:
             for provider in self.providers.values():
                 checks.choice(f"providers.{provider.name}.kind", provider.kind, PROVIDER_KINDS)
+        for scorer in self.scorers.values():
+            if scorer.is_judge:
+                self._check_provider(f"scorers.{scorer.name}.provider", scorer.provider)
         for task in self.tasks.values():
             for key in ("provider", "model_provider"):
                 named = getattr(task, key)
@@ -239,6 +244,22 @@ class Settings:
             origin = self.origins.get(path) or _nearest(self.origins, path)
             rows.append((path, "none" if value is None else str(value), origin))
         return rows
+
+
+def resolved(where: str, name: str) -> Callable[..., Any]:
+    """What a dotted name in the setting `where` stands for.
+
+    Raises `ConfigError` when it cannot be imported.
+    """
+    try:
+        return pkgutil.resolve_name(name)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{where} is {name!r}, which cannot be imported: {error}.",
+            mend='Write "package.module:name" of something that is installed.',
+            field=where,
+            value=name,
+        ) from error
 
 
 def _walk(value: Any, path: str = "") -> list[tuple[str, Any]]:

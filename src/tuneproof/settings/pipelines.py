@@ -195,7 +195,7 @@ class PipelineConfig:
     gate_min_improvement: float = 0.0
     gate_samples: int = 20
     gate_scorers: tuple[str, ...] = ()
-    gate_min_scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    gate_min_scores: Mapping[str, float] | None = None
 
     traffic_split: float = 0.1
     a_b_test_duration_hours: float = 168
@@ -294,7 +294,7 @@ class PipelineConfig:
         checks.number("poll_seconds", self.poll_seconds, above=0)
         checks.number("gate_min_improvement", self.gate_min_improvement, at_least=-1, at_most=1)
         checks.number("gate_samples", self.gate_samples, at_least=0, whole=True)
-        for scorer, least in self.gate_min_scores.items():
+        for scorer, least in (self.gate_min_scores or {}).items():
             checks.number(f"gate_min_scores.{scorer}", least)
 
     def _check_method(self) -> None:

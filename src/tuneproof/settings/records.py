@@ -199,9 +199,9 @@ class OutcomeSourceConfig:
     """Outcomes that lie in the user's own table. `url` None is our own database.
 
     `query` gets `:since` and `:until` and returns `unit`, `value`, `at` (when the row was last
-    changed) and maybe `quality`. `times` says how the two are bound: "native" (timestamps),
-    "text" (UTC, as "2025-01-20 02:00:00.000000"), "seconds" or "milliseconds" since 1970; "auto"
-    is text for SQLite, else native. Rows are read again for `overlap_hours`.
+    changed) and maybe `quality` and `item`. `times` says how the two are bound: "native"
+    (timestamps), "text" (UTC, as "2025-01-20 02:00:00.000000"), "seconds" or "milliseconds" since
+    1970; "auto" is text for SQLite, else native. Rows are read again for `overlap_hours`.
     """
 
     name: str
@@ -367,7 +367,11 @@ class KubernetesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """A place besides our router that must learn of a new share or model."""
+    """A place besides our router that must learn of a new share or model.
+
+    `kind` is one of ours, or the dotted name of what makes one of yours from this config:
+    "mypackage.targets:open_target".
+    """
 
     name: str
     kind: str
@@ -375,4 +379,73 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         checks.text("name", self.name)
-        checks.choice("kind", self.kind, ("configmap", "istio", "webhook", "envfile"))
+        if not checks.dotted(self.kind):
+            checks.choice("kind", self.kind, ("configmap", "istio", "webhook", "envfile"))
+
+
+JUDGE_FIELDS = ("answer", "conversation", "rubric", "lowest", "highest", "mark")
+"""What a judge's prompt may name in braces; the first is needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerConfig:
+    """Who scores texts, for the gate and while a test runs.
+
+    `kind` "judge" asks `model` at `provider` for a score from `lowest` to `highest` by `rubric`,
+    or by a whole `prompt` of your own. Any other `kind` is the dotted name of a scorer of yours,
+    "mypackage.scoring:readable"; with `options` (all further keys), of what makes one from them.
+    """
+
+    name: str
+    kind: str = "judge"
+    provider: str = "default"
+    model: str | None = None
+    rubric: str | None = None
+    prompt: str | None = None
+    lowest: float = 1
+    highest: float = 5
+    max_tokens: int = 300
+    timeout_seconds: float = 60
+    concurrency: int = 4
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checks.text("name", self.name)
+        if self.kind != "judge" and not checks.dotted(self.kind):
+            rule = 'must be "judge", or the dotted name of a scorer'
+            mend = 'Write "package.module:name" of something that is installed.'
+            raise checks.refuse("kind", self.kind, rule, mend=mend)
+        checks.text("provider", self.provider)
+        for name in ("model", "rubric", "prompt"):
+            checks.text(name, getattr(self, name), optional=True)
+        if self.is_judge and self.model is None:
+            rule = "must name the model that judges"
+            raise checks.refuse("model", self.model, rule, mend='For example model = "gpt-4.1".')
+        if self.prompt is not None:
+            _check_prompt(self.prompt)
+        checks.number("lowest", self.lowest)
+        checks.number("highest", self.highest, above=self.lowest)
+        checks.number("max_tokens", self.max_tokens, at_least=1, whole=True)
+        checks.number("timeout_seconds", self.timeout_seconds, above=0)
+        checks.number("concurrency", self.concurrency, at_least=1, at_most=100, whole=True)
+        if self.is_judge and self.options:
+            name = sorted(self.options)[0]
+            raise checks.refuse(name, self.options[name], "is no setting of a judge")
+
+    @property
+    def is_judge(self) -> bool:
+        """Whether a model is asked."""
+        return self.kind == "judge"
+
+
+def _check_prompt(prompt: str) -> None:
+    from string import Formatter
+
+    mend = f"Write {{answer}}; known are {', '.join(JUDGE_FIELDS)}; double a brace to keep it."
+    try:
+        named = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
+    except ValueError as error:
+        raise checks.refuse("prompt", prompt, "must be a template", mend=mend) from error
+    unknown = [name for name in named if name not in JUDGE_FIELDS]
+    if unknown or "answer" not in named:
+        raise checks.refuse("prompt", prompt, "must name {answer}, and nothing unknown", mend=mend)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import or_, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import DataError, NotFoundError, StateError
 from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
+from tuneproof.stats.aggregates import Aggregate
 from tuneproof.store import ingest_postgres, ingest_sqlite
 from tuneproof.store.partitions import DayMissingError, Partitions
 from tuneproof.store.rollups import (
@@ -29,6 +30,7 @@ from tuneproof.store.rollups import (
     read_strata,
     recounted_rollups,
 )
+from tuneproof.store.scores import SCORED, read_qualities
 from tuneproof.store.segments import read_segments
 from tuneproof.store.sums import NANO, Rollups
 from tuneproof.store.tables import (
@@ -37,6 +39,7 @@ from tuneproof.store.tables import (
     exposures,
     phases,
     requests,
+    scores,
     subjects,
     units,
 )
@@ -239,10 +242,11 @@ class Events:
         exposures to split the units by, which reads units instead of rollups.
         """
         async with self._store.reading(tx) as own:
-            key, shares = await _key_and_shares(own, subject)
+            key, shares, scored = await _key_and_shares(own, subject)
             seen, first, exposed = await read_looked(own, key, before, halfway)
+            qualities = await read_qualities(own, key, before) if scored else None
             return Evidence(
-                cells=tuple(_cell(s) for s in seen),
+                cells=tuple(_cell(s, qualities) for s in seen),
                 exposed=exposed,
                 shares=shares,
                 requests=await read_requests(own, key, None, None),
@@ -289,16 +293,19 @@ async def _keys(
     return found
 
 
-async def _key_and_shares(tx: AsyncConnection, subject: str) -> tuple[int, dict[int, float]]:
+async def _key_and_shares(tx: AsyncConnection, subject: str) -> tuple[int, dict[int, float], bool]:
+    """The subject's key, the share of each phase, and whether a text of it was scored."""
+    scored = exists().where(scores.c.subject == subjects.c.key, scores.c.state == SCORED)
     query = (
-        select(subjects.c.key, phases.c.number, phases.c.share)
+        select(subjects.c.key, phases.c.number, phases.c.share, scored.label("scored"))
         .outerjoin(phases, phases.c.subject == subjects.c.id)
         .where(subjects.c.id == subject)
     )
     rows = (await tx.execute(query)).all()
     if not rows:
-        return await _key(tx, subject), {}
-    return rows[0].key, {row.number: row.share for row in rows if row.number is not None}
+        return await _key(tx, subject), {}, False
+    shares = {row.number: row.share for row in rows if row.number is not None}
+    return rows[0].key, shares, bool(rows[0].scored)
 
 
 async def _key(tx: AsyncConnection, subject: str) -> int:
@@ -310,8 +317,9 @@ async def _key(tx: AsyncConnection, subject: str) -> int:
     return found[subject]
 
 
-def _cell(stratum: ArmStratum) -> Cell:
-    return Cell(
+def _cell(stratum: ArmStratum, scored: Mapping[tuple[int, Arm], Aggregate] | None = None) -> Cell:
+    """A stratum as a look reads it; where texts are scored, the quality is theirs alone."""
+    cell = Cell(
         phase=stratum.phase,
         arm=stratum.arm,
         units=stratum.units,
@@ -319,6 +327,10 @@ def _cell(stratum: ArmStratum) -> Cell:
         quality=stratum.quality,
         qualities=stratum.qualities,
     )
+    if scored is None:
+        return cell
+    found = scored.get((stratum.phase, stratum.arm), Aggregate())
+    return replace(cell, qualities=found, quality=found.sum_y / found.n if found.n else None)
 
 
 def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.experiments import ExperimentStatus
+from tuneproof.store.scores import forget_scores
 from tuneproof.store.tables import deployments, experiments, exposures, outcomes, subjects, units
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Retention:
             return [row.id for row in await own.execute(query)]
 
     async def purge(self, subject: str, at: datetime, *, tx: AsyncConnection | None = None) -> int:
-        """Delete a subject's raw events and units; how many raw events there were.
+        """Delete a subject's raw events, units and scores; how many raw events there were.
 
         Again it changes nothing. What was summed up from them stays.
         """
@@ -69,4 +70,5 @@ class Retention:
             for table in (exposures, outcomes, units):
                 found = await own.execute(delete(table).where(table.c.subject == key))
                 gone += found.rowcount if table is not units else 0
+            await forget_scores(own, key)
         return gone

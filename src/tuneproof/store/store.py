@@ -37,6 +37,7 @@ from tuneproof.store.retention import Retention
 from tuneproof.store.routing import Routings
 from tuneproof.store.runs import Runs
 from tuneproof.store.schedule import Ticks
+from tuneproof.store.scores import Scores
 from tuneproof.store.tokens import Tokens
 from tuneproof.store.versions import Versions
 
@@ -69,6 +70,7 @@ class Store:
         self.runs = Runs(self)
         self.retention = Retention(self)
         self.schedule = Ticks(self)
+        self.scores = Scores(self)
         self.tokens = Tokens(self)
         self.versions = Versions(self)
         self._reader = engine.execution_options(**{READ_OPTION: True})

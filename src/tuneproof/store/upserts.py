@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = ["insert_or_ignore", "upsert"]
+__all__ = ["insert_or_ignore", "insert_or_ignore_all", "upsert"]
 
 
 async def upsert(tx: AsyncConnection, table: Table, row: dict[str, Any]) -> None:
@@ -23,6 +24,16 @@ async def insert_or_ignore(tx: AsyncConnection, table: Table, row: dict[str, Any
     """Insert `row` unless one with its keys exists; whether it was inserted."""
     statement = _insert(tx, table).values(row).on_conflict_do_nothing()
     return (await tx.execute(statement.returning(*table.primary_key))).first() is not None
+
+
+async def insert_or_ignore_all(
+    tx: AsyncConnection, table: Table, rows: Sequence[dict[str, Any]]
+) -> int:
+    """Insert those of `rows` whose keys are new, also among themselves; how many."""
+    if not rows:
+        return 0
+    statement = _insert(tx, table).on_conflict_do_nothing().returning(*table.primary_key)
+    return len((await tx.execute(statement, list(rows))).all())
 
 
 def _insert(tx: AsyncConnection, table: Table) -> Any:

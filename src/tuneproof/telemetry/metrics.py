@@ -211,6 +211,11 @@ class Metrics:
         self._events.labels("exposure").inc(exposures)
         self._events.labels("outcome").inc(outcomes)
 
+    def texts_scored(self, pipeline: str, result: str, texts: int, cost_usd: float = 0.0) -> None:
+        """Answers ended as `scored` or `dropped`; scoring them cost so much."""
+        self._texts.labels(pipeline, result).inc(texts)
+        self._scoring_usd.labels(pipeline).inc(cost_usd)
+
     def naive_time_read(self) -> None:
         """A time without a zone came in and was read as UTC."""
         self._naive_times.inc()
@@ -286,6 +291,12 @@ class Metrics:
             *("method", "route", "status"),
         )
         self._events = self._counter("tuneproof_events", "Events stored", "kind")
+        self._texts = self._counter(
+            "tuneproof_texts", "Answers of tests that ended scored or dropped", "pipeline", "result"
+        )
+        self._scoring_usd = self._counter(
+            "tuneproof_scoring_cost_usd", "What scoring answers cost in USD", "pipeline"
+        )
         self._naive_times = self._counter(
             "tuneproof_naive_times", "Times without a zone, read as UTC"
         )

@@ -9,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tuneproof.errors import DataError
+from tuneproof.evaluation.scorers import Messages, Scorer, ask
 from tuneproof.training import Completion, ModelVersion, Provider, Score
-
-Messages = Sequence[Mapping[str, str]]
-
-Scorer = Callable[[Messages, str], Awaitable[float]]
-"""Judges one output for its prompt; higher is better. Bring your own as `Gate(scorers=…)`."""
 
 SPECIAL_TOKENS = ("<|", "|>", "<s>", "</s>", "[INST]", "\x00")
 """What a served text must not contain: marks of a template that leaked."""
@@ -65,6 +61,15 @@ class _Loss:
     @property
     def mean(self) -> float:
         return self.nats / self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mean:
+    """A scorer's mean over the samples that it could score, and why not over the others."""
+
+    value: float
+    unscored: tuple[str, ...]
+    asked: int
 
 
 class Gate:
@@ -119,7 +124,7 @@ class Gate:
             heldout_loss=loss.mean if loss else None,
             base_heldout_loss=base.mean if base else None,
             improvement=improvement,
-            scores=scores,
+            scores={name: mean.value for name, mean in scores.items()},
             samples=tuple(samples),
         )
 
@@ -166,19 +171,37 @@ class Gate:
 
     async def _score(
         self, examples: Sequence[Messages], samples: Sequence[Sample]
-    ) -> dict[str, float]:
+    ) -> dict[str, _Mean]:
         means = {}
         for name, scorer in self._scorers.items():
-            values = [await scorer(m[:-1], s.text) for m, s in zip(examples, samples, strict=False)]
-            means[name] = math.fsum(values) / len(values) if values else math.nan
+            found = await asyncio.gather(
+                *(
+                    self._ask(scorer, m[:-1], s.text)
+                    for m, s in zip(examples, samples, strict=False)
+                )
+            )
+            scores = [score for score in found if isinstance(score, float)]
+            means[name] = _Mean(
+                value=math.fsum(scores) / len(scores) if scores else math.nan,
+                unscored=tuple(score for score in found if isinstance(score, str)),
+                asked=len(found),
+            )
         return means
+
+    async def _ask(self, scorer: Scorer, messages: Messages, text: str) -> float | str:
+        """The score of one text, or why there is none."""
+        async with self._slots:
+            try:
+                return float((await ask(scorer, messages, text)).value)
+            except DataError as error:
+                return error.message
 
     def _faults(
         self,
         loss: _Loss | None,
         base: _Loss | None,
         samples: Sequence[Sample],
-        scores: Mapping[str, float],
+        scores: Mapping[str, _Mean],
     ) -> list[str]:
         faults = []
         if loss and base and loss.mean >= base.mean * (1 - self._min_improvement):
@@ -193,11 +216,16 @@ class Gate:
                 f"{len(bad)} of {len(samples)} sampled outputs fail a check ({', '.join(kinds)}); "
                 f"{MAX_BAD_SHARE:.0%} may."
             )
-        for name, least in self._min_scores.items():
-            if not scores.get(name, math.nan) >= least:
+        for name, mean in scores.items():
+            if len(mean.unscored) > MAX_BAD_SHARE * mean.asked:
                 faults.append(
-                    f"Scorer {name!r} gives {scores.get(name, math.nan):.3f}, below {least:g}."
+                    f"Scorer {name!r} scored {mean.asked - len(mean.unscored)} of {mean.asked} "
+                    f"sampled outputs: {mean.unscored[0]}"
                 )
+        for name, least in self._min_scores.items():
+            value = scores[name].value if name in scores else math.nan
+            if not value >= least:
+                faults.append(f"Scorer {name!r} gives {value:.3f}, below {least:g}.")
         return faults
 
 

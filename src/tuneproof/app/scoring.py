@@ -1,0 +1,351 @@
+"""Scores of the answers that users of a running test were given: sampled, queued, asked, kept.
+
+A text comes with its exposure, through the gateway or from the application, and is queued in the
+exposure's own transaction. One worker asks the pipeline's scorer for it, within the day's budget.
+A call is taken from the budget before it is made and a score is kept once: a kill loses no queued
+text, counts none twice, and repeats at most the calls that it cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from tuneproof.app.core import Core
+from tuneproof.curation import redact
+from tuneproof.errors import (
+    ConfigError,
+    DataError,
+    NotFoundError,
+    RetryableError,
+    StopError,
+    TuneProofError,
+)
+from tuneproof.evaluation import Messages, Scored, Scorer, Text, ask, sampled
+from tuneproof.experiments import ABTest, Arm, ExperimentStatus, Exposure
+from tuneproof.settings import PipelineConfig
+from tuneproof.store import Spent, Tally, Waiting
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+"""How often the queue is looked at while nothing waits."""
+
+BATCH = 64
+MAX_ATTEMPTS = 3
+"""Calls that gave no score, such as an unreadable reply, before a text is dropped."""
+
+PAUSE = timedelta(seconds=30)
+LONGEST_PAUSE = timedelta(hours=1)
+STOPPED_PAUSE = timedelta(minutes=10)
+"""How long texts wait where a person must act first: a key, a quota, a model's name."""
+
+GRACE_S = 5.0
+"""How much longer than a judge's own time-out a scorer may take before it is broken off."""
+
+MAX_TEXT = 20_000
+MAX_MESSAGES = 50
+REMEMBERED = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the texts of a test stand: its scorer, its arms, what its pipeline spent today."""
+
+    scorer: str | None
+    arms: Mapping[Arm, Tally]
+    today: Spent
+    calls_day: int
+    cost_usd_day: float | None
+
+
+class Qualities(Core):
+    """Keeps scores coming for the running tests of pipelines that name a `quality_scorer`."""
+
+    async def _began(self) -> None:
+        await super()._began()
+        self._plans: OrderedDict[str, tuple[ABTest, PipelineConfig] | None] = OrderedDict()
+        self._scoring = asyncio.Lock()
+        self._paused: dict[str, str] = {}
+        self._scored_tasks = frozenset(
+            task for c in self.pipelines() if c.quality_scorer for task in c.tasks
+        )
+        if not self._background:
+            return
+        if self._scored_tasks or await self.store.scores.pipelines_waiting():
+            self.spawn("tuneproof-scoring", self._keep_scoring())
+
+    # --- taking texts in --------------------------------------------------------------
+
+    async def texts_of(self, exposures: Sequence[Exposure]) -> Sequence[Text]:
+        """Which answers among these are to be scored: of running tests, sampled by unit.
+
+        Personal data is taken out first, or the text left out, as the settings say.
+        """
+        told = [e for e in exposures if e.text and not e.error] if self._scored_tasks else []
+        plans = {subject: await self._plan(subject) for subject in {e.subject for e in told}}
+        found = []
+        for event in told:
+            planned = plans[event.subject]
+            text = None if planned is None else _text(event, *planned)
+            if text is not None:
+                found.append(text)
+        return found
+
+    def scores_texts_of(self, task: str) -> bool:
+        """Whether answers of this task are scored: else nobody need gather them."""
+        return task in self._scored_tasks
+
+    async def _plan(self, subject: str) -> tuple[ABTest, PipelineConfig] | None:
+        """The test and its pipeline's settings, where its answers are scored."""
+        if subject in self._plans:
+            return self._plans[subject]
+        planned = None
+        try:
+            test = await self.store.experiments.get(subject)
+        except NotFoundError:
+            return None  # a rollout, or nothing that we know
+        config = self._configs().get(test.pipeline)
+        if config is not None and config.quality_scorer is not None:
+            planned = (test, config)
+        self._plans[subject] = planned
+        if len(self._plans) > REMEMBERED:
+            self._plans.popitem(last=False)
+        return planned
+
+    def _configs(self) -> dict[str, PipelineConfig]:
+        return {c.name: c for c in (*self.settings.pipelines.values(), *self.pipelines())}
+
+    # --- scoring ----------------------------------------------------------------------
+
+    async def _keep_scoring(self) -> None:
+        while True:
+            done = 0
+            try:
+                if await self.engine.leads("scoring"):
+                    done = await self.score_waiting()
+            except TuneProofError as e:
+                log.warning("answers could not be scored: %s", e)
+            if not done:
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    async def score_waiting(self) -> int:
+        """Score a batch of the texts that are due, within the day's budget; how many ended.
+
+        Texts that waited longer than `quality_keep_hours`, and those of tests that ended, are
+        forgotten without a score.
+        """
+        async with self._scoring:
+            known = self._configs()
+            await self._expire(known)
+            batch = await self.store.scores.due(self.clock.now(), limit=BATCH)
+            counting = {id: await self._counting(id) for id in {w.subject for w in batch}}
+            slots: dict[str, asyncio.Semaphore] = {}
+            waits: set[str] = set()
+
+            async def one(waiting: Waiting) -> bool:
+                config = known.get(waiting.pipeline)
+                name = config.quality_scorer if config is not None else None
+                if config is None or name is None:
+                    due = self.clock.now() + LONGEST_PAUSE
+                    await self.store.scores.postpone(waiting.key, due)
+                    return False
+                if not counting[waiting.subject]:
+                    return await self._drop(waiting, "the test ended")
+                width = self.scorers.config(name).concurrency
+                async with slots.setdefault(name, asyncio.Semaphore(width)):
+                    if waiting.pipeline in waits:
+                        return False
+                    ended = await self._score(waiting, config, name)
+                    if ended is None:
+                        waits.add(waiting.pipeline)
+                    return bool(ended)
+
+            done = await asyncio.gather(*map(one, batch), return_exceptions=True)
+            for outcome in done:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            return sum(outcome is True for outcome in done)
+
+    async def _expire(self, known: Mapping[str, PipelineConfig]) -> None:
+        now = self.clock.now()
+        for name in await self.store.scores.pipelines_waiting():
+            config = known.get(name) or PipelineConfig()
+            before = now - timedelta(hours=config.quality_keep_hours)
+            gone = await self.store.scores.expire(name, before, now)
+            if gone:
+                self.metrics.texts_scored(name, "dropped", gone)
+                log.warning(
+                    "%d answers of %s waited longer than %g h for a score and were forgotten.",
+                    gone,
+                    name,
+                    config.quality_keep_hours,
+                )
+
+    async def _counting(self, subject: str) -> bool:
+        """Whether a score of this test can still count."""
+        test = await self.store.experiments.get(subject)
+        running = test.status is ExperimentStatus.RUNNING
+        return running or (
+            test.status is ExperimentStatus.COMPLETED and self.clock.now() < test.last_look_at
+        )
+
+    async def _score(self, waiting: Waiting, config: PipelineConfig, name: str) -> bool | None:
+        """Ask for one score: whether the text ended; None where the pipeline's all must wait."""
+        scorer, now = self.scorers.find(name), self.clock.now()
+        most = _most_usd(scorer, waiting.messages, waiting.text)
+        day = f"{now.astimezone(UTC):%Y-%m-%d}"
+        fits = await self.store.scores.reserve(
+            config.name,
+            day,
+            most,
+            max_calls=config.quality_calls_day,
+            max_cost_usd=config.quality_cost_usd_day,
+        )
+        if not fits:
+            await self._wait_for_budget(config, now)
+            return None
+        try:
+            async with asyncio.timeout(self.scorers.config(name).timeout_seconds + GRACE_S):
+                found = await ask(scorer, waiting.messages, waiting.text)
+        except (RetryableError, StopError, ConfigError, NotFoundError) as error:
+            await self._settle(config, day, most, 0.0, called=False)
+            await self._wait_for_scorer(config, name, error)
+            return None
+        except asyncio.CancelledError:
+            raise  # the call stays in the budget: it may have been answered
+        except Exception as error:  # the scorer may be anybody's, and raise anything
+            await self._settle(config, day, most, _cost_of(error, most))
+            return await self._failed(waiting, name, error)
+        return await self._keep(waiting, config, name, day, most, found)
+
+    async def _settle(
+        self, config: PipelineConfig, day: str, most: float, cost: float, *, called: bool = True
+    ) -> None:
+        await self.store.scores.settle(config.name, day, most, cost, called=called)
+
+    async def _keep(
+        self,
+        waiting: Waiting,
+        config: PipelineConfig,
+        name: str,
+        day: str,
+        most: float,
+        found: Scored,
+    ) -> bool:
+        self._paused.pop(name, None)
+        clean, now = replace(found, reason=redact(found.reason)), self.clock.now()
+        async with self.store.begin() as tx:
+            await self.store.scores.settle(config.name, day, most, found.cost_usd, tx=tx)
+            kept = await self.store.scores.finish(waiting.key, name, clean, now, tx=tx)
+        if kept:
+            self.metrics.texts_scored(waiting.pipeline, "scored", 1, found.cost_usd)
+        return kept
+
+    async def _drop(self, waiting: Waiting, reason: str) -> bool:
+        dropped = await self.store.scores.drop(waiting.key, reason, self.clock.now())
+        if dropped:
+            self.metrics.texts_scored(waiting.pipeline, "dropped", 1)
+        return dropped
+
+    async def _wait_for_scorer(
+        self, config: PipelineConfig, name: str, error: TuneProofError
+    ) -> None:
+        """The scorer cannot be asked now: no text is at fault, so all keep their places."""
+        after, pause, what = error.details.get("retry_after_s"), PAUSE, "does not answer"
+        if not isinstance(error, RetryableError):
+            pause, what = STOPPED_PAUSE, "cannot be asked"
+        elif isinstance(after, int | float) and after > 0:
+            pause = timedelta(seconds=after)
+        self._say(name, what, error)
+        due = self.clock.now() + min(pause, LONGEST_PAUSE)
+        await self.store.scores.postpone_all(config.name, due)
+
+    async def _failed(self, waiting: Waiting, name: str, error: Exception) -> bool:
+        """This text got no score: tried again twice, then dropped."""
+        said = f"{error}" or type(error).__name__
+        if waiting.attempts + 1 >= MAX_ATTEMPTS:
+            log.warning("Scorer %r gave no score in %d tries: %s", name, MAX_ATTEMPTS, said)
+            return await self._drop(waiting, f"no score in {MAX_ATTEMPTS} tries")
+        due = self.clock.now() + PAUSE * 2**waiting.attempts
+        await self.store.scores.postpone(waiting.key, due, failed=True)
+        return False
+
+    async def _wait_for_budget(self, config: PipelineConfig, now: datetime) -> None:
+        """Until the next day (UTC), but look every hour: the budget may be raised."""
+        midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        due = min(midnight + timedelta(days=1), now + LONGEST_PAUSE)
+        self._say(config.name, "used today's budget up")
+        await self.store.scores.postpone_all(config.name, due)
+
+    def _say(self, name: str, what: str, error: Exception | None = None) -> None:
+        """Log a state once, until it is another."""
+        if self._paused.get(name) != what:
+            self._paused[name] = what
+            log.warning("Scoring by %s waits: it %s. %s", name, what, error or "")
+
+    # --- what came of it --------------------------------------------------------------
+
+    async def scoring(self, ab_test_id: str) -> Scoring:
+        """How the texts of a test stand. Raises `NotFoundError`."""
+        test = await self.store.experiments.get(ab_test_id)
+        config = self._configs().get(test.pipeline) or PipelineConfig()
+        day = f"{self.clock.now().astimezone(UTC):%Y-%m-%d}"
+        return Scoring(
+            scorer=config.quality_scorer,
+            arms=await self.store.scores.tally(ab_test_id),
+            today=await self.store.scores.spent(test.pipeline, day),
+            calls_day=config.quality_calls_day,
+            cost_usd_day=config.quality_cost_usd_day,
+        )
+
+
+def _text(event: Exposure, test: ABTest, config: PipelineConfig) -> Text | None:
+    """What is queued of an exposure; None where its unit is not sampled, or must be left out."""
+    split = min(test.traffic_split * test.lanes, 0.5)
+    if not sampled(test.id, event.unit, event.arm, share=config.quality_share, split=split):
+        return None
+    messages = [
+        {"role": _clean(m.get("role", "")), "content": _clean(m.get("content", ""))}
+        for m in event.messages[-MAX_MESSAGES:]
+    ]
+    text = _clean(event.text or "")
+    if config.quality_personal_data != "keep":
+        redacted = [{**m, "content": redact(m["content"])} for m in messages]
+        redacted_text = redact(text)
+        touched = redacted != messages or redacted_text != text
+        if touched and config.quality_personal_data == "drop":
+            return None
+        messages, text = redacted, redacted_text
+    return Text(
+        subject=event.subject,
+        pipeline=test.pipeline,
+        unit=event.unit,
+        task=event.task,
+        arm=str(event.arm),
+        at=event.at,
+        messages=messages,
+        text=text,
+    )
+
+
+def _clean(text: str) -> str:
+    """A text as every database keeps it: no NUL, no lone surrogates, of bounded length."""
+    cut = text[:MAX_TEXT]
+    return cut.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _most_usd(scorer: Scorer, messages: Messages, text: str) -> float:
+    """What a call costs at most, where the scorer can say."""
+    tell = getattr(scorer, "most_usd", None)
+    return float(tell(messages, text)) if callable(tell) else 0.0
+
+
+def _cost_of(error: Exception, most: float) -> float:
+    """What a call that gave no score cost: as it says, else the most that it can have."""
+    cost = error.details.get("cost_usd") if isinstance(error, DataError) else None
+    return float(cost) if isinstance(cost, int | float) else most
