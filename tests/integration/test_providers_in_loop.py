@@ -551,3 +551,26 @@ async def test_webhook_is_believed_only_with_its_signature(
     async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
         with pytest.raises(ConfigError, match="No provider has a webhook secret"):
             await loop.app.provider_webhook(*signed(ended("ftjob-1")))
+
+
+async def test_suggested_trials_stay_within_the_budget_whatever_is_suggested(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    pytest.importorskip("optuna")
+    provider = Provider(name="p", score=by_epochs)
+    changes = {
+        "search": {"n_epochs": (1, 12)},
+        "search_trials": 6,
+        "search_method": "optuna",
+    }
+    async with open_providers(
+        tmp_path, sqlite_store_url, provider, changes=changes, more=PRICED
+    ) as loop:
+        plain = replace(loop.app.pipeline("default"), search=None, n_epochs=12)
+        dearest = (await loop.turn(pipeline=plain, last_stage="gate")).result["cost"]
+        limit = 2.5 * dearest["estimated_usd"]
+        config = replace(loop.app.pipeline("default"), max_cost_usd=limit)
+        run = await loop.turn(pipeline=config, last_stage="gate")
+        assert run.status is RunStatus.SUCCESS, run.reason
+        assert len(run.stages["train"]["detail"]["trials"]) == 2
+        assert run.result["cost"]["estimated_usd"] <= limit

@@ -151,3 +151,14 @@ def test_trials_are_distinct_points_of_the_grid_and_keep_its_ends(
     assert found[0] == whole[0]
     if most > 1:
         assert found[-1] == whole[-1]
+
+
+def test_validation_file_is_counted_where_it_is_billed(tmp_path: Path) -> None:
+    train = written(tmp_path / "a.jsonl", *[CHAT] * 10)
+    held_out = written(tmp_path / "b.jsonl", *[CHAT] * 2)
+    together = price_of("together", "meta-llama/Meta-Llama-3.1-8B-Instruct-Reference")
+    assert together is not None
+    with_it = estimate_training(train, together, n_epochs=3, validation=held_out)
+    assert with_it.trained_tokens == with_it.tokens * 3 + with_it.tokens // 5
+    openai = price_of("openai", "gpt-4.1-mini")
+    assert estimate_training(train, openai, n_epochs=3, validation=held_out).evaluated_tokens == 0

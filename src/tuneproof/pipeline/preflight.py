@@ -51,7 +51,11 @@ class Preflight:
         readiness = await preflight(provider, base, config.method, now=now)
         price = self._parts.price(config.provider, base, config.method)
         estimate = await asyncio.to_thread(
-            estimate_training, Path(batch.train_path), price, n_epochs=config.n_epochs
+            estimate_training,
+            Path(batch.train_path),
+            price,
+            n_epochs=config.n_epochs,
+            validation=Path(batch.validation_path) if batch.validation_path else None,
         )
         earlier = await self._parts.store.spent_usd(config.name, run_id=self._id)
         month = await self._parts.store.spent_usd(config.name, since=month_of(now))
@@ -93,7 +97,7 @@ class Preflight:
         if config.search is None:
             return [{}]
         if config.search_method == "optuna":
-            return [{}] * config.search_trials  # what is tried is known only on the way
+            return [_dearest(config.search)] * config.search_trials  # chosen only on the way
         return list(trials(config.search, config.search_trials))
 
     def _left(self, found: Cleared) -> tuple[float | None, str]:
@@ -128,12 +132,18 @@ def month_of(at: datetime) -> datetime:
 
 
 def _sum(found: Cleared, points: list[Mapping[str, int | float]]) -> float | None:
-    """The estimate of all these trials: tokens × epochs of each × price."""
+    """The estimate of all these trials: (tokens × epochs + evaluated tokens) of each × price."""
     estimate = found.estimate
     if estimate.cost_usd is None or found.price is None or found.price.training is None:
         return None
     epochs = sum(int(point.get("n_epochs", estimate.epochs)) for point in points)
-    return round(estimate.tokens * epochs * found.price.training / 1e6, 6)
+    tokens = estimate.tokens * epochs + estimate.evaluated_tokens * len(points)
+    return round(tokens * found.price.training / 1e6, 6)
+
+
+def _dearest(space: Mapping[str, Any]) -> dict[str, int | float]:
+    """The costliest point of a space from which the next one is only suggested on the way."""
+    return {"n_epochs": max(space["n_epochs"])} if "n_epochs" in space else {}
 
 
 def cost_of_trial(found: Cleared, point: Mapping[str, int | float]) -> float | None:

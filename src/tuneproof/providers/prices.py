@@ -121,6 +121,7 @@ def _by_size(vendor: str, model: str, method: str) -> Price | None:
         source=_TOGETHER if vendor == "together" else _FIREWORKS,
         as_of="2025-11",
         auto_epochs=AUTO_EPOCHS[vendor],
+        evaluations=1 if vendor == "together" else 0,  # `n_evals` of our jobs
     )
 
 

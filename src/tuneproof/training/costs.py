@@ -1,6 +1,6 @@
 """What training costs: tokens counted before, priced by a dated table, recorded after.
 
-A provider bills tokens × epochs. Tokens are counted by `rs-bpe` (extra `[tokens]`; the
+A provider bills tokens × epochs, and some the validation file, too. Tokens are counted by `rs-bpe` (extra `[tokens]`; the
 encoding o200k_base, which is OpenAI's; other models' counts differ by some percent). Without
 it they are estimated at four UTF-8 bytes each, which errs on the high side for English prose:
 on headlines and their bodies by 11 and 15 % against o200k_base. Each message adds
@@ -32,7 +32,8 @@ AUTO_EPOCHS = 3
 class Price:
     """USD per million tokens, as a page said on a day. None: that page names no such price.
 
-    `auto_epochs` is how many epochs the provider trains when it may choose.
+    `auto_epochs` is how many epochs the provider trains when it may choose; `evaluations` how
+    often the tokens of the validation file are billed as if they were trained.
     """
 
     training: float | None = None
@@ -41,6 +42,7 @@ class Price:
     source: str = ""
     as_of: str = ""
     auto_epochs: int = AUTO_EPOCHS
+    evaluations: int = 0
 
     def request_usd(self, *, prompt_tokens: int, completion_tokens: int) -> float:
         """What one request costs; a price that is not known counts as nothing."""
@@ -52,8 +54,9 @@ class Price:
 class Estimate:
     """What a job will cost. `cost_usd` is None where its training has no known price.
 
-    `trained_tokens` = tokens of the training file × epochs; `counted` says whether tokens were
-    counted or estimated from bytes.
+    `trained_tokens` = tokens of the training file × epochs + `evaluated_tokens`, those of the
+    validation file where they are billed; `counted` says whether tokens were counted or
+    estimated from bytes.
     """
 
     tokens: int
@@ -61,21 +64,33 @@ class Estimate:
     trained_tokens: int
     cost_usd: float | None
     counted: bool
+    evaluated_tokens: int = 0
     price_source: str = ""
     price_as_of: str = ""
 
 
-def estimate_training(path: Path, price: Price | None, *, n_epochs: int | str = "auto") -> Estimate:
+def estimate_training(
+    path: Path,
+    price: Price | None,
+    *,
+    n_epochs: int | str = "auto",
+    validation: Path | None = None,
+) -> Estimate:
     """What training on this file will cost. Raises `DataError` for a file that is no JSONL."""
     tokens, counted = count_file(path)
     chosen = price.auto_epochs if price else AUTO_EPOCHS
     epochs = n_epochs if isinstance(n_epochs, int) else chosen
+    evaluated = 0
+    if price is not None and price.evaluations and validation is not None:
+        evaluated = price.evaluations * count_file(validation)[0]
+    trained = tokens * epochs + evaluated
     return Estimate(
         tokens=tokens,
         epochs=epochs,
-        trained_tokens=tokens * epochs,
-        cost_usd=cost_of_training(tokens * epochs, price),
+        trained_tokens=trained,
+        cost_usd=cost_of_training(trained, price),
         counted=counted,
+        evaluated_tokens=evaluated,
         price_source=price.source if price else "",
         price_as_of=price.as_of if price else "",
     )
