@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tuneproof.errors import DataError, NotFoundError, StateError
+from tuneproof.errors import DataError, NotFoundError, StateError, StoreUnavailableError
 from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.store import ingest_postgres, ingest_sqlite
@@ -23,6 +23,7 @@ from tuneproof.store.partitions import DayMissingError, Partitions
 from tuneproof.store.rollups import (
     ARMS,
     ArmStratum,
+    exposed_days,
     kept_rollups,
     read_exposed,
     read_looked,
@@ -89,21 +90,31 @@ class Events:
         is not needed: an event's own instant is what counts.
         Raises `DataError` for an event with a malformed value; then none is taken.
         """
-        for last in (False, False, True):
+        made: frozenset[int] = frozenset()
+        for _ in range(3):
             try:
                 async with self._store.writing(tx) as own:
-                    return await self._ingest(own, exposures, outcomes)
+                    return await self._ingest(own, exposures, outcomes, made)
             except DayMissingError as missing:
-                if last:
-                    raise
-                await self._partitions.make(missing.days)
-        raise AssertionError("the last attempt returns or raises")
+                if missing.dropped:
+                    self._partitions.forget(missing.days)
+                    if tx is not None:
+                        break
+                else:
+                    made = await self._partitions.make(missing.days, tx=tx)
+        raise StoreUnavailableError(
+            "A day that these events are of was just taken away.", mend="Send them again."
+        )
 
     async def _ingest(
-        self, tx: AsyncConnection, exposures: Sequence[Exposure], outcomes: Sequence[Outcome]
+        self,
+        tx: AsyncConnection,
+        exposures: Sequence[Exposure],
+        outcomes: Sequence[Outcome],
+        made: frozenset[int],
     ) -> Ingested:
         subjects = dict.fromkeys([*(e.subject for e in exposures), *(o.subject for o in outcomes)])
-        keys = await _keys(tx, subjects, open_only=True)
+        keys = await _keys(tx, subjects, open_only=True, hold=True)
         shown = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
         told = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
         unknown: tuple[str, ...] = ()
@@ -114,7 +125,7 @@ class Events:
         if self._store.dialect == "sqlite":
             new = await ingest_sqlite.ingest(tx, shown, told)
         elif shown or told:
-            self._partitions.check([*(row[5] for row in shown), *(row[3] for row in told)])
+            self._partitions.check([*(row[5] for row in shown), *(row[3] for row in told)], made)
             new = await ingest_postgres.ingest(tx, shown, told)
         return Ingested(accepted=new, duplicates=len(shown) + len(told) - new, unknown=unknown)
 
@@ -173,6 +184,7 @@ class Events:
             )
             if since is not None:
                 query = query.where(table.c.at >= to_micros(since))
+            query = query.where(*await exposed_days(own, key))
             query = query.order_by(table.c.at.desc(), table.c.id.desc()).limit(limit)
             found = (await own.execute(query)).all()
         return [
@@ -198,9 +210,11 @@ class Events:
         Raises `NotFoundError` for an unknown subject.
         """
         async with self._store.reading(tx) as own:
-            query = select(exposures).where(exposures.c.subject == await _key(own, subject))
+            key = await _key(own, subject)
+            query = select(exposures).where(exposures.c.subject == key)
             if since is not None:
                 query = query.where(exposures.c.at >= to_micros(since))
+            query = query.where(*await exposed_days(own, key))
             query = query.order_by(exposures.c.at.desc(), exposures.c.id.desc()).limit(limit)
             found = (await own.execute(query)).all()
         return [_exposure(subject, dict(row._mapping)) for row in reversed(found)]
@@ -280,10 +294,13 @@ class Events:
 
 
 async def _keys(
-    tx: AsyncConnection, ids: Iterable[str], *, open_only: bool = False
+    tx: AsyncConnection, ids: Iterable[str], *, open_only: bool = False, hold: bool = False
 ) -> dict[str, int]:
+    """The keys of subjects; `hold` keeps them from being purged until the transaction ends."""
     wanted = list(dict.fromkeys(ids))
     query = select(subjects.c.id, subjects.c.key)
+    if hold:
+        query = query.with_for_update(read=True)
     if open_only:
         query = query.where(subjects.c.purged_at.is_(None))
     found: dict[str, int] = {}

@@ -14,7 +14,7 @@ what it locked and begins again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from psycopg.errors import CheckViolation, UniqueViolation
@@ -148,7 +148,7 @@ _WRITE_REQUESTS: Final = _add_up("requests", (*_CELL, "bucket"), ("n", "errors",
 async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row]) -> int:
     """Keep new events and what follows from them; how many were new.
 
-    Raises `DayMissingError` where the partition of an event's day is gone; `tx` then has to end.
+    Raises `DayMissingError` where the partition of an event's day was dropped: `tx` has to end.
     """
     raw = (await tx.get_raw_connection()).driver_connection
     assert raw is not None
@@ -159,7 +159,7 @@ async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequen
             return await _Batch(cursor).take(exposures, outcomes)
     except CheckViolation as error:  # no partition for a row
         days = {row[5] // DAY_US for row in exposures} | {row[3] // DAY_US for row in outcomes}
-        raise DayMissingError(days) from error
+        raise DayMissingError(days, dropped=True) from error
 
 
 class _Batch:
@@ -178,11 +178,10 @@ class _Batch:
             outcomes = await self._unknown("outcomes", outcomes, known)
         if not exposures and not outcomes:
             return 0
-        await self._copy("exposures", exposures)
-        await self._copy("outcomes", outcomes)
         changes = Rollups()
-        changes.add_requests(exposures)
-        changes.add_units(_without(fresh, known), 1)
+        await self._copy("exposures", exposures, lambda: changes.add_requests(exposures))
+        made = _without(fresh, known)
+        await self._copy("outcomes", outcomes, lambda: changes.add_units(made, 1))
         if known:
             await self._change(known, exposures, outcomes, changes)
         await self._apply(changes.without_zeros())
@@ -279,13 +278,18 @@ class _Batch:
         found: Sequence[Row] = await self._cursor.fetchall()
         return found
 
-    async def _copy(self, table: str, rows: Sequence[Row]) -> None:
+    async def _copy(
+        self, table: str, rows: Sequence[Row], meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write rows; `meanwhile` is done once all are sent, while PostgreSQL still takes them."""
         if not rows:
+            meanwhile()
             return
         async with self._cursor.copy(_COPY[table]) as copy:
             copy.set_types(_TYPES[table])
             for row in rows:
                 await copy.write_row(row)
+            meanwhile()
 
 
 def _once(rows: Sequence[Row]) -> Sequence[Row]:

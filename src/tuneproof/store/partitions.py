@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 if TYPE_CHECKING:
     from tuneproof.store.store import Store
 
-__all__ = ["DAY_US", "TABLES", "DayMissingError", "Partitions", "partition_existing", "read_bounds"]
+__all__ = ["DAY_US", "TABLES", "DayMissingError", "Partitions", "forget_days", "partition_existing"]
 
 TABLES: Final = ("exposures", "outcomes")
 
@@ -69,16 +69,29 @@ SELECT DISTINCT at / 86400000000 FROM (
 ) events
 """
 
+_SPAN: Final = "SELECT min(first_at), max(last_at) FROM units WHERE subject = :subject"
+_OTHERS: Final = """
+SELECT EXISTS (
+    SELECT FROM subjects s
+    WHERE s.purged_at IS NULL AND EXISTS (SELECT FROM {name} e WHERE e.subject = s.key)
+)
+"""
+
 Bounds = tuple[int | None, int | None]
 """The days of a partition: from, and before; None where it is open."""
 
 
 class DayMissingError(Exception):
-    """Events of days that have no partition; `days` are counted from 1970-01-01."""
+    """Events of days that have no partition, as far as this process knows.
 
-    def __init__(self, days: Iterable[int]) -> None:
+    `days` are counted from 1970-01-01; `dropped` says that PostgreSQL found it out, which ends
+    the transaction.
+    """
+
+    def __init__(self, days: Iterable[int], *, dropped: bool = False) -> None:
         super().__init__(f"There is no partition for {sorted(days)}.")
         self.days = frozenset(days)
+        self.dropped = dropped
 
 
 class Partitions:
@@ -88,29 +101,47 @@ class Partitions:
         self._store = store
         self._days: set[int] = set()
 
-    def check(self, instants: Iterable[int]) -> None:
+    def check(self, instants: Iterable[int], made: frozenset[int] = frozenset()) -> None:
         """Return where all these instants (in microseconds) have a partition, as far as known.
 
-        Raises `DayMissingError` for `make`, in a transaction of its own.
+        `made` are days that this transaction has made itself.
+
+        Raises `DayMissingError`: then `make` them, and begin again.
         """
-        missing = {at // DAY_US for at in instants} - self._days
+        missing = {at // DAY_US for at in instants} - self._days - made
         if missing:
             raise DayMissingError(missing)
 
-    async def make(self, days: Iterable[int]) -> None:
-        """Make the partitions of these days that are missing, and of the day after the last."""
+    def forget(self, days: Iterable[int]) -> None:
+        """No longer take it that these days have partitions: another process dropped one."""
+        self._days.difference_update(days)
+
+    async def make(
+        self, days: Iterable[int], *, tx: AsyncConnection | None = None
+    ) -> frozenset[int]:
+        """Make the partitions of these days that are missing, and of the day after the last.
+
+        In transactions of their own, so that others see them at once; in `tx` where it is given,
+        since its holder may have the last connection of the pool.
+        """
         wanted = sorted(set(days))
         wanted.append(wanted[-1] + 1)
         for start in range(0, len(wanted), _AT_ONCE):
             part = wanted[start : start + _AT_ONCE]
-            async with self._store.begin() as tx:
-                await tx.run_sync(_make, part)
-            self._days.update(part)
+            async with self._store.writing(tx) as own:
+                await own.run_sync(_make, part)
+            if tx is None:
+                self._days.update(part)
+        return frozenset(wanted)
 
 
-async def read_bounds(tx: AsyncConnection, table: str) -> dict[str, Bounds]:
-    """The partitions of a table by name, with their days."""
-    return await tx.run_sync(_bounds, table)
+async def forget_days(tx: AsyncConnection, subject: int) -> int:
+    """Take away a subject's raw events; how many there were.
+
+    `subjects` must say already that they are gone. Days that no other open subject has events of
+    are dropped whole. Writers wait for that, until `tx` ends; readers are waited for.
+    """
+    return await tx.run_sync(_forget, subject)
 
 
 def partition_existing(connection: Connection) -> None:
@@ -151,6 +182,51 @@ def _make(connection: Connection, days: Iterable[int]) -> None:
                 )
 
 
+def _forget(connection: Connection, subject: int) -> int:
+    span = connection.execute(text(_SPAN), {"subject": subject}).one()
+    if span[0] is None:
+        return 0
+    gone = 0
+    alone: dict[str, list[str]] = {table: [] for table in TABLES}
+    for table in TABLES:
+        for name, bounds in _bounds(connection, table).items():
+            if not _meets(bounds, span[0] // DAY_US, span[1] // DAY_US):
+                continue
+            if None in bounds or _is_shared(connection, name):
+                gone += _delete(connection, name, subject)
+            else:
+                alone[table].append(name)
+    if any(alone.values()):
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+        for table in TABLES:
+            gone += _drop(connection, table, alone[table], subject)
+        connection.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")
+    return gone
+
+
+def _drop(connection: Connection, table: str, names: Iterable[str], subject: int) -> int:
+    """Drop partitions; those that others have come to need in the meantime lose the rows only."""
+    # The parent first: writers lock it before its partitions.
+    connection.exec_driver_sql(f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
+    gone = 0
+    for name in names:
+        if _is_shared(connection, name):
+            gone += _delete(connection, name, subject)
+        else:
+            gone += connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one()
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+    return gone
+
+
+def _is_shared(connection: Connection, name: str) -> bool:
+    return bool(connection.execute(text(_OTHERS.format(name=name))).scalar_one())
+
+
+def _delete(connection: Connection, name: str, subject: int) -> int:
+    query = text(f"DELETE FROM {name} WHERE subject = :subject")
+    return connection.execute(query, {"subject": subject}).rowcount
+
+
 def _bounds(connection: Connection, table: str) -> dict[str, Bounds]:
     found: dict[str, Bounds] = {}
     for name, expression in connection.execute(text(_BOUNDS.format(table=table))):
@@ -164,6 +240,11 @@ def _bounds(connection: Connection, table: str) -> dict[str, Bounds]:
 def _covers(bounds: Bounds, day: int) -> bool:
     low, high = bounds
     return (low is None or low <= day) and (high is None or day < high)
+
+
+def _meets(bounds: Bounds, first: int, last: int) -> bool:
+    low, high = bounds
+    return (low is None or low <= last) and (high is None or first < high)
 
 
 def _run(connection: Connection, statements: str) -> None:

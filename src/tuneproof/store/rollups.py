@@ -8,7 +8,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, Table, Text, and_, case, cast, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    and_,
+    case,
+    cast,
+    false,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.experiments import Arm, Requests
@@ -20,6 +32,7 @@ from tuneproof.stats.aggregates import (
 )
 from tuneproof.store.sums import (
     EXPOSURE_COLUMNS,
+    HOUR_US,
     LATENCY_US_EDGES,
     NANO,
     NO_LATENCY,
@@ -37,6 +50,7 @@ from tuneproof.store.types import hour_of, to_micros
 __all__ = [
     "ARMS",
     "ArmStratum",
+    "exposed_days",
     "kept_rollups",
     "read_exposed",
     "read_looked",
@@ -178,6 +192,25 @@ async def read_requests(
     if since is not None:
         rows += await tx.execute(_rest_of_hour(subject, since, phase))
     return _requests(rows)
+
+
+async def exposed_days(tx: AsyncConnection, subject: int) -> list[ColumnElement[bool]]:
+    """What keeps a query of a subject's exposures to the days that have some.
+
+    PostgreSQL then opens no other day's partition; SQLite has none to leave out.
+    """
+    if tx.dialect.name != "postgresql":
+        return []
+    query = select(func.min(requests.c.hour), func.max(requests.c.hour)).where(
+        requests.c.subject == subject, requests.c.hour < 0
+    )
+    last, first = (await tx.execute(query)).one()
+    if last is None:
+        return [false()]
+    return [
+        exposures.c.at >= (-first - 1) * 24 * HOUR_US,
+        exposures.c.at < -last * 24 * HOUR_US,
+    ]
 
 
 def _ended(hour: ColumnElement[int], before: datetime | None) -> ColumnElement[bool]:
