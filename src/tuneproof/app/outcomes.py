@@ -139,12 +139,13 @@ class Outcomes(Core):
         exposed = await self.store.events.subjects_of(list(by_unit), among=subjects)
         outcomes = [
             Outcome(
-                id=f"{source.name}:{row.at.isoformat()}",
+                id=_event_id(source, row),
                 subject=subject,
                 unit=unit,
                 at=row.at,
                 value=row.value,
                 quality=row.quality,
+                item=row.item,
             )
             for unit, subject in exposed
             for row in by_unit[unit]
@@ -154,6 +155,12 @@ class Outcomes(Core):
         taken = await self.store.events.ingest((), outcomes, now=self.clock.now())
         self.metrics.events_ingested(0, len(outcomes))
         return taken.accepted
+
+
+def _event_id(source: OutcomeSourceConfig, row: OutcomeRow) -> str:
+    """The same for the same change of a row, so that one read again counts once."""
+    known = f"{source.name}:{row.at.isoformat()}"
+    return f"{known}:{row.item}" if row.item else known
 
 
 def _counts(test: ABTest, now: datetime) -> bool:

@@ -2,7 +2,8 @@
 
 The query is the user's, and says everything: which column is the unit, which the outcome, when
 it was last changed. It gets `:since` and `:until`, and must return `unit`, `value` and `at` (when
-the row was last changed); `quality` where there is one.
+the row was last changed); `quality` where there is one, `item` where a test counts the items of
+its units.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class OutcomeRow:
     value: float
     at: datetime
     quality: float | None = None
+    item: str = ""
 
 
 class OutcomeTable:
@@ -133,12 +135,13 @@ class OutcomeTable:
             )
 
     def _row(self, row: Any) -> OutcomeRow:
-        quality = row.get("quality")
+        quality, item = row.get("quality"), row.get("item")
         return OutcomeRow(
             unit=str(row["unit"]),
             value=self._number(row, "value"),
             at=instant(row["at"]),
             quality=None if quality is None else self._number(row, "quality"),
+            item="" if item is None else str(item),
         )
 
     def _number(self, row: Any, name: str) -> float:

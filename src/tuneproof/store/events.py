@@ -19,6 +19,7 @@ from tuneproof.errors import DataError, NotFoundError, StateError, StoreUnavaila
 from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.store import ingest_postgres, ingest_sqlite
+from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.partitions import DayMissingError, Partitions
 from tuneproof.store.rollups import (
     ARMS,
@@ -114,7 +115,7 @@ class Events:
         made: frozenset[int],
     ) -> Ingested:
         subjects = dict.fromkeys([*(e.subject for e in exposures), *(o.subject for o in outcomes)])
-        keys = await _keys(tx, subjects, open_only=True, hold=True)
+        keys, declared = await _taking(tx, subjects)
         shown = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
         told = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
         unknown: tuple[str, ...] = ()
@@ -123,10 +124,10 @@ class Events:
             unknown = tuple(event.id for event in events if event.subject not in keys)
         new = 0
         if self._store.dialect == "sqlite":
-            new = await ingest_sqlite.ingest(tx, shown, told)
+            new = await ingest_sqlite.ingest(tx, shown, told, declared)
         elif shown or told:
             self._partitions.check([*(row[5] for row in shown), *(row[3] for row in told)], made)
-            new = await ingest_postgres.ingest(tx, shown, told)
+            new = await ingest_postgres.ingest(tx, shown, told, declared)
         return Ingested(accepted=new, duplicates=len(shown) + len(told) - new, unknown=unknown)
 
     async def strata(
@@ -256,8 +257,10 @@ class Events:
         exposures to split the units by, which reads units instead of rollups.
         """
         async with self._store.reading(tx) as own:
-            key, shares, scored = await _key_and_shares(own, subject)
-            seen, first, exposed = await read_looked(own, key, before, halfway)
+            key, shares, scored, declared = await _key_and_shares(own, subject)
+            seen, first, exposed = await read_looked(
+                own, key, before, halfway, declared=bool(declared)
+            )
             qualities = await read_qualities(own, key, before) if scored else None
             return Evidence(
                 cells=tuple(_cell(s, qualities) for s in seen),
@@ -265,7 +268,9 @@ class Events:
                 shares=shares,
                 requests=await read_requests(own, key, None, None),
                 first_half=tuple(_cell(s) for s in first),
-                segments=await read_segments(own, key, before, segments) if segments else {},
+                segments=(
+                    await read_segments(own, key, before, segments, declared) if segments else {}
+                ),
             )
 
     async def recount(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
@@ -294,13 +299,10 @@ class Events:
 
 
 async def _keys(
-    tx: AsyncConnection, ids: Iterable[str], *, open_only: bool = False, hold: bool = False
+    tx: AsyncConnection, ids: Iterable[str], *, open_only: bool = False
 ) -> dict[str, int]:
-    """The keys of subjects; `hold` keeps them from being purged until the transaction ends."""
     wanted = list(dict.fromkeys(ids))
     query = select(subjects.c.id, subjects.c.key)
-    if hold:
-        query = query.with_for_update(read=True)
     if open_only:
         query = query.where(subjects.c.purged_at.is_(None))
     found: dict[str, int] = {}
@@ -310,19 +312,39 @@ async def _keys(
     return found
 
 
-async def _key_and_shares(tx: AsyncConnection, subject: str) -> tuple[int, dict[int, float], bool]:
-    """The subject's key, the share of each phase, and whether a text of it was scored."""
+async def _key_and_shares(
+    tx: AsyncConnection, subject: str
+) -> tuple[int, dict[int, float], bool, Declared]:
+    """The subject's key, each phase's share, whether a text of it was scored, what it declares."""
     scored = exists().where(scores.c.subject == subjects.c.key, scores.c.state == SCORED)
+    known = subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped
     query = (
-        select(subjects.c.key, phases.c.number, phases.c.share, scored.label("scored"))
+        select(*known, phases.c.number, phases.c.share, scored.label("scored"))
         .outerjoin(phases, phases.c.subject == subjects.c.id)
         .where(subjects.c.id == subject)
     )
     rows = (await tx.execute(query)).all()
     if not rows:
-        return await _key(tx, subject), {}, False
+        return await _key(tx, subject), {}, False, NOTHING
     shares = {row.number: row.share for row in rows if row.number is not None}
-    return rows[0].key, shares, bool(rows[0].scored)
+    declared = Declared.of([(rows[0].key, rows[0].analysis_unit, rows[0].cuped)])
+    return rows[0].key, shares, bool(rows[0].scored), declared
+
+
+async def _taking(tx: AsyncConnection, ids: Iterable[str]) -> tuple[dict[str, int], Declared]:
+    """The keys of the subjects that take events, and what those declare.
+
+    None of them is purged before `tx` ends: they are held.
+    """
+    wanted = list(dict.fromkeys(ids))
+    columns = subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped
+    query = select(subjects.c.id, *columns).where(subjects.c.purged_at.is_(None))
+    query = query.with_for_update(read=True)
+    found: list[Any] = []
+    for start in range(0, len(wanted), 1000):
+        part = query.where(subjects.c.id.in_(wanted[start : start + 1000]))
+        found += await tx.execute(part)
+    return {row[0]: row[1] for row in found}, Declared.of(row[1:] for row in found)
 
 
 async def _key(tx: AsyncConnection, subject: str) -> int:
@@ -380,8 +402,19 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
         event.error,
         event.tokens,
         round(event.cost_usd * NANO),
+        None if event.covariate is None else _covariate(event),
         dict(event.attributes) if event.attributes else None,
     )
+
+
+def _covariate(event: Exposure) -> int:
+    value = event.covariate or 0.0
+    if not (math.isfinite(value) and abs(value) <= MAX_VALUE):
+        raise DataError(
+            f"The covariate of exposure {event.id!r} is {value}.",
+            mend="Covariates are finite numbers between -9e9 and 9e9; leave out what is not known.",
+        )
+    return round(value * NANO)
 
 
 def _exposure(subject: str, row: Mapping[str, Any]) -> Exposure:
@@ -398,11 +431,12 @@ def _exposure(subject: str, row: Mapping[str, Any]) -> Exposure:
         tokens=row["tokens"],
         cost_usd=row["cost_nano"] / 1e9,
         attributes=row["attributes"] or {},
+        covariate=None if row["covariate"] is None else row["covariate"] / NANO,
     )
 
 
 def _outcome_row(subject: int, event: Outcome) -> tuple[Any, ...]:
-    _check_names(event.id, event.unit)
+    _check_names(event.id, event.unit, event.item)
     for value in (event.value, event.quality):
         if value is not None and not (math.isfinite(value) and abs(value) <= MAX_VALUE):
             raise DataError(
@@ -417,6 +451,7 @@ def _outcome_row(subject: int, event: Outcome) -> tuple[Any, ...]:
         to_micros(event.at),
         round(event.value * NANO),
         None if quality is None else round(quality * NANO),
+        event.item or None,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from psycopg.errors import CheckViolation, UniqueViolation
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.partitions import DAY_US, DayMissingError
 from tuneproof.store.sums import (
     COLUMNS,
@@ -31,10 +32,13 @@ from tuneproof.store.sums import (
     Units,
     forget_outcome,
     is_stale,
+    meet,
     moved_at,
     show,
     span_of,
+    split_items,
     tell,
+    tell_items,
     was_shown,
     was_told,
 )
@@ -44,12 +48,12 @@ __all__ = ["ingest"]
 _TYPES: Final = {
     "exposures": (
         "int8", "text", "text", "int4", "int2", "int8", "text", "int8", "bool", "int8", "int8",
-        "jsonb",
+        "int8", "jsonb",
     ),
-    "outcomes": ("int8", "text", "text", "int8", "int8", "int8"),
+    "outcomes": ("int8", "text", "text", "int8", "int8", "int8", "text"),
     "units": (
-        "int8", "text", "int8", "text", "int4", "int8", "int8", "int8", "text", "int4", "int8",
-        "int8", "int8", "text", "int8", "int8", "int8", "int8",
+        "int8", "text", "int8", "text", "int4", "int8", "int8", "int8", "int8", "text", "int4",
+        "int8", "int8", "int8", "int8", "text", "int8", "int8", "int8", "int8", "int8",
     ),
     "in_keys": ("int8", "text"),
     "in_spans": ("int2", "int4", "int8", "text", "text", "int8", "int8"),
@@ -100,8 +104,8 @@ SELECT u.* FROM (SELECT * FROM in_keys ORDER BY subject, unit) k CROSS JOIN LATE
 ) u
 """
 
-# `in_spans` holds the exposures that are looked for (use 0), the outcomes (1), and the units whose
-# outcomes are looked for (2).
+# `in_spans` holds the exposures that are looked for (use 0), the outcomes (1), the units whose
+# last outcome is looked for (2), and those that all are looked for of (3).
 _KNOWN_EVENTS: Final = """
 SELECT s.place FROM in_spans s CROSS JOIN LATERAL (
     SELECT FROM {table} e
@@ -114,13 +118,22 @@ WHERE s.use = {use}
 
 # The newest outcome from before a unit's move.
 _OUTCOMES_BEFORE: Final = """
-SELECT s.subject, s.unit, o.id, o.at, o.y, o.quality FROM in_spans s CROSS JOIN LATERAL (
-    SELECT id, at, y, quality FROM outcomes e
+SELECT s.subject, s.unit, o.id, o.at, o.y, o.quality, o.item FROM in_spans s CROSS JOIN LATERAL (
+    SELECT id, at, y, quality, item FROM outcomes e
     WHERE e.subject = s.subject AND e.unit = s.unit
         AND e.at >= s.first_at AND e.at < s.last_at AND e.at >= %s AND e.at < %s
     ORDER BY e.at DESC, e.id DESC LIMIT 1
 ) o
 WHERE s.use = 2
+"""
+
+_ITEM_OUTCOMES: Final = """
+SELECT s.subject, s.unit, o.id, o.at, o.y, o.quality, o.item FROM in_spans s CROSS JOIN LATERAL (
+    SELECT id, at, y, quality, item FROM outcomes e
+    WHERE e.subject = s.subject AND e.unit = s.unit
+        AND e.at >= s.first_at AND e.at <= s.last_at AND e.at >= %s AND e.at <= %s
+) o
+WHERE s.use = 3
 """
 
 _WRITE_UNITS: Final = f"""
@@ -145,7 +158,12 @@ _WRITE_ENGAGEMENT: Final = _add_up("engagement", (*_CELL, "bucket"), ("n",))
 _WRITE_REQUESTS: Final = _add_up("requests", (*_CELL, "bucket"), ("n", "errors", "latency_us"))
 
 
-async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row]) -> int:
+async def ingest(
+    tx: AsyncConnection,
+    exposures: Sequence[Row],
+    outcomes: Sequence[Row],
+    declared: Declared = NOTHING,
+) -> int:
     """Keep new events and what follows from them; how many were new.
 
     Raises `DayMissingError` where the partition of an event's day was dropped: `tx` has to end.
@@ -156,7 +174,7 @@ async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequen
     try:
         async with raw.cursor() as cursor:
             await cursor.execute(_STAGE)
-            return await _Batch(cursor).take(exposures, outcomes)
+            return await _Batch(cursor, declared).take(exposures, outcomes)
     except CheckViolation as error:  # no partition for a row
         days = {row[5] // DAY_US for row in exposures} | {row[3] // DAY_US for row in outcomes}
         raise DayMissingError(days, dropped=True) from error
@@ -165,13 +183,16 @@ async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequen
 class _Batch:
     """Events on their way in, on one connection."""
 
-    def __init__(self, cursor: Any) -> None:
+    def __init__(self, cursor: Any, declared: Declared) -> None:
         self._cursor = cursor
+        self._declared = declared
 
     async def take(self, exposures: Sequence[Row], outcomes: Sequence[Row]) -> int:
         fresh: Units = defaultdict(dict)
         show(fresh, exposures)
-        tell(fresh, outcomes)
+        whole, items = split_items(outcomes, self._declared)
+        tell(fresh, whole)
+        tell_items(fresh, items)
         known = await self._claim(fresh)
         if known:
             exposures = await self._unknown("exposures", exposures, known)
@@ -181,7 +202,7 @@ class _Batch:
         changes = Rollups()
         await self._copy("exposures", exposures, lambda: changes.add_requests(exposures))
         made = _without(fresh, known)
-        await self._copy("outcomes", outcomes, lambda: changes.add_units(made, 1))
+        await self._copy("outcomes", outcomes, lambda: changes.add_units(made, 1, self._declared))
         if known:
             await self._change(known, exposures, outcomes, changes)
         await self._apply(changes.without_zeros())
@@ -229,11 +250,13 @@ class _Batch:
         touched: Units = defaultdict(dict)
         for subject, name, *_ in (*shown, *told):
             touched[subject][name] = known[subject][name]
-        changes.add_units(touched, -1)
+        changes.add_units(touched, -1, self._declared)
         show(touched, shown)
-        tell(touched, told)
+        whole, items = split_items(told, self._declared)
+        tell(touched, whole)
+        meet(touched, items)
         await self._look_back(touched)
-        changes.add_units(touched, 1)
+        changes.add_units(touched, 1, self._declared)
         rows = [
             (subject, name, *unit)
             for subject, names in touched.items()
@@ -243,14 +266,20 @@ class _Batch:
         await self._cursor.execute(_WRITE_UNITS)
 
     async def _look_back(self, units: Units) -> None:
-        """Where the move to the other arm turns out to be before the outcome, find one before."""
+        """Where the move to the other arm turns out to be before the outcome, find one before;
+        where items are declared, count all of them anew."""
         stale: list[Row] = []
+        counted: list[Row] = []
         for subject, names in units.items():
+            if subject in self._declared.items:
+                counted += [(3, 0, subject, name, "", *span_of(u)) for name, u in names.items()]
+                continue
             for name, unit in names.items():
                 if is_stale(unit):
                     forget_outcome(unit)
                     stale.append((2, 0, subject, name, "", span_of(unit)[0], moved_at(unit)))
         tell(units, await self._within(_OUTCOMES_BEFORE, stale))
+        tell_items(units, await self._within(_ITEM_OUTCOMES, counted))
 
     async def _within(self, query: str, spans: Sequence[Row]) -> Sequence[Row]:
         """What a query finds in the spans, planned for the days that they lie in."""

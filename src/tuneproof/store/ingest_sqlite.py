@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.sums import (
     COLUMNS,
     COUNTS,
@@ -24,8 +25,11 @@ from tuneproof.store.sums import (
     Units,
     forget_outcome,
     is_stale,
+    meet,
     show,
+    split_items,
     tell,
+    tell_items,
 )
 
 __all__ = ["ingest"]
@@ -56,7 +60,12 @@ _ADD_REQUESTS: Final = (
 )
 
 
-async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row]) -> int:
+async def ingest(
+    tx: AsyncConnection,
+    exposures: Sequence[Row],
+    outcomes: Sequence[Row],
+    declared: Declared = NOTHING,
+) -> int:
     """Keep new events and what follows from them; how many were new."""
     shown = await _new(tx, "exposures", exposures)
     told = await _new(tx, "outcomes", outcomes)
@@ -64,7 +73,7 @@ async def ingest(tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequen
         await tx.exec_driver_sql(_INSERT_EXPOSURE, [_with_json(row) for row in shown])
     if told:
         await tx.exec_driver_sql(_INSERT_OUTCOME, told)
-    changes = await _change_units(tx, shown, told)
+    changes = await _change_units(tx, shown, told, declared)
     changes.add_requests(shown)
     await _apply(tx, changes.without_zeros())
     return len(shown) + len(told)
@@ -92,18 +101,20 @@ async def _new(tx: AsyncConnection, table: str, rows: Sequence[Row]) -> list[Any
 
 
 async def _change_units(
-    tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row]
+    tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row], declared: Declared
 ) -> Rollups:
     touched: dict[Key, None] = dict.fromkeys(
         (*((r[0], r[1]) for r in exposures), *((r[0], r[1]) for r in outcomes))
     )
     units = await _load(tx, touched)
     changes = Rollups()
-    changes.add_units(units, -1)
+    changes.add_units(units, -1, declared)
     show(units, exposures)
-    tell(units, outcomes)
-    await _look_back(tx, units)
-    changes.add_units(units, 1)
+    whole, items = split_items(outcomes, declared)
+    tell(units, whole)
+    meet(units, items)
+    await _look_back(tx, units, declared)
+    changes.add_units(units, 1, declared)
     if touched:
         rows = [(subject, name, *units[subject][name]) for subject, name in touched]
         await tx.exec_driver_sql(_REPLACE_UNIT, rows)
@@ -124,22 +135,25 @@ async def _load(tx: AsyncConnection, keys: Iterable[Key]) -> Units:
     return units
 
 
-async def _look_back(tx: AsyncConnection, units: Units) -> None:
-    """Where the move to the other arm turns out to be before the outcome, find the one before."""
+async def _look_back(tx: AsyncConnection, units: Units, declared: Declared) -> None:
+    """Where the move to the other arm turns out to be before the outcome, find the one before;
+    where items are declared, count all of them anew."""
     stale: list[Key] = []
     for subject, names in units.items():
         for name, unit in names.items():
-            if is_stale(unit):
+            if subject in declared.items or is_stale(unit):
                 forget_outcome(unit)
                 stale.append((subject, name))
     for chunk in _chunks(stale):
         found = await _rows(
             tx,
-            "SELECT o.subject, o.unit, o.id, o.at, o.y, o.quality FROM json_each(?) j "
+            f"SELECT {', '.join(f'o.{name}' for name in OUTCOME_COLUMNS)} FROM json_each(?) j "
             "JOIN outcomes o ON o.subject = j.value->>0 AND o.unit = j.value->>1",
             chunk,
         )
-        tell(units, found)
+        whole, items = split_items(found, declared)
+        tell(units, whole)
+        tell_items(units, items)
 
 
 async def _apply(tx: AsyncConnection, changes: Rollups) -> None:

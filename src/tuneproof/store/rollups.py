@@ -30,6 +30,7 @@ from tuneproof.stats.aggregates import (
     Aggregate,
     Histogram,
 )
+from tuneproof.store.declared import read_declared
 from tuneproof.store.sums import (
     EXPOSURE_COLUMNS,
     HOUR_US,
@@ -42,9 +43,19 @@ from tuneproof.store.sums import (
     Units,
     day_of,
     show,
+    split_items,
     tell,
+    tell_items,
 )
-from tuneproof.store.tables import SUMS, cells, engagement, exposures, outcomes, requests
+from tuneproof.store.tables import (
+    DECLARED_SUMS,
+    SUMS,
+    cells,
+    engagement,
+    exposures,
+    outcomes,
+    requests,
+)
 from tuneproof.store.types import hour_of, to_micros
 
 __all__ = [
@@ -76,6 +87,16 @@ _TO_AGGREGATE: Final = {
     "yt": ("sum_yd", NANO),
     "ct": ("sum_cd", NANO),
 }
+# Read only where they are declared: everywhere else they are 0.
+_DECLARED_COLUMNS: Final = (*_COLUMNS, *DECLARED_SUMS)
+_DECLARED_TO_AGGREGATE: Final = {
+    "m": ("sum_m", 1),
+    "mm": ("sum_mm", 1),
+    "ym": ("sum_ym", NANO),
+    "x": ("sum_x", NANO),
+    "xx": ("sum_xx", NANO**2),
+    "xy": ("sum_xy", NANO**2),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,29 +124,41 @@ async def read_strata(
     tx: AsyncConnection, subject: int, before: datetime | None
 ) -> list[ArmStratum]:
     """The arms of each phase, of units whose first exposure's hour ended by `before`."""
-    sums = await _sums(tx, subject, before)
+    names = _DECLARED_COLUMNS if await read_declared(tx, subject) else _COLUMNS
+    sums = await _sums(tx, subject, before, names)
     return _strata(sums, await _histograms(tx, subject, before))
 
 
 async def read_looked(
-    tx: AsyncConnection, subject: int, before: datetime | None, halfway: datetime | None
+    tx: AsyncConnection,
+    subject: int,
+    before: datetime | None,
+    halfway: datetime | None,
+    *,
+    declared: bool = False,
 ) -> tuple[list[ArmStratum], list[ArmStratum], dict[tuple[int, Arm], int]]:
     """What a look needs of the cells: the strata, those before `halfway` (without histograms,
     and none where it is None), and all exposures as `read_exposed` counts them.
 
+    `declared` reads the sums of items and covariates too, which are 0 where none are declared.
     PostgreSQL answers all of it in one query beside the histograms'.
     """
+    names = _DECLARED_COLUMNS if declared else _COLUMNS
     if tx.dialect.name == "postgresql":
-        sums, first, exposed = await _sums_at(tx, subject, before, halfway)
+        sums, first, exposed = await _sums_at(tx, subject, before, halfway, names)
     else:
-        sums = await _sums(tx, subject, before)
-        first = {} if halfway is None else await _sums(tx, subject, halfway)
+        sums = await _sums(tx, subject, before, names)
+        first = {} if halfway is None else await _sums(tx, subject, halfway, names)
         exposed = await read_exposed(tx, subject, None)
     return _strata(sums, await _histograms(tx, subject, before)), _strata(first, None), exposed
 
 
 async def _sums_at(
-    tx: AsyncConnection, subject: int, before: datetime | None, halfway: datetime | None
+    tx: AsyncConnection,
+    subject: int,
+    before: datetime | None,
+    halfway: datetime | None,
+    names: Sequence[str],
 ) -> tuple[_Sums, _Sums, dict[tuple[int, Arm], int]]:
     cuts = [_ended(cells.c.hour, before)]
     if halfway is not None:
@@ -135,19 +168,19 @@ async def _sums_at(
         cells.c.phase,
         cells.c.arm,
         func.sum(cells.c.exposed).filter(days),
-        *(func.sum(cells.c[name]).filter(cut) for cut in cuts for name in _COLUMNS),
+        *(func.sum(cells.c[name]).filter(cut) for cut in cuts for name in names),
     ).where(cells.c.subject == subject, or_(days, *cuts))
     sums: _Sums = {}
     first: _Sums = {}
     exposed: dict[tuple[int, Arm], int] = {}
-    size = len(_COLUMNS)
+    size = len(names)
     for phase, arm, n, *values in await tx.execute(query.group_by(cells.c.phase, cells.c.arm)):
         if n:
             exposed[phase, ARMS[arm]] = int(n)
         numbers = [int(value or 0) for value in values]
         for place, found in enumerate((sums, first)[: len(cuts)]):
             part = numbers[place * size : (place + 1) * size]
-            found[phase, arm] = dict(zip(_COLUMNS, part, strict=True))
+            found[phase, arm] = dict(zip(names, part, strict=True))
     return sums, first, dict(sorted(exposed.items()))
 
 
@@ -244,14 +277,19 @@ def kept_rollups(rows: Mapping[str, list[Any]]) -> Rollups:
 
 async def recounted_rollups(tx: AsyncConnection, subject: int) -> Rollups:
     """The rollups made anew from all raw events of a subject."""
+    declared = await read_declared(tx, subject)
     fresh = Rollups()
     units: Units = defaultdict(dict)
+    items: list[Row] = []
     async for shown in _parts(tx, exposures, EXPOSURE_COLUMNS, subject):
         show(units, shown)
         fresh.add_requests(shown)
     async for told in _parts(tx, outcomes, OUTCOME_COLUMNS, subject):
-        tell(units, told)
-    fresh.add_units(units, 1)
+        whole, part = split_items(told, declared)
+        tell(units, whole)
+        items += part
+    tell_items(units, items)
+    fresh.add_units(units, 1, declared)
     return fresh.without_zeros()
 
 
@@ -265,22 +303,22 @@ async def _parts(
 
 
 async def _sums(
-    tx: AsyncConnection, subject: int, before: datetime | None
+    tx: AsyncConnection, subject: int, before: datetime | None, names: Sequence[str]
 ) -> dict[tuple[int, int], dict[str, int]]:
     """The sums of the cells by phase and arm: added by PostgreSQL; SQLite's integers are too
     short for them, so there they are added here."""
     own_sums = tx.dialect.name == "postgresql"
-    columns = [func.sum(cells.c[n]) if own_sums else cast(cells.c[n], Text) for n in _COLUMNS]
+    columns = [func.sum(cells.c[n]) if own_sums else cast(cells.c[n], Text) for n in names]
     query = select(cells.c.phase, cells.c.arm, *columns).where(cells.c.subject == subject)
     query = query.where(_ended(cells.c.hour, before))
     if own_sums:
         query = query.group_by(cells.c.phase, cells.c.arm)
     totals: dict[tuple[int, int], list[int]] = {}
     for phase, arm, *values in await tx.execute(query):
-        total = totals.setdefault((phase, arm), [0] * len(_COLUMNS))
+        total = totals.setdefault((phase, arm), [0] * len(names))
         for place, value in enumerate(values):
             total[place] += int(value)
-    return {key: dict(zip(_COLUMNS, total, strict=True)) for key, total in totals.items()}
+    return {key: dict(zip(names, total, strict=True)) for key, total in totals.items()}
 
 
 async def _histograms(
@@ -298,7 +336,8 @@ async def _histograms(
 
 
 def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int] | None) -> ArmStratum:
-    sums = {name: row[ours] / unit for ours, (name, unit) in _TO_AGGREGATE.items()}
+    units = _TO_AGGREGATE if "m" not in row else _TO_AGGREGATE | _DECLARED_TO_AGGREGATE
+    sums = {name: row[ours] / unit for ours, (name, unit) in units.items()}
     return ArmStratum(
         phase=phase,
         arm=ARMS[arm],

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Double, Text
 
 from tuneproof.experiments import Arm, Cell
-from tuneproof.stats.aggregates import Aggregate
+from tuneproof.stats.aggregates import SUMS, Aggregate
+from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.sums import HOUR_US, NANO
 from tuneproof.store.tables import exposures, units
 from tuneproof.store.types import hour_of
@@ -30,15 +31,20 @@ _ARMS: Final = (Arm.BASELINE, Arm.CANDIDATE)
 
 
 async def read_segments(
-    tx: AsyncConnection, subject: int, before: datetime | None, attributes: Sequence[str]
+    tx: AsyncConnection,
+    subject: int,
+    before: datetime | None,
+    attributes: Sequence[str],
+    declared: Declared = NOTHING,
 ) -> dict[tuple[str, str], tuple[Cell, ...]]:
-    """The cells of each (attribute, value): units with an outcome, y engagement, c cost.
+    """The cells of each (attribute, value): units with an outcome, y engagement, c cost; m items
+    and x covariate where they are declared.
 
     A unit has the attributes of its first exposure, which decides its arm too.
     """
     found: dict[tuple[str, str], list[Cell]] = defaultdict(list)
     for attribute in attributes:
-        for row in await tx.execute(_query(tx, subject, before, attribute)):
+        for row in await tx.execute(_query(tx, subject, before, attribute, declared)):
             found[attribute, str(row.value)].append(_cell(row))
     kept: dict[tuple[str, str], tuple[Cell, ...]] = {}
     for attribute in attributes:
@@ -48,7 +54,13 @@ async def read_segments(
     return kept
 
 
-def _query(tx: AsyncConnection, subject: int, before: datetime | None, attribute: str) -> Any:
+def _query(
+    tx: AsyncConnection,
+    subject: int,
+    before: datetime | None,
+    attribute: str,
+    declared: Declared,
+) -> Any:
     u, e = units.c, exposures.c
     baseline = or_(
         u.c_at.is_(None),
@@ -58,6 +70,7 @@ def _query(tx: AsyncConnection, subject: int, before: datetime | None, attribute
     first = case((baseline, u.b_id), else_=u.c_id)
     at = case((baseline, u.b_at), else_=u.c_at)
     cost = case((baseline, u.b_cost), else_=u.c_cost)
+    known = case((baseline, u.b_x), else_=u.c_x)
     name = bindparam("attribute", attribute, Text)
     if tx.dialect.name == "sqlite":
         value = func.json_extract(type_coerce(e.attributes, Text), '$."' + name + '"')
@@ -70,6 +83,8 @@ def _query(tx: AsyncConnection, subject: int, before: datetime | None, attribute
             arm.label("arm"),
             (cast(u.y, Double) / NANO).label("y"),
             (cast(cost, Double) / NANO).label("c"),
+            cast(func.coalesce(u.m, 0), Double).label("m"),
+            (cast(func.coalesce(known, 0), Double) / NANO).label("x"),
         )
         .join_from(units, exposures, and_(e.subject == u.subject, e.unit == u.unit, e.id == first))
         .where(u.subject == subject, u.y.is_not(None), value.is_not(None))
@@ -85,6 +100,10 @@ def _query(tx: AsyncConnection, subject: int, before: datetime | None, attribute
         "sum_cc": part.c * part.c,
         "sum_cy": part.c * part.y,
     }
+    if subject in declared.items:
+        sums |= {"sum_m": part.m, "sum_mm": part.m * part.m, "sum_ym": part.y * part.m}
+    if subject in declared.cuped:
+        sums |= {"sum_x": part.x, "sum_xx": part.x * part.x, "sum_xy": part.x * part.y}
     return (
         select(*keys, func.count().label("n"), *(func.sum(x).label(k) for k, x in sums.items()))
         .group_by(*keys)
@@ -94,7 +113,7 @@ def _query(tx: AsyncConnection, subject: int, before: datetime | None, attribute
 
 def _cell(row: Any) -> Cell:
     sums: dict[str, Any] = {
-        name: float(getattr(row, name)) for name in ("sum_y", "sum_yy", "sum_c", "sum_cc", "sum_cy")
+        name: float(value) for name, value in row._mapping.items() if name in SUMS
     }
     return Cell(
         phase=row.phase,

@@ -6,6 +6,10 @@ databases go through it, and so does the recount that they are held to.
 A unit counts once, in the phase and arm of its first exposure (earliest `at`, then `id`). Its
 outcome is the newest one (latest `at`, then `id`) from before it was first served by the other
 arm. Its tokens and cost are those of all its exposures in the arm that it counts in.
+
+Where items are declared, each item of the unit has such a newest outcome: the unit's `y` is their
+sum, `m` their number, its quality the mean of theirs. A declared covariate `x` is that of the first
+exposure. What is not declared is kept with the events and summed nowhere.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from dataclasses import dataclass, field
 from operator import mul
 from typing import Any, Final
 
+from tuneproof.errors import DataError
 from tuneproof.stats.aggregates import ENGAGEMENT_EDGES, LATENCY_MS_EDGES
+from tuneproof.store.declared import NOTHING, Declared
 
 __all__ = [
     "COLUMNS",
@@ -40,10 +46,13 @@ __all__ = [
     "day_of",
     "forget_outcome",
     "is_stale",
+    "meet",
     "moved_at",
     "show",
     "span_of",
+    "split_items",
     "tell",
+    "tell_items",
     "was_shown",
     "was_told",
 ]
@@ -55,6 +64,9 @@ HOUR_US: Final = 3_600_000_000
 
 ENGAGEMENT_NANO_EDGES: Final = tuple(round(edge * NANO) for edge in ENGAGEMENT_EDGES)
 LATENCY_US_EDGES: Final = tuple(round(edge * 1000) for edge in LATENCY_MS_EDGES)
+
+LARGEST: Final = 9_000_000_000 * NANO
+"""What the outcomes of a unit's items may sum up to: it is kept in 64 bits."""
 
 NO_LATENCY: Final = -1
 """The bucket of requests whose latency nobody measured."""
@@ -73,22 +85,22 @@ Units = defaultdict[int, dict[str, Unit]]
 
 EXPOSURE_COLUMNS: Final = (
     "subject", "unit", "id", "phase", "arm", "at", "task", "latency_us", "error", "tokens",
-    "cost_nano", "attributes",
+    "cost_nano", "covariate", "attributes",
 )  # fmt: skip
-OUTCOME_COLUMNS: Final = ("subject", "unit", "id", "at", "y", "quality")
+OUTCOME_COLUMNS: Final = ("subject", "unit", "id", "at", "y", "quality", "item")
 UNIT_COLUMNS: Final = (
-    "b_at", "b_id", "b_phase", "b_tokens", "b_cost", "c_at", "c_id", "c_phase", "c_tokens",
-    "c_cost", "y_at", "y_id", "y", "quality", "first_at", "last_at",
+    "b_at", "b_id", "b_phase", "b_x", "b_tokens", "b_cost", "c_at", "c_id", "c_phase", "c_x",
+    "c_tokens", "c_cost", "y_at", "y_id", "y", "quality", "m", "first_at", "last_at",
 )  # fmt: skip
 """A unit's row after its key."""
 
-# The places in a unit's row: five columns for each arm, the outcome that counts, and the span
-# that all its raw events lie in.
-_ARM: Final = 5
+# The places in a unit's row: six columns for each arm, the outcome that counts and of how many
+# items it is, and the span that all its raw events lie in.
+_ARM: Final = 6
 _C: Final = _ARM
-_AT, _ID, _, _TOKENS, _COST = range(_ARM)
-_Y_AT, _Y_ID, _Y, _QUALITY = range(2 * _ARM, 2 * _ARM + 4)
-_FIRST_AT, _LAST_AT = range(2 * _ARM + 4, 2 * _ARM + 6)
+_AT, _ID, _, _X, _TOKENS, _COST = range(_ARM)
+_Y_AT, _Y_ID, _Y, _QUALITY, _M = range(2 * _ARM, 2 * _ARM + 5)
+_FIRST_AT, _LAST_AT = range(2 * _ARM + 5, 2 * _ARM + 7)
 
 
 def day_of(hour: int) -> int:
@@ -96,9 +108,9 @@ def day_of(hour: int) -> int:
     return -(hour // 24) - 1
 
 
-def bucket_of_outcome(nano: int) -> int:
-    """The place of an outcome in the engagement histogram."""
-    return bisect_left(ENGAGEMENT_NANO_EDGES, nano)
+def bucket_of_outcome(nano: int, items: int = 1) -> int:
+    """The place of an outcome, or of the mean over items, in the engagement histogram."""
+    return bisect_left(ENGAGEMENT_NANO_EDGES, -(-nano // items) if items > 1 else nano)
 
 
 def bucket_of_latency(micros: int | None) -> int:
@@ -108,12 +120,12 @@ def bucket_of_latency(micros: int | None) -> int:
 
 def show(units: Units, exposures: Iterable[Row]) -> None:
     """Take exposures into their units, which are made where they are absent."""
-    for subject, name, id, phase, arm, at, _, _, _, tokens, cost, _ in exposures:
+    for subject, name, id, phase, arm, at, _, _, _, tokens, cost, x, _ in exposures:
         unit = _of(units[subject], name, at)
         place = _ARM * arm
         known = unit[place]
         if known is None or at < known or (at == known and id < unit[place + _ID]):
-            unit[place : place + _TOKENS] = at, id, phase
+            unit[place : place + _TOKENS] = at, id, phase, x
         unit[place + _TOKENS] += tokens
         unit[place + _COST] += cost
 
@@ -123,7 +135,7 @@ def tell(units: Units, outcomes: Iterable[Row]) -> None:
 
     The exposures that came with them are to be shown first.
     """
-    for subject, name, id, at, y, quality in outcomes:
+    for subject, name, id, at, y, quality, _ in outcomes:
         unit = _of(units[subject], name, at)
         b_at, c_at = unit[_AT], unit[_C]
         if b_at is not None and c_at is not None and at >= b_at and at >= c_at:
@@ -133,12 +145,62 @@ def tell(units: Units, outcomes: Iterable[Row]) -> None:
             unit[_Y_AT : _QUALITY + 1] = at, id, y, quality
 
 
+def meet(units: Units, outcomes: Iterable[Row]) -> None:
+    """Take in that there are these outcomes, not yet what they say."""
+    for subject, name, _, at, *_ in outcomes:
+        _of(units[subject], name, at)
+
+
+def tell_items(units: Units, outcomes: Iterable[Row]) -> None:
+    """Take outcomes of items into their units, in place of what was known of those.
+
+    They must be all outcomes of those units, and the exposures are to be shown first. Raises
+    `DataError` where a unit's items sum up to more than `LARGEST`.
+    """
+    together: dict[tuple[int, str], dict[str | None, Row]] = defaultdict(dict)
+    for row in outcomes:
+        subject, name, id, at, _, _, item = row
+        moved = moved_at(_of(units[subject], name, at))
+        newest = together[subject, name]
+        if moved is not None and at >= moved:
+            continue
+        known = newest.get(item)
+        if known is None or (at, id) > (known[3], known[2]):
+            newest[item] = row
+    for (subject, name), newest in together.items():
+        _count_items(units[subject][name], name, list(newest.values()))
+
+
+def _count_items(unit: Unit, name: str, newest: Sequence[Row]) -> None:
+    forget_outcome(unit)
+    if not newest:
+        return
+    y = sum(row[4] for row in newest)
+    if abs(y) > LARGEST:
+        raise DataError(
+            f"The outcomes of the {len(newest)} items of unit {name!r} sum up to {y / NANO:g}.",
+            mend="A unit's outcomes sum up to at most 9e9: measure in larger units.",
+        )
+    scores = [row[5] for row in newest if row[5] is not None]
+    at, id = max((row[3], row[2]) for row in newest)
+    quality = sum(scores) // len(scores) if scores else None
+    unit[_Y_AT : _M + 1] = at, id, y, quality, len(newest)
+
+
+def split_items(outcomes: Sequence[Row], declared: Declared) -> tuple[Sequence[Row], Sequence[Row]]:
+    """The outcomes of whole units, and those of items."""
+    if not declared.items:
+        return outcomes, ()
+    items = [row for row in outcomes if row[0] in declared.items]
+    return [row for row in outcomes if row[0] not in declared.items], items
+
+
 def _of(names: dict[str, Unit], name: str, at: int) -> Unit:
     """The unit of this name, its span widened to `at`."""
     unit = names.get(name)
     if unit is None:
-        unit = names[name] = [None, None, None, 0, 0, None, None, None, 0, 0]
-        unit += (None, None, None, None, at, at)
+        unit = names[name] = [None, None, None, None, 0, 0, None, None, None, None, 0, 0]
+        unit += (None, None, None, None, None, at, at)
     elif at < unit[_FIRST_AT]:
         unit[_FIRST_AT] = at
     elif at > unit[_LAST_AT]:
@@ -170,7 +232,7 @@ def is_stale(unit: Unit) -> bool:
 
 def forget_outcome(unit: Unit) -> None:
     """As if no outcome had come: before they are taken in again."""
-    unit[_Y_AT : _QUALITY + 1] = None, None, None, None
+    unit[_Y_AT : _M + 1] = None, None, None, None, None
 
 
 def span_of(unit: Unit) -> tuple[int, int]:
@@ -190,7 +252,9 @@ def was_told(unit: Unit) -> bool:
 
 COUNTS: Final = ("exposed", "exposed_tokens", "exposed_cost", "n", "n_q")
 SUMS: Final = ("y", "yy", "c", "cc", "cy", "t", "tt", "yt", "ct", "q", "qq")
-COLUMNS: Final = COUNTS + SUMS
+DECLARED_SUMS: Final = ("m", "mm", "ym", "x", "xx", "xy")
+COLUMNS: Final = COUNTS + SUMS + DECLARED_SUMS
+_UNDECLARED: Final = (0,) * len(DECLARED_SUMS)
 
 
 @dataclass(slots=True)
@@ -201,21 +265,45 @@ class Rollups:
     engagement: Counter[tuple[CellKey, int]] = field(default_factory=Counter)
     requests: dict[tuple[CellKey, int], list[int]] = field(default_factory=dict)
 
-    def add_units(self, units: Units, sign: int) -> None:
+    def add_units(self, units: Units, sign: int, declared: Declared = NOTHING) -> None:
         """Add (`sign` 1) or take away (-1) what units add to their cells."""
         for subject, names in units.items():
+            if subject in declared:
+                self._add_declared(subject, names, sign, declared)
+                continue
             together: dict[tuple[int, int, int], list[tuple[Any, ...]]] = defaultdict(list)
             for unit in names.values():
                 arm = arm_of(unit)
                 if arm is not None:
-                    at, _, phase, tokens, cost = unit[_ARM * arm : _ARM * arm + _ARM]
+                    at, _, phase, _, tokens, cost = unit[_ARM * arm : _ARM * arm + _ARM]
                     added = (tokens, cost, unit[_Y], unit[_QUALITY])
                     together[at // HOUR_US, phase, arm].append(added)
             for (hour, phase, arm), added_up in together.items():
-                sums = [sign * value for value in _sums(added_up)]
+                sums = [sign * value for value in (*_sums(added_up), *_UNDECLARED)]
                 shape = Counter(bucket_of_outcome(y) for _, _, y, _ in added_up if y is not None)
                 for stretch in (hour, day_of(hour)):
                     self._add((subject, stretch, phase, arm), sums, shape, sign)
+
+    def _add_declared(
+        self, subject: int, names: dict[str, Unit], sign: int, declared: Declared
+    ) -> None:
+        """The same for units of which items or a covariate count."""
+        together: dict[tuple[int, int, int], list[tuple[Any, ...]]] = defaultdict(list)
+        for unit in names.values():
+            arm = arm_of(unit)
+            if arm is not None:
+                at, _, phase, x, tokens, cost = unit[_ARM * arm : _ARM * arm + _ARM]
+                m = unit[_M] or 0
+                known = (x or 0) if subject in declared.cuped else 0
+                added = (tokens, cost, unit[_Y], unit[_QUALITY], m, known)
+                together[at // HOUR_US, phase, arm].append(added)
+        for (hour, phase, arm), added_up in together.items():
+            told = [unit for unit in added_up if unit[2] is not None]
+            plain = _sums([unit[:4] for unit in added_up])
+            sums = [sign * value for value in (*plain, *_declared_sums(told))]
+            shape = Counter(bucket_of_outcome(unit[2], unit[4]) for unit in told)
+            for stretch in (hour, day_of(hour)):
+                self._add((subject, stretch, phase, arm), sums, shape, sign)
 
     def _add(self, key: CellKey, sums: list[int], shape: Counter[int], sign: int) -> None:
         cell = self.cells.get(key)
@@ -257,7 +345,7 @@ def _sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:
     if None in ys:
         units = [unit for unit in units if unit[2] is not None]
         if not units:
-            return (*counts, *(0,) * (len(COLUMNS) - len(counts)))
+            return (*counts, *(0,) * (len(COUNTS + SUMS) - len(counts)))
     t, c, y, quality = zip(*units, strict=True)
     q = [value for value in quality if value is not None]
     return (
@@ -265,6 +353,14 @@ def _sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:
         sum(y), _dot(y, y), sum(c), _dot(c, c), _dot(c, y),
         sum(t), _dot(t, t), _dot(y, t), _dot(c, t), sum(q), _dot(q, q),
     )  # fmt: skip
+
+
+def _declared_sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:
+    """The sums of items and covariates over units with an outcome."""
+    if not units:
+        return _UNDECLARED
+    _, _, y, _, m, x = zip(*units, strict=True)
+    return sum(m), _dot(m, m), _dot(y, m), sum(x), _dot(x, x), _dot(x, y)
 
 
 def _dot(a: Sequence[int], b: Sequence[int]) -> int:

@@ -210,6 +210,7 @@ exposures = Table(
     Column("tokens", BigInteger, nullable=False),
     Column("cost_nano", BigInteger, nullable=False),
     Column("attributes", Json),
+    Column("covariate", BigInteger),
     Index(None, "subject", "at"),
     sqlite_with_rowid=False,
 )
@@ -223,6 +224,7 @@ outcomes = Table(
     Column("at", BigInteger, nullable=False),
     Column("y", BigInteger, nullable=False),
     Column("quality", BigInteger),
+    Column("item", _Name),
     sqlite_with_rowid=False,
 )
 
@@ -246,6 +248,9 @@ units = Table(
     Column("y_id", _Name),
     Column("y", BigInteger),
     Column("quality", BigInteger),
+    Column("m", BigInteger),
+    Column("b_x", BigInteger),
+    Column("c_x", BigInteger),
     Column("first_at", BigInteger),
     Column("last_at", BigInteger),
     sqlite_with_rowid=False,
@@ -253,6 +258,9 @@ units = Table(
 
 SUMS = ("y", "yy", "c", "cc", "cy", "t", "tt", "yt", "ct", "q", "qq")
 """Sums over units with an outcome: y outcome, c cost, t tokens, q quality; pairs are products."""
+
+DECLARED_SUMS = ("m", "mm", "ym", "x", "xx", "xy")
+"""The same of m items and x covariate, for the tests that declare them; else 0."""
 
 cells = Table(
     "cells",
@@ -267,6 +275,7 @@ cells = Table(
     Column("n", BigInteger, nullable=False),
     Column("n_q", BigInteger, nullable=False),
     *(Column(name, WholeNumber, nullable=False) for name in SUMS),
+    *(Column(name, WholeNumber, nullable=False, server_default="0") for name in DECLARED_SUMS),
     sqlite_with_rowid=False,
 )
 
