@@ -193,8 +193,8 @@ def _family(family: Beside) -> str:
     note = (
         f'<p class="quiet">{len(family)} candidates of {_t(first.family or "")} at once, against '
         "one baseline: its units are those of all lanes. Each may be promoted at level "
-        f"{first.promotion_alpha:.3g}, a {len(family)}th of the whole; at most one is, the one "
-        "to be expected to do best.</p>"
+        f"{first.promotion_alpha:.3g}, its even part of the whole; at most one is, the one to be "
+        "expected to do best.</p>"
     )
     columns = ("candidate", "experiment", "verdict", "lift", "to be expected", "units")
     return f"<h2>Side by side</h2>{note}{_table(columns, rows)}{charts}"
