@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BATCH = 2_000
 TAIL_S = 1.0
+DATASET_SHOWN = 8
+"""How many characters of a dataset's hash are shown."""
 
 
 async def models(*, pipeline: str | None = None, options: Options = NONE) -> int:
@@ -34,12 +36,16 @@ async def models(*, pipeline: str | None = None, options: Options = NONE) -> int
     if options.json:
         output.data(found)
         return OK
+    numbers = {v["id"]: v["version"] for v in found}
     rows = [
         (
             v["version"],
             v["status"],
             v["model_id"],
             v["base_model"],
+            v["provider"],
+            (v["dataset_hash"] or "")[:DATASET_SHOWN],
+            numbers.get(v["parent_id"], ""),
             v["heldout_loss"],
             v["run_id"],
             output.moment(v["created_at"]),
@@ -49,7 +55,8 @@ async def models(*, pipeline: str | None = None, options: Options = NONE) -> int
     if not rows:
         output.say("No versions yet. Run: tuneproof run start")
         return OK
-    columns = ["version", "status", "model", "base", "held-out loss", "run", "made"]
+    columns = ["version", "status", "model", "base", "provider", "dataset", "follows"]
+    columns += ["held-out loss", "run", "made"]
     output.table(columns, rows)
     return OK
 
