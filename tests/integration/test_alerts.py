@@ -24,7 +24,7 @@ from tests.wire import serving
 
 from tuneproof.errors import ConfigError
 from tuneproof.server import create_app
-from tuneproof.settings import AlertsConfig
+from tuneproof.settings import AlertsConfig, TrackingConfig
 from tuneproof.store import RunStatus
 from tuneproof.telemetry import Alerts
 from tuneproof.training import Readiness
@@ -165,3 +165,27 @@ async def test_rollout_says_alerts_are_configured_only_where_they_arrive(
         while receiver.messages[-1]["type"] != "tuneproof.rolled_back":
             await asyncio.sleep(0.01)
         assert receiver.messages[-1]["data"]["subject"] == deployment
+
+
+async def test_runs_are_not_logged_where_autolog_is_off(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    tracking = TrackingConfig(autolog=False)
+    async with open_providers(
+        tmp_path, sqlite_store_url, Provider(name="p"), tracking=tracking
+    ) as loop:
+        assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
+        assert await loop.app.store.outbox.pending() == 0
+
+
+async def test_doctor_names_a_setting_that_does_nothing(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    path = "server.grafana_dashboard_enabled"
+    origins = {path: "environment GRAFANA_DASHBOARD_ENABLED"}
+    async with open_providers(
+        tmp_path, sqlite_store_url, Provider(name="p"), origins=origins
+    ) as loop:
+        found = {f.name: f for f in await loop.app.doctor()}
+        assert found[path].status == "warning"
+        assert "GRAFANA_DASHBOARD_ENABLED, and without effect" in found[path].detail

@@ -164,6 +164,7 @@ class Core:
             self._closing.callback(lock.release)
         self.store = self._given_store or await self._open_store()
         self._closing.push_async_callback(self.store.close)
+        self.store.loop.tells = settings.tracking.autolog
         self.pools.add("database", DatabasePool(self.store.engine))
         await self._bind_virtual_clock()
         self.cache = self._open_cache()
@@ -311,7 +312,7 @@ class Core:
             own = ":" in config.kind
             where = f"targets.{config.name}.kind"
             make = resolved(where, config.kind) if own else self.settings.adapter("target")
-            made.append(make(config))
+            made.append(make(self.settings.target(config.name)))
         return made
 
     async def _launch_engine(self, embedded: bool) -> None:

@@ -15,7 +15,7 @@ from tuneproof.app.watching import SHUTDOWN_WARNING, Watching
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Routing
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig
 from tuneproof.store import Activity, Page, Run, TokenInfo
 from tuneproof.telemetry import (
     BreakerCheck,
@@ -228,6 +228,15 @@ class Overview(Watching, Core):
                 mend=c.hint if c.status is not Status.HEALTHY else "",
             )
             for name, c in report.components.items()
+        ]
+        found += [
+            Finding(
+                name=path,
+                status="warning",
+                detail=f"set by {self.settings.origins[path]}, and without effect",
+                mend=f"Take it out; {WITHOUT_EFFECT[path]}.",
+            )
+            for path in self.settings.without_effect()
         ]
         found += await self._tried("alerts", self._alert_findings())
         for config in self.pipelines():

@@ -6,7 +6,7 @@ Nothing else in TuneProof reads the environment.
 """
 
 from tuneproof.settings.checks import Secret, Url
-from tuneproof.settings.loading import ADAPTERS, Settings, resolved
+from tuneproof.settings.loading import ADAPTERS, WITHOUT_EFFECT, Settings, resolved
 from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig
 from tuneproof.settings.records import (
     BODY,
@@ -33,6 +33,7 @@ __all__ = [
     "HOOK",
     "POST_COLUMNS",
     "STRATEGIES",
+    "WITHOUT_EFFECT",
     "AlertsConfig",
     "CacheConfig",
     "KubernetesConfig",

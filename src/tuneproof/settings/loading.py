@@ -65,6 +65,14 @@ PROVIDER_KINDS = (
 )
 """What `kind` may say where the provider's adapter is our own."""
 
+WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
+    {
+        "server.grafana_dashboard_enabled": "no dashboards come with this version: build yours on "
+        "the metrics of /metrics"
+    }
+)
+"""Settings of the first users that are read and do nothing: why, and what to do instead."""
+
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where Kubernetes tells a pod its namespace."""
 
@@ -215,6 +223,26 @@ class Settings:
         """What an environment variable holds, masked wherever it is shown; None where nothing."""
         value = self.env.get(variable, "").strip()
         return Secret(value) if value else None
+
+    def target(self, name: str) -> TargetConfig:
+        """The target of this name; `[kubernetes]` says what a cluster's leaves out."""
+        config, common = self.targets[name], self.kubernetes
+        if config.kind not in ("configmap", "istio"):
+            return config
+        options: dict[str, Any] = {
+            "connection_pool": common.connection_pool_enabled,
+            "circuit_breaker": common.circuit_breaker_enabled,
+        }
+        if common.namespace is not None:
+            options["namespace"] = common.namespace
+        reached = {"server", "kubeconfig", "context"} & set(config.options)
+        if common.cluster_name is not None and not reached and not POD_NAMESPACE.is_file():
+            options["context"] = common.cluster_name
+        return dataclasses.replace(config, options={**options, **config.options})
+
+    def without_effect(self) -> list[str]:
+        """The settings that were set and change nothing in this version."""
+        return [path for path in WITHOUT_EFFECT if path in self.origins]
 
     def pipeline(self, name: str = "default") -> PipelineConfig:
         """The pipeline of this name. Raises `ConfigError` when there is none."""

@@ -262,7 +262,8 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """MLflow. Without `uri` the outbox keeps what it should get."""
+    """MLflow. Without `uri` the outbox keeps what it should get; without `autolog` runs are not
+    logged by themselves, and nothing is put there."""
 
     uri: str | None = None
     experiment_name: str = "fine_tuning_pipeline"
@@ -351,7 +352,11 @@ class RemoteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesConfig:
-    """Where this process runs. `namespace` comes from the pod when it is not set."""
+    """What targets in a cluster share that their own options don't say.
+
+    `namespace` comes from the pod when it is not set. `cluster_name` is the kubeconfig's context,
+    outside a pod. The other two: connections are kept, and a breaker guards the calls.
+    """
 
     cluster_name: str | None = None
     namespace: str | None = None

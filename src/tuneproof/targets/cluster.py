@@ -21,6 +21,7 @@ from tuneproof.errors import (
     RetryableError,
     TuneProofError,
 )
+from tuneproof.resilience import CircuitBreaker
 
 T = TypeVar("T")
 
@@ -37,6 +38,8 @@ class Cluster:
 
     With `server` it is that address (`token` or `token_file`, `ca_file`); else the pod's own
     service account where there is one, else the kubeconfig (`kubeconfig`, `context`).
+    Connections are kept for the next call unless `connection_pool` is False; a server that has
+    failed several times in a row is left alone for a while unless `circuit_breaker` is False.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Cluster:
         ca_file: str | None = None,
         kubeconfig: str | None = None,
         context: str | None = None,
+        connection_pool: bool = True,
+        circuit_breaker: bool = True,
     ) -> None:
         self._server = server
         self._token = token
@@ -55,6 +60,8 @@ class Cluster:
         self._ca_file = ca_file
         self._kubeconfig = kubeconfig
         self._context = context
+        self._pooled = connection_pool
+        self._breaker = CircuitBreaker.named("kubernetes") if circuit_breaker else None
         self._api: Any = None
 
     async def get(self, path: str) -> dict[str, Any]:
@@ -95,7 +102,12 @@ class Cluster:
         )
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        return await asyncio.to_thread(self._blocking_call, method, path, body)
+        if self._breaker is None:
+            return await asyncio.to_thread(self._blocking_call, method, path, body)
+        found: dict[str, Any] = await self._breaker.call(
+            asyncio.to_thread, self._blocking_call, method, path, body
+        )
+        return found
 
     def _blocking_call(
         self, method: str, path: str, body: Mapping[str, Any] | None
@@ -131,8 +143,11 @@ class Cluster:
         return found
 
     def _connected(self) -> Any:
-        if self._api is None:
-            self._api = self._connect()
+        if self._api is not None and self._pooled:
+            return self._api
+        if self._api is not None:
+            self._api.rest_client.pool_manager.clear()
+        self._api = self._connect()
         return self._api
 
     def _connect(self) -> Any:

@@ -16,7 +16,8 @@ from tests.servers import free_port
 from tuneproof import errors
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Routing
-from tuneproof.targets import Cluster, ConfigMapTarget, IstioTarget
+from tuneproof.settings import Settings
+from tuneproof.targets import Cluster, ConfigMapTarget, IstioTarget, open_target
 
 CONFIG_MAP = "/api/v1/namespaces/prod/configmaps/models"
 DEPLOYMENT = "/apis/apps/v1/namespaces/prod/deployments/api"
@@ -234,3 +235,59 @@ async def test_istio_route_that_does_not_fit_is_refused(cluster: ApiServer) -> N
         await _istio(cluster, routes={"title": "rest"}).apply(replace(ROUTING, task="title"))
     assert await _istio(cluster).observe("title") is None
     assert cluster.count("PATCH") == 0
+
+
+async def test_settings_of_kubernetes_hold_for_targets_that_say_nothing(
+    cluster: ApiServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "tuneproof.toml"
+    file.write_text(
+        f"""
+        [kubernetes]
+        namespace = "prod"
+        cluster_name = "east"
+        [targets.here]
+        kind = "configmap"
+        config_map = "models"
+        server = "{cluster.url}"
+        token = "{cluster.token}"
+        [targets.there]
+        kind = "configmap"
+        config_map = "models"
+        namespace = "other"
+        """
+    )
+    settings = Settings.load(file=file, env={"K8S_CIRCUIT_BREAKER_ENABLED": "false"})
+    here, there = settings.target("here").options, settings.target("there").options
+    assert (here["namespace"], there["namespace"]) == ("prod", "other")
+    assert "context" not in here  # it names its server
+    assert there["context"] == "east"
+    assert (here["circuit_breaker"], here["connection_pool"]) == (False, True)
+    await open_target(settings.target("here")).apply(ROUTING)
+    assert cluster.objects[CONFIG_MAP]["data"]["HOOK_MODEL"] == "gpt-base"
+
+
+async def test_breaker_leaves_an_api_server_alone_that_keeps_failing(cluster: ApiServer) -> None:
+    cluster.status = 503
+    guarded = Cluster(server=cluster.url, token=cluster.token)
+    plain = Cluster(server=cluster.url, token=cluster.token, circuit_breaker=False)
+    for _ in range(6):
+        for connection in (guarded, plain):
+            with pytest.raises(errors.RetryableError):
+                await connection.get(CONFIG_MAP)
+    assert len(cluster.calls) == 5 + 6
+    with pytest.raises(errors.CircuitBreakerError):
+        await guarded.get(CONFIG_MAP)
+
+
+async def test_connections_are_made_anew_where_no_pool_is_wanted(cluster: ApiServer) -> None:
+    bare = Cluster(server=cluster.url, token=cluster.token, connection_pool=False)
+    await bare.get(CONFIG_MAP)
+    first = bare._api
+    await bare.get(CONFIG_MAP)
+    assert bare._api is not first
+    pooled = _connection(cluster)
+    await pooled.get(CONFIG_MAP)
+    first = pooled._api
+    await pooled.get(CONFIG_MAP)
+    assert pooled._api is first
