@@ -33,17 +33,15 @@ from tuneproof.errors import (
     ProviderUnavailableError,
 )
 from tuneproof.providers.http import Http
+from tuneproof.providers.native import Native, chunks, instant, size_of
 from tuneproof.providers.openai_wire import OpenAIWire
-from tuneproof.providers.together import chunks
 from tuneproof.training import (
-    Completion,
     Job,
     JobEvent,
     JobRequest,
     JobStatus,
     ModelInfo,
     Readiness,
-    Score,
 )
 from tuneproof.workflow import Clock
 
@@ -84,16 +82,13 @@ BASE_LEARNING_RATE = 1e-4
 """The documented default learning rate for LoRA, by which a multiplier is taken."""
 
 
-class Fireworks:
+class Fireworks(Native):
     """A `Provider` over Fireworks' wire. File ids are dataset names, job ids job names."""
 
     def __init__(
         self, *, name: str, http: Http, chat: OpenAIWire, clock: Clock, account: str | None = None
     ) -> None:
-        self.name = name
-        self._http = http
-        self._chat = chat
-        self._clock = clock
+        super().__init__(name=name, http=http, chat=chat, clock=clock)
         self._account = account
         self._whole: set[str] = set()  # datasets that got all their bytes from this process
 
@@ -119,7 +114,7 @@ class Fireworks:
 
     async def upload(self, path: Path, *, name: str) -> str:
         """Make the dataset of this name (or take up the one whose upload was cut off)."""
-        size = _size(path)
+        size = size_of(path)
         root, dataset = await self._root(), _dataset_id(name)
         lines = await _count_lines(path)
         body = {
@@ -261,7 +256,7 @@ class Fireworks:
             for theirs, ours in (("percent", "percent"), ("epoch", "epoch"))
             if progress.get(theirs) is not None
         }
-        at = _instant(found.get("updateTime")) or _instant(found.get("createTime"))
+        at = instant(found.get("updateTime")) or instant(found.get("createTime"))
         return [
             JobEvent(
                 id=f"{job_id}#{found.get('state')}",
@@ -288,8 +283,8 @@ class Fireworks:
             error_code=str(said.get("code") or raw) if failed else None,
             error_message=said.get("message") if failed else None,
             trained_tokens=progress.get("inputTokens"),
-            created_at=_instant(row.get("createTime")),
-            finished_at=_instant(row.get("completedTime")) if status.final else None,
+            created_at=instant(row.get("createTime")),
+            finished_at=instant(row.get("completedTime")) if status.final else None,
             hyperparameters={
                 ours: training[theirs]
                 for theirs, ours in (
@@ -351,44 +346,9 @@ class Fireworks:
             if not token:
                 return found
 
-    async def complete(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        n: int = 1,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Sequence[Completion]:
-        """Ask a model for `n` replies. Raises `NotFoundError` for one that is not deployed."""
-        return await self._chat.complete(
-            model,
-            messages,
-            n=n,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            timeout_s=timeout_s,
-        )
-
-    async def ensure_deployed(self, model: str) -> None:
-        """Return where the model answers. Raises `NotDeployedError`, which says how it comes to."""
-        await self._chat.ensure_deployed(model)
-
-    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
-        """None: this wire gives no probabilities of a given reply."""
-        return await self._chat.score(model, messages)
-
     async def ping(self) -> None:
         """Raise unless the provider answers an authenticated call."""
         await self._http.json("GET", "/accounts")
-
-    async def close(self) -> None:
-        """Give connections back."""
-        await self._http.close()
-        await self._chat.close()
 
 
 def chat_url(base_url: str) -> str:
@@ -436,22 +396,9 @@ def _model(row: Mapping[str, Any]) -> ModelInfo:
     return ModelInfo(
         id=str(row.get("name")),
         owned_by=str(row.get("name", "")).removeprefix("accounts/").partition("/")[0],
-        created_at=_instant(row.get("createTime")),
+        created_at=instant(row.get("createTime")),
         shutdown_at=_day(row.get("deprecationDate")),
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        size = path.stat().st_size
-    except OSError as e:
-        raise DataError(
-            f"Training file {path} cannot be read: {e.strerror}.",
-            mend="Collect the training data again.",
-        ) from e
-    if size == 0:
-        raise DataError(f"Training file {path} is empty.", mend="Collect more examples.")
-    return size
 
 
 def _refused(dataset: Mapping[str, Any]) -> bool:
@@ -479,10 +426,3 @@ def _day(value: Any) -> datetime | None:
         return None
     found = date(value["year"], value.get("month") or 1, value.get("day") or 1)
     return datetime(found.year, found.month, found.day, tzinfo=UTC)
-
-
-def _instant(value: Any) -> datetime | None:
-    try:
-        return datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None

@@ -7,14 +7,12 @@ are those of `tuneproof.errors`. Verified against openai 3.51.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import openai
-from openai.types import FileObject, Model
+from openai.types import FileObject
 from openai.types.chat import ChatCompletion
-from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 from tuneproof.errors import (
     ConfigError,
@@ -27,13 +25,19 @@ from tuneproof.errors import (
 )
 from tuneproof.providers.dialects import Dialect
 from tuneproof.providers.http import Breaker
+from tuneproof.providers.openai_records import (
+    chosen_logprob,
+    completions_of,
+    event_of,
+    job_of,
+    model_of,
+)
 from tuneproof.providers.wire_errors import translate
 from tuneproof.training import (
     Completion,
     Job,
     JobEvent,
     JobRequest,
-    JobStatus,
     ModelInfo,
     Readiness,
     Score,
@@ -174,7 +178,7 @@ class OpenAIWire:
                 extra_body=body,
             )
         )
-        return _job(job)
+        return job_of(job)
 
     def _job_body(self, request: JobRequest) -> dict[str, Any]:
         chosen = {k: v for k, v in request.hyperparameters.items() if v != "auto"}
@@ -220,19 +224,19 @@ class OpenAIWire:
             pages = self._client.fine_tuning.jobs.list(limit=100, metadata={key: value})
             async for job in pages:
                 if (job.metadata or {}).get(key) == value:
-                    return _job(job)
+                    return job_of(job)
             return None
 
         return await self._call(search)
 
     async def job(self, job_id: str) -> Job:
         """The job as it stands now."""
-        return _job(await self._call(lambda: self._client.fine_tuning.jobs.retrieve(job_id)))
+        return job_of(await self._call(lambda: self._client.fine_tuning.jobs.retrieve(job_id)))
 
     async def cancel_job(self, job_id: str) -> Job:
         """Ask for the job's end; a job that ended already is returned as it is."""
         try:
-            return _job(await self._call(lambda: self._client.fine_tuning.jobs.cancel(job_id)))
+            return job_of(await self._call(lambda: self._client.fine_tuning.jobs.cancel(job_id)))
         except DataError:
             job = await self.job(job_id)
             if job.status.final:
@@ -244,7 +248,7 @@ class OpenAIWire:
 
         async def read() -> list[JobEvent]:
             pages = self._client.fine_tuning.jobs.list_events(job_id, limit=100)
-            return [_event(event) async for event in pages]
+            return [event_of(event) async for event in pages]
 
         return (await self._call(read))[::-1]  # the wire lists the newest first
 
@@ -254,14 +258,14 @@ class OpenAIWire:
         """The models that this account can call."""
 
         async def read() -> list[ModelInfo]:
-            return [_model(model) async for model in self._client.models.list()]
+            return [model_of(model) async for model in self._client.models.list()]
 
         return await self._call(read)
 
     async def model(self, model: str) -> ModelInfo | None:
         """What the server says of one model; None for one that it does not know."""
         try:
-            return _model(await self._call(lambda: self._client.models.retrieve(model)))
+            return model_of(await self._call(lambda: self._client.models.retrieve(model)))
         except NotFoundError:
             return None
 
@@ -347,7 +351,7 @@ class OpenAIWire:
         began = self._clock.now()
         answer = await self._chat(model, messages, body, timeout_s=timeout_s)
         latency_ms = (self._clock.now() - began).total_seconds() * 1000
-        return _completions(answer, latency_ms)
+        return completions_of(answer, latency_ms)
 
     async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
         """How likely the model finds the last (assistant) message.
@@ -370,7 +374,7 @@ class OpenAIWire:
                 entries = entries[start.usage.prompt_tokens if start.usage else len(entries) :]
         except DataError:
             return None
-        logprobs = [_chosen_logprob(entry) for entry in entries if entry]
+        logprobs = [chosen_logprob(entry) for entry in entries if entry]
         return Score(tokens=len(logprobs), logprob=sum(logprobs)) if logprobs else None
 
     async def _chat(
@@ -436,97 +440,3 @@ def _about_file(error: TuneProofError) -> bool:
     """Whether a refusal speaks of the training file, and so of nothing before it."""
     said = (error.details.get("param"), error.details.get("code"))
     return "training_file" in said or ABSENT_FILE in error.message
-
-
-def _job(job: FineTuningJob) -> Job:
-    known = job.status in JobStatus._value2member_map_
-    return Job(
-        id=job.id,
-        model=job.model,
-        status=JobStatus(job.status) if known else JobStatus.UNKNOWN,
-        raw_status=job.status,
-        fine_tuned_model=job.fine_tuned_model,
-        # A healthy job carries an empty object, so the code decides, not the object.
-        error_code=getattr(job.error, "code", None),
-        error_message=getattr(job.error, "message", None),
-        trained_tokens=job.trained_tokens,
-        created_at=_instant(job.created_at),
-        finished_at=_instant(job.finished_at),
-        estimated_finish=_instant(job.estimated_finish),
-        hyperparameters=_hyperparameters(job),
-        metadata=dict(job.metadata or {}),
-    )
-
-
-def _hyperparameters(job: FineTuningJob) -> dict[str, Any]:
-    """What the job really trained with: the method's own values, else the old top-level ones."""
-    method = getattr(job.method, job.method.type, None) if job.method else None
-    chosen = getattr(method, "hyperparameters", None) or job.hyperparameters
-    return {} if chosen is None else {k: v for k, v in chosen.to_dict().items() if v is not None}
-
-
-def _event(event: FineTuningJobEvent) -> JobEvent:
-    return JobEvent(
-        id=event.id,
-        at=datetime.fromtimestamp(event.created_at, UTC),
-        level=event.level,
-        message=event.message,
-        data=dict(event.data) if isinstance(event.data, Mapping) else {},
-    )
-
-
-def _model(model: Model) -> ModelInfo:
-    return ModelInfo(
-        id=model.id,
-        owned_by=getattr(model, "owned_by", None) or "",
-        created_at=_instant(getattr(model, "created", None)),
-        shutdown_at=_day(model.shutdown_date),
-    )
-
-
-def _completions(answer: ChatCompletion, latency_ms: float) -> list[Completion]:
-    texts = [choice.message.content or "" for choice in answer.choices]
-    usage = answer.usage
-    tokens = _share_out(usage.completion_tokens if usage else 0, [len(text) for text in texts])
-    return [
-        Completion(
-            text=text,
-            model=answer.model,
-            prompt_tokens=usage.prompt_tokens if usage and i == 0 else 0,
-            completion_tokens=tokens[i],
-            latency_ms=latency_ms,
-            finish_reason=answer.choices[i].finish_reason or "stop",
-        )
-        for i, text in enumerate(texts)
-    ]
-
-
-def _share_out(total: int, weights: list[int]) -> list[int]:
-    """Whole numbers that sum to `total`, each near its weight's share of it."""
-    weight = sum(weights)
-    if weight == 0:
-        weights, weight = [1] * len(weights), len(weights)
-    ends, seen = [], 0
-    for part in weights:
-        seen += part
-        ends.append(round(total * seen / weight))
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _chosen_logprob(entry: Mapping[str, Any]) -> float:
-    """The log-probability of the token that stands there (the first one named)."""
-    chosen = next(iter(entry.values()))
-    return float(chosen["logprob"] if isinstance(chosen, Mapping) else chosen)
-
-
-def _instant(seconds: int | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _day(text: str | None) -> datetime | None:
-    """A date or an instant of the wire as UTC; None where it is absent or no date."""
-    try:
-        found = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    return found.replace(tzinfo=found.tzinfo or UTC) if found else None

@@ -15,6 +15,7 @@ Answers come over the chat wire, which is OpenAI's.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,19 +29,15 @@ from tuneproof.errors import (
     NotFoundError,
     ProviderUnavailableError,
 )
-from tuneproof.providers.http import Http
-from tuneproof.providers.openai_wire import OpenAIWire
+from tuneproof.providers.native import Native, chunks, instant, size_of
 from tuneproof.training import (
-    Completion,
     Job,
     JobEvent,
     JobRequest,
     JobStatus,
     ModelInfo,
     Readiness,
-    Score,
 )
-from tuneproof.workflow import Clock
 
 URL = "https://api.together.ai/v1"
 
@@ -65,20 +62,14 @@ BASE_LEARNING_RATE = 1e-5
 """The wire's default learning rate, by which a multiplier is taken."""
 
 
-class Together:
+class Together(Native):
     """A `Provider` over Together's wire."""
-
-    def __init__(self, *, name: str, http: Http, chat: OpenAIWire, clock: Clock) -> None:
-        self.name = name
-        self._http = http
-        self._chat = chat
-        self._clock = clock
 
     # Files
 
     async def upload(self, path: Path, *, name: str) -> str:
         """Ask for a place, put the file there, and have it validated (`file_ready` says when)."""
-        size, digest = _read(path)
+        size, digest = size_of(path), await asyncio.to_thread(_digest, path)
         asked = await self._http.send(
             "POST",
             f"{self._http.base_url}/files",
@@ -228,8 +219,8 @@ class Together:
             error_code=raw if status is JobStatus.FAILED else None,
             error_message=error,
             trained_tokens=row.get("token_count"),
-            created_at=_instant(row.get("created_at")),
-            finished_at=_instant(row.get("updated_at")) if status.final else None,
+            created_at=instant(row.get("created_at")),
+            finished_at=instant(row.get("updated_at")) if status.final else None,
             estimated_finish=None if left is None else self._clock.now() + timedelta(seconds=left),
             hyperparameters={
                 name: row[name]
@@ -264,71 +255,19 @@ class Together:
             ModelInfo(
                 id=str(row.get("id") or row.get("name")),
                 owned_by=str(row.get("organization") or row.get("owned_by") or ""),
-                created_at=_instant(row.get("created")),
+                created_at=instant(row.get("created")),
             )
             for row in rows
         ]
-
-    async def complete(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        n: int = 1,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Sequence[Completion]:
-        """Ask a model for `n` replies."""
-        return await self._chat.complete(
-            model,
-            messages,
-            n=n,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            timeout_s=timeout_s,
-        )
-
-    async def ensure_deployed(self, model: str) -> None:
-        """Return where the model answers. Raises `NotDeployedError`, which says how it comes to."""
-        await self._chat.ensure_deployed(model)
-
-    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
-        """None: this wire gives no probabilities of a given reply."""
-        return await self._chat.score(model, messages)
 
     async def ping(self) -> None:
         """Raise unless the provider answers an authenticated call."""
         await self._http.json("GET", "/files")
 
-    async def close(self) -> None:
-        """Give connections back."""
-        await self._http.close()
-        await self._chat.close()
 
-
-async def chunks(path: Path, size: int = 1 << 20) -> Any:
-    """A file's bytes, a megabyte at a time."""
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        while data := file.read(size):
-            yield data
-
-
-def _read(path: Path) -> tuple[int, str]:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-    except OSError as e:
-        raise DataError(
-            f"Training file {path} cannot be read: {e.strerror}.",
-            mend="Collect the training data again.",
-        ) from e
-    if size == 0:
-        raise DataError(f"Training file {path} is empty.", mend="Collect more examples.")
-    return size, digest
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mark(key: str, value: str) -> str:
@@ -382,7 +321,7 @@ def _event(job_id: str, number: int, row: Mapping[str, Any]) -> JobEvent:
     wanted = ("step", "total_steps", "token_count")
     return JobEvent(
         id=f"{job_id}-{number:04d}",
-        at=_instant(row.get("created_at")) or datetime.fromtimestamp(0, UTC),
+        at=instant(row.get("created_at")) or datetime.fromtimestamp(0, UTC),
         level=str(row.get("level") or "info").removeprefix("legacy_").lower(),
         message=str(row.get("message") or row.get("type") or ""),
         data={name: row[name] for name in wanted if row.get(name) is not None},
@@ -403,14 +342,3 @@ def _words(metrics: Mapping[str, float]) -> dict[str, float]:
         "eval_loss": "valid_loss",
     }
     return {known.get(name, name): float(value) for name, value in metrics.items()}
-
-
-def _instant(value: Any) -> datetime | None:
-    """An instant of the wire, as text or in seconds; None where it is neither."""
-    if isinstance(value, (int, float)) and value > 0:
-        return datetime.fromtimestamp(value, UTC)
-    try:
-        found = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-    return found.replace(tzinfo=found.tzinfo or UTC) if found else None
