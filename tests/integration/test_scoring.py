@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from sqlalchemy import select
 from tests.chat import Chat, chat_server
 from tests.conftest import HandClock
 
+from tuneproof import FineTuningPipeline
 from tuneproof.app import App
+from tuneproof.collection import Post
 from tuneproof.errors import ConfigError
 from tuneproof.experiments import ABTest, Arm, Exposure, ModelEvaluator, Outcome, Verdict
 from tuneproof.settings import (
@@ -22,9 +26,10 @@ from tuneproof.settings import (
     ScorerConfig,
     Settings,
     StoreConfig,
+    TargetConfig,
 )
 from tuneproof.store.tables import scores
-from tuneproof.testing import MemorySource
+from tuneproof.testing import MemoryProvider, MemorySource
 
 USD_A_CALL = (7 * 1.0 + 3 * 2.0) / 1e6
 """What the chat server's usage costs at the prices below."""
@@ -140,14 +145,14 @@ async def test_the_judges_scores_decide_a_criterion_of_quality(
                 "a good hook" if i // 2 % (seldom if i % 2 else 2) == 0 else "so-so",
                 at=test.start_at + timedelta(minutes=i),
             )
-            for i in range(900)
+            for i in range(600)
         ]
         told = [
             Outcome(id=f"o{i}", subject=test.id, unit=f"u{i}", at=e.at, value=0.05 + i % 7 / 100)
             for i, e in enumerate(shown)
         ]
         await app.record_events(exposures=shown, outcomes=told)
-        assert await score_all(app) == len(asked(chat)) == 900
+        assert await score_all(app) == len(asked(chat)) == 600
         clock.move(days=7, hours=1)
         config = app.pipeline("default")
         evaluator = ModelEvaluator(store=app.store.loop, clock=clock, config=config)
@@ -157,7 +162,7 @@ async def test_the_judges_scores_decide_a_criterion_of_quality(
         assert look.verdict is verdict
         assert look.baseline.quality_score == pytest.approx((0.75 + 0.5) / 2)
         found = await app.scoring(test.id)
-        assert (found.scorer, found.arms[Arm.CANDIDATE].scored) == ("judge", 450)
+        assert (found.scorer, found.arms[Arm.CANDIDATE].scored) == ("judge", 300)
         assert found.today.calls == 0, "a week later it is another day"
 
 
@@ -279,10 +284,14 @@ async def test_a_refused_key_is_told_and_the_texts_wait(
         chat.fail("judge", status=401)
         assert await score_all(app) == 0
         assert "cannot be asked" in caplog.text
+        waits = (await app.scoring(test.id)).waits
+        assert waits is not None
+        assert "401" in waits
         chat.failing.clear()
         assert await score_all(app) == 0, "nobody can have mended it at once"
         clock.move(minutes=11)
         assert await score_all(app) == 5
+        assert (await app.scoring(test.id)).waits is None
 
 
 async def test_a_text_without_a_score_in_three_tries_is_dropped(
@@ -428,6 +437,78 @@ async def test_a_scorer_is_given_to_the_app(opened: Open) -> None:
         test = await experiment(app)
         await app.record_events(exposures=[answer(test, 3, "abc")])
         assert await score_all(app) == 1
+
+
+async def test_two_workers_give_each_text_one_score(opened: Open, database_url: str) -> None:
+    async with opened() as app:
+        test = await experiment(app)
+        await app.record_events(exposures=[answer(test, i) for i in range(60)])
+        async with App.open(
+            app.settings, engine=False, source=MemorySource([]), clock=app.clock
+        ) as b:
+            ended = await asyncio.gather(score_all(app), score_all(b))
+        assert sum(ended) == 60
+        cells = (await app.store.events.evidence(test.id)).cells
+        assert [c.qualities.n for c in cells] == [30, 30]
+
+
+@pytest.mark.parametrize(("least", "status"), [(0.9, "rejected"), (0.4, "success")])
+async def test_the_gate_asks_the_scorers_that_its_settings_name(
+    tmp_path: Path, chat: Chat, least: float, status: str
+) -> None:
+    now = datetime(2025, 1, 6, tzinfo=UTC)
+    posts = [
+        Post(
+            id=f"{i}", persona_id=None, original_input=f"topic {i}", hook=f"A hook on topic {i}",
+            body=f"All that there is to say about topic {i}.", engagement_rate=0.08,
+            ts=now - timedelta(minutes=i + 1),
+        )
+        for i in range(200)
+    ]  # fmt: skip
+    config = PipelineConfig(
+        base_model="base", poll_seconds=0.02, gate_samples=5, tasks=("hook",),
+        gate_scorers=("judge", "short"), gate_min_scores={"judge": least},
+    )  # fmt: skip
+    settings = Settings(
+        dir=tmp_path / "data",
+        pipelines={"default": config},
+        scorers={
+            "judge": ScorerConfig(name="judge", model="judge"),
+            "short": ScorerConfig(
+                name="short", kind=f"{__name__}:make_length", options={"limit": 1000}
+            ),
+        },
+    )
+
+    def say(model: str, messages: Sequence[Mapping[str, str]], i: int) -> str:
+        return '{"score": 3}' if model == "judge" else f"a hook, the {i}th"
+
+    trains = MemoryProvider(base_models=("base", "judge"), answer=say)
+    async with App.open(settings, source=MemorySource(posts), provider=trains, poll_s=0.02) as app:
+        result = await FineTuningPipeline(config, app=app).run(as_of=now, last_stage="gate")
+    assert result.gate is not None
+    assert dict(result.gate.scores) == {"judge": 0.5, "short": 1.0}
+    assert result.status == status, result.reason
+
+
+async def test_a_target_is_named_by_its_import_path(tmp_path: Path) -> None:
+    target = TargetConfig(name="mine", kind=f"{__name__}:OpenedTarget", options={"host": "mesh"})
+    settings = Settings(dir=tmp_path / "data", targets={"mine": target})
+    async with App.open(settings, engine=False, source=MemorySource([])) as app:
+        [found] = app.targets
+    assert isinstance(found, OpenedTarget)
+    assert found.config.options == {"host": "mesh"}
+    broken = replace(target, kind="no.such.module:Target")
+    with pytest.raises(ConfigError, match=r"targets.mine.kind is 'no.such.module:Target'"):
+        async with App.open(replace(settings, targets={"mine": broken}), engine=False):
+            pass
+
+
+class OpenedTarget:
+    """A target of one's own, which keeps what it was made from."""
+
+    def __init__(self, config: TargetConfig) -> None:
+        self.config = config
 
 
 @pytest.mark.parametrize(

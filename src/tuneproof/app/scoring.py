@@ -61,6 +61,8 @@ class Scoring:
     today: Spent
     calls_day: int
     cost_usd_day: float | None
+    waits: str | None = None
+    """Why texts wait, as far as this process knows: the one that scores."""
 
 
 class Qualities(Core):
@@ -70,7 +72,7 @@ class Qualities(Core):
         await super()._began()
         self._plans: OrderedDict[str, tuple[ABTest, PipelineConfig] | None] = OrderedDict()
         self._scoring = asyncio.Lock()
-        self._paused: dict[str, str] = {}
+        self._waits: dict[str, str] = {}
         self._scored_tasks = frozenset(
             task for c in self.pipelines() if c.quality_scorer for task in c.tasks
         )
@@ -237,7 +239,7 @@ class Qualities(Core):
         most: float,
         found: Scored,
     ) -> bool:
-        self._paused.pop(name, None)
+        self._waits.pop(config.name, None)
         clean, now = replace(found, reason=redact(found.reason)), self.clock.now()
         async with self.store.begin() as tx:
             await self.store.scores.settle(config.name, day, most, found.cost_usd, tx=tx)
@@ -256,12 +258,15 @@ class Qualities(Core):
         self, config: PipelineConfig, name: str, error: TuneProofError
     ) -> None:
         """The scorer cannot be asked now: no text is at fault, so all keep their places."""
-        after, pause, what = error.details.get("retry_after_s"), PAUSE, "does not answer"
+        after, pause = error.details.get("retry_after_s"), PAUSE
+        what = f"the scorer {name!r} does not answer."
         if not isinstance(error, RetryableError):
-            pause, what = STOPPED_PAUSE, "cannot be asked"
+            pause, what = STOPPED_PAUSE, f"the scorer {name!r} cannot be asked."
+            today = f"{self.clock.now():%Y-%m-%d}"
+            self.alert("scoring_stopped", config.name, f"{what} {error}", once=today)
         elif isinstance(after, int | float) and after > 0:
             pause = timedelta(seconds=after)
-        self._say(name, what, error)
+        self._say(config.name, what, error)
         due = self.clock.now() + min(pause, LONGEST_PAUSE)
         await self.store.scores.postpone_all(config.name, due)
 
@@ -279,14 +284,17 @@ class Qualities(Core):
         """Until the next day (UTC), but look every hour: the budget may be raised."""
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         due = min(midnight + timedelta(days=1), now + LONGEST_PAUSE)
-        self._say(config.name, "used today's budget up")
+        self._say(config.name, "today's budget is used up.")
         await self.store.scores.postpone_all(config.name, due)
 
-    def _say(self, name: str, what: str, error: Exception | None = None) -> None:
-        """Log a state once, until it is another."""
-        if self._paused.get(name) != what:
-            self._paused[name] = what
-            log.warning("Scoring by %s waits: it %s. %s", name, what, error or "")
+    def _say(self, pipeline: str, what: str, error: Exception | None = None) -> None:
+        """Log why a pipeline's texts wait, once until it is something else."""
+        before, self._waits[pipeline] = (
+            self._waits.get(pipeline, ""),
+            f"{what} {error or ''}".strip(),
+        )
+        if not before.startswith(what):
+            log.warning("Answers of %s wait for their scores: %s", pipeline, self._waits[pipeline])
 
     # --- what came of it --------------------------------------------------------------
 
@@ -301,6 +309,7 @@ class Qualities(Core):
             today=await self.store.scores.spent(test.pipeline, day),
             calls_day=config.quality_calls_day,
             cost_usd_day=config.quality_cost_usd_day,
+            waits=self._waits.get(test.pipeline),
         )
 
 

@@ -147,15 +147,17 @@ async def show(
     async with connect(options) as service:
         test = await service.get(f"/evaluation/status/{experiment_id}")
         shown = await service.get(f"/evaluation/metrics/{experiment_id}")
+        scores = await service.get(f"/evaluation/scores/{experiment_id}")
         address = service.address
         if html is not None:
             page = await service.text(f"/evaluation/report/{experiment_id}")
             await asyncio.to_thread(html.write_text, page, encoding="utf-8")
             output.say(f"Wrote {html}.")
     if options.json:
-        output.data({**test, **shown})
+        output.data({**test, **shown, "scores": scores})
         return OK
     _print(test, shown, address)
+    _print_scores(scores)
     return OK
 
 
@@ -250,6 +252,18 @@ def _print_criteria(criteria: Sequence[Mapping[str, Any]]) -> None:
     ]
     if rows:
         output.table(["criterion", "asked", "change, + is better", "interval", ""], rows)
+
+
+def _print_scores(scores: Mapping[str, Any]) -> None:
+    """How answers are scored, where they are."""
+    arms = [(arm, scores[arm]) for arm in ("baseline", "candidate")]
+    if scores["scorer"] is None and not any(tally["scored"] for _, tally in arms):
+        return
+    columns = ["answers", "scored", "waiting", "dropped", "mean score"]
+    rows = [(a, t["scored"], t["waiting"], t["dropped"], t["mean"]) for a, t in arms]
+    output.table(columns, rows)
+    if scores["waits"]:
+        output.facts([("they wait", scores["waits"])])
 
 
 def _print_segments(segments: Sequence[Mapping[str, Any]]) -> None:

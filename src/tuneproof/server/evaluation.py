@@ -409,6 +409,7 @@ class ScoringAnswer(Answer):
     cost_usd: float
     quality_calls_day: int
     quality_cost_usd_day: float | None
+    waits: str | None = Field(description="why answers wait for their scores")
 
 
 class Plan(Answer):
@@ -522,6 +523,7 @@ def router() -> APIRouter:
             cost_usd=found.today.cost_usd,
             quality_calls_day=found.calls_day,
             quality_cost_usd_day=found.cost_usd_day,
+            waits=found.waits,
             **arms,
         )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 from collections.abc import AsyncIterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from tests.chat import Chat
 from tests.integration.server.conftest import Service
 from tests.integration.server.test_gateway import Arm, ask, units
 
+from tuneproof import cli
 from tuneproof.app import App
 from tuneproof.cli.serve import serving
 from tuneproof.client import AsyncClient
@@ -134,6 +138,21 @@ async def test_the_client_hands_texts_in(
         assert await client.flush()
     await scored(service, test_id, 1)
     assert all("user: tea" in question for question in questions(chat))
+
+
+async def test_the_command_line_shows_them(service: Service, chat: Chat, test_id: str) -> None:
+    def show() -> str:
+        out = io.StringIO()
+        with redirect_stdout(out):
+            assert cli.run(["experiment", "show", test_id, "--url", service.address]) == 0
+        return out.getvalue()
+
+    chat.fail("judge", status=401)
+    await service.post("/v1/chat/completions", ask(next(iter((await units(service)).values()))))
+    await service.until(f"/evaluation/scores/{test_id}", lambda s: s["waits"])
+    shown = await asyncio.to_thread(show)
+    assert "mean score" in shown
+    assert "cannot be asked" in shown
 
 
 async def test_scores_of_an_unknown_test_are_a_404(service: Service) -> None:
