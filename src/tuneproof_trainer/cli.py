@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
 from rich.console import Console
 
 from tuneproof_trainer.errors import ServerError
+
+if TYPE_CHECKING:
+    from tuneproof_trainer.server import TrainerApp
+    from tuneproof_trainer.service import Service
 
 __all__ = ["main"]
 
@@ -24,6 +29,9 @@ app = App(
 )
 keys = App(name="keys", help="API keys. Once one was made, every request needs one.")
 app.command(keys)
+
+_DRAIN_S = 20
+"""How long a stopping server lets answers and uploads that have begun come to their end."""
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Dir = Annotated[Path, Parameter(help="The folder with all state.")]
@@ -36,7 +44,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8700,
     engine: Literal["ngram", "lora", "ray"] = "ngram",
-    model: tuple[str, ...] = (),
+    model: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     vllm: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     quantize: Literal["auto", "4bit", "none"] = "auto",
@@ -49,8 +57,10 @@ def serve(
     concurrency: Count = 1,
     organization: str = "local",
     requests_per_minute: Count | None = None,
+    answers_at_once: Count = 32,
+    answers_waiting: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 256,
     token_quota: Count | None = None,
-    blocklist: Path | None = None,
+    blocklist: Annotated[Path, Parameter(validator=validators.Path(exists=True))] | None = None,
     file_lifetime_days: Count | None = None,
     checkpoints_kept: Count = 3,
 ) -> None:
@@ -95,6 +105,10 @@ def serve(
         Name of the organisation while there is no key.
     requests_per_minute:
         Limit for each key; unlimited by default.
+    answers_at_once:
+        Chat completions that are made at once; others wait.
+    answers_waiting:
+        Chat completions that may wait; beyond them 503 with Retry-After.
     token_quota:
         Trained tokens for each organisation and month; unlimited by default.
     blocklist:
@@ -104,8 +118,7 @@ def serve(
     checkpoints_kept:
         Newest checkpoints kept of each job.
     """
-    import uvicorn
-
+    from tuneproof_trainer.listening import listening
     from tuneproof_trainer.server import create_app
     from tuneproof_trainer.settings import Settings
 
@@ -127,27 +140,59 @@ def serve(
         organization=organization,
         open_without_keys=_is_loopback(host),
         requests_per_minute=requests_per_minute,
+        answers_at_once=answers_at_once,
+        answers_waiting=answers_waiting,
         token_quota=token_quota,
         blocklist=tuple(phrase.strip() for phrase in phrases if phrase.strip()),
         file_lifetime_s=file_lifetime_days * 86400 if file_lifetime_days else None,
         checkpoints_kept=checkpoints_kept,
     )
-    trainer = create_app(settings)
-    if not settings.open_without_keys and not trainer.service.keys.any():
-        Console(stderr=True).print(
-            f"No API key exists, so every request will be refused: make one by\n"
-            f"  tuneproof-trainer keys create --dir {dir} --name NAME",
-            highlight=False,
-        )
-    uvicorn.run(
+    with listening(host, port) as listener:
+        _serve(create_app(settings), listener)
+
+
+def _serve(trainer: TrainerApp, listener: socket.socket) -> None:
+    """Answer until a signal ends it; says on stderr where, and with what."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                _introduce(trainer.service, listener)
+
+    config = uvicorn.Config(
         trainer,
-        host=host,
-        port=port,
         access_log=False,
+        log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=_DRAIN_S,
         timeout_keep_alive=75,
     )
+    server = Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(3)
+
+
+def _introduce(service: Service, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    bases = [base.id for engine in service.engines for base in engine.base_models()]
+    lines = [
+        f"http://{host}:{port}/v1 trains and answers ({', '.join(bases)}). Ctrl+C ends it.",
+    ]
+    if service.keys.any():
+        lines.append("Requests need a key; `tuneproof-trainer keys list` shows them.")
+    elif service.settings.open_without_keys:
+        lines.append("No key was made, so any key is taken, or none.")
+    else:
+        lines += [
+            "No API key exists, so every request is refused. Make one:",
+            f"  tuneproof-trainer keys create --dir {service.settings.dir} --name NAME",
+        ]
+    for line in lines:
+        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command
@@ -262,5 +307,6 @@ def main() -> None:
     try:
         app()
     except ServerError as error:
-        Console(stderr=True).print(f"tuneproof-trainer: {error}", highlight=False, markup=False)
+        told = f"tuneproof-trainer: {error}"
+        Console(stderr=True).print(told, highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)

@@ -18,6 +18,7 @@ import uvicorn
 
 from tuneproof_trainer.engines.protocol import Engine
 from tuneproof_trainer.errors import ServerError
+from tuneproof_trainer.listening import listening
 from tuneproof_trainer.server import TrainerApp, create_app
 from tuneproof_trainer.settings import Settings
 
@@ -48,7 +49,7 @@ class EmbeddedTrainer:
 
     def start(self) -> EmbeddedTrainer:
         """Listen; returns when requests are answered. Raises ServerError if it cannot."""
-        listener = _listening(self._host, self._port)
+        listener = listening(self._host, self._port)
         self._port = listener.getsockname()[1]
         self.base_url = f"http://{self._host}:{self._port}/v1"
         self._thread = threading.Thread(
@@ -98,20 +99,6 @@ class EmbeddedTrainer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A listening socket that says it is TCP: asyncio turns Nagle's delay off only on such."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise ServerError(f"The trainer cannot listen on {host}:{port}: {error}.") from error
-    return listener
 
 
 class _Server(uvicorn.Server):

@@ -58,7 +58,8 @@ class Models:
         found = self._bases.get(row["root"]) if row is not None else None
         if row is None or found is None:
             raise not_found(
-                f"The model `{name}` does not exist or you do not have access to it.",
+                f"The model `{name}` does not exist or you do not have access to it. Base models "
+                f"of this server: {', '.join(self._bases)}.",
                 "model",
                 "model_not_found",
             )

@@ -57,7 +57,7 @@ def make_routes(service: Service) -> list[Route]:
         _route(f"{job}/checkpoints", GET=jobs.checkpoints),
         _route("/v1/models", GET=models.list),
         _route("/v1/models/{model:path}", GET=models.get, DELETE=models.delete),
-        _route("/v1/embeddings", POST=_no_embeddings),
+        *(_route(f"/v1/{name}", POST=_refusal(why)) for name, why in _ABSENT.items()),
         _route("/health", GET=_health),
         _route("/openapi.json", GET=_openapi),
     ]
@@ -432,11 +432,19 @@ class _Models:
         return JsonResponse({"id": name, "object": "model", "deleted": True})
 
 
-async def _no_embeddings(request: Request) -> Response:
-    raise bad_request(
-        "This server trains and serves chat models; it makes no embeddings.",
-        code="unsupported_endpoint",
-    )
+_ABSENT = {
+    "embeddings": "This server trains and serves chat models; it makes no embeddings.",
+    "completions": "This server serves chat models; ask them by /v1/chat/completions.",
+    "responses": "This server has no responses API; ask its models by /v1/chat/completions.",
+}
+"""What clients of the original may try, and what to tell them."""
+
+
+def _refusal(why: str) -> Handler:
+    async def refuse(request: Request) -> Response:
+        raise bad_request(why, code="unsupported_endpoint")
+
+    return refuse
 
 
 async def _health(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -178,10 +179,21 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
-def test_unknown_models_and_embeddings_are_refused(client: OpenAI) -> None:
+def test_unknown_models_are_refused_and_those_there_are_named(client: OpenAI) -> None:
     with pytest.raises(APIStatusError) as refused:
         client.chat.completions.create(model="gpt-4o", messages=ASKED)
     assert (refused.value.status_code, refused.value.code) == (404, "model_not_found")
-    with pytest.raises(BadRequestError) as refused_too:
-        client.embeddings.create(model=BASE, input="x")
-    assert refused_too.value.code == "unsupported_endpoint"
+    assert BASE in refused.value.message
+
+
+def test_what_this_server_does_not_do_is_refused_clearly(client: OpenAI) -> None:
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: client.embeddings.create(model=BASE, input="x"), "no embeddings"),
+        (lambda: client.completions.create(model=BASE, prompt="x"), "/v1/chat/completions"),
+        (lambda: client.responses.create(model=BASE, input="x"), "/v1/chat/completions"),
+    ]
+    for call, told in calls:
+        with pytest.raises(BadRequestError) as refused:
+            call()
+        assert refused.value.code == "unsupported_endpoint"
+        assert told in refused.value.message

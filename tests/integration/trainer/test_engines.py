@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from openai import InternalServerError
 from tests.integration.trainer.conftest import client_of, ended, lines, reached, upload
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
@@ -140,6 +141,23 @@ def test_a_slow_engine_answers_from_threads(tmp_path: Path) -> None:
         assert answer.choices[0].message.content == "slow answer"
         scored = answer.prompt_logprobs  # type: ignore[attr-defined]
         assert scored[0]["7"]["logprob"] == -0.5
+
+
+def test_an_engine_that_breaks_while_it_answers_ends_that_answer_only(tmp_path: Path) -> None:
+    class Breaking(Scripted):
+        def generate(self, *_: object) -> Iterator[Token]:
+            raise RuntimeError("odd")
+
+    with served(tmp_path, Breaking()) as trainer:
+        client = client_of(trainer)
+        for _ in range(2):
+            with pytest.raises(InternalServerError) as refused:
+                client.chat.completions.create(
+                    model="scripted-1", messages=[{"role": "user", "content": "x"}]
+                )
+            assert (refused.value.status_code, refused.value.code) == (500, "internal_error")
+            assert str(refused.value.request_id) in refused.value.message
+        assert client.models.list().data
 
 
 def test_a_method_that_the_engine_lacks_is_refused(tmp_path: Path) -> None:
