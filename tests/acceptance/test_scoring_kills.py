@@ -31,8 +31,8 @@ from tuneproof.store.tables import exposures, scores, scoring_days
 
 pytestmark = pytest.mark.slow
 
-KILLS = 25
-UNITS = 1500
+KILLS = 20
+UNITS = 1000
 BATCH = 10
 CONCURRENCY = 4
 LONGEST_S = 240.0

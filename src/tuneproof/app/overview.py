@@ -239,6 +239,8 @@ class Overview(Watching, Core):
             for path in self.settings.without_effect()
         ]
         found += await self._tried("alerts", self._alert_findings())
+        for name in self.scorers.used():
+            found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
         for config in self.pipelines():
             name = config.name
             found += await self._tried(f"{name}: base model", self._model_findings(config))
@@ -259,6 +261,25 @@ class Overview(Watching, Core):
             return [Finding(name="alerts", status="ok", detail=await self.alerts.check())]
         hint = "Name a webhook or Prometheus in [alerts], so that somebody is told."
         return [Finding(name="alerts", status="ok", detail="not configured", mend=hint)]
+
+    async def _scorer_findings(self, name: str) -> list[Finding]:
+        """Whether the model that judges is known where it is asked."""
+        title, config = f"scorer: {name}", self.scorers.config(name)
+        if config.model is None or not config.is_judge:
+            return [Finding(name=title, status="ok", detail="code of your own")]
+        if not self.trains(config.provider) and self._given_provider is None:
+            return [Finding(name=title, status="ok", detail="the embedded trainer's own")]
+        detail = f"{config.model} at {config.provider}"
+        if await find_model(self.provider(config.provider), config.model) is not None:
+            return [Finding(name=title, status="ok", detail=detail)]
+        return [
+            Finding(
+                name=title,
+                status="warning",
+                detail=f"{config.provider} does not list {config.model}, which should judge",
+                mend=f"Check scorers.{name}.model and scorers.{name}.provider.",
+            )
+        ]
 
     async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
         name = f"{config.name}: base model"

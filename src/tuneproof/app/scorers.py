@@ -48,6 +48,12 @@ class Scorers:
             self._opened[name] = self._open(described)
         return self._opened[name]
 
+    def used(self) -> list[str]:
+        """The scorers that pipelines name, each once."""
+        configs = self._settings.pipelines.values()
+        named = [n for c in configs for n in (*c.gate_scorers, c.quality_scorer) if n is not None]
+        return list(dict.fromkeys(named))
+
     def config(self, name: str) -> ScorerConfig:
         """How it is asked: as the settings say, or the defaults for one that was given."""
         return self._settings.scorers.get(name) or ScorerConfig(name=name, kind="given:scorer")

@@ -155,6 +155,15 @@ async def test_the_command_line_shows_them(service: Service, chat: Chat, test_id
     assert "cannot be asked" in shown
 
 
+async def test_the_doctor_looks_for_the_judge(service: Service) -> None:
+    [found] = [f for f in await service.app.doctor() if f.name == "scorer: judge"]
+    assert (found.status, found.detail) == (
+        "warning",
+        "default does not list judge, which should judge",
+    )
+    assert "scorers.judge.model" in found.mend
+
+
 async def test_scores_of_an_unknown_test_are_a_404(service: Service) -> None:
     answer = await service.http.get("/evaluation/scores/ab-test-20000101-001")
     assert answer.status_code == 404
