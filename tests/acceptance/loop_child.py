@@ -1,7 +1,8 @@
 """One process that turns the loop in virtual time and may be told to kill itself.
 
 Run as `python -m tests.acceptance.loop_child PLAN.json`. The plan names the directory, the
-databases, and how to die: at each step in turn (`memo`), or after some seconds (`die_after_s`).
+databases, changes of the pipeline's settings, and how to die: at each step in turn (`memo`; at
+those of `steps` alone, where it is there), or after some seconds (`die_after_s`).
 At the end it prints what came of the run and how many effects there are of each kind.
 """
 
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,17 @@ LATER = 3
 class Killer:
     """Kills this process at each distinct step: before, inside and after, first and later."""
 
-    def __init__(self, memo: Path) -> None:
+    def __init__(self, memo: Path, steps: list[str] | None = None) -> None:
         self._memo = memo
+        self._steps = steps
         self._done = set(memo.read_text().splitlines()) if memo.exists() else set()
         self._seen: Counter[tuple[str, Moment]] = Counter()
 
     def __call__(self, name: str, moment: Moment) -> None:
         self._seen[name, moment] += 1
         count = self._seen[name, moment]
+        if self._steps is not None and name not in self._steps:
+            return
         for which in ["first"] if count == 1 else ["later"] if count == LATER else []:
             key = f"{name} {moment} {which}"
             if key not in self._done:
@@ -60,7 +65,7 @@ def settings(plan: dict[str, Any]) -> Settings:
     store = StoreConfig(url=plan["database"]) if plan.get("database") else StoreConfig()
     return Settings(
         dir=Path(plan["dir"]),
-        pipelines={"default": CONFIG},
+        pipelines={"default": replace(CONFIG, **plan.get("changes", {}))},
         store=store,
         tracking=TrackingConfig(uri=plan.get("mlflow")),
     )
@@ -117,7 +122,7 @@ async def tracked(demo: Demonstration) -> dict[str, int]:
 async def main(plan: dict[str, Any]) -> None:
     if plan.get("die_after_s"):
         threading.Timer(plan["die_after_s"], os.kill, [os.getpid(), signal.SIGKILL]).start()
-    killer = Killer(Path(plan["memo"])) if plan.get("memo") else None
+    killer = Killer(Path(plan["memo"]), plan.get("steps")) if plan.get("memo") else None
     async with demonstration(
         Path(plan["dir"]),
         seed=plan.get("seed", 7),

@@ -129,3 +129,36 @@ def test_killed_at_random_times_ends_as_undisturbed(
     assert killed >= RANDOM_KILLS // 2
     assert figures(found) == figures(undisturbed)
     assert_once(found)
+
+
+SEVERAL = {"traffic_split": 0.3, "candidates": 2, "search": {"n_epochs": [1, 2]}}
+STEPS = [
+    "train.candidates",
+    "gate",
+    "gate.end",
+    "experiment.create",
+    "experiment.look",
+    "experiment.end",
+]
+"""What a run of several candidates does otherwise."""
+
+
+def test_several_candidates_killed_at_their_steps_end_as_undisturbed(tmp_path: Path) -> None:
+    undisturbed = finish(plan(_made(tmp_path / "undisturbed"), changes=SEVERAL))
+    memo = tmp_path / "memo"
+    path = plan(_made(tmp_path / "killed"), changes=SEVERAL, memo=str(memo), steps=STEPS)
+    while (done := turn(path)).returncode == -signal.SIGKILL:
+        pass
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    kills = set(memo.read_text().splitlines())
+    assert {f"{s} {m} first" for s in STEPS for m in ("before", "after")} <= kills
+    assert {"experiment.create inside first", "experiment.look inside later"} <= kills
+    assert figures(found) == figures(undisturbed)
+    assert found["effects"] == undisturbed["effects"]
+    assert (found["effects"]["versions"], found["effects"]["experiments"]) == (2, 2)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory

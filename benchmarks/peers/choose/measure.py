@@ -18,9 +18,9 @@ ROUNDS = 7
 
 
 def ours() -> Callable[[str], str]:
-    from tuneproof.client.state import RoutingState
+    from tuneproof.client import Client
 
-    state = RoutingState(path=None, defaults={})
+    client = Client("http://127.0.0.1:9", push=False, poll_s=3600.0)  # nobody answers there
     row = {
         "task": "hook",
         "baseline": {"model_id": "base", "version": None},
@@ -31,8 +31,9 @@ def ours() -> Callable[[str], str]:
         "phase": 1,
         "version": 1,
     }
-    state.update({"version": 1, "routing": [row]})
-    return lambda unit: state.choose("hook", unit).model
+    client._state.update({"version": 1, "routing": [row]})
+    client.start()
+    return lambda unit: client.choose("hook", unit).model
 
 
 def growthbook() -> Callable[[str], str]:

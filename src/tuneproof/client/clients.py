@@ -102,7 +102,7 @@ class Client:
         if not self._started:
             self.start()
         state = self._state
-        if not state.filled.is_set() and not state.knows(task):
+        if not state.heard and not state.knows(task):
             state.filled.wait(max(0.0, self._first_deadline - time.monotonic()))
         return state.choose(task, unit)
 
@@ -233,7 +233,7 @@ class AsyncClient:
     async def choose(self, task: str, unit: str) -> Choice:
         """Which model serves this unit; see `Client.choose`."""
         client = self._client
-        if client._state.filled.is_set() or client._state.knows(task):
+        if client._state.heard or client._state.knows(task):
             return client.choose(task, unit)
         return await _in_thread(client.choose, task, unit)
 

@@ -74,6 +74,8 @@ class RoutingState:
         self._table: list[Any] | None = None
         self._saving = threading.Lock()
         self.version = 0
+        self.heard = False
+        """Whether there is a state to decide by; `filled` is waited for, this is quick to ask."""
         self.filled = threading.Event()
 
     def choose(self, task: str, unit: str) -> Choice:
@@ -118,8 +120,8 @@ class RoutingState:
     def renew_locks(self) -> None:
         """Replace locks that a thread lost in a fork may hold."""
         self._saving = threading.Lock()
-        filled, self.filled = self.filled.is_set(), threading.Event()
-        if filled:
+        self.filled = threading.Event()
+        if self.heard:
             self.filled.set()
 
     def load(self) -> bool:
@@ -147,6 +149,7 @@ class RoutingState:
         self._routes = routes
         self._table = list(answer["routing"])
         self.version = int(answer.get("version", 0))
+        self.heard = True
         self.filled.set()
 
     def _save(self, answer: Mapping[str, Any]) -> None:
