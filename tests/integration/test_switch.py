@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.integration.switching import open_wires, provider
 from tests.wire import Wire, wire_server
 
+from tuneproof.app.providing import apart
 from tuneproof.errors import ConfigError
 from tuneproof.experiments import ModelRef, model_ref
-from tuneproof.settings import Settings, TaskConfig
+from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.testing import VirtualClock
 
@@ -166,3 +168,22 @@ def test_naming_another_provider_is_enough_where_each_names_its_base(tmp_path: P
     file.write_text(text.replace('provider = "openai"', 'provider = "own"'))
     switched = Settings.load(file=file, env={}).pipelines["default"]
     assert (switched.provider, switched.base_model) == ("own", "tuneproof-ngram-1")
+
+
+def test_task_that_trains_apart_takes_the_base_of_its_own_provider() -> None:
+    providers = {
+        "old": ProviderConfig(name="old", base_url="http://127.0.0.1:9/v1", base_model="large"),
+        "own": ProviderConfig(name="own", base_url="http://127.0.0.1:8/v1", base_model="small"),
+    }
+    hook = TaskConfig(name="hook", prompt="{original_input}", completion="hook")
+    tasks = {"hook": replace(hook, provider="own"), "body": replace(hook, name="body")}
+    settings = Settings(
+        pipelines={"default": PipelineConfig(provider="old", train_together=False)},
+        providers=providers,
+        tasks=tasks,
+    )
+    made = apart(settings, settings.pipelines["default"])
+    assert {c.name: (c.provider, c.base_model) for c in made} == {
+        "default.hook": ("own", "small"),
+        "default.body": ("old", "large"),
+    }

@@ -8,9 +8,8 @@ import inspect
 import logging
 import os
 import socket
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -20,22 +19,20 @@ from typing import Any, Self, cast
 from tuneproof import workflow
 from tuneproof.app.live import Live
 from tuneproof.app.places import Places
-from tuneproof.app.providing import apart, price_at, provider_of
+from tuneproof.app.provided import Provided
+from tuneproof.app.providing import apart
 from tuneproof.app.scorers import Scorers
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
 from tuneproof.errors import (
     ConfigError,
-    ProviderUnavailableError,
     StateError,
     StoreUnavailableError,
 )
 from tuneproof.evaluation import Scorer, Text
 from tuneproof.experiments import Exposure, ModelRef
-from tuneproof.experiments.planning import Prices
 from tuneproof.pipeline import Hooks, NoHooks, Parts
 from tuneproof.resilience import (
-    BreakerEvent,
     CircuitBreaker,
     ConnectionPoolManager,
     DatabasePool,
@@ -45,14 +42,13 @@ from tuneproof.resilience import (
 from tuneproof.rollout import Deployment, DeploymentManager, Target
 from tuneproof.settings import (
     PipelineConfig,
-    ProviderConfig,
     Settings,
     resolved,
 )
 from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Alerts, Metrics
 from tuneproof.testing import Participant, VirtualClock
-from tuneproof.training import Price, Provider
+from tuneproof.training import Provider
 
 log = logging.getLogger(__name__)
 
@@ -74,22 +70,7 @@ class _NoEngine:
         raise StateError("No run can go on in this process.", mend="Start it: tuneproof serve")
 
 
-class _NoTrainer:
-    """Stands for the embedded trainer where it does not run: it starts with the service only."""
-
-    name = "trainer"
-
-    def __getattr__(self, name: str) -> Any:
-        async def refuse(*_: Any, **__: Any) -> Any:
-            raise ProviderUnavailableError(
-                "The embedded trainer starts with the service, and no service runs.",
-                mend="Start it: tuneproof serve",
-            )
-
-        return refuse
-
-
-class Core:
+class Core(Provided):
     """Everything that the use cases stand on. `App.open(settings)` is how to get one.
 
     `adapters` replace single ones: `store`, `clock`, `provider` (one for all names), `source`
@@ -275,37 +256,6 @@ class Core:
         trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
         self.trainer_url = trainer.base_url
 
-    def _watch_breakers(self) -> None:
-        for name in ("openai", "mlflow"):
-            breaker = CircuitBreaker.named(
-                name, clock=self._seconds, on_event=self.metrics.on_breaker_event
-            )
-            self.breakers[name] = breaker
-            self.metrics.watch_breaker(name, breaker)
-        self._hear_of(self._first_provider)
-
-    @property
-    def _first_provider(self) -> str:
-        return next(iter(self.settings.pipelines.values())).provider
-
-    def _seconds(self) -> float:
-        """The clock of breakers: it runs with the App's, so virtual outages pass virtually."""
-        virtual = isinstance(self.clock, VirtualClock)
-        return self.clock.now().timestamp() if virtual else time.monotonic()
-
-    def _hear_of(self, provider: str) -> None:
-        """Learn that a provider's breaker closes."""
-
-        def heard(event: BreakerEvent) -> None:
-            if event.kind == "closed":
-                self.spawn("tuneproof-back", self.provider_is_back(provider))
-
-        self.breaker_of(provider).subscribe(heard)
-
-    async def provider_is_back(self, name: str) -> list[str]:
-        """What is done once a provider that was away answers again."""
-        return []
-
     def _open_targets(self) -> list[Target]:
         made = []
         for config in self.settings.targets.values():
@@ -383,10 +333,6 @@ class Core:
             await self.store.meta.set(key, self.clock.now().isoformat())
             await self.alerts.send(kind, subject, summary, **details)
 
-    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a loop of the App's own until it closes."""
-        self._tasks.append(asyncio.create_task(work, name=name))
-
     async def close(self) -> None:
         """Stop loops, engine, servers and pools, in the reverse order of their opening."""
         for task in self._tasks:
@@ -400,70 +346,6 @@ class Core:
         await self._closing.aclose()
 
     # --- adapters by name -----------------------------------------------------------
-
-    def provider(self, name: str) -> Provider:
-        """The provider of this name in the settings, opened once."""
-        if self._given_provider is not None:
-            return self._given_provider
-        if not self.trains(name):
-            return cast(Provider, _NoTrainer())
-        return self._opened(self.endpoint(name))
-
-    def _opened(self, config: ProviderConfig) -> Provider:
-        if config.name not in self._providers:
-            make: Callable[..., Provider] = self.settings.adapter("provider")
-            self._providers[config.name] = make(
-                config,
-                clock=self.clock,
-                breaker=self.breaker_of(config.name),
-                timeout_s=config.timeout_seconds,
-            )
-        return self._providers[config.name]
-
-    def breaker_of(self, name: str) -> CircuitBreaker:
-        """A provider's own breaker: one that is away says nothing of the others.
-
-        The first pipeline's is called `openai`, as health and metrics know it.
-        """
-        key = "openai" if name == self._first_provider else f"provider:{name}"
-        if key not in self.breakers:
-            self.breakers[key] = CircuitBreaker.named(
-                key,
-                like="openai",
-                clock=self._seconds,
-                on_event=self.metrics.on_breaker_event,
-            )
-            self._hear_of(name)
-        return self.breakers[key]
-
-    async def provider_at(self, name: str) -> Provider:
-        """The provider of this name, at the place where it was, if it has moved (`Places`)."""
-        if self._given_provider is not None:
-            return self._given_provider
-        config = await self.places.find(name)
-        known = self.settings.providers.get(config.name) is config
-        return self.provider(config.name) if known else self._opened(config)
-
-    def trains(self, name: str) -> bool:
-        """Whether this provider can be called: the embedded one only where its trainer runs."""
-        config = self.settings.providers[name]
-        return not (config.embedded and config.base_url is None and self.trainer_url is None)
-
-    def endpoint(self, name: str) -> ProviderConfig:
-        """A provider's settings, with the embedded trainer's real address filled in."""
-        config = self.settings.providers[name]
-        if config.embedded and config.base_url is None:
-            key = config.api_key or "embedded"
-            return replace(config, base_url=self.trainer_url, api_key=key)
-        return config
-
-    async def settle_providers(self) -> list[str]:
-        """Take models back that came along with a provider that moved; which ones."""
-        found = []
-        for name in self.settings.providers:
-            if self._given_provider is None and self.trains(name):
-                found += await self.places.settle(name, self.provider(name))
-        return found
 
     def open_source(self, config: PipelineConfig, posts: str | None = None) -> Source:
         """Where this run's posts come from: `posts` (a file or an address), or the settings'."""
@@ -479,28 +361,6 @@ class Core:
         if inspect.isawaitable(opened):
             raise ConfigError("adapters.source must not be a coroutine.", mend="Return a Source.")
         return opened
-
-    def prices(self, config: PipelineConfig) -> Prices:
-        """What training and answers of a pipeline's base model cost, as far as it is known."""
-        found = self.price(config.provider, config.base_model or "", config.method)
-        if found is None:
-            return Prices()
-        return Prices(training=found.training, answers=found.completion)
-
-    def price(self, provider: str, model: str, method: str = "supervised") -> Price | None:
-        """What a provider charges for a model: as the settings say, else by the dated table."""
-        return price_at(self.settings.providers[provider], model, method)
-
-    async def serves(self, model: ModelRef) -> Provider:
-        """The provider that answers for a model. Raises `ConfigError` where it left the settings.
-
-        After a pipeline has moved to another provider, or its provider to another address, its
-        baseline stays where it was.
-        """
-        if self._given_provider is not None:
-            return self._given_provider
-        name, _ = await provider_of(self.store, self.settings, model)
-        return await self.provider_at(name)
 
     def pipelines(self) -> list[PipelineConfig]:
         """The pipelines that really run: one for each task where tasks train apart."""
