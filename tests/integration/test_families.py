@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,18 @@ async def test_one_candidate_can_be_ended_by_hand_and_then_all(
         await loop.app.engine.result(tests[0].salt)
         with pytest.raises(StateError, match="have ended"):
             await loop.app.end_family(tests[0].salt, reason="again", actor="cli")
+
+
+async def test_raw_events_of_an_ended_candidate_stay_while_its_family_runs(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
+        retention = loop.app.store.retention
+        await loop.app.end_experiment(tests[0].id, reason="typo", actor="cli")
+        later = tests[0].end_at + timedelta(days=1)
+        assert await retention.due("default", later) == []
+        await loop.app.end_family(tests[0].salt, reason="enough", actor="cli")
+        assert await retention.due("default", later) == [t.id for t in tests]
 
 
 async def test_family_is_refused_where_it_cannot_be_tested(

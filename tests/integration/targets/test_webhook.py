@@ -20,7 +20,7 @@ from tests.wire import serving
 
 from tuneproof import errors
 from tuneproof.experiments import ModelRef
-from tuneproof.rollout import Routing
+from tuneproof.rollout import Lane, Routing
 from tuneproof.targets import WebhookTarget
 
 ROUTING = Routing(
@@ -146,3 +146,19 @@ async def test_absent_endpoint_is_called_again_later() -> None:
 def test_malformed_address_is_refused() -> None:
     with pytest.raises(errors.ConfigError):
         WebhookTarget("ftp://example.org/x")
+
+
+async def test_lanes_are_told_where_several_candidates_are_tested(endpoint: Endpoint) -> None:
+    lanes = (
+        Lane(subject="ab-test-1", candidate=ModelRef(model_id="one"), share=0.2),
+        Lane(subject="ab-test-2"),
+    )
+    several = replace(ROUTING, candidate=None, share=0.0, subject=None, lanes=lanes)
+    await WebhookTarget(endpoint.url).apply(several)
+    await WebhookTarget(endpoint.url).apply(ROUTING)
+    told, alone = [json.loads(body) for _, body in endpoint.received]
+    assert told["lanes"] == [
+        {"subject": "ab-test-1", "candidate": {"model_id": "one", "version": None}, "share": 0.2},
+        {"subject": "ab-test-2", "candidate": None, "share": 0.0},
+    ]
+    assert "lanes" not in alone
