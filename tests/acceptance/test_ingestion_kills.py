@@ -37,7 +37,11 @@ EVENTS_A_BATCH = 60
 UNITS = 3000
 LONGEST_S = 60.0
 T0 = datetime(2025, 1, 20, 10, tzinfo=UTC)
-SUBJECTS = ("ab-test-20250120-001", "ab-test-20250120-002")
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "ab-test-20250120-001": {},
+    "ab-test-20250120-002": {"analysis_unit": "item"},
+    "ab-test-20250120-003": {"cuped": True},
+}
 
 Batch = dict[str, list[dict[str, Any]]]
 
@@ -117,7 +121,7 @@ def events(seed: int) -> tuple[list[Batch], set[str], set[str]]:
     for number in range(KILLS * BATCHES_A_LIFE // 4):
         batch: Batch = {"exposures": [], "outcomes": []}
         for i in range(EVENTS_A_BATCH):
-            subject, unit = order.choice(SUBJECTS), f"unit-{order.randrange(UNITS)}"
+            subject, unit = order.choice(list(SUBJECTS)), f"unit-{order.randrange(UNITS)}"
             at = (T0 + timedelta(minutes=order.randrange(6000))).isoformat()
             id = f"{number}-{i}"
             if order.random() < 0.6:
@@ -125,13 +129,20 @@ def events(seed: int) -> tuple[list[Batch], set[str], set[str]]:
                 batch["exposures"].append(
                     {"id": id, "subject": subject, "phase": 1, "arm": arm, "unit": unit, "at": at,
                      "latency_ms": order.random() * 3000, "error": order.random() < 0.02,
-                     "tokens": 40, "cost_usd": 0.0004}
+                     "tokens": 40, "cost_usd": 0.0004, "covariate": order.random()}
                 )  # fmt: skip
                 shown.add(f"{subject} {unit} {id}")
             else:
                 value = round(order.random() / 5, 6)
                 batch["outcomes"].append(
-                    {"id": id, "subject": subject, "unit": unit, "at": at, "value": value}
+                    {
+                        "id": id,
+                        "subject": subject,
+                        "unit": unit,
+                        "at": at,
+                        "value": value,
+                        "item": f"item-{order.randrange(4)}",
+                    }
                 )
                 told.add(f"{subject} {unit} {id}")
         again = order.sample(kept, min(len(kept), 5))
@@ -145,8 +156,8 @@ def events(seed: int) -> tuple[list[Batch], set[str], set[str]]:
 async def prepared(database: str) -> None:
     """Declare the experiments that the events are of."""
     store = await open_store(database)
-    for subject in SUBJECTS:
-        await store.experiments.add(experiment(subject))
+    for subject, declared in SUBJECTS.items():
+        await store.experiments.add(experiment(subject, **declared))
         await store.experiments.open_phase(subject, 1, 0.1, T0)
     await store.close()
 

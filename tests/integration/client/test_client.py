@@ -172,6 +172,19 @@ def test_events_arrive_with_all_fields(served: Service, client: Client) -> None:
     }
 
 
+def test_items_and_covariates_are_told_only_where_they_are_given(
+    served: Service, client: Client
+) -> None:
+    choice = client.choose("hook", "ann")
+    known = client.record(choice, covariate=0.05)
+    plain = client.record(choice)
+    post = client.outcome(subject=choice.subject, unit="ann", value=0.1, item="post-1")
+    assert client.flush()
+    assert served.events[known]["covariate"] == 0.05
+    assert "covariate" not in served.events[plain]
+    assert served.events[post]["item"] == "post-1"
+
+
 def test_many_threads_lose_nothing_and_events_go_in_batches(
     served: Service, client: Client, tmp_path: Path
 ) -> None:
