@@ -180,7 +180,7 @@ async def test_caller_with_a_timer_is_told_of_a_file_that_is_being_read(tmp_path
     provider = Reader()
     made = trainer(provider, waits=False)
     for _ in range(3):
-        with pytest.raises(ProviderUnavailableError, match="still reading train.jsonl"):
+        with pytest.raises(ProviderUnavailableError, match=r"still reading train\.jsonl"):
             await made.start_fine_tuning(batch(tmp_path))
     await made.start_fine_tuning(batch(tmp_path))
     assert provider.calls["upload"] == 2  # training and validation, once each
