@@ -25,6 +25,8 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """What files may be uploaded for; result files have purposes of their own."""
 
 _CHUNK = 1024 * 1024
+_MAY_COME_S = 3600
+"""How long content may wait for its row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,11 +206,18 @@ class FileStore:
 
         self._db.write(expire)
         living = {r["id"] for r in self._db.rows("SELECT id FROM files WHERE deleted_at IS NULL")}
+        return self.remove_unknown(living)
+
+    def remove_unknown(self, known: set[str]) -> int:
+        """Remove content that is none of `known`, an hour old and of no use to a job; returns how
+        much of it there was."""
+        old = self._clock() - _MAY_COME_S
         gone = [
             path
-            for path in self._folder.glob("file-*")
-            if path.name not in living
-            and path.stat().st_mtime < now - 3600
+            for path in self._folder.iterdir()
+            if path.is_file()
+            and path.name not in known
+            and path.stat().st_mtime < old
             and not self.needed(path.name)
         ]
         for path in gone:

@@ -54,6 +54,7 @@ class Service:
     async def start(self) -> None:
         """Clean up after the last server, take up its jobs, begin to collect what expires."""
         await asyncio.to_thread(self.files.clear_incoming)
+        await asyncio.to_thread(self.uploads.clear_incoming)
         await self.runner.start()
         self._collector = asyncio.create_task(self._collect(), name="collector")
 

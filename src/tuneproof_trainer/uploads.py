@@ -201,6 +201,11 @@ class UploadStore:
         for row in self._db.rows(sql, now):
             self._db.write(partial(_execute, sql=expire, values=(row["id"],)))
             self._drop_parts(row["id"])
+        self._parts.remove_unknown({r["id"] for r in self._db.rows("SELECT id FROM parts")})
+
+    def clear_incoming(self) -> None:
+        """Remove parts that a killed server left half written."""
+        self._parts.clear_incoming()
 
 
 def _execute(connection: Connection, sql: str, values: tuple[Any, ...]) -> None:

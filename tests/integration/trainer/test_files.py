@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import httpx2
@@ -20,6 +21,7 @@ from tests.integration.trainer.conftest import (
 )
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
+from tuneproof_trainer.requests import CreateUpload
 from tuneproof_trainer.service import Service
 from tuneproof_trainer.settings import Settings
 
@@ -65,6 +67,44 @@ def test_files_expire_at_the_time_they_were_given(tmp_path: Path) -> None:
     service.collect()
     assert not service.files.path(landed.id).exists()
     service.close()
+
+
+def test_old_files_abandoned_uploads_and_strays_are_collected(tmp_path: Path) -> None:
+    now = [time.time()]
+    service = Service(Settings(dir=tmp_path, file_lifetime_s=86_400), clock=lambda: now[0])
+    old = kept(service, b"old")
+    asked = CreateUpload(bytes=3, filename="f", purpose="fine-tune", mime_type="text/plain")
+    upload_id = service.uploads.create("o", asked)["id"]
+    landing = service.uploads.landing()
+    landing.write(b"abc")
+    service.uploads.add_part("o", upload_id, landing.finish())
+    stray = service.uploads.landing()
+    stray.write(b"no row")
+    stray.finish()
+    half = tmp_path / "parts" / "incoming" / "file-half"
+    half.write_bytes(b"half")
+    now[0] += 4000
+    service.collect()
+    service.uploads.clear_incoming()
+    assert service.uploads.show(service.uploads.get("o", upload_id))["status"] == "expired"
+    assert [path for path in (tmp_path / "parts").rglob("*") if path.is_file()] == []
+    assert service.files.path(old).exists()
+    now[0] += 86_400
+    young = kept(service, b"young")
+    service.collect()
+    assert not service.files.path(old).exists()
+    assert service.files.path(young).exists()
+    with pytest.raises(Exception, match="No such File"):
+        service.files.get("o", old)
+    service.close()
+
+
+def kept(service: Service, content: bytes) -> str:
+    landed = service.files.land([content], 100)
+    service.database.write(
+        lambda c: service.files.record(c, landed, org="o", filename="f", purpose="fine-tune")
+    )
+    return landed.id
 
 
 def test_expiry_is_accepted_on_the_wire(client: OpenAI) -> None:
