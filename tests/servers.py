@@ -40,6 +40,7 @@ import psycopg
 __all__ = [
     "PostgresServer",
     "Server",
+    "die_with_parent",
     "free_port",
     "mlflow_server",
     "postgres_server",
@@ -97,7 +98,7 @@ class Server:
                 user=self.user,
                 group=pwd.getpwnam(self.user).pw_gid if self.user else None,
                 extra_groups=[] if self.user else None,
-                preexec_fn=_die_with_parent(self.end_signal),
+                preexec_fn=die_with_parent(self.end_signal),
             )
         self._wait_until_ready(self.process)
 
@@ -267,7 +268,8 @@ def _folder(kind: str, *, owner: str | None = None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _die_with_parent(how: signal.Signals) -> Callable[[], None] | None:
+def die_with_parent(how: signal.Signals) -> Callable[[], None] | None:
+    """What a child runs before its program, so that the kernel signals it when this one ends."""
     # The kernel watches the thread that forked, so this is right for the main thread alone.
     if threading.current_thread() is not threading.main_thread() or sys.platform != "linux":
         return None

@@ -63,7 +63,7 @@ def told(client: OpenAI, job_id: str) -> list[dict[str, Any]]:
 
 def until_more(client: OpenAI, job_id: str, count: int) -> int:
     """Wait until more checkpoints than `count` were told; how many there are."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while True:
         steps = [row["step"] for row in told(client, job_id) if row.get("full_valid_loss")]
         if len(steps) > count:

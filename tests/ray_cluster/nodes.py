@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from tests.servers import free_port
+from tests.servers import die_with_parent, free_port
 
 __all__ = ["Cluster", "Node", "cluster_of_two"]
 
@@ -33,9 +33,9 @@ class Node:
         """The training workers on this node."""
         return [one for one in self._all() if "RayTrainWorker" in _title(one)]
 
-    def drivers(self) -> list[psutil.Process]:
-        """All that the node runs for drivers."""
-        return [one for one in self._all() if _title(one).startswith("ray::")]
+    def titles(self) -> list[str]:
+        """What runs on the node, as ps shows it."""
+        return [_title(one) for one in self._all()]
 
     def _all(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -59,7 +59,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self._folder, self.port = folder, free_port()
         self.secrets = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self._environment = os.environ | self.secrets
+        # Ray gives its workers the lowest priority, which on a busy machine stops them.
+        self._environment = os.environ | self.secrets | {"RAY_worker_niceness": "0"}
         self.address = f"127.0.0.1:{self.port}"
         self._nodes: list[Node] = []
         self.head = self._start("--head", f"--port={self.port}", "--include-dashboard=false")
@@ -73,6 +74,11 @@ class Cluster:
         """The node that joined last."""
         return self._nodes[-1]
 
+    def titles(self, *beginnings: str) -> list[str]:
+        """What runs on all nodes and begins so."""
+        every = [title for node in self._nodes for title in node.titles()]
+        return [title for title in every if title.startswith(beginnings)]
+
     def end(self) -> None:
         """Kill all nodes."""
         for node in reversed(self._nodes):
@@ -83,7 +89,13 @@ class Cluster:
         command = [str(_RAY), "start", *arguments, "--num-cpus=1", "--object-store-memory=80000000"]
         command += ["--block", "--disable-usage-stats"]
         with log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                preexec_fn=die_with_parent(signal.SIGTERM),
+            )
         node = Node(process)
         self._nodes.append(node)
         deadline = time.monotonic() + _START_S

@@ -58,8 +58,14 @@ def options(tiny: Path) -> LoraOptions:
 
 
 @pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all nodes see."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
 def trainer(
-    cluster: Cluster, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: Cluster, tiny: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EmbeddedTrainer]:
     """A server whose jobs are trained on the cluster."""
     settings = Settings(
@@ -67,7 +73,7 @@ def trainer(
         engine="ray",
         models=(str(tiny),),
         ray_address=cluster.address,
-        ray_storage=tmp_path_factory.mktemp("shared"),
+        ray_storage=shared,
         workers=2,
     )
     with EmbeddedTrainer(settings) as running:
@@ -155,10 +161,11 @@ def test_what_was_trained_on_the_cluster_answers_in_the_server(
 
 
 def test_a_killed_worker_changes_nothing(
-    client: OpenAI, whole: FineTuningJob, cluster: Cluster
+    client: OpenAI, whole: FineTuningJob, cluster: Cluster, shared: Path
 ) -> None:
     job = begun(client)
     until_more(client, job.id, 0)
+    assert [path.name for path in shared.glob("*/*")] == [job.id]
     for worker in cluster.other.members():
         worker.kill()
     assert succeeded(client, job) == told(client, whole.id)
@@ -191,6 +198,7 @@ def test_a_cancelled_job_leaves_nobody_at_work(client: OpenAI, cluster: Cluster)
     assert reached(client, job, ("cancelled",)).status == "cancelled"
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
+    until(lambda: not cluster.titles("ray::Desk", "ray::TrainController", "ray::PlacementGroup"))
 
 
 def on(cluster: Cluster, options: LoraOptions, **given: Any) -> RayEngine:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneproof_trainer.engines.protocol import Engine
@@ -64,5 +66,13 @@ def _trained_apart(settings: Settings) -> Engine:
         cpus=settings.worker_cpus,
         losses=settings.worker_losses,
         storage=str(settings.ray_storage) if settings.ray_storage else None,
+        owner=_owner(settings.dir / "ray-storage-owner"),
     )
     return RayEngine(options, cluster, answers, environment=os.environ)
+
+
+def _owner(path: Path) -> str:
+    """A name that no other server has, made once."""
+    if not path.exists():
+        path.write_text(f"trainer-{secrets.token_hex(8)}")
+    return path.read_text()

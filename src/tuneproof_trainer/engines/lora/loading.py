@@ -71,6 +71,7 @@ def load_model(base: Base, options: LoraOptions) -> Any:
 
 
 def _in_4bit(dtype: Any) -> dict[str, Any]:
+    import torch
     from transformers import BitsAndBytesConfig
 
     quantized = BitsAndBytesConfig(
@@ -79,7 +80,7 @@ def _in_4bit(dtype: Any) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return {"quantization_config": quantized, "device_map": {"": 0}}
+    return {"quantization_config": quantized, "device_map": {"": torch.cuda.current_device()}}
 
 
 def _loaded(base: Base, load: Any, **how: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from tuneproof_trainer.engines.protocol import EngineError
 from tuneproof_trainer.engines.ray.options import RayOptions
 
 __all__ = ["beside_driver", "connected", "device_for", "shortage"]
+
+_ANSWER_S = 15.0
+"""How long a head may take to listen. Ray itself would wait for minutes."""
 
 _STORE_BYTES = 1 << 27
 """Object store of a Ray of our own: nothing large goes through it."""
@@ -32,8 +37,9 @@ def connected(options: RayOptions) -> Iterator[None]:
         if options.address is None:
             _start_own(options)
         else:
+            _await_head(options.address)
             ray.init(address=options.address, logging_level="WARNING")
-    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         where = options.address or "this machine"
         said = str(error).strip().split("\n")[0].rstrip(".")
         mend = "Start it, or give another --ray-address."
@@ -46,6 +52,20 @@ def connected(options: RayOptions) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _await_head(address: str) -> None:
+    """Return when somebody listens at HOST:PORT; raises OSError if nobody does for long."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + _ANSWER_S
+    while host:  # `auto` names no head
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def _start_own(options: RayOptions) -> None:

@@ -38,6 +38,16 @@ def drive(folder: Path, options: RayOptions, parent: Parent) -> Outcome:
         return _Drive(folder, options, parent).run()
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without Ray Train's detached watcher of placement groups. It is there for controllers that
+    die before their driver; ours end with the driver, which ends with the job. And where the
+    cluster has no dashboard, it would never notice that and stay for ever."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        every = super()._create_default_callbacks()
+        return [one for one in every if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+
 class _Drive:
     """One worker group, and what is heard of it."""
 
@@ -84,7 +94,7 @@ class _Drive:
         options, device = self._options, self._device()
         fewest = options.fewest_workers or options.workers
         threads = {"OMP_NUM_THREADS": str(options.cpus), "OMP_WAIT_POLICY": "PASSIVE"}
-        return TorchTrainer(
+        return _Trainer(
             train_member,
             train_loop_config={
                 "folder": str(self._folder),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from tuneproof_trainer.engines.ray.options import RayOptions
 __all__ = ["RayEngine"]
 
 _CHILD = "tuneproof_trainer.engines.ray.child"
-_OWNER = "job-folder"
 
 
 class RayEngine(LoraEngine):
@@ -37,7 +35,11 @@ class RayEngine(LoraEngine):
         environment: Mapping[str, str],
         created: int | None = None,
     ) -> None:
-        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1"}
+        own = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TRAIN_V2_ENABLED": "1",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nothing of ours asks it
+        }
         if ray.address is None:  # else Ray makes a token by itself, in the user's home
             own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         super().__init__(options, answers, environment=own | dict(environment), created=created)
@@ -54,13 +56,11 @@ class RayEngine(LoraEngine):
         """The job's folder as all nodes see it. Folders of jobs that have ended are removed."""
         if self._ray.storage is None:
             return task.folder.resolve()
-        storage = Path(self._ray.storage).resolve()
-        for owner in storage.glob(f"*/{_OWNER}"):
-            if not Path(owner.read_text()).exists():
-                shutil.rmtree(owner.parent)
-        folder = storage / task.job_id
-        folder.mkdir(exist_ok=True)
-        marked = folder / f"{_OWNER}.part"
-        marked.write_text(str(task.folder.resolve()))
-        os.replace(marked, folder / _OWNER)
-        return folder
+        home = Path(self._ray.storage).resolve() / self._ray.owner
+        shared = home / task.job_id
+        shared.mkdir(parents=True, exist_ok=True)
+        for folder in home.iterdir():
+            own = task.folder.parent.parent / folder.name / task.folder.name
+            if folder != shared and not own.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        return shared

@@ -33,6 +33,9 @@ class RayOptions:
     storage: str | None = None
     """A folder that all nodes see under the same path; None is the server's own."""
 
+    owner: str = "trainer"
+    """The folder within `storage` that is this server's alone."""
+
     def __post_init__(self) -> None:
         if self.address is not None and "://" in self.address:
             raise ServerError(
