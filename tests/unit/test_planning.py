@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tuneproof.collection import Post, Window
+from tuneproof.errors import InputError
 from tuneproof.experiments.planning import History, Prices, plan_cycle, read_history
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats.aggregates import Aggregate
@@ -105,3 +106,27 @@ def test_unknown_prices_are_said_not_guessed() -> None:
     plan = plan_cycle(history(), PipelineConfig(), trained_tokens=1e6)
     assert plan.cost_usd is None
     assert "no price is set" in plan.sentence()
+
+
+def test_several_candidates_share_the_baseline_and_the_level() -> None:
+    one = plan_cycle(history(), PipelineConfig(), prices=Prices(answers=2.0))
+    four = plan_cycle(history(), PipelineConfig(), prices=Prices(answers=2.0), candidates=4)
+    assert (one.candidates, four.candidates) == (1, 4)
+    assert four.alpha == pytest.approx(one.alpha / 4)
+    assert four.answers_cost_usd == pytest.approx(4 * (one.answers_cost_usd or 0))
+    assert one.probability is not None
+    assert four.probability is not None
+    assert 0.5 < four.probability < one.probability
+    assert "for each of 4 candidates" in four.sentence()
+    alone = plan_cycle(history(0.7 * 20), PipelineConfig(traffic_split=1 / 7), alpha=0.0125)
+    assert four.probability == pytest.approx(alone.probability or 0, abs=0.02)
+
+
+def test_candidates_that_leave_the_baseline_too_little_are_refused() -> None:
+    with pytest.raises(InputError, match=r"4 candidates cannot have 0\.3"):
+        plan_cycle(history(), PipelineConfig(traffic_split=0.3), candidates=4)
+
+
+def test_plan_takes_the_number_of_candidates_from_the_settings() -> None:
+    config = PipelineConfig(candidates=2, search={"n_epochs": (1, 2)})
+    assert plan_cycle(history(), config).candidates == 2
