@@ -373,14 +373,16 @@ def _cell(stratum: ArmStratum, scored: Mapping[tuple[int, Arm], Aggregate] | Non
 
 
 def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
-    _check_names(event.id, event.unit, event.task)
+    id, unit, arm = event.id, event.unit, _ARM_NUMBERS.get(event.arm)
+    if not (id and unit and (id + unit + event.task).isprintable()):
+        _check_names(id, unit, event.task)
     if event.tokens < 0 or event.phase < 0 or not 0 <= event.cost_usd <= MAX_VALUE:
         raise DataError(
             f"Exposure {event.id!r} has phase={event.phase}, tokens={event.tokens}, "
             f"cost_usd={event.cost_usd}.",
             mend="None of them is negative, and the cost is at most 9e9.",
         )
-    if event.arm not in _ARM_NUMBERS:
+    if arm is None:
         raise DataError(
             f"Exposure {event.id!r} names the arm {event.arm!r}.",
             mend="There are baseline and candidate.",
@@ -392,10 +394,10 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
         )
     return (
         subject,
-        event.unit,
-        event.id,
+        unit,
+        id,
         event.phase,
-        _ARM_NUMBERS[event.arm],
+        arm,
         to_micros(event.at),
         event.task,
         None if latency is None else round(latency * 1000),
@@ -436,22 +438,28 @@ def _exposure(subject: str, row: Mapping[str, Any]) -> Exposure:
 
 
 def _outcome_row(subject: int, event: Outcome) -> tuple[Any, ...]:
-    _check_names(event.id, event.unit, event.item)
-    for value in (event.value, event.quality):
-        if value is not None and not (math.isfinite(value) and abs(value) <= MAX_VALUE):
-            raise DataError(
-                f"Outcome {event.id!r} of unit {event.unit!r} is {value}.",
-                mend="Outcomes are finite numbers between -9e9 and 9e9.",
-            )
-    quality = event.quality
+    id, unit, value, quality = event.id, event.unit, event.value, event.quality
+    if not (id and unit and (id + unit + event.item).isprintable()):
+        _check_names(id, unit, event.item)
+    if not -MAX_VALUE <= value <= MAX_VALUE:
+        raise _unusable(event, value)
+    if quality is not None and not -MAX_VALUE <= quality <= MAX_VALUE:
+        raise _unusable(event, quality)
     return (
         subject,
-        event.unit,
-        event.id,
+        unit,
+        id,
         to_micros(event.at),
-        round(event.value * NANO),
+        round(value * NANO),
         None if quality is None else round(quality * NANO),
         event.item or None,
+    )
+
+
+def _unusable(event: Outcome, value: float) -> DataError:
+    return DataError(
+        f"Outcome {event.id!r} of unit {event.unit!r} is {value}.",
+        mend="Outcomes are finite numbers between -9e9 and 9e9.",
     )
 
 

@@ -316,8 +316,10 @@ class _Batch:
             return
         async with self._cursor.copy(_COPY[table]) as copy:
             copy.set_types(_TYPES[table])
+            encoded = copy.formatter.write_row  # `copy.write_row` without a coroutine a row
             for row in rows:
-                await copy.write_row(row)
+                if data := encoded(row):
+                    await copy.write(data)
             meanwhile()
 
 

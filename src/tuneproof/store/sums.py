@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import mul
 from typing import Any, Final
 
@@ -41,7 +42,6 @@ __all__ = [
     "Unit",
     "Units",
     "arm_of",
-    "bucket_of_latency",
     "bucket_of_outcome",
     "day_of",
     "forget_outcome",
@@ -113,15 +113,15 @@ def bucket_of_outcome(nano: int, items: int = 1) -> int:
     return bisect_left(ENGAGEMENT_NANO_EDGES, -(-nano // items) if items > 1 else nano)
 
 
-def bucket_of_latency(micros: int | None) -> int:
-    """The place of a latency in the latency histogram; -1 where it is not known."""
-    return NO_LATENCY if micros is None else bisect_left(LATENCY_US_EDGES, micros)
-
-
 def show(units: Units, exposures: Iterable[Row]) -> None:
     """Take exposures into their units, which are made where they are absent."""
     for subject, name, id, phase, arm, at, _, _, _, tokens, cost, x, _ in exposures:
-        unit = _of(units[subject], name, at)
+        names = units[subject]
+        unit = names.get(name)
+        if unit is None:
+            unit = names[name] = _unseen(at)
+        elif at < unit[_FIRST_AT] or at > unit[_LAST_AT]:
+            _widen(unit, at)
         place = _ARM * arm
         known = unit[place]
         if known is None or at < known or (at == known and id < unit[place + _ID]):
@@ -136,7 +136,12 @@ def tell(units: Units, outcomes: Iterable[Row]) -> None:
     The exposures that came with them are to be shown first.
     """
     for subject, name, id, at, y, quality, _ in outcomes:
-        unit = _of(units[subject], name, at)
+        names = units[subject]
+        unit = names.get(name)
+        if unit is None:
+            unit = names[name] = _unseen(at)
+        elif at < unit[_FIRST_AT] or at > unit[_LAST_AT]:
+            _widen(unit, at)
         b_at, c_at = unit[_AT], unit[_C]
         if b_at is not None and c_at is not None and at >= b_at and at >= c_at:
             continue
@@ -196,16 +201,25 @@ def split_items(outcomes: Sequence[Row], declared: Declared) -> tuple[Sequence[R
 
 
 def _of(names: dict[str, Unit], name: str, at: int) -> Unit:
-    """The unit of this name, its span widened to `at`."""
+    """The unit of this name, its span widened to `at`: as `show` and `tell` do in line."""
     unit = names.get(name)
     if unit is None:
-        unit = names[name] = [None, None, None, None, 0, 0, None, None, None, None, 0, 0]
-        unit += (None, None, None, None, None, at, at)
-    elif at < unit[_FIRST_AT]:
-        unit[_FIRST_AT] = at
-    elif at > unit[_LAST_AT]:
-        unit[_LAST_AT] = at
+        unit = names[name] = _unseen(at)
+    else:
+        _widen(unit, at)
     return unit
+
+
+def _unseen(at: int) -> Unit:
+    return [
+        None, None, None, None, 0, 0, None, None, None, None, 0, 0, None, None, None, None, None,
+        at, at,
+    ]  # fmt: skip
+
+
+def _widen(unit: Unit, at: int) -> None:
+    unit[_FIRST_AT] = min(at, unit[_FIRST_AT])
+    unit[_LAST_AT] = max(at, unit[_LAST_AT])
 
 
 def arm_of(unit: Unit) -> int | None:
@@ -267,6 +281,7 @@ class Rollups:
 
     def add_units(self, units: Units, sign: int, declared: Declared = NOTHING) -> None:
         """Add (`sign` 1) or take away (-1) what units add to their cells."""
+        bucket = partial(bisect_left, ENGAGEMENT_NANO_EDGES)  # `bucket_of_outcome`, a call less
         for subject, names in units.items():
             if subject in declared:
                 self._add_declared(subject, names, sign, declared)
@@ -280,7 +295,7 @@ class Rollups:
                     together[at // HOUR_US, phase, arm].append(added)
             for (hour, phase, arm), added_up in together.items():
                 sums = [sign * value for value in (*_sums(added_up), *_UNDECLARED)]
-                shape = Counter(bucket_of_outcome(y) for _, _, y, _ in added_up if y is not None)
+                shape = Counter(map(bucket, [y for _, _, y, _ in added_up if y is not None]))
                 for stretch in (hour, day_of(hour)):
                     self._add((subject, stretch, phase, arm), sums, shape, sign)
 
@@ -314,8 +329,9 @@ class Rollups:
     def add_requests(self, exposures: Iterable[Row]) -> None:
         """Count requests."""
         hours: dict[tuple[int, int, int, int, int], list[int]] = {}
-        for subject, _, _, phase, arm, at, _, latency_us, error, *_ in exposures:
-            place = (subject, at // HOUR_US, phase, arm, bucket_of_latency(latency_us))
+        for subject, _, _, phase, arm, at, _, latency_us, error, _, _, _, _ in exposures:
+            bucket = NO_LATENCY if latency_us is None else bisect_left(LATENCY_US_EDGES, latency_us)
+            place = (subject, at // HOUR_US, phase, arm, bucket)
             counts = hours.get(place)
             if counts is None:
                 counts = hours[place] = [0, 0, 0]
