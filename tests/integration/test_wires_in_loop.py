@@ -225,3 +225,24 @@ async def test_provider_that_is_away_holds_nobody_else_back(
             assert loop.app.breaker_of("away").state is State.OPEN
             assert loop.app.breaker_of("well").state is State.CLOSED
             assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
+
+
+async def test_retry_follows_the_job_that_is_still_under_way(
+    tmp_path: Path, sqlite_store_url: str, wire: Wire
+) -> None:
+    wire.job_states = ["running"] * 4 + ["succeeded"]
+    wire.fail("GET /fine_tuning/jobs/ftjob", status=401)
+    async with open_wires(tmp_path, sqlite_store_url, provider("lite", wire.url)) as loop:
+        run = await loop.turn(last_stage="gate")
+        assert (run.error or {})["type"] == "credentials"
+        wire.heal()
+        await loop.app.retry_run(run.id)
+        assert (await loop.end(run.id)).status is RunStatus.SUCCESS
+        assert wire.count("POST /fine_tuning/jobs") == 1
+        wire.job_states = ["failed"]
+        wire.job_error = {"code": "server_error", "message": "tired"}
+        run = await loop.turn(last_stage="gate")
+        wire.job_states = ["queued", "succeeded"]
+        await loop.app.retry_run(run.id)
+        assert (await loop.end(run.id)).status is RunStatus.SUCCESS
+        assert wire.count("POST /fine_tuning/jobs") == 3  # one that failed is not followed

@@ -84,6 +84,8 @@ class Training(Collecting):
         )
         async with self._timed(Stage.TRAIN):
             self._key = self._job_key(attempt)
+            if attempt > 1 and self._config.search is None:
+                self._key = await self._patiently("train.key", wait, self._under_way, attempt, base)
             if self._config.search is None:
                 trained, progress = await self._one(batch, declared, wait, {})
                 found: list[Trial] = []
@@ -401,6 +403,19 @@ class Training(Collecting):
     def _job_key(self, attempt: int) -> str:
         """What the job is found by: a retry trains again, a repeated step does not."""
         return self._id if attempt == 1 else f"{self._id}#{attempt}"
+
+    async def _under_way(self, attempt: int, base: str) -> str:
+        """The key of an earlier attempt's job that still trains this base, else a new one's.
+
+        An attempt may have ended without its job: the key was refused meanwhile, or the job could
+        not be cancelled. A second one beside it would be paid for twice.
+        """
+        provider = self._parts.provider(self._config.provider)
+        for earlier in range(attempt - 1, 0, -1):
+            job = await provider.find_job(RUN_KEY, self._job_key(earlier))
+            if job is not None and job.model == base and not job.status.final:
+                return self._job_key(earlier)
+        return self._job_key(attempt)
 
     async def cancel(self, version: ModelVersion | None) -> None:
         """Cancel the job of an aborted run, where it has one that still runs."""
