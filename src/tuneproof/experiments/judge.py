@@ -183,9 +183,13 @@ def _says(view: View, result: CriterionResult) -> str:
     )
     look = view.declared
     where = f" at declared look {look.look}" if look and needed.metric == "engagement" else ""
-    level = f" (level {view.test.promotion_alpha:.2g}, by the ledger)" if _stricter(view) else ""
+    level = f" (level {view.test.promotion_alpha:.2g}, {_why(view)})" if _stricter(view) else ""
     said = f"{_NAMES[result.metric]} ({shown}) is not shown {wanted}{where}{level}"
     return f"{said}, {result.reason}" if needed.kind == "superior" else said
+
+
+def _why(view: View) -> str:
+    return "by the ledger" if view.test.lanes == 1 else "its part of the family's"
 
 
 def _stricter(view: View) -> bool:

@@ -237,6 +237,17 @@ class TestGroupSequential:
         with pytest.raises(InputError, match="information at"):
             spending.bounds([0.5, 1.0], information=[1.0])
 
+    @pytest.mark.parametrize("kept", [1000, 900])
+    def test_look_without_new_information_keeps_to_the_calendar(self, kept):
+        first = sequential.group_sequential(pair(Y[:1000], Y[1000:2000]), fractions=[3 / 7])
+        again = sequential.group_sequential(
+            pair(Y[:kept], Y[1000 : 1000 + kept]),
+            fractions=[3 / 7, 5 / 7],
+            information_before=[first.information],
+        )
+        assert again.bound == spending.bounds([3 / 7, 5 / 7])[1]
+        assert again.p_value is not None
+
     def test_arithmetic_needs_no_bound(self):
         tokens = np.arange(1.0, 201.0)
         b, c = (Aggregate.of(tokens, d=tokens, c=tokens * p) for p in (0.5, 0.6))
