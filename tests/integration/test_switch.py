@@ -98,6 +98,19 @@ async def test_former_key_is_used_only_while_it_is_the_same(
         assert (endpoint.provider, endpoint.api_key) == ("before", "sk-old")
 
 
+async def test_password_in_an_address_is_not_kept(
+    tmp_path: Path, sqlite_store_url: str, old: Wire, new: Wire
+) -> None:
+    secret = provider("default", old.url.replace("http://", "http://ann:hunter2@"))
+    async with open_wires(tmp_path, sqlite_store_url, secret) as loop:
+        assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
+        [version] = await loop.app.models()
+        assert "hunter2" not in str(await loop.app.store.meta.get("places"))
+    async with open_wires(tmp_path, sqlite_store_url, provider("default", new.url)) as loop:
+        with pytest.raises(ConfigError, match="Keep it in the settings"):
+            await loop.app.serves(model_ref(version))
+
+
 async def test_server_that_moves_with_its_models_takes_them_along(
     tmp_path: Path, sqlite_store_url: str, old: Wire
 ) -> None:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from tuneproof.errors import ConfigError, TuneProofError
 from tuneproof.providers import address
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 """The address of the trainer that this process starts, whichever port it listens on."""
+
+IN_ADDRESS = "in the address"
+"""Stands where a key's mark would, of a provider whose address held its password."""
 
 KEPT = "places"
 """Under which key the store keeps them."""
@@ -46,19 +49,21 @@ class Place:
     def of(cls, config: ProviderConfig) -> Place:
         """Where a provider of the settings is now."""
         url = EMBEDDED if config.embedded else address(config).rstrip("/")
+        parts = urlsplit(url)
+        secret = parts.netloc.rpartition("@")[0]  # a password in the address is not kept, either
         return cls(
             kind=config.kind,
-            base_url=url,
+            base_url=urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])),
             api_key_env=config.api_key_env,
             organization=config.organization,
-            key_mark=_mark(config.api_key),
+            key_mark=_mark(config.api_key) if not secret else IN_ADDRESS,
         )
 
     @property
     def host(self) -> str:
-        """Where that is, without a scheme and a password."""
+        """Where that is, without a scheme."""
         parts = urlsplit(self.base_url)
-        return parts.netloc.rpartition("@")[2] + parts.path
+        return parts.netloc + parts.path
 
     def config(self, name: str, settings: Settings) -> ProviderConfig:
         """The settings of a provider at this place, under this name.
