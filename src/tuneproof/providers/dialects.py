@@ -27,8 +27,6 @@ class Dialect:
     """Host names (a leading dot: any subdomain) by which the server is recognised."""
     job_body: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Fields that the server wants in the body of a new job beside the wire's own."""
-    job_metadata: bool = True
-    """Whether jobs keep `metadata`; without it a job cannot be found before it is made again."""
     file_processing: bool = False
     """Whether an uploaded file must be polled until it is processed before a job may use it."""
     uploads_above: int | None = 512 * MEBIBYTE

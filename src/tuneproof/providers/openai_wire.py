@@ -188,7 +188,7 @@ class OpenAIWire:
             "validation_file": request.validation_file,
             "suffix": request.suffix if self.dialect.suffix else None,
             "seed": request.seed,
-            "metadata": dict(request.metadata) if self.dialect.job_metadata else None,
+            "metadata": dict(request.metadata),
         }
         return body | {k: v for k, v in optional.items() if v not in (None, {})}
 
