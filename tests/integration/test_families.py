@@ -11,7 +11,14 @@ import pytest
 from tests.integration.loop import Loop, open_loop
 
 from tuneproof.errors import ConfigError, ConflictError, InputError, StateError
-from tuneproof.experiments import ABTest, Arm, ExperimentStatus, ModelRef, Verdict
+from tuneproof.experiments import (
+    ABTest,
+    Arm,
+    ExperimentStatus,
+    ModelEvaluator,
+    ModelRef,
+    Verdict,
+)
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import RunStatus
 from tuneproof.testing import MemoryProvider
@@ -73,6 +80,18 @@ async def test_each_candidate_is_compared_with_the_baseline_of_all_lanes(
         for test, look in zip(tests, looks, strict=True):
             assert look.alpha == pytest.approx(test.promotion_alpha)
         assert tests[0].promotion_alpha == pytest.approx(0.0219, abs=1e-4)
+
+
+async def test_look_at_one_is_a_look_at_all(tmp_path: Path, database_url: str) -> None:
+    async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
+        evaluator = ModelEvaluator(store=loop.app.store.loop, clock=loop.app.clock)
+        await loop.app.end_experiment(tests[1].id, reason="typo", actor="cli")
+        found = await evaluator.evaluate_performance(tests[0].id)
+        assert found.look.experiment_id == tests[0].id
+        assert found.recommendation is Verdict.CONTINUE
+        with pytest.raises(StateError, match="ended before its first look"):
+            await evaluator.look(tests[1].id)
+        await loop.app.end_family(tests[0].salt, reason="enough", actor="cli")
 
 
 async def test_harmful_candidate_ends_alone_and_all_lanes_begin_a_phase_together(

@@ -143,7 +143,12 @@ async def show(
     html: Annotated[Path | None, Parameter(help="Write a page with the lift chart here.")] = None,
     options: Options = NONE,
 ) -> int:
-    """What an experiment shows: its verdict, its criteria, its arms, the interval of the lift."""
+    """What an experiment shows: its verdict, its criteria, its arms, the interval of the lift.
+
+    Of a family: all its candidates side by side.
+    """
+    if experiment_id.startswith("family-"):
+        return await _show_family(experiment_id, options)
     async with connect(options) as service:
         test = await service.get(f"/evaluation/status/{experiment_id}")
         shown = await service.get(f"/evaluation/metrics/{experiment_id}")
@@ -361,6 +366,26 @@ async def end(
         output.data(test)
     else:
         output.say(f"{experiment_id} is {test['status']}.")
+    return OK
+
+
+async def _show_family(family: str, options: Options) -> int:
+    async with connect(options) as service:
+        shown = await service.get(f"/evaluation/family/{family}")
+    if options.json:
+        output.data(shown)
+        return OK
+    output.facts(
+        [
+            ("baseline", shown["baseline_model"]["model_id"]),
+            ("traffic", output.percent(shown["traffic_allocation"]["baseline"])),
+            ("level", f"{shown['promotion_alpha']:.3g} for each, two-sided"),
+            ("winner", shown["winner"]),
+            ("last look", output.moment(shown["last_look_at"])),
+        ]
+    )
+    _print_family(shown)
+    output.facts([(t["ab_test_id"], t["reason"]) for t in shown["tests"] if t["reason"]])
     return OK
 
 

@@ -184,6 +184,9 @@ async def test_the_command_line_declares_shows_and_ends_a_family(service: Servic
     assert code == 0, said
     assert f"Tested at once, as {tests[0]['family']}" in said
     assert all(name in said for name in ("one", "two", "three"))
+    code, said = await asyncio.to_thread(run, "experiment", "show", tests[0]["family"])
+    assert code == 0, said
+    assert all(name in said for name in ("base", "one", "two", "three"))
     end = ("experiment", "end", tests[0]["family"], "--reason", "enough", "--yes")
     code, said = await asyncio.to_thread(run, *end)
     assert code == 0, said
