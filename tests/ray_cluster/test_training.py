@@ -107,7 +107,7 @@ def said(client: OpenAI, job: FineTuningJob) -> str:
     return "\n".join(event.message for event in events if event.type == "message")
 
 
-def until(true: Callable[[], Any], timeout_s: float = 60) -> None:
+def until(true: Callable[[], Any], timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline
