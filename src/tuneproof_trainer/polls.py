@@ -13,7 +13,7 @@ from tuneproof_trainer.database import Database
 
 __all__ = ["Polls"]
 
-_MOST = 4096
+_MOST = 1024
 _MOST_BYTES = 64 * 1024
 """Longer bodies are not kept."""
 
