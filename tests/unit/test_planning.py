@@ -46,6 +46,12 @@ async def test_posts_outside_the_window_do_not_count() -> None:
     assert found.units.n == 1
 
 
+def test_plan_of_items_does_not_take_alike_posts_for_independent() -> None:
+    plan = plan_cycle(history(), PipelineConfig(analysis_unit="item"))
+    assert plan.probability is None
+    assert "which posts share a unit" in plan.sentence()
+
+
 def test_plan_says_how_soon_how_likely_and_how_dear() -> None:
     plan = plan_cycle(
         history(),

@@ -165,7 +165,7 @@ def plan_cycle(
         decision=config.decision,
         candidates=count,
     )
-    why = _unplannable(history, wanted)
+    why = _unplannable(history, wanted, config)
     if why:
         return replace(blank, reason=why)
     both = 1 - (count - 1) * config.traffic_split  # of the units: one candidate and the baseline
@@ -201,7 +201,9 @@ def _check_shares(candidates: int, split: float) -> None:
         )
 
 
-def _unplannable(history: History, lift: float) -> str:
+def _unplannable(history: History, lift: float, config: PipelineConfig) -> str:
+    if config.analysis_unit == "item":
+        return "items are counted, and the history does not say which posts share a unit"
     if history.units.n < 2:
         return f"there are {history.units.n} posts with a rate to learn from"
     if history.units.sum_y <= 0:
