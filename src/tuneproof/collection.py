@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tuneproof.errors import ConfigError, DataError
 from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig
@@ -34,6 +34,8 @@ __all__ = [
     "Source",
     "SourceCheck",
     "Task",
+    "Totalling",
+    "Totals",
     "TrainingDataBatch",
     "Window",
 ]
@@ -136,6 +138,30 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Give connections back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """The rated posts of a window in sums: what planning a test needs of them.
+
+    `n` posts have a rate of 0..1, whose sum and sum of squares are `rates` and `squares`; the
+    earliest was published at `first`; `counted` of them have `tokens` in all.
+    """
+
+    n: int = 0
+    rates: float = 0.0
+    squares: float = 0.0
+    first: datetime | None = None
+    tokens: float = 0.0
+    counted: int = 0
+
+
+@runtime_checkable
+class Totalling(Protocol):
+    """A source that can add its posts up where they are, instead of handing each one over."""
+
+    async def totals(self, window: Window) -> Totals | None:
+        """The window's totals; None where they cannot be had so, and posts must be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

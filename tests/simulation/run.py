@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tests.simulation import declarations, families, loops, tests_table, traps
+from tests.simulation import adaptive, declarations, families, loops, tests_table, traps
 from tests.simulation.records import Record, Row
 
 SEED = 20_261_120
@@ -26,6 +26,7 @@ ROWS: dict[str, tuple[Row, int]] = {
     **traps.ROWS,
     **declarations.ROWS,
     **families.ROWS,
+    **adaptive.ROWS,
 }
 
 

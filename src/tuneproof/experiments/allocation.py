@@ -1,8 +1,11 @@
 """How large the candidate's share should be next, where the test may adapt it.
 
-Adaptation is in steps: a phase has one fixed share, which is its logged propensity, and the next
-phase may have another. So each phase is a plain randomised experiment, the stratified sequence
-stays valid whatever the shares depend on, and a mean over all units is had by weighting phases.
+Adaptation is in steps: a phase has one fixed share, and the next phase may have another. The
+share is kept with the phase, and the phase with each exposure: so every unit's propensity is
+known for ever, also after the raw events are gone. Given what came before it, each phase is a
+plain randomised experiment: the sum over phases that the sequence judges is a martingale whose
+variance is known before each phase, so it stays valid whatever the shares depend on. A mean over
+all units is had by weighting phases.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from tuneproof.stats.effects import (
     variance_of,
 )
 
-__all__ = ["reweighted_lift", "thompson_share"]
+__all__ = ["phase_counts", "reweighted_lift", "thompson_share"]
 
 FLOOR = 0.05
 CEILING = 0.5
@@ -64,6 +67,20 @@ def thompson_share(
     share = float(ndtr(effect / math.sqrt(found.variance)))
     wanted = round(min(max(share, floor), ceiling), 2)
     return wanted if abs(wanted - current) >= STEP else current
+
+
+def phase_counts(phase: Stratum, min_units_phase: int = 50) -> bool:
+    """Whether a phase has enough matured units in both arms to weigh in the answer.
+
+    A phase that ended before would be lost: at 20 posts an hour a share of 5 % brings 24 units a
+    day, so daily phases would teach nothing at all.
+
+    >>> from tuneproof.stats.aggregates import Aggregate
+    >>> baseline, candidate = Aggregate.of([0.1] * 456), Aggregate.of([0.1] * 24)
+    >>> phase_counts(Stratum(baseline=baseline, candidate=candidate))
+    False
+    """
+    return min(phase.baseline.n, phase.candidate.n) >= min_units_phase
 
 
 def reweighted_lift(

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Unpack
 
 from tuneproof.errors import InputError, StateError
-from tuneproof.experiments.allocation import thompson_share
+from tuneproof.experiments.allocation import phase_counts, thompson_share
 from tuneproof.experiments.declaring import Declared, declare
 from tuneproof.experiments.families import check_family, controls, settled, shared_control
 from tuneproof.experiments.judge import DeclaredLook, judge
@@ -266,9 +266,13 @@ class ModelEvaluator:
         began = changes[-1] if changes else test.start_at
         if at - began < timedelta(hours=self._config.allocation_hours):
             return None
-        current = evidence.shares[max(evidence.shares)]
+        newest, strata = max(evidence.shares), evidence.strata()
+        phase = next((s for s in strata if s.phase == str(newest)), None)
+        if phase is None or not phase_counts(phase, test.min_units_phase):
+            return None
+        current = evidence.shares[newest]
         share = thompson_share(
-            evidence.strata(),
+            strata,
             current,
             metric=test.metric,
             min_units_phase=test.min_units_phase,

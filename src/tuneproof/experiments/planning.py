@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from tuneproof.collection import PostQuery, Source, Window
+from tuneproof.collection import NO_TIME, PostQuery, Source, Totalling, Totals, Window
 from tuneproof.errors import InputError
 from tuneproof.experiments.families import largest_split
 from tuneproof.experiments.records import Criterion
@@ -110,10 +110,23 @@ class CyclePlan:
 
 
 async def read_history(source: Source, window: Window) -> History:
-    """The posts of a window as one aggregate, read once in flat memory.
+    """The posts of a window as one aggregate: summed by the source itself where it can.
 
-    Posts without a rate, or with one outside 0..1, are left out.
+    Posts without a time or a rate, or with a rate outside 0..1, are left out.
     """
+    found = await source.totals(window) if isinstance(source, Totalling) else None
+    if found is None:
+        found = await _summed(source, window)
+    since = max(window.since, found.first) if found.first is not None else window.since
+    return History(
+        units=Aggregate(n=found.n, sum_y=found.rates, sum_yy=found.squares),
+        hours=max((window.until - since).total_seconds() / 3600, 1.0),
+        tokens=found.tokens / found.counted if found.counted else None,
+    )
+
+
+async def _summed(source: Source, window: Window) -> Totals:
+    """The totals of a source that hands each post over."""
     seen = Aggregate()
     tokens, counted = 0, 0
     first: datetime | None = None
@@ -122,7 +135,7 @@ async def read_history(source: Source, window: Window) -> History:
         rates = []
         for post in chunk:
             rate = post.engagement_rate
-            if rate is None or not 0 <= rate <= 1:
+            if rate is None or not 0 <= rate <= 1 or post.ts is NO_TIME:
                 continue
             rates.append(rate)
             first = post.ts if first is None else min(first, post.ts)
@@ -130,9 +143,9 @@ async def read_history(source: Source, window: Window) -> History:
                 tokens, counted = tokens + post.tokens_used, counted + 1
         if rates:
             seen = seen + Aggregate.of(rates)
-    since = max(window.since, first) if first is not None else window.since
-    hours = max((window.until - since).total_seconds() / 3600, 1.0)
-    return History(units=seen, hours=hours, tokens=tokens / counted if counted else None)
+    return Totals(
+        n=seen.n, rates=seen.sum_y, squares=seen.sum_yy, first=first, tokens=tokens, counted=counted
+    )
 
 
 def plan_cycle(

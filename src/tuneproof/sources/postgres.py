@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 
 from tuneproof.collection import Post, PostQuery
 from tuneproof.errors import DataError
@@ -41,14 +41,29 @@ class PostgresTable(SqlSource):
         self, ts: sa.ColumnElement[Any], query: PostQuery
     ) -> Sequence[sa.ColumnElement[bool]]:
         """Times kept as text or as a number become instants in the query."""
+        return super().since_until(self._instant(ts), query)
+
+    def _instant(self, ts: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         aware = sa.DateTime(timezone=True)
         if isinstance(ts.type, sa.String):
-            return super().since_until(sa.cast(ts, aware), query)
+            return sa.cast(ts, aware)
         if isinstance(ts.type, sa.Integer | sa.Numeric | sa.Float):
             size = sa.func.abs(ts)
             factor = sa.case((size >= 1e14, 1e6), (size >= 1e11, 1e3), else_=1.0)
-            return super().since_until(sa.func.to_timestamp(ts / factor, type_=aware), query)
-        return super().since_until(ts, query)
+            return sa.func.to_timestamp(ts / factor, type_=aware)
+        return ts
+
+    def ready(self, connection: Connection, table: Table, found: Mapping[str, str]) -> None:
+        """Nothing is written."""
+        connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+
+    def earliest(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+        """The earliest instant, of times kept in whatever way."""
+        return (sa.func.min(self._instant(ts)).label("first"),)
+
+    def hour(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+        """The hour in the session's time zone: any will do."""
+        return (sa.func.date_trunc("hour", self._instant(ts)),)
 
 
 class PsycopgSource(PostgresTable, GenericSource):

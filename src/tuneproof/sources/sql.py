@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import NullPool
 
-from tuneproof.collection import Post, PostQuery, SourceCheck
+from tuneproof.collection import Post, PostQuery, SourceCheck, Totals, Window
 from tuneproof.errors import DataError, StoreUnavailableError
 from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
@@ -105,6 +106,19 @@ class SqlSource(ABC):
         async for chunk in self.read(table, found, query):
             yield chunk
 
+    async def totals(self, window: Window) -> Totals | None:
+        """The window's totals by one aggregate of the database; None for rates that are text."""
+        table = self._table
+        if table is None:
+            table = await asyncio.to_thread(self._look)
+        query = PostQuery(window=window, threshold=0.0, max_records=None)
+        found = find_columns(table.columns, self.config.columns, query)
+        need_columns(found, query, str(self))
+        summed = [table.columns[found[w]] for w in ("engagement_rate", "tokens_used") if w in found]
+        if not self.adds_up(summed):
+            return None
+        return await asyncio.to_thread(self._totals, table, found, query)
+
     async def close(self) -> None:
         """Forget the schema; connections live only as long as a read."""
         self._table = None
@@ -142,6 +156,27 @@ class SqlSource(ABC):
         if self.config.where:
             statement = statement.where(sa.text(f"({self.config.where})"))
         return statement if query.max_records is None else statement.limit(query.max_records)
+
+    def adds_up(self, types: Sequence[Any]) -> bool:
+        """Whether columns of these types are numbers, which the database can add up."""
+        return all(isinstance(kind, sa.Numeric | sa.Float | sa.Integer) for kind in types)
+
+    def strays(self, columns: Sequence[sa.ColumnElement[Any]]) -> sa.ColumnElement[bool]:
+        """Whether one of a row's values is no number although its column may be."""
+        return sa.false()
+
+    def ready(  # noqa: B027 - most need nothing
+        self, connection: Connection, table: Table, found: Mapping[str, str]
+    ) -> None:
+        """Make a connection ready for the totals."""
+
+    def earliest(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+        """The earliest time as `first`, and what finding it takes."""
+        return (sa.func.min(sa.type_coerce(ts, sa.types.NullType())).label("first"),)
+
+    def hour(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+        """The hour, by which totals are grouped; nothing where it is not known how to say it."""
+        return ()
 
     def engine(self) -> Engine:
         """A synchronous engine without a pool, for looking at the schema."""
@@ -184,6 +219,55 @@ class SqlSource(ABC):
         return checked(
             table.columns, self.config.columns, query, advice=advice, rows=rows, newest=newest
         )
+
+    def _totals(self, table: Table, found: Mapping[str, str], query: PostQuery) -> Totals | None:
+        from tuneproof.sources.rows import instant
+
+        with self._connected() as connection:
+            self.ready(connection, table, found)
+            hours = connection.execute(self.aggregate(table, found, query)).all()
+        if any(hour.strays for hour in hours):
+            return None
+        firsts = [instant(hour.first) for hour in hours if hour.first is not None]
+        return Totals(
+            n=sum(hour.n for hour in hours),
+            rates=math.fsum(hour.rates or 0.0 for hour in hours),
+            squares=math.fsum(hour.squares or 0.0 for hour in hours),
+            first=min(firsts, default=None),
+            tokens=math.fsum(hour.tokens or 0.0 for hour in hours),
+            counted=sum(hour.counted or 0 for hour in hours),
+        )
+
+    def aggregate(self, table: Table, found: Mapping[str, str], query: PostQuery) -> sa.Select[Any]:
+        """The totals by hour in one statement, with the number of rows that cannot be added up.
+
+        By hour, since a database's sum of millions of floats is too rough in its last digits.
+        """
+        source = table.selectable()
+        kept, ts = source.c[found["engagement_rate"]], source.c[found["ts"]]
+        used = source.c[found["tokens_used"]] if "tokens_used" in found else None
+        double: sa.Double[float] = sa.Double()
+        rate = sa.cast(kept, double)
+        tokens = sa.cast(sa.null() if used is None else used, double)
+        strays = self.strays([kept] if used is None else [kept, used])
+        share = sa.and_(rate >= 0, rate <= 1)
+        statement = (
+            sa.select(
+                sa.func.count().label("n"),
+                sa.func.sum(rate).label("rates"),
+                sa.func.sum(rate * rate).label("squares"),
+                sa.func.sum(tokens).label("tokens"),
+                sa.func.sum(sa.case((tokens != 0, 1), else_=0)).label("counted"),
+                sa.func.sum(sa.case((strays, 1), else_=0)).label("strays"),
+                *self.earliest(ts),
+            )
+            .select_from(source)
+            .where(*self.since_until(ts, query), sa.or_(share, strays))
+            .group_by(*self.hour(ts))
+        )
+        if self.config.where:
+            statement = statement.where(sa.text(f"({self.config.where})"))
+        return statement
 
     def _extent(self, connection: Connection, table: Table, ts: str | None) -> tuple[Any, Any]:
         from tuneproof.sources.rows import instant

@@ -18,11 +18,12 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import pysqlite
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from tuneproof.collection import Post, PostQuery
-from tuneproof.errors import DataError
+from tuneproof.errors import DataError, StoreUnavailableError
 from tuneproof.sources.rows import as_text, maker, micros_per
 from tuneproof.sources.sql import SqlSource, Table
 
@@ -81,6 +82,42 @@ class SqliteSource(SqlSource):
             exact >= since.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
             exact < until.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
         )
+
+    def adds_up(self, types: Sequence[Any]) -> bool:
+        """SQLite's columns hold anything: the values tell."""
+        return True
+
+    def strays(self, columns: Sequence[sa.ColumnElement[Any]]) -> sa.ColumnElement[bool]:
+        """Texts and bytes, wherever they are."""
+        kinds = (sa.func.typeof(sa.type_coerce(c, sa.types.NullType())) for c in columns)
+        return sa.or_(*(kind.in_(("text", "blob")) for kind in kinds))
+
+    def ready(self, connection: Connection, table: Table, found: Mapping[str, str]) -> None:
+        """Find out how the column keeps times."""
+        own = connection.connection.driver_connection
+        assert own is not None
+        self._unit = _time_unit(own, table, found["ts"])
+
+    def earliest(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+        """The earliest time as it is kept: SQLite takes it from the row that has the minimum."""
+        kept = sa.type_coerce(ts, sa.types.NullType())
+        if self._unit is not None:
+            return (sa.func.min(kept).label("first"),)
+        return (sa.func.min(sa.func.strftime("%Y-%m-%d %H:%M:%f", kept)), kept.label("first"))
+
+    def hour(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+        """The hour, as texts are written or as numbers count."""
+        kept = sa.type_coerce(ts, sa.types.NullType())
+        if self._unit is None:
+            return (sa.func.substr(kept, 1, 13),)
+        seconds = sa.type_coerce(ts, sa.Numeric(asdecimal=False)) * (self._unit / 1e6)
+        return (sa.cast(seconds / 3600, sa.Integer()),)
+
+    def outage(self, error: BaseException) -> StoreUnavailableError:
+        """A file that is there and does not answer is locked; else the query was wrong."""
+        if isinstance(error, OperationalError) and "locked" not in str(error.orig):
+            raise self.failure(error) from error
+        return super().outage(error)
 
     _unit: int | None = None
 

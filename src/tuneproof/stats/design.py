@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.stats.brownian import first_crossing
+from tuneproof.stats.effects import variance_of
 from tuneproof.stats.sequential import critical_value
 from tuneproof.stats.spending import Spending, bounds
 
@@ -97,18 +98,20 @@ class Plan:
 def coefficient_of_variation(aggregate: Aggregate) -> float:
     """Standard deviation over mean of `y`: what the log-ratio's variance needs of the history.
 
-    Raises `DataError` for fewer than 2 units or a mean that is not positive.
+    Exactly 0 where all units are equal. Raises `DataError` for fewer than 2 units or a mean that
+    is not positive.
 
     >>> round(coefficient_of_variation(Aggregate.of([1.0, 2.0, 3.0])), 6)
     0.5
+    >>> coefficient_of_variation(Aggregate.of([0.1] * 7))
+    0.0
     """
     if aggregate.n < 2:
         raise DataError(f"{aggregate.n} units have no spread.", mend="Give at least 2 units.")
     mean = aggregate.sum_y / aggregate.n
     if mean <= 0:
         raise DataError(f"the mean is {mean:g}, not positive.", mend="Give past outcomes.")
-    variance = max(aggregate.sum_yy - aggregate.n * mean * mean, 0.0) / (aggregate.n - 1)
-    return math.sqrt(variance) / mean
+    return math.sqrt(variance_of(aggregate, "y")) / mean
 
 
 def standard_error(units: float, *, cv: float, share: float = 0.1) -> float:
@@ -281,7 +284,7 @@ def duration_hours(
 
     if _log(lift) <= 0:
         raise InputError(f"lift {lift!r} is not above 0.", mend="Give the lift that matters.")
-    low, high = 1.0, 24.0
+    low, high = 1.0, min(24.0, longest_h)
     while not enough(high):
         if high >= longest_h:
             return None

@@ -180,11 +180,16 @@ def srm_p_value(counts: Sequence[int], shares: Sequence[float]) -> float:
     """The chi-squared test of a split, at one look.
 
     Null: multinomial with these shares. Valid from about 5 expected exposures an arm. At no
-    exposures there is no test: raises `DataError`, as for shares that do not sum to 1.
+    exposures there is no test: raises `DataError`, as for shares that do not sum to 1 and for
+    lengths that differ.
 
     >>> round(srm_p_value([44_700, 45_489], [0.5, 0.5]), 4)
     0.0086
     """
+    if len(counts) != len(shares):
+        raise DataError(
+            f"{len(counts)} counts and {len(shares)} shares.", mend="Give one share an arm."
+        )
     total = sum(counts)
     if total < 1 or any(n < 0 for n in counts):
         raise DataError(f"exposures {list(counts)} have no split.", mend="Wait for data.")

@@ -367,13 +367,23 @@ def log_split_evalue(
     *,
     concentration: float = SPLIT_CONCENTRATION,
 ) -> float:
-    """The logarithm of `srm`'s e-value for one phase.
+    """The logarithm of `srm`'s e-value for one phase: log 1 without exposures.
+
+    `counts` and `shares` have one value an arm, shapes (arms,). `concentration` (in exposures)
+    says how closely the prior holds to the shares; every value keeps the error, and 300 finds
+    slight and gross mismatches soonest. Raises `DataError` for lengths that differ, negative
+    counts and shares that do not sum to 1, `InputError` for a concentration that is not positive.
 
     >>> round(log_split_evalue([900, 100], [0.9, 0.1]), 4) < 0
     True
     """
-    if not concentration > 0:
+    if not (math.isfinite(concentration) and concentration > 0):
         raise InputError(f"concentration {concentration!r} is not positive.", mend="Use 300.")
+    if len(counts) != len(shares):
+        raise DataError(
+            f"{len(counts)} arms have exposures and {len(shares)} have shares.",
+            mend="Give one share an arm, 0 where none should be.",
+        )
     if any(n < 0 for n in counts):
         raise DataError(f"negative exposures: {list(counts)}.", mend="Count exposures anew.")
     if any(not 0 <= s <= 1 for s in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-9):

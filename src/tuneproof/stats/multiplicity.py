@@ -105,13 +105,15 @@ def combine_successive(log_e_values: Sequence[float]) -> float:
 def combine_dependent(log_e_values: Sequence[float]) -> float:
     """The log e-value of one hypothesis from e-values in any dependence: their mean.
 
-    Raises `DataError` for no values.
+    Raises `DataError` for no values and for NaN.
 
     >>> round(math.exp(combine_dependent([math.log(2), math.log(10)])), 9)
     6.0
     """
-    if not log_e_values:
-        raise DataError("no e-values to combine.", mend="Give one or more.")
+    if not log_e_values or any(math.isnan(e) for e in log_e_values):
+        raise DataError(
+            "there is no e-value to combine, or one is NaN.", mend="Give one or more numbers."
+        )
     top = max(log_e_values)
     if math.isinf(top):
         return top
@@ -247,7 +249,7 @@ class AlphaLedger:
                 alpha=float(data["alpha"]),
                 entries=tuple(LedgerEntry(**row) for row in data["entries"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"malformed ledger: {error!r}.", mend="Give what `to_dict` returns."
             ) from error

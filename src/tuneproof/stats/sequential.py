@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from tuneproof.errors import InputError
+from tuneproof.errors import DataError, InputError
 from tuneproof.stats.aggregates import Stratum
 from tuneproof.stats.contrasts import Contrast, NoContrast, contrast
 from tuneproof.stats.declared import GroupSequentialEstimate, group_sequential
@@ -135,12 +135,17 @@ def log_e_value(z: float, n: float, *, alpha: float = 0.05, optimum_n: float = O
 
     z² t / (2 (t + 1)) - log(t + 1)/2 with t = n ρ²: a normal mixture of likelihood ratios, whose
     expectation without an effect is (asymptotically) at most 1 at any stopping time. It exceeds
-    log(1/α) exactly when |z| exceeds `critical_value`.
+    log(1/α) exactly when |z| exceeds `critical_value`. At 0 units it is 0. Raises `DataError`
+    for z that is NaN, `InputError` for n below 0.
 
     >>> n = 700; c = critical_value(n)
     >>> round(math.exp(-log_e_value(c, n)), 12)
     0.05
     """
+    if math.isnan(z):
+        raise DataError("z is NaN.", mend="Wait for data with variance.")
+    if not n >= 0:
+        raise InputError(f"n is {n!r}, no number of units.", mend="Give 0 or more.")
     t = n * tuning(alpha, optimum_n)
     return z * z * t / (2 * (t + 1)) - 0.5 * math.log1p(t)
 

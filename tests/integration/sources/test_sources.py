@@ -16,11 +16,13 @@ import pytest
 from tests.posts import UNTIL, csv_file, parquet_file, row, sqlite_file
 from tests.servers import PostgresServer, free_port
 
-from tuneproof.collection import DataCollector, Post, PostQuery, Source, Window
+from tuneproof.collection import DataCollector, Post, PostQuery, Source, Totalling, Window
 from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.experiments.planning import History, read_history
 from tuneproof.settings import SourceConfig
 from tuneproof.sources import import_posts, open_source
 from tuneproof.sources.sql import OWN_MARK, OWN_TABLES
+from tuneproof.stats.design import coefficient_of_variation
 from tuneproof.store.tables import metadata
 
 WEEK = Window(since=UNTIL - timedelta(days=7), until=UNTIL)
@@ -251,6 +253,126 @@ async def test_missing_index_is_advised_and_used_when_there(tmp_path: Path) -> N
     connection.close()
     check = await open_source(url).check(query())
     assert (check.advice, check.newest) == ((), row(1)["ts"])
+
+
+# --- Totals -----------------------------------------------------------------------------
+
+
+class Reading:
+    """A source that can only hand its posts over."""
+
+    def __init__(self, source: Source) -> None:
+        self.check, self.posts, self.close = source.check, source.posts, source.close
+
+
+def mixed(count: int) -> list[dict[str, Any]]:
+    chance = random.Random(5)
+    rates = [None, 1.5, -0.1, *[chance.betavariate(2, 60) for _ in range(12)]]
+    return [
+        row(
+            i,
+            engagement_rate=chance.choice(rates),
+            ts=UNTIL - timedelta(days=8) * chance.random(),
+            tokens_used=chance.choice([None, 0, 80, 250]),
+        )
+        for i in range(1, count + 1)
+    ]
+
+
+async def same_history(source: Source) -> History:
+    """The history as the source adds it up, which must be that of its posts read one by one."""
+    added, read = await read_history(source, WEEK), await read_history(Reading(source), WEEK)
+    assert added.units.n == read.units.n
+    for figure in (
+        lambda h: h.units.sum_y,
+        lambda h: h.units.sum_yy,
+        lambda h: h.hours,
+        lambda h: h.tokens,
+        lambda h: coefficient_of_variation(h.units),
+    ):
+        assert figure(added) == pytest.approx(figure(read), rel=1e-12)
+    return added
+
+
+async def test_history_is_the_same_whether_it_is_added_up_or_read(make: Make) -> None:
+    found = await same_history(make(mixed(3000)))
+    assert 1500 < found.units.n < 2500
+
+
+async def test_history_of_a_window_without_posts_is_empty(make: Make) -> None:
+    found = await read_history(make([row(1, ts=UNTIL)]), WEEK)
+    assert (found.units.n, found.tokens, found.hours) == (0, None, 168.0)
+
+
+async def test_history_does_without_tokens_and_keeps_to_where(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in r.items() if k != "tokens_used"} for r in mixed(50)]
+    url = sqlite_file(tmp_path / "p.db", [*rows, {**rows[0], "id": 99, "persona_id": "ben"}])
+    source = open_source(SourceConfig(url=url, where="persona_id = 'ana'"))
+    found = await read_history(source, WEEK)
+    assert found.tokens is None
+    assert found.units.n == (await read_history(Reading(source), WEEK)).units.n
+
+
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        ("TEXT", lambda t: t.isoformat()),
+        ("TEXT", lambda t: f"{t:%Y-%m-%dT%H:%M:%SZ}"),
+        ("INTEGER", lambda t: int(t.timestamp() * 1000)),
+        ("REAL", lambda t: t.timestamp()),
+    ],
+)
+async def test_sqlite_history_with_times_in_any_spelling(
+    tmp_path: Path, kind: str, write: Callable[[datetime], Any]
+) -> None:
+    rows = [{**r, "ts": write(r["ts"])} for r in mixed(300)]
+    await same_history(open_source(sqlite_file(tmp_path / "p.db", rows, ts=kind)))
+
+
+async def test_sqlite_numbers_kept_as_text_are_read_instead(tmp_path: Path) -> None:
+    rows = [{**r, "engagement_rate": str(r["engagement_rate"] or 0.5)} for r in mixed(40)]
+    source = open_source(sqlite_file(tmp_path / "p.db", rows, engagement_rate="TEXT"))
+    assert isinstance(source, Totalling)
+    assert await source.totals(WEEK) is None
+    assert (await read_history(source, WEEK)).units.n > 20
+
+
+async def test_sqlite_where_that_is_wrong_is_told_as_such(tmp_path: Path) -> None:
+    url = sqlite_file(tmp_path / "p.db", [row(1)])
+    with pytest.raises(DataError, match="refused the query"):
+        await read_history(open_source(SourceConfig(url=url, where="nowhere = 1")), WEEK)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        ("timestamp", lambda t: t.replace(tzinfo=None)),
+        ("text", lambda t: t.isoformat()),
+        ("bigint", lambda t: int(t.timestamp() * 1000)),
+        ("double precision", lambda t: t.timestamp()),
+    ],
+)
+async def test_postgres_history_with_times_in_other_types(
+    postgres_url: str, kind: str, write: Callable[[datetime], Any]
+) -> None:
+    fill_postgres(postgres_url, [{**r, "ts": write(r["ts"])} for r in mixed(300)], ts=kind)
+    await same_history(open_source(postgres_url))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", ["real", "numeric", "text"])
+async def test_postgres_history_with_rates_in_other_types(postgres_url: str, kind: str) -> None:
+    fill_postgres(postgres_url, mixed(300))
+    with psycopg.connect(postgres_url.replace("+psycopg", "")) as connection:
+        change = f"ALTER TABLE posts ALTER engagement_rate TYPE {kind}"
+        connection.execute(change)
+    source = open_source(postgres_url)
+    assert isinstance(source, Totalling)
+    if kind == "text":
+        assert await source.totals(WEEK) is None
+    else:
+        await same_history(source)
 
 
 # --- PostgreSQL -------------------------------------------------------------------------

@@ -172,3 +172,14 @@ def test_what_cannot_be_planned_is_refused(call):
 
 def test_bounds_of_the_plan_are_those_of_the_test():
     assert spending.bounds(design.DECLARED_LOOKS) == spending.bounds((3 / 7, 5 / 7, 1.0))
+
+
+@pytest.mark.parametrize("count", [2, 7, 1000, 100_003])
+def test_equal_outcomes_have_no_spread_however_they_were_added_up(count):
+    assert design.coefficient_of_variation(Aggregate.of([0.1] * count)) == 0.0
+
+
+def test_duration_never_looks_beyond_what_is_allowed():
+    traffic = Traffic(units_per_hour=2000, share=0.5, cv=0.8)
+    assert design.duration_hours(traffic, lift=0.5, longest_h=10) <= 10
+    assert design.duration_hours(traffic, lift=0.01, longest_h=2) is None

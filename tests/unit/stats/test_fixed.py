@@ -124,3 +124,8 @@ def test_split_of_nothing_is_refused():
         fixed.srm_p_value([0, 0], [0.5, 0.5])
     with pytest.raises(DataError):
         fixed.srm_p_value([5, 5], [0.5, 0.4])
+
+
+def test_a_split_of_other_arms_than_counted_is_refused():
+    with pytest.raises(DataError, match="2 counts and 3 shares"):
+        fixed.srm_p_value([1, 2], [0.5, 0.25, 0.25])

@@ -259,5 +259,8 @@ class TestSplit:
     def test_impossible_settings_are_refused(self):
         with pytest.raises(InputError, match="threshold"):
             guardrails.srm({}, {}, threshold=1.0)
-        with pytest.raises(InputError, match="concentration"):
-            guardrails.log_split_evalue([1], [1.0], concentration=0)
+        for concentration in (0, math.nan, math.inf):
+            with pytest.raises(InputError, match="concentration"):
+                guardrails.log_split_evalue([1], [1.0], concentration=concentration)
+        with pytest.raises(DataError, match="2 arms have exposures and 1 have shares"):
+            guardrails.log_split_evalue([1, 2], [1.0])

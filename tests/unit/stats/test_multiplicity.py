@@ -133,7 +133,15 @@ def test_ledger_survives_json(outcomes):
     assert AlphaLedger.from_dict(ledger.to_dict()) == ledger
 
 
-@pytest.mark.parametrize("data", [{}, {"alpha": 0.05, "entries": [{"who": 1}]}])
+@pytest.mark.parametrize(
+    "data", [{}, {"alpha": 0.05, "entries": [{"who": 1}]}, {"alpha": "much", "entries": []}]
+)
 def test_malformed_ledger_is_refused(data):
     with pytest.raises(DataError):
         AlphaLedger.from_dict(data)
+
+
+@pytest.mark.parametrize("values", [[], [0.0, math.nan]])
+def test_nothing_and_nan_are_not_combined(values):
+    with pytest.raises(DataError):
+        m.combine_dependent(values)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.stats import references as ref
 
-from tuneproof.errors import InputError
+from tuneproof.errors import DataError, InputError
 from tuneproof.stats import effects, fixed, sequential, spending
 from tuneproof.stats.aggregates import Aggregate, Stratum
 
@@ -261,3 +261,11 @@ class TestGroupSequential:
     def test_impossible_looks_are_refused(self, fractions):
         with pytest.raises(InputError):
             sequential.group_sequential(pair(Y[:500], Y[500:]), fractions=fractions)
+
+
+def test_an_e_value_of_no_number_or_fewer_units_than_none_is_refused():
+    with pytest.raises(DataError):
+        sequential.log_e_value(math.nan, 100)
+    with pytest.raises(InputError):
+        sequential.log_e_value(1.0, -1)
+    assert sequential.log_e_value(3.0, 0) == 0.0
