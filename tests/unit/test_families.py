@@ -20,6 +20,7 @@ from tuneproof.experiments import (
     Cell,
     Evidence,
     ExpectedLift,
+    ExperimentStatus,
     Look,
     ModelRef,
     Requests,
@@ -258,6 +259,20 @@ def test_family_goes_on_while_nothing_is_promoted() -> None:
     looks = [looked(tests[0], Verdict.REJECT), looked(tests[1], Verdict.CONTINUE)]
     assert settled(looks, tests) == tuple(looks)
     assert winner(looks) is None
+
+
+def test_stopped_candidate_goes_on_counting_as_baseline_until_its_family_can_end() -> None:
+    [first, _] = siblings()
+    stopped = replace(first, status=ExperimentStatus.ABORTED)
+    before, after = first.end_at, first.last_look_at
+    assert [first.counts(after), stopped.counts(before), stopped.counts(after)] == [
+        True,
+        True,
+        False,
+    ]
+    alone = ab_test(status=ExperimentStatus.ABORTED)
+    assert not alone.counts(before)
+    assert ab_test(status=ExperimentStatus.COMPLETED).counts(before)
 
 
 # --- the error ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from tuneproof.app.core import Core
 from tuneproof.errors import NotFoundError, TuneProofError
-from tuneproof.experiments import ABTest, ExperimentStatus, Outcome
+from tuneproof.experiments import Outcome
 from tuneproof.rollout import Deployment
 from tuneproof.settings import OutcomeSourceConfig, PipelineConfig
 from tuneproof.sources.outcomes import OutcomeRow, OutcomeTable
@@ -125,7 +125,7 @@ class Outcomes(Core):
         """The experiments and rollouts of a pipeline that outcomes still count for: since when."""
         now = self.clock.now()
         page = await self.store.experiments.page(config.name, limit=100)
-        tests = {t.id: t.start_at for t in page.items if _counts(t, now)}
+        tests = {t.id: t.start_at for t in page.items if t.counts(now)}
         rollouts: Sequence[Deployment] = await self.store.deployments.active(config.name)
         return {**tests, **{d.id: d.created_at for d in rollouts}}
 
@@ -161,9 +161,3 @@ def _event_id(source: OutcomeSourceConfig, row: OutcomeRow) -> str:
     """The same for the same change of a row, so that one read again counts once."""
     known = f"{source.name}:{row.at.isoformat()}"
     return f"{known}:{row.item}" if row.item else known
-
-
-def _counts(test: ABTest, now: datetime) -> bool:
-    return test.status is ExperimentStatus.RUNNING or (
-        test.status is ExperimentStatus.COMPLETED and now < test.last_look_at
-    )

@@ -26,7 +26,7 @@ from tuneproof.errors import (
     TuneProofError,
 )
 from tuneproof.evaluation import Messages, Scored, Scorer, Text, ask, sampled
-from tuneproof.experiments import ABTest, Arm, ExperimentStatus, Exposure
+from tuneproof.experiments import ABTest, Arm, Exposure
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Spent, Tally, Waiting
 
@@ -191,10 +191,7 @@ class Qualities(Core):
     async def _counting(self, subject: str) -> bool:
         """Whether a score of this test can still count."""
         test = await self.store.experiments.get(subject)
-        running = test.status is ExperimentStatus.RUNNING
-        return running or (
-            test.status is ExperimentStatus.COMPLETED and self.clock.now() < test.last_look_at
-        )
+        return test.counts(self.clock.now())
 
     async def _score(self, waiting: Waiting, config: PipelineConfig, name: str) -> bool | None:
         """Ask for one score: whether the text ended; None where the pipeline's all must wait."""

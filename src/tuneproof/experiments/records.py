@@ -186,6 +186,16 @@ class ABTest:
         """When the last look is due: one maturation window after enrolment ends."""
         return self.end_at + timedelta(hours=self.maturation_hours)
 
+    def counts(self, now: datetime) -> bool:
+        """Whether what comes of its units can still count.
+
+        It runs, or has its verdict before its time, or its lane is still baseline to its family.
+        """
+        if self.status is ExperimentStatus.RUNNING:
+            return True
+        ended_well = self.status is ExperimentStatus.COMPLETED or self.family is not None
+        return ended_well and now < self.last_look_at
+
     @property
     def promotion_alpha(self) -> float:
         """The two-sided error at which a look may promote: the test's own, or the ledger's.
