@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -246,3 +247,28 @@ async def test_retry_follows_the_job_that_is_still_under_way(
         await loop.app.retry_run(run.id)
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
         assert wire.count("POST /fine_tuning/jobs") == 3  # one that failed is not followed
+
+
+async def test_waiting_counts_for_no_stage(
+    tmp_path: Path, sqlite_store_url: str, wire: Wire
+) -> None:
+    wire.job_states = ["running"] * 30 + ["succeeded"]
+    async with open_wires(tmp_path, sqlite_store_url, provider("lite", wire.url)) as loop:
+        slow = Slow()
+        loop.app.let_time_pass(slow)
+        began = time.perf_counter()
+        run = await loop.turn(last_stage="gate")
+        elapsed = time.perf_counter() - began
+        assert run.status is RunStatus.SUCCESS
+        assert slow.seconds > 3
+        assert run.result["execution_time_seconds"] < elapsed - 0.9 * slow.seconds
+
+
+class Slow:
+    """A participant that takes real time for each stretch of virtual time."""
+
+    seconds = 0.0
+
+    async def advance(self, since: datetime, until: datetime) -> None:
+        self.seconds += 0.1
+        await asyncio.sleep(0.1)

@@ -44,6 +44,7 @@ class Steps:
         self._arguments = arguments
         self.stage = Stage.COLLECT
         self.seconds = 0.0
+        self._rested_s = 0.0
         self.memory: dict[str, float] = {}
 
     @property
@@ -76,8 +77,16 @@ class Steps:
                 note = f"{e.message} The next try is at {again:%Y-%m-%d %H:%M} UTC."
                 needs = e.mend if isinstance(e, NotDeployedError) else ""
                 await workflow.transaction(f"{name}.note", self._note, note, needs)
-                await wait(again)
+                await self._rest(wait, again)
                 pause *= 2
+
+    async def _rest(self, wait: Wait, until: datetime) -> None:
+        """Wait; the time counts for no stage."""
+        began = time.perf_counter()
+        try:
+            await wait(until)
+        finally:
+            self._rested_s += time.perf_counter() - began
 
     async def _note(self, tx: Any, note: str, needs: str = "") -> None:
         """Keep why the run waits, and what a person must do about it, if one must."""
@@ -97,12 +106,12 @@ class Steps:
 
     @asynccontextmanager
     async def _timed(self, stage: Stage) -> Any:
-        began = time.perf_counter()
+        began, rested_s = time.perf_counter(), self._rested_s
         with self._parts.hooks.memory(self._config.memory_warning_mb) as watch:
             try:
                 yield
             finally:
-                seconds = time.perf_counter() - began
+                seconds = time.perf_counter() - began - (self._rested_s - rested_s)
                 self.seconds += seconds
                 self._parts.hooks.stage_finished(self._id, stage, seconds)
         self._remember(watch.usage.to_dict())

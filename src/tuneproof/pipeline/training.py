@@ -346,7 +346,7 @@ class Training(Collecting):
         seen: Progress | None = None
         while True:
             pause = min(2 * pause, trainer.poll_s)
-            await wait(now + timedelta(seconds=pause * jitter(self._id, polls)))
+            await self._rest(wait, now + timedelta(seconds=pause * jitter(self._id, polls)))
             now, polls = await workflow.now(), polls + 1
             try:
                 found: Progress = await workflow.step("train.poll", trainer.poll, version)

@@ -462,3 +462,11 @@ class BreakerMachine(RuleBasedStateMachine):
 
 TestBreakerMachine = BreakerMachine.TestCase
 TestBreakerMachine.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+
+
+def test_known_services_are_probed_again_after_five_minutes_at_the_latest() -> None:
+    for name in ("openai", "mlflow"):
+        assert CircuitBreaker.named(name).max_timeout == 300
+    like = CircuitBreaker.named("provider:own", like="openai")
+    assert (like.name, like.failure_threshold, like.timeout) == ("provider:own", 3, 120)
+    assert CircuitBreaker.named("openai", timeout=600).max_timeout == 4800  # the caller's own pause
