@@ -47,8 +47,9 @@ class Recorder:
 
     def checkpoint(self, step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
         path = self.folder / f"step-{step}"
-        path.mkdir(parents=True)
-        save(path)
+        if not path.exists():  # it is told again by a training that goes on
+            path.mkdir(parents=True)
+            save(path)
         self.checkpoints[step], self.final = path, metrics
 
     def message(self, text: str, level: Literal["info", "warn", "error"] = "info") -> None:
