@@ -180,7 +180,8 @@ def _introduce(service: Service, listener: socket.socket) -> None:
     host = f"[{host}]" if ":" in host else host
     bases = [base.id for engine in service.engines for base in engine.base_models()]
     lines = [
-        f"http://{host}:{port}/v1 trains and answers ({', '.join(bases)}). Ctrl+C ends it.",
+        f"Listening on http://{host}:{port} with {', '.join(bases)}. Ctrl+C ends it.",
+        f"Clients take http://{host}:{port}/v1 as their base URL.",
     ]
     if service.keys.any():
         lines.append("Requests need a key; `tuneproof-trainer keys list` shows them.")
