@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from tests.posts import ListSource
 
-from tuneproof.collection import Post, Window
+from tuneproof.collection import NO_TIME, Post, Window
 from tuneproof.errors import InputError
 from tuneproof.experiments.planning import History, Prices, plan_cycle, read_history
 from tuneproof.settings import PipelineConfig
@@ -50,6 +51,12 @@ def test_plan_of_items_does_not_take_alike_posts_for_independent() -> None:
     plan = plan_cycle(history(), PipelineConfig(analysis_unit="item"))
     assert plan.probability is None
     assert "which posts share a unit" in plan.sentence()
+
+
+async def test_posts_without_a_time_do_not_count() -> None:
+    rows = [post(0, 0.1), post(1, 0.3), post(2, 0.2)._replace(ts=NO_TIME)]
+    found = await read_history(ListSource(rows), WEEK)
+    assert (found.units.n, found.hours) == (2, 2.0)
 
 
 def test_plan_says_how_soon_how_likely_and_how_dear() -> None:

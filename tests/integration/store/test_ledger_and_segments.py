@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
@@ -24,6 +24,7 @@ from tuneproof.experiments import (
 )
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Store
+from tuneproof.store.tables import looks
 
 HOUR = timedelta(hours=1)
 
@@ -98,6 +99,20 @@ async def test_a_look_is_kept_whole(store: Store) -> None:
     )  # fmt: skip
     await store.experiments.add_look(whole)
     assert await store.experiments.looks(experiment().id) == [whole]
+
+
+async def test_a_look_from_before_the_mean_lift_was_kept_still_loads(store: Store) -> None:
+    await store.experiments.add(experiment())
+    expected = ExpectedLift(
+        lift=0.1, lower=0.0, upper=0.2, observed=0.2, weight=0.5, prior_mean=0.0, prior_sd=0.1,
+        prior_experiments=4, mean_lift=0.11,
+    )  # fmt: skip
+    await store.experiments.add_look(look(experiment().id, 1, expected=expected))
+    older = {k: v for k, v in asdict(expected).items() if k != "mean_lift"}
+    async with store.writing(None) as tx:
+        await tx.execute(looks.update().values(expected=older))
+    (found,) = await store.experiments.looks(experiment().id)
+    assert found.expected == replace(expected, mean_lift=None)
 
 
 async def test_past_lifts_are_those_of_the_last_looks_of_ended_experiments(store: Store) -> None:
