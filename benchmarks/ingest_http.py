@@ -2,7 +2,8 @@
 
 Batches of 10,000 events in JSON, each event once for ever, units and rollups kept up before the
 answer, over four kept-alive connections. The same kind of batches go straight into the store in
-this process: what is left is reading and checking JSON, and sharing two cores with the sender.
+this process: what is left is reading and checking JSON, and sharing two cores with the sender. And
+into a bare table by PostgreSQL's binary COPY: the limit.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from http.client import HTTPConnection
 from itertools import count, islice
 from typing import Any
 
+import psycopg
 from tests.integration.store.records import experiment
-from tests.servers import postgres_server
 
-from ingest import Clock, events
+from ingest import Clock, bare_tables, copy_rows, durable_server, events
 from service import EXPERIMENT, running
 from tuneproof.store import open_store
 
@@ -34,18 +35,22 @@ GOAL = 30_000
 
 def records() -> list[dict[str, Any]]:
     """Measure HTTP and the store in turn."""
-    with postgres_server(fsync="on", synchronous_commit="on", full_page_writes="on") as server:
+    with durable_server() as server:
         url, other = server.create_database(), server.create_database()
         with running(url) as service:
             found = asyncio.run(_rounds(service.port, other))
     rates = {way: statistics.median(values[1:]) for way, values in found.items()}
-    return [_record(rates["http"], rates["store"])]
+    return [
+        _record(rates["http"], "the store alone, the same batches", rates["store"]),
+        _record(rates["http"], "binary COPY alone", rates["copy"]),
+    ]
 
 
 async def _rounds(port: int, database: str) -> dict[str, list[float]]:
     store = await open_store(database, clock=Clock())
     await store.experiments.add(experiment(EXPERIMENT))
-    found: dict[str, list[float]] = {"http": [], "store": []}
+    found: dict[str, list[float]] = {"http": [], "store": [], "copy": []}
+    bare = await psycopg.AsyncConnection.connect(database.replace("+psycopg", ""), autocommit=True)
     seeds = count(100)
     for _ in range(ROUNDS):
         bodies = [json.dumps(_body(part)).encode() for part in _parts(next(seeds))]
@@ -55,6 +60,12 @@ async def _rounds(port: int, database: str) -> dict[str, list[float]]:
         for part in parts:
             await store.events.ingest(*part)
         found["store"].append(_events(parts) / (time.perf_counter() - began))
+        await bare_tables(bare)
+        began = time.perf_counter()
+        for part in parts:
+            await copy_rows(bare, part)
+        found["copy"].append(_events(parts) / (time.perf_counter() - began))
+    await bare.close()
     await store.close()
     return found
 
@@ -107,14 +118,14 @@ def _send(port: int, bodies: list[bytes]) -> float:
     return len(bodies) * PART / (time.perf_counter() - began)
 
 
-def _record(ours: float, theirs: float) -> dict[str, Any]:
+def _record(ours: float, peer: str, theirs: float) -> dict[str, Any]:
     return {
         "name": f"ingest: events over HTTP, one worker, {CONNECTIONS} connections",
         "ours": round(ours / 1000, 1),
         "unit": "k events/s",
-        "peer": "the store alone, the same batches",
+        "peer": peer,
         "peer_value": round(theirs / 1000, 1),
-        "ratio": round(ours / theirs, 2),
+        "ratio": round(ours / theirs, 3),
         "goal": f"≥ {GOAL // 1000} k events/s",
         "met": ours >= GOAL,
     }
