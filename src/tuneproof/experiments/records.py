@@ -416,7 +416,7 @@ class Outcome:
     """A measurement of a unit, maybe days later. The newest `at` of a unit counts.
 
     Where the test declares `analysis_unit="item"`, it is of one `item` of the unit (a post of the
-    author who was randomised), and the newest of each item counts.
+    author who was randomised), and the newest of each item counts; those without are one item.
     """
 
     id: str
