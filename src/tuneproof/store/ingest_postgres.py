@@ -93,8 +93,11 @@ CREATE TEMP TABLE IF NOT EXISTS in_cells (
     subject int8, hour int4, phase int4, arm int2, {", ".join(f"{n} numeric" for n in COLUMNS)}
 ) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_engagement (LIKE engagement) ON COMMIT DELETE ROWS;
-CREATE TEMP TABLE IF NOT EXISTS in_requests (LIKE requests) ON COMMIT DELETE ROWS
+CREATE TEMP TABLE IF NOT EXISTS in_requests (LIKE requests) ON COMMIT DELETE ROWS;
 """
+_STAGED: Final = ("in_keys", "in_spans", "in_units", "in_cells", "in_engagement", "in_requests")
+# A transaction may have taken in events before.
+_PREPARE: Final = _STAGE + ";".join(f"DELETE FROM {table}" for table in _STAGED)
 
 # A lateral query is never turned into a scan of the whole table, whatever is known of its size.
 _LOCK_UNITS: Final = f"""
@@ -173,7 +176,7 @@ async def ingest(
     exposures, outcomes = _once(exposures), _once(outcomes)
     try:
         async with raw.cursor() as cursor:
-            await cursor.execute(_STAGE)
+            await cursor.execute(_PREPARE)
             return await _Batch(cursor, declared).take(exposures, outcomes)
     except CheckViolation as error:  # no partition for a row
         days = {row[5] // DAY_US for row in exposures} | {row[3] // DAY_US for row in outcomes}

@@ -136,6 +136,17 @@ async def test_ids_that_wander_over_days_and_arms_give_the_recount(store: Store)
     await assert_exact(store, subject)
 
 
+async def test_events_in_two_parts_of_one_transaction_count_once(store: Store) -> None:
+    subject = await subject_of(store)
+    async with store.begin() as tx:
+        for part in (0, 1, 1):
+            events = [shown(subject, f"u{i}", i) for i in range(3 * part + 3)]
+            outcomes = [told(subject, "u0", 0.5, day) for day in range(part + 1)]
+            await store.events.ingest(events, outcomes, tx=tx)
+    assert sum(r.n for r in (await store.events.requests(subject)).values()) == 6
+    await assert_exact(store, subject)
+
+
 async def test_unit_that_another_makes_in_between_is_waited_for(store: Store) -> None:
     if store.dialect == "sqlite":
         pytest.skip("one writer at a time")
