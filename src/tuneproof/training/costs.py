@@ -2,9 +2,9 @@
 
 A provider bills tokens × epochs, and some the validation file, too. Tokens are counted by
 `rs-bpe` (extra `[tokens]`; the encoding o200k_base, which is OpenAI's; other models' counts
-differ by some percent). Without it they are estimated at four UTF-8 bytes each, which errs on the high side for English prose:
-on headlines and their bodies by 11 and 15 % against o200k_base. Each message adds
-`MESSAGE_TOKENS` for its role and separators.
+differ by some percent). Without it they are estimated at four UTF-8 bytes each, which errs on
+the high side for English prose: on headlines and their bodies by 11 and 15 % against
+o200k_base. Each message adds `MESSAGE_TOKENS` for its role and separators.
 """
 
 from __future__ import annotations
