@@ -25,6 +25,7 @@ from tuneproof.experiments import (
     judge,
 )
 from tuneproof.experiments.allocation import reweighted_lift, thompson_share
+from tuneproof.experiments.families import shared_control
 from tuneproof.experiments.report import report_html
 from tuneproof.rollout import Advice, Deployment, DeploymentState, plan, watch
 from tuneproof.settings import PipelineConfig
@@ -162,6 +163,21 @@ def test_rollout_of_items_sees_the_drop_that_means_of_units_would_hide() -> None
     found = watch(rollout, seen, {}, config, T0 + timedelta(days=1))
     assert found.advice is Advice.ROLL_BACK
     assert found.evidence["lift"] == pytest.approx(-0.65, abs=0.03)
+
+
+def test_candidates_at_once_share_a_baseline_of_items() -> None:
+    lanes = [replace(BY_ITEM, id=f"t{i}", family="f", lane=i, lanes=2) for i in range(2)]
+    seen = {
+        t.id: evidence(authors(300, 0.068, i), authors(200, 0.1, i + 9))
+        for i, t in enumerate(lanes)
+    }
+    shared = shared_control(lanes[0], seen, ["t0", "t1"])
+    found = look(lanes[0], shared)
+    own, other = (seen[t.id].cells[0].units for t in lanes)
+    candidate = seen["t0"].cells[1].units
+    rate = (own.sum_y + other.sum_y) / (own.sum_m + other.sum_m)
+    assert found.lift == pytest.approx(candidate.sum_y / candidate.sum_m / rate - 1)
+    assert found.baseline.sample_size == 600
 
 
 def test_declaration_goes_into_the_test_and_a_bad_one_is_refused() -> None:
