@@ -6,6 +6,7 @@ Missing Node, or packages that cannot be installed, fail these tests: none is sk
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,13 +18,15 @@ from tests.integration.trainer.conftest import BASE, Start, lines
 
 PROJECT = Path(__file__).parents[2] / "npm"
 MODULES = PROJECT / "node_modules"
-LEAST_NODE = 20
+LEAST_NODE = 22
 
 
 def run(*command: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """The packages of the lock hold a Node.js for Linux: a distribution's own is often too old."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=PROJECT,
+        env={**os.environ, "PATH": f"{MODULES / '.bin'}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,
@@ -40,13 +43,13 @@ def program(name: str) -> str:
 @pytest.fixture(scope="module")
 def compiler() -> Path:
     """TypeScript, with the packages of the lock beside it."""
-    major = int(run(program("node"), "--version").stdout.removeprefix("v").split(".")[0])
-    assert major >= LEAST_NODE, f"Node.js {major} is too old; install {LEAST_NODE} or newer"
     lock = PROJECT / "package-lock.json"
     installed = MODULES / ".package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
         done = run(program("npm"), "ci", "--no-audit", "--no-fund", timeout_s=300)
         assert done.returncode == 0, done.stderr
+    major = int(run("node", "--version").stdout.removeprefix("v").split(".")[0])
+    assert major >= LEAST_NODE, f"Node.js {major} is too old; install {LEAST_NODE} or newer"
     return MODULES / ".bin" / "tsc"
 
 
@@ -64,7 +67,7 @@ def seen(life: Path, start: Start, tmp_path: Path) -> list[dict[str, Any]]:
     small, large = tmp_path / "small.jsonl", tmp_path / "large.jsonl"
     small.write_bytes(lines(count=60))
     large.write_bytes(lines(None, count=15_000))
-    done = run(program("node"), life, start().base_url, BASE, small, large)
+    done = run("node", life, start().base_url, BASE, small, large)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
