@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneproof.app.core import Core
+from tuneproof.app.experiments import Sibling
 from tuneproof.app.live import Live, LiveEvent
 from tuneproof.app.outcomes import Outcomes
 from tuneproof.app.overview import Finding, Overview, Ready
 from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
 from tuneproof.app.scoring import Qualities, Scoring
-from tuneproof.app.serving import ChatEndpoint, Serving, Sibling
+from tuneproof.app.serving import ChatEndpoint, Serving
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict

@@ -407,3 +407,11 @@ class Core(Provided):
             config=config,
             serves=self.serves,
         )
+
+    async def _wake(self, run_id: str) -> None:
+        if await self.engine.exists(run_id) and not await self.engine.ended(run_id):
+            await self.engine.send(run_id, workflow.Signal(kind="wake"))
+
+    def _routing_changed(self, tasks: Sequence[str]) -> None:
+        for task in tasks:
+            self.live.publish("routing", task)

@@ -1,38 +1,25 @@
-"""Use cases of experiments, rollouts, routing and events."""
+"""Use cases of rollouts, routing and events."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
-from typing import Any, Unpack
+from typing import Any
 
-from tuneproof import workflow
-from tuneproof.app.core import Core
+from tuneproof.app.experiments import Experiments
 from tuneproof.app.providing import longest_prefix, price_at, provider_of
-from tuneproof.cache import METRICS_TTL_S, metrics_key
-from tuneproof.collection import Window
-from tuneproof.errors import ConflictError, InputError, NotFoundError, StateError
+from tuneproof.errors import ConflictError, InputError, NotFoundError
 from tuneproof.experiments import (
-    ABTest,
     Arm,
-    Declared,
-    EvaluationResult,
     ExperimentStatus,
     Exposure,
     Ingested,
-    Look,
-    ModelEvaluator,
     ModelRef,
     Outcome,
-    Verdict,
-    allot,
-    declare,
 )
-from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
-from tuneproof.pipeline import experiment_alone, family_alone, rollout_alone
+from tuneproof.pipeline import rollout_alone
 from tuneproof.providers import NATIVE, chat_address
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.rollout import Deployment, RollbackResult, Routing
@@ -57,250 +44,8 @@ class ChatEndpoint:
     timeout_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sibling:
-    """One test of a family and its last look."""
-
-    test: ABTest
-    look: Look | None
-
-
-class Serving(Core):
-    """What can be asked of experiments, rollouts, routing and events."""
-
-    # --- experiments ----------------------------------------------------------------
-
-    async def create_ab_test(
-        self,
-        *,
-        baseline: ModelRef,
-        candidate: ModelRef,
-        traffic_split: float | None = None,
-        duration_hours: float | None = None,
-        pipeline: str = "default",
-        tasks: Sequence[str] | None = None,
-        actor: str = "system",
-        **declared: Unpack[Declared],
-    ) -> ABTest:
-        """Declare a test of its own, outside a run; it is looked at every hour.
-
-        What `declared` leaves out is as the pipeline's settings say. Raises as
-        `ModelEvaluator.create_a_b_test` does.
-        """
-        config = self._declared(pipeline, tasks, declared)
-        evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
-        async with self.store.begin() as tx:
-            test = await evaluator.create_a_b_test(
-                baseline, candidate, traffic_split, duration_hours, tx=tx
-            )
-            await self.store.activity.add(
-                self.clock.now(), actor, "experiment start", test.id, tx=tx
-            )
-        await self.engine.start(experiment_alone, test.id, config)
-        self._routing_changed(config.tasks)
-        return test
-
-    async def create_family(
-        self,
-        *,
-        baseline: ModelRef,
-        candidates: Sequence[ModelRef],
-        traffic_split: float | None = None,
-        duration_hours: float | None = None,
-        pipeline: str = "default",
-        tasks: Sequence[str] | None = None,
-        actor: str = "system",
-        **declared: Unpack[Declared],
-    ) -> Sequence[ABTest]:
-        """Declare a test for each of several candidates at once, outside a run.
-
-        `traffic_split` is each candidate's share of all units. Raises as
-        `ModelEvaluator.create_family` does.
-        """
-        config = self._declared(pipeline, tasks, declared)
-        evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
-        async with self.store.begin() as tx:
-            tests = await evaluator.create_family(
-                baseline, candidates, traffic_split, duration_hours, tx=tx
-            )
-            for test in tests:
-                await self.store.activity.add(
-                    self.clock.now(), actor, "experiment start", test.id, tx=tx
-                )
-        await self.engine.start(family_alone, tests[0].salt, config)
-        self._routing_changed(config.tasks)
-        return tests
-
-    def _declared(
-        self, pipeline: str, tasks: Sequence[str] | None, declared: Declared
-    ) -> PipelineConfig:
-        config = self.pipeline(pipeline)
-        if tasks is not None:
-            config = replace(config, tasks=tuple(tasks))
-        return declare(config, declared)
-
-    async def family(self, id: str) -> Sequence[ABTest]:
-        """The tests of a family by lane. Raises `NotFoundError`."""
-        return await self.store.experiments.family(id)
-
-    async def siblings(self, family: str) -> Sequence[Sibling]:
-        """The tests of a family by lane, each with its last look. Raises `NotFoundError`."""
-        return [
-            Sibling(test=test, look=await self.store.experiments.last_look(test.id))
-            for test in await self.family(family)
-        ]
-
-    async def plan(
-        self,
-        *,
-        pipeline: str = "default",
-        share: float | None = None,
-        hours: float | None = None,
-        lift: float | None = None,
-        days_back: float | None = None,
-        posts: str | None = None,
-        candidates: int | None = None,
-    ) -> CyclePlan:
-        """What a test of the next candidate would find on the traffic of the last days, and when.
-
-        Reads the pipeline's posts (or the file `posts`); changes nothing. `candidates` are tested
-        at once (default: as the settings say). Raises `ConfigError`
-        for a share or duration out of range, `DataError` where the posts cannot be read.
-        """
-        config = self.pipeline(pipeline)
-        asked = {"traffic_split": share, "a_b_test_duration_hours": hours, "days_back": days_back}
-        config = config.override(**{k: v for k, v in asked.items() if v is not None})
-        until = self.clock.now()
-        window = Window(since=until - timedelta(days=config.days_back), until=until)
-        spent = await self.store.experiments.spent(config.name)
-        level = config.significance_threshold
-        if config.loop_ledger:
-            level = min(level, 2 * allot(spent, (), loop_alpha=config.loop_alpha).alpha)
-        source = self.open_source(config, posts)
-        try:
-            history = await read_history(source, window)
-        finally:
-            await source.close()
-        return plan_cycle(
-            history,
-            config,
-            alpha=level,
-            lift=lift,
-            prices=self.prices(config),
-            candidates=candidates,
-        )
-
-    async def experiment(self, id: str) -> ABTest:
-        """The test of this id. Raises `NotFoundError`."""
-        return await self.store.experiments.get(id)
-
-    async def experiments(
-        self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
-    ) -> Page[ABTest]:
-        """Tests, newest first."""
-        return await self.store.experiments.page(pipeline, cursor, limit)
-
-    async def looks(self, id: str) -> Sequence[Look]:
-        """All looks of a test, oldest first. Raises `NotFoundError`."""
-        await self.experiment(id)
-        return await self.store.experiments.looks(id)
-
-    async def evaluation(self, id: str) -> EvaluationResult | None:
-        """The test as its last look saw it; None before the first look."""
-        test = await self.experiment(id)
-        look = await self.store.experiments.last_look(id)
-        if look is None:
-            return None
-        await self._warm(look)
-        return EvaluationResult(
-            ab_test_id=id,
-            status=test.status,
-            look=look,
-            recommendation=test.verdict or look.verdict,
-            reason=test.reason or look.reason,
-            looks=look.number,
-        )
-
-    async def arm_metrics(self, id: str, arm: Arm) -> Mapping[str, Any] | None:
-        """One arm's figures from the cache, which each look warms; else from the last look."""
-        number = await self.cache.get_or_compute(
-            _newest_key(id), METRICS_TTL_S, lambda: self.store.experiments.count_looks(id)
-        )
-        if not number:
-            return None
-
-        async def read() -> Any:
-            look = await self.store.experiments.last_look(id)
-            if look is None:
-                return None
-            return asdict(look.baseline if arm is Arm.BASELINE else look.candidate)
-
-        found: Mapping[str, Any] | None = await self.cache.get_or_compute(
-            metrics_key(id, str(arm), number), METRICS_TTL_S, read
-        )
-        return found
-
-    def warm_soon(self, look: Look) -> None:
-        """Put a look's figures into the cache, without keeping the run waiting for it."""
-        task = asyncio.ensure_future(self._warm(look))
-        self._warming.add(task)
-        task.add_done_callback(self._warming.discard)
-
-    @cached_property
-    def _warming(self) -> set[asyncio.Future[None]]:
-        return set()
-
-    async def _warm(self, look: Look) -> None:
-        id = look.experiment_id
-        for arm, figures in ((Arm.BASELINE, look.baseline), (Arm.CANDIDATE, look.candidate)):
-            await self.cache.set(
-                metrics_key(id, str(arm), look.number), asdict(figures), METRICS_TTL_S
-            )
-        await self.cache.set(_newest_key(id), look.number, METRICS_TTL_S)
-
-    async def end_experiment(self, id: str, *, reason: str, actor: str = "system") -> ABTest:
-        """End a running test by hand: the candidate is not promoted, its traffic goes back.
-
-        The other candidates of its family go on. Raises `StateError` where it has ended.
-        """
-        async with self.store.begin() as tx:
-            test = await self.store.experiments.get(id, tx=tx)
-            if test.status is not ExperimentStatus.RUNNING:
-                raise StateError(
-                    f"Experiment {id} is {test.status} already.",
-                    mend=f"tuneproof experiment show {id}",
-                )
-            await self._end([test], reason, actor, tx)
-        await self._after_end(test)
-        return await self.experiment(id)
-
-    async def end_family(self, id: str, *, reason: str, actor: str = "system") -> Sequence[ABTest]:
-        """End all running tests of a family by hand. Raises `StateError` where none runs."""
-        async with self.store.begin() as tx:
-            tests = await self.store.experiments.family(id, tx=tx)
-            running = [t for t in tests if t.status is ExperimentStatus.RUNNING]
-            if not running:
-                raise StateError(
-                    f"All tests of {id} have ended already.",
-                    mend=f"tuneproof experiment show {tests[0].id}",
-                )
-            await self._end(running, reason, actor, tx)
-        await self._after_end(running[0])
-        return await self.family(id)
-
-    async def _end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Any) -> None:
-        said, at = f"Ended by {actor}: {reason}", self.clock.now()
-        aborted, verdict = ExperimentStatus.ABORTED, Verdict.REJECT
-        for test in tests:
-            await self.store.experiments.update(
-                test.id, status=aborted, verdict=verdict, reason=said, tx=tx
-            )
-            await self.store.activity.add(at, actor, "experiment end", test.id, reason, tx=tx)
-        await self.store.loop.withdraw([test.id for test in tests], at, said, tx)
-
-    async def _after_end(self, test: ABTest) -> None:
-        await self._wake(test.run_id or test.family or test.id)
-        self._routing_changed(test.tasks)
+class Serving(Experiments):
+    """What can be asked of rollouts, routing and events."""
 
     # --- rollouts -------------------------------------------------------------------
 
@@ -450,19 +195,11 @@ class Serving(Core):
         await self._wake(moved.run_id or moved.id)
         return moved
 
-    async def _wake(self, run_id: str) -> None:
-        if await self.engine.exists(run_id) and not await self.engine.ended(run_id):
-            await self.engine.send(run_id, workflow.Signal(kind="wake"))
-
     # --- routing and events -----------------------------------------------------------
 
     async def routing(self) -> Sequence[Routing]:
         """Which model serves each task."""
         return await self.store.routing.all()
-
-    def _routing_changed(self, tasks: Sequence[str]) -> None:
-        for task in tasks:
-            self.live.publish("routing", task)
 
     async def record_events(
         self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
@@ -568,8 +305,3 @@ class Serving(Core):
     def config_of(self, deployment: Deployment) -> PipelineConfig:
         """The settings of a rollout's pipeline."""
         return self.pipeline(deployment.pipeline)
-
-
-def _newest_key(id: str) -> str:
-    """Where the cache keeps the number of an experiment's newest look."""
-    return f"model_metrics:{id}:newest"
