@@ -58,6 +58,8 @@ VIRTUAL_NOW = "virtual_now"
 EMBEDDED = "embedded"
 """The executor id of the one process that owns a SQLite data directory."""
 
+_CLOCK = "tuneproof-clock"
+
 
 class _NoEngine:
     """Stands for the engine in an App that runs nothing; knows no run, refuses to start one."""
@@ -239,11 +241,12 @@ class Core(Provided):
         self.clock.save, self.clock.wake = save, wake
 
     def let_time_pass(self, *participants: Participant) -> None:
-        """Drive the virtual clock from now on, asking these to fill each stretch."""
+        """Drive the virtual clock from now on, asking these too to fill each stretch."""
         if not isinstance(self.clock, VirtualClock):
             raise StateError("Only a virtual clock is driven.", mend="Open the App with one.")
         self.clock.participants.extend(participants)
-        self.spawn("tuneproof-clock", self.clock.drive())
+        if all(task.get_name() != _CLOCK for task in self._tasks):
+            self.spawn(_CLOCK, self.clock.drive())
 
     async def _open_trainer(self) -> None:
         if self._given_provider is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,14 @@ OWN_TABLES: Final = frozenset(
         OWN_MARK,
         *("activity", "cells", "counters", "deployment_history", "deployments", "engagement"),
         *("experiments", "exposures", "idempotency", "looks", "meta", "outbox", "outcomes"),
-        *("phases", "requests", "routing", "runs", "schedule", "subjects", "tokens", "units"),
-        "versions",
+        *("phases", "requests", "routing", "runs", "schedule", "scores", "scoring_days"),
+        *("subjects", "tokens", "units", "versions"),
     )
 )
 """The store's tables by name: sources do not know the store."""
+
+OWN_DAYS: Final = re.compile(r"(exposures|outcomes)_(past|future|\d{4}_\d\d_\d\d)")
+"""The parts of the store's tables that hold a day."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +323,9 @@ class _Connected:
 
 def _theirs(tables: Sequence[str]) -> list[str]:
     """The tables without those of a store of ours, where there is one beside them."""
-    return [t for t in tables if t not in OWN_TABLES] if OWN_MARK in tables else list(tables)
+    if OWN_MARK not in tables:
+        return list(tables)
+    return [t for t in tables if t not in OWN_TABLES and not OWN_DAYS.fullmatch(t)]
 
 
 def _inspect(connection: Connection, wanted: str, where: str) -> Table:
