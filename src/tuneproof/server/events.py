@@ -7,7 +7,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +30,8 @@ MAX_TOLD = 1000
 
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Unit = Annotated[str, Field(min_length=1, max_length=500)]
+
+_Event = TypeVar("_Event", Exposure, Outcome)
 
 
 class MessageIn(Strict):
@@ -72,8 +74,8 @@ class ExposureIn(Strict):
 
     def record(self) -> Exposure:
         """As a record; a naive time is read as UTC."""
-        messages = tuple({"role": m.role, "content": m.content} for m in self.messages)
-        return Exposure(**{**self.__dict__, "at": utc(self.at), "messages": messages})
+        messages = [{"role": m.role, "content": m.content} for m in self.messages]
+        return _record(Exposure, self, at=utc(self.at), messages=messages)
 
 
 class OutcomeIn(Strict):
@@ -93,7 +95,14 @@ class OutcomeIn(Strict):
 
     def record(self) -> Outcome:
         """As a record; a naive time is read as UTC."""
-        return Outcome(**{**self.__dict__, "at": utc(self.at)})
+        return _record(Outcome, self, at=utc(self.at))
+
+
+def _record(kind: type[_Event], event: Strict, **changed: object) -> _Event:
+    """A record of fields that were checked; its own `__init__` would take longer than the check."""
+    record = object.__new__(kind)
+    record.__dict__.update(event.__dict__, **changed)
+    return record
 
 
 class Batch(Strict):
