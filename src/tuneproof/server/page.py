@@ -1,11 +1,14 @@
 """`/dashboard/deployment/{id}`: a rollout as one plain page, made here, with no script.
 
+What pages have in common (style, headers, tables) is here, too.
+
 Every text is escaped; the policy allows nothing but this page's own style sheet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -62,12 +65,12 @@ def router() -> APIRouter:
         config = app.settings.pipelines.get(deployment.pipeline)
         limits = [] if config is None else triggers(config)
         html = render(deployment, history, limits, now=app.clock.now())
-        return HTMLResponse(html, headers=_HEADERS)
+        return HTMLResponse(html, headers=HEADERS)
 
     return routes
 
 
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -83,30 +86,36 @@ def render(
     now: datetime,
 ) -> str:
     """The page of a rollout as it stands at `now`."""
-    title = f"{verdict(deployment, now)}"
-    refresh = "" if deployment.state.final else '<meta http-equiv="refresh" content="10">'
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}
-<title>{escape(deployment.id)} · TuneProof</title>
-<link rel="stylesheet" href="/dashboard/style.css"></head>
-<body><main>
-<h1>{escape(title)}</h1>
-<p><meter min="0" max="1" value="{deployment.share:.4f}" \
-aria-label="The candidate's share of traffic">{_percent(deployment.share)}</meter></p>
+    body = f"""<p><meter min="0" max="1" value="{deployment.share:.4f}" \
+aria-label="The candidate's share of traffic">{percent(deployment.share)}</meter></p>
 {_facts(deployment, limits)}
 {_evidence(deployment)}
 <h2>History</h2>
 {_history(history)}
-{_ways(deployment)}
-<p class="quiet">As of {_time(now)}.</p>
+{_ways(deployment)}"""
+    title = verdict(deployment, now)
+    return document(deployment.id, title, body, now=now, changes=not deployment.state.final)
+
+
+def document(name: str, heading: str, body: str, *, now: datetime, changes: bool) -> str:
+    """A whole page around `body`, which is HTML already; loaded anew where it `changes`."""
+    refresh = '<meta http-equiv="refresh" content="10">' if changes else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}
+<title>{escape(name)} · TuneProof</title>
+<link rel="stylesheet" href="/dashboard/style.css"></head>
+<body><main>
+<h1>{escape(heading)}</h1>
+{body}
+<p class="quiet">As of {instant(now)}.</p>
 </main></body></html>
 """
 
 
 def verdict(deployment: Deployment, now: datetime) -> str:
     """One sentence: what holds, what happens next, and when."""
-    share = _percent(deployment.share)
+    share = percent(deployment.share)
     state = deployment.state
     if state is DeploymentState.ROLLED_BACK:
         return f"Rolled back: {_sentence(deployment.cause or 'no cause was given')}"
@@ -119,12 +128,12 @@ def verdict(deployment: Deployment, now: datetime) -> str:
         return f"Paused with the candidate at {share}: {cause}"
     when = "" if deployment.next_at is None else f" in {_span(deployment.next_at, now)}"
     if state is DeploymentState.HOLDING:
-        held = _percent(deployment.plan.holdback)
+        held = percent(deployment.plan.holdback)
         return f"Candidate serves {share}; {held} are held back. Complete{when} if no harm shows."
     steps = deployment.plan.steps
     following = deployment.step + 1
     if following < len(steps):
-        goes = f"Next: {_percent(steps[following])}{when} if all guardrails hold."
+        goes = f"Next: {percent(steps[following])}{when} if all guardrails hold."
     else:
         goes = f"The holdback begins{when} if all guardrails hold."
     return f"Candidate serves {share}. {goes}"
@@ -137,19 +146,19 @@ def _facts(deployment: Deployment, limits: Iterable[str]) -> str:
         ("Baseline", deployment.previous.model_id),
         ("Tasks", ", ".join(deployment.tasks)),
         ("Strategy", deployment.plan.strategy),
-        ("Steps", " → ".join(_percent(share) for share in deployment.plan.steps)),
+        ("Steps", " → ".join(percent(share) for share in deployment.plan.steps)),
         ("Experiment", deployment.ab_test_id or "none"),
         ("Run", deployment.run_id or "none"),
         ("Rolls back at", ", ".join(limits)),
     ]
-    return _table(["", ""], rows)
+    return table(["", ""], rows)
 
 
 def _evidence(deployment: Deployment) -> str:
     if not deployment.evidence:
         return ""
     rows = [(name, _figure(value)) for name, value in sorted(deployment.evidence.items())]
-    return "<h2>Evidence</h2>" + _table(["what", "value"], rows)
+    return "<h2>Evidence</h2>" + table(["what", "value"], rows)
 
 
 def _figure(value: Any) -> str:
@@ -164,8 +173,8 @@ def _sentence(text: str) -> str:
 
 
 def _history(history: Iterable[Mapping[str, Any]]) -> str:
-    rows = [(_time(x["at"]), x["kind"], x["who"], x["reason"]) for x in history]
-    return _table(["when", "what", "who", "why"], rows) if rows else "<p>Nothing yet.</p>"
+    rows = [(instant(x["at"]), x["kind"], x["who"], x["reason"]) for x in history]
+    return table(["when", "what", "who", "why"], rows) if rows else "<p>Nothing yet.</p>"
 
 
 def _ways(deployment: Deployment) -> str:
@@ -176,19 +185,36 @@ def _ways(deployment: Deployment) -> str:
     return f"<h2>Roll back</h2><p><code>{escape(command)}</code></p>"
 
 
-def _table(head: list[str], rows: Iterable[tuple[Any, ...]]) -> str:
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads somewhere."""
+
+    text: str
+    address: str
+
+
+def table(head: list[str], rows: Iterable[tuple[Any, ...]]) -> str:
+    """Rows of text and links under their heads; everything is escaped."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head) if any(head) else ""
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table>{f'<thead><tr>{top}</tr></thead>' if top else ''}<tbody>{body}</tbody></table>"
 
 
-def _percent(share: float) -> str:
+def _cell(cell: Any) -> str:
+    if isinstance(cell, Link):
+        return f'<a href="{escape(cell.address)}">{escape(cell.text)}</a>'
+    return escape(str(cell))
+
+
+def percent(share: float) -> str:
+    """A share in percent."""
     return f"{share * 100:.2f}".rstrip("0").rstrip(".") + " %"
 
 
-def _time(at: datetime) -> str:
+def instant(at: datetime) -> str:
+    """An instant as people read it."""
     return f"{utc(at):%Y-%m-%d %H:%M:%S} UTC"
 
 

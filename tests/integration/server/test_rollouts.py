@@ -208,6 +208,18 @@ async def test_the_page_of_a_rollout_is_plain_and_escaped(service, rollout):
     assert (await service.http.get("/dashboard/deployment/none")).status_code == 404
 
 
+async def test_the_first_page_shows_what_is_served_and_leads_on(service, rollout):
+    page = await service.http.get("/")
+    assert page.status_code == 200
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert "cand &lt;script&gt;" in page.text
+    assert "10 %" in page.text
+    assert f'<a href="/dashboard/deployment/{rollout}">{rollout}</a>' in page.text
+    parsed = Tags()
+    parsed.feed(page.text)
+    assert "script" not in parsed.tags
+
+
 async def test_health_is_by_real_calls(service):
     health = (await service.http.get("/health")).json()
     assert set(health["components"]) == {

@@ -1,0 +1,89 @@
+"""`/`: what is served, and what runs, on one plain page with links to the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+
+from tuneproof.server.auth import Reader
+from tuneproof.server.page import HEADERS, Link, document, instant, percent, table
+from tuneproof.server.problems import RESPONSES
+from tuneproof.server.state import TheApp
+
+if TYPE_CHECKING:
+    from tuneproof.experiments import ABTest
+    from tuneproof.rollout import Deployment, Routing
+    from tuneproof.store import Run
+
+NEWEST = 10
+"""How many of each kind are shown."""
+
+
+def router() -> APIRouter:
+    """The page at the root."""
+    routes = APIRouter(tags=["dashboard"], responses=RESPONSES)
+
+    @routes.get("/", response_class=HTMLResponse, summary="What is served and what runs, as a page")
+    async def home(app: TheApp, _: Reader) -> HTMLResponse:
+        body = _body(
+            await app.routing(),
+            (await app.runs(limit=NEWEST)).items,
+            (await app.experiments(limit=NEWEST)).items,
+            (await app.deployments(limit=NEWEST)).items,
+        )
+        page = document("Overview", "TuneProof", body, now=app.clock.now(), changes=True)
+        return HTMLResponse(page, headers=HEADERS)
+
+    return routes
+
+
+def _body(
+    routing: Iterable[Routing],
+    runs: Sequence[Run],
+    tests: Sequence[ABTest],
+    rollouts: Sequence[Deployment],
+) -> str:
+    sections = {
+        "Models in use": table(
+            ["task", "model", "candidate", "its share"], [_served(one) for one in routing]
+        ),
+        "Runs": table(
+            ["run", "status", "began", "reason"],
+            [(r.id, r.status.value, instant(r.created_at), r.reason or "") for r in runs],
+        ),
+        "Experiments": table(
+            ["experiment", "status", "began", "verdict"],
+            [
+                (
+                    Link(t.id, f"/evaluation/report/{t.id}"),
+                    t.status,
+                    instant(t.start_at),
+                    " ".join(filter(None, (t.verdict and f"{t.verdict}:", t.reason))),
+                )
+                for t in tests
+            ],
+        ),
+        "Rollouts": table(
+            ["rollout", "state", "began", "share", "candidate"],
+            [
+                (
+                    Link(d.id, f"/dashboard/deployment/{d.id}"),
+                    d.state,
+                    instant(d.created_at),
+                    percent(d.share),
+                    d.candidate.model_id,
+                )
+                for d in rollouts
+            ],
+        ),
+    }
+    return "\n".join(f"<h2>{name}</h2>{shown}" for name, shown in sections.items())
+
+
+def _served(routing: Routing) -> tuple[str, ...]:
+    names = ", ".join(p.candidate.model_id for p in routing.parts if p.candidate is not None)
+    share = percent(routing.candidates_share or 0.0) if names else ""
+    return routing.task, routing.baseline.model_id, names, share
