@@ -41,7 +41,7 @@ h1 { font-size: 22px; } h2 { font-size: 17px; }
 code { font-family: ui-monospace, monospace; font-size: 13px; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; overflow-wrap: break-word; }
 meter { width: 100%; height: 16px; }
 .quiet { color: var(--base); }
 """
