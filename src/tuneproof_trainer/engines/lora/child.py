@@ -41,6 +41,7 @@ class Parent:
         self._read, self._write = read, write
         self._acks: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._reason: StopReason | None = None
+        self._over = False
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
     def _listen(self) -> None:
@@ -78,11 +79,17 @@ class Parent:
 
     def done(self, outcome: Outcome) -> None:
         """The training ended."""
-        pipe.write(self._write, "done", outcome=outcome)
+        self._end("done", outcome=outcome)
 
     def failed(self, error: EngineError) -> None:
         """The training cannot succeed."""
-        pipe.write(self._write, "failed", code=error.code, message=error.message, param=error.param)
+        self._end("failed", code=error.code, message=error.message, param=error.param)
+
+    def _end(self, kind: str, **content: Any) -> None:
+        """Tell how it ended; what is told after that is told to nobody."""
+        if not self._over:
+            self._over = True
+            pipe.write(self._write, kind, **content)
 
 
 Train = Callable[[Path, Parent], Outcome]

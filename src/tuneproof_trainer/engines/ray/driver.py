@@ -35,7 +35,12 @@ def drive(folder: Path, options: RayOptions, parent: Parent) -> Outcome:
     loses workers more often than `options` allow.
     """
     with connected(options):
-        return _Drive(folder, options, parent).run()
+        try:
+            return _Drive(folder, options, parent).run()
+        except EngineError as error:
+            # Now: leaving Ray while a worker group is at work may end this process.
+            parent.failed(error)
+            raise
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
