@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from tuneproof.errors import (
     TrainingNotAvailableError,
 )
 from tuneproof.experiments import ModelRef
+from tuneproof.rollout import Routing
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import RunStatus
-from tuneproof.testing import MemoryProvider, MemorySource
+from tuneproof.testing import MemoryProvider, MemorySource, MemoryTarget
 from tuneproof.training import VersionStatus
 
 STAGES = ["collect", "curate", "train", "gate", "experiment", "rollout"]
@@ -186,6 +188,28 @@ async def test_closed_provider_fails_the_run_and_says_how_to_switch(
         again = await loop.end(run.id)
         assert again.status is RunStatus.SUCCESS
         assert again.arguments["attempt"] == 2
+
+
+class SlowTarget(MemoryTarget):
+    """Applies a routing after a while, so that the run's end is known before the run returns."""
+
+    async def apply(self, routing: Routing) -> None:
+        await asyncio.sleep(0.3)
+        await super().apply(routing)
+
+
+async def test_run_that_is_still_ending_can_be_retried(tmp_path: Path, database_url: str) -> None:
+    async with open_loop(tmp_path, database_url, targets=[SlowTarget()]) as loop:
+        for task in QUICK.tasks:
+            served = Routing(task=task, baseline=ModelRef(model_id="base"))
+            await loop.app.store.routing.set(served)
+        loop.provider.raises["create_job"] = TrainingNotAvailableError("Closed.", mend="Wait.")
+        run = await loop.turn(last_stage="gate")
+        assert run.status is RunStatus.FAILED
+        assert not await loop.app.engine.ended(run.id)
+        del loop.provider.raises["create_job"]
+        await loop.app.retry_run(run.id)
+        assert (await loop.end(run.id)).status is RunStatus.SUCCESS
 
 
 async def test_retry_trains_as_the_settings_say_then(tmp_path: Path, database_url: str) -> None:

@@ -179,6 +179,8 @@ class Runs(Core):
                 f"Run {run_id} is {run.status}: only one that ended without success is retried.",
                 mend="tuneproof run start",
             )
+        if not await self.engine.returned(run_id):  # its end is written before it returns
+            raise StateError(f"Run {run_id} is still ending.", mend="Try again in some seconds.")
         wanted = stage or (run.error or {}).get("stage") or run.current_stage or Stage.COLLECT
         first = FIRST_STEP[_stage(str(wanted)) or Stage.COLLECT]
         async with self.store.begin() as tx:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from enum import StrEnum
@@ -205,6 +206,15 @@ class Engine:
         """Whether the durable function returned or was given up."""
         status = await DBOS.get_workflow_status_async(run_id)
         return status is None or status.status not in ("PENDING", "ENQUEUED", "DELAYED")
+
+    async def returned(self, run_id: str, *, within_s: float = 10.0) -> bool:
+        """Wait for a durable function that is about to return; False for one that goes on."""
+        deadline = time.monotonic() + within_s
+        while not await self.ended(run_id):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.05)
+        return True
 
     async def given_up(self, run_id: str) -> str | None:
         """Why the engine ended a run without its function's answer; None where it did not."""
