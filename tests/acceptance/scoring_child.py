@@ -54,5 +54,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the killed
     while sys.stdin.readline():
         if os.fork() == 0:
-            asyncio.run(serve(*sys.argv[1:]))
+            try:
+                asyncio.run(serve(*sys.argv[1:]))
+            except Exception as error:
+                print(f"{os.getpid()} failed: {error!r}", flush=True)
+                raise
             break
