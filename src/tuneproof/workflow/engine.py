@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import sqlalchemy as sa
 from dbos import DBOS, AsyncSQLAlchemyDatasource, DBOSConfig, SetWorkflowID
 from dbos._error import DBOSException
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof import errors
 from tuneproof.workflow.clocks import Clock
@@ -20,10 +21,13 @@ from tuneproof.workflow.ownership import TAKEOVER_QUEUE, Keeper
 from tuneproof.workflow.signals import CONTROL, TICK, Signal
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 EngineError = DBOSException
 """What the engine raises for its own reasons (cancelled, taken over): never a step's error."""
+
+Tx = AsyncConnection
+"""A transaction of the store: what `transaction` passes, and what the store's writes take."""
 
 T = TypeVar("T")
 
@@ -254,7 +258,7 @@ class Engine:
         options: Any = {"name": name, "isolation_level": level}
         return cast(T, await self._datasource.run_tx_step_async(options, cast(Any, body)))
 
-    async def connection(self) -> AsyncConnection:
+    async def connection(self) -> Tx:
         """The connection of the transaction that runs now."""
         assert self._datasource is not None, "the engine is not launched"
         return await self._datasource.sql_session().connection()
