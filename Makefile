@@ -41,14 +41,14 @@ types: setup
 	.venv/bin/mypy
 
 unit: setup
-	$(PYTHON) -m pytest -q -n 2 tests/unit
+	$(PYTHON) -m pytest -q -n 2 tests/unit tests/trainer/unit
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow
 
 lora: $(LORA) ## train, answer and kill the engines lora and ray, in an environment of their own
-	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m lora tests/lora
-	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m ray tests/ray_cluster
+	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m lora tests/trainer/lora
+	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m ray tests/trainer/ray_cluster
 
 # pip chooses torch's build for this machine; everything else is pinned.
 $(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.toml

@@ -1,6 +1,6 @@
 """Runs the benchmarks, writes `results.json` and `docs/benchmarks.md`, prints a table.
 
-    python benchmarks/run.py [--strict] [NAME ...]      NAME: a file of this folder, without .py
+    python benchmarks/run.py [--strict] [NAME ...]      NAME: a file of this folder, or FOLDER_FILE
 
 A benchmark is a file here with `def records() -> list[dict]`; each record has `name, ours, unit,
 peer, peer_value, ratio, goal, met` (and may have more). `ratio` says how many times better ours
@@ -72,7 +72,8 @@ def main() -> int:
 
 def discover() -> dict[str, Path]:
     """The files here that define `records`, by name; none is imported for that."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.py")) if _has_records(path)}
+    files = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("trainer/*.py")])
+    return {_name(path): path for path in files if _has_records(path)}
 
 
 def run(chosen: dict[str, Path]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
@@ -161,6 +162,11 @@ def _records(name: str, path: Path) -> list[dict[str, Any]]:
         if missing:
             raise RuntimeError(f"a record lacks {', '.join(missing)}: {record}")
     return records
+
+
+def _name(path: Path) -> str:
+    """`trainer_poll` for `trainer/poll.py`."""
+    return "_".join(path.relative_to(FOLDER).with_suffix("").parts)
 
 
 def _has_records(path: Path) -> bool:
