@@ -7,7 +7,7 @@ LORA := .venv-lora/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: help setup services demo test check lint types unit acceptance lora simulate bench docs lock clean
+.PHONY: help setup services demo test check lint types unit acceptance lora simulate bench docs house lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -69,6 +69,9 @@ bench: setup services ## ratios against named peers; writes benchmarks/results.j
 
 docs: setup ## run every example of README and docs
 	$(PYTHON) -m pytest -q -m "not slow" tests/unit/test_docs.py tests/integration/test_examples.py
+
+house: setup ## what the source weighs: functions, names, circles; ROOTS="--root before/src --root src" compares
+	$(PYTHON) tools/house.py $(ROOTS)
 
 lock: ## resolve the dependencies anew; the extras lora and ray have files of their own
 	@sh .ci/uv
