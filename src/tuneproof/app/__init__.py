@@ -7,8 +7,6 @@ asked of it, by the command line, the HTTP service and Python alike.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
 from tuneproof.app.scoring import Qualities, Scoring
 from tuneproof.app.serving import ChatEndpoint, Serving
 from tuneproof.collection import TrainingDataBatch
-from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
 from tuneproof.pipeline import PipelineResult
 from tuneproof.rollout import Deployment, DeploymentState
@@ -47,9 +44,11 @@ __all__ = [
 ]
 
 
-log = logging.getLogger(__name__)
-
 DELIVER_EVERY_S = 2.0
+"""How often the outbox is emptied."""
+
+TRIM_EVERY_S = 60.0
+"""How often idle connections are closed."""
 
 
 class App(Overview, Outcomes, Qualities, Serving):
@@ -65,19 +64,11 @@ class App(Overview, Outcomes, Qualities, Serving):
                 breaker=self.breakers["mlflow"],
             )
             if self._background:
-                self.spawn("tuneproof-tracking", self._deliver())
+                self.supervisor.every(
+                    "tracking", DELIVER_EVERY_S, self.tracker.deliver_once, leader="tracking"
+                )
         if self._background:
-            self.spawn("tuneproof-pools", self.pools.run(asyncio.Event()))
-
-    async def _deliver(self) -> None:
-        """Empty the outbox every few seconds; of several workers, one does."""
-        while True:
-            try:
-                if await self.engine.leads("tracking"):
-                    await self.tracker.deliver_once()
-            except TuneProofError as e:
-                log.warning("the outbox could not be emptied: %s", e)
-            await asyncio.sleep(DELIVER_EVERY_S)
+            self.supervisor.every("pools", TRIM_EVERY_S, self.pools.trim)
 
     def _hooks(self) -> _Told:
         return _Told(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import logging
@@ -37,6 +36,7 @@ from tuneproof.resilience import (
     ConnectionPoolManager,
     DatabasePool,
     RedisPool,
+    Supervisor,
     redis_pool,
 )
 from tuneproof.rollout import Deployment, DeploymentManager, Target
@@ -58,7 +58,7 @@ VIRTUAL_NOW = "virtual_now"
 EMBEDDED = "embedded"
 """The executor id of the one process that owns a SQLite data directory."""
 
-_CLOCK = "tuneproof-clock"
+_CLOCK = "virtual-clock"
 
 
 class _NoEngine:
@@ -123,7 +123,7 @@ class Core(Provided):
         self._with_engine = engine
         self._providers: dict[str, Provider] = {}
         self._closing = AsyncExitStack()
-        self._tasks: list[asyncio.Task[Any]] = []
+        self.supervisor = Supervisor(leads=self._leads, restarted=self.metrics.task_restarted)
 
     @classmethod
     @asynccontextmanager
@@ -190,6 +190,9 @@ class Core(Provided):
         self.metrics.watch_pools(self.pools.counts)
         self.metrics.watch_cache(lambda: self.cache.hit_rate)
 
+    async def _leads(self, role: str) -> bool:
+        return await self.engine.leads(role)
+
     async def _open_store(self) -> Store:
         config = self.settings.store
         pool = {
@@ -245,8 +248,8 @@ class Core(Provided):
         if not isinstance(self.clock, VirtualClock):
             raise StateError("Only a virtual clock is driven.", mend="Open the App with one.")
         self.clock.participants.extend(participants)
-        if all(task.get_name() != _CLOCK for task in self._tasks):
-            self.spawn(_CLOCK, self.clock.drive())
+        if not self.supervisor.runs(_CLOCK):
+            self.supervisor.keep(_CLOCK, self.clock.drive)
 
     async def _open_trainer(self) -> None:
         if self._given_provider is not None:
@@ -327,7 +330,9 @@ class Core(Provided):
         """
         if self.alerts.configured:
             key = f"alerted:{kind}:{subject}:{once}"
-            self.spawn("tuneproof-alert", self._alerted(key, kind, subject, summary, details))
+            self.supervisor.soon(
+                "alert", lambda: self._alerted(key, kind, subject, summary, details)
+            )
 
     async def _alerted(
         self, key: str, kind: str, subject: str, summary: str, details: Mapping[str, Any]
@@ -338,10 +343,7 @@ class Core(Provided):
 
     async def close(self) -> None:
         """Stop loops, engine, servers and pools, in the reverse order of their opening."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await self.supervisor.close()
         self.live.close()
         for provider in self._providers.values():
             with contextlib.suppress(StoreUnavailableError):

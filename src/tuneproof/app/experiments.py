@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from functools import cached_property
 from typing import Any, Unpack
 
 from tuneproof.app.core import Core
@@ -215,13 +213,7 @@ class Experiments(Core):
 
     def warm_soon(self, look: Look) -> None:
         """Put a look's figures into the cache, without keeping the run waiting for it."""
-        task = asyncio.ensure_future(self._warm(look))
-        self._warming.add(task)
-        task.add_done_callback(self._warming.discard)
-
-    @cached_property
-    def _warming(self) -> set[asyncio.Future[None]]:
-        return set()
+        self.supervisor.soon("warm", lambda: self._warm(look), attempts=1)
 
     async def _warm(self, look: Look) -> None:
         id = look.experiment_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -28,36 +27,30 @@ class Outcomes(Core):
     async def _began(self) -> None:
         await super()._began()
         if self._background and self.settings.outcome_sources:
-            self.spawn("tuneproof-outcomes", self._keep_polling())
+            self._polled: dict[str, datetime] = {}
+            self.supervisor.every("outcomes", LOOK_EVERY_S, self._poll_due, leader="outcomes")
         if self._background and any(c.retention_days for c in self.settings.pipelines.values()):
-            self.spawn("tuneproof-retention", self._keep_forgetting())
+            self.supervisor.every(
+                "retention", FORGET_EVERY_S, self.forget_events, leader="retention"
+            )
 
-    async def _keep_polling(self) -> None:
-        polled: dict[str, datetime] = {}
-        while True:
-            now = self.clock.now()
-            for config in self.settings.pipelines.values():
-                source = self._source_of(config)
-                if source is None or not await self.engine.leads("outcomes"):
-                    continue
-                every = timedelta(seconds=source.poll_seconds)
-                if now - polled.get(config.name, now - every) < every:
-                    continue
-                polled[config.name] = now
-                try:
-                    await self.poll_outcomes(config.name)
-                except TuneProofError as e:
-                    log.warning("outcomes of %s could not be read: %s", config.name, e)
-            await asyncio.sleep(LOOK_EVERY_S)
-
-    async def _keep_forgetting(self) -> None:
-        while True:
+    async def _poll_due(self) -> None:
+        """Poll the sources whose interval is over; one that fails keeps no other from its turn."""
+        now, failed = self.clock.now(), []
+        for config in self.settings.pipelines.values():
+            source = self._source_of(config)
+            if source is None:
+                continue
+            every = timedelta(seconds=source.poll_seconds)
+            if now - self._polled.get(config.name, now - every) < every:
+                continue
+            self._polled[config.name] = now
             try:
-                if await self.engine.leads("retention"):
-                    await self.forget_events()
+                await self.poll_outcomes(config.name)
             except TuneProofError as e:
-                log.warning("old events could not be deleted: %s", e)
-            await asyncio.sleep(FORGET_EVERY_S)
+                failed.append(e)
+        if failed:
+            raise failed[0]
 
     async def forget_events(self) -> Sequence[str]:
         """Delete the raw events of what ended `retention_days` ago; whose they were.

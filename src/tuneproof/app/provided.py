@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from tuneproof.app.providing import price_at, provider_of
 from tuneproof.errors import ProviderUnavailableError
 from tuneproof.experiments import ModelRef
 from tuneproof.experiments.planning import Prices
-from tuneproof.resilience import BreakerEvent, CircuitBreaker
+from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
 from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
 from tuneproof.store import Store
 from tuneproof.telemetry import Metrics
@@ -49,11 +48,7 @@ class Provided:
     trainer_url: str | None
     _given_provider: Provider | None
     _providers: dict[str, Provider]
-    _tasks: list[asyncio.Task[Any]]
-
-    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a loop of the App's own until it closes."""
-        self._tasks.append(asyncio.create_task(work, name=name))
+    supervisor: Supervisor
 
     def _watch_breakers(self) -> None:
         for name in ("openai", "mlflow"):
@@ -78,7 +73,7 @@ class Provided:
 
         def heard(event: BreakerEvent) -> None:
             if event.kind == "closed":
-                self.spawn("tuneproof-back", self.provider_is_back(provider))
+                self.supervisor.soon("wake", lambda: self.provider_is_back(provider))
 
         self.breaker_of(provider).subscribe(heard)
 

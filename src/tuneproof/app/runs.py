@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,8 +18,6 @@ from tuneproof.settings import PipelineConfig
 from tuneproof.store import Page, Run, RunStatus
 from tuneproof.training import ModelVersion
 
-log = logging.getLogger(__name__)
-
 FIRST_STEP = {
     Stage.COLLECT: "collect.begin",
     Stage.CURATE: "collect.begin",
@@ -32,6 +29,8 @@ FIRST_STEP = {
 """Where a run is taken up again to repeat a stage."""
 
 POLL_S = 0.2
+
+SCHEDULE_EVERY_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,9 @@ class LogLine:
 
 class Runs(Core):
     """What can be asked of runs."""
+
+    _settled = False
+    """Whether this process has taken back what came along with providers that moved."""
 
     async def start_run(
         self,
@@ -255,7 +257,9 @@ class Runs(Core):
         if self._with_engine:
             await self._start_forgotten()
         if self._background:
-            self.spawn("tuneproof-schedule", self._keep_schedule())
+            self.supervisor.every(
+                "schedule", SCHEDULE_EVERY_S, self._look_at_schedule, leader="schedule"
+            )
 
     async def _start_forgotten(self) -> None:
         """Start, or take up again, runs whose process died before it could tell the engine."""
@@ -293,21 +297,14 @@ class Runs(Core):
             failed.append(run.id)
         return failed
 
-    async def _keep_schedule(self) -> None:
-        clock = workflow.SystemClock()
-        settled = False
-        while True:
-            try:
-                if await self.engine.leads("schedule"):
-                    if not settled:
-                        await self.settle_providers()
-                        settled = True
-                    await self.fail_given_up()
-                    await self.tick(clock.now())
-                    await self.watch_shutdowns(clock.now())
-            except TuneProofError as e:
-                log.warning("the schedule could not be looked at: %s", e)
-            await clock.sleep_until(clock.now() + timedelta(seconds=20))
+    async def _look_at_schedule(self) -> None:
+        now = workflow.SystemClock().now()
+        if not self._settled:
+            await self.settle_providers()
+            self._settled = True
+        await self.fail_given_up()
+        await self.tick(now)
+        await self.watch_shutdowns(now)
 
     async def watch_shutdowns(self, now: datetime) -> list[str]:
         """What is done about models that will be shut down."""

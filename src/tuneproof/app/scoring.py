@@ -79,7 +79,7 @@ class Qualities(Core):
         if not self._background:
             return
         if self._scored_tasks or await self.store.scores.pipelines_waiting():
-            self.spawn("tuneproof-scoring", self._keep_scoring())
+            self.supervisor.every("scoring", LOOK_EVERY_S, self._score_more, leader="scoring")
 
     # --- taking texts in --------------------------------------------------------------
 
@@ -124,16 +124,9 @@ class Qualities(Core):
 
     # --- scoring ----------------------------------------------------------------------
 
-    async def _keep_scoring(self) -> None:
-        while True:
-            done = 0
-            try:
-                if await self.engine.leads("scoring"):
-                    done = await self.score_waiting()
-            except TuneProofError as e:
-                log.warning("answers could not be scored: %s", e)
-            if not done:
-                await asyncio.sleep(LOOK_EVERY_S)
+    async def _score_more(self) -> bool:
+        """Score a batch; whether another may wait."""
+        return await self.score_waiting() > 0
 
     async def score_waiting(self) -> int:
         """Score a batch of the texts that are due, within the day's budget; how many ended.

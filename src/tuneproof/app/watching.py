@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SHUTDOWN_WARNING = timedelta(days=60)
 """From when on the loop warns that a provider shuts a model down."""
 
-PROBE_EVERY = timedelta(seconds=5)
+PROBE_EVERY_S = 5.0
 """How often it is looked whether a breaker lets a probe through; the breaker sets the pauses."""
 
 ASK_EVERY = timedelta(hours=24)
@@ -207,13 +207,7 @@ class Watching(Runs):
     async def _began(self) -> None:
         await super()._began()
         if self._background:
-            self.spawn("tuneproof-probes", self._keep_probing())
-
-    async def _keep_probing(self) -> None:
-        clock = workflow.SystemClock()
-        while True:
-            await clock.sleep_until(clock.now() + PROBE_EVERY)
-            await self.probe_providers()
+            self.supervisor.every("probes", PROBE_EVERY_S, self.probe_providers)
 
     async def probe_providers(self) -> list[str]:
         """Ask each provider whose breaker lets a probe through; those that answered.

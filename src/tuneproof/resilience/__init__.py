@@ -1,8 +1,9 @@
 """What keeps the loop going while something it needs is down.
 
 `CircuitBreaker` stops calling a service that keeps failing, `retrying` calls again after a short
-pause, `ConnectionPoolManager` bounds and counts connections. None of them knows which service it
-guards, and none imports a driver before a pool is made.
+pause, `ConnectionPoolManager` bounds and counts connections, `Supervisor` starts background tasks
+again that died. None of them knows which service it guards, and none imports a driver before a
+pool is made.
 """
 
 from tuneproof.resilience.breaker import (
@@ -25,6 +26,7 @@ from tuneproof.resilience.pools import (
     redis_pool,
 )
 from tuneproof.resilience.retries import retrying
+from tuneproof.resilience.supervisor import Supervisor, TaskHealth, TaskState
 
 __all__ = [
     "DEFAULTS",
@@ -37,6 +39,9 @@ __all__ = [
     "PoolCounts",
     "RedisPool",
     "State",
+    "Supervisor",
+    "TaskHealth",
+    "TaskState",
     "at_fault",
     "heeding_cancellation",
     "postgres_engine",

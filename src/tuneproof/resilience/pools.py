@@ -211,15 +211,6 @@ class ConnectionPoolManager:
         """Close connections of all pools that were idle for too long; says how many."""
         return sum([await pool.trim() for pool in self._pools.values()])
 
-    async def run(self, stop: asyncio.Event, *, every_s: float = 60.0) -> None:
-        """Trim every `every_s` seconds until `stop` is set."""
-        while not stop.is_set():
-            await self.trim()
-            try:
-                await asyncio.wait_for(stop.wait(), every_s)
-            except TimeoutError:
-                continue
-
     async def close(self) -> None:
         """Close and forget every pool; the first error is raised after all were tried."""
         pools, self._pools = list(self._pools.values()), {}

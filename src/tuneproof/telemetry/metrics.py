@@ -216,6 +216,10 @@ class Metrics:
         self._texts.labels(pipeline, result).inc(texts)
         self._scoring_usd.labels(pipeline).inc(cost_usd)
 
+    def task_restarted(self, task: str) -> None:
+        """A background task that died was started again."""
+        self._task_restarts.labels(task).inc()
+
     def naive_time_read(self) -> None:
         """A time without a zone came in and was read as UTC."""
         self._naive_times.inc()
@@ -296,6 +300,9 @@ class Metrics:
         )
         self._scoring_usd = self._counter(
             "tuneproof_scoring_cost_usd", "What scoring answers cost in USD", "pipeline"
+        )
+        self._task_restarts = self._counter(
+            "tuneproof_task_restarts", "Times that a background task died and began again", "task"
         )
         self._naive_times = self._counter(
             "tuneproof_naive_times", "Times without a zone, read as UTC"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -105,23 +104,6 @@ class MLflowExperimentTracker:
         if arrived:
             self._on_delivered(arrived)
         return arrived
-
-    async def run(self, stop: asyncio.Event, *, every_s: float = 5.0) -> None:
-        """Deliver until `stop` is set, looking for new items every `every_s` seconds.
-
-        An unreachable outbox is logged and looked at again; nothing else leaves this loop.
-        """
-        while not stop.is_set():
-            try:
-                while await self.deliver_once():
-                    if stop.is_set():
-                        return
-            except Exception:
-                log.exception("the outbox could not be delivered; trying again in %g s", every_s)
-            try:
-                await asyncio.wait_for(stop.wait(), every_s)
-            except TimeoutError:
-                continue
 
     async def find_run(self, run_id: str) -> TrackedRun | None:
         """Our run `run_id` as MLflow has it, with its latest metrics; None where it has none."""

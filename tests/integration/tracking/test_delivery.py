@@ -285,19 +285,6 @@ async def test_without_a_server_everything_is_kept(store: Store, run_id: str) ->
         await tracker.check()
 
 
-async def test_run_delivers_what_comes_until_it_is_stopped(
-    store: Store, tracker: MLflowExperimentTracker, run_id: str
-) -> None:
-    stop = asyncio.Event()
-    task = asyncio.create_task(tracker.run(stop, every_s=0.01))
-    await add(store, whole_run(run_id))
-    async with asyncio.timeout(30):
-        while await tracker.pending():
-            await asyncio.sleep(0.05)
-    stop.set()
-    await task
-
-
 async def test_health_is_a_real_call_and_counts_what_waits(
     store: Store, tracker: MLflowExperimentTracker, run_id: str
 ) -> None:
