@@ -22,6 +22,7 @@ from tuneproof.settings import (
     StoreConfig,
     TaskConfig,
 )
+from tuneproof.settings.fields import from_sections, options
 
 
 def load(tmp_path: Path, text: str = "", env: dict[str, str] | None = None, **arguments: Any):
@@ -326,11 +327,15 @@ def test_sections_make_the_config_that_their_fields_make():
 
 
 def test_every_field_but_the_name_can_be_set_in_the_file():
-    from tuneproof.settings import pipelines
-
-    in_sections = {field for keys in pipelines._SECTIONS.values() for field in keys.values()}
-    fields = {f.name for f in dataclasses.fields(PipelineConfig)}
-    assert in_sections | set(pipelines._TOP) | {"name"} == fields
+    known = {option.name: option.default for option in options(PipelineConfig)}
+    assert set(known) == {f.name for f in dataclasses.fields(PipelineConfig)}
+    for option in options(PipelineConfig):
+        for path in option.paths if option.name != "name" else ():
+            table: Any = option.default
+            for key in reversed(path.split(".")):
+                table = {key: table}
+            made = from_sections(PipelineConfig, table, "pipelines.x")
+            assert made == {option.name: option.default}, path
 
 
 def test_the_store_is_a_file_in_the_data_directory_unless_set(tmp_path):

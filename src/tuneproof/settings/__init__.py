@@ -1,11 +1,14 @@
 """Settings: what the user set, validated, with where it came from. Read once, passed on.
 
-`checks` (rules for values) → `pipelines`, `records` (what can be set) → `environment` (names
-of variables) → `loading` (`Settings.load` merges arguments, environment, file, defaults).
+`checks` (rules for values) → `fields` (what is known of one setting) → `declaration`,
+`pipelines`, `records` (what can be set) → `environment`, `layers` (what each source sets) →
+`loading` (`Settings.load` merges arguments, environment, file, defaults).
 Nothing else in TuneProof reads the environment.
 """
 
 from tuneproof.settings.checks import Secret, Url
+from tuneproof.settings.declaration import Declaration
+from tuneproof.settings.fields import Option, options
 from tuneproof.settings.loading import ADAPTERS, WITHOUT_EFFECT, Settings, resolved
 from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig
 from tuneproof.settings.records import (
@@ -36,7 +39,9 @@ __all__ = [
     "WITHOUT_EFFECT",
     "AlertsConfig",
     "CacheConfig",
+    "Declaration",
     "KubernetesConfig",
+    "Option",
     "OutcomeSourceConfig",
     "PipelineConfig",
     "ProviderConfig",
@@ -51,5 +56,6 @@ __all__ = [
     "TaskConfig",
     "TrackingConfig",
     "Url",
+    "options",
     "resolved",
 ]

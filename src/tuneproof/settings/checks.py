@@ -123,11 +123,17 @@ def meant(given: str, known: Iterable[str]) -> str:
     return f'Did you mean "{close[0]}"?' if close else f"Known are: {', '.join(known)}."
 
 
+def unknown_key(path: str, known: Iterable[str], *, last: str | None = None) -> ConfigError:
+    """The error for a key that no setting has; names the closest one. The caller raises it."""
+    mend = meant(last or path, known)
+    return ConfigError(f"{path} is not a setting.", mend=mend, field=path)
+
+
 _LEAP_YEARS = 8
 """29 February comes at the latest after so many years (1896 to 1904)."""
 
 
-def cron(field: str, value: Any) -> None:
+def cron(field: str, value: Any) -> Any:
     """Refuse what is not a cron expression of five fields."""
     from croniter import croniter
 
@@ -138,6 +144,7 @@ def cron(field: str, value: Any) -> None:
     if not _ever_fires(value):
         mend = "Choose a day that the month has, such as 28."
         raise refuse(field, value, "must name an instant that comes", mend=mend)
+    return value
 
 
 def _ever_fires(expression: str) -> bool:
@@ -151,7 +158,7 @@ def _ever_fires(expression: str) -> bool:
     return True
 
 
-def time_zone(field: str, value: Any) -> None:
+def time_zone(field: str, value: Any) -> Any:
     """Refuse what the time zone database does not know."""
     from zoneinfo import ZoneInfo
 
@@ -160,6 +167,7 @@ def time_zone(field: str, value: Any) -> None:
     except (KeyError, ValueError, TypeError, OSError) as error:
         mend = 'Write a name such as "UTC" or "Europe/Berlin".'
         raise refuse(field, value, "must be an IANA time zone", mend=mend) from error
+    return value
 
 
 def names(field: str, value: Any) -> tuple[str, ...]:
@@ -189,6 +197,14 @@ def dotted(value: Any) -> bool:
     if not isinstance(value, str) or value.count(":") != 1:
         return False
     return all(p.isidentifier() for part in value.split(":") for p in part.split("."))
+
+
+def criteria(field: str, value: Any) -> tuple[str, ...]:
+    """Distinct criteria, maybe none, from any list of texts."""
+    found = names(field, value) if value else ()
+    for one in found:
+        criterion(field, one)
+    return found
 
 
 def criterion(field: str, value: Any) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings import checks
-from tuneproof.settings.checks import Secret
-from tuneproof.settings.pipelines import PipelineConfig, fields_of, unknown_key
+from tuneproof.settings.checks import Secret, unknown_key
+from tuneproof.settings.fields import from_sections
+from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import (
     AlertsConfig,
     CacheConfig,
@@ -119,7 +120,7 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
 def _flat_record(kind: str, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     where = f"{kind}.{name}"
     if kind == "pipelines":
-        fields = fields_of(table, where)
+        fields = from_sections(PipelineConfig, table, where)
     elif kind == "targets":
         options = {k: v for k, v in table.items() if k != "kind"}
         fields = {"kind": table.get("kind"), "options": options}
