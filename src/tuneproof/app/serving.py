@@ -25,7 +25,7 @@ from tuneproof.resilience import CircuitBreaker
 from tuneproof.rollout import Deployment, RollbackResult, Routing
 from tuneproof.settings import PipelineConfig, ProviderConfig
 from tuneproof.stats import guardrails
-from tuneproof.store import Page
+from tuneproof.store import Page, SubjectKind
 from tuneproof.training import Price
 
 GROSS_WINDOW = 20
@@ -141,7 +141,7 @@ class Serving(Experiments):
         self.alert("rolled_back", id, said, once=once, pipeline=done.pipeline)
 
     async def _target(self, target: str) -> Deployment:
-        if target.startswith("deploy-"):
+        if await self.store.subjects.kind(target) is SubjectKind.ROLLOUT:
             return await self.deployment(target)
         active = [d for d in await self.store.deployments.active() if target in d.tasks]
         if active:
@@ -240,7 +240,7 @@ class Serving(Experiments):
         found = guardrails.gross_failure([r.error for r in recent])
         if not found.fired:
             return
-        if subject.startswith("deploy-"):
+        if await self.store.subjects.kind(subject) is SubjectKind.ROLLOUT:
             deployment = await self.deployment(subject)
             if not deployment.state.final:
                 await self.rollback(subject, reason=found.reason, actor="guardrail")

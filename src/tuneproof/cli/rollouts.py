@@ -124,10 +124,7 @@ async def rollback(
     It asks nothing: the way back is always open, and repeating it does no harm.
     """
     async with connect(options) as service:
-        if task.startswith("deploy-"):
-            done = await service.post(f"/deployment/rollback/{task}", {"reason": reason})
-        else:
-            done = await service.post(f"/routing/{task}/rollback", {"reason": reason})
+        done = await service.post(f"/routing/{task}/rollback", {"reason": reason})
         address = f"{service.address}/dashboard/deployment/{done['deployment_id']}"
     if options.json:
         output.data(done)

@@ -28,7 +28,7 @@ from tuneproof.sources.columns import checked, find_columns, need_columns
 
 __all__ = ["SqlSource", "Table", "open_sql"]
 
-OWN_MARK: Final = "tuneproof_schema"
+OWN_MARK: Final = "tuneproof_migration"
 """The table that only a database with a store of ours has."""
 
 OWN_TABLES: Final = frozenset(

@@ -16,6 +16,7 @@ from tuneproof.store.rollups import ArmStratum
 from tuneproof.store.runs import Run, RunStatus
 from tuneproof.store.scores import Spent, Tally, Waiting
 from tuneproof.store.store import Store, open_store, unopened_store
+from tuneproof.store.subjects import SubjectKind
 from tuneproof.store.tables import metadata
 from tuneproof.store.tokens import TokenInfo
 
@@ -30,6 +31,7 @@ __all__ = [
     "RunStatus",
     "Spent",
     "Store",
+    "SubjectKind",
     "Tally",
     "TokenInfo",
     "Waiting",

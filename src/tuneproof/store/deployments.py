@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.rollout import Deployment, DeploymentState, Plan
-from tuneproof.store.experiments import model_ref, subject_row
+from tuneproof.store.experiments import model_ref
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_json_types, to_row
-from tuneproof.store.tables import deployment_history, deployments, subjects
+from tuneproof.store.subjects import SubjectKind, add_subject
+from tuneproof.store.tables import deployment_history, deployments
 
 if TYPE_CHECKING:
     from tuneproof.store.store import Store
@@ -54,7 +55,7 @@ class Deployments:
         try:
             async with self._store.writing(tx) as own:
                 await own.execute(insert(deployments), to_row(deployment))
-                await own.execute(insert(subjects), subject_row(deployment, "deployment"))
+                await add_subject(own, deployment, SubjectKind.ROLLOUT)
         except IntegrityError as error:
             raise ConflictError(
                 f"There is a rollout {deployment.id} already.",

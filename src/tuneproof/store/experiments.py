@@ -30,10 +30,10 @@ from tuneproof.experiments import (
 )
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_row
-from tuneproof.store.tables import experiments, looks, phases, subjects
+from tuneproof.store.subjects import SubjectKind, add_subject
+from tuneproof.store.tables import experiments, looks, phases
 
 if TYPE_CHECKING:
-    from tuneproof.rollout import Deployment
     from tuneproof.store.store import Store
 
 __all__ = ["Experiments", "Phase"]
@@ -65,7 +65,7 @@ class Experiments:
         try:
             async with self._store.writing(tx) as own:
                 await own.execute(insert(experiments), to_row(test))
-                await own.execute(insert(subjects), subject_row(test, "experiment"))
+                await add_subject(own, test, SubjectKind.TEST)
         except IntegrityError as error:
             raise ConflictError(
                 f"There is an experiment {test.id} already.", mend="Take a new id.", id=test.id
@@ -245,16 +245,6 @@ def model_ref(data: Mapping[str, Any]) -> ModelRef:
     return ModelRef(
         model_id=data["model_id"], version=data.get("version"), provider=data.get("provider")
     )
-
-
-def subject_row(declared: ABTest | Deployment, kind: str) -> dict[str, Any]:
-    """What events need to know of the experiment or rollout that they belong to."""
-    return {
-        "id": declared.id,
-        "kind": kind,
-        "analysis_unit": declared.analysis_unit,
-        "cuped": declared.cuped,
-    }
 
 
 def _same_share(phase: Phase, share: float) -> Phase:

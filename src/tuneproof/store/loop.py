@@ -25,6 +25,7 @@ from tuneproof.rollout import Deployment, DeploymentState, Lane, Routing, routin
 from tuneproof.rollout.machine import advance, roll_back
 from tuneproof.store.rows import to_json_types
 from tuneproof.store.runs import RunStatus
+from tuneproof.store.subjects import SubjectKind
 from tuneproof.training import ModelVersion, VersionStatus
 
 if TYPE_CHECKING:
@@ -457,7 +458,7 @@ class Loop:
         return any(test.status is ExperimentStatus.RUNNING for test in tests)
 
     async def _end_open_test(self, subject: str, cause: str, tx: AsyncConnection) -> None:
-        if not subject.startswith("ab-test-"):
+        if await self._store.subjects.kind(subject, tx=tx) is not SubjectKind.TEST:
             return
         test = await self._store.experiments.get(subject, tx=tx)
         if test.status is ExperimentStatus.RUNNING:

@@ -9,21 +9,25 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tuneproof.errors import StateError
 from tuneproof.store.engine import READ_OPTION
+from tuneproof.store.tables import metadata
 
 __all__ = ["HEAD", "migrate"]
 
-HEAD = "0007"
+HEAD = "0001"
 """The newest migration; a test compares it with the files."""
 
 _FOLDER = Path(__file__).parent / "migrations"
-_TABLE = "tuneproof_schema"
+_TABLE = "tuneproof_migration"
+_TABLE_OF_0_1_0 = "tuneproof_schema"
 _LOCK = 0x74756E65  # "tune": the advisory lock that migrating workers queue on
 
 
 async def migrate(engine: AsyncEngine) -> None:
     """Run the migrations that this database lacks, all in one transaction.
 
-    Raises `StateError` where a newer TuneProof has already migrated it.
+    Raises `StateError` where another version of TuneProof made the tables that are there: a
+    newer one, or 0.1.0, whose data none can read; also where tables of the store's names are
+    there that no TuneProof made.
     """
     async with engine.execution_options(**{READ_OPTION: True}).connect() as connection:
         found = await connection.run_sync(_current)
@@ -49,7 +53,9 @@ def _upgrade(connection: Connection) -> None:
     found = _current(connection)
     if found == HEAD:
         return
-    if found is not None and found > HEAD:
+    if found is None:
+        _refuse_other_tables(connection)
+    elif found > HEAD:
         raise StateError(
             f"The database has schema {found}; this TuneProof knows up to {HEAD}.",
             mend="Upgrade TuneProof, or restore the backup from before the upgrade.",
@@ -59,3 +65,18 @@ def _upgrade(connection: Connection) -> None:
     config.attributes["connection"] = connection
     config.attributes["version_table"] = _TABLE
     command.upgrade(config, "head")
+
+
+def _refuse_other_tables(connection: Connection) -> None:
+    names = set(inspect(connection).get_table_names())
+    if _TABLE_OF_0_1_0 in names:
+        raise StateError(
+            "The database was made by TuneProof 0.1.0, whose data this version cannot read.",
+            mend="Start with a new database, or delete the old one (SQLite: its directory).",
+        )
+    taken = sorted(names & set(metadata.tables))
+    if taken:
+        raise StateError(
+            f"The database has tables that are not TuneProof's: {', '.join(taken)}.",
+            mend="Give TuneProof a database, or a schema (search_path), of its own.",
+        )

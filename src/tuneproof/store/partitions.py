@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 if TYPE_CHECKING:
     from tuneproof.store.store import Store
 
-__all__ = ["DAY_US", "TABLES", "DayMissingError", "Partitions", "forget_days", "partition_existing"]
+__all__ = ["DAY_US", "TABLES", "DayMissingError", "Partitions", "divide_by_day", "forget_days"]
 
 TABLES: Final = ("exposures", "outcomes")
 
@@ -31,9 +31,6 @@ _FIRST_DAY: Final = (date(2000, 1, 1) - _EPOCH).days
 _END_DAY: Final = (date(2100, 1, 1) - _EPOCH).days
 _AT_ONCE: Final = 50
 """Days made in one transaction: each takes a dozen locks, and PostgreSQL has 64 a connection."""
-
-_MIGRATED: Final = 300
-"""So many days of old events get partitions of their own; those before share one."""
 
 _LOCK: Final = 0x64617973  # "days": the advisory lock that makers of partitions queue on
 
@@ -53,20 +50,10 @@ ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({low}) TO ({high});
 """
 _BY_DAY: Final = """
 ALTER TABLE {table} RENAME TO {table}_undivided;
-ALTER TABLE {table}_undivided DROP CONSTRAINT pk_{table};
-DROP INDEX IF EXISTS ix_{table}_subject_at;
 CREATE TABLE {table} (LIKE {table}_undivided INCLUDING DEFAULTS) PARTITION BY RANGE (at);
+DROP TABLE {table}_undivided;
 ALTER TABLE {table} ADD CONSTRAINT pk_{table} PRIMARY KEY (subject, unit, id, at);
 {index}
-"""
-_MOVE: Final = """
-INSERT INTO {table} SELECT * FROM {table}_undivided;
-DROP TABLE {table}_undivided;
-"""
-_DAYS: Final = """
-SELECT DISTINCT at / 86400000000 FROM (
-    SELECT at FROM exposures_undivided UNION ALL SELECT at FROM outcomes_undivided
-) events
 """
 
 _SPAN: Final = "SELECT min(first_at), max(last_at) FROM units WHERE subject = :subject"
@@ -144,28 +131,18 @@ async def forget_days(tx: AsyncConnection, subject: int) -> int:
     return await tx.run_sync(_forget, subject)
 
 
-def partition_existing(connection: Connection) -> None:
-    """Divide the tables of raw events by day, with the rows that they have: for the migration."""
+def divide_by_day(connection: Connection) -> None:
+    """Divide the tables of raw events by day, while they have no rows: for the migration."""
     for table in TABLES:
         _run(connection, _BY_DAY.format(table=table, index=_INDEXES[table]))
-    days = sorted(int(day) for (day,) in connection.execute(text(_DAYS)))
-    own = [day for day in days if _FIRST_DAY <= day < _END_DAY][-_MIGRATED:]
-    first = own[0] if len(own) == _MIGRATED else _FIRST_DAY
-    for table in TABLES:
-        _outer(connection, table, first)
-    _make(connection, [*own, own[-1] + 1] if own else [])
-    for table in TABLES:
-        _run(connection, _MOVE.format(table=table))
-
-
-def _outer(connection: Connection, table: str, first: int) -> None:
-    """The partitions of what is long past or far ahead."""
-    low, high = first * DAY_US, _END_DAY * DAY_US
-    for name, bounds in (("past", ("MINVALUE", low)), ("future", (high, "MAXVALUE"))):
-        _run(
-            connection,
-            _PARTITION.format(name=f"{table}_{name}", table=table, low=bounds[0], high=bounds[1]),
-        )
+        for name, low, high in (
+            ("past", "MINVALUE", _FIRST_DAY * DAY_US),
+            ("future", _END_DAY * DAY_US, "MAXVALUE"),
+        ):
+            _run(
+                connection,
+                _PARTITION.format(name=f"{table}_{name}", table=table, low=low, high=high),
+            )
 
 
 def _make(connection: Connection, days: Iterable[int]) -> None:

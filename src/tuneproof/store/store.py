@@ -38,6 +38,7 @@ from tuneproof.store.routing import Routings
 from tuneproof.store.runs import Runs
 from tuneproof.store.schedule import Ticks
 from tuneproof.store.scores import Scores
+from tuneproof.store.subjects import Subjects
 from tuneproof.store.tokens import Tokens
 from tuneproof.store.versions import Versions
 
@@ -71,6 +72,7 @@ class Store:
         self.retention = Retention(self)
         self.schedule = Ticks(self)
         self.scores = Scores(self)
+        self.subjects = Subjects(self)
         self.tokens = Tokens(self)
         self.versions = Versions(self)
         self._reader = engine.execution_options(**{READ_OPTION: True})
@@ -158,7 +160,8 @@ async def open_store(
     `pool` are arguments of `resilience.postgres_engine` (`pool_size`, `max_overflow`,
     `pool_timeout_s`, ...); an `engine` made by `make_engine` may be given in place of `url`.
     Raises `ConfigError` for an address that the store cannot use, `StoreUnavailableError`
-    where the database does not answer, `StateError` where its schema is newer than this code.
+    where the database does not answer, `StateError` where its tables were made by another version
+    of TuneProof.
     """
     if engine is None:
         engine = make_engine(database_url(url or "sqlite:///tuneproof.db"), **(pool or {}))

@@ -9,16 +9,13 @@ from itertools import count
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.conftest import HandClock
 from tests.integration.store.records import experiment
 
-import tuneproof.store.migrate as migrating
 from tuneproof.experiments import Arm, Exposure, Outcome
-from tuneproof.store import Store, make_engine, open_store
+from tuneproof.store import Store, open_store
 
 DAY = timedelta(days=1)
 T0 = datetime(2025, 1, 20, 10, 0, tzinfo=UTC)
@@ -287,41 +284,3 @@ async def test_purge_waits_for_events_on_their_way_in(postgres_store_url: str) -
     }
     await assert_exact(store, other)
     await store.close()
-
-
-async def test_migration_moves_rows_into_their_days(
-    database_url: str, request: pytest.FixtureRequest
-) -> None:
-    kind = "postgres_url" if database_url.startswith("postgresql") else "tmp_path"
-    place = request.getfixturevalue(kind)
-    url = place if kind == "postgres_url" else f"sqlite:///{place}/old.db"
-    engine = make_engine(url)
-    async with engine.begin() as connection:
-        await connection.run_sync(_migrate, "0003")
-        await connection.exec_driver_sql("INSERT INTO subjects (key, id, kind) VALUES (1, 's', '')")
-        for unit in range(700):
-            at = int(T0.timestamp() + unit * 86_400) * 1_000_000
-            await connection.exec_driver_sql(
-                "INSERT INTO exposures (subject, unit, id, phase, arm, at, task, error, tokens, "
-                f"cost_nano) VALUES (1, 'u{unit}', 'e', 0, 0, {at}, '', false, 0, 0)"
-            )
-            await connection.exec_driver_sql(
-                f"INSERT INTO units (subject, unit, b_at, b_id, b_phase) VALUES "
-                f"(1, 'u{unit}', {at}, 'e', 0)"
-            )
-    await engine.dispose()
-    store = await open_store(url, clock=HandClock())
-    again = await store.events.ingest([shown("s", "u5", 80, id="e"), shown("s", "u5", 80, id="f")])
-    assert (again.accepted, again.duplicates) == (1, 1)
-    if store.dialect == "postgresql":
-        found = await days_of(store)
-        assert (found["past"], sum(found.values())) == (401, 701)
-    await store.close()
-
-
-def _migrate(connection: Any, revision: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrating._FOLDER))
-    config.attributes["connection"] = connection
-    config.attributes["version_table"] = migrating._TABLE
-    command.upgrade(config, revision)

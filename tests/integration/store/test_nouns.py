@@ -12,7 +12,7 @@ from tests.integration.store.records import T0, deployment, experiment, look, ve
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
 from tuneproof.rollout import DeploymentState, Routing
-from tuneproof.store import Run, RunStatus, Store, open_store, uuid7
+from tuneproof.store import Run, RunStatus, Store, SubjectKind, open_store, uuid7
 from tuneproof.training import VersionStatus
 
 
@@ -249,6 +249,13 @@ async def test_rollout_comes_back_and_changes_by_version(store: Store) -> None:
     assert caught.value.details["version"] == 1
     await store.deployments.update(id, state=DeploymentState.COMPLETE)
     assert await store.deployments.active() == []
+
+
+async def test_subject_says_what_it_is(store: Store) -> None:
+    await store.experiments.add(experiment("one"))
+    await store.deployments.add(deployment("two"))
+    kinds = [await store.subjects.kind(id) for id in ("one", "two", "three")]
+    assert kinds == [SubjectKind.TEST, SubjectKind.ROLLOUT, None]
 
 
 async def test_rollout_history_is_in_order(store: Store) -> None:

@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 from tests.conftest import HandClock
 from tests.servers import PostgresServer, free_port, postgres_server
 
 from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
-from tuneproof.store import Store, database_url, metadata, open_store
+from tuneproof.store import Store, database_url, make_engine, metadata, open_store
 from tuneproof.store.migrate import HEAD
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without tables."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/empty.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,7 @@ async def test_migrated_schema_is_the_one_that_queries_use(store: Store) -> None
                 MigrationContext.configure(
                     connection,
                     opts={
-                        "version_table": "tuneproof_schema",
+                        "version_table": "tuneproof_migration",
                         "compare_type": True,
                         "include_name": lambda name, kind, _: (
                             kind != "table" or not name.startswith(("exposures_", "outcomes_"))
@@ -71,9 +80,39 @@ async def test_opening_again_changes_nothing(database_url: str, clock: HandClock
 
 async def test_schema_newer_than_this_code_is_refused(store: Store, database_url: str) -> None:
     async with store.begin() as tx:
-        await tx.execute(text("UPDATE tuneproof_schema SET version_num = '9999'"))
+        await tx.execute(text("UPDATE tuneproof_migration SET version_num = '9999'"))
     with pytest.raises(StateError, match="schema 9999"):
         await open_store(database_url, clock=store.clock)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [("tuneproof_schema", "made by TuneProof 0.1.0"), ("runs", "not TuneProof's: runs")],
+)
+async def test_tables_of_another_maker_are_refused_and_left_alone(
+    empty_url: str, table: str, said: str
+) -> None:
+    engine = make_engine(empty_url)
+    async with engine.begin() as connection:
+        await connection.execute(text(f"CREATE TABLE {table} (version_num TEXT)"))
+        await connection.execute(text("CREATE TABLE posts (id TEXT)"))
+    with pytest.raises(StateError, match=said) as caught:
+        await open_store(empty_url, clock=HandClock())
+    assert caught.value.mend
+    async with engine.begin() as connection:
+        names = await connection.run_sync(lambda c: inspect(c).get_table_names())
+    await engine.dispose()
+    assert sorted(names) == sorted([table, "posts"])
+
+
+async def test_store_opens_beside_the_posts(empty_url: str) -> None:
+    engine = make_engine(empty_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE posts (id TEXT)"))
+    await engine.dispose()
+    store = await open_store(empty_url, clock=HandClock())
+    await store.ping()
+    await store.close()
 
 
 def test_newest_migration_is_the_last_file() -> None:
