@@ -97,7 +97,7 @@ class Core(Provided):
         min_scores: Mapping[str, float] | None = None,
         on_step: workflow.StepHook | None = None,
         poll_s: float = 0.25,
-        takeover_s: float = 3.0,
+        takeover_s: float = workflow.TAKEOVER_S,
         background: bool = True,
         engine: bool = True,
         needs_store: bool = True,
@@ -291,6 +291,7 @@ class Core(Provided):
             poll_s=self._poll_s,
             takeover_s=self._takeover_s,
             on_step=self._on_step,
+            supervisor=self.supervisor,
         )
         await self.engine.launch()
         self._closing.push_async_callback(self.engine.stop)

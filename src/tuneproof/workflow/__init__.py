@@ -12,6 +12,7 @@ from tuneproof.workflow.clocks import Clock, SystemClock
 from tuneproof.workflow.codec import RecordSerializer, register, registered
 from tuneproof.workflow.engine import (
     APPLICATION_VERSION,
+    TAKEOVER_S,
     Engine,
     EngineError,
     Moment,
@@ -31,6 +32,7 @@ from tuneproof.workflow.signals import CONTROL, TICK, RunStatus, Signal
 __all__ = [
     "APPLICATION_VERSION",
     "CONTROL",
+    "TAKEOVER_S",
     "TICK",
     "Clock",
     "DirectoryLock",

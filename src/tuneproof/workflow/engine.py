@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,9 +15,10 @@ from dbos._error import DBOSException
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof import errors
+from tuneproof.resilience import Supervisor
 from tuneproof.workflow.clocks import Clock
 from tuneproof.workflow.codec import RecordSerializer
-from tuneproof.workflow.ownership import TAKEOVER_QUEUE, Keeper
+from tuneproof.workflow.ownership import Keeper
 from tuneproof.workflow.signals import CONTROL, TICK, Signal
 
 if TYPE_CHECKING:
@@ -34,8 +35,20 @@ T = TypeVar("T")
 APPLICATION_VERSION = "run-1"
 """Pinned: the engine's default hashes the code, and each deploy would strand running weeks."""
 
+TAKEOVER_QUEUE = "takeover"
+"""Where runs of dead workers are put for the living."""
+
 MAX_NAP_S = 3600.0
 """A wait looks at the clock at least this often: engine timers stop while a laptop sleeps."""
+
+
+TAKEOVER_S = 2.0
+"""How often it is looked for runs of dead workers."""
+
+RECONNECT_S = 1.0
+"""The longest pause before a worker that lost its lock's session tries to get it again."""
+
+_TAKEOVER = "takeover"
 
 
 class Moment(StrEnum):
@@ -65,7 +78,7 @@ class Engine:
     `store_url` and `store_engine` are our own database, in which transactions and their
     step records commit together. `system_url` is the engine's: a file of its own beside a
     SQLite store, the same database (schema `dbos`) on PostgreSQL. `resources` is what
-    durable functions get from `resources()`.
+    durable functions get from `resources()`. `supervisor` keeps the engine's own tasks alive.
     """
 
     def __init__(
@@ -78,8 +91,9 @@ class Engine:
         clock: Clock,
         resources: Any = None,
         poll_s: float = 0.25,
-        takeover_s: float = 3.0,
+        takeover_s: float = TAKEOVER_S,
         on_step: StepHook | None = None,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._store_url = store_url
         self._store_engine = store_engine
@@ -90,6 +104,7 @@ class Engine:
         self._poll_s = poll_s
         self._takeover_s = takeover_s
         self.on_step = on_step
+        self._supervisor = supervisor or Supervisor()
         self._datasource: AsyncSQLAlchemyDatasource | None = None
         self._system_engine: sa.Engine | None = None
         self._keeper: Keeper | None = None
@@ -117,7 +132,13 @@ class Engine:
     async def _launch(self) -> None:
         serializer = RecordSerializer()
         if not self.on_sqlite:
-            self._keeper = Keeper(self.executor_id, self._system_url, self._takeover_s)
+            self._keeper = Keeper(
+                self.executor_id,
+                self._system_url,
+                self._takeover_s,
+                pending=_pending_by_owner,
+                resume=_resumed_elsewhere,
+            )
             await self._keeper.start()
         else:
             self._system_engine = _sqlite_engine(self._system_url)
@@ -142,7 +163,9 @@ class Engine:
         DBOS.launch()
         await DBOS.register_queue_async(TAKEOVER_QUEUE, polling_interval_sec=1.0)
         if self._keeper is not None:
-            self._keeper.watch()
+            self._supervisor.every(
+                _TAKEOVER, self._takeover_s, self._keeper.look, longest_pause_s=RECONNECT_S
+            )
 
     def _pending_before_launch(self) -> list[str]:
         # The virtual clock must not run ahead of runs that recovery is about to resume.
@@ -161,6 +184,7 @@ class Engine:
     async def stop(self) -> None:
         """Stop the engine; sleeping runs stay pending and are resumed at the next launch."""
         global _engine
+        await self._supervisor.stop(_TAKEOVER)
         if self._keeper is not None:
             await self._keeper.stop()
         with_instance = _instance()
@@ -262,6 +286,19 @@ class Engine:
         """The connection of the transaction that runs now."""
         assert self._datasource is not None, "the engine is not launched"
         return await self._datasource.sql_session().connection()
+
+
+async def _pending_by_owner() -> Mapping[str, Sequence[str]]:
+    found = await DBOS.list_workflows_async(status="PENDING", load_input=False, load_output=False)
+    owned: dict[str, list[str]] = {}
+    for status in found:
+        if status.executor_id:
+            owned.setdefault(status.executor_id, []).append(status.workflow_id)
+    return owned
+
+
+async def _resumed_elsewhere(ids: Sequence[str]) -> None:
+    await DBOS.resume_workflows_async(list(ids), queue_name=TAKEOVER_QUEUE)
 
 
 _engine: Engine | None = None

@@ -1,31 +1,53 @@
 """Who owns a run: one process a SQLite directory; on PostgreSQL, whoever holds its lock.
 
-Each worker holds a session-level advisory lock while it lives. The others resume the runs of a
-worker whose lock is free, within seconds, also when a whole host died.
+Each worker holds a session-level advisory lock while it lives, and one for each role that it
+leads. A lock is asked for in the database each time: what was true of a connection that broke is
+not remembered. The others resume the runs of a worker whose lock stays free, within seconds, also
+when a whole host died. A lock that is free for a moment is no death: when the database restarts
+all are free, and each worker takes its own again before any may take another's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TextIO
 
 import sqlalchemy as sa
-from dbos import DBOS
 
 from tuneproof import errors
 
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
 log = logging.getLogger(__name__)
 
-TAKEOVER_QUEUE = "takeover"
-"""Where runs of dead workers are put for the living."""
-
 _LOCK_SPACE = 0x7450  # "tP": keeps our advisory locks apart from the user's
+
+GRACE_ROUNDS = 3
+"""For how many rounds a lock must be seen free: a living worker needs two to take it again."""
+
+ANSWER_WITHIN_S = 5.0
+
+_SETTINGS = (
+    # The server must notice a dead host too: it frees that host's locks.
+    "SET tcp_keepalives_idle = 5",
+    "SET tcp_keepalives_interval = 2",
+    "SET tcp_keepalives_count = 3",
+)
+
+_HELD = """
+    SELECT objid::bigint FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND classid = %s AND objsubid = 2
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 class DirectoryLock:
@@ -33,7 +55,7 @@ class DirectoryLock:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "lock"
-        self._file: Any = None
+        self._file: TextIO | None = None
 
     def acquire(self) -> None:
         """Take the lock or raise `StateError` naming the process that holds it."""
@@ -62,102 +84,161 @@ class DirectoryLock:
 
 
 class Keeper:
-    """Holds this worker's advisory lock and resumes the runs of workers that lost theirs."""
+    """Holds this worker's advisory lock and resumes the runs of workers that lost theirs.
 
-    def __init__(self, executor_id: str, url: str, interval_s: float) -> None:
+    `pending` are the ids of runs under way by their owner's executor id; `resume` takes such runs
+    up. `look` is to be called every `interval_s` by whoever supervises it.
+    """
+
+    def __init__(
+        self,
+        executor_id: str,
+        url: str,
+        interval_s: float,
+        *,
+        pending: Callable[[], Awaitable[Mapping[str, Sequence[str]]]],
+        resume: Callable[[Sequence[str]], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._executor_id = executor_id
-        self._url = sa.make_url(url)
-        self._interval_s = interval_s
-        self._connection: Any = None
-        self._task: asyncio.Task[None] | None = None
-        self._roles: set[str] = set()
+        self._url = sa.make_url(url).set(drivername="postgresql")
+        self._grace_s = GRACE_ROUNDS * interval_s
+        self._pending = pending
+        self._resume = resume
+        self._clock = clock
+        self._connection: AsyncConnection | None = None
+        self._free_since: dict[str, float] = {}
 
     async def start(self) -> None:
-        """Take the lock of this executor id."""
-        await self._connect()
-
-    def watch(self) -> None:
-        """Begin to look for dead workers."""
-        self._task = asyncio.create_task(self._watch(), name="tuneproof-takeover")
+        """Take the lock of this executor id. Raises `StateError` where another worker has it."""
+        await self._own()
 
     async def stop(self) -> None:
-        """Stop looking and give the lock back."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Give all locks back."""
         if self._connection is not None:
-            await self._connection.close()
+            with contextlib.suppress(errors.StoreUnavailableError):
+                await self._ask("SELECT pg_advisory_unlock_all()")
+        await self._drop()
 
     async def leads(self, role: str) -> bool:
-        """Whether the lock of this role is ours; it is free again when this process dies."""
-        if self._connection is None or self._connection.closed:
+        """Whether this session holds the lock of this role now; it is taken where it is free.
+
+        A worker without its own lock leads nothing: others may take it for dead.
+        """
+        if self._connection is None:
             return False
-        if role not in self._roles and await self._try_lock(f"role:{role}"):
-            self._roles.add(role)
-        return role in self._roles
+        try:
+            return await self._take(f"role:{role}")
+        except errors.StoreUnavailableError as e:
+            log.warning("%s is not led from here any more: %s", role, e.message)
+            return False
 
-    async def _connect(self) -> None:
-        import psycopg
+    async def look(self) -> None:
+        """Make sure of the own lock, then resume the runs of workers that are gone.
 
-        self._roles.clear()
+        Raises `StoreUnavailableError` where the database does not answer, and `StateError` where
+        somebody else took this worker's lock.
+        """
+        await self._own()
+        pending = await self._pending()
+        held, now = await self._held(), self._clock()
+        free = {
+            owner
+            for owner in pending
+            if owner != self._executor_id and _lock_key(owner) not in held
+        }
+        self._free_since = {owner: self._free_since.get(owner, now) for owner in free}
+        for owner, since in self._free_since.items():
+            if now - since >= self._grace_s:
+                await self._take_over(owner)
 
-        url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
-        self._connection = await psycopg.AsyncConnection.connect(
-            url,
-            autocommit=True,
-            keepalives=1,
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-        )
-        if not await self._try_lock(self._executor_id):
+    async def _take_over(self, owner: str) -> None:
+        if not await self._take(owner):
+            return
+        try:
+            # Listed again under the lock: somebody else may have resumed them meanwhile.
+            ids = (await self._pending()).get(owner, ())
+            if ids:
+                log.warning("worker %s is gone; resuming %s", owner, ", ".join(ids))
+                await self._resume(ids)
+        finally:
+            await self._ask("SELECT pg_advisory_unlock(%s, %s)", _LOCK_SPACE, _lock_key(owner))
+
+    async def _own(self) -> None:
+        if self._connection is None:
+            await self._connect()
+        if not await self._take(self._executor_id):
+            await self._drop()
             raise errors.StateError(
                 f"Another worker runs as {self._executor_id!r}.",
                 mend="Give each worker an executor id of its own.",
             )
 
-    async def _try_lock(self, executor_id: str) -> bool:
-        return await self._ask("SELECT pg_try_advisory_lock(%s, %s)", executor_id)
+    async def _connect(self) -> None:
+        import psycopg
 
-    async def _ask(self, statement: str, executor_id: str) -> bool:
-        cursor = await self._connection.execute(statement, (_LOCK_SPACE, _lock_key(executor_id)))
-        return bool((await cursor.fetchone())[0])
+        self._free_since.clear()  # what a broken session saw says nothing of now
+        try:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url.render_as_string(hide_password=False),
+                autocommit=True,
+                connect_timeout=round(ANSWER_WITHIN_S),
+                keepalives=1,
+                keepalives_idle=5,
+                keepalives_interval=2,
+                keepalives_count=3,
+                tcp_user_timeout=10_000,
+            )
+        except psycopg.Error as e:
+            raise _away(e) from e
+        for statement in _SETTINGS:
+            await self._ask(statement)
 
-    async def _watch(self) -> None:
-        while True:
-            try:
-                if self._connection is None or self._connection.closed:
-                    await self._connect()
-                await self._take_over()
-            except Exception as e:
-                log.warning("takeover of dead workers' runs failed, will try again: %s", e)
-                await self._drop()
-            await asyncio.sleep(self._interval_s)
-
-    async def _drop(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
-        self._connection = None
-
-    async def _take_over(self) -> None:
-        for owner in {s.executor_id for s in await self._pending()}:
-            if owner == self._executor_id or not await self._try_lock(owner):
-                continue
-            try:
-                # Listed again under the lock: somebody else may have resumed them meanwhile.
-                ids = [s.workflow_id for s in await self._pending(owner)]
-                if ids:
-                    log.warning("worker %s is gone; resuming %s", owner, ", ".join(ids))
-                    await DBOS.resume_workflows_async(ids, queue_name=TAKEOVER_QUEUE)
-            finally:
-                await self._ask("SELECT pg_advisory_unlock(%s, %s)", owner)
-
-    async def _pending(self, owner: str | None = None) -> Sequence[Any]:
-        found = await DBOS.list_workflows_async(
-            status="PENDING", executor_id=owner, load_input=False, load_output=False
+    async def _take(self, name: str) -> bool:
+        """Whether this session holds the lock of this name; it is taken where it is free."""
+        [[taken]] = await self._ask(
+            "SELECT pg_try_advisory_lock(%s, %s)", _LOCK_SPACE, _lock_key(name)
         )
-        return [s for s in found if s.executor_id]
+        return bool(taken)
+
+    async def _held(self) -> set[int]:
+        """The keys of all our locks that somebody holds."""
+        return {_signed(row[0]) for row in await self._ask(_HELD, _LOCK_SPACE)}
+
+    async def _ask(self, statement: str, *values: int) -> Sequence[tuple[int | bool, ...]]:
+        """What the session says; one that breaks is dropped with all that it held."""
+        import psycopg
+
+        connection = self._connection
+        if connection is None:
+            raise _away("the session is gone")
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                cursor = await connection.execute(statement, values or None)
+                return await cursor.fetchall() if cursor.description else ()
+        except (psycopg.Error, TimeoutError) as e:
+            await self._drop(connection)
+            raise _away(e) from e
+
+    async def _drop(self, broken: AsyncConnection | None = None) -> None:
+        connection = self._connection
+        if connection is None or (broken is not None and broken is not connection):
+            return
+        self._connection = None
+        await connection.close()
 
 
-def _lock_key(executor_id: str) -> int:
-    return zlib.crc32(executor_id.encode()) - 2**31
+def _away(reason: object) -> errors.StoreUnavailableError:
+    return errors.StoreUnavailableError(
+        f"The database does not answer for this worker's locks: {reason or type(reason).__name__}.",
+        mend="It is asked again; start it, or mend DATABASE_URL.",
+    )
+
+
+def _lock_key(name: str) -> int:
+    return zlib.crc32(name.encode()) - 2**31
+
+
+def _signed(objid: int) -> int:
+    """A lock's key as it was given: pg_locks shows it without its sign."""
+    return objid - 2**32 if objid >= 2**31 else objid
