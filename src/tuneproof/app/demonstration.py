@@ -142,7 +142,7 @@ async def demonstration(
     last_stage: str | None = None,
     settings: Settings | None = None,
     on_step: workflow.StepHook | None = None,
-    takeover_s: float = 3.0,
+    takeover_s: float = workflow.TAKEOVER_S,
 ) -> AsyncIterator[Demonstration]:
     """Start a demo in its directory, or go on with the one that was cut off there.
 

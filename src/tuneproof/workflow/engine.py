@@ -42,7 +42,7 @@ MAX_NAP_S = 3600.0
 """A wait looks at the clock at least this often: engine timers stop while a laptop sleeps."""
 
 
-TAKEOVER_S = 2.0
+TAKEOVER_S = 1.5
 """How often it is looked for runs of dead workers."""
 
 RECONNECT_S = 1.0
