@@ -133,10 +133,10 @@ def test_killed_at_random_times_ends_as_undisturbed(
 
 SEVERAL = {"traffic_split": 0.3, "candidates": 2, "search": {"n_epochs": [1, 2]}}
 STEPS = [
-    "train.candidates",
-    "gate",
+    "train.declare_others",
+    "gate.check",
     "gate.end",
-    "experiment.create",
+    "experiment.declare",
     "experiment.look",
     "experiment.end",
 ]
@@ -153,7 +153,7 @@ def test_several_candidates_killed_at_their_steps_end_as_undisturbed(tmp_path: P
     found = json.loads(done.stdout.splitlines()[-1])
     kills = set(memo.read_text().splitlines())
     assert {f"{s} {m} first" for s in STEPS for m in ("before", "after")} <= kills
-    assert {"experiment.create inside first", "experiment.look inside later"} <= kills
+    assert {"experiment.declare inside first", "experiment.look inside later"} <= kills
     assert figures(found) == figures(undisturbed)
     assert found["effects"] == undisturbed["effects"]
     assert (found["effects"]["versions"], found["effects"]["experiments"]) == (2, 2)

@@ -136,6 +136,11 @@ class _Told:
             for task in test.tasks:
                 self._app.live.publish("routing", task)
 
+    def look_failed(self, subject: str, error: Exception) -> None:
+        """A look raised; it is tried again at the next interval."""
+        once = f"{self._app.clock.now():%Y-%m-%dT%H}"
+        self._app.alert("look_failed", subject, f"{type(error).__name__}: {error}", once=once)
+
     def rollout_moved(self, deployment: Deployment) -> None:
         """A rollout is at another step or state."""
         state = str(deployment.state)

@@ -161,6 +161,7 @@ class Core(Provided):
         self.scorers.check()
         self.parts = Parts(
             store=self.store.loop,
+            activity=self.store.activity,
             directory=settings.dir,
             clock=self.clock,
             provider=self.provider,

@@ -25,7 +25,7 @@ from tuneproof.experiments import (
     declare,
 )
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
-from tuneproof.pipeline import experiment_alone, family_alone
+from tuneproof.pipeline import experiment_alone
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Page
 
@@ -98,7 +98,7 @@ class Experiments(Core):
                 await self.store.activity.add(
                     self.clock.now(), actor, "experiment start", test.id, tx=tx
                 )
-        await self.engine.start(family_alone, tests[0].salt, config)
+        await self.engine.start(experiment_alone, tests[0].salt, config)
         self._routing_changed(config.tasks)
         return tests
 

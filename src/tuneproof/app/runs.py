@@ -13,18 +13,18 @@ from tuneproof import workflow
 from tuneproof.app.core import Core
 from tuneproof.app.providing import apart
 from tuneproof.errors import ConfigError, NotFoundError, StateError, TuneProofError
-from tuneproof.pipeline import RunArguments, Stage, turn
+from tuneproof.pipeline import RunArguments, Stage, StepName, turn
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Page, Run, RunStatus
 from tuneproof.training import ModelVersion
 
 FIRST_STEP = {
-    Stage.COLLECT: "collect.begin",
-    Stage.CURATE: "collect.begin",
-    Stage.TRAIN: "train.begin",
-    Stage.GATE: "gate.begin",
-    Stage.EXPERIMENT: "experiment.supersede",
-    Stage.ROLLOUT: "rollout.begin",
+    Stage.COLLECT: StepName.COLLECT_BEGIN,
+    Stage.CURATE: StepName.COLLECT_BEGIN,
+    Stage.TRAIN: StepName.TRAIN_BEGIN,
+    Stage.GATE: StepName.GATE_BEGIN,
+    Stage.EXPERIMENT: StepName.EXPERIMENT_BEGIN,
+    Stage.ROLLOUT: StepName.ROLLOUT_BEGIN,
 }
 """Where a run is taken up again to repeat a stage."""
 
@@ -195,7 +195,7 @@ class Runs(Core):
                 reason=None,
                 error=None,
                 ended_at=None,
-                arguments={**run.arguments, "attempt": attempt, "retry_from": first},
+                arguments={**run.arguments, "attempt": attempt, "retry_from": str(first)},
             )
             await self.store.activity.add(
                 self.clock.now(), actor, "run retry", run_id, f"from {wanted}", tx=tx

@@ -24,8 +24,10 @@ from tuneproof.pipeline.records import (
     RunArguments,
     RunStore,
     Stage,
+    StageStatus,
 )
-from tuneproof.pipeline.turn import experiment_alone, family_alone, rollout_alone, turn
+from tuneproof.pipeline.steps import StepName
+from tuneproof.pipeline.turn import experiment_alone, rollout_alone, turn
 from tuneproof.settings import PipelineConfig, Settings
 
 __all__ = [
@@ -38,8 +40,9 @@ __all__ = [
     "RunHandle",
     "RunStore",
     "Stage",
+    "StageStatus",
+    "StepName",
     "experiment_alone",
-    "family_alone",
     "rollout_alone",
     "turn",
 ]

@@ -5,99 +5,102 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tuneproof import workflow
 from tuneproof.collection import DataCollector, Source, TrainingDataBatch
 from tuneproof.curation.pairs import PairOptions, pairs_curator
 from tuneproof.errors import DataError
-from tuneproof.pipeline.records import Stage
-from tuneproof.pipeline.steps import Steps
+from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.records import Stage, StageStatus
+from tuneproof.pipeline.steps import StepName
 from tuneproof.settings import PipelineConfig
+from tuneproof.workflow import Tx
 
 
-class Collecting(Steps):
+class CollectStage:
     """From posts to a dataset."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
 
     async def collect(self) -> TrainingDataBatch:
         """Posts to a curated dataset; the same arguments always give the same dataset."""
-        await workflow.transaction("collect.begin", self._begin, Stage.COLLECT)
-        until = self._arguments.until or await workflow.now()
-        async with self._timed(Stage.COLLECT):
-            batch: TrainingDataBatch = await workflow.step("collect", self._collected, until)
-        await workflow.transaction("collect.end", self._write_collected, batch)
-        self.stage = Stage.CURATE
-        self._parts.hooks.run_changed(self._id)
+        run = self._run
+        await run.begin(Stage.COLLECT)
+        until = run.arguments.until or await workflow.now()
+        async with run.timed():
+            batch = await workflow.step(StepName.COLLECT_BUILD, _built, run, until)
+        await workflow.transaction(StepName.COLLECT_END, self._write, batch)
+        run.stage = Stage.CURATE
+        run.changed()
         return batch
 
-    async def _collected(self, until: datetime) -> TrainingDataBatch:
-        source = self._parts.source(self._config, self._arguments.posts)
-        try:
-            return await self._collector(source).collect_training_data(until=until)
-        finally:
-            await source.close()
-
-    def _collector(self, source: Source) -> DataCollector:
-        """What collects for this method: preferences also need the posts that did badly."""
-        config = self._config
-        pairs = config.method == "dpo"
-        if pairs:
-            config = replace(config, engagement_threshold=0.0, max_records=None)
-        options = PairOptions(margin=config.pair_margin, confidence=config.pair_confidence)
-        return DataCollector.of(
-            config,
-            source=source,
-            tasks=[self._parts.tasks[name] for name in config.tasks],
-            dir=self._parts.directory,
-            clock=self._parts.clock,
-            curator=pairs_curator(options) if pairs else None,
-        )
-
-    async def _write_collected(self, tx: Any, batch: TrainingDataBatch) -> None:
-        store, at = self._parts.store, self._parts.clock.now()
+    async def _write(self, tx: Tx, batch: TrainingDataBatch) -> None:
+        run = self._run
         found = {
             "posts": batch.posts,
             "since": batch.window.since.isoformat(),
             "until": batch.window.until.isoformat(),
             "source": batch.source,
         }
-        await store.mark_stage(self._id, Stage.COLLECT, "completed", found, at, tx)
-        kept = {
-            "hash": batch.hash,
-            "examples": dict(batch.examples),
-            "total_records": batch.total_records,
-            "dropped": dict(batch.dropped),
-        }
-        await store.mark_stage(self._id, Stage.CURATE, "completed", kept, at, tx)
         data = {
             "hash": batch.hash,
             "examples": dict(batch.examples),
             "total_records": batch.total_records,
         }
-        await store.mark_run(self._id, "running", at=at, result={"training_data": data}, tx=tx)
-        await self._tell(
-            tx,
-            "run_started",
-            {
-                "params": _params(self._config),
-                "tags": {"tuneproof_pipeline": self._config.name},
-                "at": at.isoformat(),
-            },
-        )
-        await self._tell(tx, "dataset", {"manifest": {**kept, **found}})
+        kept = {**data, "dropped": dict(batch.dropped)}
+        await run.mark_stage(tx, Stage.COLLECT, StageStatus.COMPLETED, found)
+        await run.mark_stage(tx, Stage.CURATE, StageStatus.COMPLETED, kept)
+        await run.mark_run(tx, {"training_data": data})
+        started = {
+            "params": _params(run.config),
+            "tags": {"tuneproof_pipeline": run.config.name},
+            "at": run.now.isoformat(),
+        }
+        await run.tell(tx, "run_started", started)
+        await run.tell(tx, "dataset", {"manifest": {**kept, **found}})
 
-    async def _present(self, batch: TrainingDataBatch) -> TrainingDataBatch:
-        """The batch with its files on this machine: another worker may have collected it."""
-        if Path(batch.train_path).exists():
-            return batch
-        again = await self._collected(batch.window.until)
-        if again.hash != batch.hash:
-            raise DataError(
-                f"The posts of {batch.window.since} to {batch.window.until} changed: dataset "
-                f"{batch.hash} cannot be built again, it is {again.hash} now.",
-                mend=f"tuneproof run retry {self._id} --stage collect",
-            )
-        return again
+
+async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataBatch:
+    """The batch with its files on this machine: another worker may have collected it.
+
+    Raises `DataError` where the posts have changed since.
+    """
+    if Path(batch.train_path).exists():
+        return batch
+    again = await _built(run, batch.window.until)
+    if again.hash != batch.hash:
+        raise DataError(
+            f"The posts of {batch.window.since} to {batch.window.until} changed: dataset "
+            f"{batch.hash} cannot be built again, it is {again.hash} now.",
+            mend=f"tuneproof run retry {run.id} --stage collect",
+        )
+    return again
+
+
+async def _built(run: RunContext, until: datetime) -> TrainingDataBatch:
+    source = run.parts.source(run.config, run.arguments.posts)
+    try:
+        return await _collector(run, source).collect_training_data(until=until)
+    finally:
+        await source.close()
+
+
+def _collector(run: RunContext, source: Source) -> DataCollector:
+    """What collects for this method: preferences also need the posts that did badly."""
+    config = run.config
+    pairs = config.method == "dpo"
+    if pairs:
+        config = replace(config, engagement_threshold=0.0, max_records=None)
+    options = PairOptions(margin=config.pair_margin, confidence=config.pair_confidence)
+    return DataCollector.of(
+        config,
+        source=source,
+        tasks=[run.parts.tasks[name] for name in config.tasks],
+        dir=run.parts.directory,
+        clock=run.parts.clock,
+        curator=pairs_curator(options) if pairs else None,
+    )
 
 
 def _params(config: PipelineConfig) -> dict[str, str]:

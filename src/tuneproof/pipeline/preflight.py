@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import BudgetExceededError, ConfigError
-from tuneproof.pipeline.records import Parts
-from tuneproof.settings import PipelineConfig
+from tuneproof.pipeline.context import RunContext
 from tuneproof.training import Estimate, Price, Readiness, estimate_training, preflight, trials
+
+Point = Mapping[str, int | float]
+"""The hyperparameters of one trial; what is not named is as the settings say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +29,21 @@ class Cleared:
 
     readiness: Readiness
     estimate: Estimate
-    points: tuple[Mapping[str, int | float], ...] = ()
+    points: tuple[Point, ...] = ()
     price: Price | None = None
     cost_usd: float | None = None
     earlier_usd: float = 0.0
     month_usd: float = 0.0
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, object] = field(default_factory=dict)
 
 
 class Preflight:
     """One durable step between the dataset and the first upload."""
 
-    def __init__(self, parts: Parts, run_id: str, config: PipelineConfig) -> None:
-        self._parts = parts
-        self._id = run_id
-        self._config = config
+    def __init__(self, run: RunContext) -> None:
+        self._parts = run.parts
+        self._id = run.id
+        self._config = run.config
 
     async def check(self, batch: TrainingDataBatch, base: str) -> Cleared:
         """Ask everything. Raises `StopError`s and `ConfigError` where the run cannot go on."""
@@ -84,7 +85,7 @@ class Preflight:
                 "trained tokens; 0 where it costs nothing).",
                 field="training_prices",
             )
-        kept: list[Mapping[str, int | float]] = []
+        kept: list[Point] = []
         for point in wanted:
             if (_sum(found, [*kept, point]) or 0.0) <= left + 1e-9:
                 kept.append(point)
@@ -92,7 +93,7 @@ class Preflight:
             raise self._exceeded(found, left, rule)
         return replace(found, points=tuple(kept), cost_usd=_sum(found, kept), detail=_shown(found))
 
-    def _points(self) -> list[Mapping[str, int | float]]:
+    def _points(self) -> list[Point]:
         config = self._config
         if config.search is None:
             return [{}]
@@ -131,7 +132,7 @@ def month_of(at: datetime) -> datetime:
     return at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-def _sum(found: Cleared, points: list[Mapping[str, int | float]]) -> float | None:
+def _sum(found: Cleared, points: Sequence[Point]) -> float | None:
     """The estimate of all these trials: (tokens × epochs + evaluated tokens) of each × price."""
     estimate = found.estimate
     if estimate.cost_usd is None or found.price is None or found.price.training is None:
@@ -141,17 +142,17 @@ def _sum(found: Cleared, points: list[Mapping[str, int | float]]) -> float | Non
     return round(tokens * found.price.training / 1e6, 6)
 
 
-def _dearest(space: Mapping[str, Any]) -> dict[str, int | float]:
+def _dearest(space: Mapping[str, Sequence[int | float]]) -> Point:
     """The costliest point of a space from which the next one is only suggested on the way."""
     return {"n_epochs": max(space["n_epochs"])} if "n_epochs" in space else {}
 
 
-def cost_of_trial(found: Cleared, point: Mapping[str, int | float]) -> float | None:
+def cost_of_trial(found: Cleared, point: Point) -> float | None:
     """What one trial was estimated to cost; None where no price is known."""
     return _sum(found, [point])
 
 
-def _shown(found: Cleared) -> dict[str, Any]:
+def _shown(found: Cleared) -> dict[str, object]:
     """What the run's page says of the preflight."""
     readiness, estimate = found.readiness, found.estimate
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tuneproof import workflow
 from tuneproof.collection import Dataset, Source, Task, TrainingDataBatch, Window
@@ -51,6 +51,7 @@ from tuneproof.training import (
     Provider,
     VersionStatus,
 )
+from tuneproof.workflow import RunStatus, Tx
 
 
 class Stage(StrEnum):
@@ -62,6 +63,15 @@ class Stage(StrEnum):
     GATE = "gate"  # the offline check
     EXPERIMENT = "experiment"  # the online test
     ROLLOUT = "rollout"  # traffic, step by step
+
+
+class StageStatus(StrEnum):
+    """Where a stage stands."""
+
+    IN_PROGRESS = "in_progress"  # at work, or waiting
+    COMPLETED = "completed"  # done; the next one begins
+    FAILED = "failed"  # its run ended here, or its candidate was refused
+    SKIPPED = "skipped"  # its run ended here, and nothing was spent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,7 @@ class PipelineResult:
     """How a run ended. `seconds` is how long its stages worked, waits left out."""
 
     run_id: str
-    status: workflow.RunStatus
+    status: RunStatus
     reason: str
     training_data: TrainingDataBatch | None = None
     model_version: ModelVersion | None = None
@@ -90,7 +100,7 @@ class PipelineResult:
     deployment: Deployment | None = None
     family: tuple[ABTest, ...] = ()
     """All tests where several candidates were tested at once; `experiment` is the winner's."""
-    error: Mapping[str, Any] | None = None
+    error: Mapping[str, object] | None = None
     seconds: float = 0.0
     memory_peak_mb: float | None = None
 
@@ -101,54 +111,72 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
     async def mark_stage(
         self,
         run_id: str,
-        stage: str,
-        status: str,
-        detail: Mapping[str, Any],
+        stage: Stage,
+        status: StageStatus,
+        detail: Mapping[str, object],
         at: datetime,
-        tx: Any = None,
+        tx: Tx | None = None,
     ) -> None:
-        """Where a stage stands: in_progress, completed, failed or skipped."""
+        """Where a stage stands; `detail` is merged into what is known."""
 
     async def mark_run(
         self,
         run_id: str,
-        status: str,
+        status: RunStatus,
         *,
         at: datetime,
         reason: str | None = None,
-        error: Mapping[str, Any] | None = None,
-        result: Mapping[str, Any] | None = None,
-        tx: Any = None,
+        error: Mapping[str, object] | None = None,
+        result: Mapping[str, object] | None = None,
+        tx: Tx | None = None,
     ) -> None:
         """Where the run stands; `result` is merged into what is known."""
 
-    async def declare_version(self, version: ModelVersion, tx: Any = None) -> ModelVersion:
+    async def declare_version(self, version: ModelVersion, tx: Tx | None = None) -> ModelVersion:
         """Keep a new version under its pipeline's next number."""
 
-    async def keep_version(self, version: ModelVersion, tx: Any = None) -> None:
+    async def keep_version(self, version: ModelVersion, tx: Tx | None = None) -> None:
         """Write a version's new state."""
 
-    async def put_live(self, version_id: str | None, pipeline: str, tx: Any = None) -> None:
+    async def put_live(self, version_id: str | None, pipeline: str, tx: Tx | None = None) -> None:
         """Make a version the model in use; the one before is retired."""
 
-    async def tell(self, key: str, kind: str, payload: Mapping[str, Any], tx: Any = None) -> None:
+    async def tell(
+        self, key: str, kind: str, payload: Mapping[str, object], tx: Tx | None = None
+    ) -> None:
         """Put something into the outbox for the tracking server, once per key."""
 
     async def withdraw(
-        self, subjects: Sequence[str], at: datetime, cause: str, tx: Any = None
+        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
     ) -> list[str]:
         """Route the tasks that still serve one of these tests or rollouts to their baseline."""
 
-    async def supersede_holds(self, pipeline: str, at: datetime, tx: Any = None) -> list[str]:
+    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
         """Complete the rollouts that only hold; the ids of those who drive them."""
 
-    async def attempt(self, run_id: str, tx: Any = None) -> int:
+    async def attempt(self, run_id: str, tx: Tx | None = None) -> int:
         """How often this run was retried, plus one."""
 
     async def spent_usd(
         self, pipeline: str, *, since: datetime | None = None, run_id: str | None = None
     ) -> float:
         """What a pipeline's runs (or one) have spent on training, those under way included."""
+
+
+class ActivityNotes(Protocol):
+    """Where it is noted what happened to a test or rollout that no run drives."""
+
+    async def add(
+        self,
+        at: datetime,
+        actor: str,
+        action: str,
+        object_id: str,
+        reason: str = "",
+        *,
+        tx: Tx | None = None,
+    ) -> None:
+        """Note a deed."""
 
 
 class MemoryUsage(Protocol):
@@ -186,6 +214,9 @@ class Hooks(Protocol):
 
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """A look was taken."""
+
+    def look_failed(self, subject: str, error: Exception) -> None:
+        """A look at this test, family or rollout raised; it is tried again at the next interval."""
 
     def rollout_moved(self, deployment: Deployment) -> None:
         """A rollout is at another step or state."""
@@ -228,6 +259,9 @@ class NoHooks:
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """Ignored."""
 
+    def look_failed(self, subject: str, error: Exception) -> None:
+        """Ignored."""
+
     def rollout_moved(self, deployment: Deployment) -> None:
         """Ignored."""
 
@@ -254,6 +288,7 @@ class Parts:
     """
 
     store: RunStore
+    activity: ActivityNotes
     directory: Path
     clock: workflow.Clock
     provider: Callable[[str], Provider]

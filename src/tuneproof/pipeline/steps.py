@@ -1,125 +1,72 @@
-"""What the stages that make a version share: their marks, patience, outbox and memory."""
+"""The names of a run's durable steps: `stage.verb`, each written once.
+
+**A promise.** What a run has recorded is found again by these names, in this order, also by a
+later version. A name never changes and is never given to something else; a step that is added,
+taken away or moved is so by `DBOS.patch_async` only.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
-from typing import Any
-
-from tuneproof import workflow
-from tuneproof.errors import NotDeployedError, RetryableError
-from tuneproof.pipeline.records import Parts, RunArguments, Stage
-from tuneproof.settings import PipelineConfig
-
-Wait = Callable[[datetime], Awaitable[workflow.Signal | None]]
-
-FIRST_PAUSE = timedelta(minutes=1)
-LONGEST_PAUSE = timedelta(hours=1)
-PATIENCE = timedelta(hours=24)
-"""How long a stage goes on trying while a provider is away, and how often."""
+from enum import StrEnum
 
 
-JITTER = 0.2
-"""Pauses differ from run to run by up to this share, so that runs do not ask all at once."""
+class StepName(StrEnum):
+    """Each step and transaction of the durable functions, in the order in which a run meets them.
 
+    A *transaction* writes our own tables and is recorded in the same commit. A *step* is at least
+    once: the comment says by what it finds its effect again.
+    """
 
-def jitter(what: str, number: int) -> float:
-    """A factor around 1 that is always the same for this pause of this run."""
-    digest = hashlib.sha256(f"{what}:{number}".encode()).digest()
-    return 1.0 + JITTER * (int.from_bytes(digest[:4], "big") / 2**32 - 0.5)
+    COLLECT_BEGIN = "collect.begin"  # transaction
+    COLLECT_BUILD = "collect.build"  # DIR/datasets/HASH: by the hash of the content
+    COLLECT_END = "collect.end"  # transaction
 
+    PLAN_MAKE = "plan.make"  # none: it reads posts
+    PLAN_END = "plan.end"  # transaction
 
-class Steps:
-    """A run between its stages; rebuilt by replay after a kill."""
+    TRAIN_BEGIN = "train.begin"  # transaction
+    TRAIN_CONFIGURE = "train.configure"  # none: it reads the settings
+    TRAIN_RESOLVE = "train.resolve"  # none: it asks which base model is meant
+    TRAIN_CHECK = "train.check"  # none: it asks the provider, and counts
+    TRAIN_DECLARE = "train.declare"  # transaction
+    TRAIN_FIND = "train.find"  # none: it looks for an earlier attempt's job
+    TRAIN_SUGGEST = "train.suggest"  # none: it computes the next trial
+    TRAIN_START = "train.start"  # file: by its content's hash; job: by metadata.tuneproof_run
+    TRAIN_RECORD = "train.record"  # transaction
+    TRAIN_POLL = "train.poll"  # none: it reads
+    TRAIN_GIVE_UP = "train.give_up"  # a job that took too long is cancelled: idempotent
+    TRAIN_CANCEL = "train.cancel"  # the job of an aborted run is cancelled: idempotent
+    TRAIN_SCORE = "train.score"  # none: it asks the model
+    TRAIN_RECORD_TRIAL = "train.record_trial"  # transaction
+    TRAIN_END = "train.end"  # transaction
+    TRAIN_DECLARE_OTHERS = "train.declare_others"  # transaction
 
-    def __init__(
-        self, parts: Parts, run_id: str, config: PipelineConfig, arguments: RunArguments
-    ) -> None:
-        self._parts = parts
-        self._id = run_id
-        self._config = config
-        self._arguments = arguments
-        self.stage = Stage.COLLECT
-        self.seconds = 0.0
-        self._rested_s = 0.0
-        self.memory: dict[str, float] = {}
+    GATE_BEGIN = "gate.begin"  # transaction
+    GATE_CHECK = "gate.check"  # none: it asks the models, and deploys where it must: idempotent
+    GATE_END = "gate.end"  # transaction
 
-    @property
-    def config(self) -> PipelineConfig:
-        """The settings that the run goes by; a retry may have changed those of its training."""
-        return self._config
+    EXPERIMENT_BEGIN = "experiment.begin"  # transaction
+    EXPERIMENT_SUPERSEDE = "experiment.supersede"  # transaction
+    EXPERIMENT_WAKE = "experiment.wake"  # a signal: who is woken twice looks twice
+    EXPERIMENT_DECLARE = "experiment.declare"  # transaction: tests, phase, routing
+    EXPERIMENT_ROUTE = "experiment.route"  # targets: same routing, same state
+    EXPERIMENT_READ = "experiment.read"  # none: it reads
+    EXPERIMENT_LOOK = "experiment.look"  # transaction
+    EXPERIMENT_END = "experiment.end"  # transaction
 
-    async def _begin(self, tx: Any, stage: Stage) -> int:
-        at = self._parts.clock.now()
-        await self._parts.store.mark_stage(self._id, stage, "in_progress", {}, at, tx)
-        await self._parts.store.mark_run(self._id, "running", at=at, tx=tx)
-        return await self._parts.store.attempt(self._id, tx)
+    ROLLOUT_BEGIN = "rollout.begin"  # transaction
+    ROLLOUT_CHECK = "rollout.check"  # none: it asks the models
+    ROLLOUT_DECLARE = "rollout.declare"  # transaction: rollout, first step, routing
+    ROLLOUT_ROUTE = "rollout.route"  # targets: same routing, same state
+    ROLLOUT_READ = "rollout.read"  # none: it reads
+    ROLLOUT_LOOK = "rollout.look"  # transaction: step, history line, routing
+    ROLLOUT_END = "rollout.end"  # transaction
 
-    async def _patiently(
-        self, name: str, wait: Wait, fn: Callable[..., Awaitable[Any]], *args: Any
-    ) -> Any:
-        """A step that goes on trying, minutes apart, while its provider is away."""
-        began = await workflow.now()
-        pause, tries = FIRST_PAUSE, 0
-        while True:
-            try:
-                return await workflow.step(name, fn, *args)
-            except RetryableError as e:
-                now = await workflow.now()
-                if now - began >= PATIENCE:
-                    raise
-                hint = timedelta(seconds=float(e.details.get("retry_after_s") or 0))
-                pause = min(max(pause, hint), LONGEST_PAUSE)
-                again, tries = now + pause * jitter(f"{self._id}:{name}", tries), tries + 1
-                note = f"{e.message} The next try is at {again:%Y-%m-%d %H:%M} UTC."
-                needs = e.mend if isinstance(e, NotDeployedError) else ""
-                await workflow.transaction(f"{name}.note", self._note, note, needs)
-                await self._rest(wait, again)
-                pause *= 2
+    RUN_CLEAN = "run.clean"  # temporary files: gone is gone
+    RUN_END = "run.end"  # transaction
+    RUN_ROUTE = "run.route"  # targets: same routing, same state
 
-    async def _rest(self, wait: Wait, until: datetime) -> None:
-        """Wait; the time counts for no stage."""
-        began = time.perf_counter()
-        try:
-            await wait(until)
-        finally:
-            self._rested_s += time.perf_counter() - began
-
-    async def _note(self, tx: Any, note: str, needs: str = "") -> None:
-        """Keep why the run waits, and what a person must do about it, if one must."""
-        at = self._parts.clock.now()
-        await self._parts.store.mark_stage(
-            self._id, self.stage, "in_progress", {"note": note, "needs": needs}, at, tx
-        )
-        await self._tell(tx, "note", {"text": note}, f"note:{at.isoformat()}")
-
-    async def _tell(
-        self, tx: Any, kind: str, payload: Mapping[str, Any], key: str | None = None
-    ) -> None:
-        attempt = await self._parts.store.attempt(self._id, tx)
-        await self._parts.store.tell(
-            f"{self._id}:{attempt}:{key or kind}", kind, {"run_id": self._id, **payload}, tx
-        )
-
-    @asynccontextmanager
-    async def _timed(self, stage: Stage) -> Any:
-        began, rested_s = time.perf_counter(), self._rested_s
-        with self._parts.hooks.memory(self._config.memory_warning_mb) as watch:
-            try:
-                yield
-            finally:
-                seconds = time.perf_counter() - began - (self._rested_s - rested_s)
-                self.seconds += seconds
-                self._parts.hooks.stage_finished(self._id, stage, seconds)
-        self._remember(watch.usage.to_dict())
-
-    def _remember(self, usage: Mapping[str, float]) -> None:
-        """Memory over the run's stages: the first's start, the highest peak, the last's end."""
-        self.memory = {
-            "initial_mb": self.memory.get("initial_mb", usage["initial_mb"]),
-            "peak_mb": max(self.memory.get("peak_mb", 0.0), usage["peak_mb"]),
-            "final_mb": usage["final_mb"],
-        }
+    TRAIN_NOTE = "train.note"  # transaction: why a stage waits, or what it could not do
+    GATE_NOTE = "gate.note"  # transaction
+    EXPERIMENT_NOTE = "experiment.note"  # transaction
+    ROLLOUT_NOTE = "rollout.note"  # transaction

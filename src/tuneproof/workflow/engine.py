@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack, cast
 
 import sqlalchemy as sa
 from dbos import DBOS, AsyncSQLAlchemyDatasource, DBOSConfig, SetWorkflowID
@@ -31,6 +31,7 @@ Tx = AsyncConnection
 """A transaction of the store: what `transaction` passes, and what the store's writes take."""
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 APPLICATION_VERSION = "run-1"
 """Pinned: the engine's default hashes the code, and each deploy would strand running weeks."""
@@ -343,30 +344,28 @@ def _sqlite_engine(url: str) -> sa.Engine:
     return made
 
 
-async def step(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+async def step(name: str, fn: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
     """Call `fn` once, recorded: after a kill the recorded answer (or error) is given again.
 
     A step is at-least-once: a kill between its effect and its record repeats it. So `fn`
     finds its effect before it makes it.
     """
-    here = engine()
+    here, name = engine(), str(name)
 
-    async def body() -> Any:
-        result = fn(*args)
-        if asyncio.iscoroutine(result):
-            result = await result
+    async def body() -> T:
+        result = await fn(*args)
         _hook(here, name, Moment.INSIDE)
         return result
 
     _hook(here, name, Moment.BEFORE)
-    result = await DBOS.run_step_async({"name": name}, body)
+    result = cast(T, await DBOS.run_step_async({"name": name}, cast(Any, body)))
     _hook(here, name, Moment.AFTER)
     return result
 
 
-async def transaction(name: str, fn: Callable[..., Awaitable[T]], *args: Any) -> T:
+async def transaction(name: str, fn: Callable[[Tx, Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
     """Call `fn(tx, *args)` in one transaction of the store, exactly once."""
-    here = engine()
+    here, name = engine(), str(name)
 
     async def body() -> T:
         result = await fn(await here.connection(), *args)
@@ -381,7 +380,11 @@ async def transaction(name: str, fn: Callable[..., Awaitable[T]], *args: Any) ->
 
 async def now() -> datetime:
     """The present instant, recorded."""
-    return cast(datetime, await step("now", engine().clock.now))
+    return await step("now", _now)
+
+
+async def _now() -> datetime:
+    return engine().clock.now()
 
 
 async def wait(until: datetime) -> Signal | None:

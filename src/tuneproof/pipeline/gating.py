@@ -1,0 +1,138 @@
+"""The gate: each version is checked offline before any user meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+from tuneproof import workflow
+from tuneproof.collection import TrainingDataBatch
+from tuneproof.evaluation import Gate, GateReport, Scorer
+from tuneproof.experiments import model_ref
+from tuneproof.pipeline.collecting import with_files
+from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.details import VersionDetail
+from tuneproof.pipeline.records import Stage, StageStatus
+from tuneproof.pipeline.steps import StepName
+from tuneproof.training import Deploys, ModelVersion, Provider, VersionStatus
+from tuneproof.workflow import Tx
+
+
+class Judged(NamedTuple):
+    """A version after the gate, and what the gate said of it."""
+
+    version: ModelVersion
+    report: GateReport
+
+
+class GateStage:
+    """From trained versions to checked ones."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+
+    async def check(
+        self, versions: Sequence[ModelVersion], batch: TrainingDataBatch
+    ) -> tuple[Judged, ...]:
+        """Check each version on its own, in their order; those that fail are never served.
+
+        A provider that is away is waited for, and so is a version that must be deployed first.
+        """
+        run = self._run
+        await run.begin(Stage.GATE)
+        judged = []
+        async with run.timed():
+            for version in versions:
+                report = await run.patiently(StepName.GATE_CHECK, self._checked, version, batch)
+                judged.append(Judged(_after(version, report), report))
+        await workflow.transaction(StepName.GATE_END, self._write, tuple(judged))
+        run.changed()
+        return tuple(judged)
+
+    async def _checked(self, version: ModelVersion, batch: TrainingDataBatch) -> GateReport:
+        run = self._run
+        batch = await with_files(run, batch)
+        provider = await answering(run, version)
+        if isinstance(provider, Deploys) and version.model_id is not None:
+            await cast(Deploys, provider).ensure_deployed(version.model_id)
+        gate = Gate(
+            provider,
+            min_improvement=run.config.gate_min_improvement,
+            samples=run.config.gate_samples,
+            scorers=self._scorers(),
+            min_scores={**run.parts.min_scores, **(run.config.gate_min_scores or {})},
+            seed=run.config.seed,
+        )
+        return await gate.check(version, batch.validation_path)
+
+    def _scorers(self) -> dict[str, Scorer]:
+        """Those that every gate asks, and those that this pipeline names."""
+        parts, names = self._run.parts, self._run.config.gate_scorers
+        named = {} if parts.scorer is None else {name: parts.scorer(name) for name in names}
+        return {**parts.scorers, **named}
+
+    async def _write(self, tx: Tx, judged: tuple[Judged, ...]) -> None:
+        """Keep what the gate said of each; the first that passed stands for the run."""
+        run = self._run
+        for version, _ in judged:
+            await run.parts.store.keep_version(version, tx)
+        version, report = leading(judged)
+        losses = {
+            "heldout_loss": report.heldout_loss,
+            "base_heldout_loss": report.base_heldout_loss,
+        }
+        detail = {
+            **losses,
+            "improvement": report.improvement,
+            "heldout_examples": report.heldout_examples,
+            "reason": report.reason,
+            "samples": [{"prompt": s.prompt, "text": s.text} for s in report.samples[:5]],
+            **({"candidates": [_of_candidate(one) for one in judged]} if len(judged) > 1 else {}),
+        }
+        status = StageStatus.COMPLETED if report.passed else StageStatus.FAILED
+        await run.mark_stage(tx, Stage.GATE, status, detail)
+        known = {
+            "model_version": VersionDetail.of(version).to_dict(),
+            **losses,
+            "memory": run.memory,
+        }
+        await run.mark_run(tx, known)
+        numbers = {k: v for k, v in losses.items() if v is not None}
+        metrics = {"metrics": numbers, "step": 0, "at": run.now.isoformat()}
+        await run.tell(tx, "metrics", metrics, "gate")
+        if report.passed:
+            alias = {"name": run.config.name, "alias": "candidate", "version_id": version.id}
+            await run.tell(tx, "alias", alias, "candidate")
+
+
+def leading(judged: Sequence[Judged]) -> Judged:
+    """The one that stands for the run: the first that passed, else the first."""
+    return next((one for one in judged if one.report.passed), judged[0])
+
+
+async def answering(run: RunContext, version: ModelVersion) -> Provider:
+    """Who answers for a version: who trained it, wherever the settings point by now."""
+    if run.parts.serves is None:
+        return run.parts.provider(run.config.provider)
+    return await run.parts.serves(model_ref(version))
+
+
+def _after(version: ModelVersion, report: GateReport) -> ModelVersion:
+    return replace(
+        version,
+        status=VersionStatus.CANDIDATE if report.passed else VersionStatus.REJECTED,
+        heldout_loss=report.heldout_loss,
+        base_heldout_loss=report.base_heldout_loss,
+    )
+
+
+def _of_candidate(judged: Judged) -> dict[str, object]:
+    version, report = judged
+    return {
+        "version": version.version,
+        "model_id": version.model_id,
+        "passed": report.passed,
+        "heldout_loss": report.heldout_loss,
+        "reason": report.reason,
+    }

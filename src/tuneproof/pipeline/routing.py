@@ -1,0 +1,34 @@
+"""What users meet changes: clients and targets are told, or a candidate is taken away."""
+
+from __future__ import annotations
+
+from tuneproof import workflow
+from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.steps import StepName
+from tuneproof.rollout import DeploymentManager
+from tuneproof.workflow import Tx
+
+
+def manager_of(run: RunContext) -> DeploymentManager:
+    """The deployment manager with a run's settings."""
+    parts = run.parts
+    return DeploymentManager(
+        store=parts.store,
+        provider=parts.provider(run.config.provider),
+        targets=parts.targets,
+        clock=parts.clock,
+        config=run.config,
+        serves=parts.serves,
+    )
+
+
+async def route(run: RunContext, name: StepName) -> None:
+    """Tell clients and the targets outside our router; who does not answer delays nothing."""
+    run.parts.hooks.routing_changed(run.config.tasks)
+    if run.parts.targets:
+        await workflow.step(name, manager_of(run).apply_tasks, run.config.tasks)
+
+
+async def withdraw(run: RunContext, tx: Tx, cause: str) -> None:
+    """Take what a run tests or rolls out away from users, wherever it still serves."""
+    await run.parts.store.withdraw(run.subjects, run.now, cause, tx)
