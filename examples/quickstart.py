@@ -13,7 +13,7 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tuneproof import App, FineTuningPipeline, PipelineConfig, Settings, assignment
+from tuneproof import App, FineTuningPipeline, PipelineConfig, Settings
 from tuneproof.collection import Post
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
@@ -57,17 +57,17 @@ class Readers:
     async def advance(self, since: datetime, until: datetime) -> None:
         """Read what is published between the two instants, and react."""
         routing = {r.task: r for r in await self.app.routing()}.get("hook")
-        if routing is None or routing.subject is None:
+        if routing is None or not routing.subjects:
             return
         exposures, outcomes = [], []
         at = since
         while (at := at + timedelta(minutes=1)) <= until:
             unit = f"published {at.isoformat()}"
-            arm = Arm(assignment.arm(assignment.bucket(routing.salt, unit), routing.share))
-            liking = random.Random(unit).gauss(0.08 if arm is Arm.CANDIDATE else 0.05, 0.02)
-            event = {"subject": routing.subject, "unit": unit, "at": at}
+            served = routing.serve(unit)
+            liking = random.Random(unit).gauss(0.08 if served.arm is Arm.CANDIDATE else 0.05, 0.02)
+            event = {"subject": served.subject, "unit": unit, "at": at}
             exposures.append(
-                Exposure(id=f"e {unit}", phase=routing.phase, arm=arm, tokens=90, **event)
+                Exposure(id=f"e {unit}", phase=routing.phase, arm=served.arm, tokens=90, **event)
             )
             outcomes.append(Outcome(id=f"o {unit}", value=max(0.0, liking), **event))
         await self.app.record_events(exposures=exposures, outcomes=outcomes)

@@ -420,9 +420,11 @@ class MemoryTarget:
         routing = self.serving.get(task)
         if routing is None:
             return None
+        lane = routing.only
+        candidate = None if lane is None else lane.candidate
         return {
             "baseline": routing.baseline.model_id,
-            "candidate": routing.candidate.model_id if routing.candidate else None,
-            "share": routing.share,
+            "candidate": None if candidate is None else candidate.model_id,
+            "share": 0.0 if lane is None else lane.share,
             "version": routing.version,
         }

@@ -45,7 +45,7 @@ async def test_run_calls_every_stage_in_order(tmp_path: Path, database_url: str)
         assert loop.provider.calls["create_job"] == 1
         [routing, _] = await loop.app.routing()
         version = run.result["model_version"]["model_id"]
-        assert (routing.baseline.model_id, routing.candidate) == (version, None)
+        assert (routing.baseline.model_id, routing.lanes) == (version, ())
         [live] = await loop.app.models()
         assert (live.status, live.version) == (VersionStatus.LIVE, "1.0.0")
         told = (await loop.app.metrics_text(""))[0].decode()
@@ -88,7 +88,7 @@ async def test_no_better_candidate_is_rejected_and_loses_its_traffic(
     async with open_loop(tmp_path, database_url, lift=0.0) as loop:
         run = await loop.turn()
         assert run.status is RunStatus.REJECTED
-        assert all(r.candidate is None and r.share == 0 for r in await loop.app.routing())
+        assert all(not r.lanes for r in await loop.app.routing())
         [version] = await loop.app.models()
         assert version.status is VersionStatus.REJECTED
 
@@ -307,7 +307,7 @@ async def test_deployment_refuses_what_fails_a_safety_check(
             "candidate answers": True,
             "baseline answers": True,
         }
-        assert all(r.candidate is None for r in await loop.app.routing())
+        assert all(not r.lanes for r in await loop.app.routing())
 
 
 async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(

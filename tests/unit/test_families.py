@@ -126,9 +126,8 @@ def test_client_service_and_gateway_decide_alike(routing: Routing, unit: str) ->
 
 @given(st.floats(0, 1), st.integers())
 def test_client_decides_for_one_candidate_by_the_rule_of_assignment(share: float, n: int) -> None:
-    routing = Routing(
-        task="hook", baseline=BASE, candidate=ModelRef(model_id="new"), share=share, salt="s"
-    )
+    lane = Lane(subject="ab-test-1", candidate=ModelRef(model_id="new"), share=share)
+    routing = Routing(task="hook", baseline=BASE, lanes=(lane,), salt="s")
     expected = "candidate" if bucket("s", str(n)) < candidate_buckets(share) else "baseline"
     assert chooser(routing).choose("hook", str(n)).arm == expected
     assert str(routing.serve(str(n)).arm) == expected

@@ -10,7 +10,7 @@ import pytest
 from tuneproof import errors
 from tuneproof.collection import Post, PostQuery, Source, Window
 from tuneproof.experiments import ModelRef
-from tuneproof.rollout import Routing
+from tuneproof.rollout import Lane, Routing
 from tuneproof.testing import MemoryProvider, MemorySource, MemoryTarget
 from tuneproof.training import JobRequest, JobStatus
 
@@ -144,8 +144,7 @@ async def test_target_serves_what_was_applied_last() -> None:
             Routing(
                 task="hook",
                 baseline=ModelRef(model_id="base"),
-                candidate=ModelRef(model_id="ft"),
-                share=share,
+                lanes=(Lane(subject="deploy-1", candidate=ModelRef(model_id="ft"), share=share),),
                 version=version,
             )
         )

@@ -82,7 +82,7 @@ def test_rollback_is_idempotent_and_keeps_its_first_cause() -> None:
     again = machine.roll_back(once, T0 + timedelta(hours=1), "other", {})
     assert again is once
     assert routing_of(once, "hook", 1).baseline == OLD
-    assert routing_of(once, "hook", 1).candidate is None
+    assert routing_of(once, "hook", 1).lanes == ()
 
 
 def test_refused_moves_name_state_and_verb() -> None:
@@ -157,7 +157,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def traffic_serves_a_model_that_exists(self) -> None:
         routing = routing_of(self.at, "hook", 1)
         assert routing.baseline in (OLD, NEW)
-        assert (routing.candidate is None) == self.at.state.final
+        assert (not routing.lanes) == self.at.state.final
 
 
 TestRolloutMachine = RolloutMachine.TestCase

@@ -159,7 +159,7 @@ class Overview(Watching, Core):
                 await self._pipeline_status(config, {r.task: r for r in routing})
                 for config in self.pipelines()
             ],
-            "routing": [asdict(r) for r in routing],
+            "routing": [r.document() for r in routing],
         }
 
     async def _pipeline_status(

@@ -41,7 +41,8 @@ _BATCH = 5000
 
 def broken_from_half(routing: Routing) -> bool:
     """Whether a rollout has reached half of the traffic: when `--break` turns the audience."""
-    return (routing.subject or "").startswith("deploy") and routing.share >= 0.5
+    lane = routing.only
+    return lane is not None and lane.subject.startswith("deploy") and lane.share >= 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneproof.errors import StateError
 from tuneproof.experiments import ModelRef, engagement_metric
-from tuneproof.rollout.routing import Routing
+from tuneproof.rollout.routing import Lane, Routing
 
 if TYPE_CHECKING:
     from tuneproof.settings import PipelineConfig
@@ -244,13 +244,12 @@ def routing_of(deployment: Deployment, task: str, phase: int) -> Routing:
         return Routing(task=task, baseline=deployment.candidate, cause=f"{deployment.id} complete")
     if deployment.state in (DeploymentState.ROLLED_BACK, DeploymentState.FAILED):
         return Routing(task=task, baseline=deployment.previous, cause=deployment.cause or "")
+    lane = Lane(subject=deployment.id, candidate=deployment.candidate, share=deployment.share)
     return Routing(
         task=task,
         baseline=deployment.previous,
-        candidate=deployment.candidate,
-        share=deployment.share,
+        lanes=(lane,),
         salt=deployment.salt,
-        subject=deployment.id,
         phase=phase,
         cause=f"{deployment.id} step {deployment.step + 1}: {deployment.share:.0%}",
     )

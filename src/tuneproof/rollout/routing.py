@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from tuneproof import assignment
 from tuneproof.experiments import Arm, ModelRef
@@ -11,14 +12,14 @@ from tuneproof.experiments import Arm, ModelRef
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """One candidate's part of the units, where several are tested at once.
+    """One candidate's part of the units.
 
     `share` of *all* units, out of this lane's, gets `candidate`, the rest of the lane the
-    baseline; both belong to the experiment `subject`. A stopped candidate's lane stays, with
-    share 0, and goes on recording its baseline.
+    baseline; both belong to `subject`, the experiment or rollout of this candidate. A stopped
+    candidate's lane stays, with share 0, and goes on recording its baseline.
     """
 
-    subject: str | None
+    subject: str
     candidate: ModelRef | None = None
     share: float = 0.0
 
@@ -34,48 +35,70 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """Which model serves a task.
+    """Which model serves a task: `baseline` all units but those that the `lanes` give away.
 
-    `share` of the units gets `candidate`, the rest `baseline`; `subject` is the experiment
-    or rollout whose events these decisions belong to (None: nothing is tested). Where several
-    candidates are tested at once there are `lanes` instead, one each, and the three are empty.
-    `version` counts the writes of this task's routing.
+    A test has a lane for each candidate, a rollout one, and where nothing is tested there is
+    none. `version` counts the writes of this task's routing.
     """
 
     task: str
     baseline: ModelRef
-    candidate: ModelRef | None = None
-    share: float = 0.0
+    lanes: tuple[Lane, ...] = ()
     salt: str = ""
-    subject: str | None = None
     phase: int = 0
     version: int = 0
     updated_at: datetime | None = None
     cause: str = ""
-    lanes: tuple[Lane, ...] = ()
+
+    @property
+    def only(self) -> Lane | None:
+        """The lane, where there is just one."""
+        return self.lanes[0] if len(self.lanes) == 1 else None
 
     @property
     def subjects(self) -> tuple[str, ...]:
         """The experiments or the rollout that events of this task may belong to."""
-        return tuple(part.subject for part in self.parts if part.subject is not None)
+        return tuple(lane.subject for lane in self.lanes)
+
+    @property
+    def candidates(self) -> tuple[ModelRef, ...]:
+        """The candidates that may get units."""
+        return tuple(lane.candidate for lane in self.lanes if lane.candidate is not None)
 
     @property
     def candidates_share(self) -> float | None:
         """The share of the units that any candidate serves; None where there is none."""
-        shares = [part.share for part in self.parts if part.candidate is not None]
+        shares = [lane.share for lane in self.lanes if lane.candidate is not None]
         return sum(shares) if shares else None
-
-    @property
-    def parts(self) -> tuple[Lane, ...]:
-        """The lanes; outside families one, which has all units."""
-        alone = Lane(subject=self.subject, candidate=self.candidate, share=self.share)
-        return self.lanes or (alone,)
 
     def serve(self, unit: str) -> Served:
         """Who answers this unit: the same everywhere, by `assignment`."""
-        bucket, lanes = assignment.bucket(self.salt, unit), self.parts
-        lane = lanes[assignment.lane_of(bucket, len(lanes))]
-        chosen = assignment.arm_among(bucket, [part.share for part in lanes]) is not None
+        if not self.lanes:
+            return Served(model=self.baseline, arm=Arm.BASELINE, subject=None)
+        bucket = assignment.bucket(self.salt, unit)
+        lane = self.lanes[assignment.lane_of(bucket, len(self.lanes))]
+        chosen = assignment.arm_among(bucket, [each.share for each in self.lanes]) is not None
         if lane.candidate is None or not chosen:
             return Served(model=self.baseline, arm=Arm.BASELINE, subject=lane.subject)
         return Served(model=lane.candidate, arm=Arm.CANDIDATE, subject=lane.subject)
+
+    def document(self) -> dict[str, Any]:
+        """The fields as every document names them, models still as records.
+
+        One lane's `candidate`, `share` and `subject` stand beside the task's own fields, and
+        `lanes` is empty; of several lanes those three are empty, and `lanes` has them.
+        """
+        only = self.only
+        return {
+            "task": self.task,
+            "baseline": self.baseline,
+            "candidate": only.candidate if only else None,
+            "share": only.share if only else 0.0,
+            "salt": self.salt,
+            "subject": only.subject if only else None,
+            "phase": self.phase,
+            "version": self.version,
+            "updated_at": self.updated_at,
+            "cause": self.cause,
+            "lanes": () if only else self.lanes,
+        }

@@ -55,15 +55,19 @@ class Sides:
     @classmethod
     def of(cls, routing: Routing) -> Sides:
         """Of a task's routing."""
-        return cls(salt=routing.salt, lanes=tuple(_sides(routing, x) for x in routing.parts))
+        lanes = tuple(_sides(routing, lane) for lane in routing.lanes)
+        return cls(salt=routing.salt, lanes=lanes or (_sides(routing, None),))
 
 
-def _sides(routing: Routing, lane: Lane) -> LaneSides:
-    candidate = lane.candidate
+def _sides(routing: Routing, lane: Lane | None) -> LaneSides:
+    subject = None if lane is None else lane.subject
+    baseline = _beginning(routing, routing.baseline, "baseline", subject)
+    if lane is None or lane.candidate is None:
+        return LaneSides(buckets=0, baseline=baseline, candidate=baseline)
     return LaneSides(
-        buckets=assignment.candidate_buckets(lane.share) if candidate else 0,
-        baseline=_beginning(routing, routing.baseline, "baseline", lane.subject),
-        candidate=_beginning(routing, candidate or routing.baseline, "candidate", lane.subject),
+        buckets=assignment.candidate_buckets(lane.share),
+        baseline=baseline,
+        candidate=_beginning(routing, lane.candidate, "candidate", subject),
     )
 
 

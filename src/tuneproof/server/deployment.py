@@ -391,12 +391,12 @@ def routing_table(routing: Sequence[Routing], version: int) -> RoutingTable:
 
 
 def _routing(routing: Routing) -> RoutingState:
-    fields = {name: getattr(routing, name) for name in RoutingState.model_fields}
+    fields = routing.document()
     lanes = [
-        LaneState(subject=x.subject or "", candidate=_model(x.candidate), share=x.share)
-        for x in routing.lanes
+        LaneState(subject=lane.subject, candidate=_model(lane.candidate), share=lane.share)
+        for lane in fields["lanes"]
     ]
-    models = {"baseline": Model.of(routing.baseline), "candidate": _model(routing.candidate)}
+    models = {"baseline": Model.of(routing.baseline), "candidate": _model(fields["candidate"])}
     return RoutingState.model_validate({**fields, **models, "lanes": lanes})
 
 

@@ -84,6 +84,6 @@ def _body(
 
 
 def _served(routing: Routing) -> tuple[str, ...]:
-    names = ", ".join(p.candidate.model_id for p in routing.parts if p.candidate is not None)
+    names = ", ".join(model.model_id for model in routing.candidates)
     share = percent(routing.candidates_share or 0.0) if names else ""
     return routing.task, routing.baseline.model_id, names, share

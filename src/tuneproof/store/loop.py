@@ -171,19 +171,25 @@ class Loop:
             await self._store.experiments.open_phase(
                 test.id, 1, test.traffic_split, test.start_at, tx=own
             )
-            for task in test.tasks:
-                routing = Routing(
-                    task=task,
-                    baseline=test.baseline,
-                    candidate=test.candidate,
-                    share=test.traffic_split,
-                    salt=test.salt,
-                    subject=test.id,
-                    phase=1,
-                    updated_at=test.start_at,
-                    cause=f"{test.id} starts",
-                )
-                await self._store.routing.set(routing, tx=own)
+            await self._route([test], f"{test.id} starts", own)
+
+    async def _route(self, tests: Sequence[ABTest], cause: str, tx: AsyncConnection) -> None:
+        """Route the tasks of tests that begin together, a lane each."""
+        first = tests[0]
+        for task in first.tasks:
+            routing = Routing(
+                task=task,
+                baseline=first.baseline,
+                lanes=tuple(
+                    Lane(subject=test.id, candidate=test.candidate, share=test.traffic_split)
+                    for test in tests
+                ),
+                salt=first.salt,
+                phase=1,
+                updated_at=first.start_at,
+                cause=cause,
+            )
+            await self._store.routing.set(routing, tx=tx)
 
     async def _refuse_busy(self, task: str, tx: AsyncConnection) -> None:
         routing = await self._store.routing.get(task, tx=tx)
@@ -211,20 +217,7 @@ class Loop:
                 await self._store.experiments.open_phase(
                     test.id, 1, test.traffic_split, test.start_at, tx=own
                 )
-            for task in first.tasks:
-                routing = Routing(
-                    task=task,
-                    baseline=first.baseline,
-                    salt=first.salt,
-                    phase=1,
-                    updated_at=first.start_at,
-                    cause=f"{first.family} starts",
-                    lanes=tuple(
-                        Lane(subject=t.id, candidate=t.candidate, share=t.traffic_split)
-                        for t in tests
-                    ),
-                )
-                await self._store.routing.set(routing, tx=own)
+            await self._route(tests, f"{first.family} starts", own)
 
     async def family(self, family: str, *, tx: Tx = None) -> Sequence[ABTest]:
         """The tests of a family by lane. Raises `NotFoundError`."""
@@ -289,9 +282,13 @@ class Loop:
             await self._store.experiments.open_phase(test.id, number, share, at, tx=own)
             for task in test.tasks:
                 routing = await self._store.routing.get(task, tx=own)
-                if routing is not None and routing.subject == test.id:
+                if routing is not None and test.id in routing.subjects:
                     cause = f"{test.id} adapts its share"
-                    moved = replace(routing, share=share, phase=number, updated_at=at, cause=cause)
+                    lanes = tuple(
+                        replace(lane, share=share) if lane.subject == test.id else lane
+                        for lane in routing.lanes
+                    )
+                    moved = replace(routing, lanes=lanes, phase=number, updated_at=at, cause=cause)
                     await self._store.routing.set(moved, tx=own)
         return number
 
@@ -452,7 +449,7 @@ class Loop:
 
     async def _goes_on(self, routing: Routing, tx: AsyncConnection) -> bool:
         """Whether another candidate of the same family is still being tested."""
-        if not routing.lanes:
+        if routing.only is not None:
             return False
         tests = [await self._store.experiments.get(id, tx=tx) for id in routing.subjects]
         return any(test.status is ExperimentStatus.RUNNING for test in tests)

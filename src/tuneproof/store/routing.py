@@ -96,10 +96,8 @@ def _routing(row: Any) -> Routing:
         **{
             **values,
             "baseline": model_ref(values["baseline"]),
-            "candidate": _model(values["candidate"]),
             "lanes": tuple(
-                Lane(**{**lane, "candidate": _model(lane["candidate"])})
-                for lane in values["lanes"] or ()
+                Lane(**{**lane, "candidate": _model(lane["candidate"])}) for lane in values["lanes"]
             ),
         }
     )

@@ -353,15 +353,12 @@ routing = Table(
     metadata,
     Column("task", Text, primary_key=True),
     Column("baseline", Json, nullable=False),
-    Column("candidate", Json),
-    Column("share", Double, nullable=False),
+    Column("lanes", Json, nullable=False),
     Column("salt", Text, nullable=False),
-    Column("subject", Text),
     Column("phase", Integer, nullable=False),
     Column("version", Integer, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("cause", Text, nullable=False),
-    Column("lanes", Json),
 )
 
 # Answers to be scored, at most one of each unit and task. The texts go when a score comes.

@@ -50,7 +50,8 @@ class IstioTarget:
         Raises `DataError` where the VirtualService has no such route or destinations, and the
         errors of `Cluster`.
         """
-        share = routing.share if routing.candidate is not None else 0.0
+        lane = routing.only
+        share = lane.share if lane is not None and lane.candidate is not None else 0.0
         percent = round(share * 100)
         weights = (100 - percent, percent)
 

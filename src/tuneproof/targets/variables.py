@@ -36,14 +36,16 @@ def variables(routing: Routing, *, switch_at: float = SWITCH_AT) -> dict[str, st
     'base'
     """
     name = stem(routing.task)
-    candidate = routing.candidate if routing.share > 0 else None
-    switched = candidate is not None and routing.share >= switch_at
+    lane = routing.only
+    share = lane.share if lane is not None and lane.candidate is not None else 0.0
+    candidate = lane.candidate if lane is not None and share > 0 else None
+    switched = share >= switch_at
     model = candidate if candidate is not None and switched else routing.baseline
     return {
         f"{name}_MODEL": model.model_id,
         f"{name}_BASELINE_MODEL": routing.baseline.model_id,
         f"{name}_CANDIDATE_MODEL": candidate.model_id if candidate else "",
-        f"{name}_CANDIDATE_SHARE": f"{routing.share if candidate else 0:.4f}",
+        f"{name}_CANDIDATE_SHARE": f"{share:.4f}",
         f"{name}_SALT": routing.salt,
         f"{name}_ROUTING_VERSION": str(routing.version),
     }

@@ -108,29 +108,24 @@ _opener = urllib.request.build_opener(_NoRedirect)
 
 
 def _document(routing: Routing) -> dict[str, Any]:
+    fields = routing.document()
+    lanes = fields.pop("lanes")
     return {
+        **fields,
         "type": "routing",
-        "task": routing.task,
         "baseline": _model(routing.baseline),
-        "candidate": _model(routing.candidate) if routing.candidate else None,
-        "share": routing.share,
-        "salt": routing.salt,
-        "subject": routing.subject,
-        "phase": routing.phase,
-        "version": routing.version,
+        "candidate": _model(fields["candidate"]),
         "updated_at": routing.updated_at.isoformat() if routing.updated_at else None,
-        "cause": routing.cause,
-        **({"lanes": [_lane(lane) for lane in routing.lanes]} if routing.lanes else {}),
+        **({"lanes": [_lane(lane) for lane in lanes]} if lanes else {}),
     }
 
 
 def _lane(lane: Lane) -> dict[str, Any]:
-    candidate = None if lane.candidate is None else _model(lane.candidate)
-    return {"subject": lane.subject, "candidate": candidate, "share": lane.share}
+    return {"subject": lane.subject, "candidate": _model(lane.candidate), "share": lane.share}
 
 
-def _model(model: ModelRef) -> dict[str, str | None]:
-    return {"model_id": model.model_id, "version": model.version}
+def _model(model: ModelRef | None) -> dict[str, str | None] | None:
+    return None if model is None else {"model_id": model.model_id, "version": model.version}
 
 
 def _refusal(name: str, url: str, status: int) -> TuneProofError:

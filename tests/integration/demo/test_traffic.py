@@ -25,7 +25,7 @@ from tuneproof.demo import (
 )
 from tuneproof.demo.draws import draws
 from tuneproof.experiments import Arm, Exposure, Ingested, ModelRef, Outcome
-from tuneproof.rollout import Routing
+from tuneproof.rollout import Lane, Routing
 from tuneproof.store import make_engine
 from tuneproof.testing import MemoryProvider
 
@@ -71,10 +71,14 @@ class World:
             self.routing[task] = Routing(
                 task=task,
                 baseline=ModelRef(model_id="base"),
-                candidate=ModelRef(model_id=TUNED, version="ver-1"),
-                share=share,
+                lanes=(
+                    Lane(
+                        subject=subject,
+                        candidate=ModelRef(model_id=TUNED, version="ver-1"),
+                        share=share,
+                    ),
+                ),
                 salt="salt",
-                subject=subject,
                 phase=phase,
             )
 
@@ -254,8 +258,11 @@ async def test_few_requests_serve_many_posts(engine: AsyncEngine) -> None:
 async def test_routing_without_a_candidate_serves_the_baseline(engine: AsyncEngine) -> None:
     world = World(engine)
     world.route(0.0)
+    tuned = ModelRef(model_id=TUNED, version="ver-1")
     world.routing = {
-        task: replace(routing, candidate=None, baseline=ModelRef(model_id=TUNED, version="ver-1"))
+        task: replace(
+            routing, baseline=tuned, lanes=tuple(Lane(subject=s) for s in routing.subjects)
+        )
         for task, routing in world.routing.items()
     }
     await _run(world, 3)

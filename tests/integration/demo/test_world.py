@@ -19,7 +19,7 @@ from tuneproof.experiments import (
     ModelRef,
     Outcome,
 )
-from tuneproof.rollout import Routing
+from tuneproof.rollout import Lane, Routing
 from tuneproof.settings import SourceConfig
 from tuneproof.sources import open_source
 from tuneproof.store import Store
@@ -62,15 +62,11 @@ async def test_events_of_the_application_are_taken_by_the_real_store(
     answers: list[Ingested] = []
 
     async def routings() -> Mapping[str, Routing]:
-        fields = {
-            "baseline": test.baseline,
-            "candidate": test.candidate,
-            "share": 0.3,
-            "salt": test.salt,
-            "subject": test.id,
-            "phase": 1,
+        lane = Lane(subject=test.id, candidate=test.candidate, share=0.3)
+        return {
+            task: Routing(task=task, baseline=test.baseline, lanes=(lane,), salt=test.salt, phase=1)
+            for task in ("hook", "body")
         }
-        return {task: Routing(task=task, **fields) for task in ("hook", "body")}  # type: ignore[arg-type]
 
     async def sink(exposures: Sequence[Exposure], outcomes: Sequence[Outcome]) -> Ingested:
         answers.append(await store.events.ingest(exposures, outcomes, now=clock.now()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
@@ -15,21 +16,29 @@ from tests.integration.server.conftest import Service
 from tuneproof.app import App
 from tuneproof.cli.serve import serving
 from tuneproof.experiments import ModelRef
-from tuneproof.rollout import Routing
+from tuneproof.rollout import Lane, Routing
 from tuneproof.server.board import Sides, Table
 from tuneproof.server.gateway import decide
 from tuneproof.server.hot import TRUST_S, _decision
 from tuneproof.testing import MemoryProvider
 
+LANE = Lane(
+    subject="ab-test-20250120-001",
+    candidate=ModelRef(model_id="cand", version="ver-1"),
+    share=0.5,
+)
 HALF = Routing(
     task="hook",
     baseline=ModelRef(model_id="base"),
-    candidate=ModelRef(model_id="cand", version="ver-1"),
-    share=0.5,
+    lanes=(LANE,),
     salt="salt",
-    subject="ab-test-20250120-001",
     phase=2,
 )
+
+
+def at_share(share: float, **changes: Any) -> Routing:
+    """The routing with this share for its candidate."""
+    return replace(HALF, lanes=(replace(LANE, share=share),), **changes)
 
 
 @pytest.fixture
@@ -116,7 +125,7 @@ async def test_a_foreign_page_is_refused_also_after_the_owner_was_let_in(routed)
 async def test_decisions_follow_a_change_at_once(routed):
     asked = {"params": {"task": "hook", "unit": "1"}}
     for share, arm in ((0.0, "baseline"), (1.0, "candidate"), (0.0, "baseline")):
-        await routed.app.store.routing.set(replace(HALF, share=share))
+        await routed.app.store.routing.set(at_share(share))
         routed.app.live.publish("routing", "hook")
         assert (await routed.http.get("/decide", **asked)).json()["arm"] == arm
 
@@ -133,8 +142,8 @@ async def test_a_change_by_another_worker_is_seen_and_told(routed):
 
     listening = asyncio.create_task(listen())
     await asyncio.sleep(0.05)
-    await routed.app.store.routing.set(replace(HALF, task="body", share=0.25))
-    await routed.app.store.routing.set(replace(HALF, share=1.0))
+    await routed.app.store.routing.set(at_share(0.25, task="body"))
+    await routed.app.store.routing.set(at_share(1.0))
     await asyncio.wait_for(listening, 5)
     assert {(e.kind, e.id) for e in seen} == {("routing", "body"), ("routing", "hook")}
     table = (await routed.http.get("/routing")).json()

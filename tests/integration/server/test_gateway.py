@@ -240,14 +240,13 @@ def test_a_ticket_survives_its_id():
 
 
 def test_a_decision_is_the_one_that_assignment_makes():
-    from tuneproof.rollout import Routing
+    from tuneproof.rollout import Lane, Routing
     from tuneproof.server.gateway import decide
 
     routing = Routing(
         task="hook",
         baseline=ModelRef(model_id="b"),
-        candidate=ModelRef(model_id="c"),
-        share=0.3,
+        lanes=(Lane(subject="ab-test-1", candidate=ModelRef(model_id="c"), share=0.3),),
         salt="s",
     )
     for number in range(500):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +12,7 @@ from tests.integration.store.records import T0, deployment, experiment, look, ve
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
-from tuneproof.rollout import DeploymentState, Routing
+from tuneproof.rollout import DeploymentState, Lane, Routing
 from tuneproof.store import Run, RunStatus, Store, SubjectKind, open_store, uuid7
 from tuneproof.training import VersionStatus
 
@@ -275,7 +276,7 @@ async def test_routing_is_written_at_the_next_version(store: Store) -> None:
     first = await store.routing.set(base, expected_version=0)
     assert (first.version, first.updated_at) == (1, store.clock.now())
     second = await store.routing.set(
-        Routing(task="hook", baseline=base.baseline, candidate=ModelRef(model_id="ft"), share=0.1)
+        replace(base, lanes=(Lane(subject="s", candidate=ModelRef(model_id="ft"), share=0.1),))
     )
     assert await store.routing.get("hook") == second
     with pytest.raises(ConflictError, match="version 2, not 1"):

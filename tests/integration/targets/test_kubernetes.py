@@ -15,7 +15,7 @@ from tests.servers import free_port
 
 from tuneproof import errors
 from tuneproof.experiments import ModelRef
-from tuneproof.rollout import Routing
+from tuneproof.rollout import Lane, Routing
 from tuneproof.settings import Settings
 from tuneproof.targets import Cluster, ConfigMapTarget, IstioTarget, open_target
 
@@ -23,14 +23,23 @@ CONFIG_MAP = "/api/v1/namespaces/prod/configmaps/models"
 DEPLOYMENT = "/apis/apps/v1/namespaces/prod/deployments/api"
 SERVICE = "/apis/networking.istio.io/v1/namespaces/prod/virtualservices/llm"
 
+LANE = Lane(
+    subject="deploy-1",
+    candidate=ModelRef(model_id="ft:base:org::1", version="ver-1"),
+    share=0.1,
+)
 ROUTING = Routing(
     task="hook",
     baseline=ModelRef(model_id="gpt-base"),
-    candidate=ModelRef(model_id="ft:base:org::1", version="ver-1"),
-    share=0.1,
+    lanes=(LANE,),
     salt="salt-1",
     version=3,
 )
+
+
+def at_share(share: float, **changes: Any) -> Routing:
+    """The routing with this share for its candidate."""
+    return replace(ROUTING, lanes=(replace(LANE, share=share),), **changes)
 
 
 @pytest.fixture
@@ -95,7 +104,7 @@ async def test_config_map_gets_the_variables_and_keeps_its_others(cluster: ApiSe
 async def test_model_in_use_switches_with_the_share_and_back(cluster: ApiServer) -> None:
     target = _config_map(cluster)
     for share, model in ((0.4, "gpt-base"), (0.5, "ft:base:org::1"), (0.0, "gpt-base")):
-        await target.apply(replace(ROUTING, share=share))
+        await target.apply(at_share(share))
         assert cluster.objects[CONFIG_MAP]["data"]["HOOK_MODEL"] == model
 
 
@@ -139,7 +148,7 @@ async def test_absent_config_map_is_refused_or_made(cluster: ApiServer) -> None:
 async def test_pods_restart_once_for_each_change(cluster: ApiServer) -> None:
     target = _config_map(cluster, restart=["api"])
     marks = []
-    for routing in (ROUTING, ROUTING, replace(ROUTING, version=4), replace(ROUTING, share=0.5)):
+    for routing in (ROUTING, ROUTING, replace(ROUTING, version=4), at_share(0.5)):
         await target.apply(routing)
         template = cluster.objects[DEPLOYMENT]["spec"]["template"]
         marks.append(template["metadata"]["annotations"]["tuneproof.io/models"])
@@ -203,7 +212,7 @@ async def test_istio_weights_follow_the_share_of_their_route_only(cluster: ApiSe
     before = copy.deepcopy(cluster.objects[SERVICE]["spec"]["http"])
     target = _istio(cluster)
     for share, weights in ((0.1, [90, 10]), (0.954, [5, 95]), (1.0, [0, 100]), (0.0, [100, 0])):
-        await target.apply(replace(ROUTING, share=share))
+        await target.apply(at_share(share))
         http = cluster.objects[SERVICE]["spec"]["http"]
         assert [entry["weight"] for entry in http[0]["route"]] == weights
         assert http[1:] == before[1:]
@@ -223,7 +232,7 @@ async def test_istio_writes_nothing_when_nothing_changes(cluster: ApiServer) -> 
 async def test_istio_without_a_candidate_sends_all_to_the_baseline(cluster: ApiServer) -> None:
     target = _istio(cluster)
     await target.apply(ROUTING)
-    await target.apply(replace(ROUTING, candidate=None))
+    await target.apply(replace(ROUTING, lanes=()))
     http = cluster.objects[SERVICE]["spec"]["http"]
     assert [entry["weight"] for entry in http[0]["route"]] == [100, 0]
 

@@ -26,10 +26,10 @@ from tuneproof.targets import WebhookTarget
 ROUTING = Routing(
     task="hook",
     baseline=ModelRef(model_id="base"),
-    candidate=ModelRef(model_id="ft", version="ver-1"),
-    share=0.25,
+    lanes=(
+        Lane(subject="deploy-1", candidate=ModelRef(model_id="ft", version="ver-1"), share=0.25),
+    ),
     salt="s",
-    subject="deploy-1",
     phase=2,
     version=7,
 )
@@ -153,7 +153,7 @@ async def test_lanes_are_told_where_several_candidates_are_tested(endpoint: Endp
         Lane(subject="ab-test-1", candidate=ModelRef(model_id="one"), share=0.2),
         Lane(subject="ab-test-2"),
     )
-    several = replace(ROUTING, candidate=None, share=0.0, subject=None, lanes=lanes)
+    several = replace(ROUTING, lanes=lanes)
     await WebhookTarget(endpoint.url).apply(several)
     await WebhookTarget(endpoint.url).apply(ROUTING)
     told, alone = [json.loads(body) for _, body in endpoint.received]

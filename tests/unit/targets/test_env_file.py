@@ -15,24 +15,29 @@ from hypothesis import strategies as st
 
 from tuneproof.errors import ConfigError, DataError, RetryableError
 from tuneproof.experiments import ModelRef
-from tuneproof.rollout import Routing, Target
+from tuneproof.rollout import Lane, Routing, Target
 from tuneproof.targets import EnvFileTarget, open_target, variables
 
+LANE = Lane(subject="deploy-1", candidate=ModelRef(model_id="ft:base:org::1"), share=0.1)
 ROUTING = Routing(
     task="hook",
     baseline=ModelRef(model_id="gpt-base"),
-    candidate=ModelRef(model_id="ft:base:org::1"),
-    share=0.1,
+    lanes=(LANE,),
     salt="salt with space",
     version=3,
 )
+
+
+def at_share(share: float, **changes: Any) -> Routing:
+    """The routing with this share for its candidate."""
+    return replace(ROUTING, lanes=(replace(LANE, share=share),), **changes)
 
 
 async def test_own_lines_are_changed_and_others_kept(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text("# models\nexport HOOK_MODEL=old\nLOG=info\nHOOK_MODEL=twice\n")
     target = EnvFileTarget(path)
-    await target.apply(replace(ROUTING, share=0.5))
+    await target.apply(at_share(0.5))
     lines = path.read_text().splitlines()
     assert lines[:3] == ["# models", "export HOOK_MODEL=ft:base:org::1", "LOG=info"]
     assert sum("HOOK_MODEL=" in line for line in lines) == 1
@@ -111,7 +116,7 @@ def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, salt: str, share: float
 ) -> None:
     target = EnvFileTarget(tmp_path_factory.mktemp("env") / ".env")
-    routing = replace(ROUTING, salt=salt, share=share)
+    routing = at_share(share, salt=salt)
     asyncio.run(target.apply(routing))
     found = asyncio.run(target.observe("hook"))
     assert found is not None
