@@ -14,6 +14,7 @@ from tuneproof.app.providing import provider_of
 from tuneproof.app.watching import SHUTDOWN_WARNING, Watching
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ModelRef
+from tuneproof.resilience import TaskHealth
 from tuneproof.rollout import Routing
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig
 from tuneproof.store import Activity, Page, Run, TokenInfo
@@ -97,10 +98,14 @@ class Overview(Watching, Core):
 
     async def health(self) -> Mapping[str, Any]:
         """Each component by a real call, with pools and performance figures."""
-        report = await self._report()
+        report, now = await self._report(), self.supervisor.now()
         figures = self._process.read()
         return {
             **report.to_dict(),
+            "status": self._with_tasks(report.status),
+            "tasks": [
+                {**asdict(task), "overdue": task.overdue(now)} for task in self.supervisor.tasks
+            ],
             "connection_pools": self.pools.counts(),
             "performance_metrics": {
                 "avg_response_time_ms": self.metrics.response_times.avg_ms,
@@ -109,6 +114,12 @@ class Overview(Watching, Core):
                 "cpu_usage_percent": figures["cpu_usage_percent"],
             },
         }
+
+    def _with_tasks(self, status: Status) -> Status:
+        """The whole's status: a background task that stands still degrades it."""
+        now = self.supervisor.now()
+        stands = any(task.stands_still(now) for task in self.supervisor.tasks)
+        return Status.DEGRADED if stands and status is Status.HEALTHY else status
 
     async def ready(self) -> Ready:
         """Whether the database answers; all else can be away for a while."""
@@ -238,6 +249,7 @@ class Overview(Watching, Core):
             )
             for path in self.settings.without_effect()
         ]
+        found += [_task_finding(task, self.supervisor.now()) for task in self.supervisor.tasks]
         found += await self._tried("alerts", self._alert_findings())
         for name in self.scorers.used():
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
@@ -425,3 +437,13 @@ def _next_action(run: Any, deployment: Any, starts: datetime | None) -> str:
     if starts is not None:
         return f"next run at {starts:%Y-%m-%d %H:%M} UTC"
     return "nothing: start a run (tuneproof run start)"
+
+
+def _task_finding(task: TaskHealth, now: datetime) -> Finding:
+    stands = task.stands_still(now)
+    return Finding(
+        name=f"task: {task.name}",
+        status="warning" if stands else "ok",
+        detail=task.sentence(),
+        mend="It is started again by itself; its log says what it died of." if stands else "",
+    )

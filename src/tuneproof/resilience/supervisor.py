@@ -64,6 +64,22 @@ class TaskHealth:
         allowed = timedelta(seconds=3 * self.every_s + 60)
         return now - (self.last_success or self.started_at) > allowed
 
+    def stands_still(self, now: datetime) -> bool:
+        """Whether it does not do its work now, and should."""
+        return self.state in (TaskState.FAILING, TaskState.GIVEN_UP) or self.overdue(now)
+
+    def sentence(self) -> str:
+        """How it goes, in words."""
+        success = (
+            "none yet" if self.last_success is None else f"{self.last_success:%Y-%m-%d %H:%M:%S}"
+        )
+        said = f"{str(self.state).replace('_', ' ')}; last success {success}"
+        if self.restarts:
+            said += f"; started again {self.restarts} times"
+        if self.last_error:
+            said += f"; last error: {self.last_error}"
+        return said
+
 
 async def _always(_role: str) -> bool:
     return True
@@ -90,7 +106,7 @@ class Supervisor:
     ) -> None:
         self._leads = leads
         self._restarted = restarted
-        self._now = now
+        self.now = now
         self._sleep = sleep
         self._records: dict[str, _Record] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -118,7 +134,7 @@ class Supervisor:
                 more = False
                 if leader is None or await self._leads(leader):
                     more = await fn() is True
-                    record.succeeded(self._now())
+                    record.succeeded(self.now())
                 else:
                     record.stands_by()
                 await self._sleep(0.0 if more else seconds)
@@ -142,14 +158,14 @@ class Supervisor:
         if self._closed:
             log.debug("%s is not begun: the supervisor is closed", name)
             return
-        record = self._records.setdefault(name, _Record(name, None, self._now()))
+        record = self._records.setdefault(name, _Record(name, None, self.now()))
         job = asyncio.create_task(self._until_done(record, fn, attempts), name=f"tuneproof-{name}")
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
     def succeeded(self, name: str) -> None:
         """A long-lived task has done a round of its work."""
-        self._records[name].succeeded(self._now())
+        self._records[name].succeeded(self.now())
 
     def runs(self, name: str) -> bool:
         """Whether a task of this name is supervised."""
@@ -179,7 +195,7 @@ class Supervisor:
             raise StateError(f"{name} cannot begin: the supervisor is closed.")
         if name in self._tasks:
             raise StateError(f"A task {name!r} runs already.", mend="Stop it first.")
-        self._records[name] = record = _Record(name, every_s, self._now())
+        self._records[name] = record = _Record(name, every_s, self.now())
         return record
 
     def _begin(
@@ -192,11 +208,11 @@ class Supervisor:
         self, record: _Record, fn: Work, first_s: float, longest_s: float
     ) -> None:
         while True:
-            begun = self._now()
+            begun = self.now()
             error = await _death(fn) or StateError("It returned, and should have gone on.")
-            if self._now() - begun > timedelta(seconds=longest_s):
+            if self.now() - begun > timedelta(seconds=longest_s):
                 record.failures = 0  # it lived for a while: a new trouble, not the old one
-            record.failed(error, self._now())
+            record.failed(error, self.now())
             await self._sleep(_pause_s(record.failures, first_s, longest_s))
             self._again(record)
 
@@ -204,9 +220,9 @@ class Supervisor:
         for attempt in range(1, attempts + 1):
             error = await _death(fn)
             if error is None:
-                record.succeeded(self._now())
+                record.succeeded(self.now())
                 return
-            record.failed(error, self._now())
+            record.failed(error, self.now())
             if attempt < attempts:
                 await self._sleep(_pause_s(attempt, FIRST_PAUSE_S, LONGEST_PAUSE_S))
                 self._again(record)

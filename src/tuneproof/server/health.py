@@ -38,6 +38,20 @@ class Component(Answer):
     latency_ms: float | None = None
 
 
+class TaskOut(Answer):
+    """A background task of this process: what it did last, and whether it stands still."""
+
+    name: str = Field(examples=["schedule"])
+    state: str = Field(examples=["running"], description="Or standby, failing, given_up.")
+    started_at: Instant
+    every_s: float | None = Field(description="Absent for one that lives on.")
+    last_success: Instant | None
+    restarts: int
+    last_error: str
+    last_error_at: Instant | None
+    overdue: bool
+
+
 class Health(Answer):
     """All dependencies. The status is the worst that matters."""
 
@@ -48,6 +62,7 @@ class Health(Answer):
     components: dict[str, Component]
     connection_pools: dict[str, int | None]
     performance_metrics: dict[str, float | None]
+    tasks: list[TaskOut]
 
 
 class FindingOut(Answer):

@@ -15,6 +15,7 @@ from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
     from tuneproof.experiments import ABTest
+    from tuneproof.resilience import TaskHealth
     from tuneproof.rollout import Deployment, Routing
     from tuneproof.store import Run
 
@@ -33,6 +34,7 @@ def router() -> APIRouter:
             (await app.runs(limit=NEWEST)).items,
             (await app.experiments(limit=NEWEST)).items,
             (await app.deployments(limit=NEWEST)).items,
+            app.supervisor.tasks,
         )
         page = document("Overview", "TuneProof", body, now=app.clock.now(), changes=True)
         return HTMLResponse(page, headers=HEADERS)
@@ -45,6 +47,7 @@ def _body(
     runs: Sequence[Run],
     tests: Sequence[ABTest],
     rollouts: Sequence[Deployment],
+    tasks: Sequence[TaskHealth],
 ) -> str:
     sections = {
         "Models in use": table(
@@ -77,6 +80,19 @@ def _body(
                     d.candidate.model_id,
                 )
                 for d in rollouts
+            ],
+        ),
+        "Background tasks": table(
+            ["task", "state", "last success", "restarts", "last error"],
+            [
+                (
+                    task.name,
+                    str(task.state).replace("_", " "),
+                    "" if task.last_success is None else instant(task.last_success),
+                    str(task.restarts),
+                    task.last_error,
+                )
+                for task in tasks
             ],
         ),
     }

@@ -273,3 +273,23 @@ async def test_the_overview_and_the_doctor(service):
     findings = (await service.http.get("/doctor")).json()
     assert {f["status"] for f in findings} <= {"ok", "warning", "failed"}
     assert "database" in {f["name"] for f in findings}
+
+
+async def test_background_task_that_stands_still_is_in_health_doctor_and_on_the_page(service):
+    died = asyncio.Event()
+
+    async def broken() -> None:
+        died.set()
+        raise ZeroDivisionError("a <bug>")
+
+    service.app.supervisor.every("broken", 60, broken)
+    await died.wait()
+    health = (await service.http.get("/health")).json()
+    [task] = [t for t in health["tasks"] if t["name"] == "broken"]
+    assert health["status"] == "degraded"
+    assert (task["state"], task["last_success"]) == ("failing", None)
+    assert task["last_error"] == "ZeroDivisionError: a <bug>"
+    found = {f["name"]: f for f in (await service.http.get("/doctor")).json()}
+    assert found["task: broken"]["status"] == "warning"
+    assert "last success none yet" in found["task: broken"]["detail"]
+    assert "ZeroDivisionError: a &lt;bug&gt;" in (await service.http.get("/")).text
