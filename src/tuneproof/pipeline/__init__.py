@@ -3,19 +3,23 @@
     posts ─collect→ examples ─curate→ dataset ─train→ version ─gate→ report
           ─experiment→ verdict ─rollout→ live ─watch→ posts
 
-`turn` is that line; `stages` makes the version, `serving` brings it to users, `records` says
-what a run is given, gives back and needs.
+`turn` is that line; each stage is an object with the run's context (`collecting`, `planning`,
+`training`, `gating`, `experimenting`, `rolling_out`, `ending`); `steps` names what is recorded,
+`records` says what a run is given, gives back and needs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Protocol, TypedDict, Unpack, cast
 
 from tuneproof import workflow
+from tuneproof.collection import Source
 from tuneproof.errors import ConfigError
+from tuneproof.evaluation import Scorer
 from tuneproof.pipeline.records import (
     Hooks,
     NoHooks,
@@ -28,9 +32,12 @@ from tuneproof.pipeline.records import (
 )
 from tuneproof.pipeline.steps import StepName
 from tuneproof.pipeline.turn import experiment_alone, rollout_alone, turn
+from tuneproof.rollout import Target
 from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.training import Provider
 
 __all__ = [
+    "Adapters",
     "FineTuningPipeline",
     "Hooks",
     "NoHooks",
@@ -38,6 +45,7 @@ __all__ = [
     "PipelineResult",
     "RunArguments",
     "RunHandle",
+    "RunStarter",
     "RunStore",
     "Stage",
     "StageStatus",
@@ -46,6 +54,59 @@ __all__ = [
     "rollout_alone",
     "turn",
 ]
+
+
+class StartedRun(Protocol):
+    """What was started."""
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+
+
+class RunStarter(Protocol):
+    """Who starts runs: an open `App`."""
+
+    async def start_run(
+        self,
+        pipeline: PipelineConfig,
+        *,
+        config_overrides: Mapping[str, object] | None = None,
+        force: bool = False,
+        posts: str | None = None,
+        as_of: datetime | None = None,
+        last_stage: str | None = None,
+        actor: str = "system",
+    ) -> StartedRun:
+        """Start one turn of the loop and return at once."""
+
+
+class Adapters(TypedDict, total=False):
+    """What replaces the adapters that the settings describe, one by one."""
+
+    store: object
+    """The database, opened: `tuneproof.store.Store`."""
+    clock: workflow.Clock
+    provider: Provider
+    """One for all names of providers."""
+    source: Source
+    """One for all pipelines."""
+    targets: Sequence[Target]
+    scorers: Mapping[str, Scorer]
+    min_scores: Mapping[str, float]
+    on_step: workflow.StepHook
+    poll_s: float
+    takeover_s: float
+    background: bool
+
+
+class _AppClass(Protocol):
+    """How an `App` is opened; pipeline stands below it, so the settings name the class."""
+
+    def open(
+        self, settings: Settings, **adapters: Unpack[Adapters]
+    ) -> AbstractAsyncContextManager[RunStarter]:
+        """An App with everything running."""
 
 
 class RunHandle:
@@ -76,17 +137,17 @@ class FineTuningPipeline:
     """The whole loop for one pipeline.
 
     `FineTuningPipeline(config=config).run()` needs nothing else: what is not given is built
-    from the settings. `app` is the `App` whose adapters it uses; the keyword arguments in
-    `adapters` (source, provider, targets, clock, ...) replace single ones.
+    from the settings. `app` is the open `App` whose adapters it uses; the keyword arguments in
+    `adapters` (source, provider, targets, clock, ...) replace single ones where it opens its own.
     """
 
     def __init__(
         self,
         config: PipelineConfig | None = None,
         *,
-        app: Any = None,
+        app: RunStarter | None = None,
         settings: Settings | None = None,
-        **adapters: Any,
+        **adapters: Unpack[Adapters],
     ) -> None:
         if not isinstance(config, PipelineConfig):
             raise ConfigError(
@@ -98,14 +159,46 @@ class FineTuningPipeline:
         self._settings = settings
         self._adapters = adapters
 
-    async def run(self, **arguments: Any) -> PipelineResult:
-        """One turn of the loop, waited for. `arguments` are those of `App.start_run`."""
-        async with self._opened() as app:
-            handle = await self._start(app, arguments)
-            return await handle.wait()
+    async def run(
+        self,
+        *,
+        config_overrides: Mapping[str, object] | None = None,
+        force: bool = False,
+        posts: str | None = None,
+        as_of: datetime | None = None,
+        last_stage: str | None = None,
+        actor: str = "system",
+    ) -> PipelineResult:
+        """One turn of the loop, waited for.
 
-    async def start(self, **arguments: Any) -> RunHandle:
-        """Start one turn and return at once; needs an open `app`.
+        `force` goes on with fewer examples than the threshold; `posts` (a file or an address)
+        replaces the pipeline's source; posts are those known at `as_of`; `last_stage` is the
+        last one to do ("gate" trains and checks, and serves nothing). Raises `StateError` where
+        a run of this pipeline is under way.
+        """
+        async with self._opened() as app:
+            started = await app.start_run(
+                self.config,
+                config_overrides=config_overrides,
+                force=force,
+                posts=posts,
+                as_of=as_of,
+                last_stage=last_stage,
+                actor=actor,
+            )
+            return await RunHandle(started.id).wait()
+
+    async def start(
+        self,
+        *,
+        config_overrides: Mapping[str, object] | None = None,
+        force: bool = False,
+        posts: str | None = None,
+        as_of: datetime | None = None,
+        last_stage: str | None = None,
+        actor: str = "system",
+    ) -> RunHandle:
+        """Start one turn, as `run` does, and return at once; needs an open `app`.
 
         Raises `ConfigError` without one, `StateError` where a run of this pipeline is under way.
         """
@@ -114,20 +207,25 @@ class FineTuningPipeline:
                 "start() returns before the run has ended, so it needs an App that lives on.",
                 mend="Open one (`async with App.open(settings) as app`) and pass it as app=.",
             )
-        return await self._start(self._app, arguments)
-
-    async def _start(self, app: Any, arguments: dict[str, Any]) -> RunHandle:
-        run = await app.start_run(self.config, **arguments)
-        return RunHandle(run.id)
+        started = await self._app.start_run(
+            self.config,
+            config_overrides=config_overrides,
+            force=force,
+            posts=posts,
+            as_of=as_of,
+            last_stage=last_stage,
+            actor=actor,
+        )
+        return RunHandle(started.id)
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[Any]:
+    async def _opened(self) -> AsyncIterator[RunStarter]:
         if self._app is not None:
             yield self._app
             return
         settings = self._settings
         if settings is None:
             settings = await asyncio.to_thread(lambda: Settings.load())
-        opened: Any = settings.adapter("app")
-        async with opened.open(settings, **self._adapters) as app:
+        opens = cast(_AppClass, settings.adapter("app"))
+        async with opens.open(settings, **self._adapters) as app:
             yield app

@@ -185,7 +185,8 @@ class RunContext:
         self._last_look_failed = True
         self.parts.hooks.look_failed(subject, error)
         at, hours = f"{self.now:%Y-%m-%d %H:%M} UTC", self.config.look_interval_hours
-        said = f"The look at {at} failed, {type(error).__name__}: {error}"
+        why = next(iter(str(error).splitlines()), "")  # a database's error goes on for pages
+        said = f"The look at {at} failed, {type(error).__name__}: {why}"
         try:
             await self.note(f"{said} The next one is tried within {hours:g} h.")
         except workflow.EngineError:

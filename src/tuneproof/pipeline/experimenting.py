@@ -148,6 +148,7 @@ class ExperimentStage:
 
     async def read(self, family: str) -> tuple[ABTest, ...]:
         """Tests that were declared outside a run, as they stand."""
+        self._run.stage = Stage.EXPERIMENT
         tests = await workflow.step(StepName.EXPERIMENT_READ, self._read, family)
         self._run.subjects += [test.id for test in tests]
         return tests

@@ -88,6 +88,7 @@ class RolloutStage:
 
     async def read(self, deployment_id: str) -> Deployment:
         """A rollout that was declared outside a run, as it stands. Raises `NotFoundError`."""
+        self._run.stage = Stage.ROLLOUT
         deployment = await workflow.step(StepName.ROLLOUT_READ, self._read, deployment_id)
         self._run.subjects.append(deployment.id)
         return deployment

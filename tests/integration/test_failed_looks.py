@@ -1,0 +1,121 @@
+"""A look that raises is kept, and the next one is tried: no watch ends because one look failed.
+
+The fault is real: a table that the look reads is away for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+from tests.integration.loop import T0, Loop, open_loop
+
+from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
+from tuneproof.pipeline import StepName
+from tuneproof.store import RunStatus
+from tuneproof.workflow import Moment
+
+BASE, CANDIDATE = ModelRef(model_id="base"), ModelRef(model_id="candidate")
+
+
+class Steps:
+    """A step hook that says when a step was recorded for the first time."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, asyncio.Event] = {}
+
+    def __call__(self, name: str, moment: Moment) -> None:
+        if moment is Moment.AFTER:
+            self._done.setdefault(name, asyncio.Event()).set()
+
+    async def recorded(self, name: StepName) -> None:
+        event = self._done.setdefault(name, asyncio.Event())
+        await asyncio.wait_for(event.wait(), 120)
+
+
+@asynccontextmanager
+async def away(loop: Loop, table: str) -> AsyncIterator[None]:
+    """Without this table, for as long as the block lasts."""
+    await _execute(loop, f"ALTER TABLE {table} RENAME TO {table}_away")
+    try:
+        yield
+    finally:
+        await _execute(loop, f"ALTER TABLE {table}_away RENAME TO {table}")
+
+
+async def _execute(loop: Loop, statement: str) -> None:
+    async with loop.app.store.begin() as tx:
+        await tx.execute(sa.text(statement))
+
+
+async def test_run_whose_looks_fail_goes_on_and_ends_once_they_succeed(
+    tmp_path: Path, database_url: str
+) -> None:
+    steps = Steps()
+    async with open_loop(tmp_path, database_url, on_step=steps) as loop:
+        run = await loop.app.start_run()
+        await steps.recorded(StepName.EXPERIMENT_DECLARE)
+        async with away(loop, "looks"):
+            await steps.recorded(StepName.EXPERIMENT_NOTE)
+            # beyond the last look that was due: it is tried for as long as it takes
+            await loop.app.clock.sleep_until(T0 + timedelta(hours=120))
+            stands = await loop.app.run(run.id)
+            detail = stands.stages["experiment"]["detail"]
+            assert stands.status is RunStatus.RUNNING
+            assert stands.stages["experiment"]["status"] == "in_progress"
+            assert "failed" in detail["note"]
+            assert "looks" in detail["note"]
+        ended = await loop.end(run.id)
+        assert ended.status is RunStatus.SUCCESS
+        assert ended.stages["experiment"]["detail"]["note"] == ""
+
+
+async def test_rollout_whose_looks_fail_goes_on_and_ends_once_they_succeed(
+    tmp_path: Path, database_url: str
+) -> None:
+    steps = Steps()
+    async with open_loop(tmp_path, database_url, on_step=steps) as loop:
+        run = await loop.app.start_run()
+        await steps.recorded(StepName.ROLLOUT_LOOK)
+        async with away(loop, "deployments"):
+            await steps.recorded(StepName.ROLLOUT_NOTE)
+            stands = await loop.app.run(run.id)
+            assert not stands.status.final
+            assert "failed" in stands.stages["rollout"]["detail"]["note"]
+        ended = await loop.end(run.id)
+        assert ended.status is RunStatus.SUCCESS
+
+
+async def test_failed_look_at_a_test_without_a_run_is_an_activity(
+    tmp_path: Path, database_url: str
+) -> None:
+    steps = Steps()
+    async with open_loop(tmp_path, database_url, on_step=steps) as loop:
+        test = await loop.app.create_ab_test(baseline=BASE, candidate=CANDIDATE)
+        async with away(loop, "looks"):
+            await steps.recorded(StepName.EXPERIMENT_NOTE)
+        await loop.app.engine.result(test.id)
+        ended = await loop.app.experiment(test.id)
+        assert (ended.status, ended.verdict) == (ExperimentStatus.COMPLETED, Verdict.PROMOTE)
+        said = [a.reason for a in (await loop.app.activity()).items if a.action == "look"]
+        assert said[-1].startswith("The look at ")
+        assert said[0] == "The look succeeded again."
+
+
+async def test_run_that_failed_to_look_is_replayed_to_the_same_end(
+    tmp_path: Path, database_url: str
+) -> None:
+    steps = Steps()
+    async with open_loop(tmp_path, database_url, on_step=steps) as loop:
+        run = await loop.app.start_run()
+        await steps.recorded(StepName.EXPERIMENT_DECLARE)
+        async with away(loop, "looks"):
+            await steps.recorded(StepName.EXPERIMENT_NOTE)
+        provider = loop.provider
+    async with open_loop(tmp_path, database_url, provider=provider) as loop:
+        ended = await loop.end(run.id)
+        assert ended.status is RunStatus.SUCCESS
