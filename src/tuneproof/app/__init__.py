@@ -19,6 +19,7 @@ from tuneproof.app.overview import Finding, Overview, Ready
 from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
 from tuneproof.app.scoring import Qualities, Scoring
 from tuneproof.app.serving import ChatEndpoint, Serving
+from tuneproof.app.watches import LOOK_EVERY_S
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
 from tuneproof.pipeline import PipelineResult
@@ -69,6 +70,7 @@ class App(Overview, Outcomes, Qualities, Serving):
                 )
         if self._background:
             self.supervisor.every("pools", TRIM_EVERY_S, self.pools.trim)
+            self.supervisor.every("watches", LOOK_EVERY_S, self.watchdog.look, leader="watches")
 
     def _hooks(self) -> _Told:
         return _Told(self)

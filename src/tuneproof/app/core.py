@@ -162,6 +162,7 @@ class Core(Provided):
         self.parts = Parts(
             store=self.store.loop,
             activity=self.store.activity,
+            watches=self.store.watches,
             directory=settings.dir,
             clock=self.clock,
             provider=self.provider,

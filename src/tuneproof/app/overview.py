@@ -11,8 +11,9 @@ from typing import Any
 from tuneproof.app.core import Core
 from tuneproof.app.live import LiveEvent
 from tuneproof.app.providing import provider_of
+from tuneproof.app.watches import Watchdog, WatchState
 from tuneproof.app.watching import SHUTDOWN_WARNING, Watching
-from tuneproof.errors import TuneProofError
+from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import TaskHealth
 from tuneproof.rollout import Routing
@@ -96,16 +97,36 @@ class Overview(Watching, Core):
     async def _report(self) -> HealthReport:
         return await run_checks(self._checks(), now=self.clock.now)
 
+    @cached_property
+    def watchdog(self) -> Watchdog:
+        """Who looks after the looks."""
+        known = {**self.settings.pipelines, **{c.name: c for c in self.pipelines()}}
+        return Watchdog(
+            store=self.store,
+            engine=self.engine,
+            clock=self.clock,
+            config_of=known.get,
+            alert=self.alert,
+        )
+
+    async def _watches(self) -> Sequence[WatchState]:
+        """How each watch stands; nothing while the database does not answer."""
+        try:
+            return await self.watchdog.states()
+        except StoreUnavailableError:
+            return ()
+
     async def health(self) -> Mapping[str, Any]:
         """Each component by a real call, with pools and performance figures."""
         report, now = await self._report(), self.supervisor.now()
-        figures = self._process.read()
+        figures, watches = self._process.read(), await self._watches()
         return {
             **report.to_dict(),
-            "status": self._with_tasks(report.status),
+            "status": self._with_tasks(report.status, watches),
             "tasks": [
                 {**asdict(task), "overdue": task.overdue(now)} for task in self.supervisor.tasks
             ],
+            "watches": [{**asdict(watch), "kind": watch.kind.value} for watch in watches],
             "connection_pools": self.pools.counts(),
             "performance_metrics": {
                 "avg_response_time_ms": self.metrics.response_times.avg_ms,
@@ -115,10 +136,11 @@ class Overview(Watching, Core):
             },
         }
 
-    def _with_tasks(self, status: Status) -> Status:
-        """The whole's status: a background task that stands still degrades it."""
+    def _with_tasks(self, status: Status, watches: Sequence[WatchState]) -> Status:
+        """The whole's status: a task or a watch that stands still degrades it."""
         now = self.supervisor.now()
         stands = any(task.stands_still(now) for task in self.supervisor.tasks)
+        stands = stands or any(watch.stalled for watch in watches)
         return Status.DEGRADED if stands and status is Status.HEALTHY else status
 
     async def ready(self) -> Ready:
@@ -165,16 +187,20 @@ class Overview(Watching, Core):
     async def status(self) -> Mapping[str, Any]:
         """Each pipeline: the model in use, what runs, what happens next and when."""
         routing = await self.store.routing.all()
+        watches = await self.watchdog.states()
         return {
             "pipelines": [
-                await self._pipeline_status(config, {r.task: r for r in routing})
+                await self._pipeline_status(config, {r.task: r for r in routing}, watches)
                 for config in self.pipelines()
             ],
             "routing": [r.document() for r in routing],
         }
 
     async def _pipeline_status(
-        self, config: PipelineConfig, routing: Mapping[str, Routing]
+        self,
+        config: PipelineConfig,
+        routing: Mapping[str, Routing],
+        watches: Sequence[WatchState],
     ) -> dict[str, Any]:
         now = self.clock.now()
         active = await self.store.runs.active(config.name)
@@ -183,6 +209,7 @@ class Overview(Watching, Core):
         deployment = deployments[-1] if deployments else None
         starts = self.next_start(config, now)
         served = [routing[t] for t in config.tasks if t in routing]
+        stalled = [w.sentence() for w in watches if w.stalled and w.pipeline == config.name]
         return {
             "name": config.name,
             "enabled": config.enabled,
@@ -200,7 +227,9 @@ class Overview(Watching, Core):
             "next_start_at": starts.isoformat() if starts else None,
             "shutdown": await self._countdown(config, now),
             "next_action": _next_action(run, deployment, starts),
+            "stalled_watches": stalled,
             "waits_for_person": [
+                *stalled,
                 *([f"{run.id}: {needed}"] if run and (needed := _needed(run)) else []),
                 *(f"{d.id} is paused: {d.cause}" for d in deployments if str(d.state) == "paused"),
             ],
@@ -250,6 +279,11 @@ class Overview(Watching, Core):
             for path in self.settings.without_effect()
         ]
         found += [_task_finding(task, self.supervisor.now()) for task in self.supervisor.tasks]
+        found += [
+            Finding(name=f"watch: {w.subject}", status="failed", detail=w.sentence(), mend=_LOOK)
+            for w in await self._watches()
+            if w.stalled
+        ]
         found += await self._tried("alerts", self._alert_findings())
         for name in self.scorers.used():
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
@@ -437,6 +471,9 @@ def _next_action(run: Any, deployment: Any, starts: datetime | None) -> str:
     if starts is not None:
         return f"next run at {starts:%Y-%m-%d %H:%M} UTC"
     return "nothing: start a run (tuneproof run start)"
+
+
+_LOOK = "Nobody judges its candidate: look at the log of the service, or end it by hand."
 
 
 def _task_finding(task: TaskHealth, now: datetime) -> Finding:

@@ -276,26 +276,36 @@ class Runs(Core):
 
     async def fail_given_up(self) -> list[str]:
         """Mark runs as failed that the engine gave up, such as after an upgrade that changed
-        what they do next; each can be retried from its stage. Returns their ids."""
+        what they do next; each can be retried from its stage. Returns their ids.
+
+        Nobody looks after what they tested or rolled out, so users get the baseline back.
+        """
         failed = []
         for run in await self.store.runs.active():
             reason = await self.engine.given_up(run.id)
-            if reason is None or run.status is RunStatus.PENDING:
-                continue
-            stage = run.current_stage or Stage.COLLECT
-            message = f"The engine gave run {run.id} up at {stage}: {reason}"
-            mend = f"tuneproof run retry {run.id}"
-            await self.store.loop.mark_run(
-                run.id,
-                RunStatus.FAILED,
-                at=self.clock.now(),
-                reason=message,
-                error={"type": "engine", "message": message, "mend": mend, "stage": stage},
-            )
-            self.clock.ended(run.id)
-            self.live.publish("run", run.id, run.version + 1)
-            failed.append(run.id)
+            if reason is not None and run.status is not RunStatus.PENDING:
+                await self._fail_given_up(run, reason)
+                failed.append(run.id)
         return failed
+
+    async def _fail_given_up(self, run: Run, reason: str) -> None:
+        stage, at = run.current_stage or Stage.COLLECT, self.clock.now()
+        message = f"The engine gave run {run.id} up at {stage}: {reason}"
+        mend = f"tuneproof run retry {run.id}"
+        error = {"type": "engine", "message": message, "mend": mend, "stage": stage}
+        async with self.store.begin() as tx:
+            watched = await self.store.watches.under_way(tx=tx)
+            subjects = [one.subject for one in watched if one.run_id == run.id]
+            tasks = await self.store.loop.withdraw(subjects, at, message, tx)
+            await self.store.loop.mark_run(
+                run.id, RunStatus.FAILED, at=at, reason=message, error=error, tx=tx
+            )
+        self.clock.ended(run.id)
+        self.live.publish("run", run.id, run.version + 1)
+        self.alert("run_failed", run.id, message, once=at.isoformat(), pipeline=run.pipeline)
+        if tasks:
+            self._routing_changed(tasks)
+            await self.manager_of(PipelineConfig.from_dict(run.config)).apply_tasks(tasks)
 
     async def _look_at_schedule(self) -> None:
         now = workflow.SystemClock().now()

@@ -205,6 +205,7 @@ class ExperimentStage:
         for look in looks:
             if look.at == at:
                 await self._tell(tx, by_id[look.experiment_id], look)
+        await self._run.parts.watches.looked(list(by_id), at, tx=tx)
         return tests, looks
 
     async def _looks(self, tx: Tx, family: str, at: datetime) -> tuple[Look, ...]:

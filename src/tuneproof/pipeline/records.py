@@ -179,6 +179,13 @@ class ActivityNotes(Protocol):
         """Note a deed."""
 
 
+class WatchNotes(Protocol):
+    """Where it is noted that a watch goes on."""
+
+    async def looked(self, ids: Sequence[str], at: datetime, *, tx: Tx | None = None) -> None:
+        """A look at these tests or rollouts succeeded."""
+
+
 class MemoryUsage(Protocol):
     """What a stage's work took of this process's memory, in MiB."""
 
@@ -289,6 +296,7 @@ class Parts:
 
     store: RunStore
     activity: ActivityNotes
+    watches: WatchNotes
     directory: Path
     clock: workflow.Clock
     provider: Callable[[str], Provider]

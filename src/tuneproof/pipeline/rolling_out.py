@@ -121,6 +121,7 @@ class RolloutStage:
     async def _looked(self, tx: Tx, deployment_id: str) -> Deployment:
         before = await self._run.parts.store.deployment(deployment_id, tx=tx)
         moved, _ = await manager_of(self._run).look(deployment_id, at=self._run.now, tx=tx)
+        await self._run.parts.watches.looked([deployment_id], self._run.now, tx=tx)
         if moved.version != before.version or moved.state.final:
             await self._mark(tx, moved)
         return moved

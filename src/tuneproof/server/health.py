@@ -52,6 +52,18 @@ class TaskOut(Answer):
     overdue: bool
 
 
+class WatchOut(Answer):
+    """A running test, or a rollout that is not over: when its next look was or is due."""
+
+    subject: str
+    kind: str = Field(examples=["rollout"])
+    pipeline: str
+    run_id: str | None
+    looked_at: Instant | None
+    due_at: Instant
+    stalled: bool = Field(description="Whether the look is overdue by more than an hour.")
+
+
 class Health(Answer):
     """All dependencies. The status is the worst that matters."""
 
@@ -63,6 +75,7 @@ class Health(Answer):
     connection_pools: dict[str, int | None]
     performance_metrics: dict[str, float | None]
     tasks: list[TaskOut]
+    watches: list[WatchOut]
 
 
 class FindingOut(Answer):

@@ -19,6 +19,7 @@ from tuneproof.store.store import Store, open_store, unopened_store
 from tuneproof.store.subjects import SubjectKind
 from tuneproof.store.tables import metadata
 from tuneproof.store.tokens import TokenInfo
+from tuneproof.store.watches import WatchedSubject
 
 __all__ = [
     "Activity",
@@ -35,6 +36,7 @@ __all__ = [
     "Tally",
     "TokenInfo",
     "Waiting",
+    "WatchedSubject",
     "database_url",
     "make_engine",
     "mask",

@@ -41,6 +41,7 @@ from tuneproof.store.scores import Scores
 from tuneproof.store.subjects import Subjects
 from tuneproof.store.tokens import Tokens
 from tuneproof.store.versions import Versions
+from tuneproof.store.watches import Watches
 
 __all__ = ["Clock", "Store", "open_store"]
 
@@ -75,6 +76,7 @@ class Store:
         self.subjects = Subjects(self)
         self.tokens = Tokens(self)
         self.versions = Versions(self)
+        self.watches = Watches(self)
         self._reader = engine.execution_options(**{READ_OPTION: True})
 
     def __repr__(self) -> str:

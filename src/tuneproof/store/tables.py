@@ -114,6 +114,7 @@ subjects = Table(
     Column("purged_at", Instant),
     Column("analysis_unit", Text),
     Column("cuped", Boolean),
+    Column("looked_at", Instant),
 )
 
 experiments = Table(

@@ -264,6 +264,13 @@ class Engine:
         )
         return [row.workflow_id for row in rows]
 
+    async def begin_again(self, run_id: str) -> None:
+        """Take an ended durable function up again from its beginning; it keeps its id."""
+        steps = await DBOS.list_workflow_steps_async(run_id)
+        self.clock.awake(run_id)
+        first = min((s["function_id"] for s in steps), default=1)
+        await DBOS.rewind_workflow_async(run_id, start_step=first)
+
     async def rewind(self, run_id: str, step_name: str) -> None:
         """Take an ended run up again from the first step of this name; it keeps its id."""
         steps = await DBOS.list_workflow_steps_async(run_id)

@@ -1,0 +1,125 @@
+"""Looks after the looks: no test and no rollout under way goes unwatched, and none unseen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from tuneproof import workflow
+from tuneproof.pipeline import experiment_alone, rollout_alone
+from tuneproof.settings import PipelineConfig
+from tuneproof.store import Store, SubjectKind, WatchedSubject
+
+__all__ = ["WatchState", "Watchdog"]
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 60.0
+
+PATIENCE = timedelta(hours=1)
+"""How long a look may be overdue before somebody is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchState:
+    """A test or rollout under way: when it was looked at, and when it should be."""
+
+    subject: str
+    kind: SubjectKind
+    pipeline: str
+    run_id: str | None
+    looked_at: datetime | None
+    due_at: datetime
+    stalled: bool
+    """Whether its look is overdue by more than an hour."""
+
+    def sentence(self) -> str:
+        """How it stands, in words."""
+        seen = "it was never looked at"
+        if self.looked_at is not None:
+            seen = f"its last look was at {self.looked_at:%Y-%m-%d %H:%M} UTC"
+        return f"{self.subject} has been due since {self.due_at:%Y-%m-%d %H:%M} UTC; {seen}."
+
+
+class Alert(Protocol):
+    """Tells whoever is to be told."""
+
+    def __call__(self, kind: str, subject: str, summary: str, *, once: str = "") -> None: ...
+
+
+class Watchdog:
+    """Finds watches that stand still, tells of them, and starts again those that have ended.
+
+    `config_of` says how a pipeline is set now; None for one that left the settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        engine: workflow.Engine,
+        clock: workflow.Clock,
+        config_of: Callable[[str], PipelineConfig | None],
+        alert: Alert,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._clock = clock
+        self._config_of = config_of
+        self._alert = alert
+        self._ended: set[str] = set()
+
+    async def states(self) -> Sequence[WatchState]:
+        """How each watch stands, oldest first."""
+        now = self._clock.now()
+        return [self._state(one, now) for one in await self._store.watches.under_way()]
+
+    def _state(self, watched: WatchedSubject, now: datetime) -> WatchState:
+        hours = (self._config_of(watched.pipeline) or PipelineConfig()).look_interval_hours
+        due = (watched.looked_at or watched.since) + timedelta(hours=hours)
+        return WatchState(
+            subject=watched.subject,
+            kind=watched.kind,
+            pipeline=watched.pipeline,
+            run_id=watched.run_id,
+            looked_at=watched.looked_at,
+            due_at=due,
+            stalled=now - due > PATIENCE,
+        )
+
+    async def look(self) -> None:
+        """Tell of each watch that stands still, and take up what ended before its subject did."""
+        for state in await self.states():
+            if state.stalled:
+                said = state.sentence()
+                log.warning("a watch stands still: %s", said)
+                once = "" if state.looked_at is None else state.looked_at.isoformat()
+                self._alert("watch_stalled", state.subject, said, once=once)
+        await self._take_up()
+
+    async def _take_up(self) -> None:
+        alone = {
+            one.workflow: one for one in await self._store.watches.under_way() if one.run_id is None
+        }
+        ended = {id for id in alone if await self._engine.ended(id)}
+        # One that ends, or was declared, just now is seen once: only what is seen twice is dead.
+        dead, self._ended = ended & self._ended, ended
+        for id in sorted(dead):
+            await self._start_again(id, alone[id])
+
+    async def _start_again(self, id: str, watched: WatchedSubject) -> None:
+        why = await self._engine.given_up(id) or "nothing of it is left"
+        said = f"The watch had ended before its subject ({why}); it was started again."
+        log.error("%s: %s", id, said)
+        if await self._engine.exists(id):
+            await self._engine.begin_again(id)
+        else:
+            config = self._config_of(watched.pipeline) or PipelineConfig(name=watched.pipeline)
+            alone = experiment_alone if watched.kind is SubjectKind.TEST else rollout_alone
+            await self._engine.start(alone, id, replace(config, tasks=watched.tasks))
+        now = self._clock.now()
+        await self._store.activity.add(now, "system", "watch start", watched.subject, said)
+        self._alert("watch_stalled", watched.subject, said, once=f"ended:{now.isoformat()}")

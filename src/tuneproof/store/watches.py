@@ -1,0 +1,100 @@
+"""Watches: the tests and rollouts under way, and when each was last looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, update
+
+from tuneproof.experiments import ExperimentStatus
+from tuneproof.store.subjects import SubjectKind
+from tuneproof.store.tables import deployments, experiments, subjects
+from tuneproof.workflow import Tx
+
+if TYPE_CHECKING:
+    from tuneproof.store.store import Store
+
+__all__ = ["WatchedSubject", "Watches"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedSubject:
+    """A running test, or a rollout that is not over, whose candidate users meet."""
+
+    subject: str
+    kind: SubjectKind
+    pipeline: str
+    tasks: tuple[str, ...]
+    family: str
+    """The tests that are looked at together; a rollout's own id."""
+    run_id: str | None
+    since: datetime
+    looked_at: datetime | None
+    """The last look that succeeded."""
+
+    @property
+    def workflow(self) -> str:
+        """The id of the durable function that looks."""
+        return self.run_id or self.family
+
+
+class Watches:
+    """Which watches there are."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def looked(self, ids: Sequence[str], at: datetime, *, tx: Tx | None = None) -> None:
+        """A look at these succeeded."""
+        async with self._store.writing(tx) as own:
+            await own.execute(update(subjects).where(subjects.c.id.in_(ids)).values(looked_at=at))
+
+    async def under_way(self, *, tx: Tx | None = None) -> list[WatchedSubject]:
+        """All of them, oldest first."""
+        tests = (
+            select(
+                subjects.c.id,
+                subjects.c.kind,
+                subjects.c.looked_at,
+                experiments.c.pipeline,
+                experiments.c.tasks,
+                experiments.c.family,
+                experiments.c.run_id,
+                experiments.c.start_at.label("since"),
+            )
+            .join(experiments, experiments.c.id == subjects.c.id)
+            .where(experiments.c.status == str(ExperimentStatus.RUNNING))
+        )
+        rollouts = (
+            select(
+                subjects.c.id,
+                subjects.c.kind,
+                subjects.c.looked_at,
+                deployments.c.pipeline,
+                deployments.c.tasks,
+                subjects.c.id.label("family"),
+                deployments.c.run_id,
+                deployments.c.created_at.label("since"),
+            )
+            .join(deployments, deployments.c.id == subjects.c.id)
+            .where(deployments.c.ended_at.is_(None))
+        )
+        async with self._store.reading(tx) as own:
+            rows = [*(await own.execute(tests)), *(await own.execute(rollouts))]
+        found = [
+            WatchedSubject(
+                subject=row.id,
+                kind=SubjectKind(row.kind),
+                pipeline=row.pipeline,
+                tasks=tuple(row.tasks),
+                family=row.family or row.id,
+                run_id=row.run_id,
+                since=row.since,
+                looked_at=row.looked_at,
+            )
+            for row in rows
+        ]
+        return sorted(found, key=lambda watch: (watch.since, watch.subject))

@@ -1,0 +1,187 @@
+"""No watch dies unseen: a look that is overdue is told, and a watch that ended is begun again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from dbos import DBOS
+from tests.integration.loop import QUICK, T0, Traffic, posts, settings
+
+from tuneproof.app import App
+from tuneproof.app.watches import Watchdog
+from tuneproof.experiments import ExperimentStatus, ModelRef
+from tuneproof.store import RunStatus, SubjectKind
+from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
+
+BASE, BETTER = ModelRef(model_id="base"), ModelRef(model_id="better")
+LOOK = timedelta(hours=QUICK.look_interval_hours)
+HOUR = timedelta(hours=1)
+
+
+class Told:
+    """Whoever is to be told, and what was."""
+
+    def __init__(self) -> None:
+        self.alerts: list[tuple[str, str, str]] = []
+
+    def __call__(self, kind: str, subject: str, summary: str, *, once: str = "") -> None:
+        alert = (kind, subject, once)
+        if alert not in self.alerts:
+            self.alerts.append(alert)
+
+    @property
+    def of(self) -> list[tuple[str, str]]:
+        return [(kind, subject) for kind, subject, _ in self.alerts]
+
+
+@asynccontextmanager
+async def standing(directory: Path, database: str) -> AsyncIterator[App]:
+    """An App in whose virtual time nothing passes unless a test says so."""
+    clock = VirtualClock(T0)
+    async with App.open(
+        settings(directory, database, QUICK),
+        clock=clock,
+        provider=MemoryProvider(clock=clock, base_models=("base", "better")),
+        source=MemorySource(posts()),
+        poll_s=0.005,
+        background=False,
+    ) as app:
+        yield app
+
+
+def later(app: App, by: timedelta) -> None:
+    assert isinstance(app.clock, VirtualClock)
+    app.clock.restore(app.clock.now() + by)
+
+
+def watchdog(app: App, told: Told) -> Watchdog:
+    return Watchdog(
+        store=app.store,
+        engine=app.engine,
+        clock=app.clock,
+        config_of=app.settings.pipelines.get,
+        alert=told,
+    )
+
+
+async def test_look_that_is_overdue_by_an_hour_is_told_once(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with standing(tmp_path, database_url) as app:
+        told = Told()
+        dog = watchdog(app, told)
+        test = await app.create_ab_test(baseline=BASE, candidate=BETTER)
+        later(app, LOOK + HOUR)
+        await dog.look()
+        [state] = await dog.states()
+        assert (state.subject, state.kind, state.stalled) == (test.id, SubjectKind.TEST, False)
+        assert (state.due_at, state.looked_at, told.of) == (T0 + LOOK, None, [])
+
+        later(app, timedelta(minutes=1))
+        await dog.look()
+        await dog.look()
+        assert told.of == [("watch_stalled", test.id)]
+        health = await app.health()
+        assert health["status"] == "degraded"
+        assert [w["stalled"] for w in health["watches"]] == [True]
+        [pipeline] = (await app.status())["pipelines"]
+        assert test.id in pipeline["stalled_watches"][0]
+        assert pipeline["stalled_watches"][0] in pipeline["waits_for_person"]
+        found = {f.name: f.status for f in await app.doctor()}
+        assert found[f"watch: {test.id}"] == "failed"
+
+        await app.store.watches.looked([test.id], app.clock.now())
+        assert [s.stalled for s in await dog.states()] == [False]
+        later(app, LOOK + 2 * HOUR)
+        await dog.look()
+        assert told.of == [("watch_stalled", test.id)] * 2
+
+
+async def test_each_look_of_a_test_and_of_a_rollout_is_kept(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with standing(tmp_path, database_url) as app:
+        test = await app.create_ab_test(baseline=BASE, candidate=BETTER)
+        looked = []
+
+        class Noting:
+            async def advance(self, since: object, until: object) -> None:
+                looked.extend([s.looked_at for s in await dog.states() if s.looked_at])
+
+        dog = watchdog(app, Told())
+        app.let_time_pass(Traffic(app, lift=0.5), Noting())
+        await app.engine.result(test.id)
+        assert looked[0] == T0 + LOOK
+        begun = await app.deploy(model=BETTER, ab_test_id=test.id)
+        looked.clear()
+        await app.engine.result(begun.id)
+        assert looked
+        assert await dog.states() == []
+
+
+async def until_ended(app: App, id: str) -> None:
+    async with asyncio.timeout(60):
+        while not await app.engine.ended(id):
+            await asyncio.sleep(0)
+
+
+async def test_test_whose_watch_was_ended_is_followed_again_to_its_verdict(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with standing(tmp_path, database_url) as app:
+        told = Told()
+        dog = watchdog(app, told)
+        test = await app.create_ab_test(baseline=BASE, candidate=BETTER)
+        await DBOS.cancel_workflow_async(test.id)
+        await until_ended(app, test.id)
+        await dog.look()
+        assert await app.engine.ended(test.id)  # seen once, it may just have ended
+        await dog.look()
+        assert told.of == [("watch_stalled", test.id)]
+        [line] = [x for x in (await app.activity()).items if x.action == "watch start"]
+        assert (line.object_id, "CANCELLED" in line.reason) == (test.id, True)
+        app.let_time_pass(Traffic(app, lift=0.5))
+        await app.engine.result(test.id)
+        assert (await app.experiment(test.id)).status is ExperimentStatus.COMPLETED
+        await dog.look()
+        await dog.look()
+        assert len(told.of) == 1
+
+
+async def test_rollout_that_the_engine_never_heard_of_is_followed(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with standing(tmp_path, database_url) as app:
+        told = Told()
+        dog = watchdog(app, told)
+        manager = app.manager_of(replace(QUICK, holdback_days=0))
+        declared = await manager.declare(BETTER, BASE)
+        await manager.begin(declared.id)
+        await dog.look()
+        await dog.look()
+        assert told.of == [("watch_stalled", declared.id)]
+        app.let_time_pass(Traffic(app, lift=0.5))
+        assert await app.engine.result(declared.id) == "complete"
+
+
+async def test_run_that_the_engine_gave_up_leaves_no_candidate_unwatched(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with standing(tmp_path, database_url) as app:
+        app.let_time_pass()
+        run = await app.start_run()
+        while not await app.store.watches.under_way():
+            await app.wait_run(run.id, seconds=0.05)
+        [watched] = await app.store.watches.under_way()
+        assert watched.run_id == run.id
+        await DBOS.cancel_workflow_async(run.id)
+        assert await app.fail_given_up() == [run.id]
+        assert (await app.run(run.id)).status is RunStatus.FAILED
+        assert await app.store.watches.under_way() == []
+        assert (await app.experiment(watched.subject)).status is ExperimentStatus.ABORTED
+        assert all(not routing.subjects for routing in await app.routing())
