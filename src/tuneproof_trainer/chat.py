@@ -9,19 +9,30 @@ and `{"<id>": {logprob, rank, decoded_token}}` for each of its tokens and for it
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import zlib
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from starlette.types import Receive, Send
 
 from tuneproof_trainer.access import Caller
+from tuneproof_trainer.answers import (
+    ChatCompletion,
+    ChoiceObject,
+    FinishReason,
+    Logprob,
+    PromptLogprob,
+    TokenLogprob,
+    TokenUsage,
+)
 from tuneproof_trainer.engines.protocol import Generation, Message, Token
 from tuneproof_trainer.errors import bad_request
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.models import Models, Resolved
-from tuneproof_trainer.requests import ChatRequest, parse
+from tuneproof_trainer.parsing import parse
+from tuneproof_trainer.requests import ChatRequest
 from tuneproof_trainer.settings import Settings
 from tuneproof_trainer.stops import Cut, cut_at_stops
 from tuneproof_trainer.turns import Turns, taking_turns, unless_gone
@@ -30,6 +41,7 @@ from tuneproof_trainer.wire import read_body
 __all__ = ["Chat"]
 
 _DEFAULT_TOKENS = 1024
+_SERVICE_TIER = "default"
 
 
 class Chat:
@@ -41,13 +53,13 @@ class Chat:
 
     async def __call__(self, caller: Caller, receive: Receive, send: Send) -> None:
         """Answer one request, for as long as its client is there."""
-        asked = parse(ChatRequest, await read_body(receive))
-        model = self._models.resolve(caller.org, asked.model)
-        how, stops = self._how(asked)
-        answer = _Answer(asked, model, how, stops, int(self._clock()), self._turns)
-        await unless_gone(receive, self._answered(answer, model, send))
+        request = parse(ChatRequest, await read_body(receive))
+        model = self._models.resolve(caller.org, request.model)
+        generation, stops = self._generation(request)
+        answer = _Answer(request, model, generation, stops, int(self._clock()), self._turns)
+        await unless_gone(receive, self._make(answer, model, send))
 
-    async def _answered(self, answer: _Answer, model: Resolved, send: Send) -> None:
+    async def _make(self, answer: _Answer, model: Resolved, send: Send) -> None:
         async with self._turns.place():
             await self._models.ready(model)
             await answer.send(send)
@@ -56,11 +68,11 @@ class Chat:
         """Make no more answers."""
         self._turns.close()
 
-    def _how(self, asked: ChatRequest) -> tuple[Generation, tuple[str, ...]]:
+    def _generation(self, request: ChatRequest) -> tuple[Generation, tuple[str, ...]]:
         """The way to generate; raises ApiError 400 for what cannot be done here."""
-        _refuse_unsupported(asked)
-        limit = asked.max_completion_tokens
-        limit = asked.max_tokens if limit is None else limit
+        _refuse_unsupported(request)
+        limit = request.max_completion_tokens
+        limit = request.max_tokens if limit is None else limit
         most = self._settings.max_answer_tokens
         if limit is not None and limit > most:
             raise bad_request(
@@ -69,38 +81,38 @@ class Chat:
                 "max_tokens",
                 "invalid_value",
             )
-        stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
-        how = Generation(
+        stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+        generation = Generation(
             max_tokens=min(_DEFAULT_TOKENS, most) if limit is None else limit,
-            temperature=1.0 if asked.temperature is None else asked.temperature,
-            top_p=1.0 if asked.top_p is None else asked.top_p,
-            seed=asked.seed,
-            top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            seed=request.seed,
+            top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         )
-        return how, tuple(stop for stop in stops if stop)
+        return generation, tuple(stop for stop in stops if stop)
 
 
-def _refuse_unsupported(asked: ChatRequest) -> None:
-    if asked.top_logprobs is not None and not asked.logprobs:
+def _refuse_unsupported(request: ChatRequest) -> None:
+    if request.top_logprobs is not None and not request.logprobs:
         raise bad_request(
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
             "top_logprobs",
             "invalid_value",
         )
-    if asked.stream_options is not None and not asked.stream:
+    if request.stream_options is not None and not request.stream:
         raise bad_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
             "stream_options",
             "invalid_value",
         )
     for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(asked, name):
+        if getattr(request, name):
             raise bad_request(
                 f"'{name}' is not supported by the models of this server; leave it out or send 0.",
                 name,
                 "unsupported_parameter",
             )
-    if asked.prompt_logprobs is not None and asked.stream:
+    if request.prompt_logprobs is not None and request.stream:
         raise bad_request(
             "'prompt_logprobs' is not available when 'stream' is enabled.",
             "prompt_logprobs",
@@ -113,38 +125,29 @@ class _Answer:
 
     def __init__(
         self,
-        asked: ChatRequest,
+        request: ChatRequest,
         model: Resolved,
-        how: Generation,
+        generation: Generation,
         stops: tuple[str, ...],
         now: int,
         turns: Turns,
     ) -> None:
-        self._asked, self._model, self._how, self._stops = asked, model, how, stops
+        self._request, self._model = request, model
+        self._generation, self._stops = generation, stops
         self._engine, self._turns = model.engine, turns
-        self._messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
-        self._head = {
-            "id": new_id("chatcmpl-"),
-            "object": "chat.completion",
-            "created": now,
-            "model": model.id,
-            "service_tier": "default",
-            "system_fingerprint": f"fp_{zlib.crc32(model.id.encode()):08x}",
-        }
+        self._messages = [Message(role=m.role, content=m.text()) for m in request.messages]
+        self._id, self._created = new_id("chatcmpl-"), now
+        self._fingerprint = f"fp_{zlib.crc32(model.id.encode()):08x}"
 
-    def _way(self, choice: int) -> Generation:
-        how = self._how
-        seed = None if how.seed is None else how.seed + choice * 1_000_003
-        return Generation(
-            max_tokens=how.max_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            seed=seed,
-            top_logprobs=how.top_logprobs,
-        )
+    def _of_choice(self, choice: int) -> Generation:
+        """The way to generate one choice: each has a seed of its own."""
+        seed = self._generation.seed
+        if seed is None:
+            return self._generation
+        return dataclasses.replace(self._generation, seed=seed + choice * 1_000_003)
 
     def _pieces(self, choice: int) -> Generator[Cut, None, None]:
-        tokens = self._engine.generate(self._model.id, self._messages, self._way(choice))
+        tokens = self._engine.generate(self._model.id, self._messages, self._of_choice(choice))
         return cut_at_stops(tokens, self._stops)
 
     @contextlib.asynccontextmanager
@@ -157,7 +160,7 @@ class _Answer:
         async with contextlib.aclosing(made) as cuts:
             yield cuts
 
-    def _usage(self, completion_tokens: int) -> dict[str, Any]:
+    def _usage(self, completion_tokens: int) -> TokenUsage:
         prompt = sum(self._engine.count_tokens(m.content) for m in self._messages)
         return {
             "prompt_tokens": prompt,
@@ -181,43 +184,49 @@ class _Answer:
 
     async def send(self, send: Send) -> None:
         """Make the answer and send it, whole or as it is made."""
-        if self._asked.stream:
+        if self._request.stream:
             await self._stream(send)
         else:
             await _send_json(send, await self._whole())
 
     # -- plain ------------------------------------------------------------------------------
 
-    async def _whole(self) -> dict[str, Any]:
+    async def _whole(self) -> ChatCompletion:
         """The answer as one object."""
         choices = []
         spent = 0
-        for number in range(self._asked.n or 1):
+        for number in range(self._request.n or 1):
             choice, count = await self._choice(number)
             choices.append(choice)
             spent += count
-        answer = self._head | {
+        completion: ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model.id,
+            "service_tier": _SERVICE_TIER,
+            "system_fingerprint": self._fingerprint,
             "choices": choices,
             "usage": self._usage(spent),
-            "metadata": self._asked.metadata,
+            "metadata": self._request.metadata,
             "moderation": None,
         }
-        if self._asked.prompt_logprobs is not None:
-            answer["prompt_logprobs"] = await self._scored()
-        return answer
+        if self._request.prompt_logprobs is not None:
+            completion["prompt_logprobs"] = await self._scored()
+        return completion
 
-    async def _choice(self, number: int) -> tuple[dict[str, Any], int]:
+    async def _choice(self, number: int) -> tuple[ChoiceObject, int]:
         text: list[str] = []
-        said: list[dict[str, Any]] = []
+        logprobs: list[Logprob] = []
         count = 0
-        finish: Literal["stop", "length"] = "length"
+        finish: FinishReason = "length"
         async with self._cuts(number) as cuts:
             async for cut in cuts:
                 text.append(cut.text)
-                said += [_logprob(token) for token in cut.tokens if token.logprob is not None]
+                logprobs += [_logprob(token) for token in cut.tokens if token.logprob is not None]
                 count += len(cut.tokens)
                 finish = cut.finish or finish
-        choice = {
+        choice: ChoiceObject = {
             "index": number,
             "message": {
                 "role": "assistant",
@@ -227,12 +236,12 @@ class _Answer:
                 "audio": None,
                 "function_call": None,
             },
-            "logprobs": {"content": said, "refusal": None} if self._asked.logprobs else None,
+            "logprobs": {"content": logprobs, "refusal": None} if self._request.logprobs else None,
             "finish_reason": finish,
         }
         return choice, count
 
-    async def _scored(self) -> list[dict[str, Any] | None]:
+    async def _scored(self) -> list[dict[str, PromptLogprob] | None]:
         score = self._engine.score
         if self._engine.quick:
             scores = score(self._model.id, self._messages)
@@ -253,11 +262,11 @@ class _Answer:
         headers.append((b"cache-control", b"no-cache"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         spent = 0
-        for number in range(self._asked.n or 1):
+        for number in range(self._request.n or 1):
             delta = {"role": "assistant", "content": "", "refusal": None}
             await self._send_chunk(send, number, delta)
             spent += await self._stream_choice(send, number)
-        if self._asked.stream_options and self._asked.stream_options.include_usage:
+        if self._request.stream_options and self._request.stream_options.include_usage:
             await _send_event(send, self._chunk([], self._usage(spent)))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
@@ -267,8 +276,8 @@ class _Answer:
             async for cut in cuts:
                 count += len(cut.tokens)
                 if cut.text:
-                    said = [_logprob(t) for t in cut.tokens] if self._asked.logprobs else None
-                    await self._send_chunk(send, number, {"content": cut.text}, said)
+                    logprobs = [_logprob(t) for t in cut.tokens] if self._request.logprobs else None
+                    await self._send_chunk(send, number, {"content": cut.text}, logprobs)
                 if cut.finish:
                     await self._send_chunk(send, number, {}, finish=cut.finish)
         return count
@@ -278,39 +287,43 @@ class _Answer:
         send: Send,
         number: int,
         delta: dict[str, Any],
-        said: list[dict[str, Any]] | None = None,
+        logprobs: list[Logprob] | None = None,
         finish: str | None = None,
     ) -> None:
         choice = {
             "index": number,
             "delta": delta,
-            "logprobs": {"content": said, "refusal": None} if said is not None else None,
+            "logprobs": {"content": logprobs, "refusal": None} if logprobs is not None else None,
             "finish_reason": finish,
         }
         await _send_event(send, self._chunk([choice], None))
 
-    def _chunk(
-        self, choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        chunk = self._head | {
+    def _chunk(self, choices: Sequence[dict[str, Any]], usage: TokenUsage | None) -> dict[str, Any]:
+        chunk: dict[str, Any] = {
+            "id": self._id,
             "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model.id,
+            "service_tier": _SERVICE_TIER,
+            "system_fingerprint": self._fingerprint,
             "choices": choices,
             "moderation": None,
         }
-        if self._asked.stream_options and self._asked.stream_options.include_usage:
+        if self._request.stream_options and self._request.stream_options.include_usage:
             chunk["usage"] = usage
         return chunk
 
 
-def _logprob(token: Token) -> dict[str, Any]:
-    def shown(text: str, logprob: float | None) -> dict[str, Any]:
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-    top = [shown(text, logprob) for text, logprob in token.top]
-    return shown(token.text, token.logprob) | {"top_logprobs": top}
+def _logprob(token: Token) -> Logprob:
+    top = [_token_logprob(text, logprob) for text, logprob in token.top]
+    return {**_token_logprob(token.text, token.logprob), "top_logprobs": top}
 
 
-async def _send_json(send: Send, content: dict[str, Any]) -> None:
+def _token_logprob(text: str, logprob: float | None) -> TokenLogprob:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+async def _send_json(send: Send, content: ChatCompletion) -> None:
     body = orjson.dumps(content)
     headers = [
         (b"content-type", b"application/json"),

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, org TEXT NOT NULL,
     status TEXT NOT NULL, model TEXT NOT NULL, training_file TEXT NOT NULL,
     validation_file TEXT, suffix TEXT, tag TEXT NOT NULL, seed INTEGER NOT NULL,
-    method TEXT NOT NULL, asked TEXT NOT NULL, chosen TEXT NOT NULL, metadata TEXT,
+    method TEXT NOT NULL, requested TEXT NOT NULL, effective TEXT NOT NULL, metadata TEXT,
     created_at INTEGER NOT NULL, started_at REAL, finished_at INTEGER, estimated_finish INTEGER,
     fine_tuned_model TEXT, trained_tokens INTEGER, result_files TEXT NOT NULL, error TEXT);
 CREATE INDEX IF NOT EXISTS jobs_by_org ON jobs (org, seq);

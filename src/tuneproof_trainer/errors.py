@@ -8,7 +8,10 @@ ServerError   the server cannot start as asked; for people at a terminal
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tuneproof_trainer.answers import ErrorAnswer
 
 __all__ = [
     "ApiError",
@@ -37,7 +40,7 @@ class ApiError(Exception):
         self.status, self.message, self.type = status, message, type
         self.param, self.code, self.headers = param, code, headers or {}
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorAnswer:
         """The error as the wire shows it."""
         return {
             "error": {

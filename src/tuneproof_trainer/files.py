@@ -13,19 +13,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any
 
+from tuneproof_trainer.answers import FileObject
 from tuneproof_trainer.database import Database, Row, insert
 from tuneproof_trainer.errors import ApiError, bad_request, not_found
 from tuneproof_trainer.ids import new_id
 
-__all__ = ["PURPOSES", "FileStore", "Landed", "Landing", "file_object", "sync_folder"]
-
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
-"""What files may be uploaded for; result files have purposes of their own."""
+__all__ = ["FileStore", "Landed", "Landing", "file_object", "sync_folder"]
 
 _CHUNK = 1024 * 1024
-_MAY_COME_S = 3600
+_ROW_DEADLINE_S = 3600
 """How long content may wait for its row."""
 
 
@@ -38,7 +35,7 @@ class Landed:
     sha256: str
 
 
-def file_object(row: Row) -> dict[str, Any]:
+def file_object(row: Row) -> FileObject:
     """A row as the wire's File."""
     return {
         "object": "file",
@@ -211,7 +208,7 @@ class FileStore:
     def remove_unknown(self, known: set[str]) -> int:
         """Remove content that is none of `known`, an hour old and of no use to a job; returns how
         much of it there was."""
-        old = self._clock() - _MAY_COME_S
+        old = self._clock() - _ROW_DEADLINE_S
         gone = [
             path
             for path in self._folder.iterdir()

@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Callable, Mapping
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
+from tuneproof_trainer.answers import (
+    CheckpointObject,
+    EventObject,
+    HyperparametersObject,
+    JobObject,
+    MethodObject,
+)
 from tuneproof_trainer.database import Database, Row, insert
 from tuneproof_trainer.errors import bad_request, not_found
 from tuneproof_trainer.ids import new_id
+from tuneproof_trainer.states import ENDED, JobState
 
-__all__ = ["ENDED", "JobStore", "Status", "checkpoint_object", "event_object", "job_object"]
-
-
-class Status(enum.StrEnum):
-    """Where a job stands."""
-
-    VALIDATING = "validating_files"
-    """Its files are being checked."""
-
-    QUEUED = "queued"
-    """Waits for a free place to train."""
-
-    RUNNING = "running"
-    """Trains."""
-
-    PAUSING = "pausing"
-    """Will stop at the next step and keep a snapshot."""
-
-    PAUSED = "paused"
-    """Stopped; `resume` queues it again."""
-
-    SUCCEEDED = "succeeded"
-    """Its model can be used."""
-
-    FAILED = "failed"
-    """Ended with an error that its owner can read."""
-
-    CANCELLED = "cancelled"
-    """Its owner gave it up."""
+__all__ = ["JobStore", "checkpoint_object", "event_object", "job_object", "model_name"]
 
 
-ENDED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
-
-
-def job_object(row: Row) -> dict[str, Any]:
+def job_object(row: Row) -> JobObject:
     """A row as the wire's FineTuningJob."""
-    chosen = orjson.loads(row["chosen"])
-    method = row["method"]
-    shown = {k: v for k, v in chosen.items() if k != "beta" or method == "dpo"}
+    effective = orjson.loads(row["effective"])
+    beta = effective.pop("beta", None)
+    hyperparameters: HyperparametersObject = effective
     return {
         "object": "fine_tuning.job",
         "id": row["id"],
@@ -66,8 +42,8 @@ def job_object(row: Row) -> dict[str, Any]:
         "status": row["status"],
         "validation_file": row["validation_file"],
         "training_file": row["training_file"],
-        "hyperparameters": {k: v for k, v in chosen.items() if k != "beta"},
-        "method": {"type": method, method: {"hyperparameters": shown}},
+        "hyperparameters": hyperparameters,
+        "method": _method_object(row["method"], hyperparameters, beta),
         "trained_tokens": row["trained_tokens"],
         "error": orjson.loads(row["error"]) if row["error"] else {},
         "user_provided_suffix": row["suffix"],
@@ -77,7 +53,15 @@ def job_object(row: Row) -> dict[str, Any]:
     }
 
 
-def event_object(row: Row) -> dict[str, Any]:
+def _method_object(
+    method: str, shared: HyperparametersObject, beta: float | Literal["auto"]
+) -> MethodObject:
+    if method == "dpo":
+        return {"type": "dpo", "dpo": {"hyperparameters": {**shared, "beta": beta}}}
+    return {"type": "supervised", "supervised": {"hyperparameters": shared}}
+
+
+def event_object(row: Row) -> EventObject:
     """A row as the wire's event."""
     return {
         "object": "fine_tuning.job.event",
@@ -90,7 +74,7 @@ def event_object(row: Row) -> dict[str, Any]:
     }
 
 
-def checkpoint_object(row: Row) -> dict[str, Any]:
+def checkpoint_object(row: Row) -> CheckpointObject:
     """A row as the wire's checkpoint."""
     return {
         "object": "fine_tuning.job.checkpoint",
@@ -242,9 +226,9 @@ class JobStore:
         self,
         connection: Connection,
         job_id: str,
-        to: Status,
+        to: JobState,
         *,
-        since: tuple[Status, ...],
+        since: tuple[JobState, ...],
         message: str | None = None,
         level: str = "info",
         **values: Any,
@@ -270,8 +254,8 @@ class JobStore:
         return self.move(
             connection,
             job_id,
-            Status.FAILED,
-            since=tuple(s for s in Status if s not in ENDED),
+            JobState.FAILED,
+            since=tuple(s for s in JobState if s not in ENDED),
             message=f"The job failed: {message}",
             level="error",
             error=orjson.dumps(error).decode(),

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any
 
+from tuneproof_trainer.answers import ModelObject
 from tuneproof_trainer.database import Database, Row
 from tuneproof_trainer.engines.protocol import BaseModel, Engine
 from tuneproof_trainer.errors import ApiError, not_found
@@ -85,7 +85,7 @@ class Models:
             loading.add_done_callback(lambda _: self._loading.pop(model.id))
         await asyncio.shield(loading)
 
-    def show(self, org: str, name: str) -> dict[str, Any]:
+    def show(self, org: str, name: str) -> ModelObject:
         """One model as the wire shows it; raises ApiError 404."""
         self.resolve(org, name)
         base = self._bases.get(name)
@@ -95,7 +95,7 @@ class Models:
         assert row is not None
         return self._object(row)
 
-    def list(self, org: str) -> list[dict[str, Any]]:
+    def list(self, org: str) -> list[ModelObject]:
         """Base models, then this organisation's fine-tunes, oldest first."""
         rows = self._db.rows(
             "SELECT * FROM models WHERE org = ? AND deleted_at IS NULL AND final = 1"
@@ -105,7 +105,7 @@ class Models:
         bases = [_base_object(base) for base, _ in self._bases.values()]
         return bases + [self._object(row) for row in rows if row["root"] in self._bases]
 
-    def _object(self, row: Row) -> dict[str, Any]:
+    def _object(self, row: Row) -> ModelObject:
         base, _ = self._bases[row["root"]]
         return {
             "id": row["id"],
@@ -135,7 +135,7 @@ class Models:
         await asyncio.to_thread(shutil.rmtree, model.path, True)
 
 
-def _base_object(base: BaseModel) -> dict[str, Any]:
+def _base_object(base: BaseModel) -> ModelObject:
     return {
         "id": base.id,
         "object": "model",

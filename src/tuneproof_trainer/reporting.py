@@ -16,12 +16,13 @@ from tuneproof_trainer.database import Row, insert
 from tuneproof_trainer.engines.protocol import Hyperparameters, Metrics, Outcome
 from tuneproof_trainer.files import sync_folder
 from tuneproof_trainer.ids import new_id
-from tuneproof_trainer.jobs import JobStore, Status, model_name
+from tuneproof_trainer.jobs import JobStore, model_name
 from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.states import JobState
 
 __all__ = ["JobReporter"]
 
-_ALIVE = (Status.RUNNING, Status.PAUSING)
+_ALIVE = (JobState.RUNNING, JobState.PAUSING)
 
 
 class JobReporter:
@@ -43,7 +44,7 @@ class JobReporter:
         """Show the values in force on the job."""
         values = orjson.dumps(dataclasses.asdict(hyperparameters)).decode()
         self._db.write(
-            lambda c: c.execute("UPDATE jobs SET chosen = ? WHERE id = ?", (values, self._id))
+            lambda c: c.execute("UPDATE jobs SET effective = ? WHERE id = ?", (values, self._id))
         )
 
     def metrics(self, metrics: Metrics) -> None:
@@ -62,7 +63,7 @@ class JobReporter:
             self._jobs.tell(connection, self._id, message, data)
             connection.execute(
                 "UPDATE jobs SET estimated_finish = ? WHERE id = ? AND status = ?",
-                (finish, self._id, Status.RUNNING),
+                (finish, self._id, JobState.RUNNING),
             )
 
         self._db.write(work)
@@ -174,7 +175,7 @@ class JobReporter:
         moved = self._jobs.move(
             connection,
             self._id,
-            Status.SUCCEEDED,
+            JobState.SUCCEEDED,
             since=_ALIVE,
             message=f"New fine-tuned model created: {self._model}",
             **values,

@@ -1,17 +1,33 @@
-"""Bodies of requests, checked; mistakes are told in the words of the original."""
+"""Bodies, forms and queries of requests: what is checked, and what the OpenAPI document shows."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, get_args
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from tuneproof_trainer.errors import ApiError, bad_request
+__all__ = [
+    "PURPOSES",
+    "ChatRequest",
+    "CheckpointsQuery",
+    "CompleteUpload",
+    "CreateJob",
+    "CreateUpload",
+    "EventsQuery",
+    "FileForm",
+    "FilesQuery",
+    "JobsQuery",
+    "ListQuery",
+    "PartForm",
+    "Purpose",
+]
 
-__all__ = ["ChatRequest", "CompleteUpload", "CreateJob", "CreateUpload", "parse"]
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+PURPOSES: tuple[str, ...] = get_args(Purpose)
+"""What files may be uploaded for; result files have purposes of their own."""
 
-T = TypeVar("T", bound=BaseModel)
+_LIFETIME = Field(ge=3600, le=2592000)
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(ge=1, le=50)] | Auto
 BatchSize = Annotated[int, Field(ge=1, le=256)] | Auto
@@ -69,14 +85,14 @@ class CreateJob(_Body):
 
 class ExpiresAfter(_Body):
     anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=3600, le=2592000)]
+    seconds: Annotated[int, _LIFETIME]
 
 
 class CreateUpload(_Body):
     """POST /v1/uploads."""
 
     filename: Annotated[str, Field(min_length=1, max_length=512)]
-    purpose: Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+    purpose: Purpose
     bytes: Annotated[int, Field(ge=1)]
     mime_type: Annotated[str, Field(min_length=1, max_length=256)]
     expires_after: ExpiresAfter | None = None
@@ -150,84 +166,74 @@ class ChatRequest(_Body):
     service_tier: str | None = None
 
 
-def parse(kind: type[T], body: bytes) -> T:
-    """The body as `kind`; raises ApiError 400 in the words of the original."""
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad_request(
-            f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
-        ) from None
-    if not isinstance(data, dict):
-        raise bad_request("The body of the request must be a JSON object.", code="invalid_type")
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise _told(error) from None
+_Binary = Annotated[bytes, Field(json_schema_extra={"type": "string", "format": "binary"})]
+_FROM_TEXT = BeforeValidator(int)
+"""A number that comes as text."""
 
 
-_RULES = {
-    "greater_than_equal": ("below_min_value", "Expected a value >= {ge}"),
-    "greater_than": ("below_min_value", "Expected a value > {gt}"),
-    "less_than_equal": ("above_max_value", "Expected a value <= {le}"),
-    "less_than": ("above_max_value", "Expected a value < {lt}"),
-    "string_too_long": ("string_above_max_length", "Expected at most {max_length} characters"),
-    "string_too_short": ("empty_string", "Expected at least {min_length} character(s)"),
-    "too_long": ("above_max_length", "Expected at most {max_length} items"),
-    "too_short": ("empty_array", "Expected at least {min_length} item(s)"),
-    "string_pattern_mismatch": ("invalid_value", "Expected a match of {pattern}"),
-    "literal_error": ("invalid_value", "Expected {expected}"),
-}
+class FileForm(BaseModel):
+    """POST /v1/files, a form. Its file goes to the disk before its fields are checked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: _Binary
+    purpose: Purpose
+    anchor: Literal["created_at"] | SkipJsonSchema[None] = Field(
+        None, alias="expires_after[anchor]"
+    )
+    lifetime_s: Annotated[int, _LIFETIME, _FROM_TEXT] | SkipJsonSchema[None] = Field(
+        None, alias="expires_after[seconds]"
+    )
+
+    @model_validator(mode="after")
+    def _has_both_or_none(self) -> Self:
+        if (self.anchor is None) != (self.lifetime_s is None):
+            raise ValueError("the anchor and the seconds belong together")
+        return self
 
 
-def _told(error: ValidationError) -> ApiError:
-    found = sorted(error.errors(include_url=False), key=lambda e: _order(e["type"]))[0]
-    param = _param(found["loc"])
-    kind = found["type"]
-    if kind == "missing":
-        return bad_request(
-            f"Missing required parameter: '{param}'.", param, "missing_required_parameter"
-        )
-    if kind == "extra_forbidden":
-        return bad_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
-    rule = _RULES.get(kind)
-    got = found["input"]
-    if rule is not None:
-        expected = rule[1].format(**found.get("ctx", {}))
-        return bad_request(f"Invalid '{param}': {expected}, but got {_shown(got)}.", param, rule[0])
-    return bad_request(
-        f"Invalid type for '{param}': {found['msg']}, but got {_named(got)} instead.",
-        param,
-        "invalid_type",
+class PartForm(BaseModel):
+    """POST /v1/uploads/{id}/parts, a form."""
+
+    data: _Binary
+
+
+class ListQuery(BaseModel):
+    """Query parameters come as text, and those that mean nothing are passed over."""
+
+    model_config = ConfigDict(frozen=True)
+
+    after: str | SkipJsonSchema[None] = Field(None, description="The last id of the page before.")
+
+
+_PAGE = "How many objects a page has."
+
+
+class FilesQuery(ListQuery):
+    """GET /v1/files."""
+
+    limit: Annotated[int, Field(ge=1, le=10_000, description=_PAGE), _FROM_TEXT] = 10_000
+    order: Annotated[Literal["asc", "desc"], Field(description="By time of creation.")] = "desc"
+    purpose: str | SkipJsonSchema[None] = Field(None, description="Only files of this purpose.")
+
+
+class JobsQuery(ListQuery):
+    """GET /v1/fine_tuning/jobs."""
+
+    limit: Annotated[int, Field(ge=1, le=100, description=_PAGE), _FROM_TEXT] = 20
+    metadata: dict[str, object] = Field(
+        default_factory=dict,
+        description="Only jobs with these values, as `metadata[key]=value`; all are read as text.",
     )
 
 
-def _order(kind: str) -> int:
-    """Mistakes in the order in which a caller wants to hear of them."""
-    order = {"missing": 0, "extra_forbidden": 1}
-    return order.get(kind, 2 if kind in _RULES and kind != "literal_error" else 3)
+class EventsQuery(ListQuery):
+    """GET /v1/fine_tuning/jobs/{id}/events."""
+
+    limit: Annotated[int, Field(ge=1, le=100, description=_PAGE), _FROM_TEXT] = 20
 
 
-def _param(place: tuple[int | str, ...]) -> str:
-    """`messages[1].content` for ("messages", 1, "content"), without the names of alternatives."""
-    shown = ""
-    for step in place:
-        if isinstance(step, int):
-            shown += f"[{step}]"
-        elif step.isidentifier() and step not in ("str", "int", "float"):
-            shown += f".{step}" if shown else step
-    return shown
+class CheckpointsQuery(ListQuery):
+    """GET /v1/fine_tuning/jobs/{id}/checkpoints."""
 
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else f"a string with length {len(value)}"
-    if isinstance(value, list | dict):
-        return f"{len(value)}"
-    return str(value)
-
-
-def _named(value: Any) -> str:
-    names = {str: "a string", bool: "a boolean", int: "an integer", float: "a decimal"}
-    names |= {list: "an array", dict: "an object", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
+    limit: Annotated[int, Field(ge=1, le=100, description=_PAGE), _FROM_TEXT] = 10

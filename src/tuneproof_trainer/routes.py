@@ -16,19 +16,23 @@ from starlette.routing import Route
 from tuneproof_trainer.access import Caller
 from tuneproof_trainer.engines.protocol import StopReason
 from tuneproof_trainer.errors import ApiError, bad_request
-from tuneproof_trainer.files import PURPOSES, file_object
+from tuneproof_trainer.files import file_object
 from tuneproof_trainer.forms import read_form
 from tuneproof_trainer.ids import new_id, new_tag
-from tuneproof_trainer.jobs import (
-    ENDED,
-    Status,
-    checkpoint_object,
-    event_object,
-    job_object,
+from tuneproof_trainer.jobs import checkpoint_object, event_object, job_object
+from tuneproof_trainer.parsing import parse, parse_file_form, parse_query
+from tuneproof_trainer.requests import (
+    CheckpointsQuery,
+    CompleteUpload,
+    CreateJob,
+    CreateUpload,
+    EventsQuery,
+    FilesQuery,
+    JobsQuery,
 )
-from tuneproof_trainer.requests import CompleteUpload, CreateJob, CreateUpload, parse
 from tuneproof_trainer.service import Service
-from tuneproof_trainer.wire import JsonResponse, limit_of, page, read_body
+from tuneproof_trainer.states import ENDED, JobState
+from tuneproof_trainer.wire import JsonResponse, page, read_body
 
 __all__ = ["make_routes"]
 
@@ -57,7 +61,7 @@ def make_routes(service: Service) -> list[Route]:
         _route(f"{job}/checkpoints", GET=jobs.checkpoints),
         _route("/v1/models", GET=models.list),
         _route("/v1/models/{model:path}", GET=models.get, DELETE=models.delete),
-        *(_route(f"/v1/{name}", POST=_refusal(why)) for name, why in _ABSENT.items()),
+        *(_route(f"/v1/{name}", POST=_refusal(why)) for name, why in _UNSUPPORTED.items()),
         _route("/health", GET=_health),
         _route("/openapi.json", GET=_openapi),
     ]
@@ -90,8 +94,7 @@ class _Files:
         landing = self._store.landing(self._service.settings.max_file_bytes)
         form = await read_form(request, "file", landing)
         try:
-            purpose = _purpose(form.fields.get("purpose"))
-            lifetime = _lifetime(form.fields)
+            fields = parse_file_form(form.fields)
         except ApiError:
             self._store.path(form.landed.id).unlink()
             raise
@@ -103,8 +106,8 @@ class _Files:
                 form.landed,
                 org=caller.org,
                 filename=form.filename,
-                purpose=purpose,
-                lifetime_s=lifetime,
+                purpose=fields.purpose,
+                lifetime_s=fields.lifetime_s,
             )
 
         await self._service.database.awrite(record)
@@ -115,23 +118,15 @@ class _Files:
         return JsonResponse(file_object(row), headers={"x-content-sha256": row["sha256"]})
 
     async def list(self, request: Request) -> Response:
-        limit = limit_of(request, 10_000, 10_000)
-        query = request.query_params
-        order = query.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise bad_request(
-                f"Invalid 'order': Expected 'asc' or 'desc', but got {order!r}.",
-                "order",
-                "invalid_value",
-            )
+        query = parse_query(FilesQuery, request.query_params)
         rows = self._store.find(
             _caller(request).org,
-            after=query.get("after"),
-            limit=limit + 1,
-            ascending=order == "asc",
-            purpose=query.get("purpose"),
+            after=query.after,
+            limit=query.limit + 1,
+            ascending=query.order == "asc",
+            purpose=query.purpose,
         )
-        return page(rows, limit, file_object)
+        return page(rows, query.limit, file_object)
 
     async def get(self, request: Request) -> Response:
         return self._answer(request, request.path_params["file_id"])
@@ -151,41 +146,14 @@ class _Files:
         )
 
 
-def _purpose(value: object) -> str:
-    if value is None:
-        raise bad_request(
-            "Missing required parameter: 'purpose'.", "purpose", "missing_required_parameter"
-        )
-    if value not in PURPOSES:
-        raise bad_request(
-            f"{value!r} is not one of {list(PURPOSES)} - 'purpose'", "purpose", "invalid_value"
-        )
-    return str(value)
-
-
-def _lifetime(form: dict[str, str]) -> int | None:
-    seconds, anchor = form.get("expires_after[seconds]"), form.get("expires_after[anchor]")
-    if seconds is None and anchor is None:
-        return None
-    valid = isinstance(seconds, str) and seconds.isdecimal() and len(seconds) < 9
-    if anchor != "created_at" or not valid or not 3600 <= int(str(seconds)) <= 2592000:
-        raise bad_request(
-            "Invalid 'expires_after': Expected the anchor 'created_at' and between 3600 and "
-            "2592000 seconds.",
-            "expires_after",
-            "invalid_value",
-        )
-    return int(str(seconds))
-
-
 class _Uploads:
     def __init__(self, service: Service) -> None:
         self._service, self._store = service, service.uploads
 
     async def create(self, request: Request) -> Response:
-        asked = parse(CreateUpload, await _body(request))
+        upload = parse(CreateUpload, await _body(request))
         org = _caller(request).org
-        return JsonResponse(await asyncio.to_thread(self._store.create, org, asked))
+        return JsonResponse(await asyncio.to_thread(self._store.create, org, upload))
 
     async def add_part(self, request: Request) -> Response:
         org, upload_id = _caller(request).org, request.path_params["upload_id"]
@@ -195,9 +163,11 @@ class _Uploads:
         return JsonResponse(part)
 
     async def complete(self, request: Request) -> Response:
-        asked = parse(CompleteUpload, await _body(request))
+        completion = parse(CompleteUpload, await _body(request))
         org, upload_id = _caller(request).org, request.path_params["upload_id"]
-        return JsonResponse(await asyncio.to_thread(self._store.complete, org, upload_id, asked))
+        return JsonResponse(
+            await asyncio.to_thread(self._store.complete, org, upload_id, completion)
+        )
 
     async def cancel(self, request: Request) -> Response:
         org, upload_id = _caller(request).org, request.path_params["upload_id"]
@@ -209,7 +179,7 @@ class _Jobs:
         self._service, self._store = service, service.jobs
 
     async def create(self, request: Request) -> Response:
-        asked = parse(CreateJob, await _body(request))
+        spec = parse(CreateJob, await _body(request))
         caller = _caller(request)
         if not caller.may_train:
             raise ApiError(
@@ -218,44 +188,44 @@ class _Jobs:
                 "`--no-training`.",
                 code="training_not_available",
             )
-        row = self._row(caller, asked)
+        row = self._row(caller, spec)
         await self._service.database.awrite(lambda c: self._store.create(c, row))
         self._service.runner.drive(row["id"])
         return self._answer(request, row["id"])
 
-    def _row(self, caller: Caller, asked: CreateJob) -> dict[str, Any]:
-        method, values = _method(asked)
-        model = self._service.models.resolve(caller.org, asked.model)
+    def _row(self, caller: Caller, spec: CreateJob) -> dict[str, Any]:
+        method, values = _method(spec)
+        model = self._service.models.resolve(caller.org, spec.model)
         if method not in model.engine.methods:
             raise bad_request(
-                f"The model `{asked.model}` cannot be trained by the method '{method}'; use one "
+                f"The model `{spec.model}` cannot be trained by the method '{method}'; use one "
                 f"of: {', '.join(sorted(model.engine.methods))}.",
                 "method",
                 "unsupported_method",
             )
-        if asked.integrations:
+        if spec.integrations:
             raise bad_request(
                 "This server has no integrations; leave 'integrations' out.",
                 "integrations",
                 "unsupported_parameter",
             )
         for name in ("training_file", "validation_file"):
-            self._check_file(caller, name, getattr(asked, name))
+            self._check_file(caller, name, getattr(spec, name))
         auto = {k: "auto" if v is None else v for k, v in values.items()}
         return {
             "id": new_id("ftjob-"),
             "org": caller.org,
-            "status": Status.VALIDATING.value,
-            "model": asked.model,
-            "training_file": asked.training_file,
-            "validation_file": asked.validation_file,
-            "suffix": asked.suffix,
+            "status": JobState.VALIDATING.value,
+            "model": spec.model,
+            "training_file": spec.training_file,
+            "validation_file": spec.validation_file,
+            "suffix": spec.suffix,
             "tag": new_tag(),
-            "seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed,
+            "seed": secrets.randbelow(2**31) if spec.seed is None else spec.seed,
             "method": method,
-            "asked": orjson.dumps(values).decode(),
-            "chosen": orjson.dumps(auto).decode(),
-            "metadata": orjson.dumps(asked.metadata).decode() if asked.metadata else None,
+            "requested": orjson.dumps(values).decode(),
+            "effective": orjson.dumps(auto).decode(),
+            "metadata": orjson.dumps(spec.metadata).decode() if spec.metadata else None,
             "created_at": self._store.now(),
             "result_files": "[]",
         }
@@ -279,31 +249,31 @@ class _Jobs:
         return JsonResponse(job_object(self._store.get(_caller(request).org, job_id)))
 
     async def list(self, request: Request) -> Response:
-        limit = limit_of(request, 20, 100)
         metadata, none = _metadata_filter(request)
+        query = parse_query(JobsQuery, {**request.query_params, "metadata": metadata})
         rows = self._store.find(
             _caller(request).org,
-            after=request.query_params.get("after"),
-            limit=limit + 1,
+            after=query.after,
+            limit=query.limit + 1,
             metadata=metadata,
             no_metadata=none,
         )
-        return page(rows, limit, job_object)
+        return page(rows, query.limit, job_object)
 
     async def get(self, request: Request) -> Response:
         return self._answer(request, request.path_params["job_id"])
 
     async def events(self, request: Request) -> Response:
         job = self._store.get(_caller(request).org, request.path_params["job_id"])
-        limit = limit_of(request, 20, 100)
-        rows = self._store.events(job["id"], request.query_params.get("after"), limit + 1)
-        return page(rows, limit, event_object)
+        query = parse_query(EventsQuery, request.query_params)
+        rows = self._store.events(job["id"], query.after, query.limit + 1)
+        return page(rows, query.limit, event_object)
 
     async def checkpoints(self, request: Request) -> Response:
         job = self._store.get(_caller(request).org, request.path_params["job_id"])
-        limit = limit_of(request, 10, 100)
-        rows = self._store.checkpoints(job["id"], request.query_params.get("after"), limit + 1)
-        return page(rows, limit, checkpoint_object)
+        query = parse_query(CheckpointsQuery, request.query_params)
+        rows = self._store.checkpoints(job["id"], query.after, query.limit + 1)
+        return page(rows, query.limit, checkpoint_object)
 
     async def cancel(self, request: Request) -> Response:
         job = self._store.get(_caller(request).org, request.path_params["job_id"])
@@ -312,8 +282,8 @@ class _Jobs:
             lambda c: self._store.move(
                 c,
                 job["id"],
-                Status.CANCELLED,
-                since=tuple(s for s in Status if s not in ENDED),
+                JobState.CANCELLED,
+                since=tuple(s for s in JobState if s not in ENDED),
                 message="The job has been cancelled",
                 finished_at=now,
                 estimated_finish=None,
@@ -330,11 +300,11 @@ class _Jobs:
 
         def work(connection: Any) -> bool:
             move, job_id = self._store.move, job["id"]
-            told = "The job has been paused"
-            if move(connection, job_id, Status.PAUSED, since=(Status.QUEUED,), message=told):
-                return True
-            told = "The job is being paused"
-            return move(connection, job_id, Status.PAUSING, since=(Status.RUNNING,), message=told)
+            queued, running = (JobState.QUEUED,), (JobState.RUNNING,)
+            done, begun = "The job has been paused", "The job is being paused"
+            return move(connection, job_id, JobState.PAUSED, since=queued, message=done) or move(
+                connection, job_id, JobState.PAUSING, since=running, message=begun
+            )
 
         if not await self._service.database.awrite(work):
             raise self._wrong_state(job["id"], "paused")
@@ -347,8 +317,8 @@ class _Jobs:
             lambda c: self._store.move(
                 c,
                 job["id"],
-                Status.QUEUED,
-                since=(Status.PAUSED,),
+                JobState.QUEUED,
+                since=(JobState.PAUSED,),
                 message="The job has been resumed",
             )
         )
@@ -367,20 +337,20 @@ class _Jobs:
         )
 
 
-def _method(asked: CreateJob) -> tuple[str, dict[str, Any]]:
+def _method(spec: CreateJob) -> tuple[str, dict[str, Any]]:
     """The method and its hyperparameters, None where "auto"."""
-    kind = asked.method.type if asked.method else "supervised"
-    given: Any = asked.hyperparameters
-    if asked.method is not None:
+    kind = spec.method.type if spec.method else "supervised"
+    given: Any = spec.hyperparameters
+    if spec.method is not None:
         others = [n for n in ("supervised", "dpo", "reinforcement") if n != kind]
-        wrong = next((n for n in others if getattr(asked.method, n) is not None), None)
+        wrong = next((n for n in others if getattr(spec.method, n) is not None), None)
         if wrong is not None:
             raise bad_request(
                 f"'method.{wrong}' does not belong to the method '{kind}'.",
                 f"method.{wrong}",
                 "invalid_value",
             )
-        own = getattr(asked.method, kind) if kind != "reinforcement" else None
+        own = getattr(spec.method, kind) if kind != "reinforcement" else None
         if own is not None and own.hyperparameters is not None:
             if given is not None:
                 raise bad_request(
@@ -396,7 +366,7 @@ def _method(asked: CreateJob) -> tuple[str, dict[str, Any]]:
 
 
 def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
-    """`metadata[k]=v` pairs, and whether `metadata=null` was asked for."""
+    """`metadata[k]=v` pairs, and whether `metadata=null` was spec for."""
     found: dict[str, str] = {}
     wrong = False
     for name, value in request.query_params.multi_items():
@@ -432,7 +402,7 @@ class _Models:
         return JsonResponse({"id": name, "object": "model", "deleted": True})
 
 
-_ABSENT = {
+_UNSUPPORTED = {
     "embeddings": "This server trains and serves chat models; it makes no embeddings.",
     "completions": "This server serves chat models; ask them by /v1/chat/completions.",
     "responses": "This server has no responses API; ask its models by /v1/chat/completions.",

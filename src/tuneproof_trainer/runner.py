@@ -29,10 +29,11 @@ from tuneproof_trainer.engines.protocol import (
 )
 from tuneproof_trainer.errors import ApiError, JobFailure, is_disk_full
 from tuneproof_trainer.files import FileStore
-from tuneproof_trainer.jobs import JobStore, Status
+from tuneproof_trainer.jobs import JobStore
 from tuneproof_trainer.models import Models, Resolved
 from tuneproof_trainer.reporting import JobReporter
 from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.states import JobState
 
 __all__ = ["Runner"]
 
@@ -48,7 +49,7 @@ _RESTARTS = 5
 """Restarts during a job without a single step between them after which it is given up: it may be
 what ends the server."""
 
-_UNDERWAY = (Status.VALIDATING, Status.QUEUED, Status.RUNNING, Status.PAUSING)
+_UNDERWAY = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING, JobState.PAUSING)
 
 
 class Runner:
@@ -90,11 +91,11 @@ class Runner:
             self._jobs.move(
                 connection,
                 job_id,
-                Status.QUEUED,
-                since=(Status.RUNNING,),
+                JobState.QUEUED,
+                since=(JobState.RUNNING,),
                 message=_RESTARTED,
             )
-            self._jobs.move(connection, job_id, Status.PAUSED, since=(Status.PAUSING,))
+            self._jobs.move(connection, job_id, JobState.PAUSED, since=(JobState.PAUSING,))
 
         await self._db.awrite(work)
         self.drive(job_id)
@@ -154,7 +155,7 @@ class Runner:
 
     async def _advance(self, job_id: str) -> None:
         row = self._row(job_id)
-        if row["status"] == Status.VALIDATING:
+        if row["status"] == JobState.VALIDATING:
             await self._validate(row)
         async with self._places:
             if self._stopping or not await self._begin(job_id):
@@ -179,8 +180,8 @@ class Runner:
             lambda c: self._jobs.move(
                 c,
                 row["id"],
-                Status.QUEUED,
-                since=(Status.VALIDATING,),
+                JobState.QUEUED,
+                since=(JobState.VALIDATING,),
                 message="Files validated, moving job to queued state",
             )
         )
@@ -210,7 +211,7 @@ class Runner:
         quota = self._settings.token_quota
         if quota is None:
             return
-        epochs = orjson.loads(row["asked"]).get("n_epochs") or _AUTO_EPOCHS
+        epochs = orjson.loads(row["requested"]).get("n_epochs") or _AUTO_EPOCHS
         used = self._db.row(
             "SELECT COALESCE(SUM(trained_tokens), 0) AS used FROM jobs WHERE org = ?"
             " AND strftime('%Y-%m', finished_at, 'unixepoch') = strftime('%Y-%m', ?, 'unixepoch')",
@@ -233,8 +234,8 @@ class Runner:
             lambda c: self._jobs.move(
                 c,
                 job_id,
-                Status.RUNNING,
-                since=(Status.QUEUED,),
+                JobState.RUNNING,
+                since=(JobState.QUEUED,),
                 message="Fine-tuning job started",
                 started_at=now,
             )
@@ -305,7 +306,7 @@ class Runner:
             model=row["model"],
             model_path=model.path,
             method=row["method"],
-            hyperparameters=Hyperparameters(**orjson.loads(row["asked"])),
+            hyperparameters=Hyperparameters(**orjson.loads(row["requested"])),
             seed=row["seed"],
             training=training,
             validation=validation,
@@ -320,8 +321,8 @@ class Runner:
                 lambda c: self._jobs.move(
                     c,
                     job_id,
-                    Status.PAUSED,
-                    since=(Status.PAUSING,),
+                    JobState.PAUSED,
+                    since=(JobState.PAUSING,),
                     message="The job has been paused",
                     estimated_finish=None,
                 )
@@ -355,9 +356,9 @@ class Runner:
         """Remove what only an unfinished job needs, and models of a job that did not succeed."""
         row = self._row(job_id)
         shutil.rmtree(self._work_folder(job_id), ignore_errors=True)
-        if row["status"] != Status.SUCCEEDED:
+        if row["status"] != JobState.SUCCEEDED:
             shutil.rmtree(self._folder / job_id, ignore_errors=True)
-            if row["status"] != Status.FAILED:
+            if row["status"] != JobState.FAILED:
                 self._db.write(lambda c: self._drop_models(c, job_id))
         for name in ("training_file", "validation_file"):
             self._release(row[name])

@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
+from tuneproof_trainer.answers import UploadObject, UploadPartObject, UploadStatus
 from tuneproof_trainer.database import Database, Row, insert
 from tuneproof_trainer.errors import ApiError, bad_request, not_found
 from tuneproof_trainer.files import FileStore, Landed, Landing, file_object, read_chunks
@@ -39,7 +40,7 @@ class UploadStore:
             raise not_found(f"No such Upload object: {upload_id}", "upload_id")
         return row
 
-    def show(self, row: Row) -> dict[str, Any]:
+    def show(self, row: Row) -> UploadObject:
         """A row as the wire's Upload."""
         file = None
         if row["file_id"]:
@@ -57,22 +58,23 @@ class UploadStore:
             "file": file,
         }
 
-    def _status(self, row: Row) -> str:
+    def _status(self, row: Row) -> UploadStatus:
         if row["status"] == "pending" and row["expires_at"] <= self._clock():
             return "expired"
-        return str(row["status"])
+        status: UploadStatus = row["status"]
+        return status
 
-    def create(self, org: str, asked: CreateUpload) -> dict[str, Any]:
-        """Begin an upload of exactly `asked.bytes` bytes."""
+    def create(self, org: str, upload: CreateUpload) -> UploadObject:
+        """Begin an upload of exactly `upload.bytes` bytes."""
         limit = self._settings.max_upload_bytes
-        if asked.bytes > limit:
+        if upload.bytes > limit:
             raise bad_request(
-                f"Invalid 'bytes': Expected a value <= {limit}, but got {asked.bytes}.",
+                f"Invalid 'bytes': Expected a value <= {limit}, but got {upload.bytes}.",
                 "bytes",
                 "above_max_value",
             )
         upload_id, now = new_id("upload_"), int(self._clock())
-        lifetime = asked.expires_after.seconds if asked.expires_after else None
+        lifetime = upload.expires_after.seconds if upload.expires_after else None
 
         def work(connection: Connection) -> None:
             insert(
@@ -80,10 +82,10 @@ class UploadStore:
                 "uploads",
                 id=upload_id,
                 org=org,
-                filename=asked.filename,
-                purpose=asked.purpose,
-                mime_type=asked.mime_type,
-                bytes=asked.bytes,
+                filename=upload.filename,
+                purpose=upload.purpose,
+                mime_type=upload.mime_type,
+                bytes=upload.bytes,
                 created_at=now,
                 expires_at=now + self._settings.upload_lifetime_s,
                 file_lifetime_s=lifetime,
@@ -109,7 +111,7 @@ class UploadStore:
         """A place for a part's content."""
         return self._parts.landing(self._settings.max_part_bytes)
 
-    def add_part(self, org: str, upload_id: str, landed: Landed) -> dict[str, Any]:
+    def add_part(self, org: str, upload_id: str, landed: Landed) -> UploadPartObject:
         """Make landed content a part of the upload."""
         part_id, now = new_id("part_"), int(self._clock())
         self._parts.path(landed.id).rename(self._parts.path(part_id))
@@ -131,16 +133,18 @@ class UploadStore:
             "upload_id": upload_id,
         }
 
-    def complete(self, org: str, upload_id: str, asked: CompleteUpload) -> dict[str, Any]:
+    def complete(self, org: str, upload_id: str, completion: CompleteUpload) -> UploadObject:
         """Join the parts in the order given and make them a file."""
         row = self.pending(org, upload_id)
-        paths = self._ordered(row, asked.part_ids)
-        digest = hashlib.md5(usedforsecurity=False) if asked.md5 else None
+        paths = self._ordered(row, completion.part_ids)
+        digest = hashlib.md5(usedforsecurity=False) if completion.md5 else None
         landed = self._files.land(_joined(paths, digest), self._settings.max_upload_bytes)
-        if asked.md5 and digest and asked.md5.lower() != digest.hexdigest():
+        if completion.md5 and digest and completion.md5.lower() != digest.hexdigest():
             self._files.path(landed.id).unlink()
             raise bad_request(
-                f"The parts have MD5 {digest.hexdigest()}, not {asked.md5}.", "md5", "md5_mismatch"
+                f"The parts have MD5 {digest.hexdigest()}, not {completion.md5}.",
+                "md5",
+                "md5_mismatch",
             )
 
         def work(connection: Connection) -> None:
@@ -180,7 +184,7 @@ class UploadStore:
             )
         return [self._parts.path(part) for part in part_ids]
 
-    def cancel(self, org: str, upload_id: str) -> dict[str, Any]:
+    def cancel(self, org: str, upload_id: str) -> UploadObject:
         """Give the upload up; its parts are deleted."""
         self.pending(org, upload_id)
         sql = "UPDATE uploads SET status = 'cancelled' WHERE id = ? AND status = 'pending'"

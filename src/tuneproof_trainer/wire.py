@@ -1,19 +1,21 @@
-"""Bytes in and out: JSON answers, bodies of bounded size, query parameters, pages."""
+"""Bytes in and out: JSON answers, bodies of bounded size, pages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import orjson
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from tuneproof_trainer.errors import ApiError, bad_request
+from tuneproof_trainer.answers import ObjectPage
+from tuneproof_trainer.database import Row
+from tuneproof_trainer.errors import ApiError
 
-__all__ = ["JsonResponse", "limit_of", "page", "read_body"]
+__all__ = ["JsonResponse", "page", "read_body"]
 
+T = TypeVar("T")
 _MAX_BODY_BYTES = 32 * 1024 * 1024
 
 
@@ -47,37 +49,14 @@ async def read_body(receive: Receive, max_bytes: int = _MAX_BODY_BYTES) -> bytes
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def limit_of(request: Request, default: int, most: int) -> int:
-    """The query parameter `limit`; raises ApiError 400 outside 1 to `most`."""
-    text = request.query_params.get("limit")
-    if text is None:
-        return default
-    try:
-        limit = int(text)
-    except ValueError:
-        raise bad_request(
-            f"Invalid type for 'limit': expected an integer, but got {text!r}.",
-            "limit",
-            "invalid_type",
-        ) from None
-    if not 1 <= limit <= most:
-        raise bad_request(
-            f"Invalid 'limit': Expected a value between 1 and {most}, but got {limit}.",
-            "limit",
-            "invalid_value",
-        )
-    return limit
-
-
-def page(rows: Sequence[Any], limit: int, show: Callable[[Any], Mapping[str, Any]]) -> JsonResponse:
-    """A page of a list that was asked for one row more than `limit`."""
-    data = [show(row) for row in rows[:limit]]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": len(rows) > limit,
-        }
-    )
+def page(rows: Sequence[Row], limit: int, show: Callable[[Row], T]) -> JsonResponse:
+    """A page of a list from which one row more than `limit` was read."""
+    shown = rows[:limit]
+    content: ObjectPage[T] = {
+        "object": "list",
+        "data": [show(row) for row in shown],
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(rows) > limit,
+    }
+    return JsonResponse(content)

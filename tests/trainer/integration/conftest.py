@@ -39,13 +39,13 @@ def upload(client: OpenAI, content: bytes, name: str = "train.jsonl") -> str:
     return client.files.create(file=(name, content), purpose="fine-tune").id
 
 
-def ended(client: OpenAI, job: FineTuningJob, timeout_s: float = 60) -> FineTuningJob:
+def ended(client: OpenAI, job: FineTuningJob, timeout_s: float = 180) -> FineTuningJob:
     """The job once it has ended."""
     return reached(client, job, ENDED, timeout_s)
 
 
 def reached(
-    client: OpenAI, job: FineTuningJob, states: tuple[str, ...], timeout_s: float = 60
+    client: OpenAI, job: FineTuningJob, states: tuple[str, ...], timeout_s: float = 180
 ) -> FineTuningJob:
     """The job once it is in one of `states`."""
     deadline = time.monotonic() + timeout_s

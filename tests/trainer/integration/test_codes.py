@@ -19,7 +19,7 @@ from tests.trainer.integration.test_access import made_key
 
 import tuneproof_trainer
 from tuneproof_trainer.embedded import EmbeddedTrainer
-from tuneproof_trainer.requests import _RULES
+from tuneproof_trainer.parsing import RULES
 from tuneproof_trainer.settings import Settings
 
 SOURCES = Path(tuneproof_trainer.__file__).parent
@@ -199,7 +199,7 @@ def listed() -> set[str]:
 
 def in_sources() -> set[str]:
     """The codes that the sources give to errors."""
-    found = {code for code, _ in _RULES.values()}
+    found = {code for code, _ in RULES.values()}
     for path in SOURCES.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             found |= _given(node)
