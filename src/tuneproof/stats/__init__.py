@@ -11,7 +11,7 @@ an analysis uses them:
     spending      the bounds of declared looks
     fixed         one look at the end: Welch, proportions, the chi-squared split check
     guardrails    e-values for errors, latency and the split; engagement drop; gross failure
-    multiplicity  many candidates, segments and cycles: e-BH, Holm, the alpha ledger
+    multiplicity  many segments and cycles: e-BH, the alpha ledger
     shrinkage     what a winner's lift will be worth
     design        sample size, power, duration and expected stopping time, before it starts
     brownian      first crossings, which spending and design are computed from

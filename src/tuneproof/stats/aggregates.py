@@ -11,7 +11,6 @@ experiment (CUPED), `d` a denominator (tokens, impressions), `c` the cost.
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = [
-    "EMPTY",
     "ENGAGEMENT_EDGES",
     "LATENCY_MS_EDGES",
     "SUMS",
@@ -147,7 +145,7 @@ class Aggregate:
     >>> a = Aggregate.of([0.1, 0.3]); b = Aggregate.of([0.2])
     >>> (a + b).n, round((a + b).sum_y, 12), (a + b - b).n
     (3, 0.6, 2)
-    >>> Aggregate.from_json(a.to_json()) == a
+    >>> Aggregate.from_dict(a.to_dict()) == a
     True
     """
 
@@ -230,30 +228,6 @@ class Aggregate:
             histogram=None if edges is None else Histogram.of(ya.tolist(), edges),
         )
 
-    @classmethod
-    def of_unit(
-        cls,
-        y: float,
-        *,
-        x: float = 0.0,
-        d: float = 0.0,
-        c: float = 0.0,
-        m: float = 0.0,
-        edges: Sequence[float] | None = None,
-    ) -> Self:
-        """The aggregate of one unit, to add when it comes and to subtract when it changes.
-
-        >>> old, new = Aggregate.of_unit(0.02), Aggregate.of_unit(0.05)
-        >>> (Aggregate.of([0.02, 0.3]) - old + new).sum_y
-        0.35
-        """
-        return cls(
-            n=1, sum_y=y, sum_yy=y * y, sum_x=x, sum_xx=x * x, sum_xy=x * y, sum_d=d,
-            sum_dd=d * d, sum_yd=y * d, sum_c=c, sum_cc=c * c, sum_cy=c * y, sum_cd=c * d,
-            sum_m=m, sum_mm=m * m, sum_ym=y * m,
-            histogram=None if edges is None else Histogram.of((y,), edges),
-        )  # fmt: skip
-
     def __add__(self, other: Aggregate) -> Aggregate:
         """The units of both."""
         return self._combine(other, 1)
@@ -306,29 +280,9 @@ class Aggregate:
                 f"malformed aggregate: {error!r}.", mend="Give what `to_dict` returns."
             ) from error
 
-    def to_json(self) -> str:
-        """This aggregate as a JSON text; floats survive exactly."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The aggregate that `to_json` wrote. Raises `DataError` for anything else."""
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise DataError(
-                f"malformed aggregate: {error}.", mend="Give what `to_json` returns."
-            ) from error
-        if not isinstance(data, dict):
-            raise DataError("an aggregate is a JSON object.", mend="Give what `to_json` returns.")
-        return cls.from_dict(data)
-
 
 SUMS: Final[tuple[str, ...]] = tuple(f.name for f in fields(Aggregate) if f.name.startswith("sum_"))
 """The names of all sums, in the order of the fields."""
-
-EMPTY: Final = Aggregate()
-"""No units at all: the neutral element of adding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -349,7 +303,7 @@ def merge(aggregates: Iterable[Aggregate]) -> Aggregate:
 
     >>> merge([Aggregate.of([0.1]), Aggregate.of([0.2]), Aggregate.of([0.3])]).n
     3
-    >>> merge([]) == EMPTY
+    >>> merge([]) == Aggregate()
     True
     """
     parts = list(aggregates)

@@ -1,8 +1,8 @@
 """The error of many answers together: candidates, segments, and the loop's own cycles.
 
 It exists because a loop that tests a new candidate every week promotes a useless one in the
-end, however careful each test is. The ledger allots the error over all cycles; e-BH and Holm
-judge several candidates or segments at once. It knows no clock and stores nothing: the ledger
+end, however careful each test is. The ledger allots the error over all cycles; e-BH
+judges several segments at once. It knows no clock and stores nothing: the ledger
 is a value.
 """
 
@@ -18,11 +18,7 @@ from tuneproof.errors import ConflictError, DataError, InputError, NotFoundError
 __all__ = [
     "AlphaLedger",
     "LedgerEntry",
-    "benjamini_hochberg",
-    "combine_dependent",
-    "combine_successive",
     "e_bh",
-    "holm",
     "share_of_alpha",
 ]
 
@@ -52,72 +48,6 @@ def e_bh(log_e_values: Sequence[float], *, alpha: float = 0.05) -> tuple[int, ..
         if log_e_values[i] >= math.log(count / (alpha * k)):
             kept = k
     return tuple(sorted(order[:kept]))
-
-
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's adjusted p-values: rejecting those ≤ α makes any false one at most α likely.
-
-    In any dependence (Holm 1979, Scand. J. Statist. 6:65); valid at any look where the p-values
-    are anytime-valid. Same order as the input. Raises `DataError` for values outside 0..1.
-
-    >>> holm([0.01, 0.04, 0.03])
-    (0.03, 0.06, 0.06)
-    """
-    count, running = len(p_values), 0.0
-    adjusted = [0.0] * count
-    for rank, i in enumerate(_ordered(p_values)):
-        running = max(running, min(1.0, (count - rank) * p_values[i]))
-        adjusted[i] = running
-    return tuple(adjusted)
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Adjusted p-values for the false discovery rate, for exploring segments.
-
-    Assumes independent or positively dependent p-values (Benjamini and Hochberg 1995, JRSS-B
-    57:289). Same order as the input. Raises `DataError` for values outside 0..1.
-
-    >>> [round(p, 12) for p in benjamini_hochberg([0.01, 0.04, 0.03])]
-    [0.03, 0.04, 0.04]
-    """
-    count, running = len(p_values), 1.0
-    adjusted = [0.0] * count
-    order = _ordered(p_values)
-    for rank in range(count, 0, -1):
-        i = order[rank - 1]
-        running = min(running, count / rank * p_values[i])
-        adjusted[i] = running
-    return tuple(adjusted)
-
-
-def combine_successive(log_e_values: Sequence[float]) -> float:
-    """The log e-value of one hypothesis tested again and again on new data: their product.
-
-    Valid where each test ran after the one before, on other units, at a start that may depend
-    on what was seen: so a repeated candidate goes on with the evidence that it had.
-
-    >>> combine_successive([math.log(2), math.log(10)]) == math.log(2) + math.log(10)
-    True
-    """
-    return math.fsum(log_e_values)
-
-
-def combine_dependent(log_e_values: Sequence[float]) -> float:
-    """The log e-value of one hypothesis from e-values in any dependence: their mean.
-
-    Raises `DataError` for no values and for NaN.
-
-    >>> round(math.exp(combine_dependent([math.log(2), math.log(10)])), 9)
-    6.0
-    """
-    if not log_e_values or any(math.isnan(e) for e in log_e_values):
-        raise DataError(
-            "there is no e-value to combine, or one is NaN.", mend="Give one or more numbers."
-        )
-    top = max(log_e_values)
-    if math.isinf(top):
-        return top
-    return top + math.log(sum(math.exp(e - top) for e in log_e_values) / len(log_e_values))
 
 
 def share_of_alpha(position: int) -> float:
@@ -162,7 +92,7 @@ class AlphaLedger:
     then, so experiments may overlap. A value: `open` and `close` return a new ledger.
 
     >>> ledger = AlphaLedger(alpha=0.05).open("e1", candidate="v1")
-    >>> round(ledger.alpha_of("e1"), 5), round(ledger.next_alpha, 5)
+    >>> round(ledger.entries[0].alpha, 5), round(ledger.next_alpha, 5)
     (0.02187, 0.00722)
     >>> again = ledger.close("e1", promoted=False).open("e2", candidate="v1")
     >>> again.entries[1].retest, round(again.spent, 5)
@@ -197,7 +127,7 @@ class AlphaLedger:
         if any(e.experiment == experiment for e in self.entries):
             raise ConflictError(
                 f"experiment {experiment!r} already has its share of the error.",
-                mend="Read it with `alpha_of`.",
+                mend="Its entry in the ledger has it.",
             )
         entry = LedgerEntry(
             experiment=experiment,
@@ -222,10 +152,6 @@ class AlphaLedger:
             )
         closed = replace(entry, promoted=promoted)
         return replace(self, entries=(*self.entries[:place], closed, *self.entries[place + 1 :]))
-
-    def alpha_of(self, experiment: str) -> float:
-        """The error allotted to this experiment. Raises `NotFoundError` where it has none."""
-        return self.entries[self._place(experiment)].alpha
 
     def _place(self, experiment: str) -> int:
         for i, entry in enumerate(self.entries):
@@ -253,15 +179,6 @@ class AlphaLedger:
             raise DataError(
                 f"malformed ledger: {error!r}.", mend="Give what `to_dict` returns."
             ) from error
-
-
-def _ordered(p_values: Sequence[float]) -> list[int]:
-    if any(not 0 <= p <= 1 for p in p_values):
-        raise DataError(
-            f"p-values {list(p_values)} are not all within 0..1.",
-            mend="Leave hypotheses without an answer out.",
-        )
-    return sorted(range(len(p_values)), key=lambda i: p_values[i])
 
 
 def _check_alpha(alpha: float) -> None:

@@ -10,7 +10,7 @@ from tests.unit.stats import references as ref
 
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats import effects
-from tuneproof.stats.aggregates import EMPTY, Aggregate, Histogram, Stratum
+from tuneproof.stats.aggregates import Aggregate, Histogram, Stratum
 from tuneproof.stats.contrasts import Contrast, NoContrast, contrast
 from tuneproof.stats.effects import Metric
 
@@ -71,7 +71,7 @@ def test_proportion_refuses_values_that_are_not_0_or_1():
     with pytest.raises(DataError, match="not 0 or 1"):
         effects.proportion(Aggregate.of([0.5, 0.5]))
     with pytest.raises(DataError, match="no units"):
-        effects.proportion(EMPTY)
+        effects.proportion(Aggregate())
 
 
 @pytest.mark.parametrize("function", [effects.mean, effects.ratio])
@@ -215,7 +215,7 @@ class TestContrast:
         ("strata", "reason"),
         [
             ([], "no phase has units yet"),
-            ([Stratum(baseline=EMPTY, candidate=EMPTY)], "no phase has units yet"),
+            ([Stratum(baseline=Aggregate(), candidate=Aggregate())], "no phase has units yet"),
             (pair(Y, Y[:0]), "no phase has 50 matured units in both arms (0 so far)"),
             (pair(Y, Y[:60]), "60 of 100 matured units"),
             (pair(np.zeros(200), Y[:200]), "relative lift is undefined"),

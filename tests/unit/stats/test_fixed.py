@@ -9,7 +9,7 @@ from tests.unit.stats import references as ref
 
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats import effects, fixed
-from tuneproof.stats.aggregates import EMPTY, Aggregate, Stratum
+from tuneproof.stats.aggregates import Aggregate, Stratum
 
 RNG = np.random.default_rng(2)
 
@@ -83,7 +83,7 @@ def test_unpooled_proportions_use_each_arms_own_variance():
 @pytest.mark.parametrize(
     ("b", "c", "reason"),
     [
-        (EMPTY, Aggregate.of([0.1, 0.2]), "not enough data"),
+        (Aggregate(), Aggregate.of([0.1, 0.2]), "not enough data"),
         (Aggregate.of([0.1, 0.1]), Aggregate.of([0.1, 0.1]), "no variance"),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_cannot_be_tested_has_its_reason_and_no_number(b, c, reason):
 
 
 def test_proportions_without_units_or_variance_have_their_reason():
-    assert "empty" in fixed.proportions(EMPTY, ref.successes(9, 1)).reason
+    assert "empty" in fixed.proportions(Aggregate(), ref.successes(9, 1)).reason
     assert "no variance" in fixed.proportions(ref.successes(9, 0), ref.successes(9, 0)).reason
 
 
