@@ -291,7 +291,7 @@ async def _upsert(connection: psycopg.AsyncConnection[Any], batch: Any) -> None:
 
 
 async def _executemany(store: Store, batch: Any) -> None:
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         await tx.exec_driver_sql(
             "CREATE TABLE IF NOT EXISTS bare (id, subject, phase, unit, at, value, error, tokens)"
         )

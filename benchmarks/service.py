@@ -84,7 +84,7 @@ async def _rollout(app: Any) -> str:
 
     await app.store.experiments.add(experiment(EXPERIMENT))
     manager = app.manager_of(app.pipeline("default"))
-    async with app.store.begin() as tx:
+    async with app.store.database.begin() as tx:
         declared = await manager.declare(
             ModelRef(model_id="ft:base:hook:7f3a", version="1.0.0"),
             ModelRef(model_id="base"),

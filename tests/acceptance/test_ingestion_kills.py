@@ -198,7 +198,7 @@ async def test_killed_50_times_while_ingesting_every_event_counts_once(
 
 async def counted(store: Store) -> tuple[int, int]:
     """How many raw events there are of each kind."""
-    async with store.read() as tx:
+    async with store.database.read() as tx:
         found = [
             (await tx.execute(select(func.count()).select_from(table))).scalar_one()
             for table in (exposures, outcomes)

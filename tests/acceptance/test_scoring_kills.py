@@ -114,7 +114,7 @@ async def declare(database: str) -> None:
 
 async def waiting(database: str) -> int:
     store = await open_store(database)
-    async with store.read() as tx:
+    async with store.database.read() as tx:
         found = (await tx.execute(select(scores.c.state))).scalars().all()
     await store.close()
     return UNITS - sum(state == "scored" for state in found)
@@ -142,7 +142,7 @@ async def test_every_accepted_answer_is_scored_once(database_url: str, tmp_path:
             nursery.close()
         calls = sum(body["model"] == "judge" for body in chat.bodies)
     store = await open_store(database_url)
-    async with store.read() as tx:
+    async with store.database.read() as tx:
         rows = (await tx.execute(select(scores))).all()
         shown = (await tx.execute(select(exposures.c.unit))).scalars().all()
         [day] = (await tx.execute(select(scoring_days))).all()

@@ -37,7 +37,9 @@ async def main(plan: dict[str, Any]) -> None:
     )
     async with App.open(settings) as app:
         if plan.get("start"):
-            await seed_posts(app.store.engine, Audience(3), until=datetime.now(UTC), days=7)
+            await seed_posts(
+                app.store.database.engine, Audience(3), until=datetime.now(UTC), days=7
+            )
             await app.start_run(actor="test")
         print("ready", flush=True)
         await asyncio.Event().wait()

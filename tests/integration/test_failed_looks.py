@@ -48,7 +48,7 @@ async def away(loop: Loop, table: str) -> AsyncIterator[None]:
 
 
 async def _execute(loop: Loop, statement: str) -> None:
-    async with loop.app.store.begin() as tx:
+    async with loop.app.store.database.begin() as tx:
         await tx.execute(sa.text(statement))
 
 

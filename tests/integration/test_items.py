@@ -125,8 +125,8 @@ async def app(database_url: str, tmp_path: Path, clock: HandClock) -> AsyncItera
     async with App.open(
         settings, engine=False, clock=clock, provider=MemoryProvider(), source=MemorySource([])
     ) as app:
-        kind = "text" if app.store.dialect == "sqlite" else "timestamptz"
-        async with app.store.begin() as tx:
+        kind = "text" if app.store.database.dialect == "sqlite" else "timestamptz"
+        async with app.store.database.begin() as tx:
             await tx.execute(
                 text(f"CREATE TABLE results (author text, post text, rate float, changed {kind})")
             )
@@ -139,8 +139,10 @@ async def test_rows_of_the_users_table_name_their_items(app: App, clock: HandClo
     seen = {"subject": test.id, "phase": 1, "arm": Arm.BASELINE, "at": test.start_at}
     await app.record_events(exposures=[Exposure(id="e", unit="ann", **seen)])  # type: ignore[arg-type]
     changed = clock.now() + HOUR
-    at: Any = f"{changed:%Y-%m-%d %H:%M:%S.%f}" if app.store.dialect == "sqlite" else changed
-    async with app.store.begin() as tx:
+    at: Any = (
+        f"{changed:%Y-%m-%d %H:%M:%S.%f}" if app.store.database.dialect == "sqlite" else changed
+    )
+    async with app.store.database.begin() as tx:
         for post, rate in (("p1", 0.1), ("p2", 0.3)):
             await tx.execute(
                 text("INSERT INTO results VALUES ('ann', :post, :rate, :at)"),

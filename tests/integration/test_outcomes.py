@@ -38,16 +38,16 @@ async def app(database_url: str, tmp_path: Path, clock: HandClock) -> AsyncItera
     async with App.open(
         settings, engine=False, clock=clock, provider=MemoryProvider(), source=MemorySource([])
     ) as app:
-        kind = "text" if app.store.dialect == "sqlite" else "timestamptz"
-        async with app.store.begin() as tx:
+        kind = "text" if app.store.database.dialect == "sqlite" else "timestamptz"
+        async with app.store.database.begin() as tx:
             await tx.execute(text(f"CREATE TABLE results (id text, rate float, changed {kind})"))
         yield app
 
 
 async def put(app: App, unit: str, rate: float | None, at: datetime) -> None:
     """A row of the user's table."""
-    stamp: Any = f"{at:%Y-%m-%d %H:%M:%S.%f}" if app.store.dialect == "sqlite" else at
-    async with app.store.begin() as tx:
+    stamp: Any = f"{at:%Y-%m-%d %H:%M:%S.%f}" if app.store.database.dialect == "sqlite" else at
+    async with app.store.database.begin() as tx:
         await tx.execute(
             text("INSERT INTO results VALUES (:unit, :rate, :at)"),
             {"unit": unit, "rate": rate, "at": stamp},

@@ -125,7 +125,7 @@ def asked(chat: Chat) -> list[str]:
 
 
 async def rows(app: App) -> Sequence[Any]:
-    async with app.store.read() as tx:
+    async with app.store.database.read() as tx:
         return (await tx.execute(select(scores).order_by(scores.c.unit))).all()
 
 

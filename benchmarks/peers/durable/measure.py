@@ -73,11 +73,11 @@ async def ours(store_url: str, system_url: str) -> None:
         )
 
     store = await open_store(store_url)
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         await tx.exec_driver_sql(CREATE)
     engine = workflow.Engine(
-        store_url=store.engine.url.render_as_string(hide_password=False),
-        store_engine=store.engine,
+        store_url=store.database.url.render_as_string(hide_password=False),
+        store_engine=store.database.engine,
         system_url=system_url,
         executor_id="measured",
         clock=workflow.SystemClock(),

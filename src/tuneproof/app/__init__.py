@@ -86,7 +86,7 @@ class App(Overview, Outcomes, Qualities, Serving):
         """Load a Parquet or CSV file of posts into a table; posts that are there stay."""
         from tuneproof.sources import import_posts
 
-        url = database_url or self.store.engine.url.render_as_string(hide_password=False)
+        url = database_url or self.store.database.url.render_as_string(hide_password=False)
         return await import_posts(path, url, table=table, progress=progress)
 
 

@@ -148,7 +148,7 @@ class Core(Provided):
         self.store = self._given_store or await self._open_store()
         self._closing.push_async_callback(self.store.close)
         self.store.loop.tells = settings.tracking.autolog
-        self.pools.add("database", DatabasePool(self.store.engine))
+        self.pools.add("database", DatabasePool(self.store.database.engine))
         await self._bind_virtual_clock()
         self.cache = self._open_cache()
         self._closing.push_async_callback(self.cache.close)
@@ -274,18 +274,18 @@ class Core(Provided):
         return made
 
     async def _launch_engine(self, embedded: bool) -> None:
-        url = self.store.engine.url.render_as_string(hide_password=False)
+        url = self.store.database.url.render_as_string(hide_password=False)
         system = (
             f"sqlite:///{self.settings.dir / 'engine.db'}"
             if embedded
-            else self.store.engine.url.set(drivername="postgresql+psycopg").render_as_string(
+            else self.store.database.url.set(drivername="postgresql+psycopg").render_as_string(
                 hide_password=False
             )
         )
         worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.engine = workflow.Engine(
             store_url=url,
-            store_engine=self.store.engine,
+            store_engine=self.store.database.engine,
             system_url=system,
             executor_id=EMBEDDED if embedded else worker,
             clock=self.clock,
@@ -363,7 +363,7 @@ class Core(Provided):
         if posts is not None:
             described = replace(described, url=posts)
         if described.url is None:
-            url = self.store.engine.url.render_as_string(hide_password=False)
+            url = self.store.database.url.render_as_string(hide_password=False)
             described = replace(described, url=url)
         opened: Source = self.settings.adapter("source")(described)
         if inspect.isawaitable(opened):

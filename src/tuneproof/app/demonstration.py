@@ -117,7 +117,7 @@ class Demonstration:
 
     async def true_effect(self, test_id: str) -> float | None:
         """By how much the audience really likes the candidate's posts better, known only here."""
-        texts = await PostsTable(self.app.store.engine).texts(test_id)
+        texts = await PostsTable(self.app.store.database.engine).texts(test_id)
         old, new = texts.get("baseline", []), texts.get("candidate", [])
         return self.audience.true_effect(old, new) if old and new else None
 
@@ -162,7 +162,7 @@ async def demonstration(
             seed=seed,
             audience=audience,
             provider=app.provider("default"),
-            posts=PostsTable(app.store.engine),
+            posts=PostsTable(app.store.database.engine),
             routings=lambda: _routings(app),
             sink=lambda exposures, outcomes: app.record_events(
                 exposures=exposures, outcomes=outcomes
@@ -178,7 +178,7 @@ async def _run_of(app: App, audience: Audience, wanted: Mapping[str, Any]) -> st
     page = await app.runs(limit=1)
     if page.items:
         return page.items[0].id
-    await seed_posts(app.store.engine, audience, until=START, days=HISTORY_DAYS)
+    await seed_posts(app.store.database.engine, audience, until=START, days=HISTORY_DAYS)
     config = replace(app.pipeline("default"), seed=wanted["seed"])
     run = await app.start_run(config, as_of=START, last_stage=wanted["last_stage"], actor="demo")
     return run.id

@@ -60,7 +60,7 @@ class Experiments(Core):
         """
         config = self._declared(pipeline, tasks, declared)
         evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             test = await evaluator.create_a_b_test(
                 baseline, candidate, traffic_split, duration_hours, tx=tx
             )
@@ -90,7 +90,7 @@ class Experiments(Core):
         """
         config = self._declared(pipeline, tasks, declared)
         evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             tests = await evaluator.create_family(
                 baseline, candidates, traffic_split, duration_hours, tx=tx
             )
@@ -228,7 +228,7 @@ class Experiments(Core):
 
         The other candidates of its family go on. Raises `StateError` where it has ended.
         """
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             test = await self.store.experiments.get(id, tx=tx)
             if test.status is not ExperimentStatus.RUNNING:
                 raise StateError(
@@ -241,7 +241,7 @@ class Experiments(Core):
 
     async def end_family(self, id: str, *, reason: str, actor: str = "system") -> Sequence[ABTest]:
         """End all running tests of a family by hand. Raises `StateError` where none runs."""
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             tests = await self.store.experiments.family(id, tx=tx)
             running = [t for t in tests if t.status is ExperimentStatus.RUNNING]
             if not running:

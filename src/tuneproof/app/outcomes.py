@@ -64,7 +64,7 @@ class Outcomes(Core):
                 continue
             before = now - timedelta(days=config.retention_days)
             for subject in await self.store.retention.due(config.name, before):
-                async with self.store.begin() as tx:
+                async with self.store.database.begin() as tx:
                     count = await self.store.retention.purge(subject, now, tx=tx)
                     detail = {"events": count}
                     await self.store.activity.add(
@@ -112,7 +112,7 @@ class Outcomes(Core):
         return self.settings.outcome_sources[config.outcome_source]
 
     def _own_url(self) -> str:
-        return self.store.engine.url.render_as_string(hide_password=False)
+        return self.store.database.url.render_as_string(hide_password=False)
 
     async def _open_subjects(self, config: PipelineConfig) -> Mapping[str, datetime]:
         """The experiments and rollouts of a pipeline that outcomes still count for: since when."""

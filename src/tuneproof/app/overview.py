@@ -62,7 +62,7 @@ class Overview(Watching, Core):
         return [
             CallCheck(
                 name="database",
-                call=self.store.ping,
+                call=self.store.database.ping,
                 needed=True,
                 hint="Start the database, or mend DATABASE_URL.",
             ),
@@ -417,7 +417,7 @@ class Overview(Watching, Core):
     async def create_token(self, name: str, *, scopes: Sequence[str], actor: str = "system") -> str:
         """A new bearer token, shown once; only its hash is kept."""
         now = self.clock.now()
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             token = await self.store.tokens.create(name, scopes, now, tx=tx)
             await self.store.activity.add(now, actor, "token create", name, tx=tx)
         return token

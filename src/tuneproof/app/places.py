@@ -129,7 +129,7 @@ class Places:
         """Keep the addresses of now; the names under which moved providers' versions go on."""
         await self.read()
         moved = []
-        async with self._store.begin() as tx:
+        async with self._store.database.begin() as tx:
             for name, config in self._settings.providers.items():
                 now, before = Place.of(config), self._known.get(name)
                 if before is not None and before.base_url != now.base_url:

@@ -89,7 +89,7 @@ class Runs(Core):
         return run
 
     async def _started(self, config: PipelineConfig, arguments: RunArguments, actor: str) -> Run:
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             now = self.clock.now()
             # The counter's row is locked first, so two starts at once see each other.
             run_id = await self.store.ids.next("ft-pipeline", now, tx=tx)
@@ -185,7 +185,7 @@ class Runs(Core):
             raise StateError(f"Run {run_id} is still ending.", mend="Try again in some seconds.")
         wanted = stage or (run.error or {}).get("stage") or run.current_stage or Stage.COLLECT
         first = FIRST_STEP[_stage(str(wanted)) or Stage.COLLECT]
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             await self._refuse_overlap(run.pipeline, tx)
             attempt = int(run.arguments.get("attempt", 1)) + 1
             run = await self.store.runs.update(
@@ -293,7 +293,7 @@ class Runs(Core):
         message = f"The engine gave run {run.id} up at {stage}: {reason}"
         mend = f"tuneproof run retry {run.id}"
         error = {"type": "engine", "message": message, "mend": mend, "stage": stage}
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             watched = await self.store.watches.under_way(tx=tx)
             subjects = [one.subject for one in watched if one.run_id == run.id]
             tasks = await self.store.loop.withdraw(subjects, at, message, tx)
@@ -335,7 +335,7 @@ class Runs(Core):
         return started
 
     async def _tick(self, config: PipelineConfig, now: datetime) -> str | None:
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             last = await self.store.schedule.last_tick(config.name, tx=tx)
             if last is None:
                 await self.store.schedule.set_tick(config.name, now, tx=tx)

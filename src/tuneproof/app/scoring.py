@@ -231,7 +231,7 @@ class Qualities(Core):
     ) -> bool:
         self._waits.pop(config.name, None)
         clean, now = replace(found, reason=redact(found.reason)), self.clock.now()
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             await self.store.scores.settle(config.name, day, most, found.cost_usd, tx=tx)
             kept = await self.store.scores.finish(waiting.key, name, clean, now, tx=tx)
         if kept:

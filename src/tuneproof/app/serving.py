@@ -78,7 +78,7 @@ class Serving(Experiments):
                 mend="Deploy the model that was tested.",
             )
         await manager.ensure_safe(test.candidate, test.baseline, evaluation)
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             at = self.clock.now()
             await self._refuse_second(config.name, tx)
             declared = await manager.declare(
@@ -211,7 +211,7 @@ class Serving(Experiments):
         """
         texts = await self.texts_of(exposures)
         if texts:
-            async with self.store.begin() as tx:
+            async with self.store.database.begin() as tx:
                 taken = await self.store.events.ingest(exposures, outcomes, tx=tx)
                 await self.store.scores.add(texts, self.clock.now(), tx=tx)
         else:

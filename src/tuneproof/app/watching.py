@@ -159,7 +159,7 @@ class Watching(Runs):
                 else "name a training.successor_model"
             )
         )
-        async with self.store.begin() as tx:
+        async with self.store.database.begin() as tx:
             await self.store.meta.set(key, mark, tx=tx)
             await self.store.activity.add(
                 now, "schedule", "model shutdown", config.name, said, tx=tx

@@ -1,8 +1,8 @@
 """Where posts come from: tables of any database that SQLAlchemy knows, Parquet and CSV files.
 
 `columns` finds the user's columns by our words for them, `rows` turns rows into posts; `sql`
-makes the one query and reads it with the driver that is best for the database (`postgres`,
-`sqlite`, `generic`), `files` reads files with the same meaning, `loading` puts a file into a
+makes the one query, and `databases` knows which driver is best for reading it (`postgres`,
+`sqlite`, `generic`); `files` reads files with the same meaning, `loading` puts a file into a
 table. All read only, but for `loading`.
 """
 
@@ -36,7 +36,7 @@ def open_source(config: SourceConfig | str | Path) -> Source:
             mend=f"Set sources.{config.name}.url to a file or a database, or give --posts.",
         )
     if "://" in address and not address.startswith("file://"):
-        from tuneproof.sources.sql import open_sql
+        from tuneproof.sources.databases import open_sql
 
         return open_sql(config)
     return _open_file(config, Path(address.removeprefix("file://")).expanduser())

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import (
-    ArgumentError,
     DBAPIError,
     NoSuchModuleError,
     NoSuchTableError,
@@ -26,7 +25,7 @@ from tuneproof.errors import DataError, StoreUnavailableError
 from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
 
-__all__ = ["SqlSource", "Table", "open_sql"]
+__all__ = ["SqlSource", "Table"]
 
 OWN_MARK: Final = "tuneproof_migration"
 """The table that only a database with a store of ours has."""
@@ -59,29 +58,6 @@ class Table:
         """The table, to be selected from."""
         columns = (sa.column(name, type) for name, type in self.columns.items())
         return sa.table(self.name, *columns, schema=self.schema)
-
-
-def open_sql(config: SourceConfig) -> SqlSource:
-    """The source for a database address. Raises `DataError` for one that cannot be used."""
-    try:
-        url = make_url(str(config.url))
-        family = url.get_backend_name()
-    except ArgumentError as error:
-        raise DataError(
-            f"The source {config.name!r} has a malformed address.",
-            mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
-        ) from error
-    if family in ("postgresql", "postgres"):
-        from tuneproof.sources.postgres import open_postgres
-
-        return open_postgres(config, url.set(drivername="postgresql+psycopg"))
-    if family == "sqlite":
-        from tuneproof.sources.sqlite import SqliteSource
-
-        return SqliteSource(config, url.set(drivername="sqlite+pysqlite"))
-    from tuneproof.sources.generic import GenericSource
-
-    return GenericSource(config, url)
 
 
 class SqlSource(ABC):

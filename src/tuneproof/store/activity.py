@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import DataError
+from tuneproof.store.database import Database
 from tuneproof.store.paging import Page, check_limit
 from tuneproof.store.rows import to_json_types
 from tuneproof.store.tables import activity
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Activity", "ActivityLog"]
 
@@ -37,8 +35,8 @@ class Activity:
 class ActivityLog:
     """The audit table; nothing in it is ever changed."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def add(
         self,
@@ -49,7 +47,7 @@ class ActivityLog:
         reason: str = "",
         detail: Mapping[str, Any] | None = None,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> None:
         """Note a deed."""
         row = {
@@ -60,7 +58,7 @@ class ActivityLog:
             "reason": reason,
             "detail": to_json_types(detail or {}),
         }
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             await own.execute(insert(activity), row)
 
     async def page(
@@ -69,7 +67,7 @@ class ActivityLog:
         cursor: str | None = None,
         limit: int = 50,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Page[Activity]:
         """Deeds, newest first, on one object or on all. Raises `DataError` for a bad cursor."""
         check_limit(limit)
@@ -83,7 +81,7 @@ class ActivityLog:
                     mend="Take next_cursor from the page before, or leave the cursor out.",
                 )
             query = query.where(activity.c.seq < min(int(cursor), 2**62))
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = await own.execute(query.order_by(activity.c.seq.desc()).limit(limit + 1))
             found = [Activity(**row._mapping) for row in rows]
         after = str(found[limit - 1].seq) if len(found) > limit else None

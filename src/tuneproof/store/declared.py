@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.store.tables import subjects
+from tuneproof.workflow import Tx
 
 __all__ = ["NOTHING", "Declared", "read_declared"]
 
@@ -45,7 +45,7 @@ NOTHING: Final = Declared()
 """No subject declares anything."""
 
 
-async def read_declared(tx: AsyncConnection, key: int) -> Declared:
+async def read_declared(tx: Tx, key: int) -> Declared:
     """What one subject declares."""
     query = select(subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped)
     found = await tx.execute(query.where(subjects.c.key == key))

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.rollout import Deployment, DeploymentState, Plan
+from tuneproof.store.database import Database
 from tuneproof.store.experiments import model_ref
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_json_types, to_row
 from tuneproof.store.subjects import SubjectKind, add_subject
 from tuneproof.store.tables import deployment_history, deployments
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Deployments", "HistoryEntry"]
 
@@ -44,16 +42,16 @@ class HistoryEntry:
 class Deployments:
     """The tables of rollouts and their history."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    async def add(self, deployment: Deployment, *, tx: AsyncConnection | None = None) -> None:
+    async def add(self, deployment: Deployment, *, tx: Tx | None = None) -> None:
         """Record a rollout; its events are taken from now on.
 
         Raises `ConflictError` where its id is taken.
         """
         try:
-            async with self._store.writing(tx) as own:
+            async with self._database.writing(tx) as own:
                 await own.execute(insert(deployments), to_row(deployment))
                 await add_subject(own, deployment, SubjectKind.ROLLOUT)
         except IntegrityError as error:
@@ -63,9 +61,9 @@ class Deployments:
                 id=deployment.id,
             ) from error
 
-    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> Deployment:
+    async def get(self, id: str, *, tx: Tx | None = None) -> Deployment:
         """The rollout with this id. Raises `NotFoundError`."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return await _load(own, id)
 
     async def page(
@@ -75,7 +73,7 @@ class Deployments:
         limit: int = 50,
         *,
         run_id: str | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Page[Deployment]:
         """Rollouts, newest first, of one pipeline or run, or of all."""
         query = select(deployments)
@@ -84,19 +82,19 @@ class Deployments:
         if run_id is not None:
             query = query.where(deployments.c.run_id == run_id)
         at, key = deployments.c.created_at, deployments.c.id
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows, after = await page_by_time(own, query, at, key, cursor, limit)
         return Page(items=tuple(_deployment(row) for row in rows), next_cursor=after)
 
     async def active(
-        self, pipeline: str | None = None, *, tx: AsyncConnection | None = None
+        self, pipeline: str | None = None, *, tx: Tx | None = None
     ) -> list[Deployment]:
         """Rollouts that have not ended, oldest first."""
         final = [s.value for s in DeploymentState if s.final]
         query = select(deployments).where(deployments.c.state.not_in(final))
         if pipeline is not None:
             query = query.where(deployments.c.pipeline == pipeline)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = await own.execute(query.order_by(deployments.c.created_at, deployments.c.id))
             return [_deployment(row) for row in rows]
 
@@ -105,7 +103,7 @@ class Deployments:
         id: str,
         *,
         expected_version: int | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
         **fields: Any,
     ) -> Deployment:
         """Change fields of a rollout and count its version up.
@@ -116,7 +114,7 @@ class Deployments:
         unknown = set(fields) - _CHANGEABLE
         if unknown:
             raise DataError(f"A rollout's {sorted(unknown)} cannot change.", mend="Leave it out.")
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             old = await _load(own, id, lock=True)
             if expected_version is not None and old.version != expected_version:
                 raise ConflictError(
@@ -140,7 +138,7 @@ class Deployments:
         reason: str,
         detail: Mapping[str, Any] | None = None,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> None:
         """Note for ever what happened to a rollout. Raises `NotFoundError`."""
         row = {
@@ -151,19 +149,19 @@ class Deployments:
             "reason": reason,
             "detail": to_json_types(detail or {}),
         }
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             await _load(own, id)
             await own.execute(insert(deployment_history), row)
 
-    async def history(self, id: str, *, tx: AsyncConnection | None = None) -> list[HistoryEntry]:
+    async def history(self, id: str, *, tx: Tx | None = None) -> list[HistoryEntry]:
         """What happened to a rollout, oldest first."""
         table = deployment_history
         query = select(table).where(table.c.deployment_id == id).order_by(table.c.seq)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return [HistoryEntry(**row._mapping) for row in await own.execute(query)]
 
 
-async def _load(tx: AsyncConnection, id: str, *, lock: bool = False) -> Deployment:
+async def _load(tx: Tx, id: str, *, lock: bool = False) -> Deployment:
     query = select(deployments).where(deployments.c.id == id)
     row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:

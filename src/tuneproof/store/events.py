@@ -10,15 +10,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import exists, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import DataError, NotFoundError, StateError, StoreUnavailableError
 from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.store import ingest_postgres, ingest_sqlite
+from tuneproof.store.database import Database
 from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.partitions import DayMissingError, Partitions
 from tuneproof.store.rollups import (
@@ -46,9 +46,7 @@ from tuneproof.store.tables import (
     units,
 )
 from tuneproof.store.types import from_micros, to_micros
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Events", "RecentRequest"]
 
@@ -71,9 +69,9 @@ class RecentRequest:
 class Events:
     """The events and everything that is summed up from them."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._partitions = Partitions(store)
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._partitions = Partitions(database)
 
     async def ingest(
         self,
@@ -81,7 +79,7 @@ class Events:
         outcomes: Sequence[Outcome] = (),
         *,
         now: datetime | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Ingested:
         """Take in events, all in one transaction.
 
@@ -94,7 +92,7 @@ class Events:
         made: frozenset[int] = frozenset()
         for _ in range(3):
             try:
-                async with self._store.writing(tx) as own:
+                async with self._database.writing(tx) as own:
                     return await self._ingest(own, exposures, outcomes, made)
             except DayMissingError as missing:
                 if missing.dropped:
@@ -109,7 +107,7 @@ class Events:
 
     async def _ingest(
         self,
-        tx: AsyncConnection,
+        tx: Tx,
         exposures: Sequence[Exposure],
         outcomes: Sequence[Outcome],
         made: frozenset[int],
@@ -123,7 +121,7 @@ class Events:
             events: list[Exposure | Outcome] = [*exposures, *outcomes]
             unknown = tuple(event.id for event in events if event.subject not in keys)
         new = 0
-        if self._store.dialect == "sqlite":
+        if self._database.dialect == "sqlite":
             new = await ingest_sqlite.ingest(tx, shown, told, declared)
         elif shown or told:
             self._partitions.check([*(row[5] for row in shown), *(row[3] for row in told)], made)
@@ -135,13 +133,13 @@ class Events:
         subject: str,
         *,
         before: datetime | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> list[ArmStratum]:
         """Each phase's arms, of units whose first exposure's hour ended by `before`.
 
         Raises `NotFoundError` for an unknown subject.
         """
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return await read_strata(own, await _key(own, subject), before)
 
     async def exposed(
@@ -149,10 +147,10 @@ class Events:
         subject: str,
         before: datetime | None = None,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> dict[tuple[int, Arm], int]:
         """How many units were first exposed in each phase and arm: for the split's check."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return await read_exposed(own, await _key(own, subject), before)
 
     async def requests(
@@ -161,10 +159,10 @@ class Events:
         *,
         since: datetime | None = None,
         phase: int | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> dict[Arm, Requests]:
         """All requests of each arm, from `since` on or of one phase: n, errors, latencies."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return await read_requests(own, await _key(own, subject), since, phase)
 
     async def recent(
@@ -174,11 +172,11 @@ class Events:
         *,
         limit: int = 20,
         since: datetime | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> list[RecentRequest]:
         """The last requests of an arm (not before `since`), oldest first."""
         table = exposures
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             key = await _key(own, subject)
             query = select(table.c.at, table.c.error, table.c.latency_us).where(
                 table.c.subject == key, table.c.arm == ARMS.index(arm)
@@ -204,13 +202,13 @@ class Events:
         *,
         limit: int = 100,
         since: datetime | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> list[Exposure]:
         """The last exposures of a subject (not before `since`), oldest first.
 
         Raises `NotFoundError` for an unknown subject.
         """
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             key = await _key(own, subject)
             query = select(exposures).where(exposures.c.subject == key)
             if since is not None:
@@ -225,11 +223,11 @@ class Events:
         names: Sequence[str],
         *,
         among: Sequence[str],
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> list[tuple[str, str]]:
         """Which of these units were exposed in which of these subjects, as (unit, subject)."""
         found: list[tuple[str, str]] = []
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             keys = {key: id for id, key in (await _keys(own, among)).items()}
             for start in range(0, len(names), 500):
                 part = names[start : start + 500]
@@ -249,14 +247,14 @@ class Events:
         before: datetime | None = None,
         halfway: datetime | None = None,
         segments: Sequence[str] = (),
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Evidence:
         """All that a look is made from: matured units, exposures, shares, requests.
 
         `halfway` asks for the units before it as well; `segments` names attributes of the
         exposures to split the units by, which reads units instead of rollups.
         """
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             key, shares, scored, declared = await _key_and_shares(own, subject)
             seen, first, exposed = await read_looked(
                 own, key, before, halfway, declared=bool(declared)
@@ -273,12 +271,12 @@ class Events:
                 ),
             )
 
-    async def recount(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
+    async def recount(self, subject: str, *, tx: Tx | None = None) -> Rollups:
         """The rollups made anew from the raw events: equal to `kept` unless there is a bug.
 
         Raises `StateError` where the raw events are gone (`retention_days`).
         """
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             key = await _key(own, subject)
             if not await _keys(own, [subject], open_only=True):
                 raise StateError(
@@ -287,9 +285,9 @@ class Events:
                 )
             return await recounted_rollups(own, key)
 
-    async def kept(self, subject: str, *, tx: AsyncConnection | None = None) -> Rollups:
+    async def kept(self, subject: str, *, tx: Tx | None = None) -> Rollups:
         """The rollups as they are kept."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             key = await _key(own, subject)
             rows = {}
             for table in (cells, engagement, requests):
@@ -298,9 +296,7 @@ class Events:
         return kept_rollups(rows)
 
 
-async def _keys(
-    tx: AsyncConnection, ids: Iterable[str], *, open_only: bool = False
-) -> dict[str, int]:
+async def _keys(tx: Tx, ids: Iterable[str], *, open_only: bool = False) -> dict[str, int]:
     wanted = list(dict.fromkeys(ids))
     query = select(subjects.c.id, subjects.c.key)
     if open_only:
@@ -312,9 +308,7 @@ async def _keys(
     return found
 
 
-async def _key_and_shares(
-    tx: AsyncConnection, subject: str
-) -> tuple[int, dict[int, float], bool, Declared]:
+async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], bool, Declared]:
     """The subject's key, each phase's share, whether a text of it was scored, what it declares."""
     scored = exists().where(scores.c.subject == subjects.c.key, scores.c.state == SCORED)
     known = subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped
@@ -331,7 +325,7 @@ async def _key_and_shares(
     return rows[0].key, shares, bool(rows[0].scored), declared
 
 
-async def _taking(tx: AsyncConnection, ids: Iterable[str]) -> tuple[dict[str, int], Declared]:
+async def _taking(tx: Tx, ids: Iterable[str]) -> tuple[dict[str, int], Declared]:
     """The keys of the subjects that take events, and what those declare.
 
     None of them is purged before `tx` ends: they are held.
@@ -347,7 +341,7 @@ async def _taking(tx: AsyncConnection, ids: Iterable[str]) -> tuple[dict[str, in
     return {row[0]: row[1] for row in found}, Declared.of(row[1:] for row in found)
 
 
-async def _key(tx: AsyncConnection, subject: str) -> int:
+async def _key(tx: Tx, subject: str) -> int:
     found = await _keys(tx, [subject])
     if subject not in found:
         raise NotFoundError(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.experiments import (
@@ -28,13 +27,12 @@ from tuneproof.experiments import (
     Spent,
     Verdict,
 )
+from tuneproof.store.database import Database
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_row
 from tuneproof.store.subjects import SubjectKind, add_subject
 from tuneproof.store.tables import experiments, looks, phases
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Experiments", "Phase"]
 
@@ -54,16 +52,16 @@ class Phase:
 class Experiments:
     """The tables of experiments, phases and looks."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    async def add(self, test: ABTest, *, tx: AsyncConnection | None = None) -> None:
+    async def add(self, test: ABTest, *, tx: Tx | None = None) -> None:
         """Declare an experiment; its events are taken from now on.
 
         Raises `ConflictError` where its id is taken.
         """
         try:
-            async with self._store.writing(tx) as own:
+            async with self._database.writing(tx) as own:
                 await own.execute(insert(experiments), to_row(test))
                 await add_subject(own, test, SubjectKind.TEST)
         except IntegrityError as error:
@@ -71,19 +69,19 @@ class Experiments:
                 f"There is an experiment {test.id} already.", mend="Take a new id.", id=test.id
             ) from error
 
-    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> ABTest:
+    async def get(self, id: str, *, tx: Tx | None = None) -> ABTest:
         """The experiment with this id. Raises `NotFoundError`."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             query = select(experiments).where(experiments.c.id == id)
             row = (await own.execute(query)).one_or_none()
         if row is None:
             raise NotFoundError(f"There is no experiment {id}.", mend="Check the id.", id=id)
         return _experiment(row)
 
-    async def family(self, family: str, *, tx: AsyncConnection | None = None) -> list[ABTest]:
+    async def family(self, family: str, *, tx: Tx | None = None) -> list[ABTest]:
         """The tests of a family by lane. Raises `NotFoundError`."""
         query = select(experiments).where(experiments.c.family == family)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = (await own.execute(query.order_by(experiments.c.lane))).all()
         if not rows:
             raise NotFoundError(f"There is no family {family}.", mend="Check the id.", id=family)
@@ -96,7 +94,7 @@ class Experiments:
         limit: int = 50,
         *,
         run_id: str | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Page[ABTest]:
         """Experiments, newest first, of one pipeline or run, or of all."""
         query = select(experiments)
@@ -105,7 +103,7 @@ class Experiments:
         if run_id is not None:
             query = query.where(experiments.c.run_id == run_id)
         at, key = experiments.c.start_at, experiments.c.id
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows, after = await page_by_time(own, query, at, key, cursor, limit)
         return Page(items=tuple(_experiment(row) for row in rows), next_cursor=after)
 
@@ -116,12 +114,12 @@ class Experiments:
         status: ExperimentStatus | None = None,
         verdict: Verdict | None = None,
         reason: str | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> ABTest:
         """Set what of an experiment may change; None leaves it. Raises `NotFoundError`."""
         given = {"status": status, "verdict": verdict, "reason": reason}
         values = {name: str(value) for name, value in given.items() if value is not None}
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             if values:
                 await own.execute(update(experiments).where(experiments.c.id == id).values(values))
             return await self.get(id, tx=own)
@@ -133,13 +131,13 @@ class Experiments:
         share: float,
         at: datetime,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Phase:
         """Begin a phase; again with the same share changes nothing.
 
         Raises `ConflictError` where the phase began with another share.
         """
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             known = {p.number: p for p in await self.phases(subject, tx=own)}
             if number in known:
                 return _same_share(known[number], share)
@@ -147,18 +145,18 @@ class Experiments:
             await own.execute(insert(phases), to_row(phase))
         return phase
 
-    async def phases(self, subject: str, *, tx: AsyncConnection | None = None) -> list[Phase]:
+    async def phases(self, subject: str, *, tx: Tx | None = None) -> list[Phase]:
         """The phases of an experiment or a rollout, in order."""
         query = select(phases).where(phases.c.subject == subject).order_by(phases.c.number)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return [Phase(**row._mapping) for row in await own.execute(query)]
 
-    async def add_look(self, look: Look, *, tx: AsyncConnection | None = None) -> None:
+    async def add_look(self, look: Look, *, tx: Tx | None = None) -> None:
         """Keep a look for ever; the same look again changes nothing.
 
         Raises `ConflictError` where another look has its number, `DataError` for NaN in it.
         """
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             known = await self._look(own, look.experiment_id, look.number)
             if known is None:
                 await own.execute(insert(looks), _look_row(look))
@@ -174,39 +172,39 @@ class Experiments:
         *,
         after: int = 0,
         limit: int = 10_000,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> list[Look]:
         """The looks of an experiment with a number above `after`, in order."""
         query = select(looks).where(looks.c.experiment_id == id, looks.c.number > after)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = await own.execute(query.order_by(looks.c.number).limit(limit))
             return [_look(row) for row in rows]
 
-    async def last_look(self, id: str, *, tx: AsyncConnection | None = None) -> Look | None:
+    async def last_look(self, id: str, *, tx: Tx | None = None) -> Look | None:
         """The newest look of an experiment, or None."""
         query = select(looks).where(looks.c.experiment_id == id)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             row = (await own.execute(query.order_by(looks.c.number.desc()).limit(1))).one_or_none()
         return None if row is None else _look(row)
 
-    async def count_looks(self, id: str, *, tx: AsyncConnection | None = None) -> int:
+    async def count_looks(self, id: str, *, tx: Tx | None = None) -> int:
         """How many looks an experiment has."""
         query = select(func.count()).select_from(looks).where(looks.c.experiment_id == id)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return int((await own.execute(query)).scalar_one())
 
-    async def spent(self, pipeline: str, *, tx: AsyncConnection | None = None) -> list[Spent]:
+    async def spent(self, pipeline: str, *, tx: Tx | None = None) -> list[Spent]:
         """What each experiment of a pipeline has taken of the loop's error, oldest first."""
         query = (
             select(experiments)
             .where(experiments.c.pipeline == pipeline)
             .order_by(experiments.c.start_at, experiments.c.id)
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return _spent([_experiment(row) for row in await own.execute(query)])
 
     async def final_lifts(
-        self, pipeline: str, *, tx: AsyncConnection | None = None
+        self, pipeline: str, *, tx: Tx | None = None
     ) -> list[tuple[float, float]]:
         """(lift, standard error of its logarithm) at the last look of each finished experiment."""
         newest = (
@@ -231,10 +229,10 @@ class Experiments:
             )
             .order_by(experiments.c.start_at, experiments.c.id)
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return [(row.lift, row.standard_error) for row in await own.execute(query)]
 
-    async def _look(self, tx: AsyncConnection, id: str, number: int) -> Look | None:
+    async def _look(self, tx: Tx, id: str, number: int) -> Look | None:
         query = select(looks).where(looks.c.experiment_id == id, looks.c.number == number)
         row = (await tx.execute(query)).one_or_none()
         return None if row is None else _look(row)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.collection import Clock
 from tuneproof.errors import ConflictError
+from tuneproof.store.database import Database
 from tuneproof.store.tables import idempotency
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Idempotency", "KeptAnswer"]
 
@@ -33,12 +32,13 @@ class KeptAnswer:
 class Idempotency:
     """The table of kept answers."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
 
-    async def get(self, key: str, *, tx: AsyncConnection | None = None) -> KeptAnswer | None:
+    async def get(self, key: str, *, tx: Tx | None = None) -> KeptAnswer | None:
         """The answer kept under a key, or None."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             query = select(idempotency).where(idempotency.c.key == key)
             row = (await own.execute(query)).one_or_none()
         return None if row is None else KeptAnswer(**row._mapping)
@@ -51,7 +51,7 @@ class Idempotency:
         body: Any,
         now: datetime | None = None,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> None:
         """Keep an answer. Raises `ConflictError` where the key has one already."""
         row = {
@@ -59,10 +59,10 @@ class Idempotency:
             "request_hash": request_hash,
             "status": status,
             "body": body,
-            "created_at": now or self._store.clock.now(),
+            "created_at": now or self._clock.now(),
         }
         try:
-            async with self._store.writing(tx) as own:
+            async with self._database.writing(tx) as own:
                 await own.execute(insert(idempotency), row)
         except IntegrityError as error:
             raise ConflictError(
@@ -70,8 +70,8 @@ class Idempotency:
                 mend="Send the same request to get its answer, or take a new key.",
             ) from error
 
-    async def forget(self, before: datetime, *, tx: AsyncConnection | None = None) -> int:
+    async def forget(self, before: datetime, *, tx: Tx | None = None) -> int:
         """Drop answers older than `before`; how many there were."""
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             done = await own.execute(delete(idempotency).where(idempotency.c.created_at < before))
             return int(done.rowcount)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import secrets
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import DataError
+from tuneproof.store.database import Database
 from tuneproof.store.types import to_micros
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["KINDS", "Ids", "uuid7"]
 
@@ -40,12 +38,10 @@ def uuid7(at: datetime, entropy: int | None = None) -> UUID:
 class Ids:
     """The counters behind the ids."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    async def next(
-        self, kind: str, day: date | datetime, *, tx: AsyncConnection | None = None
-    ) -> str:
+    async def next(self, kind: str, day: date | datetime, *, tx: Tx | None = None) -> str:
         """The next id of a kind on a UTC day, such as `ft-pipeline-20250120-001`.
 
         Never given twice, also by several workers; the number grows past 999. An id taken in a
@@ -54,6 +50,6 @@ class Ids:
         if kind not in KINDS:
             raise DataError(f"There are no ids of kind {kind!r}.", mend=f"Use one of {KINDS}.")
         stamp = f"{day:%Y%m%d}"
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             number = (await own.execute(_NEXT, {"kind": kind, "day": stamp})).scalar_one()
         return f"{kind}-{stamp}-{number:03d}"

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from psycopg.errors import CheckViolation, UniqueViolation
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.partitions import DAY_US, DayMissingError
@@ -42,6 +41,7 @@ from tuneproof.store.sums import (
     was_shown,
     was_told,
 )
+from tuneproof.workflow import Tx
 
 __all__ = ["ingest"]
 
@@ -162,7 +162,7 @@ _WRITE_REQUESTS: Final = _add_up("requests", (*_CELL, "bucket"), ("n", "errors",
 
 
 async def ingest(
-    tx: AsyncConnection,
+    tx: Tx,
     exposures: Sequence[Row],
     outcomes: Sequence[Row],
     declared: Declared = NOTHING,

@@ -11,8 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.sums import (
     COLUMNS,
@@ -31,6 +29,7 @@ from tuneproof.store.sums import (
     tell,
     tell_items,
 )
+from tuneproof.workflow import Tx
 
 __all__ = ["ingest"]
 
@@ -61,7 +60,7 @@ _ADD_REQUESTS: Final = (
 
 
 async def ingest(
-    tx: AsyncConnection,
+    tx: Tx,
     exposures: Sequence[Row],
     outcomes: Sequence[Row],
     declared: Declared = NOTHING,
@@ -84,7 +83,7 @@ def _with_json(exposure: Any) -> Any:
     return exposure if attributes is None else (*rest, json.dumps(attributes))
 
 
-async def _new(tx: AsyncConnection, table: str, rows: Sequence[Row]) -> list[Any]:
+async def _new(tx: Tx, table: str, rows: Sequence[Row]) -> list[Any]:
     by_key: dict[Any, Any] = {}
     for row in rows:  # the first of several with one id counts
         by_key.setdefault(row[:3], row)
@@ -101,7 +100,7 @@ async def _new(tx: AsyncConnection, table: str, rows: Sequence[Row]) -> list[Any
 
 
 async def _change_units(
-    tx: AsyncConnection, exposures: Sequence[Row], outcomes: Sequence[Row], declared: Declared
+    tx: Tx, exposures: Sequence[Row], outcomes: Sequence[Row], declared: Declared
 ) -> Rollups:
     touched: dict[Key, None] = dict.fromkeys(
         (*((r[0], r[1]) for r in exposures), *((r[0], r[1]) for r in outcomes))
@@ -121,7 +120,7 @@ async def _change_units(
     return changes
 
 
-async def _load(tx: AsyncConnection, keys: Iterable[Key]) -> Units:
+async def _load(tx: Tx, keys: Iterable[Key]) -> Units:
     units: Units = defaultdict(dict)
     for chunk in _chunks(keys):
         found = await _rows(
@@ -135,7 +134,7 @@ async def _load(tx: AsyncConnection, keys: Iterable[Key]) -> Units:
     return units
 
 
-async def _look_back(tx: AsyncConnection, units: Units, declared: Declared) -> None:
+async def _look_back(tx: Tx, units: Units, declared: Declared) -> None:
     """Where the move to the other arm turns out to be before the outcome, find the one before;
     where items are declared, count all of them anew."""
     stale: list[Key] = []
@@ -156,7 +155,7 @@ async def _look_back(tx: AsyncConnection, units: Units, declared: Declared) -> N
         tell_items(units, items)
 
 
-async def _apply(tx: AsyncConnection, changes: Rollups) -> None:
+async def _apply(tx: Tx, changes: Rollups) -> None:
     await _apply_cells(tx, changes)
     if changes.engagement:
         rows: list[Key] = [(*key, bucket, n) for (key, bucket), n in changes.engagement.items()]
@@ -166,7 +165,7 @@ async def _apply(tx: AsyncConnection, changes: Rollups) -> None:
         await tx.exec_driver_sql(_ADD_REQUESTS, rows)
 
 
-async def _apply_cells(tx: AsyncConnection, changes: Rollups) -> None:
+async def _apply_cells(tx: Tx, changes: Rollups) -> None:
     """Add to the cells here: SQLite's integers are too short for the sums, which are text."""
     sums = dict(changes.cells)
     for keys in _chunks(changes.cells):
@@ -192,7 +191,7 @@ def _stored(values: Iterable[int]) -> list[int | str]:
     ]
 
 
-async def _rows(tx: AsyncConnection, query: str, keys: list[Any]) -> list[Any]:
+async def _rows(tx: Tx, query: str, keys: list[Any]) -> list[Any]:
     return list((await tx.exec_driver_sql(query, (json.dumps(keys),))).tuples())
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
-
-from sqlalchemy.ext.asyncio import AsyncConnection
+from typing import Any
 
 from tuneproof.errors import ConflictError
 from tuneproof.experiments import (
@@ -23,17 +21,22 @@ from tuneproof.experiments import (
 )
 from tuneproof.rollout import Deployment, DeploymentState, Lane, Routing, routing_of
 from tuneproof.rollout.machine import advance, roll_back
+from tuneproof.store.activity import ActivityLog
+from tuneproof.store.database import Database
+from tuneproof.store.deployments import Deployments
+from tuneproof.store.events import Events
+from tuneproof.store.experiments import Experiments
+from tuneproof.store.ids import Ids
+from tuneproof.store.outbox import StoredOutbox
+from tuneproof.store.routing import Routings
 from tuneproof.store.rows import to_json_types
-from tuneproof.store.runs import RunStatus
-from tuneproof.store.subjects import SubjectKind
+from tuneproof.store.runs import Runs, RunStatus
+from tuneproof.store.subjects import SubjectKind, Subjects
+from tuneproof.store.versions import Versions
 from tuneproof.training import ModelVersion, VersionStatus
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Loop"]
-
-Tx = AsyncConnection | None
 
 WAITED_AT_MOST = timedelta(days=62)
 """How long before a month's beginning a run may have been made that still counts in it."""
@@ -42,8 +45,32 @@ WAITED_AT_MOST = timedelta(days=62)
 class Loop:
     """The store as the pipeline, the evaluator and the deployment manager see it."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(
+        self,
+        database: Database,
+        *,
+        activity: ActivityLog,
+        deployments: Deployments,
+        events: Events,
+        experiments: Experiments,
+        ids: Ids,
+        outbox: StoredOutbox,
+        routing: Routings,
+        runs: Runs,
+        subjects: Subjects,
+        versions: Versions,
+    ) -> None:
+        self._database = database
+        self._activity = activity
+        self._deployments = deployments
+        self._events = events
+        self._experiments = experiments
+        self._ids = ids
+        self._outbox = outbox
+        self._routing = routing
+        self._runs = runs
+        self._subjects = subjects
+        self._versions = versions
         self.tells = True
 
     # --- runs -----------------------------------------------------------------------
@@ -55,10 +82,10 @@ class Loop:
         status: str,
         detail: Mapping[str, Any],
         at: datetime,
-        tx: Tx = None,
+        tx: Tx | None = None,
     ) -> None:
         """Where a stage of a run stands."""
-        await self._store.runs.stage(run_id, str(stage), status, detail, at, tx=tx)
+        await self._runs.stage(run_id, str(stage), status, detail, at, tx=tx)
 
     async def mark_run(
         self,
@@ -69,13 +96,13 @@ class Loop:
         reason: str | None = None,
         error: Mapping[str, Any] | None = None,
         result: Mapping[str, Any] | None = None,
-        tx: Tx = None,
+        tx: Tx | None = None,
     ) -> None:
         """Where a run stands; `result` is merged into what is known."""
-        async with self._store.writing(tx) as own:
-            run = await self._store.runs.get(run_id, tx=own)
+        async with self._database.writing(tx) as own:
+            run = await self._runs.get(run_id, tx=own)
             wanted = RunStatus(status)
-            await self._store.runs.update(
+            await self._runs.update(
                 run_id,
                 tx=own,
                 status=wanted,
@@ -86,9 +113,9 @@ class Loop:
                 ended_at=at if wanted.final else None,
             )
 
-    async def attempt(self, run_id: str, tx: Tx = None) -> int:
+    async def attempt(self, run_id: str, tx: Tx | None = None) -> int:
         """How often the run was retried, plus one."""
-        run = await self._store.runs.get(run_id, tx=tx)
+        run = await self._runs.get(run_id, tx=tx)
         return int(run.arguments.get("attempt", 1))
 
     async def spent_usd(
@@ -99,11 +126,11 @@ class Loop:
         A run counts by the instant of its last cost; one that waited two months is not found.
         """
         if run_id is not None:
-            run = await self._store.runs.get(run_id)
+            run = await self._runs.get(run_id)
             return float((run.result.get("cost") or {}).get("spent_usd") or 0.0)
         total, cursor = 0.0, None
         while True:
-            page = await self._store.runs.page(pipeline, cursor, 200)
+            page = await self._runs.page(pipeline, cursor, 200)
             for run in page.items:
                 cost = run.result.get("cost") or {}
                 if cost and (since is None or datetime.fromisoformat(cost["at"]) >= since):
@@ -115,28 +142,28 @@ class Loop:
             ):
                 return round(total, 6)
 
-    async def tell(self, key: str, kind: str, payload: Mapping[str, Any], tx: Tx = None) -> None:
+    async def tell(
+        self, key: str, kind: str, payload: Mapping[str, Any], tx: Tx | None = None
+    ) -> None:
         """Put something into the outbox, once per key, where runs are logged at all."""
         if not self.tells:
             return
-        await self._store.outbox.add(key, kind, payload, tx=tx)
+        await self._outbox.add(key, kind, payload, tx=tx)
 
     # --- versions -------------------------------------------------------------------
 
-    async def declare_version(self, version: ModelVersion, tx: Tx = None) -> ModelVersion:
+    async def declare_version(self, version: ModelVersion, tx: Tx | None = None) -> ModelVersion:
         """Keep a new version under its pipeline's next number; its parent is the live one."""
-        async with self._store.writing(tx) as own:
-            number = await self._store.versions.next_number(
-                version.pipeline, version.base_model, tx=own
-            )
-            live = await self._store.versions.live(version.pipeline, tx=own)
+        async with self._database.writing(tx) as own:
+            number = await self._versions.next_number(version.pipeline, version.base_model, tx=own)
+            live = await self._versions.live(version.pipeline, tx=own)
             kept = replace(version, version=number, parent_id=live.id if live else None)
-            await self._store.versions.add(kept, tx=own)
+            await self._versions.add(kept, tx=own)
         return kept
 
-    async def keep_version(self, version: ModelVersion, tx: Tx = None) -> None:
+    async def keep_version(self, version: ModelVersion, tx: Tx | None = None) -> None:
         """Write a version's new state."""
-        await self._store.versions.update(
+        await self._versions.update(
             version.id,
             tx=tx,
             model_id=version.model_id,
@@ -147,33 +174,33 @@ class Loop:
             base_heldout_loss=version.base_heldout_loss,
         )
 
-    async def put_live(self, version_id: str | None, pipeline: str, tx: Tx = None) -> None:
+    async def put_live(self, version_id: str | None, pipeline: str, tx: Tx | None = None) -> None:
         """Make a version the model in use; the one before is retired."""
-        async with self._store.writing(tx) as own:
-            before = await self._store.versions.live(pipeline, tx=own)
+        async with self._database.writing(tx) as own:
+            before = await self._versions.live(pipeline, tx=own)
             if before is not None and before.id != version_id:
-                await self._store.versions.update(before.id, tx=own, status=VersionStatus.RETIRED)
-            if version_id is not None and await self._store.versions.find(version_id, tx=own):
-                await self._store.versions.update(version_id, tx=own, status=VersionStatus.LIVE)
+                await self._versions.update(before.id, tx=own, status=VersionStatus.RETIRED)
+            if version_id is not None and await self._versions.find(version_id, tx=own):
+                await self._versions.update(version_id, tx=own, status=VersionStatus.LIVE)
 
     # --- experiments ----------------------------------------------------------------
 
-    async def next_test_id(self, at: datetime, tx: Tx = None) -> str:
+    async def next_test_id(self, at: datetime, tx: Tx | None = None) -> str:
         """The next `ab-test-YYYYMMDD-NNN`."""
-        return await self._store.ids.next("ab-test", at, tx=tx)
+        return await self._ids.next("ab-test", at, tx=tx)
 
-    async def start_test(self, test: ABTest, *, tx: Tx = None) -> None:
+    async def start_test(self, test: ABTest, *, tx: Tx | None = None) -> None:
         """Keep a test, open its first phase and route its tasks; refuses busy tasks."""
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             for task in test.tasks:
                 await self._refuse_busy(task, own)
-            await self._store.experiments.add(test, tx=own)
-            await self._store.experiments.open_phase(
+            await self._experiments.add(test, tx=own)
+            await self._experiments.open_phase(
                 test.id, 1, test.traffic_split, test.start_at, tx=own
             )
             await self._route([test], f"{test.id} starts", own)
 
-    async def _route(self, tests: Sequence[ABTest], cause: str, tx: AsyncConnection) -> None:
+    async def _route(self, tests: Sequence[ABTest], cause: str, tx: Tx) -> None:
         """Route the tasks of tests that begin together, a lane each."""
         first = tests[0]
         for task in first.tasks:
@@ -189,10 +216,10 @@ class Loop:
                 updated_at=first.start_at,
                 cause=cause,
             )
-            await self._store.routing.set(routing, tx=tx)
+            await self._routing.set(routing, tx=tx)
 
-    async def _refuse_busy(self, task: str, tx: AsyncConnection) -> None:
-        routing = await self._store.routing.get(task, tx=tx)
+    async def _refuse_busy(self, task: str, tx: Tx) -> None:
+        routing = await self._routing.get(task, tx=tx)
         if routing is not None and routing.subjects:
             busy = ", ".join(routing.subjects)
             raise ConflictError(
@@ -202,86 +229,90 @@ class Loop:
                 subject=routing.subjects[0],
             )
 
-    async def next_family_id(self, at: datetime, tx: Tx = None) -> str:
+    async def next_family_id(self, at: datetime, tx: Tx | None = None) -> str:
         """The next `family-YYYYMMDD-NNN`."""
-        return await self._store.ids.next("family", at, tx=tx)
+        return await self._ids.next("family", at, tx=tx)
 
-    async def start_family(self, tests: Sequence[ABTest], *, tx: Tx = None) -> None:
+    async def start_family(self, tests: Sequence[ABTest], *, tx: Tx | None = None) -> None:
         """Keep the tests of a family, open their first phase together and route their tasks."""
         first = tests[0]
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             for task in first.tasks:
                 await self._refuse_busy(task, own)
             for test in tests:
-                await self._store.experiments.add(test, tx=own)
-                await self._store.experiments.open_phase(
+                await self._experiments.add(test, tx=own)
+                await self._experiments.open_phase(
                     test.id, 1, test.traffic_split, test.start_at, tx=own
                 )
             await self._route(tests, f"{first.family} starts", own)
 
-    async def family(self, family: str, *, tx: Tx = None) -> Sequence[ABTest]:
+    async def family(self, family: str, *, tx: Tx | None = None) -> Sequence[ABTest]:
         """The tests of a family by lane. Raises `NotFoundError`."""
-        return await self._store.experiments.family(family, tx=tx)
+        return await self._experiments.family(family, tx=tx)
 
     async def stop_lanes(
-        self, stopped: Sequence[str], at: datetime, cause: str, *, tx: Tx = None
+        self, stopped: Sequence[str], at: datetime, cause: str, *, tx: Tx | None = None
     ) -> None:
         """Give the traffic of some tests of a family back to the baseline, in their own lanes.
 
         All tests of the family begin their next phase at this instant, also those whose share
         stays: the baseline that they share has other rates from now on.
         """
-        async with self._store.writing(tx) as own:
-            for routing in await self._store.routing.all(tx=own):
+        async with self._database.writing(tx) as own:
+            for routing in await self._routing.all(tx=own):
                 if any(lane.candidate and lane.subject in stopped for lane in routing.lanes):
                     phase = await self._next_phase(routing, stopped, at, own)
                     lanes = tuple(_stopped(lane, stopped) for lane in routing.lanes)
                     moved = replace(routing, lanes=lanes, phase=phase, updated_at=at, cause=cause)
-                    await self._store.routing.set(moved, tx=own)
+                    await self._routing.set(moved, tx=own)
 
     async def _next_phase(
-        self, routing: Routing, stopped: Sequence[str], at: datetime, tx: AsyncConnection
+        self, routing: Routing, stopped: Sequence[str], at: datetime, tx: Tx
     ) -> int:
         """Open the phase after the routing's in all its lanes; again it changes nothing."""
         number = routing.phase + 1
         for subject, lane in zip(routing.subjects, routing.lanes, strict=True):
             share = _stopped(lane, stopped).share
-            await self._store.experiments.open_phase(subject, number, share, at, tx=tx)
+            await self._experiments.open_phase(subject, number, share, at, tx=tx)
         return number
 
-    async def test(self, test_id: str, *, tx: Tx = None) -> ABTest:
+    async def test(self, test_id: str, *, tx: Tx | None = None) -> ABTest:
         """The test of this id. Raises `NotFoundError`."""
-        return await self._store.experiments.get(test_id, tx=tx)
+        return await self._experiments.get(test_id, tx=tx)
 
-    async def looks(self, test_id: str, *, tx: Tx = None) -> Sequence[Look]:
+    async def looks(self, test_id: str, *, tx: Tx | None = None) -> Sequence[Look]:
         """All looks, oldest first."""
-        return await self._store.experiments.looks(test_id, tx=tx)
+        return await self._experiments.looks(test_id, tx=tx)
 
-    async def add_look(self, look: Look, *, tx: Tx = None) -> None:
+    async def add_look(self, look: Look, *, tx: Tx | None = None) -> None:
         """Keep a look for ever."""
-        await self._store.experiments.add_look(look, tx=tx)
+        await self._experiments.add_look(look, tx=tx)
 
-    async def end_test(self, test: ABTest, *, tx: Tx = None) -> None:
+    async def end_test(self, test: ABTest, *, tx: Tx | None = None) -> None:
         """Keep the test's final status, verdict and reason."""
-        await self._store.experiments.update(
+        await self._experiments.update(
             test.id, status=test.status, verdict=test.verdict, reason=test.reason, tx=tx
         )
 
-    async def spent(self, pipeline: str, *, tx: Tx = None) -> Sequence[Spent]:
+    async def spent(self, pipeline: str, *, tx: Tx | None = None) -> Sequence[Spent]:
         """What each experiment of a pipeline has taken of the loop's error, oldest first."""
-        return await self._store.experiments.spent(pipeline, tx=tx)
+        return await self._experiments.spent(pipeline, tx=tx)
 
-    async def final_lifts(self, pipeline: str, *, tx: Tx = None) -> Sequence[tuple[float, float]]:
+    async def final_lifts(
+        self, pipeline: str, *, tx: Tx | None = None
+    ) -> Sequence[tuple[float, float]]:
         """The lift of each finished experiment with its standard error on the log scale."""
-        return await self._store.experiments.final_lifts(pipeline, tx=tx)
+        return await self._experiments.final_lifts(pipeline, tx=tx)
 
-    async def reallocate(self, test: ABTest, share: float, at: datetime, *, tx: Tx = None) -> int:
+    async def reallocate(
+        self, test: ABTest, share: float, at: datetime, *, tx: Tx | None = None
+    ) -> int:
         """Open the test's next phase with another share, and route its tasks so."""
-        async with self._store.writing(tx) as own:
-            number = (await self._store.experiments.phases(test.id, tx=own))[-1].number + 1
-            await self._store.experiments.open_phase(test.id, number, share, at, tx=own)
+        async with self._database.writing(tx) as own:
+            number = (await self._experiments.phases(test.id, tx=own))[-1].number + 1
+            await self._experiments.open_phase(test.id, number, share, at, tx=own)
             for task in test.tasks:
-                routing = await self._store.routing.get(task, tx=own)
+                routing = await self._routing.get(task, tx=own)
                 if routing is not None and test.id in routing.subjects:
                     cause = f"{test.id} adapts its share"
                     lanes = tuple(
@@ -289,12 +320,12 @@ class Loop:
                         for lane in routing.lanes
                     )
                     moved = replace(routing, lanes=lanes, phase=number, updated_at=at, cause=cause)
-                    await self._store.routing.set(moved, tx=own)
+                    await self._routing.set(moved, tx=own)
         return number
 
-    async def dataset_of(self, model: ModelRef, *, tx: Tx = None) -> str | None:
+    async def dataset_of(self, model: ModelRef, *, tx: Tx | None = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
-        found = await self._store.versions.list(model_id=model.model_id, limit=1, tx=tx)
+        found = await self._versions.list(model_id=model.model_id, limit=1, tx=tx)
         return found[0].dataset_hash if found else None
 
     async def evidence(
@@ -304,26 +335,26 @@ class Loop:
         before: datetime,
         halfway: datetime | None = None,
         segments: Sequence[str] = (),
-        tx: Tx = None,
+        tx: Tx | None = None,
     ) -> Evidence:
         """What is known of units whose first exposure hour ended by `before`."""
-        return await self._store.events.evidence(
+        return await self._events.evidence(
             subject, before=before, halfway=halfway, segments=segments, tx=tx
         )
 
     # --- rollouts -------------------------------------------------------------------
 
-    async def next_deployment_id(self, at: datetime, tx: Tx = None) -> str:
+    async def next_deployment_id(self, at: datetime, tx: Tx | None = None) -> str:
         """The next `deploy-YYYYMMDD-NNN`."""
-        return await self._store.ids.next("deploy", at, tx=tx)
+        return await self._ids.next("deploy", at, tx=tx)
 
-    async def deployment(self, deployment_id: str, *, tx: Tx = None) -> Deployment:
+    async def deployment(self, deployment_id: str, *, tx: Tx | None = None) -> Deployment:
         """The rollout of this id. Raises `NotFoundError`."""
-        return await self._store.deployments.get(deployment_id, tx=tx)
+        return await self._deployments.get(deployment_id, tx=tx)
 
-    async def add_deployment(self, deployment: Deployment, *, tx: Tx = None) -> None:
+    async def add_deployment(self, deployment: Deployment, *, tx: Tx | None = None) -> None:
         """Keep a new rollout."""
-        await self._store.deployments.add(deployment, tx=tx)
+        await self._deployments.add(deployment, tx=tx)
 
     async def move_deployment(
         self,
@@ -332,14 +363,14 @@ class Loop:
         who: str,
         reason: str,
         at: datetime,
-        tx: Tx = None,
+        tx: Tx | None = None,
     ) -> Deployment:
         """Keep a moved rollout, its history line, its phase and the routing of its tasks.
 
         Raises `ConflictError` where somebody else moved it since it was read.
         """
-        async with self._store.writing(tx) as own:
-            kept = await self._store.deployments.update(
+        async with self._database.writing(tx) as own:
+            kept = await self._deployments.update(
                 deployment.id,
                 expected_version=deployment.version,
                 tx=own,
@@ -353,20 +384,20 @@ class Loop:
                 evidence=deployment.evidence,
             )
             detail = {"state": str(kept.state), "share": kept.share, "step": kept.step}
-            await self._store.deployments.add_history(
+            await self._deployments.add_history(
                 kept.id, at, kind, who, reason, {**detail, "evidence": kept.evidence}, tx=own
             )
-            await self._store.activity.add(at, who, f"rollout {kind}", kept.id, reason, tx=own)
+            await self._activity.add(at, who, f"rollout {kind}", kept.id, reason, tx=own)
             if kept.state is DeploymentState.ROLLED_BACK:
                 await self._return_to_previous(kept, own)
             phase = await self._phase(kept, at, own)
             for task in kept.tasks:
                 routing = replace(routing_of(kept, task, phase), updated_at=at)
                 if await self._mine(routing, kept, own):
-                    await self._store.routing.set(routing, tx=own)
+                    await self._routing.set(routing, tx=own)
         return kept
 
-    async def _return_to_previous(self, deployment: Deployment, tx: AsyncConnection) -> None:
+    async def _return_to_previous(self, deployment: Deployment, tx: Tx) -> None:
         """A version that did harm is marked, so that it is not tried again by itself."""
         marks = (
             (deployment.version_id, VersionStatus.ROLLED_BACK),
@@ -374,45 +405,45 @@ class Loop:
         )
         for version_id, status in marks:
             # A rollout declared by hand may name a version that is not one of ours.
-            if version_id is not None and await self._store.versions.find(version_id, tx=tx):
-                await self._store.versions.update(version_id, tx=tx, status=status)
+            if version_id is not None and await self._versions.find(version_id, tx=tx):
+                await self._versions.update(version_id, tx=tx, status=status)
 
-    async def _phase(self, deployment: Deployment, at: datetime, tx: AsyncConnection) -> int:
-        phases = await self._store.experiments.phases(deployment.id, tx=tx)
+    async def _phase(self, deployment: Deployment, at: datetime, tx: Tx) -> int:
+        phases = await self._experiments.phases(deployment.id, tx=tx)
         number = phases[-1].number if phases else 0
         if deployment.state.final or (phases and phases[-1].share == deployment.share):
             return number
-        await self._store.experiments.open_phase(
-            deployment.id, number + 1, deployment.share, at, tx=tx
-        )
+        await self._experiments.open_phase(deployment.id, number + 1, deployment.share, at, tx=tx)
         return number + 1
 
-    async def _mine(self, wanted: Routing, deployment: Deployment, tx: AsyncConnection) -> bool:
+    async def _mine(self, wanted: Routing, deployment: Deployment, tx: Tx) -> bool:
         """Whether this rollout still speaks for the task: a later one may have taken over."""
-        now = await self._store.routing.get(wanted.task, tx=tx)
+        now = await self._routing.get(wanted.task, tx=tx)
         mine = {deployment.id, deployment.ab_test_id}
         if now is None or not now.subjects or mine & set(now.subjects):
             return True
         return not deployment.state.final
 
-    async def requests_by_phase(self, subject: str, *, tx: Tx = None) -> Mapping[int, Requests]:
+    async def requests_by_phase(
+        self, subject: str, *, tx: Tx | None = None
+    ) -> Mapping[int, Requests]:
         """The candidate's requests in the newest phase, under that phase's number."""
-        phases = await self._store.experiments.phases(subject, tx=tx)
+        phases = await self._experiments.phases(subject, tx=tx)
         if not phases:
             return {}
         newest = phases[-1].number
-        found = await self._store.events.requests(subject, phase=newest, tx=tx)
+        found = await self._events.requests(subject, phase=newest, tx=tx)
         return {newest: found.get(Arm.CANDIDATE, Requests())}
 
-    async def routing_of(self, task: str, *, tx: Tx = None) -> Routing | None:
+    async def routing_of(self, task: str, *, tx: Tx | None = None) -> Routing | None:
         """Which model serves a task now."""
-        return await self._store.routing.get(task, tx=tx)
+        return await self._routing.get(task, tx=tx)
 
-    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx = None) -> list[str]:
+    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
         """Complete the rollouts that only hold; the ids of the runs that drive them."""
         woken = []
-        async with self._store.writing(tx) as own:
-            for deployment in await self._store.deployments.active(pipeline, tx=own):
+        async with self._database.writing(tx) as own:
+            for deployment in await self._deployments.active(pipeline, tx=own):
                 if deployment.state is not DeploymentState.HOLDING:
                     continue
                 await self.move_deployment(
@@ -422,16 +453,16 @@ class Loop:
         return woken
 
     async def withdraw(
-        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx = None
+        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
     ) -> list[str]:
         """End what still runs of these tests and rollouts; their tasks get the baseline back."""
-        async with self._store.writing(tx) as own:
-            for deployment in await self._store.deployments.active(tx=own):
+        async with self._database.writing(tx) as own:
+            for deployment in await self._deployments.active(tx=own):
                 if deployment.id in subjects:
                     moved = roll_back(deployment, at, cause, {})
                     await self.move_deployment(moved, "rollback", "system", cause, at, own)
             routed = []
-            for routing in await self._store.routing.all(tx=own):
+            for routing in await self._routing.all(tx=own):
                 ended = [s for s in routing.subjects if s in subjects]
                 if not ended:
                     continue
@@ -443,23 +474,23 @@ class Loop:
                 bare = Routing(
                     task=routing.task, baseline=routing.baseline, updated_at=at, cause=cause
                 )
-                await self._store.routing.set(bare, tx=own)
+                await self._routing.set(bare, tx=own)
             await self.stop_lanes(subjects, at, cause, tx=own)
         return routed
 
-    async def _goes_on(self, routing: Routing, tx: AsyncConnection) -> bool:
+    async def _goes_on(self, routing: Routing, tx: Tx) -> bool:
         """Whether another candidate of the same family is still being tested."""
         if routing.only is not None:
             return False
-        tests = [await self._store.experiments.get(id, tx=tx) for id in routing.subjects]
+        tests = [await self._experiments.get(id, tx=tx) for id in routing.subjects]
         return any(test.status is ExperimentStatus.RUNNING for test in tests)
 
-    async def _end_open_test(self, subject: str, cause: str, tx: AsyncConnection) -> None:
-        if await self._store.subjects.kind(subject, tx=tx) is not SubjectKind.TEST:
+    async def _end_open_test(self, subject: str, cause: str, tx: Tx) -> None:
+        if await self._subjects.kind(subject, tx=tx) is not SubjectKind.TEST:
             return
-        test = await self._store.experiments.get(subject, tx=tx)
+        test = await self._experiments.get(subject, tx=tx)
         if test.status is ExperimentStatus.RUNNING:
-            await self._store.experiments.update(
+            await self._experiments.update(
                 subject,
                 status=ExperimentStatus.ABORTED,
                 verdict=Verdict.REJECT,

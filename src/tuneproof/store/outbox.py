@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import exists, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.collection import Clock
+from tuneproof.store.database import Database
 from tuneproof.store.rows import to_json_types
 from tuneproof.store.tables import outbox
 from tuneproof.store.upserts import insert_or_ignore
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["OutboxItem", "StoredOutbox"]
 
@@ -38,8 +37,9 @@ class OutboxItem:
 class StoredOutbox:
     """The outbox table: what `tracking.Outbox` asks for, and `add`."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
 
     async def add(
         self,
@@ -48,14 +48,14 @@ class StoredOutbox:
         payload: Mapping[str, Any],
         *,
         run: str | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> bool:
         """Add an item; False where one with this key was added before (nothing changes then).
 
         `run` is whose order it keeps; left out, it is `payload["run_id"]`, else the item is
         alone.
         """
-        now = self._store.clock.now()
+        now = self._clock.now()
         row = {
             "key": key,
             "run": run or str(payload.get("run_id") or key),
@@ -65,11 +65,11 @@ class StoredOutbox:
             "attempts": 0,
             "due_at": now,
         }
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             return await insert_or_ignore(own, outbox, row)
 
     async def due(
-        self, now: datetime, limit: int = 100, *, tx: AsyncConnection | None = None
+        self, now: datetime, limit: int = 100, *, tx: Tx | None = None
     ) -> Sequence[OutboxItem]:
         """What can be delivered at `now`, in the order in which it was added."""
         earlier = outbox.alias("earlier")
@@ -85,17 +85,17 @@ class StoredOutbox:
             .order_by(outbox.c.id)
             .limit(limit)
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return [OutboxItem(**row._mapping) for row in await own.execute(query)]
 
-    async def delivered(self, id: int, *, tx: AsyncConnection | None = None) -> None:
+    async def delivered(self, id: int, *, tx: Tx | None = None) -> None:
         """Note that an item arrived."""
         statement = update(outbox).where(outbox.c.id == id, outbox.c.delivered_at.is_(None))
-        async with self._store.writing(tx) as own:
-            await own.execute(statement.values(delivered_at=self._store.clock.now()))
+        async with self._database.writing(tx) as own:
+            await own.execute(statement.values(delivered_at=self._clock.now()))
 
     async def failed(
-        self, id: int, error: str, retry_at: datetime, *, tx: AsyncConnection | None = None
+        self, id: int, error: str, retry_at: datetime, *, tx: Tx | None = None
     ) -> None:
         """Note a try that failed; the item is due again at `retry_at`."""
         values = {
@@ -103,11 +103,11 @@ class StoredOutbox:
             "last_error": str(error)[:2000],
             "due_at": retry_at,
         }
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             await own.execute(update(outbox).where(outbox.c.id == id).values(values))
 
-    async def pending(self, *, tx: AsyncConnection | None = None) -> int:
+    async def pending(self, *, tx: Tx | None = None) -> int:
         """How many items have not arrived."""
         query = select(func.count()).select_from(outbox).where(outbox.c.delivered_at.is_(None))
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return int((await own.execute(query)).scalar_one())

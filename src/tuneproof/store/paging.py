@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, or_
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import DataError
 from tuneproof.store.types import from_micros, to_micros
+from tuneproof.workflow import Tx
 
 __all__ = ["Page", "page_by_time"]
 
@@ -36,7 +36,7 @@ def check_limit(limit: int) -> int:
 
 
 async def page_by_time(
-    tx: AsyncConnection,
+    tx: Tx,
     query: Select[Any],
     at: ColumnElement[datetime],
     key: ColumnElement[str],

@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.store.database import Database
+from tuneproof.workflow import Tx
 
 __all__ = ["DAY_US", "TABLES", "DayMissingError", "Partitions", "divide_by_day", "forget_days"]
 
@@ -84,8 +83,8 @@ class DayMissingError(Exception):
 class Partitions:
     """Knows the days that have partitions, and makes those that are missing."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._days: set[int] = set()
 
     def check(self, instants: Iterable[int], made: frozenset[int] = frozenset()) -> None:
@@ -103,9 +102,7 @@ class Partitions:
         """No longer take it that these days have partitions: another process dropped one."""
         self._days.difference_update(days)
 
-    async def make(
-        self, days: Iterable[int], *, tx: AsyncConnection | None = None
-    ) -> frozenset[int]:
+    async def make(self, days: Iterable[int], *, tx: Tx | None = None) -> frozenset[int]:
         """Make the partitions of these days that are missing, and of the day after the last.
 
         In transactions of their own, so that others see them at once; in `tx` where it is given,
@@ -115,14 +112,14 @@ class Partitions:
         wanted.append(wanted[-1] + 1)
         for start in range(0, len(wanted), _AT_ONCE):
             part = wanted[start : start + _AT_ONCE]
-            async with self._store.writing(tx) as own:
+            async with self._database.writing(tx) as own:
                 await own.run_sync(_make, part)
             if tx is None:
                 self._days.update(part)
         return frozenset(wanted)
 
 
-async def forget_days(tx: AsyncConnection, subject: int) -> int:
+async def forget_days(tx: Tx, subject: int) -> int:
     """Take away a subject's raw events; how many there were.
 
     `subjects` must say already that they are gone. Days that no other open subject has events of

@@ -10,18 +10,15 @@ and for a million. From the days that others still need, their rows are deleted.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.experiments import ExperimentStatus
+from tuneproof.store.database import Database
 from tuneproof.store.partitions import forget_days
 from tuneproof.store.scores import forget_scores
 from tuneproof.store.tables import deployments, experiments, exposures, outcomes, subjects, units
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Retention"]
 
@@ -29,12 +26,10 @@ __all__ = ["Retention"]
 class Retention:
     """Finds what may lose its raw events, and takes them away."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    async def due(
-        self, pipeline: str, before: datetime, *, tx: AsyncConnection | None = None
-    ) -> list[str]:
+    async def due(self, pipeline: str, before: datetime, *, tx: Tx | None = None) -> list[str]:
         """The experiments and rollouts of a pipeline that ended before this instant, unpurged.
 
         One of a family is kept while any of its family runs: its baseline still counts.
@@ -60,16 +55,16 @@ class Retention:
             )
             .order_by(subjects.c.id)
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return [row.id for row in await own.execute(query)]
 
-    async def purge(self, subject: str, at: datetime, *, tx: AsyncConnection | None = None) -> int:
+    async def purge(self, subject: str, at: datetime, *, tx: Tx | None = None) -> int:
         """Delete a subject's raw events, units and scores; how many raw events there were.
 
         Again it changes nothing. What was summed up from them stays.
         Raises `StoreUnavailableError` where a day to be dropped is read for more than 10 s.
         """
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             closed = await own.execute(
                 update(subjects)
                 .where(subjects.c.id == subject, subjects.c.purged_at.is_(None))

@@ -21,7 +21,6 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.experiments import Arm, Requests
 from tuneproof.stats.aggregates import (
@@ -57,6 +56,7 @@ from tuneproof.store.tables import (
     requests,
 )
 from tuneproof.store.types import hour_of, to_micros
+from tuneproof.workflow import Tx
 
 __all__ = [
     "ARMS",
@@ -120,9 +120,7 @@ class ArmStratum:
     """y is the quality score."""
 
 
-async def read_strata(
-    tx: AsyncConnection, subject: int, before: datetime | None
-) -> list[ArmStratum]:
+async def read_strata(tx: Tx, subject: int, before: datetime | None) -> list[ArmStratum]:
     """The arms of each phase, of units whose first exposure's hour ended by `before`."""
     names = _DECLARED_COLUMNS if await read_declared(tx, subject) else _COLUMNS
     sums = await _sums(tx, subject, before, names)
@@ -130,7 +128,7 @@ async def read_strata(
 
 
 async def read_looked(
-    tx: AsyncConnection,
+    tx: Tx,
     subject: int,
     before: datetime | None,
     halfway: datetime | None,
@@ -154,7 +152,7 @@ async def read_looked(
 
 
 async def _sums_at(
-    tx: AsyncConnection,
+    tx: Tx,
     subject: int,
     before: datetime | None,
     halfway: datetime | None,
@@ -192,9 +190,7 @@ def _strata(sums: _Sums, shapes: Mapping[tuple[int, int], list[int]] | None) -> 
     ]
 
 
-async def read_exposed(
-    tx: AsyncConnection, subject: int, before: datetime | None
-) -> dict[tuple[int, Arm], int]:
+async def read_exposed(tx: Tx, subject: int, before: datetime | None) -> dict[tuple[int, Arm], int]:
     """How many units were first exposed in each phase and arm, in hours ended by `before`."""
     query = select(cells.c.phase, cells.c.arm, func.sum(cells.c.exposed)).where(
         cells.c.subject == subject, _ended(cells.c.hour, before)
@@ -204,7 +200,7 @@ async def read_exposed(
 
 
 async def read_requests(
-    tx: AsyncConnection, subject: int, since: datetime | None, phase: int | None
+    tx: Tx, subject: int, since: datetime | None, phase: int | None
 ) -> dict[Arm, Requests]:
     """All requests of each arm from `since` on (exactly) or of one phase.
 
@@ -227,7 +223,7 @@ async def read_requests(
     return _requests(rows)
 
 
-async def exposed_days(tx: AsyncConnection, subject: int) -> list[ColumnElement[bool]]:
+async def exposed_days(tx: Tx, subject: int) -> list[ColumnElement[bool]]:
     """What keeps a query of a subject's exposures to the days that have some.
 
     PostgreSQL then opens no other day's partition; SQLite has none to leave out.
@@ -275,7 +271,7 @@ def kept_rollups(rows: Mapping[str, list[Any]]) -> Rollups:
     return kept.without_zeros()
 
 
-async def recounted_rollups(tx: AsyncConnection, subject: int) -> Rollups:
+async def recounted_rollups(tx: Tx, subject: int) -> Rollups:
     """The rollups made anew from all raw events of a subject."""
     declared = await read_declared(tx, subject)
     fresh = Rollups()
@@ -294,7 +290,7 @@ async def recounted_rollups(tx: AsyncConnection, subject: int) -> Rollups:
 
 
 async def _parts(
-    tx: AsyncConnection, table: Table, columns: Sequence[str], subject: int
+    tx: Tx, table: Table, columns: Sequence[str], subject: int
 ) -> AsyncIterator[Sequence[Row]]:
     query = select(*(table.c[name] for name in columns)).where(table.c.subject == subject)
     async with tx.stream(query) as rows:
@@ -303,7 +299,7 @@ async def _parts(
 
 
 async def _sums(
-    tx: AsyncConnection, subject: int, before: datetime | None, names: Sequence[str]
+    tx: Tx, subject: int, before: datetime | None, names: Sequence[str]
 ) -> dict[tuple[int, int], dict[str, int]]:
     """The sums of the cells by phase and arm: added by PostgreSQL; SQLite's integers are too
     short for them, so there they are added here."""
@@ -322,7 +318,7 @@ async def _sums(
 
 
 async def _histograms(
-    tx: AsyncConnection, subject: int, before: datetime | None
+    tx: Tx, subject: int, before: datetime | None
 ) -> dict[tuple[int, int], list[int]]:
     size = len(ENGAGEMENT_EDGES) + 1
     found: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * size)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.collection import Clock
 from tuneproof.errors import ConflictError
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Lane, Routing
+from tuneproof.store.database import Database
 from tuneproof.store.experiments import model_ref
 from tuneproof.store.rows import to_row
 from tuneproof.store.tables import routing
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Routings"]
 
@@ -26,23 +25,24 @@ __all__ = ["Routings"]
 class Routings:
     """The table of routings, one row a task."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
 
-    async def get(self, task: str, *, tx: AsyncConnection | None = None) -> Routing | None:
+    async def get(self, task: str, *, tx: Tx | None = None) -> Routing | None:
         """The routing of a task, or None where nothing was ever set."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return await _load(own, task)
 
-    async def all(self, *, tx: AsyncConnection | None = None) -> list[Routing]:
+    async def all(self, *, tx: Tx | None = None) -> list[Routing]:
         """The routings of all tasks, by task."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = await own.execute(select(routing).order_by(routing.c.task))
             return [_routing(row) for row in rows]
 
-    async def version(self, *, tx: AsyncConnection | None = None) -> int:
+    async def version(self, *, tx: Tx | None = None) -> int:
         """A number that grows with each write of any task's routing: poll this, then `all`."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             found = await own.execute(select(func.coalesce(func.sum(routing.c.version), 0)))
             return int(found.scalar_one())
 
@@ -51,19 +51,19 @@ class Routings:
         wanted: Routing,
         expected_version: int | None = None,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Routing:
         """Write a task's routing at the next version and return it as written.
 
         `wanted.version` is not read; `updated_at` None becomes now. `expected_version` is the
         version that the caller read, 0 for "none yet": `ConflictError` where it is another.
         """
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             old = await _load(own, wanted.task, lock=True)
             found = 0 if old is None else old.version
             if expected_version is not None and found != expected_version:
                 raise _changed(wanted.task, expected_version, found)
-            at = wanted.updated_at or self._store.clock.now()
+            at = wanted.updated_at or self._clock.now()
             new = replace(wanted, version=found + 1, updated_at=at)
             if old is not None:
                 statement = update(routing).where(routing.c.task == wanted.task)
@@ -84,7 +84,7 @@ def _changed(task: str, expected: int, found: int) -> ConflictError:
     )
 
 
-async def _load(tx: AsyncConnection, task: str, *, lock: bool = False) -> Routing | None:
+async def _load(tx: Tx, task: str, *, lock: bool = False) -> Routing | None:
     query = select(routing).where(routing.c.task == task)
     row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
     return None if row is None else _routing(row)

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.collection import Clock
 from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.store.database import Database
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_json_types, to_row
 from tuneproof.store.tables import runs
-from tuneproof.workflow import RunStatus
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import RunStatus, Tx
 
 __all__ = ["Run", "RunStatus", "Runs"]
 
@@ -55,14 +53,15 @@ _CHANGEABLE |= {"result", "ended_at", "updated_at"}
 class Runs:
     """The table of runs."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
 
-    async def create(self, run: Run, *, tx: AsyncConnection | None = None) -> Run:
+    async def create(self, run: Run, *, tx: Tx | None = None) -> Run:
         """Record a new run. Raises `ConflictError` where its id is taken."""
         run = replace(run, updated_at=run.updated_at or run.created_at)
         try:
-            async with self._store.writing(tx) as own:
+            async with self._database.writing(tx) as own:
                 await own.execute(insert(runs), to_row(run))
         except IntegrityError as error:
             raise ConflictError(
@@ -70,12 +69,12 @@ class Runs:
             ) from error
         return run
 
-    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> Run:
+    async def get(self, id: str, *, tx: Tx | None = None) -> Run:
         """The run with this id. Raises `NotFoundError`."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return await _load(own, id)
 
-    async def find(self, id: str, *, tx: AsyncConnection | None = None) -> Run | None:
+    async def find(self, id: str, *, tx: Tx | None = None) -> Run | None:
         """The run with this id, or None."""
         try:
             return await self.get(id, tx=tx)
@@ -88,26 +87,24 @@ class Runs:
         cursor: str | None = None,
         limit: int = 50,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Page[Run]:
         """Runs, newest first, of one pipeline or of all."""
         query = select(runs)
         if pipeline is not None:
             query = query.where(runs.c.pipeline == pipeline)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows, after = await page_by_time(
                 own, query, runs.c.created_at, runs.c.id, cursor, limit
             )
         return Page(items=tuple(_run(row) for row in rows), next_cursor=after)
 
-    async def active(
-        self, pipeline: str | None = None, *, tx: AsyncConnection | None = None
-    ) -> list[Run]:
+    async def active(self, pipeline: str | None = None, *, tx: Tx | None = None) -> list[Run]:
         """Runs that have not ended, oldest first, those that hold included."""
         query = select(runs).where(runs.c.status.in_(_OPEN))
         if pipeline is not None:
             query = query.where(runs.c.pipeline == pipeline)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = await own.execute(query.order_by(runs.c.created_at, runs.c.id))
             return [_run(row) for row in rows]
 
@@ -116,7 +113,7 @@ class Runs:
         id: str,
         *,
         expected_version: int | None = None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
         **fields: Any,
     ) -> Run:
         """Change fields of a run and count its version up.
@@ -127,7 +124,7 @@ class Runs:
         unknown = set(fields) - _CHANGEABLE
         if unknown:
             raise DataError(f"A run's {sorted(unknown)} cannot be changed.", mend="Leave it out.")
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             run = await _load(own, id, lock=True)
             if expected_version is not None and run.version != expected_version:
                 raise ConflictError(
@@ -135,7 +132,7 @@ class Runs:
                     mend="Read it again, then decide.",
                     version=run.version,
                 )
-            fields.setdefault("updated_at", self._store.clock.now())
+            fields.setdefault("updated_at", self._clock.now())
             new = replace(run, **fields, version=run.version + 1)
             await own.execute(update(runs).where(runs.c.id == id).values(to_row(new)))
         return replace(new, status=RunStatus(new.status))
@@ -148,7 +145,7 @@ class Runs:
         detail: Mapping[str, Any] | None = None,
         at: datetime | None = None,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> Run:
         """Record where a stage of a run stands; `detail` is merged into what was there.
 
@@ -156,8 +153,8 @@ class Runs:
         but `pending` sets `ended_at`. A stage that had ended and is `in_progress` again begins
         anew: a retry does not show what was wrong before.
         """
-        at = at or self._store.clock.now()
-        async with self._store.writing(tx) as own:
+        at = at or self._clock.now()
+        async with self._database.writing(tx) as own:
             run = await _load(own, id, lock=True)
             entry = dict(run.stages.get(stage, {}))
             if status == "in_progress" and entry.get("ended_at"):
@@ -176,7 +173,7 @@ class Runs:
             return await self.update(id, tx=own, **changes)
 
 
-async def _load(tx: AsyncConnection, id: str, *, lock: bool = False) -> Run:
+async def _load(tx: Tx, id: str, *, lock: bool = False) -> Run:
     query = select(runs).where(runs.c.id == id)
     row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:

@@ -11,22 +11,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import Select, and_, case, delete, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.evaluation import Messages, Scored, Text
 from tuneproof.experiments import Arm
 from tuneproof.stats.aggregates import Aggregate
+from tuneproof.store.database import Database
 from tuneproof.store.rollups import ARMS
 from tuneproof.store.sums import HOUR_US, NANO
 from tuneproof.store.tables import scores, scoring_days, subjects, units
 from tuneproof.store.types import hour_of, to_micros
 from tuneproof.store.upserts import insert_or_ignore, insert_or_ignore_all
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["SCORED", "Scores", "Spent", "Tally", "Waiting", "forget_scores", "read_qualities"]
 
@@ -73,17 +71,15 @@ class Spent:
 class Scores:
     """The queue of texts to score, with its budget."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    async def add(
-        self, texts: Sequence[Text], at: datetime, *, tx: AsyncConnection | None = None
-    ) -> int:
+    async def add(self, texts: Sequence[Text], at: datetime, *, tx: Tx | None = None) -> int:
         """Queue texts; how many were new. A second one of a unit and task is left out.
 
         Those of unknown subjects, and of those whose raw events are gone, are left out too.
         """
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             query = select(subjects.c.id, subjects.c.key).where(
                 subjects.c.id.in_({text.subject for text in texts}),
                 subjects.c.purged_at.is_(None),
@@ -94,9 +90,7 @@ class Scores:
             rows.sort(key=lambda row: (row["subject"], row["unit"], row["task"]))
             return await insert_or_ignore_all(own, scores, rows)
 
-    async def due(
-        self, now: datetime, *, limit: int = 64, tx: AsyncConnection | None = None
-    ) -> list[Waiting]:
+    async def due(self, now: datetime, *, limit: int = 64, tx: Tx | None = None) -> list[Waiting]:
         """Texts whose time has come, those that waited longest first."""
         query = (
             select(scores, subjects.c.id)
@@ -105,7 +99,7 @@ class Scores:
             .order_by(scores.c.due_at, scores.c.subject, scores.c.unit, scores.c.task)
             .limit(limit)
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = (await own.execute(query)).all()
         return [
             Waiting(
@@ -119,10 +113,10 @@ class Scores:
             for row in rows
         ]
 
-    async def pipelines_waiting(self, *, tx: AsyncConnection | None = None) -> list[str]:
+    async def pipelines_waiting(self, *, tx: Tx | None = None) -> list[str]:
         """The pipelines of which a text waits, due or not."""
         query = select(scores.c.pipeline).where(scores.c.state == WAITING).distinct()
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return sorted((await own.execute(query)).scalars())
 
     async def finish(
@@ -132,15 +126,13 @@ class Scores:
         found: Scored,
         at: datetime,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> bool:
         """Keep a text's score and forget the text; False where it had ended before."""
         values = {"score": found.value, "scorer": scorer, "reason": found.reason}
         return await self._end(key, SCORED, values, at, tx)
 
-    async def drop(
-        self, key: Key, reason: str, at: datetime, *, tx: AsyncConnection | None = None
-    ) -> bool:
+    async def drop(self, key: Key, reason: str, at: datetime, *, tx: Tx | None = None) -> bool:
         """Forget a text that gets no score; False where it had ended before."""
         return await self._end(key, DROPPED, {"reason": reason}, at, tx)
 
@@ -150,10 +142,10 @@ class Scores:
         state: str,
         values: dict[str, Any],
         at: datetime,
-        tx: AsyncConnection | None,
+        tx: Tx | None,
     ) -> bool:
         gone = {"messages": None, "text": None, "ended_at": to_micros(at)}
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             query = update(scores).where(_is(key), scores.c.state == WAITING)
             found = await own.execute(query.values(state=state, **values, **gone))
         return found.rowcount == 1
@@ -164,20 +156,18 @@ class Scores:
         due_at: datetime,
         *,
         failed: bool = False,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> None:
         """Try a text again at `due_at`; `failed` counts this as an attempt of its own."""
         more = scores.c.attempts + int(failed)
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             query = update(scores).where(_is(key), scores.c.state == WAITING)
             await own.execute(query.values(due_at=to_micros(due_at), attempts=more))
 
-    async def postpone_all(
-        self, pipeline: str, due_at: datetime, *, tx: AsyncConnection | None = None
-    ) -> None:
+    async def postpone_all(self, pipeline: str, due_at: datetime, *, tx: Tx | None = None) -> None:
         """Try no text of a pipeline before `due_at`: its budget is used up."""
         due = to_micros(due_at)
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             await own.execute(
                 update(scores)
                 .where(
@@ -194,7 +184,7 @@ class Scores:
         before: datetime,
         at: datetime,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> int:
         """Forget a pipeline's texts that have waited since before this instant; how many."""
         gone = {"messages": None, "text": None, "ended_at": to_micros(at)}
@@ -203,7 +193,7 @@ class Scores:
             scores.c.pipeline == pipeline,
             scores.c.queued_at < to_micros(before),
         )
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             found = await own.execute(query.values(state=DROPPED, reason="waited too long", **gone))
         return int(found.rowcount)
 
@@ -217,7 +207,7 @@ class Scores:
         *,
         max_calls: int,
         max_cost_usd: float | None,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> bool:
         """Take one call of at most `cost_usd` from a day's budget; False where it does not fit.
 
@@ -227,7 +217,7 @@ class Scores:
         fits = [scoring_days.c.calls < max_calls]
         if max_cost_usd is not None:
             fits.append(scoring_days.c.cost_nano + nano <= round(max_cost_usd * NANO))
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             empty = {"pipeline": pipeline, "day": day, "calls": 0, "cost_nano": 0}
             await insert_or_ignore(own, scoring_days, empty)
             taken = await own.execute(
@@ -245,11 +235,11 @@ class Scores:
         cost_usd: float,
         *,
         called: bool = True,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> None:
         """Put what a call really cost in place of what was reserved for it."""
         change = round(cost_usd * NANO) - round(reserved_usd * NANO)
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             await own.execute(
                 update(scoring_days)
                 .where(_on(pipeline, day))
@@ -259,16 +249,16 @@ class Scores:
                 )
             )
 
-    async def spent(self, pipeline: str, day: str, *, tx: AsyncConnection | None = None) -> Spent:
+    async def spent(self, pipeline: str, day: str, *, tx: Tx | None = None) -> Spent:
         """What scoring took of a pipeline's budget on a day (UTC, "2026-11-20")."""
         query = select(scoring_days).where(_on(pipeline, day))
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             row = (await own.execute(query)).one_or_none()
         return Spent() if row is None else Spent(calls=row.calls, cost_usd=row.cost_nano / NANO)
 
     # --- what came of it --------------------------------------------------------------
 
-    async def tally(self, subject: str, *, tx: AsyncConnection | None = None) -> dict[Arm, Tally]:
+    async def tally(self, subject: str, *, tx: Tx | None = None) -> dict[Arm, Tally]:
         """How a subject's texts stand, by arm."""
         query = (
             select(
@@ -282,7 +272,7 @@ class Scores:
             .where(subjects.c.id == subject)
             .group_by("arm", "state", "why")
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = (await own.execute(query)).all()
         return {arm: _tally([r for r in rows if ARMS[r[0]] is arm]) for arm in ARMS}
 
@@ -306,7 +296,7 @@ def _tally(rows: Sequence[Any]) -> Tally:
 
 
 async def read_qualities(
-    tx: AsyncConnection, subject: int, before: datetime | None
+    tx: Tx, subject: int, before: datetime | None
 ) -> dict[tuple[int, Arm], Aggregate]:
     """The units' scores by phase and arm, of units first exposed in an hour ended by `before`.
 
@@ -354,7 +344,7 @@ def _summed(means: Any) -> Select[Any]:
     )
 
 
-async def forget_scores(tx: AsyncConnection, subject: int) -> None:
+async def forget_scores(tx: Tx, subject: int) -> None:
     """Delete all that is kept of a subject's texts."""
     await tx.execute(delete(scores).where(scores.c.subject == subject))
 

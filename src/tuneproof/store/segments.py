@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Integer, and_, bindparam, case, cast, func, or_, select, type_coerce
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Double, Text
 
 from tuneproof.experiments import Arm, Cell
@@ -21,6 +20,7 @@ from tuneproof.store.declared import NOTHING, Declared
 from tuneproof.store.sums import HOUR_US, NANO
 from tuneproof.store.tables import exposures, units
 from tuneproof.store.types import hour_of
+from tuneproof.workflow import Tx
 
 __all__ = ["LARGEST", "read_segments"]
 
@@ -31,7 +31,7 @@ _ARMS: Final = (Arm.BASELINE, Arm.CANDIDATE)
 
 
 async def read_segments(
-    tx: AsyncConnection,
+    tx: Tx,
     subject: int,
     before: datetime | None,
     attributes: Sequence[str],
@@ -55,7 +55,7 @@ async def read_segments(
 
 
 def _query(
-    tx: AsyncConnection,
+    tx: Tx,
     subject: int,
     before: datetime | None,
     attribute: str,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.store.database import Database
 from tuneproof.store.tables import subjects
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["SubjectKind", "Subjects", "add_subject"]
 
@@ -39,18 +37,18 @@ class Declaring(Protocol):
 class Subjects:
     """The table of subjects."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    async def kind(self, id: str, *, tx: AsyncConnection | None = None) -> SubjectKind | None:
+    async def kind(self, id: str, *, tx: Tx | None = None) -> SubjectKind | None:
         """What this subject is, or None where there is none of this id."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             query = select(subjects.c.kind).where(subjects.c.id == id)
             found = (await own.execute(query)).scalar_one_or_none()
         return None if found is None else SubjectKind(found)
 
 
-async def add_subject(tx: AsyncConnection, declared: Declaring, kind: SubjectKind) -> None:
+async def add_subject(tx: Tx, declared: Declaring, kind: SubjectKind) -> None:
     """Take the events of a test or rollout from now on."""
     row = {
         "id": declared.id,

@@ -7,17 +7,16 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tuneproof.collection import Clock
 from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.store.database import Database
 from tuneproof.store.tables import tokens
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["SCOPES", "TokenInfo", "Tokens"]
 
@@ -37,8 +36,9 @@ class TokenInfo:
 class Tokens:
     """The table of tokens."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
 
     async def create(
         self,
@@ -46,7 +46,7 @@ class Tokens:
         scopes: Iterable[str],
         now: datetime | None = None,
         *,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> str:
         """Make a token and return it: the only time that it is known (256 random bits).
 
@@ -61,11 +61,11 @@ class Tokens:
             "hash": _hash(token),
             "name": name,
             "scopes": list(wanted),
-            "created_at": now or self._store.clock.now(),
+            "created_at": now or self._clock.now(),
         }
         revoked = delete(tokens).where(tokens.c.name == name, tokens.c.revoked_at.is_not(None))
         try:
-            async with self._store.writing(tx) as own:
+            async with self._database.writing(tx) as own:
                 await own.execute(revoked)
                 await own.execute(insert(tokens), row)
         except IntegrityError as error:
@@ -74,33 +74,29 @@ class Tokens:
             ) from error
         return token
 
-    async def verify(
-        self, token: str, *, tx: AsyncConnection | None = None
-    ) -> tuple[str, ...] | None:
+    async def verify(self, token: str, *, tx: Tx | None = None) -> tuple[str, ...] | None:
         """The scopes of a token, or None where it is not one of ours or was revoked."""
         found = await self.find(token, tx=tx)
         return None if found is None else found.scopes
 
-    async def find(self, token: str, *, tx: AsyncConnection | None = None) -> TokenInfo | None:
+    async def find(self, token: str, *, tx: Tx | None = None) -> TokenInfo | None:
         """Whose token this is, or None where it is not one of ours or was revoked."""
         query = select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked_at.is_(None))
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             row = (await own.execute(query)).one_or_none()
         return None if row is None else _info(row._mapping)
 
-    async def list(self, *, tx: AsyncConnection | None = None) -> list[TokenInfo]:
+    async def list(self, *, tx: Tx | None = None) -> list[TokenInfo]:
         """All tokens by name, the revoked ones too."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = await own.execute(select(tokens).order_by(tokens.c.name))
             return [_info(row._mapping) for row in rows]
 
-    async def revoke(
-        self, name: str, now: datetime | None = None, *, tx: AsyncConnection | None = None
-    ) -> None:
+    async def revoke(self, name: str, now: datetime | None = None, *, tx: Tx | None = None) -> None:
         """End a token. Raises `NotFoundError` where none of this name is in use."""
         statement = update(tokens).where(tokens.c.name == name, tokens.c.revoked_at.is_(None))
-        async with self._store.writing(tx) as own:
-            at = now or self._store.clock.now()
+        async with self._database.writing(tx) as own:
+            at = now or self._clock.now()
             done = await own.execute(statement.values(revoked_at=at))
             if done.rowcount == 0:
                 raise NotFoundError(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.store.database import Database
 from tuneproof.store.rows import to_row
 from tuneproof.store.tables import versions
 from tuneproof.training import ModelVersion, VersionStatus
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
+from tuneproof.workflow import Tx
 
 __all__ = ["Versions"]
 
@@ -26,13 +24,13 @@ _CHANGEABLE = set(ModelVersion.__dataclass_fields__) - _FIXED
 class Versions:
     """The table of versions."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    async def add(self, version: ModelVersion, *, tx: AsyncConnection | None = None) -> None:
+    async def add(self, version: ModelVersion, *, tx: Tx | None = None) -> None:
         """Record a version. Raises `ConflictError` where its id or number is taken."""
         try:
-            async with self._store.writing(tx) as own:
+            async with self._database.writing(tx) as own:
                 await own.execute(insert(versions), to_row(version))
         except IntegrityError as error:
             raise ConflictError(
@@ -42,26 +40,24 @@ class Versions:
                 id=version.id,
             ) from error
 
-    async def get(self, id: str, *, tx: AsyncConnection | None = None) -> ModelVersion:
+    async def get(self, id: str, *, tx: Tx | None = None) -> ModelVersion:
         """The version with this id. Raises `NotFoundError`."""
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return await _load(own, id)
 
-    async def find(self, id: str, *, tx: AsyncConnection | None = None) -> ModelVersion | None:
+    async def find(self, id: str, *, tx: Tx | None = None) -> ModelVersion | None:
         """The version with this id, or None."""
         try:
             return await self.get(id, tx=tx)
         except NotFoundError:
             return None
 
-    async def update(
-        self, id: str, *, tx: AsyncConnection | None = None, **fields: Any
-    ) -> ModelVersion:
+    async def update(self, id: str, *, tx: Tx | None = None, **fields: Any) -> ModelVersion:
         """Change fields of a version. Raises `NotFoundError`, `DataError` for a fixed field."""
         unknown = set(fields) - _CHANGEABLE
         if unknown:
             raise DataError(f"A version's {sorted(unknown)} cannot change.", mend="Leave it out.")
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             new = replace(await _load(own, id, lock=True), **fields)
             await own.execute(update(versions).where(versions.c.id == id).values(to_row(new)))
         return replace(new, status=VersionStatus(new.status))
@@ -77,7 +73,7 @@ class Versions:
         provider: str | None = None,
         status: VersionStatus | None = None,
         limit: int = 1000,
-        tx: AsyncConnection | None = None,
+        tx: Tx | None = None,
     ) -> list[ModelVersion]:
         """Versions, newest first, that have all the given properties."""
         query = select(versions)
@@ -94,31 +90,27 @@ class Versions:
             if value is not None:
                 query = query.where(versions.c[name] == str(value))
         query = query.order_by(versions.c.created_at.desc(), versions.c.id.desc()).limit(limit)
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             return [_version(row) for row in await own.execute(query)]
 
-    async def relabel(self, old: str, new: str, *, tx: AsyncConnection | None = None) -> int:
+    async def relabel(self, old: str, new: str, *, tx: Tx | None = None) -> int:
         """Let the versions of provider `old` be those of `new`; how many there were."""
         statement = update(versions).where(versions.c.provider == old).values(provider=new)
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             return int((await own.execute(statement)).rowcount)
 
-    async def live(
-        self, pipeline: str, *, tx: AsyncConnection | None = None
-    ) -> ModelVersion | None:
+    async def live(self, pipeline: str, *, tx: Tx | None = None) -> ModelVersion | None:
         """The version in use, or None while the base model still is."""
         found = await self.list(pipeline, status=VersionStatus.LIVE, limit=1, tx=tx)
         return found[0] if found else None
 
-    async def next_number(
-        self, pipeline: str, base_model: str, *, tx: AsyncConnection | None = None
-    ) -> str:
+    async def next_number(self, pipeline: str, base_model: str, *, tx: Tx | None = None) -> str:
         """The semantic version of the next training: `1.0.0`, then minor up each time, and
         major up when the base model is another one than last time."""
         query = select(versions.c.version, versions.c.base_model).where(
             versions.c.pipeline == pipeline
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             known = [(_parts(number), base) for number, base in await own.execute(query)]
         if not known:
             return "1.0.0"
@@ -131,7 +123,7 @@ def _parts(number: str) -> tuple[int, int, int]:
     return int(major), int(minor), int(patch)
 
 
-async def _load(tx: AsyncConnection, id: str, *, lock: bool = False) -> ModelVersion:
+async def _load(tx: Tx, id: str, *, lock: bool = False) -> ModelVersion:
     query = select(versions).where(versions.c.id == id)
     row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:

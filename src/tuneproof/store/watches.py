@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from sqlalchemy import select, update
 
 from tuneproof.experiments import ExperimentStatus
+from tuneproof.store.database import Database
 from tuneproof.store.subjects import SubjectKind
 from tuneproof.store.tables import deployments, experiments, subjects
 from tuneproof.workflow import Tx
-
-if TYPE_CHECKING:
-    from tuneproof.store.store import Store
 
 __all__ = ["WatchedSubject", "Watches"]
 
@@ -44,12 +41,12 @@ class WatchedSubject:
 class Watches:
     """Which watches there are."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def looked(self, ids: Sequence[str], at: datetime, *, tx: Tx | None = None) -> None:
         """A look at these succeeded."""
-        async with self._store.writing(tx) as own:
+        async with self._database.writing(tx) as own:
             await own.execute(update(subjects).where(subjects.c.id.in_(ids)).values(looked_at=at))
 
     async def under_way(self, *, tx: Tx | None = None) -> list[WatchedSubject]:
@@ -82,7 +79,7 @@ class Watches:
             .join(deployments, deployments.c.id == subjects.c.id)
             .where(deployments.c.ended_at.is_(None))
         )
-        async with self._store.reading(tx) as own:
+        async with self._database.reading(tx) as own:
             rows = [*(await own.execute(tests)), *(await own.execute(rollouts))]
         found = [
             WatchedSubject(

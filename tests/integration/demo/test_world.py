@@ -32,8 +32,8 @@ async def test_seeded_posts_are_collected_by_the_real_source(
     store: Store, clock: HandClock
 ) -> None:
     now = clock.now()
-    await seed_posts(store.engine, Audience(7), until=now, days=3)
-    url = store.url.render_as_string(hide_password=False)
+    await seed_posts(store.database.engine, Audience(7), until=now, days=3)
+    url = store.database.url.render_as_string(hide_password=False)
     source = open_source(SourceConfig(url=url.replace("+aiosqlite", "")))
     window = Window(since=now - timedelta(days=2), until=now)
     query = PostQuery(window=window, threshold=0.06, max_records=None)
@@ -72,7 +72,7 @@ async def test_events_of_the_application_are_taken_by_the_real_store(
         answers.append(await store.events.ingest(exposures, outcomes, now=clock.now()))
         return answers[-1]
 
-    posts = PostsTable(store.engine)
+    posts = PostsTable(store.database.engine)
     await posts.create()
     traffic = DemoTraffic(
         seed=7,

@@ -19,7 +19,7 @@ async def rollout(service: Service) -> str:
     app = service.app
     config = replace(app.pipeline("default"), tasks=("hook",))
     manager = app.manager_of(config)
-    async with app.store.begin() as tx:
+    async with app.store.database.begin() as tx:
         declared = await manager.declare(
             ModelRef(model_id="cand <script>alert(1)</script>"),
             ModelRef(model_id="base"),

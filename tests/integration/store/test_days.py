@@ -50,7 +50,7 @@ def told(subject: str, unit: str, value: float, day: float = 0, *, id: str = "")
 async def days_of(store: Store, table: str = "exposures") -> dict[str, int]:
     """The partitions with their numbers of rows."""
     query = text("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = :t ::regclass")
-    async with store.read() as tx:
+    async with store.database.read() as tx:
         names = [name for (name,) in await tx.execute(query, {"t": table})]
         rows = {
             n: (await tx.execute(text(f"SELECT count(*) FROM {n}"))).scalar_one() for n in names
@@ -135,7 +135,7 @@ async def test_ids_that_wander_over_days_and_arms_give_the_recount(store: Store)
 
 async def test_events_in_two_parts_of_one_transaction_count_once(store: Store) -> None:
     subject = await subject_of(store)
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         for part in (0, 1, 1):
             events = [shown(subject, f"u{i}", i) for i in range(3 * part + 3)]
             outcomes = [told(subject, "u0", 0.5, day) for day in range(part + 1)]
@@ -145,11 +145,11 @@ async def test_events_in_two_parts_of_one_transaction_count_once(store: Store) -
 
 
 async def test_unit_that_another_makes_in_between_is_waited_for(store: Store) -> None:
-    if store.dialect == "sqlite":
+    if store.database.dialect == "sqlite":
         pytest.skip("one writer at a time")
     subject = await subject_of(store)
     await store.events.ingest([shown(subject, "a")])
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         await store.events.ingest(
             [shown(subject, "new", 0, id="1"), shown(subject, "new", 1, id="2")],
             [told(subject, "new", 0.3, 2)],
@@ -228,7 +228,7 @@ async def test_events_of_a_transaction_with_the_last_connection_get_their_day(
     pool = {"pool_size": 1, "max_overflow": 0, "pool_timeout_s": 5}
     store = await open_store(postgres_store_url, clock=HandClock(), pool=pool)
     subject = await subject_of(store)
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         assert (await store.events.ingest([shown(subject, "u")], tx=tx)).accepted == 1
     assert (await days_of(store))["2025_01_20"] == 1
     await store.close()
@@ -272,7 +272,7 @@ async def test_purge_waits_for_events_on_their_way_in(postgres_store_url: str) -
     store = await open_store(postgres_store_url, clock=HandClock())
     mine, other = await subject_of(store), await subject_of(store)
     await store.events.ingest([shown(mine, "u")])
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         events = [shown(mine, "late", 1), shown(other, "late", 1), shown(other, "late", 0)]
         await store.events.ingest(events, tx=tx)
         purge = asyncio.create_task(store.retention.purge(mine, T0))

@@ -109,7 +109,7 @@ async def test_a_look_from_before_the_mean_lift_was_kept_still_loads(store: Stor
     )  # fmt: skip
     await store.experiments.add_look(look(experiment().id, 1, expected=expected))
     older = {k: v for k, v in asdict(expected).items() if k != "mean_lift"}
-    async with store.writing(None) as tx:
+    async with store.database.writing(None) as tx:
         await tx.execute(looks.update().values(expected=older))
     (found,) = await store.experiments.looks(experiment().id)
     assert found.expected == replace(expected, mean_lift=None)

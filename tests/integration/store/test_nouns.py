@@ -35,7 +35,7 @@ async def test_ids_count_by_kind_and_day(store: Store) -> None:
 
 
 async def test_ids_grow_past_999(store: Store) -> None:
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         for _ in range(999):
             await store.ids.next("ab-test", T0, tx=tx)
         assert await store.ids.next("ab-test", T0, tx=tx) == "ab-test-20250120-1000"
@@ -61,7 +61,7 @@ def test_version_ids_sort_by_time() -> None:
 
 async def test_failed_transaction_leaves_nothing(store: Store) -> None:
     async def fail() -> None:
-        async with store.begin() as tx:
+        async with store.database.begin() as tx:
             await store.runs.create(run(), tx=tx)
             await store.meta.set("key", 1, tx=tx)
             raise RuntimeError
@@ -73,14 +73,14 @@ async def test_failed_transaction_leaves_nothing(store: Store) -> None:
 
 
 async def test_reader_does_not_wait_for_a_writer(store: Store) -> None:
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         await store.meta.set("key", 1, tx=tx)
         async with asyncio.timeout(5):
             assert await store.meta.get("key") is None
 
 
 async def test_ping_answers(store: Store) -> None:
-    await store.ping()
+    await store.database.ping()
 
 
 # --- runs -------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ async def test_token_is_hashed_at_rest(store: Store) -> None:
     from tuneproof.store.tables import tokens
 
     token = await store.tokens.create("ci", ["read"])
-    async with store.read() as tx:
+    async with store.database.read() as tx:
         row = (await tx.execute(select(tokens))).one()
     assert token not in str(tuple(row))
     assert len(row.hash) == 64

@@ -49,7 +49,7 @@ def test_unusable_address_is_refused_with_a_mend(address: str) -> None:
 
 
 async def test_migrated_schema_is_the_one_that_queries_use(store: Store) -> None:
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         differences = await tx.run_sync(
             lambda connection: compare_metadata(
                 MigrationContext.configure(
@@ -79,7 +79,7 @@ async def test_opening_again_changes_nothing(database_url: str, clock: HandClock
 
 
 async def test_schema_newer_than_this_code_is_refused(store: Store, database_url: str) -> None:
-    async with store.begin() as tx:
+    async with store.database.begin() as tx:
         await tx.execute(text("UPDATE tuneproof_migration SET version_num = '9999'"))
     with pytest.raises(StateError, match="schema 9999"):
         await open_store(database_url, clock=store.clock)
@@ -111,7 +111,7 @@ async def test_store_opens_beside_the_posts(empty_url: str) -> None:
         await connection.execute(text("CREATE TABLE posts (id TEXT)"))
     await engine.dispose()
     store = await open_store(empty_url, clock=HandClock())
-    await store.ping()
+    await store.database.ping()
     await store.close()
 
 
@@ -127,7 +127,7 @@ async def test_workers_that_start_at_once_migrate_once(postgres_url: str) -> Non
     clock = HandClock()
     stores = await asyncio.gather(*(open_store(postgres_url, clock=clock) for _ in range(5)))
     for store in stores:
-        await store.ping()
+        await store.database.ping()
         await store.close()
 
 
@@ -135,7 +135,7 @@ async def test_processes_that_open_a_new_file_at_once_migrate_once(tmp_path: Pat
     url = f"sqlite:///{tmp_path}/deep/er/store.db"
     stores = await asyncio.gather(*(open_store(url, clock=HandClock()) for _ in range(5)))
     for store in stores:
-        await store.ping()
+        await store.database.ping()
         await store.close()
 
 
@@ -154,7 +154,7 @@ async def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 async def test_sqlite_is_opened_for_durable_work(sqlite_store_url: str) -> None:
     store = await open_store(sqlite_store_url, clock=HandClock())
-    async with store.read() as tx:
+    async with store.database.read() as tx:
         values = [
             (await tx.execute(text(f"PRAGMA {name}"))).scalar_one()
             for name in ("journal_mode", "busy_timeout", "foreign_keys")
@@ -165,8 +165,8 @@ async def test_sqlite_is_opened_for_durable_work(sqlite_store_url: str) -> None:
 
 async def test_writing_transaction_takes_the_lock_at_its_start(sqlite_store_url: str) -> None:
     store = await open_store(sqlite_store_url, clock=HandClock())
-    async with store.begin():
-        other = sqlite3.connect(store.path or "", timeout=0)
+    async with store.database.begin():
+        other = sqlite3.connect(store.database.path or "", timeout=0)
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             other.execute("BEGIN IMMEDIATE")
         other.close()

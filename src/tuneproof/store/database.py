@@ -1,0 +1,94 @@
+"""The database: one engine, and the transactions on it that every noun of the store takes part in.
+
+It knows nothing of what is kept. A method of a noun takes `tx`: inside a transaction of the
+caller's it takes part in it (so a durable step writes all or nothing), without one it opens
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tuneproof.store.engine import READ_OPTION, mask, unavailable_as_error
+from tuneproof.workflow import Tx
+
+__all__ = ["Database"]
+
+
+class Database:
+    """SQLite or PostgreSQL, by transactions."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self._reader = engine.execution_options(**{READ_OPTION: True})
+
+    def __repr__(self) -> str:
+        return f"<Database {mask(self.url)}>"
+
+    @property
+    def url(self) -> URL:
+        """Its address, with its password; `str()` of it hides that."""
+        return self.engine.url
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.engine.dialect.name
+
+    @property
+    def path(self) -> Path | None:
+        """The file of a SQLite database."""
+        return Path(str(self.url.database)) if self.dialect == "sqlite" else None
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Tx]:
+        """A transaction that may write: committed at the end, rolled back by an error.
+
+        Raises `StoreUnavailableError` where the database does not answer.
+        """
+        with unavailable_as_error(self.url):
+            async with self.engine.begin() as tx:
+                yield tx
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Tx]:
+        """A transaction that only reads; it never waits for a writer.
+
+        Raises `StoreUnavailableError` where the database does not answer.
+        """
+        with unavailable_as_error(self.url):
+            async with self._reader.connect() as tx:
+                yield tx
+
+    @asynccontextmanager
+    async def writing(self, tx: Tx | None) -> AsyncIterator[Tx]:
+        """`tx` itself, or a new writing transaction where it is None."""
+        if tx is not None:
+            yield tx
+            return
+        async with self.begin() as own:
+            yield own
+
+    @asynccontextmanager
+    async def reading(self, tx: Tx | None) -> AsyncIterator[Tx]:
+        """`tx` itself, or a new reading transaction where it is None."""
+        if tx is not None:
+            yield tx
+            return
+        async with self.read() as own:
+            yield own
+
+    async def ping(self) -> None:
+        """Return when the database answered; raise `StoreUnavailableError` when not."""
+        async with self.read() as tx:
+            await tx.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
