@@ -1,7 +1,8 @@
 """One worker of several on a PostgreSQL database, on the machine's own clock.
 
 Run as `python -m tests.acceptance.worker_child PLAN.json`; `start` in the plan makes it start a
-run over the demo's posts. It says "ready" when it is open, and lives until it is killed.
+run over the demo's posts, `tasks` names a file into which it writes how its tasks do. It says
+"ready" when it is open, and lives until it is killed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,13 @@ CONFIG = PipelineConfig(
 )
 
 
+async def write_tasks(app: App, path: Path) -> None:
+    found = [asdict(task) for task in app.supervisor.tasks]
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, default=datetime.isoformat))
+    part.replace(path)
+
+
 async def main(plan: dict[str, Any]) -> None:
     settings = Settings(
         dir=Path(plan["dir"]),
@@ -41,6 +51,10 @@ async def main(plan: dict[str, Any]) -> None:
                 app.store.database.engine, Audience(3), until=datetime.now(UTC), days=7
             )
             await app.start_run(actor="test")
+        if plan.get("tasks"):
+            report = partial(write_tasks, app, Path(plan["tasks"]))
+            await report()
+            app.supervisor.every("report", 0.5, report)
         print("ready", flush=True)
         await asyncio.Event().wait()
 

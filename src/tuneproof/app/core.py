@@ -123,6 +123,7 @@ class Core(Provided):
         self._with_engine = engine
         self._providers: dict[str, Provider] = {}
         self._closing = AsyncExitStack()
+        self._alerting: set[str] = set()
         self.supervisor = Supervisor(leads=self._leads, restarted=self.metrics.task_restarted)
 
     @classmethod
@@ -331,8 +332,9 @@ class Core(Provided):
         The same is told once only, also where a run is taken up again by another process; `once`
         tells occasions of one subject from each other.
         """
-        if self.alerts.configured:
-            key = f"alerted:{kind}:{subject}:{once}"
+        key = f"alerted:{kind}:{subject}:{once}"
+        if self.alerts.configured and key not in self._alerting:
+            self._alerting.add(key)
             self.supervisor.soon(
                 "alert", lambda: self._alerted(key, kind, subject, summary, details)
             )
@@ -340,9 +342,11 @@ class Core(Provided):
     async def _alerted(
         self, key: str, kind: str, subject: str, summary: str, details: Mapping[str, Any]
     ) -> None:
+        """Tell it; it counts as told once somebody took it, so that a kill loses none."""
         if await self.store.meta.get(key) is None:
-            await self.store.meta.set(key, self.clock.now().isoformat())
             await self.alerts.send(kind, subject, summary, **details)
+            await self.store.meta.set(key, self.clock.now().isoformat())
+        self._alerting.discard(key)
 
     async def close(self) -> None:
         """Stop loops, engine, servers and pools, in the reverse order of their opening."""

@@ -29,6 +29,9 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 15.0
 """Below the half minute within which each task runs again once what it needs is back."""
 
+STANDBY_S = 15.0
+"""The longest until a worker asks again whether it leads now: the leader may have died."""
+
 JOB_ATTEMPTS = 10
 
 Work = Callable[[], Awaitable[object]]
@@ -131,13 +134,13 @@ class Supervisor:
 
         async def rounds() -> None:
             while True:
-                more = False
                 if leader is None or await self._leads(leader):
                     more = await fn() is True
                     record.succeeded(self.now())
+                    await self._sleep(0.0 if more else seconds)
                 else:
                     record.stands_by()
-                await self._sleep(0.0 if more else seconds)
+                    await self._sleep(min(seconds, STANDBY_S))
 
         pause_s = min(FIRST_PAUSE_S, seconds) if seconds > 0 else FIRST_PAUSE_S
         self._begin(name, record, rounds, pause_s, longest_pause_s)

@@ -208,6 +208,20 @@ async def test_only_the_leader_works_and_says_when_it_no_longer_leads(clock: Clo
     await supervisor.close()
 
 
+async def test_rare_task_asks_often_whether_its_leader_is_gone(clock: Clock) -> None:
+    answers = iter([False, False, True])
+    work = Work(until=1)
+
+    async def leads(role: str) -> bool:
+        return next(answers, False)
+
+    supervisor = Supervisor(leads=leads, now=clock.now, sleep=clock.sleep)
+    supervisor.every("retention", 3600, work, leader="retention")
+    await work.done.wait()
+    assert clock.slept[:2] == [15, 15]
+    await supervisor.close()
+
+
 async def test_leadership_that_cannot_be_asked_for_means_that_nothing_is_done(
     clock: Clock, restarted: list[str]
 ) -> None:
