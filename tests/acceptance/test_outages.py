@@ -111,7 +111,7 @@ async def looks(store: Store) -> int:
 async def one_leader(store: Store) -> AsyncIterator[Counter[int]]:
     """Ask the database all the time how many sessions hold each lock: never more than one."""
     seen: Counter[int] = Counter()
-    url = store.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    url = store.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def ask() -> None:
         while True:
@@ -155,7 +155,10 @@ async def all_run_again(workers: list[Worker], store: Store, since: datetime) ->
 async def test_database_restarts_and_workers_die_and_all_goes_on_once(
     tmp_path: Path, server: PostgresServer, shared: Store, trainer: str
 ) -> None:
-    plan = {"database": shared.url.render_as_string(hide_password=False), "trainer": trainer}
+    plan = {
+        "database": shared.database.url.render_as_string(hide_password=False),
+        "trainer": trainer,
+    }
     workers = [await Worker(tmp_path / "0", **plan, start=True).ready()]
     workers.append(await Worker(tmp_path / "1", **plan).ready())
     started = 2

@@ -79,6 +79,11 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {mask(self.database.url)}>"
 
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine of its database, for tables of one's own beside it."""
+        return self.database.engine
+
     async def close(self) -> None:
         """Close all connections."""
         await self.database.close()
