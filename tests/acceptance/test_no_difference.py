@@ -53,6 +53,7 @@ def week() -> ABTest:
         min_units=100,
         min_units_phase=50,
         salt="s",
+        family="s",
         status=ExperimentStatus.RUNNING,
         start_at=T0,
         end_at=T0 + timedelta(hours=HOURS),

@@ -38,7 +38,7 @@ async def family_of(
     async with open_loop(directory, database, provider=provider, changes=split) as loop:
         loop.traffic.lifts = lifts
         candidates = [ModelRef(model_id=name) for name in lifts]
-        tests = await loop.app.create_family(baseline=BASE, candidates=candidates)
+        tests = await loop.app.create_ab_test(baseline=BASE, candidates=candidates)
         yield loop, list(tests)
 
 
@@ -48,7 +48,6 @@ async def test_best_candidate_is_promoted_and_the_others_are_rejected_for_it(
     lifts = {"one": 0.3, "two": 0.8, "three": 0.0}
     async with family_of(tmp_path, database_url, lifts) as (loop, tests):
         family = tests[0].family
-        assert family is not None
         assert [t.lane for t in tests] == [0, 1, 2]
         assert {t.salt for t in tests} == {family}
         won = await loop.app.engine.result(family)
@@ -67,7 +66,7 @@ async def test_each_candidate_is_compared_with_the_baseline_of_all_lanes(
     tmp_path: Path, database_url: str
 ) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
-        await loop.app.engine.result(tests[0].salt)
+        await loop.app.engine.result(tests[0].family)
         both = zip(*[await loop.app.looks(t.id) for t in tests], strict=False)
         looks = list(both)[-1]
         assert looks[0].baseline == looks[1].baseline
@@ -90,15 +89,15 @@ async def test_look_at_one_is_a_look_at_all(tmp_path: Path, database_url: str) -
         assert found.look.experiment_id == tests[0].id
         assert found.recommendation is Verdict.CONTINUE
         with pytest.raises(StateError, match="ended before its first look"):
-            await evaluator.look(tests[1].id)
-        await loop.app.end_family(tests[0].salt, reason="enough", actor="cli")
+            await evaluator.evaluate_performance(tests[1].id)
+        await loop.app.end_experiment(tests[0].family, reason="enough", actor="cli")
 
 
 async def test_harmful_candidate_ends_alone_and_all_lanes_begin_a_phase_together(
     tmp_path: Path, database_url: str
 ) -> None:
     async with family_of(tmp_path, database_url, {"one": -0.6, "two": 0.0}) as (loop, tests):
-        await loop.app.engine.result(tests[0].salt)
+        await loop.app.engine.result(tests[0].family)
         phases = [await loop.app.store.experiments.phases(t.id) for t in tests]
         assert [[p.share for p in of] for of in phases] == [[1 / 3, 0.0], [1 / 3, 1 / 3]]
         assert phases[0][1].at == phases[1][1].at
@@ -118,18 +117,18 @@ async def test_one_candidate_can_be_ended_by_hand_and_then_all(
         loop,
         tests,
     ):
-        ended = await loop.app.end_experiment(tests[1].id, reason="typo", actor="cli")
+        [ended] = await loop.app.end_experiment(tests[1].id, reason="typo", actor="cli")
         assert ended.status is ExperimentStatus.ABORTED
         [routing, _] = await loop.app.routing()
         assert [lane.candidate for lane in routing.lanes] == [ONE, None, THREE]
         assert routing.phase == 2
         with pytest.raises(StateError, match="aborted already"):
             await loop.app.end_experiment(tests[1].id, reason="again", actor="cli")
-        await loop.app.end_family(tests[0].salt, reason="enough", actor="cli")
+        await loop.app.end_experiment(tests[0].family, reason="enough", actor="cli")
         assert all(not r.subjects for r in await loop.app.routing())
-        await loop.app.engine.result(tests[0].salt)
+        await loop.app.engine.result(tests[0].family)
         with pytest.raises(StateError, match="have ended"):
-            await loop.app.end_family(tests[0].salt, reason="again", actor="cli")
+            await loop.app.end_experiment(tests[0].family, reason="again", actor="cli")
 
 
 async def test_raw_events_of_an_ended_candidate_stay_while_its_family_runs(
@@ -140,7 +139,7 @@ async def test_raw_events_of_an_ended_candidate_stay_while_its_family_runs(
         await loop.app.end_experiment(tests[0].id, reason="typo", actor="cli")
         later = tests[0].end_at + timedelta(days=1)
         assert await retention.due("default", later) == []
-        await loop.app.end_family(tests[0].salt, reason="enough", actor="cli")
+        await loop.app.end_experiment(tests[0].family, reason="enough", actor="cli")
         assert await retention.due("default", later) == [t.id for t in tests]
 
 
@@ -148,9 +147,9 @@ async def test_family_is_refused_where_it_cannot_be_tested(
     tmp_path: Path, database_url: str
 ) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, _):
-        create = loop.app.create_family
-        with pytest.raises(InputError, match="at least 2"):
-            await create(baseline=BASE, candidates=[ONE])
+        create = loop.app.create_ab_test
+        with pytest.raises(InputError, match="no candidate"):
+            await create(baseline=BASE, candidates=[])
         with pytest.raises(InputError, match="one is named twice"):
             await create(baseline=BASE, candidates=[ONE, ONE])
         with pytest.raises(InputError, match="outside"):
@@ -166,8 +165,8 @@ async def test_lane_with_a_broken_split_leaves_the_shared_baseline(
 ) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
         loop.traffic.lost = {"one": 0.5}
-        await loop.app.engine.result(tests[0].salt)
-        first, second = await loop.app.family(tests[0].salt)
+        await loop.app.engine.result(tests[0].family)
+        first, second = await loop.app.family(tests[0].family)
         assert first.verdict is Verdict.INVALID
         assert second.verdict is Verdict.REJECT
         looks = await loop.app.looks(second.id)

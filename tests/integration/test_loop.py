@@ -316,9 +316,9 @@ async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(
     provider = MemoryProvider(base_models=("base", "better"))
     async with open_loop(tmp_path, database_url, provider=provider) as loop:
         old, new = ModelRef(model_id="base"), ModelRef(model_id="better")
-        test = await loop.app.create_ab_test(baseline=old, candidate=new)
+        [test] = await loop.app.create_ab_test(baseline=old, candidates=[new])
         with pytest.raises(ConflictError, match="one candidate at a time"):
-            await loop.app.create_ab_test(baseline=old, candidate=new)
+            await loop.app.create_ab_test(baseline=old, candidates=[new])
         await loop.app.engine.result(test.id)
         evaluation = await loop.app.evaluation(test.id)
         assert evaluation is not None

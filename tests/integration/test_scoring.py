@@ -156,7 +156,7 @@ async def test_the_judges_scores_decide_a_criterion_of_quality(
         clock.move(days=7, hours=1)
         config = app.pipeline("default")
         evaluator = ModelEvaluator(store=app.store.loop, clock=clock, config=config)
-        look = await evaluator.look(test.id)
+        [look] = await evaluator.look(test.family)
         [quality] = [r for r in look.criteria if r.metric == "quality"]
         assert quality.holds is holds, look.reason
         assert look.verdict is verdict

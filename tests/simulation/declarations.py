@@ -38,7 +38,8 @@ TEST = ABTest(
     baseline=ModelRef(model_id="base"), candidate=ModelRef(model_id="candidate"),
     traffic_split=0.5, duration_hours=WEEK, criteria=Criteria(), decision="confirmed",
     cost_metric="per_engagement", maturation_hours=0, min_units=100, min_units_phase=50,
-    salt="s", status=ExperimentStatus.RUNNING, start_at=T0, end_at=T0 + timedelta(hours=WEEK),
+    salt="s", family="s", status=ExperimentStatus.RUNNING, start_at=T0,
+    end_at=T0 + timedelta(hours=WEEK),
 )  # fmt: skip
 BY_ITEM = replace(TEST, analysis_unit="item")
 ADJUSTED = replace(TEST, cuped=True)

@@ -55,6 +55,7 @@ def ab_test(**changes: object) -> ABTest:
         min_units=100,
         min_units_phase=50,
         salt="s",
+        family="ab-test-1",
         status=ExperimentStatus.RUNNING,
         start_at=T0,
         end_at=T0 + WEEK,

@@ -38,7 +38,7 @@ TEST = ABTest(
     id="ab-test-20250120-001", run_id=None, pipeline="default", tasks=("hook",),
     baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id="new"), traffic_split=0.5,
     duration_hours=168, criteria=Criteria(), decision="spec", cost_metric="per_engagement",
-    maturation_hours=0, min_units=100, min_units_phase=50, salt="s",
+    maturation_hours=0, min_units=100, min_units_phase=50, salt="s", family="s",
     status=ExperimentStatus.RUNNING, start_at=T0, end_at=T0 + timedelta(hours=168),
 )  # fmt: skip
 BY_ITEM, ADJUSTED = replace(TEST, analysis_unit="item"), replace(TEST, cuped=True)

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from tuneproof.app.core import Core
 from tuneproof.cache import METRICS_TTL_S, metrics_key
 from tuneproof.collection import Window
-from tuneproof.errors import StateError
+from tuneproof.errors import NotFoundError, StateError
 from tuneproof.experiments import (
     ABTest,
     Arm,
@@ -45,36 +45,6 @@ class Experiments(Core):
         self,
         *,
         baseline: ModelRef,
-        candidate: ModelRef,
-        traffic_split: float | None = None,
-        duration_hours: float | None = None,
-        pipeline: str = "default",
-        tasks: Sequence[str] | None = None,
-        actor: str = "system",
-        **declared: Unpack[Declared],
-    ) -> ABTest:
-        """Declare a test of its own, outside a run; it is looked at every hour.
-
-        What `declared` leaves out is as the pipeline's settings say. Raises as
-        `ModelEvaluator.create_a_b_test` does.
-        """
-        config = self._declared(pipeline, tasks, declared)
-        evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
-        async with self.store.database.begin() as tx:
-            test = await evaluator.create_a_b_test(
-                baseline, candidate, traffic_split, duration_hours, tx=tx
-            )
-            await self.store.activity.add(
-                self.clock.now(), actor, "experiment start", test.id, tx=tx
-            )
-        await self.engine.start(experiment_alone, test.id, config)
-        self._routing_changed(config.tasks)
-        return test
-
-    async def create_family(
-        self,
-        *,
-        baseline: ModelRef,
         candidates: Sequence[ModelRef],
         traffic_split: float | None = None,
         duration_hours: float | None = None,
@@ -83,22 +53,22 @@ class Experiments(Core):
         actor: str = "system",
         **declared: Unpack[Declared],
     ) -> Sequence[ABTest]:
-        """Declare a test for each of several candidates at once, outside a run.
+        """Declare a test for each candidate at once, outside a run; they are looked at every hour.
 
-        `traffic_split` is each candidate's share of all units. Raises as
-        `ModelEvaluator.create_family` does.
+        `traffic_split` is each candidate's share of all units. What `declared` leaves out is as
+        the pipeline's settings say. Raises as `ModelEvaluator.declare` does.
         """
         config = self._declared(pipeline, tasks, declared)
         evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
         async with self.store.database.begin() as tx:
-            tests = await evaluator.create_family(
+            tests = await evaluator.declare(
                 baseline, candidates, traffic_split, duration_hours, tx=tx
             )
             for test in tests:
                 await self.store.activity.add(
                     self.clock.now(), actor, "experiment start", test.id, tx=tx
                 )
-        await self.engine.start(experiment_alone, tests[0].salt, config)
+        await self.engine.start(experiment_alone, tests[0].family, config)
         self._routing_changed(config.tasks)
         return tests
 
@@ -115,10 +85,20 @@ class Experiments(Core):
         return await self.store.experiments.family(id)
 
     async def siblings(self, family: str) -> Sequence[Sibling]:
-        """The tests of a family by lane, each with its last look. Raises `NotFoundError`."""
+        """The tests of a family by lane, each with its last look.
+
+        Raises `NotFoundError`, also for a test that was declared alone.
+        """
+        tests = await self.family(family)
+        if tests[0].siblings is None:
+            raise NotFoundError(
+                f"{family} is a test alone, no family.",
+                mend=f"tuneproof experiment show {family}",
+                id=family,
+            )
         return [
             Sibling(test=test, look=await self.store.experiments.last_look(test.id))
-            for test in await self.family(family)
+            for test in tests
         ]
 
     async def plan(
@@ -223,35 +203,28 @@ class Experiments(Core):
             )
         await self.cache.set(_newest_key(id), look.number, METRICS_TTL_S)
 
-    async def end_experiment(self, id: str, *, reason: str, actor: str = "system") -> ABTest:
-        """End a running test by hand: the candidate is not promoted, its traffic goes back.
+    async def end_experiment(
+        self, id: str, *, reason: str, actor: str = "system"
+    ) -> Sequence[ABTest]:
+        """End a running test by hand, or all of a family: traffic goes back to the baseline.
 
-        The other candidates of its family go on. Raises `StateError` where it has ended.
+        Of a family, the candidates that are not named go on. The tests that `id` names; raises
+        `StateError` where none of them runs.
         """
         async with self.store.database.begin() as tx:
-            test = await self.store.experiments.get(id, tx=tx)
-            if test.status is not ExperimentStatus.RUNNING:
-                raise StateError(
-                    f"Experiment {id} is {test.status} already.",
-                    mend=f"tuneproof experiment show {id}",
-                )
-            await self._end([test], reason, actor, tx)
-        await self._after_end(test)
-        return await self.experiment(id)
-
-    async def end_family(self, id: str, *, reason: str, actor: str = "system") -> Sequence[ABTest]:
-        """End all running tests of a family by hand. Raises `StateError` where none runs."""
-        async with self.store.database.begin() as tx:
-            tests = await self.store.experiments.family(id, tx=tx)
+            tests = await self.store.experiments.named(id, tx=tx)
             running = [t for t in tests if t.status is ExperimentStatus.RUNNING]
             if not running:
                 raise StateError(
-                    f"All tests of {id} have ended already.",
+                    f"Experiment {id} is {tests[0].status} already."
+                    if len(tests) == 1
+                    else f"All tests of {id} have ended already.",
                     mend=f"tuneproof experiment show {tests[0].id}",
                 )
             await self._end(running, reason, actor, tx)
-        await self._after_end(running[0])
-        return await self.family(id)
+        await self._wake(tests[0].run_id or tests[0].family)
+        self._routing_changed(tests[0].tasks)
+        return await self.store.experiments.named(id)
 
     async def _end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Any) -> None:
         said, at = f"Ended by {actor}: {reason}", self.clock.now()
@@ -262,10 +235,6 @@ class Experiments(Core):
             )
             await self.store.activity.add(at, actor, "experiment end", test.id, reason, tx=tx)
         await self.store.loop.withdraw([test.id for test in tests], at, said, tx)
-
-    async def _after_end(self, test: ABTest) -> None:
-        await self._wake(test.run_id or test.family or test.id)
-        self._routing_changed(test.tasks)
 
 
 def _newest_key(id: str) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Unpack
 
 from tuneproof.errors import InputError, StateError
 from tuneproof.experiments.allocation import phase_counts, thompson_share
 from tuneproof.experiments.declaring import Declared, declare
-from tuneproof.experiments.families import check_family, controls, settled, shared_control
+from tuneproof.experiments.families import check_lanes, controls, settled, shared_control
 from tuneproof.experiments.judge import DeclaredLook, judge
-from tuneproof.experiments.ledger import Allotment, allot, identity_of
+from tuneproof.experiments.ledger import allot, identity_of
 from tuneproof.experiments.records import (
     ABTest,
     Criteria,
@@ -46,6 +46,63 @@ class ModelEvaluator:
         self._clock = clock or SystemClock()
         self._config = config or PipelineConfig()
 
+    async def declare(
+        self,
+        baseline: str | ModelRef | ModelVersion,
+        candidates: Sequence[str | ModelRef | ModelVersion],
+        traffic_split: float | None = None,
+        duration_hours: float | None = None,
+        *,
+        run_id: str | None = None,
+        at: datetime | None = None,
+        tx: Any = None,
+        **declared: Unpack[Declared],
+    ) -> tuple[ABTest, ...]:
+        """Declare one test for each candidate against one baseline, all at once, and route them.
+
+        `traffic_split` is the share of *all* units that each candidate gets. The tests of several
+        share the baseline's units and the error of one test. What `declared` leaves out is as the
+        settings say. Raises `InputError` for a model that is named twice, a split that leaves the
+        baseline fewer units than a candidate, a duration that is not positive, shares of several
+        that adapt, or what `declare` refuses; `ConflictError` where one of the tasks is being
+        tested or rolled out.
+        """
+        config = declare(self._config, declared)
+        split = config.traffic_split if traffic_split is None else traffic_split
+        hours = config.a_b_test_duration_hours if duration_hours is None else duration_hours
+        models = [model_ref(candidate) for candidate in candidates]
+        check_lanes(model_ref(baseline), models, split, config.allocation)
+        if not hours > 0:
+            raise InputError(f"duration_hours {hours!r} is not above 0.", mend="A week is 168.")
+        start = at or self._clock.now()
+        async with self._store.transaction(tx) as own:
+            family, ids = await self._store.new_ids(len(models), start, tx=own)
+            identities = [await self._identity(model, own) for model in models]
+            spent = await self._store.spent(self._config.name, tx=own)
+            tests = []
+            for lane, (id, model, identity) in enumerate(zip(ids, models, identities, strict=True)):
+                allotment = allot(
+                    spent, identity, loop_alpha=self._config.loop_alpha, among=len(models)
+                )
+                test = _declared(config, model_ref(baseline), split, hours, start)
+                tests.append(
+                    replace(
+                        test,
+                        id=id,
+                        run_id=run_id,
+                        candidate=model,
+                        salt=family,
+                        alpha=allotment.alpha if config.loop_ledger else None,
+                        retest=allotment.retest,
+                        identity=identity,
+                        family=family,
+                        lane=lane,
+                        lanes=len(models),
+                    )
+                )
+            await self._store.start_tests(tests, tx=own)
+        return tuple(tests)
+
     async def create_a_b_test(
         self,
         baseline_model: str | ModelRef | ModelVersion,
@@ -58,164 +115,88 @@ class ModelEvaluator:
         tx: Any = None,
         **declared: Unpack[Declared],
     ) -> ABTest:
-        """Declare a test and route its tasks: `traffic_split` of the units get the candidate.
-
-        What `declared` leaves out is as the settings say. Raises `InputError` for a split outside
-        (0, 0.5], a duration that is not positive, two equal models, or what `declare` refuses;
-        `ConflictError` where one of the tasks is being tested or rolled out.
-        """
-        config = declare(self._config, declared)
-        design = self._design(config, baseline_model, traffic_split, duration_hours, run_id, at)
-        candidate = model_ref(candidate_model)
-        _check_test(design.baseline, candidate, design.split)
-        test_id = await self._store.next_test_id(design.start, tx)
-        identity = await self._identity(candidate, tx)
-        test = design.test(test_id, candidate, identity, await self._allotment(identity, tx))
-        await self._store.start_test(test, tx=tx)
-        return test
-
-    async def create_family(
-        self,
-        baseline_model: str | ModelRef | ModelVersion,
-        candidate_models: Sequence[str | ModelRef | ModelVersion],
-        traffic_split: float | None = None,
-        duration_hours: float | None = None,
-        *,
-        run_id: str | None = None,
-        at: datetime | None = None,
-        tx: Any = None,
-        **declared: Unpack[Declared],
-    ) -> tuple[ABTest, ...]:
-        """Declare one test for each of several candidates against one baseline, all at once.
-
-        `traffic_split` is the share of *all* units that each candidate gets. The tests share the
-        baseline's units and the error of one test. Raises as `create_a_b_test` does, and
-        `InputError` for fewer than two candidates, for shares that leave the baseline fewer
-        units than a candidate, and for shares that adapt.
-        """
-        config = declare(self._config, declared)
-        design = self._design(config, baseline_model, traffic_split, duration_hours, run_id, at)
-        models = [model_ref(candidate) for candidate in candidate_models]
-        check_family(design.baseline, models, design.split, config.allocation)
-        family = await self._store.next_family_id(design.start, tx)
-        identities = [await self._identity(model, tx) for model in models]
-        allotments = [await self._allotment(i, tx, among=len(models)) for i in identities]
-        tests = []
-        for lane, model in enumerate(models):
-            test_id = await self._store.next_test_id(design.start, tx)
-            test = design.test(test_id, model, identities[lane], allotments[lane])
-            tests.append(replace(test, salt=family, family=family, lane=lane, lanes=len(models)))
-        await self._store.start_family(tests, tx=tx)
-        return tuple(tests)
-
-    def _design(
-        self,
-        config: PipelineConfig,
-        baseline_model: str | ModelRef | ModelVersion,
-        split: float | None,
-        hours: float | None,
-        run_id: str | None,
-        at: datetime | None,
-    ) -> _Design:
-        design = _Design(
-            config=config,
-            baseline=model_ref(baseline_model),
-            split=config.traffic_split if split is None else split,
-            hours=config.a_b_test_duration_hours if hours is None else hours,
-            start=at or self._clock.now(),
+        """Declare the test of one candidate. Raises as `declare` does."""
+        [test] = await self.declare(
+            baseline_model,
+            [candidate_model],
+            traffic_split,
+            duration_hours,
             run_id=run_id,
+            at=at,
+            tx=tx,
+            **declared,
         )
-        if not design.hours > 0:
-            raise InputError(
-                f"duration_hours {design.hours!r} is not above 0.", mend="A week is 168."
-            )
-        return design
+        return test
 
     async def _identity(self, candidate: ModelRef, tx: Any) -> tuple[str, ...]:
         dataset = await self._store.dataset_of(candidate, tx=tx)
         return identity_of(candidate.model_id, dataset)
 
-    async def _allotment(self, identity: tuple[str, ...], tx: Any, among: int = 1) -> Allotment:
-        spent = await self._store.spent(self._config.name, tx=tx)
-        return allot(spent, identity, loop_alpha=self._config.loop_alpha, among=among)
-
-    async def look(self, ab_test_id: str, *, at: datetime | None = None, tx: Any = None) -> Look:
-        """Take one look and keep it; a final verdict ends the test.
-
-        An ended test is not looked at again: its last look is returned. One of a family is
-        looked at together with its family. Raises `StateError` for a test of a family that was
-        ended before its first look.
-        """
-        test = await self._store.test(ab_test_id, tx=tx)
-        if test.family is not None:
-            return await self._look_of(test, at, tx)
-        looks = await self._store.looks(ab_test_id, tx=tx)
-        if test.status is not ExperimentStatus.RUNNING and looks:
-            return looks[-1]
-        instant = at or self._clock.now()
-        evidence = await self._evidence(test, instant, tx)
-        look = self._judged(test, evidence, looks, instant, await self._prior(test, tx))
-        share = self._next_share(test, evidence, looks, instant)
-        if look.verdict is Verdict.CONTINUE and share is not None:
-            phase = await self._store.reallocate(test, share, instant, tx=tx)
-            moved = {"next_share": share, "next_phase": phase}
-            look = replace(look, inputs={**look.inputs, **moved})
-        await self._keep(test, look, tx)
-        return look
-
-    async def _look_of(self, test: ABTest, at: datetime | None, tx: Any) -> Look:
-        assert test.family is not None
-        looks = await self.look_family(test.family, at=at, tx=tx)
-        found = next((look for look in looks if look.experiment_id == test.id), None)
-        if found is None:
-            raise StateError(
-                f"Experiment {test.id} was ended before its first look: {test.reason}",
-                mend=f"tuneproof experiment show {test.id}",
-            )
-        return found
-
-    async def look_family(
+    async def look(
         self, family: str, *, at: datetime | None = None, tx: Any = None
     ) -> tuple[Look, ...]:
         """Take one look at every running test of a family, at one instant, and keep them.
 
-        The newest look of each test by lane, also of those that ended before. The first look at
-        which any promotes ends the family; a test that ends otherwise ends alone, and the others
-        begin their next phase then. Raises `NotFoundError`.
+        The newest look of each test by lane, also of those that ended before; a test that was
+        ended before its first look has none. The first look at which any promotes ends the
+        family; a test that ends otherwise ends alone, and the others begin their next phase
+        then. Raises `NotFoundError`.
         """
-        tests = await self._store.family(family, tx=tx)
-        before = {test.id: await self._store.looks(test.id, tx=tx) for test in tests}
-        running = [test for test in tests if test.status is ExperimentStatus.RUNNING]
-        new = await self._looks_at(tests, running, before, at or self._clock.now(), tx)
+        async with self._store.transaction(tx) as own:
+            tests = await self._store.family(family, tx=own)
+            before = {test.id: await self._store.looks(test.id, tx=own) for test in tests}
+            new = await self._looks_at(tests, before, at or self._clock.now(), own)
         newest = {**{id: looks[-1] for id, looks in before.items() if looks}, **new}
         return tuple(newest[test.id] for test in tests if test.id in newest)
 
     async def _looks_at(
-        self,
-        tests: Sequence[ABTest],
-        running: Sequence[ABTest],
-        before: Mapping[str, Sequence[Look]],
-        at: datetime,
-        tx: Any,
+        self, tests: Sequence[ABTest], before: Mapping[str, Sequence[Look]], at: datetime, tx: Any
     ) -> dict[str, Look]:
+        running = [test for test in tests if test.status is ExperimentStatus.RUNNING]
         if not running:
             return {}
         evidence = {test.id: await self._evidence(test, at, tx) for test in tests}
         prior = await self._prior(tests[0], tx)
         control = controls(tests, evidence)
-        looks = [
+        looks: Sequence[Look] = [
             self._judged(t, shared_control(t, evidence, control), before[t.id], at, prior)
             for t in running
         ]
-        looks = [replace(x, inputs={**x.inputs, "control": list(control)}) for x in looks]
-        found = {look.experiment_id: look for look in settled(looks, tests)}
-        for test in running:
-            await self._keep(test, found[test.id], tx)
-        ended = [look for look in found.values() if look.verdict is not Verdict.CONTINUE]
-        if ended and len(ended) < len(running):
-            names = [look.experiment_id for look in ended]
-            await self._store.stop_lanes(names, at, f"{', '.join(names)} ended", tx=tx)
-        return found
+        if len(tests) > 1:
+            looks = [replace(x, inputs={**x.inputs, "control": list(control)}) for x in looks]
+        looks = settled(looks, tests)
+        ended = [x.experiment_id for x in looks if x.verdict is not Verdict.CONTINUE]
+        if not ended:
+            looks = await self._adapted(tests, looks, evidence, before, tx)
+        elif len(ended) < len(running):
+            cause = f"{', '.join(ended)} ended"
+            await self._store.begin_phase(tests, dict.fromkeys(ended, 0.0), at, cause, tx=tx)
+        for test, look in zip(running, looks, strict=True):
+            await self._keep(test, look, tx)
+        return {look.experiment_id: look for look in looks}
+
+    async def _adapted(
+        self,
+        tests: Sequence[ABTest],
+        looks: Sequence[Look],
+        evidence: Mapping[str, Evidence],
+        before: Mapping[str, Sequence[Look]],
+        tx: Any,
+    ) -> Sequence[Look]:
+        """The looks, with the phase that begins where a share is to be another from now on."""
+        at = looks[0].at
+        due = {t.id: self._next_share(t, evidence[t.id], before[t.id], at) for t in tests}
+        shares = {id: share for id, share in due.items() if share is not None}
+        if not shares:
+            return looks
+        cause = f"{', '.join(shares)} adapts its share"
+        phase = await self._store.begin_phase(tests, shares, at, cause, tx=tx)
+        return [
+            replace(look, inputs={**look.inputs, "next_share": share, "next_phase": phase})
+            if (share := shares.get(look.experiment_id)) is not None
+            else look
+            for look in looks
+        ]
 
     async def _evidence(self, test: ABTest, at: datetime, tx: Any) -> Evidence:
         matured = at - timedelta(hours=test.maturation_hours)
@@ -290,7 +271,8 @@ class ModelEvaluator:
         """The experiment as it stands: a running test is looked at now.
 
         `significance_threshold` may only repeat what was declared: a test does not change while
-        it runs. Raises `NotFoundError`, `InputError`.
+        it runs. Raises `NotFoundError`, `InputError`, and `StateError` for a test that was ended
+        before its first look.
         """
         test = await self._store.test(ab_test_id)
         declared = test.criteria.significance_threshold
@@ -300,8 +282,14 @@ class ModelEvaluator:
                 f"declared ({declared:g}).",
                 mend="A running test cannot be changed; declare another one.",
             )
-        look = await self.look(ab_test_id)
+        looks = await self.look(test.family)
+        look = next((look for look in looks if look.experiment_id == ab_test_id), None)
         test = await self._store.test(ab_test_id)
+        if look is None:
+            raise StateError(
+                f"Experiment {ab_test_id} was ended before its first look: {test.reason}",
+                mend=f"tuneproof experiment show {ab_test_id}",
+            )
         return EvaluationResult(
             ab_test_id=ab_test_id,
             status=test.status,
@@ -332,65 +320,38 @@ def model_ref(model: str | ModelRef | ModelVersion) -> ModelRef:
     return ModelRef(model_id=model.model_id, version=model.id)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Design:
-    """What the tests of one declaration have in common."""
-
-    config: PipelineConfig
-    baseline: ModelRef
-    split: float
-    hours: float
-    start: datetime
-    run_id: str | None
-
-    def test(
-        self, id: str, candidate: ModelRef, identity: tuple[str, ...], allotment: Allotment
-    ) -> ABTest:
-        """The test of one candidate."""
-        config = self.config
-        return ABTest(
-            id=id,
-            run_id=self.run_id,
-            pipeline=config.name,
-            tasks=config.tasks,
-            baseline=self.baseline,
-            candidate=candidate,
-            traffic_split=self.split,
-            duration_hours=self.hours,
-            criteria=Criteria(
-                min_engagement_lift=config.min_engagement_lift,
-                min_cost_efficiency_gain=config.min_cost_efficiency_gain,
-                significance_threshold=config.significance_threshold,
-            ),
-            decision=config.decision,
-            cost_metric=config.cost_metric,
-            maturation_hours=config.maturation_hours,
-            min_units=config.min_units,
-            min_units_phase=config.min_units_phase,
-            salt=id,
-            status=ExperimentStatus.RUNNING,
-            start_at=self.start,
-            end_at=self.start + timedelta(hours=self.hours),
-            objectives=tuple(Criterion.parse(text) for text in config.criteria),
-            alpha=allotment.alpha if config.loop_ledger else None,
-            retest=allotment.retest,
-            identity=identity,
-            segments=config.segments,
-            segment_guardrail=config.segment_guardrail,
-            allocation=config.allocation,
-            analysis_unit=config.analysis_unit,
-            cuped=config.cuped,
-        )
-
-
-def _check_test(baseline: ModelRef, candidate: ModelRef, split: float) -> None:
-    if not 0 < split <= 0.5:
-        raise InputError(
-            f"traffic_split {split!r} is outside (0, 0.5].",
-            mend="Give the candidate's share of the units: 10 % is 0.1.",
-        )
-    if baseline.same_as(candidate):
-        raise InputError(
-            f"Baseline and candidate are the same model, {baseline.model_id}.",
-            mend="Test a version against the model in use.",
-        )
+def _declared(
+    config: PipelineConfig, baseline: ModelRef, split: float, hours: float, start: datetime
+) -> ABTest:
+    """What the tests of one declaration have in common; the ids and the candidate are to come."""
+    return ABTest(
+        id="",
+        run_id=None,
+        pipeline=config.name,
+        tasks=config.tasks,
+        baseline=baseline,
+        candidate=baseline,
+        traffic_split=split,
+        duration_hours=hours,
+        criteria=Criteria(
+            min_engagement_lift=config.min_engagement_lift,
+            min_cost_efficiency_gain=config.min_cost_efficiency_gain,
+            significance_threshold=config.significance_threshold,
+        ),
+        decision=config.decision,
+        cost_metric=config.cost_metric,
+        maturation_hours=config.maturation_hours,
+        min_units=config.min_units,
+        min_units_phase=config.min_units_phase,
+        salt="",
+        status=ExperimentStatus.RUNNING,
+        start_at=start,
+        end_at=start + timedelta(hours=hours),
+        objectives=tuple(Criterion.parse(text) for text in config.criteria),
+        segments=config.segments,
+        segment_guardrail=config.segment_guardrail,
+        allocation=config.allocation,
+        analysis_unit=config.analysis_unit,
+        cuped=config.cuped,
+        family="",
+    )

@@ -1,6 +1,6 @@
-"""Several candidates against one baseline at once: what their evidence shares, and who wins.
+"""One or several candidates against one baseline: what their evidence shares, and who wins.
 
-A family is two or more ordinary tests that begin together, each in a lane of the units. Every
+A family is one or more ordinary tests that begin together, each in a lane of the units. Every
 lane serves the same baseline to some of its units, so each candidate is compared with the
 baseline of all lanes. What makes that valid: lanes are drawn by the same hash as arms, and the
 phases of all lanes begin together, so that within a phase all rates stand still.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 from tuneproof.assignment import in_lane
 from tuneproof.errors import InputError
@@ -29,7 +30,7 @@ from tuneproof.experiments.records import (
 )
 from tuneproof.stats.aggregates import merge
 
-__all__ = ["check_family", "controls", "largest_split", "settled", "shared_control", "winner"]
+__all__ = ["check_lanes", "controls", "largest_split", "settled", "shared_control", "winner"]
 
 
 def largest_split(candidates: int) -> float:
@@ -43,33 +44,36 @@ def largest_split(candidates: int) -> float:
     return 1 / (candidates + 1)
 
 
-def check_family(
+def check_lanes(
     baseline: ModelRef, candidates: Sequence[ModelRef], split: float, allocation: str
 ) -> None:
-    """Raises `InputError` for a family that cannot be tested."""
+    """Raises `InputError` for candidates that cannot be tested against this baseline at once."""
     count = len(candidates)
-    if count < 2:
+    if not count:
         raise InputError(
-            f"A family has {count} candidates, but needs at least 2.",
-            mend="Name several candidates, or declare an ordinary test.",
-            field="candidate_models",
+            "There is no candidate to test.", mend="Name at least one.", field="candidate_models"
         )
-    names = [baseline.model_id, *(c.model_id for c in candidates)]
-    twice = next((n for n in names if names.count(n) > 1), None)
+    if count == 1 and baseline.same_as(candidates[0]):
+        raise InputError(
+            f"Baseline and candidate are the same model, {baseline.model_id}.",
+            mend="Test a version against the model in use.",
+        )
+    twice = next((b for a, b in combinations([baseline, *candidates], 2) if a.same_as(b)), None)
     if twice is not None:
         raise InputError(
-            f"{twice} is named twice: baseline and candidates must be different models.",
+            f"{twice.model_id} is named twice: baseline and candidates must be different models.",
             mend="Name each candidate once, and not the baseline.",
             field="candidate_models",
         )
     if not 0 < split <= largest_split(count) + 1e-9:
+        among = "." if count == 1 else f", which {count} candidates at once may have each."
         raise InputError(
-            f"traffic_split {split!r} is outside (0, {largest_split(count):.4g}], which {count} "
-            "candidates at once may have each.",
-            mend="Lower traffic_split (it is each candidate's share of all units), or test fewer.",
+            f"traffic_split {split!r} is outside (0, {largest_split(count):.4g}]{among}",
+            mend="Give each candidate's share of all units: 10 % is 0.1. Of several, lower it or "
+            "test fewer.",
             field="traffic_split",
         )
-    if allocation != "fixed":
+    if count > 1 and allocation != "fixed":
         raise InputError(
             f"allocation is {allocation!r}, but a family's shares stay as they are.",
             mend='Set allocation = "fixed", or test one candidate.',

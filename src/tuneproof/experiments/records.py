@@ -149,6 +149,12 @@ class ABTest:
     status: ExperimentStatus
     start_at: datetime
     end_at: datetime
+    family: str
+    """The tests that began together against one baseline; of a test alone, its own id."""
+    lane: int = 0
+    """Which of the family's lanes this candidate has, from 0."""
+    lanes: int = 1
+    """How many candidates the family began with."""
     verdict: Verdict | None = None
     reason: str | None = None
     objectives: tuple[Criterion, ...] = ()
@@ -169,17 +175,16 @@ class ABTest:
     """What is counted: the randomised "unit" itself, or each "item" of it (an author's posts)."""
     cuped: bool = False
     """Whether the lift is adjusted by the covariate that the exposures carry."""
-    family: str | None = None
-    """The family of tests that began together against one baseline; None: this one is alone."""
-    lane: int = 0
-    """Which of the family's lanes this candidate has, from 0."""
-    lanes: int = 1
-    """How many candidates the family began with."""
 
     @property
     def metric(self) -> Metric:
         """What engagement is in this test, by what was declared."""
         return engagement_metric(self.analysis_unit, self.cuped)
+
+    @property
+    def siblings(self) -> str | None:
+        """The family that it shares its baseline with; None where it is alone."""
+        return self.family if self.lanes > 1 else None
 
     @property
     def last_look_at(self) -> datetime:
@@ -193,7 +198,7 @@ class ABTest:
         """
         if self.status is ExperimentStatus.RUNNING:
             return True
-        ended_well = self.status is ExperimentStatus.COMPLETED or self.family is not None
+        ended_well = self.status is ExperimentStatus.COMPLETED or self.lanes > 1
         return ended_well and now < self.last_look_at
 
     @property

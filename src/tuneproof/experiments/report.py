@@ -191,7 +191,7 @@ def _family(family: Beside) -> str:
         f"<h3>{_t(t.candidate.model_id)}</h3>{chart(t, looks, scale)}" for t, looks in family
     )
     note = (
-        f'<p class="quiet">{len(family)} candidates of {_t(first.family or "")} at once, against '
+        f'<p class="quiet">{len(family)} candidates of {_t(first.family)} at once, against '
         "one baseline: its units are those of all lanes. Each may be promoted at level "
         f"{first.promotion_alpha:.3g}, its even part of the whole; at most one is, the one to be "
         "expected to do best.</p>"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -13,11 +14,20 @@ from tuneproof.experiments.records import ABTest, Evidence, Look, ModelRef
 class ExperimentStore(Protocol):
     """What the evaluator keeps: tests, looks, phases, evidence, routing."""
 
-    async def next_test_id(self, at: datetime, tx: Any = None) -> str:
-        """The next `ab-test-YYYYMMDD-NNN`."""
+    def transaction(self, tx: Any) -> AbstractAsyncContextManager[Any]:
+        """`tx` itself, or a new transaction that may write where it is None."""
 
-    async def start_test(self, test: ABTest, *, tx: Any = None) -> None:
-        """Keep a new test, open its first phase, and route its tasks; refuses busy tasks."""
+    async def new_ids(self, lanes: int, at: datetime, *, tx: Any = None) -> tuple[str, list[str]]:
+        """The next ids of a family and of its tests, by lane. A test alone is its own family."""
+
+    async def start_tests(self, tests: Sequence[ABTest], *, tx: Any = None) -> None:
+        """Keep a family's tests, open their first phase together, route their tasks.
+
+        Raises `ConflictError` where one of the tasks is being tested or rolled out.
+        """
+
+    async def family(self, family: str, *, tx: Any = None) -> Sequence[ABTest]:
+        """The tests of a family by lane. Raises `NotFoundError`."""
 
     async def test(self, test_id: str, *, tx: Any = None) -> ABTest:
         """The test of this id. Raises `NotFoundError`."""
@@ -51,22 +61,19 @@ class ExperimentStore(Protocol):
     async def final_lifts(self, pipeline: str, *, tx: Any = None) -> Sequence[tuple[float, float]]:
         """The lift of each finished experiment with its standard error on the log scale."""
 
-    async def reallocate(self, test: ABTest, share: float, at: datetime, *, tx: Any = None) -> int:
-        """Give the candidate another share from now on: the number of the phase that begins."""
+    async def begin_phase(
+        self,
+        tests: Sequence[ABTest],
+        shares: Mapping[str, float],
+        at: datetime,
+        cause: str,
+        *,
+        tx: Any = None,
+    ) -> int:
+        """Begin the next phase of all tests of a family: its number.
+
+        `shares` are the new ones by test, the others stay; 0 gives a lane back to the baseline.
+        """
 
     async def dataset_of(self, model: ModelRef, *, tx: Any = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
-
-    async def next_family_id(self, at: datetime, tx: Any = None) -> str:
-        """The next `family-YYYYMMDD-NNN`."""
-
-    async def start_family(self, tests: Sequence[ABTest], *, tx: Any = None) -> None:
-        """Keep a family's tests, open their first phase together, route their tasks."""
-
-    async def family(self, family: str, *, tx: Any = None) -> Sequence[ABTest]:
-        """The tests of a family by lane. Raises `NotFoundError`."""
-
-    async def stop_lanes(
-        self, stopped: Sequence[str], at: datetime, cause: str, *, tx: Any = None
-    ) -> None:
-        """Give these tests' traffic back in their own lanes; all lanes begin the next phase."""

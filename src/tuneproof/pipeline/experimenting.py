@@ -102,7 +102,7 @@ class ExperimentStage:
     async def _declare(self, tx: Tx, versions: tuple[ModelVersion, ...]) -> tuple[ABTest, ...]:
         run = self._run
         baseline = await self._baseline(tx, versions[0])
-        tests = await self._declared(tx, baseline, versions)
+        tests = await self._evaluator.declare(baseline, versions, run_id=run.id, at=run.now, tx=tx)
         first, names = tests[0], [test.id for test in tests]
         shared = {"family": first.family, "ab_test_ids": names} if len(tests) > 1 else {}
         detail = {
@@ -119,19 +119,6 @@ class ExperimentStage:
         }
         await run.mark_run(tx, known)
         return tests
-
-    async def _declared(
-        self, tx: Tx, baseline: ModelRef, versions: tuple[ModelVersion, ...]
-    ) -> tuple[ABTest, ...]:
-        run, evaluator = self._run, self._evaluator
-        if len(versions) > 1:
-            return await evaluator.create_family(
-                baseline, versions, run_id=run.id, at=run.now, tx=tx
-            )
-        test = await evaluator.create_a_b_test(
-            baseline, versions[0], run_id=run.id, at=run.now, tx=tx
-        )
-        return (test,)
 
     async def _baseline(self, tx: Tx, version: ModelVersion) -> ModelRef:
         """The model in use: as it is routed, else as the settings name it, else the base."""
@@ -153,11 +140,8 @@ class ExperimentStage:
         self._run.subjects += [test.id for test in tests]
         return tests
 
-    async def _read(self, family: str, tx: Tx | None = None) -> tuple[ABTest, ...]:
-        store = self._run.parts.store
-        if family.startswith("family-"):
-            return tuple(await store.family(family, tx=tx))
-        return (await store.test(family, tx=tx),)
+    async def _read(self, family: str) -> tuple[ABTest, ...]:
+        return tuple(await self._run.parts.store.family(family))
 
     async def follow(self, tests: Sequence[ABTest]) -> Tested:
         """Look every hour until each has its verdict; looks that were missed coalesce into one.
@@ -175,7 +159,7 @@ class ExperimentStage:
                 await run.wait(min(due, first.last_look_at))
             elif failed:
                 await run.wait(due)
-            looked = await run.attempt(first.family or first.id, self._look, found)
+            looked = await run.attempt(first.family, self._look, found)
             failed = looked is None
             found = looked or found
             if looked is not None and not looked.running:
@@ -183,7 +167,7 @@ class ExperimentStage:
 
     async def _look(self, before: Tested) -> Tested:
         """One look at all running tests, kept in one commit with what follows from it."""
-        family = before.tests[0].family or before.tests[0].id
+        family = before.tests[0].family
         tests, looks = await workflow.transaction(StepName.EXPERIMENT_LOOK, self._looked, family)
         found = Tested(tests=tests, looks=looks)
         by_id = {test.id: test for test in tests}
@@ -199,8 +183,8 @@ class ExperimentStage:
 
     async def _looked(self, tx: Tx, family: str) -> tuple[tuple[ABTest, ...], tuple[Look, ...]]:
         at = self._run.now
-        looks = await self._looks(tx, family, at)
-        tests = await self._read(family, tx)
+        looks = await self._evaluator.look(family, at=at, tx=tx)
+        tests = tuple(await self._run.parts.store.family(family, tx=tx))
         by_id = {test.id: test for test in tests}
         for look in looks:
             if look.at == at:
@@ -208,16 +192,11 @@ class ExperimentStage:
         await self._run.parts.watches.looked(list(by_id), at, tx=tx)
         return tests, looks
 
-    async def _looks(self, tx: Tx, family: str, at: datetime) -> tuple[Look, ...]:
-        if family.startswith("family-"):
-            return await self._evaluator.look_family(family, at=at, tx=tx)
-        return (await self._evaluator.look(family, at=at, tx=tx),)
-
     async def _tell(self, tx: Tx, test: ABTest, look: Look) -> None:
         """Tell the tracking server of a declared or last look."""
         if not look.declared and look.verdict is Verdict.CONTINUE:
             return
-        lane = "" if test.lanes == 1 else f"candidate_{test.lane + 1}_"
+        lane = "" if test.siblings is None else f"candidate_{test.lane + 1}_"
         numbers = {
             "lift": look.lift,
             "lift_lower": look.lower,

@@ -109,6 +109,11 @@ class CreateRequest(Strict):
             raise ValueError("give either candidate_model or candidate_models")
         return self
 
+    @property
+    def candidates(self) -> list[Model]:
+        """All that are to be tested."""
+        return self.candidate_models or [m for m in (self.candidate_model,) if m is not None]
+
     def declared(self) -> Declared:
         """What of it is of the test itself, for `declare`."""
         fields = self.model_dump(include=set(Declared.__annotations__))
@@ -223,7 +228,7 @@ def declared_test(test: ABTest) -> dict[str, Any]:
 def declared_family(tests: Sequence[ABTest]) -> FamilyDeclared:
     shares = [test.traffic_split for test in tests]
     return FamilyDeclared(
-        family=tests[0].salt,
+        family=tests[0].family,
         status=str(tests[0].status),
         start_time=tests[0].start_at,
         estimated_end_time=tests[0].end_at,
@@ -236,7 +241,7 @@ def test_state(test: ABTest) -> TestState:
     """A test as `GET /evaluation/status` answers it."""
     return TestState(
         **declared_test(test),
-        family=test.family,
+        family=test.siblings,
         run_id=test.run_id,
         pipeline=test.pipeline,
         tasks=list(test.tasks),

@@ -107,14 +107,11 @@ def router() -> APIRouter:
                 "actor": caller.actor,
                 **asked.declared(),
             }
-            if asked.candidate_model is not None:
-                candidate = await asked.candidate_model.ref(app)
-                test = await app.create_ab_test(baseline=baseline, candidate=candidate, **common)
-                return Test.model_validate(declared_test(test))
-            candidates = [await model.ref(app) for model in asked.candidate_models or ()]
-            return declared_family(
-                await app.create_family(baseline=baseline, candidates=candidates, **common)
-            )
+            candidates = [await model.ref(app) for model in asked.candidates]
+            tests = await app.create_ab_test(baseline=baseline, candidates=candidates, **common)
+            if asked.candidate_models is None:
+                return Test.model_validate(declared_test(tests[0]))
+            return declared_family(tests)
 
         return await once(request, caller, key, declare, status=201)
 
@@ -178,8 +175,8 @@ def router() -> APIRouter:
     async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> Metrics:
         test = await app.experiment(ab_test_id)
         found = metrics_of(test, await app.evaluation(ab_test_id))
-        if test.family is not None:
-            found.family = await family_of(app, test.family)
+        if test.siblings is not None:
+            found.family = await family_of(app, test.siblings)
         return found
 
     @routes.get(
@@ -187,15 +184,15 @@ def router() -> APIRouter:
     )
     async def report(app: TheApp, _: Reader, ab_test_id: str) -> HTMLResponse:
         test = await app.experiment(ab_test_id)
-        family = [] if test.family is None else await app.family(test.family)
+        family = [] if test.siblings is None else await app.family(test.siblings)
         beside = [(t, await app.looks(t.id)) for t in family]
         page = report_html(test, await app.looks(ab_test_id), beside)
         return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @routes.post("/end/{ab_test_id}", summary="End a test before its time")
     async def end(app: TheApp, caller: Writer, ab_test_id: str, asked: Reason) -> TestState:
-        return test_state(
-            await app.end_experiment(ab_test_id, reason=asked.reason, actor=caller.actor)
-        )
+        test = await app.experiment(ab_test_id)
+        [ended] = await app.end_experiment(test.id, reason=asked.reason, actor=caller.actor)
+        return test_state(ended)
 
     return routes

@@ -68,7 +68,8 @@ def router() -> APIRouter:
 
     @routes.post("/{family}/end", summary="End all tests of a family before their time")
     async def end(app: TheApp, caller: Writer, family: str, asked: Reason) -> FamilyState:
-        await app.end_family(family, reason=asked.reason, actor=caller.actor)
+        await app.siblings(family)
+        await app.end_experiment(family, reason=asked.reason, actor=caller.actor)
         return await family_of(app, family)
 
     return routes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
@@ -85,6 +85,16 @@ class Experiments:
             rows = (await own.execute(query.order_by(experiments.c.lane))).all()
         if not rows:
             raise NotFoundError(f"There is no family {family}.", mend="Check the id.", id=family)
+        return [_experiment(row) for row in rows]
+
+    async def named(self, id: str, *, tx: Tx | None = None) -> list[ABTest]:
+        """The test with this id, or all of the family, by lane. Raises `NotFoundError`."""
+        names = or_(experiments.c.id == id, experiments.c.family == id)
+        async with self._database.reading(tx) as own:
+            query = select(experiments).where(names).order_by(experiments.c.lane)
+            rows = (await own.execute(query)).all()
+        if not rows:
+            raise NotFoundError(f"There is no experiment {id}.", mend="Check the id.", id=id)
         return [_experiment(row) for row in rows]
 
     async def page(
@@ -272,8 +282,6 @@ def _experiment(row: Any) -> ABTest:
             "segments": tuple(values["segments"] or ()),
             "segment_guardrail": bool(values["segment_guardrail"]),
             "allocation": values["allocation"] or "fixed",
-            "lane": values["lane"] or 0,
-            "lanes": values["lanes"] or 1,
             "analysis_unit": values["analysis_unit"] or "unit",
             "cuped": bool(values["cuped"]),
         }
@@ -284,7 +292,7 @@ def _spent(tests: Sequence[ABTest]) -> list[Spent]:
     """What each test has taken; a family takes once what its candidates have together."""
     together: dict[str, list[ABTest]] = {}
     for test in tests:
-        together.setdefault(test.family or test.id, []).append(test)
+        together.setdefault(test.family, []).append(test)
     return [_taken(name, family) for name, family in together.items()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -185,38 +186,35 @@ class Loop:
 
     # --- experiments ----------------------------------------------------------------
 
-    async def next_test_id(self, at: datetime, tx: Tx | None = None) -> str:
-        """The next `ab-test-YYYYMMDD-NNN`."""
-        return await self._ids.next("ab-test", at, tx=tx)
+    def transaction(self, tx: Tx | None) -> AbstractAsyncContextManager[Tx]:
+        """`tx` itself, or a new transaction that may write where it is None."""
+        return self._database.writing(tx)
 
-    async def start_test(self, test: ABTest, *, tx: Tx | None = None) -> None:
-        """Keep a test, open its first phase and route its tasks; refuses busy tasks."""
+    async def new_ids(
+        self, lanes: int, at: datetime, *, tx: Tx | None = None
+    ) -> tuple[str, list[str]]:
+        """The next `family-YYYYMMDD-NNN` with its `ab-test-YYYYMMDD-NNN`, by lane.
+
+        A test alone is its own family.
+        """
         async with self._database.writing(tx) as own:
-            for task in test.tasks:
-                await self._refuse_busy(task, own)
-            await self._experiments.add(test, tx=own)
-            await self._experiments.open_phase(
-                test.id, 1, test.traffic_split, test.start_at, tx=own
-            )
-            await self._route([test], f"{test.id} starts", own)
+            together = await self._ids.next("family", at, tx=own) if lanes > 1 else None
+            ids = [await self._ids.next("ab-test", at, tx=own) for _ in range(lanes)]
+        return together or ids[0], ids
 
-    async def _route(self, tests: Sequence[ABTest], cause: str, tx: Tx) -> None:
-        """Route the tasks of tests that begin together, a lane each."""
+    async def start_tests(self, tests: Sequence[ABTest], *, tx: Tx | None = None) -> None:
+        """Keep a family's tests, open their first phase together, route their tasks."""
         first = tests[0]
-        for task in first.tasks:
-            routing = Routing(
-                task=task,
-                baseline=first.baseline,
-                lanes=tuple(
-                    Lane(subject=test.id, candidate=test.candidate, share=test.traffic_split)
-                    for test in tests
-                ),
-                salt=first.salt,
-                phase=1,
-                updated_at=first.start_at,
-                cause=cause,
-            )
-            await self._routing.set(routing, tx=tx)
+        async with self._database.writing(tx) as own:
+            for task in first.tasks:
+                await self._refuse_busy(task, own)
+            for test in tests:
+                await self._experiments.add(test, tx=own)
+                await self._experiments.open_phase(
+                    test.id, 1, test.traffic_split, test.start_at, tx=own
+                )
+            for task in first.tasks:
+                await self._routing.set(_first_routing(task, tests), tx=own)
 
     async def _refuse_busy(self, task: str, tx: Tx) -> None:
         routing = await self._routing.get(task, tx=tx)
@@ -229,51 +227,39 @@ class Loop:
                 subject=routing.subjects[0],
             )
 
-    async def next_family_id(self, at: datetime, tx: Tx | None = None) -> str:
-        """The next `family-YYYYMMDD-NNN`."""
-        return await self._ids.next("family", at, tx=tx)
-
-    async def start_family(self, tests: Sequence[ABTest], *, tx: Tx | None = None) -> None:
-        """Keep the tests of a family, open their first phase together and route their tasks."""
-        first = tests[0]
-        async with self._database.writing(tx) as own:
-            for task in first.tasks:
-                await self._refuse_busy(task, own)
-            for test in tests:
-                await self._experiments.add(test, tx=own)
-                await self._experiments.open_phase(
-                    test.id, 1, test.traffic_split, test.start_at, tx=own
-                )
-            await self._route(tests, f"{first.family} starts", own)
-
     async def family(self, family: str, *, tx: Tx | None = None) -> Sequence[ABTest]:
         """The tests of a family by lane. Raises `NotFoundError`."""
         return await self._experiments.family(family, tx=tx)
 
-    async def stop_lanes(
-        self, stopped: Sequence[str], at: datetime, cause: str, *, tx: Tx | None = None
-    ) -> None:
-        """Give the traffic of some tests of a family back to the baseline, in their own lanes.
+    async def begin_phase(
+        self,
+        tests: Sequence[ABTest],
+        shares: Mapping[str, float],
+        at: datetime,
+        cause: str,
+        *,
+        tx: Tx | None = None,
+    ) -> int:
+        """Begin the next phase of all tests of a family: its number.
 
-        All tests of the family begin their next phase at this instant, also those whose share
-        stays: the baseline that they share has other rates from now on.
+        `shares` are the new ones by test, the others stay; 0 gives a lane back to the baseline.
+        All begin it at this instant, also those whose share stays: the baseline that they share
+        has other rates from now on.
         """
         async with self._database.writing(tx) as own:
-            for routing in await self._routing.all(tx=own):
-                if any(lane.candidate and lane.subject in stopped for lane in routing.lanes):
-                    phase = await self._next_phase(routing, stopped, at, own)
-                    lanes = tuple(_stopped(lane, stopped) for lane in routing.lanes)
-                    moved = replace(routing, lanes=lanes, phase=phase, updated_at=at, cause=cause)
+            number = 0
+            for test in tests:
+                newest = (await self._experiments.phases(test.id, tx=own))[-1]
+                number = newest.number + 1
+                share = shares.get(test.id, newest.share)
+                await self._experiments.open_phase(test.id, number, share, at, tx=own)
+            names = {test.id for test in tests}
+            for task in tests[0].tasks:
+                routing = await self._routing.get(task, tx=own)
+                if routing is not None and names & set(routing.subjects):
+                    lanes = tuple(_reshared(lane, shares) for lane in routing.lanes)
+                    moved = replace(routing, lanes=lanes, phase=number, updated_at=at, cause=cause)
                     await self._routing.set(moved, tx=own)
-
-    async def _next_phase(
-        self, routing: Routing, stopped: Sequence[str], at: datetime, tx: Tx
-    ) -> int:
-        """Open the phase after the routing's in all its lanes; again it changes nothing."""
-        number = routing.phase + 1
-        for subject, lane in zip(routing.subjects, routing.lanes, strict=True):
-            share = _stopped(lane, stopped).share
-            await self._experiments.open_phase(subject, number, share, at, tx=tx)
         return number
 
     async def test(self, test_id: str, *, tx: Tx | None = None) -> ABTest:
@@ -303,25 +289,6 @@ class Loop:
     ) -> Sequence[tuple[float, float]]:
         """The lift of each finished experiment with its standard error on the log scale."""
         return await self._experiments.final_lifts(pipeline, tx=tx)
-
-    async def reallocate(
-        self, test: ABTest, share: float, at: datetime, *, tx: Tx | None = None
-    ) -> int:
-        """Open the test's next phase with another share, and route its tasks so."""
-        async with self._database.writing(tx) as own:
-            number = (await self._experiments.phases(test.id, tx=own))[-1].number + 1
-            await self._experiments.open_phase(test.id, number, share, at, tx=own)
-            for task in test.tasks:
-                routing = await self._routing.get(task, tx=own)
-                if routing is not None and test.id in routing.subjects:
-                    cause = f"{test.id} adapts its share"
-                    lanes = tuple(
-                        replace(lane, share=share) if lane.subject == test.id else lane
-                        for lane in routing.lanes
-                    )
-                    moved = replace(routing, lanes=lanes, phase=number, updated_at=at, cause=cause)
-                    await self._routing.set(moved, tx=own)
-        return number
 
     async def dataset_of(self, model: ModelRef, *, tx: Tx | None = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
@@ -455,13 +422,16 @@ class Loop:
     async def withdraw(
         self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
     ) -> list[str]:
-        """End what still runs of these tests and rollouts; their tasks get the baseline back."""
+        """End what still runs of these tests and rollouts; their tasks get the baseline back.
+
+        Where other tests of a family go on, all lanes begin the next phase. The tasks.
+        """
         async with self._database.writing(tx) as own:
             for deployment in await self._deployments.active(tx=own):
                 if deployment.id in subjects:
                     moved = roll_back(deployment, at, cause, {})
                     await self.move_deployment(moved, "rollback", "system", cause, at, own)
-            routed = []
+            routed, moved_on = [], set()
             for routing in await self._routing.all(tx=own):
                 ended = [s for s in routing.subjects if s in subjects]
                 if not ended:
@@ -469,14 +439,30 @@ class Loop:
                 for subject in ended:
                     await self._end_open_test(subject, cause, own)
                 routed.append(routing.task)
-                if await self._goes_on(routing, own):
-                    continue
-                bare = Routing(
-                    task=routing.task, baseline=routing.baseline, updated_at=at, cause=cause
-                )
-                await self._routing.set(bare, tx=own)
-            await self.stop_lanes(subjects, at, cause, tx=own)
+                if not await self._goes_on(routing, own):
+                    bare = Routing(
+                        task=routing.task, baseline=routing.baseline, updated_at=at, cause=cause
+                    )
+                    await self._routing.set(bare, tx=own)
+                elif routing.salt not in moved_on:  # its other tasks have begun the phase with it
+                    moved_on.add(routing.salt)
+                    await self._stop_lanes(routing, ended, at, cause, own)
         return routed
+
+    async def _stop_lanes(
+        self,
+        routing: Routing,
+        ended: Sequence[str],
+        at: datetime,
+        cause: str,
+        tx: Tx,
+    ) -> None:
+        """Give the lanes of these tests back to the baseline, where a candidate serves yet."""
+        stopped = [x.subject for x in routing.lanes if x.candidate and x.subject in ended]
+        if stopped:
+            tests = await self._experiments.family(routing.salt, tx=tx)
+            shares = dict.fromkeys(stopped, 0.0)
+            await self.begin_phase(tests, shares, at, cause, tx=tx)
 
     async def _goes_on(self, routing: Routing, tx: Tx) -> bool:
         """Whether another candidate of the same family is still being tested."""
@@ -499,5 +485,23 @@ class Loop:
             )
 
 
-def _stopped(lane: Lane, stopped: Sequence[str]) -> Lane:
-    return replace(lane, candidate=None, share=0.0) if lane.subject in stopped else lane
+def _first_routing(task: str, tests: Sequence[ABTest]) -> Routing:
+    """A task's routing while the first phase of these tests runs: a lane each."""
+    first = tests[0]
+    return Routing(
+        task=task,
+        baseline=first.baseline,
+        lanes=tuple(
+            Lane(subject=t.id, candidate=t.candidate, share=t.traffic_split) for t in tests
+        ),
+        salt=first.salt,
+        phase=1,
+        updated_at=first.start_at,
+        cause=f"{first.family} starts",
+    )
+
+
+def _reshared(lane: Lane, shares: Mapping[str, float]) -> Lane:
+    """The lane with its new share, where it has one; at 0 the baseline has it alone."""
+    share = shares.get(lane.subject, lane.share)
+    return replace(lane, share=share, candidate=lane.candidate if share else None)

@@ -35,14 +35,13 @@ class Retention:
         One of a family is kept while any of its family runs: its baseline still counts.
         """
         running = select(experiments.c.family).where(
-            experiments.c.family.is_not(None),
-            experiments.c.status == str(ExperimentStatus.RUNNING),
+            experiments.c.status == str(ExperimentStatus.RUNNING)
         )
         tests = select(experiments.c.id).where(
             experiments.c.pipeline == pipeline,
             experiments.c.status != str(ExperimentStatus.RUNNING),
             experiments.c.end_at < before,
-            or_(experiments.c.family.is_(None), experiments.c.family.not_in(running)),
+            experiments.c.family.not_in(running),
         )
         rollouts = select(deployments.c.id).where(
             deployments.c.pipeline == pipeline, deployments.c.ended_at < before

@@ -33,7 +33,9 @@ async def test_absent_trainer_is_not_replaced_by_a_hosted_provider(tmp_path: Pat
 async def test_status_shows_the_share_of_a_test_that_no_run_drives(tmp_path: Path) -> None:
     async with App.open(Settings(dir=tmp_path), background=False) as app:
         await app.create_ab_test(
-            baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id="new"), traffic_split=0.3
+            baseline=ModelRef(model_id="old"),
+            candidates=[ModelRef(model_id="new")],
+            traffic_split=0.3,
         )
         [pipeline] = (await app.status())["pipelines"]
         assert pipeline["traffic"] == 0.3

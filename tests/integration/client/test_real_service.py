@@ -27,9 +27,9 @@ async def test_choices_events_and_the_end_of_a_test_reach_both_sides(tmp_path: P
         App.open(settings, source=MemorySource([]), provider=MemoryProvider(), poll_s=0.02) as app,
         serving(app, settings) as (address, _),
     ):
-        test = await app.create_ab_test(
+        [test] = await app.create_ab_test(
             baseline=ModelRef(model_id="base"),
-            candidate=ModelRef(model_id="tuned"),
+            candidates=[ModelRef(model_id="tuned")],
             traffic_split=0.5,
             duration_hours=24,
             actor="test",

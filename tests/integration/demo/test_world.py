@@ -114,6 +114,7 @@ def _test(clock: HandClock) -> ABTest:
         min_units=100,
         min_units_phase=50,
         salt="salt",
+        family="salt",
         status=ExperimentStatus.RUNNING,
         start_at=clock.now(),
         end_at=clock.now() + timedelta(hours=168),

@@ -38,7 +38,7 @@ async def looked(service: Service) -> ABTest:
         value = float(rng.beta(mean * 20, (1 - mean) * 20))
         told.append(Outcome(id=f"o{i}", subject=test.id, unit=f"u{i}", at=at, value=value))
     await app.record_events(exposures=shown, outcomes=told)
-    await evaluator.look(test.id, at=test.start_at + timedelta(hours=HOURS))
+    await evaluator.look(test.family, at=test.start_at + timedelta(hours=HOURS))
     return test
 
 

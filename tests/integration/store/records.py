@@ -39,6 +39,7 @@ def experiment(id: str = "ab-test-20250120-001", **changes: Any) -> ABTest:
             min_units=100,
             min_units_phase=50,
             salt=id,
+            family=id,
             status=ExperimentStatus.RUNNING,
             start_at=T0,
             end_at=T0 + timedelta(hours=168),
