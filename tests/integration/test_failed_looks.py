@@ -95,7 +95,7 @@ async def test_failed_look_at_a_test_without_a_run_is_an_activity(
 ) -> None:
     steps = Steps()
     async with open_loop(tmp_path, database_url, on_step=steps) as loop:
-        test = await loop.app.create_ab_test(baseline=BASE, candidate=CANDIDATE)
+        [test] = await loop.app.create_ab_test(baseline=BASE, candidates=[CANDIDATE])
         async with away(loop, "looks"):
             await steps.recorded(StepName.EXPERIMENT_NOTE)
         await loop.app.engine.result(test.id)
