@@ -137,9 +137,9 @@ async def test_month_s_budget_counts_the_runs_before(tmp_path: Path, database_ur
         first = await loop.turn(last_stage="gate")
         spent = first.result["cost"]["spent_usd"]
         estimated = first.result["cost"]["estimated_usd"]
-        store = loop.app.store.loop
-        assert await store.spent_usd("default", since=T0.replace(day=1)) == pytest.approx(spent)
-        assert await store.spent_usd("default", since=T0 + timedelta(days=90)) == 0
+        runs = loop.app.store.runs
+        assert await runs.spent_usd("default", since=T0.replace(day=1)) == pytest.approx(spent)
+        assert await runs.spent_usd("default", since=T0 + timedelta(days=90)) == 0
         config = replace(loop.app.pipeline("default"), max_cost_usd_month=spent + estimated / 2)
         second = await loop.turn(pipeline=config)
         assert second.error is not None

@@ -148,7 +148,6 @@ class Core(Provided):
             self._closing.callback(lock.release)
         self.store = self._given_store or await self._open_store()
         self._closing.push_async_callback(self.store.close)
-        self.store.loop.tells = settings.tracking.autolog
         self.pools.add("database", DatabasePool(self.store.database.engine))
         await self._bind_virtual_clock()
         self.cache = self._open_cache()
@@ -162,8 +161,6 @@ class Core(Provided):
         self.scorers.check()
         self.parts = Parts(
             store=self.store.loop,
-            activity=self.store.activity,
-            watches=self.store.watches,
             directory=settings.dir,
             clock=self.clock,
             provider=self.provider,
@@ -184,6 +181,7 @@ class Core(Provided):
             price=self.price,
             serves=self.serves,
             place=self.places.label if self._given_provider is None else str,
+            tracks_runs=settings.tracking.autolog,
         )
         if self._with_engine:
             await self._launch_engine(embedded)

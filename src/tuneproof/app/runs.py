@@ -297,7 +297,7 @@ class Runs(Core):
             watched = await self.store.watches.under_way(tx=tx)
             subjects = [one.subject for one in watched if one.run_id == run.id]
             tasks = await self.store.loop.withdraw(subjects, at, message, tx)
-            await self.store.loop.mark_run(
+            await self.store.runs.mark(
                 run.id, RunStatus.FAILED, at=at, reason=message, error=error, tx=tx
             )
         self.clock.ended(run.id)

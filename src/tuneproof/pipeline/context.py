@@ -90,7 +90,7 @@ class RunContext:
     async def _begin(self, tx: Tx, stage: Stage) -> int:
         await self.mark_stage(tx, stage, StageStatus.IN_PROGRESS, {})
         await self.mark_run(tx, {})
-        return await self.parts.store.attempt(self.id, tx)
+        return await self.parts.store.runs.attempt(self.id, tx=tx)
 
     @asynccontextmanager
     async def timed(self) -> AsyncIterator[None]:
@@ -154,7 +154,7 @@ class RunContext:
     async def _note(self, tx: Tx, text: str, needs: str) -> None:
         if self._alone:
             said = text or "The look succeeded again."
-            await self.parts.activity.add(self.now, "system", LOOK_NOTE, self.id, said, tx=tx)
+            await self.parts.store.activity.add(self.now, "system", LOOK_NOTE, self.id, said, tx=tx)
             return
         detail = {"note": text, "needs": needs}
         await self.mark_stage(tx, self.stage, StageStatus.IN_PROGRESS, detail)
@@ -201,26 +201,27 @@ class RunContext:
     ) -> None:
         """Where a stage stands, and what is known of it."""
         if not self._alone:
-            await self.parts.store.mark_stage(self.id, stage, status, detail, self.now, tx)
+            await self.parts.store.runs.stage(self.id, stage, status, detail, self.now, tx=tx)
 
     async def mark_run(
         self, tx: Tx, result: Mapping[str, object], status: RunStatus = RunStatus.RUNNING
     ) -> None:
         """Where the run stands; `result` is merged into what is known of it."""
         if not self._alone:
-            await self.parts.store.mark_run(self.id, status, at=self.now, result=result, tx=tx)
+            await self.parts.store.runs.mark(self.id, status, at=self.now, result=result, tx=tx)
 
     async def tell(
         self, tx: Tx, kind: str, payload: Mapping[str, object], key: str | None = None
     ) -> None:
         """Tell the tracking server something of this run, once per try and `key`."""
-        attempt = await self.parts.store.attempt(self.id, tx)
+        attempt = await self.parts.store.runs.attempt(self.id, tx=tx)
         await self.tell_once(tx, f"{self.id}:{attempt}:{key or kind}", kind, payload)
 
     async def tell_once(self, tx: Tx, key: str, kind: str, payload: Mapping[str, object]) -> None:
         """Tell the tracking server something of this run, once per `key`."""
-        if not self._alone:
-            await self.parts.store.tell(key, kind, {"run_id": self.id, **payload}, tx)
+        if self.parts.tracks_runs and not self._alone:
+            known = {"run_id": self.id, **payload}
+            await self.parts.store.outbox.add(key, kind, known, tx=tx)
 
     # --- who listens ------------------------------------------------------------------
 

@@ -63,10 +63,10 @@ class EndStage:
             await withdraw(run, tx, reason)
             version = result.model_version
             if version is not None and status in _VERSION_ENDS:
-                await store.keep_version(replace(version, status=_VERSION_ENDS[status]), tx)
+                await store.versions.save(replace(version, status=_VERSION_ENDS[status]), tx=tx)
         if status in _STAGE_ENDS:
             await run.mark_stage(tx, stage, _STAGE_ENDS[status], {"reason": reason})
-        await store.mark_run(
+        await store.runs.mark(
             run.id,
             status,
             at=run.now,

@@ -189,7 +189,7 @@ class ExperimentStage:
         for look in looks:
             if look.at == at:
                 await self._tell(tx, by_id[look.experiment_id], look)
-        await self._run.parts.watches.looked(list(by_id), at, tx=tx)
+        await self._run.parts.store.watches.looked(list(by_id), at, tx=tx)
         return tests, looks
 
     async def _tell(self, tx: Tx, test: ABTest, look: Look) -> None:
@@ -230,7 +230,7 @@ class ExperimentStage:
         await run.mark_run(tx, {"ab_test_id": tested.test.id})
         await run.mark_stage(tx, Stage.EXPERIMENT, StageStatus.COMPLETED, detail)
         for version in lost:
-            await store.keep_version(replace(version, status=VersionStatus.REJECTED), tx)
+            await store.versions.save(replace(version, status=VersionStatus.REJECTED), tx=tx)
 
     async def release(self, tested: Tested) -> None:
         """Give the traffic of tests that no run drives back to their baseline."""

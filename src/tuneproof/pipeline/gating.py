@@ -76,7 +76,7 @@ class GateStage:
         """Keep what the gate said of each; the first that passed stands for the run."""
         run = self._run
         for version, _ in judged:
-            await run.parts.store.keep_version(version, tx)
+            await run.parts.store.versions.save(version, tx=tx)
         version, report = leading(judged)
         losses = {
             "heldout_loss": report.heldout_loss,

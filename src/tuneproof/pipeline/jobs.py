@@ -126,7 +126,7 @@ class Jobs:
 
     async def _write(self, tx: Tx, version: ModelVersion) -> None:
         run = self._run
-        await run.parts.store.keep_version(version, tx)
+        await run.parts.store.versions.save(version, tx=tx)
         detail = {
             "job_id": version.training_job_id,
             "base_model": version.base_model,

@@ -58,8 +58,8 @@ class Preflight:
             n_epochs=config.n_epochs,
             validation=Path(batch.validation_path) if batch.validation_path else None,
         )
-        earlier = await self._parts.store.spent_usd(config.name, run_id=self._id)
-        month = await self._parts.store.spent_usd(config.name, since=month_of(now))
+        earlier = await self._parts.store.runs.spent_usd(config.name, run_id=self._id)
+        month = await self._parts.store.runs.spent_usd(config.name, since=month_of(now))
         found = Cleared(
             readiness=readiness,
             estimate=estimate,

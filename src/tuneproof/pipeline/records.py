@@ -105,23 +105,24 @@ class PipelineResult:
     memory_peak_mb: float | None = None
 
 
-class RunStore(ExperimentStore, RolloutStore, Protocol):
-    """What a run writes down as it goes; every write takes the transaction it belongs to."""
+class RunRecords(Protocol):
+    """Where runs are written down."""
 
-    async def mark_stage(
+    async def stage(
         self,
-        run_id: str,
-        stage: Stage,
-        status: StageStatus,
-        detail: Mapping[str, object],
-        at: datetime,
+        id: str,
+        stage: str,
+        status: str,
+        detail: Mapping[str, object] | None = None,
+        at: datetime | None = None,
+        *,
         tx: Tx | None = None,
-    ) -> None:
+    ) -> object:
         """Where a stage stands; `detail` is merged into what is known."""
 
-    async def mark_run(
+    async def mark(
         self,
-        run_id: str,
+        id: str,
         status: RunStatus,
         *,
         at: datetime,
@@ -129,38 +130,38 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
         error: Mapping[str, object] | None = None,
         result: Mapping[str, object] | None = None,
         tx: Tx | None = None,
-    ) -> None:
+    ) -> object:
         """Where the run stands; `result` is merged into what is known."""
 
-    async def declare_version(self, version: ModelVersion, tx: Tx | None = None) -> ModelVersion:
-        """Keep a new version under its pipeline's next number."""
-
-    async def keep_version(self, version: ModelVersion, tx: Tx | None = None) -> None:
-        """Write a version's new state."""
-
-    async def put_live(self, version_id: str | None, pipeline: str, tx: Tx | None = None) -> None:
-        """Make a version the model in use; the one before is retired."""
-
-    async def tell(
-        self, key: str, kind: str, payload: Mapping[str, object], tx: Tx | None = None
-    ) -> None:
-        """Put something into the outbox for the tracking server, once per key."""
-
-    async def withdraw(
-        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
-    ) -> list[str]:
-        """Route the tasks that still serve one of these tests or rollouts to their baseline."""
-
-    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
-        """Complete the rollouts that only hold; the ids of those who drive them."""
-
-    async def attempt(self, run_id: str, tx: Tx | None = None) -> int:
+    async def attempt(self, id: str, *, tx: Tx | None = None) -> int:
         """How often this run was retried, plus one."""
 
     async def spent_usd(
         self, pipeline: str, *, since: datetime | None = None, run_id: str | None = None
     ) -> float:
         """What a pipeline's runs (or one) have spent on training, those under way included."""
+
+
+class VersionRecords(Protocol):
+    """Where versions are written down."""
+
+    async def declare(self, version: ModelVersion, *, tx: Tx | None = None) -> ModelVersion:
+        """Keep a new version under its pipeline's next number."""
+
+    async def save(self, version: ModelVersion, *, tx: Tx | None = None) -> None:
+        """Write what training and gate change of a version."""
+
+    async def put_live(self, id: str | None, pipeline: str, *, tx: Tx | None = None) -> None:
+        """Make a version the model in use; the one before is retired."""
+
+
+class TrackingOutbox(Protocol):
+    """What the tracking server is to be told, written with the change that it tells of."""
+
+    async def add(
+        self, key: str, kind: str, payload: Mapping[str, object], *, tx: Tx | None = None
+    ) -> object:
+        """Add an item, once per key."""
 
 
 class ActivityNotes(Protocol):
@@ -184,6 +185,38 @@ class WatchNotes(Protocol):
 
     async def looked(self, ids: Sequence[str], at: datetime, *, tx: Tx | None = None) -> None:
         """A look at these tests or rollouts succeeded."""
+
+
+class RunStore(ExperimentStore, RolloutStore, Protocol):
+    """What a run writes down as it goes; every write takes the transaction it belongs to."""
+
+    @property
+    def runs(self) -> RunRecords:
+        """The runs."""
+
+    @property
+    def versions(self) -> VersionRecords:
+        """The versions."""
+
+    @property
+    def outbox(self) -> TrackingOutbox:
+        """What the tracking server is to be told."""
+
+    @property
+    def activity(self) -> ActivityNotes:
+        """Who did what."""
+
+    @property
+    def watches(self) -> WatchNotes:
+        """When tests and rollouts were last looked at."""
+
+    async def withdraw(
+        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
+    ) -> list[str]:
+        """Route the tasks that still serve one of these tests or rollouts to their baseline."""
+
+    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
+        """Complete the rollouts that only hold; the ids of those who drive them."""
 
 
 class MemoryUsage(Protocol):
@@ -295,8 +328,6 @@ class Parts:
     """
 
     store: RunStore
-    activity: ActivityNotes
-    watches: WatchNotes
     directory: Path
     clock: workflow.Clock
     provider: Callable[[str], Provider]
@@ -313,6 +344,7 @@ class Parts:
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None
     serves: Callable[[ModelRef], Awaitable[Provider]] | None = None
     place: Callable[[str], str] = str
+    tracks_runs: bool = True
 
 
 workflow.register(

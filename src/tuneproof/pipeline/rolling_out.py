@@ -121,7 +121,7 @@ class RolloutStage:
     async def _looked(self, tx: Tx, deployment_id: str) -> Deployment:
         before = await self._run.parts.store.deployment(deployment_id, tx=tx)
         moved, _ = await manager_of(self._run).look(deployment_id, at=self._run.now, tx=tx)
-        await self._run.parts.watches.looked([deployment_id], self._run.now, tx=tx)
+        await self._run.parts.store.watches.looked([deployment_id], self._run.now, tx=tx)
         if moved.version != before.version or moved.state.final:
             await self._mark(tx, moved)
         return moved
@@ -138,7 +138,9 @@ class RolloutStage:
         run = self._run
         complete = deployment.state is DeploymentState.COMPLETE
         if complete:
-            await run.parts.store.put_live(deployment.version_id, deployment.pipeline, tx)
+            await run.parts.store.versions.put_live(
+                deployment.version_id, deployment.pipeline, tx=tx
+            )
         detail = {"state": str(deployment.state), "cause": deployment.cause}
         status = StageStatus.COMPLETED if complete else StageStatus.FAILED
         await run.mark_stage(tx, Stage.ROLLOUT, status, detail)

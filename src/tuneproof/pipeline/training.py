@@ -72,7 +72,7 @@ class TrainStage:
 
     async def _cancel(self) -> bool:
         run, known = self._run, self._jobs and self._jobs.key
-        attempt = await run.parts.store.attempt(run.id)
+        attempt = await run.parts.store.runs.attempt(run.id)
         return await cancel(run, known or JobKey(run_id=run.id, attempt=attempt))
 
     async def _configured(self) -> PipelineConfig:
@@ -103,7 +103,7 @@ class TrainStage:
             status=VersionStatus.TRAINING,
             created_at=run.now,
         )
-        return await run.parts.store.declare_version(version, tx)
+        return await run.parts.store.versions.declare(version, tx=tx)
 
     async def _trained(
         self, batch: TrainingDataBatch, declared: ModelVersion, jobs: Jobs, attempt: int
@@ -123,7 +123,7 @@ class TrainStage:
         self, tx: Tx, trained: Trained, trials: Sequence[Trial], spending: Spending
     ) -> None:
         run, (version, progress) = self._run, trained
-        await run.parts.store.keep_version(version, tx)
+        await run.parts.store.versions.save(version, tx=tx)
         spent = round(spending.usd, 6)
         detail = {
             "model_id": version.model_id,
@@ -152,7 +152,7 @@ class TrainStage:
         found, at = [], self._run.now
         for trained in others:
             version = replace(trained, id=new_version_id(at), version="0.0.0", created_at=at)
-            kept = await self._run.parts.store.declare_version(version, tx)
+            kept = await self._run.parts.store.versions.declare(version, tx=tx)
             await self._tell_version(tx, kept, f"model_version:{kept.id}")
             found.append(kept)
         return tuple(found)

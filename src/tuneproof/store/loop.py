@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
 from tuneproof.errors import ConflictError
 from tuneproof.experiments import (
@@ -30,17 +29,14 @@ from tuneproof.store.experiments import Experiments
 from tuneproof.store.ids import Ids
 from tuneproof.store.outbox import StoredOutbox
 from tuneproof.store.routing import Routings
-from tuneproof.store.rows import to_json_types
-from tuneproof.store.runs import Runs, RunStatus
+from tuneproof.store.runs import Runs
 from tuneproof.store.subjects import SubjectKind, Subjects
 from tuneproof.store.versions import Versions
-from tuneproof.training import ModelVersion, VersionStatus
+from tuneproof.store.watches import Watches
+from tuneproof.training import VersionStatus
 from tuneproof.workflow import Tx
 
 __all__ = ["Loop"]
-
-WAITED_AT_MOST = timedelta(days=62)
-"""How long before a month's beginning a run may have been made that still counts in it."""
 
 
 class Loop:
@@ -60,129 +56,20 @@ class Loop:
         runs: Runs,
         subjects: Subjects,
         versions: Versions,
+        watches: Watches,
     ) -> None:
         self._database = database
-        self._activity = activity
+        self.activity = activity
         self._deployments = deployments
         self._events = events
         self._experiments = experiments
         self._ids = ids
-        self._outbox = outbox
+        self.outbox = outbox
         self._routing = routing
-        self._runs = runs
+        self.runs = runs
+        self.watches = watches
         self._subjects = subjects
-        self._versions = versions
-        self.tells = True
-
-    # --- runs -----------------------------------------------------------------------
-
-    async def mark_stage(
-        self,
-        run_id: str,
-        stage: str,
-        status: str,
-        detail: Mapping[str, Any],
-        at: datetime,
-        tx: Tx | None = None,
-    ) -> None:
-        """Where a stage of a run stands."""
-        await self._runs.stage(run_id, str(stage), status, detail, at, tx=tx)
-
-    async def mark_run(
-        self,
-        run_id: str,
-        status: str,
-        *,
-        at: datetime,
-        reason: str | None = None,
-        error: Mapping[str, Any] | None = None,
-        result: Mapping[str, Any] | None = None,
-        tx: Tx | None = None,
-    ) -> None:
-        """Where a run stands; `result` is merged into what is known."""
-        async with self._database.writing(tx) as own:
-            run = await self._runs.get(run_id, tx=own)
-            wanted = RunStatus(status)
-            await self._runs.update(
-                run_id,
-                tx=own,
-                status=wanted,
-                reason=reason,
-                error=error,
-                result={**run.result, **to_json_types(result or {})},
-                updated_at=at,
-                ended_at=at if wanted.final else None,
-            )
-
-    async def attempt(self, run_id: str, tx: Tx | None = None) -> int:
-        """How often the run was retried, plus one."""
-        run = await self._runs.get(run_id, tx=tx)
-        return int(run.arguments.get("attempt", 1))
-
-    async def spent_usd(
-        self, pipeline: str, *, since: datetime | None = None, run_id: str | None = None
-    ) -> float:
-        """What a pipeline's runs have spent on training since an instant, or what one run has.
-
-        A run counts by the instant of its last cost; one that waited two months is not found.
-        """
-        if run_id is not None:
-            run = await self._runs.get(run_id)
-            return float((run.result.get("cost") or {}).get("spent_usd") or 0.0)
-        total, cursor = 0.0, None
-        while True:
-            page = await self._runs.page(pipeline, cursor, 200)
-            for run in page.items:
-                cost = run.result.get("cost") or {}
-                if cost and (since is None or datetime.fromisoformat(cost["at"]) >= since):
-                    total += float(cost.get("spent_usd") or 0.0)
-            cursor = page.next_cursor
-            oldest = page.items[-1].created_at if page.items else None
-            if cursor is None or (
-                since is not None and oldest is not None and oldest < since - WAITED_AT_MOST
-            ):
-                return round(total, 6)
-
-    async def tell(
-        self, key: str, kind: str, payload: Mapping[str, Any], tx: Tx | None = None
-    ) -> None:
-        """Put something into the outbox, once per key, where runs are logged at all."""
-        if not self.tells:
-            return
-        await self._outbox.add(key, kind, payload, tx=tx)
-
-    # --- versions -------------------------------------------------------------------
-
-    async def declare_version(self, version: ModelVersion, tx: Tx | None = None) -> ModelVersion:
-        """Keep a new version under its pipeline's next number; its parent is the live one."""
-        async with self._database.writing(tx) as own:
-            number = await self._versions.next_number(version.pipeline, version.base_model, tx=own)
-            live = await self._versions.live(version.pipeline, tx=own)
-            kept = replace(version, version=number, parent_id=live.id if live else None)
-            await self._versions.add(kept, tx=own)
-        return kept
-
-    async def keep_version(self, version: ModelVersion, tx: Tx | None = None) -> None:
-        """Write a version's new state."""
-        await self._versions.update(
-            version.id,
-            tx=tx,
-            model_id=version.model_id,
-            training_job_id=version.training_job_id,
-            status=version.status,
-            trained_tokens=version.trained_tokens,
-            heldout_loss=version.heldout_loss,
-            base_heldout_loss=version.base_heldout_loss,
-        )
-
-    async def put_live(self, version_id: str | None, pipeline: str, tx: Tx | None = None) -> None:
-        """Make a version the model in use; the one before is retired."""
-        async with self._database.writing(tx) as own:
-            before = await self._versions.live(pipeline, tx=own)
-            if before is not None and before.id != version_id:
-                await self._versions.update(before.id, tx=own, status=VersionStatus.RETIRED)
-            if version_id is not None and await self._versions.find(version_id, tx=own):
-                await self._versions.update(version_id, tx=own, status=VersionStatus.LIVE)
+        self.versions = versions
 
     # --- experiments ----------------------------------------------------------------
 
@@ -292,8 +179,7 @@ class Loop:
 
     async def dataset_of(self, model: ModelRef, *, tx: Tx | None = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
-        found = await self._versions.list(model_id=model.model_id, limit=1, tx=tx)
-        return found[0].dataset_hash if found else None
+        return await self.versions.dataset_of(model.model_id, tx=tx)
 
     async def evidence(
         self,
@@ -354,7 +240,7 @@ class Loop:
             await self._deployments.add_history(
                 kept.id, at, kind, who, reason, {**detail, "evidence": kept.evidence}, tx=own
             )
-            await self._activity.add(at, who, f"rollout {kind}", kept.id, reason, tx=own)
+            await self.activity.add(at, who, f"rollout {kind}", kept.id, reason, tx=own)
             if kept.state is DeploymentState.ROLLED_BACK:
                 await self._return_to_previous(kept, own)
             phase = await self._phase(kept, at, own)
@@ -372,8 +258,8 @@ class Loop:
         )
         for version_id, status in marks:
             # A rollout declared by hand may name a version that is not one of ours.
-            if version_id is not None and await self._versions.find(version_id, tx=tx):
-                await self._versions.update(version_id, tx=tx, status=status)
+            if version_id is not None and await self.versions.find(version_id, tx=tx):
+                await self.versions.update(version_id, tx=tx, status=status)
 
     async def _phase(self, deployment: Deployment, at: datetime, tx: Tx) -> int:
         phases = await self._experiments.phases(deployment.id, tx=tx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -19,6 +19,9 @@ from tuneproof.store.tables import runs
 from tuneproof.workflow import RunStatus, Tx
 
 __all__ = ["Run", "RunStatus", "Runs"]
+
+WAITED_AT_MOST = timedelta(days=62)
+"""How long before a month's beginning a run may have been made that still counts in it."""
 
 _OPEN = [s.value for s in RunStatus if not s.final]
 
@@ -136,6 +139,60 @@ class Runs:
             new = replace(run, **fields, version=run.version + 1)
             await own.execute(update(runs).where(runs.c.id == id).values(to_row(new)))
         return replace(new, status=RunStatus(new.status))
+
+    async def mark(
+        self,
+        id: str,
+        status: RunStatus,
+        *,
+        at: datetime,
+        reason: str | None = None,
+        error: Mapping[str, object] | None = None,
+        result: Mapping[str, object] | None = None,
+        tx: Tx | None = None,
+    ) -> Run:
+        """Record where a run stands; `result` is merged into what was there."""
+        async with self._database.writing(tx) as own:
+            run = await _load(own, id, lock=True)
+            return await self.update(
+                id,
+                tx=own,
+                status=status,
+                reason=reason,
+                error=error,
+                result={**run.result, **to_json_types(result or {})},
+                updated_at=at,
+                ended_at=at if status.final else None,
+            )
+
+    async def attempt(self, id: str, *, tx: Tx | None = None) -> int:
+        """How often a run was retried, plus one."""
+        run = await self.get(id, tx=tx)
+        return int(run.arguments.get("attempt", 1))
+
+    async def spent_usd(
+        self, pipeline: str, *, since: datetime | None = None, run_id: str | None = None
+    ) -> float:
+        """What a pipeline's runs have spent on training since an instant, or what one run has.
+
+        A run counts by the instant of its last cost; one that waited two months is not found.
+        """
+        if run_id is not None:
+            run = await self.get(run_id)
+            return float((run.result.get("cost") or {}).get("spent_usd") or 0.0)
+        total, cursor = 0.0, None
+        while True:
+            page = await self.page(pipeline, cursor, 200)
+            for run in page.items:
+                cost = run.result.get("cost") or {}
+                if cost and (since is None or datetime.fromisoformat(cost["at"]) >= since):
+                    total += float(cost.get("spent_usd") or 0.0)
+            cursor = page.next_cursor
+            oldest = page.items[-1].created_at if page.items else None
+            if cursor is None or (
+                since is not None and oldest is not None and oldest < since - WAITED_AT_MOST
+            ):
+                return round(total, 6)
 
     async def stage(
         self,

@@ -74,6 +74,7 @@ class Store:
             runs=self.runs,
             subjects=self.subjects,
             versions=self.versions,
+            watches=self.watches,
         )
 
     def __repr__(self) -> str:

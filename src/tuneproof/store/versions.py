@@ -93,6 +93,45 @@ class Versions:
         async with self._database.reading(tx) as own:
             return [_version(row) for row in await own.execute(query)]
 
+    async def declare(self, version: ModelVersion, *, tx: Tx | None = None) -> ModelVersion:
+        """Record a new version under its pipeline's next number; its parent is the live one."""
+        async with self._database.writing(tx) as own:
+            number = await self.next_number(version.pipeline, version.base_model, tx=own)
+            live = await self.live(version.pipeline, tx=own)
+            numbered = replace(version, version=number, parent_id=live.id if live else None)
+            await self.add(numbered, tx=own)
+        return numbered
+
+    async def save(self, version: ModelVersion, *, tx: Tx | None = None) -> None:
+        """Write what training and gate change of a version. Raises `NotFoundError`."""
+        await self.update(
+            version.id,
+            tx=tx,
+            model_id=version.model_id,
+            training_job_id=version.training_job_id,
+            status=version.status,
+            trained_tokens=version.trained_tokens,
+            heldout_loss=version.heldout_loss,
+            base_heldout_loss=version.base_heldout_loss,
+        )
+
+    async def put_live(self, id: str | None, pipeline: str, *, tx: Tx | None = None) -> None:
+        """Make a version the model in use; the one before is retired.
+
+        None, and the id of a version that is none of ours, only retire.
+        """
+        async with self._database.writing(tx) as own:
+            before = await self.live(pipeline, tx=own)
+            if before is not None and before.id != id:
+                await self.update(before.id, tx=own, status=VersionStatus.RETIRED)
+            if id is not None and await self.find(id, tx=own):
+                await self.update(id, tx=own, status=VersionStatus.LIVE)
+
+    async def dataset_of(self, model_id: str, *, tx: Tx | None = None) -> str | None:
+        """The hash of the dataset that made this model, where it is one of ours."""
+        found = await self.list(model_id=model_id, limit=1, tx=tx)
+        return found[0].dataset_hash if found else None
+
     async def relabel(self, old: str, new: str, *, tx: Tx | None = None) -> int:
         """Let the versions of provider `old` be those of `new`; how many there were."""
         statement = update(versions).where(versions.c.provider == old).values(provider=new)
