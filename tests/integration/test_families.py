@@ -83,7 +83,7 @@ async def test_each_candidate_is_compared_with_the_baseline_of_all_lanes(
 
 async def test_look_at_one_is_a_look_at_all(tmp_path: Path, database_url: str) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
-        evaluator = ModelEvaluator(store=loop.app.store.loop, clock=loop.app.clock)
+        evaluator = ModelEvaluator(store=loop.app.store, clock=loop.app.clock)
         await loop.app.end_experiment(tests[1].id, reason="typo", actor="cli")
         found = await evaluator.evaluate_performance(tests[0].id)
         assert found.look.experiment_id == tests[0].id

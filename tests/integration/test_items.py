@@ -29,7 +29,7 @@ DECLARED: dict[str, Any] = {"maturation_hours": 0.0, "min_units": 30, "min_units
 
 async def declared(store: Store, clock: HandClock, name: str, **fields: Any) -> ABTest:
     config = PipelineConfig(name=name, tasks=(name,), loop_ledger=False)
-    evaluator = ModelEvaluator(store=store.loop, clock=clock, config=config)
+    evaluator = ModelEvaluator(store=store, clock=clock, config=config)
     return await evaluator.create_a_b_test("base", "cand", 0.5, 24, **{**DECLARED, **fields})
 
 
@@ -69,7 +69,7 @@ async def test_clustered_authors_fool_the_test_that_takes_posts_for_units(
 
 
 async def looked(store: Store, clock: HandClock, test: ABTest) -> Look:
-    evaluator = ModelEvaluator(store=store.loop, clock=clock)
+    evaluator = ModelEvaluator(store=store, clock=clock)
     [look] = await evaluator.look(test.family, at=clock.now() + 24 * HOUR)
     return look
 
@@ -135,7 +135,7 @@ async def app(database_url: str, tmp_path: Path, clock: HandClock) -> AsyncItera
 
 
 async def test_rows_of_the_users_table_name_their_items(app: App, clock: HandClock) -> None:
-    evaluator = ModelEvaluator(store=app.store.loop, clock=clock, config=app.pipeline("default"))
+    evaluator = ModelEvaluator(store=app.store, clock=clock, config=app.pipeline("default"))
     test = await evaluator.create_a_b_test("base", "cand", 0.5)
     seen = {"subject": test.id, "phase": 1, "arm": Arm.BASELINE, "at": test.start_at}
     await app.record_events(exposures=[Exposure(id="e", unit="ann", **seen)])  # type: ignore[arg-type]
@@ -158,10 +158,10 @@ async def test_rows_of_the_users_table_name_their_items(app: App, clock: HandClo
 
 async def test_rollout_counts_what_its_test_counted(app: App, clock: HandClock) -> None:
     adjusted = PipelineConfig(tasks=("body",), cuped=True)
-    evaluator = ModelEvaluator(store=app.store.loop, clock=clock, config=adjusted)
+    evaluator = ModelEvaluator(store=app.store, clock=clock, config=adjusted)
     test = await evaluator.create_a_b_test("base", "cand")
     manager = DeploymentManager(
-        store=app.store.loop, provider=MemoryProvider(), clock=clock,
+        store=app.store, provider=MemoryProvider(), clock=clock,
         config=app.pipeline("default"),
     )  # fmt: skip
     models = test.candidate, test.baseline

@@ -57,7 +57,7 @@ async def put(app: App, unit: str, rate: float | None, at: datetime) -> None:
 async def experiment(app: App, units: int = 4) -> str:
     """A running test whose units 0.. were exposed at once."""
     config = app.pipeline("default")
-    evaluator = ModelEvaluator(store=app.store.loop, clock=app.clock, config=config)
+    evaluator = ModelEvaluator(store=app.store, clock=app.clock, config=config)
     test = await evaluator.create_a_b_test("base", "cand", 0.5)
     await app.record_events(exposures=[exposure(test.id, i, test.start_at) for i in range(units)])
     return test.id

@@ -97,7 +97,7 @@ def opened(database_url: str, tmp_path: Path, clock: HandClock, chat: Chat) -> O
 
 async def experiment(app: App, split: float = 0.5) -> ABTest:
     config = app.pipeline("default")
-    evaluator = ModelEvaluator(store=app.store.loop, clock=app.clock, config=config)
+    evaluator = ModelEvaluator(store=app.store, clock=app.clock, config=config)
     return await evaluator.create_a_b_test("base", "cand", split)
 
 
@@ -155,7 +155,7 @@ async def test_the_judges_scores_decide_a_criterion_of_quality(
         assert await score_all(app) == len(asked(chat)) == 600
         clock.move(days=7, hours=1)
         config = app.pipeline("default")
-        evaluator = ModelEvaluator(store=app.store.loop, clock=clock, config=config)
+        evaluator = ModelEvaluator(store=app.store, clock=clock, config=config)
         [look] = await evaluator.look(test.family)
         [quality] = [r for r in look.criteria if r.metric == "quality"]
         assert quality.holds is holds, look.reason

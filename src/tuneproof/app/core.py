@@ -160,7 +160,7 @@ class Core(Provided):
         self.targets = list(self._given_targets or ()) or self._open_targets()
         self.scorers.check()
         self.parts = Parts(
-            store=self.store.loop,
+            store=self.store,
             directory=settings.dir,
             clock=self.clock,
             provider=self.provider,
@@ -410,7 +410,7 @@ class Core(Provided):
     def manager_of(self, config: PipelineConfig) -> DeploymentManager:
         """A deployment manager with these settings."""
         return DeploymentManager(
-            store=self.store.loop,
+            store=self.store,
             provider=self.provider(config.provider),
             targets=self.targets,
             clock=self.clock,

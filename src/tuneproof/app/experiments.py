@@ -59,7 +59,7 @@ class Experiments(Core):
         the pipeline's settings say. Raises as `ModelEvaluator.declare` does.
         """
         config = self._declared(pipeline, tasks, declared)
-        evaluator = ModelEvaluator(store=self.store.loop, clock=self.clock, config=config)
+        evaluator = ModelEvaluator(store=self.store, clock=self.clock, config=config)
         async with self.store.database.begin() as tx:
             tests = await evaluator.declare(
                 baseline, candidates, traffic_split, duration_hours, tx=tx
@@ -234,7 +234,7 @@ class Experiments(Core):
                 test.id, status=aborted, verdict=verdict, reason=said, tx=tx
             )
             await self.store.activity.add(at, actor, "experiment end", test.id, reason, tx=tx)
-        await self.store.loop.withdraw([test.id for test in tests], at, said, tx)
+        await self.store.withdrawal.withdraw([test.id for test in tests], at, said, tx)
 
 
 def _newest_key(id: str) -> str:

@@ -296,7 +296,7 @@ class Runs(Core):
         async with self.store.database.begin() as tx:
             watched = await self.store.watches.under_way(tx=tx)
             subjects = [one.subject for one in watched if one.run_id == run.id]
-            tasks = await self.store.loop.withdraw(subjects, at, message, tx)
+            tasks = await self.store.withdrawal.withdraw(subjects, at, message, tx)
             await self.store.runs.mark(
                 run.id, RunStatus.FAILED, at=at, reason=message, error=error, tx=tx
             )

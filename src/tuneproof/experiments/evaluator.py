@@ -75,10 +75,10 @@ class ModelEvaluator:
         if not hours > 0:
             raise InputError(f"duration_hours {hours!r} is not above 0.", mend="A week is 168.")
         start = at or self._clock.now()
-        async with self._store.transaction(tx) as own:
-            family, ids = await self._store.new_ids(len(models), start, tx=own)
+        async with self._store.database.writing(tx) as own:
+            family, ids = await self._store.lanes.new_ids(len(models), start, tx=own)
             identities = [await self._identity(model, own) for model in models]
-            spent = await self._store.spent(self._config.name, tx=own)
+            spent = await self._store.experiments.spent(self._config.name, tx=own)
             tests = []
             for lane, (id, model, identity) in enumerate(zip(ids, models, identities, strict=True)):
                 allotment = allot(
@@ -100,7 +100,7 @@ class ModelEvaluator:
                         lanes=len(models),
                     )
                 )
-            await self._store.start_tests(tests, tx=own)
+            await self._store.lanes.start(tests, tx=own)
         return tuple(tests)
 
     async def create_a_b_test(
@@ -129,7 +129,7 @@ class ModelEvaluator:
         return test
 
     async def _identity(self, candidate: ModelRef, tx: Any) -> tuple[str, ...]:
-        dataset = await self._store.dataset_of(candidate, tx=tx)
+        dataset = await self._store.versions.dataset_of(candidate.model_id, tx=tx)
         return identity_of(candidate.model_id, dataset)
 
     async def look(
@@ -142,9 +142,11 @@ class ModelEvaluator:
         family; a test that ends otherwise ends alone, and the others begin their next phase
         then. Raises `NotFoundError`.
         """
-        async with self._store.transaction(tx) as own:
-            tests = await self._store.family(family, tx=own)
-            before = {test.id: await self._store.looks(test.id, tx=own) for test in tests}
+        async with self._store.database.writing(tx) as own:
+            tests = await self._store.experiments.family(family, tx=own)
+            before = {
+                test.id: await self._store.experiments.looks(test.id, tx=own) for test in tests
+            }
             new = await self._looks_at(tests, before, at or self._clock.now(), own)
         newest = {**{id: looks[-1] for id, looks in before.items() if looks}, **new}
         return tuple(newest[test.id] for test in tests if test.id in newest)
@@ -170,7 +172,7 @@ class ModelEvaluator:
             looks = await self._adapted(tests, looks, evidence, before, tx)
         elif len(ended) < len(running):
             cause = f"{', '.join(ended)} ended"
-            await self._store.begin_phase(tests, dict.fromkeys(ended, 0.0), at, cause, tx=tx)
+            await self._store.lanes.begin_phase(tests, dict.fromkeys(ended, 0.0), at, cause, tx=tx)
         for test, look in zip(running, looks, strict=True):
             await self._keep(test, look, tx)
         return {look.experiment_id: look for look in looks}
@@ -190,7 +192,7 @@ class ModelEvaluator:
         if not shares:
             return looks
         cause = f"{', '.join(shares)} adapts its share"
-        phase = await self._store.begin_phase(tests, shares, at, cause, tx=tx)
+        phase = await self._store.lanes.begin_phase(tests, shares, at, cause, tx=tx)
         return [
             replace(look, inputs={**look.inputs, "next_share": share, "next_phase": phase})
             if (share := shares.get(look.experiment_id)) is not None
@@ -200,7 +202,7 @@ class ModelEvaluator:
 
     async def _evidence(self, test: ABTest, at: datetime, tx: Any) -> Evidence:
         matured = at - timedelta(hours=test.maturation_hours)
-        return await self._store.evidence(
+        return await self._store.events.evidence(
             test.id,
             before=matured,
             halfway=test.start_at + (matured - test.start_at) / 2,
@@ -230,12 +232,14 @@ class ModelEvaluator:
 
     async def _keep(self, test: ABTest, look: Look, tx: Any) -> None:
         """Keep a look, and the end of its test where it says so."""
-        await self._store.add_look(look, tx=tx)
+        await self._store.experiments.add_look(look, tx=tx)
         if look.verdict is not Verdict.CONTINUE:
             ended = replace(
                 test, status=ExperimentStatus.COMPLETED, verdict=look.verdict, reason=look.reason
             )
-            await self._store.end_test(ended, tx=tx)
+            await self._store.experiments.update(
+                ended.id, status=ended.status, verdict=ended.verdict, reason=ended.reason, tx=tx
+            )
 
     def _next_share(
         self, test: ABTest, evidence: Evidence, looks: Sequence[Look], at: datetime
@@ -262,7 +266,7 @@ class ModelEvaluator:
 
     async def _prior(self, test: ABTest, tx: Any) -> Prior:
         """What the pipeline's finished experiments say of how large lifts are in truth."""
-        past = await self._store.final_lifts(test.pipeline, tx=tx)
+        past = await self._store.experiments.final_lifts(test.pipeline, tx=tx)
         return fit_prior([math.log1p(lift) for lift, _ in past], [error for _, error in past])
 
     async def evaluate_performance(
@@ -274,7 +278,7 @@ class ModelEvaluator:
         it runs. Raises `NotFoundError`, `InputError`, and `StateError` for a test that was ended
         before its first look.
         """
-        test = await self._store.test(ab_test_id)
+        test = await self._store.experiments.get(ab_test_id)
         declared = test.criteria.significance_threshold
         if significance_threshold is not None and significance_threshold != declared:
             raise InputError(
@@ -284,7 +288,7 @@ class ModelEvaluator:
             )
         looks = await self.look(test.family)
         look = next((look for look in looks if look.experiment_id == ab_test_id), None)
-        test = await self._store.test(ab_test_id)
+        test = await self._store.experiments.get(ab_test_id)
         if look is None:
             raise StateError(
                 f"Experiment {ab_test_id} was ended before its first look: {test.reason}",

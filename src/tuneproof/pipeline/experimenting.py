@@ -93,7 +93,7 @@ class ExperimentStage:
 
     async def _supersede(self, tx: Tx) -> list[str]:
         run = self._run
-        return await run.parts.store.supersede_holds(run.config.name, run.now, tx)
+        return await run.parts.store.moves.supersede_holds(run.config.name, run.now, tx)
 
     async def _wake(self, run_id: str) -> None:
         reason = f"superseded by {self._run.id}"
@@ -124,7 +124,7 @@ class ExperimentStage:
         """The model in use: as it is routed, else as the settings name it, else the base."""
         config, parts = self._run.config, self._run.parts
         for task in config.tasks:
-            routing = await parts.store.routing_of(task, tx=tx)
+            routing = await parts.store.routing.get(task, tx=tx)
             if routing is not None:
                 return routing.baseline
         named = (parts.models_in_use.get(task) for task in config.tasks)
@@ -141,7 +141,7 @@ class ExperimentStage:
         return tests
 
     async def _read(self, family: str) -> tuple[ABTest, ...]:
-        return tuple(await self._run.parts.store.family(family))
+        return tuple(await self._run.parts.store.experiments.family(family))
 
     async def follow(self, tests: Sequence[ABTest]) -> Tested:
         """Look every hour until each has its verdict; looks that were missed coalesce into one.
@@ -184,7 +184,7 @@ class ExperimentStage:
     async def _looked(self, tx: Tx, family: str) -> tuple[tuple[ABTest, ...], tuple[Look, ...]]:
         at = self._run.now
         looks = await self._evaluator.look(family, at=at, tx=tx)
-        tests = tuple(await self._run.parts.store.family(family, tx=tx))
+        tests = tuple(await self._run.parts.store.experiments.family(family, tx=tx))
         by_id = {test.id: test for test in tests}
         for look in looks:
             if look.at == at:

@@ -33,7 +33,7 @@ class PlanStage:
 
     async def _made(self, batch: TrainingDataBatch) -> CyclePlan:
         config, parts = self._run.config, self._run.parts
-        spent = await parts.store.spent(config.name)
+        spent = await parts.store.experiments.spent(config.name)
         level = config.significance_threshold
         if config.loop_ledger:
             level = min(level, 2 * allot(spent, (), loop_alpha=config.loop_alpha).alpha)

@@ -32,6 +32,7 @@ from tuneproof.experiments import (
     Verdict,
 )
 from tuneproof.experiments.planning import CyclePlan, Prices
+from tuneproof.experiments.store import DatasetRecords, ExperimentRecords, LookEvidence
 from tuneproof.rollout import (
     Advice,
     Deployment,
@@ -41,6 +42,7 @@ from tuneproof.rollout import (
     Target,
     Watch,
 )
+from tuneproof.rollout.store import MoveRecords, RolloutEvidence
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import (
     Job,
@@ -142,7 +144,7 @@ class RunRecords(Protocol):
         """What a pipeline's runs (or one) have spent on training, those under way included."""
 
 
-class VersionRecords(Protocol):
+class VersionRecords(DatasetRecords, Protocol):
     """Where versions are written down."""
 
     async def declare(self, version: ModelVersion, *, tx: Tx | None = None) -> ModelVersion:
@@ -187,6 +189,26 @@ class WatchNotes(Protocol):
         """A look at these tests or rollouts succeeded."""
 
 
+class Withdrawals(Protocol):
+    """How candidates are taken away from users."""
+
+    async def withdraw(
+        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
+    ) -> list[str]:
+        """Route the tasks that still serve one of these tests or rollouts to their baseline."""
+
+
+class RunMoves(MoveRecords, Protocol):
+    """What rollouts and routing change together."""
+
+    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
+        """Complete the rollouts that only hold; the ids of those who drive them."""
+
+
+class RunEvidence(LookEvidence, RolloutEvidence, Protocol):
+    """What events add up to."""
+
+
 class RunStore(ExperimentStore, RolloutStore, Protocol):
     """What a run writes down as it goes; every write takes the transaction it belongs to."""
 
@@ -195,8 +217,24 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
         """The runs."""
 
     @property
+    def experiments(self) -> ExperimentRecords:
+        """The tests and their looks."""
+
+    @property
+    def events(self) -> RunEvidence:
+        """What events add up to."""
+
+    @property
     def versions(self) -> VersionRecords:
         """The versions."""
+
+    @property
+    def moves(self) -> RunMoves:
+        """What rollouts and routing change together."""
+
+    @property
+    def withdrawal(self) -> Withdrawals:
+        """How candidates are taken away from users."""
 
     @property
     def outbox(self) -> TrackingOutbox:
@@ -209,14 +247,6 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
     @property
     def watches(self) -> WatchNotes:
         """When tests and rollouts were last looked at."""
-
-    async def withdraw(
-        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
-    ) -> list[str]:
-        """Route the tasks that still serve one of these tests or rollouts to their baseline."""
-
-    async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
-        """Complete the rollouts that only hold; the ids of those who drive them."""
 
 
 class MemoryUsage(Protocol):

@@ -94,7 +94,7 @@ class RolloutStage:
         return deployment
 
     async def _read(self, deployment_id: str) -> Deployment:
-        return await self._run.parts.store.deployment(deployment_id)
+        return await self._run.parts.store.deployments.get(deployment_id)
 
     async def follow(self, deployment: Deployment) -> Deployment:
         """Watch every hour and step on, until it is complete or rolled back.
@@ -119,7 +119,7 @@ class RolloutStage:
         return moved
 
     async def _looked(self, tx: Tx, deployment_id: str) -> Deployment:
-        before = await self._run.parts.store.deployment(deployment_id, tx=tx)
+        before = await self._run.parts.store.deployments.get(deployment_id, tx=tx)
         moved, _ = await manager_of(self._run).look(deployment_id, at=self._run.now, tx=tx)
         await self._run.parts.store.watches.looked([deployment_id], self._run.now, tx=tx)
         if moved.version != before.version or moved.state.final:

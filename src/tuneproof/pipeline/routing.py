@@ -31,4 +31,4 @@ async def route(run: RunContext, name: StepName) -> None:
 
 async def withdraw(run: RunContext, tx: Tx, cause: str) -> None:
     """Take what a run tests or rolls out away from users, wherever it still serves."""
-    await run.parts.store.withdraw(run.subjects, run.now, cause, tx)
+    await run.parts.store.withdrawal.withdraw(run.subjects, run.now, cause, tx)

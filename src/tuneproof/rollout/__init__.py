@@ -14,8 +14,9 @@ from tuneproof.rollout.machine import (
     plan,
     routing_of,
 )
-from tuneproof.rollout.manager import DeploymentManager, RolloutStore, SafetyCheck
+from tuneproof.rollout.manager import DeploymentManager, SafetyCheck
 from tuneproof.rollout.routing import Lane, Routing, Served
+from tuneproof.rollout.store import RolloutStore
 from tuneproof.rollout.watch import Advice, Watch, watch
 
 __all__ = [

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from tuneproof.errors import SafetyCheckError, StateError, TuneProofError
 from tuneproof.experiments import (
     ABTest,
     EvaluationResult,
-    Evidence,
     ModelRef,
-    Requests,
     Verdict,
     model_ref,
 )
@@ -28,7 +26,7 @@ from tuneproof.rollout.machine import (
     RollbackResult,
     Target,
 )
-from tuneproof.rollout.routing import Routing
+from tuneproof.rollout.store import RolloutStore
 from tuneproof.rollout.watch import Advice, Watch, watch
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import ModelVersion, Provider
@@ -38,36 +36,6 @@ log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 30.0
 """How long a model may take to answer the safety check's call."""
-
-
-class RolloutStore(Protocol):
-    """What the manager keeps: rollouts with their history, phases, evidence, routing."""
-
-    async def next_deployment_id(self, at: datetime, tx: Any = None) -> str:
-        """The next `deploy-YYYYMMDD-NNN`."""
-
-    async def test(self, test_id: str, *, tx: Any = None) -> ABTest:
-        """The test of this id. Raises `NotFoundError`."""
-
-    async def deployment(self, deployment_id: str, *, tx: Any = None) -> Deployment:
-        """The rollout of this id. Raises `NotFoundError`."""
-
-    async def add_deployment(self, deployment: Deployment, *, tx: Any = None) -> None:
-        """Keep a new rollout."""
-
-    async def move_deployment(
-        self, deployment: Deployment, kind: str, who: str, reason: str, at: datetime, tx: Any = None
-    ) -> Deployment:
-        """Keep a moved rollout, its history line, its phase and the routing of its tasks."""
-
-    async def evidence(self, subject: str, *, before: datetime, tx: Any = None) -> Evidence:
-        """What is known of units whose first exposure hour ended by `before`."""
-
-    async def requests_by_phase(self, subject: str, *, tx: Any = None) -> Mapping[int, Requests]:
-        """The candidate's requests, phase by phase."""
-
-    async def routing_of(self, task: str, *, tx: Any = None) -> Routing | None:
-        """Which model serves a task now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +159,7 @@ class DeploymentManager:
 
     async def baseline(self) -> ModelRef:
         """The model in use of the pipeline's first task. Raises `StateError` where none is."""
-        routing = await self._store.routing_of(self._config.tasks[0])
+        routing = await self._store.routing.get(self._config.tasks[0])
         if routing is None:
             raise StateError(
                 f"No model serves {self._config.tasks[0]} yet: there is nothing to return to.",
@@ -219,8 +187,8 @@ class DeploymentManager:
         instant = at or self._clock.now()
         source: ABTest | PipelineConfig = chosen
         if ab_test_id is not None:
-            source = await self._store.test(ab_test_id, tx=tx)
-        deployment_id = await self._store.next_deployment_id(instant, tx)
+            source = await self._store.experiments.get(ab_test_id, tx=tx)
+        deployment_id = await self._store.ids.next("deploy", instant, tx=tx)
         deployment = Deployment(
             id=deployment_id,
             run_id=run_id,
@@ -239,17 +207,17 @@ class DeploymentManager:
             analysis_unit=source.analysis_unit,
             cuped=source.cuped,
         )
-        await self._store.add_deployment(deployment, tx=tx)
+        await self._store.deployments.add(deployment, tx=tx)
         return deployment
 
     async def begin(
         self, deployment_id: str, *, at: datetime | None = None, tx: Any = None
     ) -> Deployment:
         """Take the first step."""
-        deployment = await self._store.deployment(deployment_id, tx=tx)
+        deployment = await self._store.deployments.get(deployment_id, tx=tx)
         now = at or self._clock.now()
         moved = machine.begin(deployment, now)
-        return await self._store.move_deployment(
+        return await self._store.moves.move(
             moved, "begin", "system", f"serves {moved.share:.0%}", now, tx
         )
 
@@ -258,19 +226,17 @@ class DeploymentManager:
     ) -> tuple[Deployment, Watch]:
         """Judge a rollout and move it as the judgement says, in one write."""
         now = at or self._clock.now()
-        deployment = await self._store.deployment(deployment_id, tx=tx)
+        deployment = await self._store.deployments.get(deployment_id, tx=tx)
         if deployment.state.final:
             return deployment, Watch(advice=Advice.STAY, reason="It is over.")
         before = now - timedelta(hours=self._config.maturation_hours)
-        evidence = await self._store.evidence(deployment_id, before=before, tx=tx)
-        requests = await self._store.requests_by_phase(deployment_id, tx=tx)
+        evidence = await self._store.events.evidence(deployment_id, before=before, tx=tx)
+        requests = await self._store.events.newest_requests(deployment_id, tx=tx)
         seen = watch(deployment, evidence, requests, self._config, now)
         moved = _follow(deployment, seen, now)
         if moved is deployment:
             return deployment, seen
-        kept = await self._store.move_deployment(
-            moved, str(seen.advice), "system", seen.reason, now, tx
-        )
+        kept = await self._store.moves.move(moved, str(seen.advice), "system", seen.reason, now, tx)
         return kept, seen
 
     async def act(
@@ -285,7 +251,7 @@ class DeploymentManager:
     ) -> Deployment:
         """Do what a person asked for: `pause`, `resume`, `advance` or `rollback`."""
         now = at or self._clock.now()
-        deployment = await self._store.deployment(deployment_id, tx=tx)
+        deployment = await self._store.deployments.get(deployment_id, tx=tx)
         if verb == "rollback":
             moved = machine.roll_back(deployment, now, reason, {"actor": actor})
         elif verb == "pause":
@@ -300,7 +266,7 @@ class DeploymentManager:
             )
         if moved is deployment:
             return deployment
-        return await self._store.move_deployment(moved, verb, actor, reason, now, tx)
+        return await self._store.moves.move(moved, verb, actor, reason, now, tx)
 
     async def rollback_model(
         self, deployment_id: str, reason: str, *, actor: str = "system"
@@ -329,7 +295,7 @@ class DeploymentManager:
         """
         failed = []
         for task in tasks:
-            routing = await self._store.routing_of(task)
+            routing = await self._store.routing.get(task)
             for target in self._targets if routing is not None else ():
                 try:
                     await target.apply(routing)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import exists, or_, select
+from sqlalchemy import exists, func, or_, select
 
 from tuneproof.errors import DataError, NotFoundError, StateError, StoreUnavailableError
 from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
@@ -164,6 +164,16 @@ class Events:
         """All requests of each arm, from `since` on or of one phase: n, errors, latencies."""
         async with self._database.reading(tx) as own:
             return await read_requests(own, await _key(own, subject), since, phase)
+
+    async def newest_requests(self, subject: str, *, tx: Tx | None = None) -> dict[int, Requests]:
+        """The candidate's requests in a subject's newest phase, under that phase's number."""
+        async with self._database.reading(tx) as own:
+            query = select(func.max(phases.c.number)).where(phases.c.subject == subject)
+            newest = (await own.execute(query)).scalar_one()
+            if newest is None:
+                return {}
+            found = await read_requests(own, await _key(own, subject), None, newest)
+        return {newest: found.get(Arm.CANDIDATE, Requests())}
 
     async def recent(
         self,

@@ -1,4 +1,7 @@
-"""The store: one small class for each noun, gathered over one database."""
+"""The store: one small class for each noun, gathered over one database.
+
+What touches several nouns is a transaction with a name: `lanes`, `moves`, `withdrawal`.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ from tuneproof.store.events import Events
 from tuneproof.store.experiments import Experiments
 from tuneproof.store.idempotency import Idempotency
 from tuneproof.store.ids import Ids
-from tuneproof.store.loop import Loop
+from tuneproof.store.lanes import Lanes
 from tuneproof.store.meta import Meta
 from tuneproof.store.migrate import migrate
+from tuneproof.store.moves import RolloutMoves
 from tuneproof.store.outbox import StoredOutbox
 from tuneproof.store.retention import Retention
 from tuneproof.store.routing import Routings
@@ -35,6 +39,7 @@ from tuneproof.store.subjects import Subjects
 from tuneproof.store.tokens import Tokens
 from tuneproof.store.versions import Versions
 from tuneproof.store.watches import Watches
+from tuneproof.store.withdrawal import Withdrawal
 
 __all__ = ["Store", "open_store"]
 
@@ -62,19 +67,23 @@ class Store:
         self.tokens = Tokens(database, clock)
         self.versions = Versions(database)
         self.watches = Watches(database)
-        self.loop = Loop(
+        self.lanes = Lanes(database, self.ids, self.experiments, self.routing)
+        self.moves = RolloutMoves(
             database,
             activity=self.activity,
             deployments=self.deployments,
-            events=self.events,
             experiments=self.experiments,
-            ids=self.ids,
-            outbox=self.outbox,
             routing=self.routing,
-            runs=self.runs,
-            subjects=self.subjects,
             versions=self.versions,
-            watches=self.watches,
+        )
+        self.withdrawal = Withdrawal(
+            database,
+            deployments=self.deployments,
+            experiments=self.experiments,
+            lanes=self.lanes,
+            moves=self.moves,
+            routing=self.routing,
+            subjects=self.subjects,
         )
 
     def __repr__(self) -> str:

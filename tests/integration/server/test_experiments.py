@@ -21,7 +21,7 @@ async def looked(service: Service) -> ABTest:
     """An experiment with traffic of two personas, and one look after 60 hours."""
     app = service.app
     config = replace(app.pipeline("default"), tasks=("hook",), segments=("persona",))
-    evaluator = ModelEvaluator(store=app.store.loop, clock=app.clock, config=config)
+    evaluator = ModelEvaluator(store=app.store, clock=app.clock, config=config)
     test = await evaluator.create_a_b_test("base", "cand <script>", 0.5)
     rng = np.random.default_rng(1)
     shown, told = [], []

@@ -32,11 +32,11 @@ HOUR = timedelta(hours=1)
 async def ended(store: Store, test_id: str, verdict: Verdict) -> None:
     """End a test, so that its tasks are free again."""
     await store.experiments.update(test_id, status=ExperimentStatus.COMPLETED, verdict=verdict)
-    await store.loop.withdraw([test_id], T0, "over")
+    await store.withdrawal.withdraw([test_id], T0, "over")
 
 
 async def test_each_experiment_of_a_pipeline_takes_the_next_allotment(store: Store) -> None:
-    evaluator = ModelEvaluator(store=store.loop, clock=store.clock)
+    evaluator = ModelEvaluator(store=store, clock=store.clock)
     alphas = []
     for model in ("m1", "m2", "m2"):
         test = await evaluator.create_a_b_test("base", model)
@@ -50,7 +50,7 @@ async def test_each_experiment_of_a_pipeline_takes_the_next_allotment(store: Sto
 
 async def test_without_a_ledger_the_declared_level_holds(store: Store) -> None:
     config = PipelineConfig(loop_ledger=False)
-    evaluator = ModelEvaluator(store=store.loop, clock=store.clock, config=config)
+    evaluator = ModelEvaluator(store=store, clock=store.clock, config=config)
     test = await evaluator.create_a_b_test("base", "m1")
     assert (test.alpha, test.promotion_alpha) == (None, 0.05)
 
@@ -58,14 +58,14 @@ async def test_without_a_ledger_the_declared_level_holds(store: Store) -> None:
 async def test_pipelines_have_ledgers_of_their_own(store: Store) -> None:
     for name in ("one", "two"):
         config = PipelineConfig(name=name, tasks=(name,))
-        evaluator = ModelEvaluator(store=store.loop, clock=store.clock, config=config)
+        evaluator = ModelEvaluator(store=store, clock=store.clock, config=config)
         test = await evaluator.create_a_b_test("base", "m1")
         assert test.retest == 0
 
 
 async def test_declared_criteria_are_kept(store: Store) -> None:
     config = PipelineConfig(criteria=("engagement superior 0.1", "quality non_inferior 0.02"))
-    evaluator = ModelEvaluator(store=store.loop, clock=store.clock, config=config)
+    evaluator = ModelEvaluator(store=store, clock=store.clock, config=config)
     test = await evaluator.create_a_b_test("base", "m1")
     kept = await store.experiments.get(test.id)
     assert [str(c) for c in kept.all_criteria] == list(config.criteria)

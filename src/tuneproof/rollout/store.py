@@ -1,0 +1,100 @@
+"""What the deployment manager needs of a store: each noun of it, as far as it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Protocol
+
+from tuneproof.experiments import ABTest, Evidence, Requests
+from tuneproof.rollout.machine import Deployment
+from tuneproof.rollout.routing import Routing
+from tuneproof.workflow import Tx
+
+
+class IdCounters(Protocol):
+    """Where ids come from."""
+
+    async def next(self, kind: str, day: datetime, *, tx: Tx | None = None) -> str:
+        """The next id of a kind on a day."""
+
+
+class PromotedTests(Protocol):
+    """The tests that rollouts stand on."""
+
+    async def get(self, id: str, *, tx: Tx | None = None) -> ABTest:
+        """The test of this id. Raises `NotFoundError`."""
+
+
+class RolloutRecords(Protocol):
+    """The rollouts."""
+
+    async def get(self, id: str, *, tx: Tx | None = None) -> Deployment:
+        """The rollout of this id. Raises `NotFoundError`."""
+
+    async def add(self, deployment: Deployment, *, tx: Tx | None = None) -> None:
+        """Keep a new rollout."""
+
+
+class MoveRecords(Protocol):
+    """What a rollout and routing change together."""
+
+    async def move(
+        self,
+        deployment: Deployment,
+        kind: str,
+        who: str,
+        reason: str,
+        at: datetime,
+        tx: Tx | None = None,
+    ) -> Deployment:
+        """Keep a moved rollout, its history line, its phase and the routing of its tasks."""
+
+
+class RolloutEvidence(Protocol):
+    """What events add up to."""
+
+    async def evidence(
+        self, subject: str, *, before: datetime | None = None, tx: Tx | None = None
+    ) -> Evidence:
+        """What is known of units whose first exposure hour ended by `before`."""
+
+    async def newest_requests(
+        self, subject: str, *, tx: Tx | None = None
+    ) -> Mapping[int, Requests]:
+        """The candidate's requests in the newest phase, under that phase's number."""
+
+
+class RoutingRecords(Protocol):
+    """Which model serves a task."""
+
+    async def get(self, task: str, *, tx: Tx | None = None) -> Routing | None:
+        """Which model serves a task now."""
+
+
+class RolloutStore(Protocol):
+    """What the manager keeps: rollouts with their history, phases, evidence, routing."""
+
+    @property
+    def ids(self) -> IdCounters:
+        """Where ids come from."""
+
+    @property
+    def experiments(self) -> PromotedTests:
+        """The tests that rollouts stand on."""
+
+    @property
+    def deployments(self) -> RolloutRecords:
+        """The rollouts."""
+
+    @property
+    def moves(self) -> MoveRecords:
+        """What a rollout and routing change together."""
+
+    @property
+    def events(self) -> RolloutEvidence:
+        """What events add up to."""
+
+    @property
+    def routing(self) -> RoutingRecords:
+        """Which model serves a task."""
