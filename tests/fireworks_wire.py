@@ -78,7 +78,6 @@ def _app(wire: FireworksWire) -> Any:
         ("POST", f"{root}/datasets", _create_dataset),
         ("POST", f"{root}/datasets/{{id}}", _dataset_action),
         ("GET", f"{root}/datasets/{{id}}", _dataset),
-        ("DELETE", f"{root}/datasets/{{id}}", _delete_dataset),
         ("PUT", "/signed/{id}", _put),
         ("POST", f"{root}/supervisedFineTuningJobs", _create),
         ("POST", f"{root}/dpoJobs", _create),
@@ -165,13 +164,6 @@ async def _dataset(wire: FireworksWire, request: Request) -> Response:
         found["state"] = states.pop(0) if len(states) > 1 else states[0]
         found["status"] = wire.dataset_status
     return JSONResponse(found)
-
-
-async def _delete_dataset(wire: FireworksWire, request: Request) -> Response:
-    name = f"accounts/{request.path_params['account']}/datasets/{request.path_params['id']}"
-    if wire.datasets.pop(name, None) is None:
-        return _error(404, 5, "no such dataset")
-    return JSONResponse({})
 
 
 async def _create(wire: FireworksWire, request: Request) -> Response:

@@ -64,7 +64,6 @@ def _app(wire: TogetherWire) -> Any:
         ("POST", "/v1/files", _ask),
         ("GET", "/v1/files", _files),
         ("GET", "/v1/files/{id}", _file),
-        ("DELETE", "/v1/files/{id}", _delete),
         ("POST", "/v1/files/{id}/preprocess", _preprocess),
         ("PUT", "/storage/{id}", _put),
         ("POST", "/v1/fine-tunes", _create),
@@ -146,12 +145,6 @@ async def _file(wire: TogetherWire, request: Request) -> Response:
     if file["processing_status"] == "INVALID_FORMAT":
         file["validation_report"] = {"valid": False, "error": "line 3 has no messages"}
     return JSONResponse(file)
-
-
-async def _delete(wire: TogetherWire, request: Request) -> Response:
-    if wire.files.pop(request.path_params["id"], None) is None:
-        return _missing("file")
-    return JSONResponse({"deleted": True})
 
 
 async def _create(wire: TogetherWire, request: Request) -> Response:

@@ -143,7 +143,6 @@ def _app(wire: Wire) -> Any:
             ("POST", "/files", _create_file),
             ("GET", "/files", _list_files),
             ("GET", "/files/{id}", _get_file),
-            ("DELETE", "/files/{id}", _delete_file),
             ("POST", "/uploads", _create_upload),
             ("POST", "/uploads/{id}/parts", _add_part),
             ("POST", "/uploads/{id}/complete", _complete_upload),
@@ -226,13 +225,6 @@ async def _get_file(wire: Wire, request: Request) -> Response:
     states = file["states"]
     file["status"] = states.pop(0) if len(states) > 1 else states[0]
     return JSONResponse(file)
-
-
-async def _delete_file(wire: Wire, request: Request) -> Response:
-    file = wire.files.pop(request.path_params["id"], None)
-    if file is None:
-        return _error(404, "No such file")
-    return JSONResponse({"id": file["id"], "object": "file", "deleted": True})
 
 
 async def _create_upload(wire: Wire, request: Request) -> Response:

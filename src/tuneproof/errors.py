@@ -22,7 +22,6 @@
         ├── BudgetExceededError      the pipeline's own budget has no room for this
         ├── TrainingFailedError      the job ended as failed; carries the provider's code
         ├── SafetyCheckError         the deployment's safety checks failed
-        ├── LeaseLostError           another worker took this run over
         └── AbortedError             somebody aborted the run
 
 A message names the value, the rule and the mend. Policy reads the type, never the text.
@@ -44,7 +43,6 @@ __all__ = [
     "DataError",
     "DeniedError",
     "InputError",
-    "LeaseLostError",
     "NotDeployedError",
     "NotFoundError",
     "ProviderUnavailableError",
@@ -204,10 +202,6 @@ class TrainingFailedError(StopError):
 
 class SafetyCheckError(StopError):
     """A safety check failed, so nothing is deployed; `details["checks"]` names each."""
-
-
-class LeaseLostError(StopError):
-    """Another worker took this run over; this one must stop."""
 
 
 class AbortedError(StopError):

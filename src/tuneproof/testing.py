@@ -260,11 +260,6 @@ class MemoryProvider:
         self._called("find_file")
         return next((i for i in reversed(self.files) if self.files[i][0] == name), None)
 
-    async def delete_file(self, file_id: str) -> bool:
-        """Forget a file; False when it was gone already."""
-        self._called("delete_file")
-        return self.files.pop(file_id, None) is not None
-
     async def create_job(self, request: JobRequest) -> Job:
         """Queue a job. Raises `DataError` for a file that was never uploaded."""
         self._called("create_job")

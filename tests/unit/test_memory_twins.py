@@ -102,8 +102,6 @@ async def test_files_and_jobs_are_found_again(file: Path) -> None:
     assert found.id == job_id
     assert await provider.find_job("run", "r2") is None
     assert await provider.find_file("t.jsonl") == "file-memory-0001"
-    assert await provider.delete_file("file-memory-0001") is True
-    assert await provider.delete_file("file-memory-0001") is False
 
 
 async def test_failed_and_cancelled_jobs(file: Path) -> None:

@@ -63,6 +63,7 @@ class App(Overview, Outcomes, Qualities, Serving):
                 str.__str__(self.settings.tracking.uri),
                 experiment=self.settings.tracking.experiment_name,
                 breaker=self.breakers["mlflow"],
+                on_delivered=self.metrics.tracking_delivered,
             )
             if self._background:
                 self.supervisor.every(

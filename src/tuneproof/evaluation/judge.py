@@ -45,8 +45,6 @@ Give a score from {lowest} (worst) to {highest} (best). Reply with one line of J
 else: {{"reason": "one short sentence", "score": NUMBER}}"""
 """The judge's question where the settings have none: `{answer}` is needed, the rest may be left."""
 
-FIELDS = ("rubric", "conversation", "answer", "lowest", "highest", "mark")
-
 LONGEST = 20_000
 """Characters of a text or of a conversation that the judge is shown; the middle is cut out."""
 

@@ -25,9 +25,6 @@ __all__ = ["CyclePlan", "History", "Prices", "plan_cycle", "read_history"]
 POWER = 0.8
 """The share of tests in which the lift is to be found, for the days that are named."""
 
-EPOCHS = 3
-"""Assumed where the provider chooses the number of epochs."""
-
 LONGEST_H = 24.0 * 365
 CHUNK = 5000
 

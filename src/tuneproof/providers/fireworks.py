@@ -191,14 +191,6 @@ class Fireworks(Native):
         whole = found.get("state") == "READY" or (name in self._whole and not _refused(found))
         return name if whole else None
 
-    async def delete_file(self, file_id: str) -> bool:
-        """Delete a dataset; False when it was gone already."""
-        try:
-            await self._http.json("DELETE", f"/{file_id}")
-        except NotFoundError:
-            return False
-        return True
-
     # Jobs
 
     async def create_job(self, request: JobRequest) -> Job:

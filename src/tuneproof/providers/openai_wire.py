@@ -158,14 +158,6 @@ class OpenAIWire:
 
         return await self._call(search)
 
-    async def delete_file(self, file_id: str) -> bool:
-        """Delete a file; False when it was gone already."""
-        try:
-            answer = await self._call(lambda: self._client.files.delete(file_id))
-        except NotFoundError:
-            return False
-        return answer.deleted
-
     # Jobs
 
     async def create_job(self, request: JobRequest) -> Job:

@@ -135,14 +135,6 @@ class Together(Native):
         ]
         return str(max(found, key=lambda f: f.get("created_at", 0))["id"]) if found else None
 
-    async def delete_file(self, file_id: str) -> bool:
-        """Delete a file; False when it was gone already."""
-        try:
-            await self._http.json("DELETE", f"/files/{file_id}")
-        except NotFoundError:
-            return False
-        return True
-
     # Jobs
 
     async def create_job(self, request: JobRequest) -> Job:

@@ -149,9 +149,6 @@ class Provider(Protocol):
     async def find_file(self, name: str) -> str | None:
         """The id of the newest file with this name, or None."""
 
-    async def delete_file(self, file_id: str) -> bool:
-        """Delete a file; False when it was gone already."""
-
     async def create_job(self, request: JobRequest) -> Job:
         """Start a job; never retried inside."""
 

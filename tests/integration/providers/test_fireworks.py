@@ -223,4 +223,3 @@ async def test_errors_are_of_our_tree(wire: FireworksWire, provider: Fireworks) 
         await open_provider(Config(base_url=wire.url, api_key="wrong")).ping()
     with pytest.raises(NotFoundError):
         await provider.job("accounts/acme/supervisedFineTuningJobs/nothing")
-    assert not await provider.delete_file("accounts/acme/datasets/nothing")

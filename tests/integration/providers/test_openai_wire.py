@@ -84,14 +84,6 @@ async def test_file_that_the_server_could_not_read_is_not_found_again(
     assert await provider.find_file("bad.jsonl") is None
 
 
-async def test_deleted_file_is_gone_and_deleting_it_again_says_so(
-    provider: OpenAIWire, file: Path
-) -> None:
-    uploaded = await provider.upload(file, name="t.jsonl")
-    assert await provider.delete_file(uploaded) is True
-    assert await provider.delete_file(uploaded) is False
-
-
 async def test_large_file_goes_in_parts(wire: Wire, file: Path) -> None:
     dialect = replace(DIALECTS["compatible"], uploads_above=100, part_bytes=64)
     async with openai.AsyncOpenAI(base_url=wire.url, api_key="k", max_retries=0) as client:

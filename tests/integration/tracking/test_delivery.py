@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 from tests.conftest import HandClock
 from tests.servers import Server, mlflow_server
 
+from tuneproof.app import App
 from tuneproof.errors import (
     CredentialsError,
     NotFoundError,
@@ -20,6 +22,7 @@ from tuneproof.errors import (
     TrackingUnavailableError,
 )
 from tuneproof.resilience import CircuitBreaker, State
+from tuneproof.settings import Settings, StoreConfig, TrackingConfig
 from tuneproof.store import Store
 from tuneproof.tracking import MLflowExperimentTracker, MLflowModelRegistry
 
@@ -325,6 +328,17 @@ async def test_host_check_is_explained_while_mlflow_itself_is_green(
     assert tracker.breaker.state is State.OPEN
     assert await tracker.pending() == 7
     tracker.close()
+
+
+async def test_the_service_counts_what_is_delivered(
+    tmp_path: Path, sqlite_store_url: str, mlflow: Server, run_id: str
+) -> None:
+    tracking = TrackingConfig(uri=mlflow.url)
+    settings = Settings(dir=tmp_path, store=StoreConfig(url=sqlite_store_url), tracking=tracking)
+    async with App.open(settings, background=False) as app:
+        await add(app.store, whole_run(run_id))
+        await app.tracker.deliver_once()
+        assert "tuneproof_tracking_delivered_total 7.0" in app.metrics.render()[0].decode()
 
 
 class TestOutage:
