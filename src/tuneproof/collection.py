@@ -23,7 +23,6 @@ from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig
 
 __all__ = [
     "NO_TIME",
-    "Clock",
     "Collected",
     "Curator",
     "DataCollector",
@@ -34,6 +33,7 @@ __all__ = [
     "Source",
     "SourceCheck",
     "Task",
+    "TimeSource",
     "Totalling",
     "Totals",
     "TrainingDataBatch",
@@ -306,7 +306,7 @@ Curator = Callable[[Collected], Awaitable[TrainingDataBatch]]
 """Makes a batch of training data of a stream of posts."""
 
 
-class Clock(Protocol):
+class TimeSource(Protocol):
     """What time it is."""
 
     def now(self) -> datetime:
@@ -332,7 +332,7 @@ class DataCollector:
         days_back: float = 7,
         max_records: int | None = 10_000,
         chunk_size: int = 1000,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         curator: Curator | None = None,
         settings: Settings | None = None,
     ) -> None:

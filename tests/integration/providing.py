@@ -15,7 +15,7 @@ from tuneproof.app import App
 from tuneproof.collection import Post
 from tuneproof.settings import ProviderConfig
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
-from tuneproof.training import ModelInfo, Readiness
+from tuneproof.training import ModelInfo, TrainingReadiness
 
 OPENED: dict[str, Provider] = {}
 """The providers of the test under way, by name."""
@@ -26,13 +26,13 @@ class Provider(MemoryProvider):
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
-        self.says: Readiness | None = None
+        self.says: TrainingReadiness | None = None
         self.shutdowns: dict[str, datetime] = {}
         self.scores = True
 
-    async def readiness(self, model: str, method: str) -> Readiness:
+    async def readiness(self, model: str, method: str) -> TrainingReadiness:
         self._called("readiness")
-        return self.says or Readiness(model=model, shutdown_at=self.shutdowns.get(model))
+        return self.says or TrainingReadiness(model=model, shutdown_at=self.shutdowns.get(model))
 
     async def models(self) -> Sequence[ModelInfo]:
         found = await super().models()

@@ -27,7 +27,7 @@ from tuneproof.server import create_app
 from tuneproof.settings import AlertsConfig, TrackingConfig
 from tuneproof.store import RunStatus
 from tuneproof.telemetry import Alerts
-from tuneproof.training import Readiness
+from tuneproof.training import TrainingReadiness
 
 SECRET = "whsec_" + base64.b64encode(b"thirty-two bytes of a secret....").decode()
 RULE = {"type": "alerting", "query": 'tuneproof_rollout_steps_total{state="rolled_back"} > 0'}
@@ -131,7 +131,7 @@ async def test_run_that_fails_tells_somebody_once_and_the_doctor_says_that_it_wo
     tmp_path: Path, sqlite_store_url: str, receiver: Receiver
 ) -> None:
     provider = Provider(name="p")
-    provider.says = Readiness(model="base", account=False, detail="closed")
+    provider.says = TrainingReadiness(model="base", account=False, detail="closed")
     alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
     env = {"TUNEPROOF_ALERTS_SECRET": SECRET}
     async with open_providers(tmp_path, sqlite_store_url, provider, alerts=alerts, env=env) as loop:

@@ -23,7 +23,7 @@ from tuneproof.errors import ConfigError, CredentialsError, DeniedError, NotFoun
 from tuneproof.experiments import model_ref
 from tuneproof.settings import TaskConfig
 from tuneproof.store import RunStatus
-from tuneproof.training import JobStatus, Readiness, Score
+from tuneproof.training import JobStatus, Score, TrainingReadiness
 
 PRICED = {"training_prices": {"base": 10.0}}
 
@@ -38,13 +38,13 @@ def uploads(provider: Provider) -> int:
 @pytest.mark.parametrize(
     ("says", "slug"),
     [
-        (Readiness(model="base", account=False, detail="closed"), "training-not-available"),
-        (Readiness(model="base", tunable=False, offered=("other",)), "config"),
-        (Readiness(model="base", shutdown_at=T0 - timedelta(days=1)), "config"),
+        (TrainingReadiness(model="base", account=False, detail="closed"), "training-not-available"),
+        (TrainingReadiness(model="base", tunable=False, offered=("other",)), "config"),
+        (TrainingReadiness(model="base", shutdown_at=T0 - timedelta(days=1)), "config"),
     ],
 )
 async def test_refusal_is_found_before_anything_is_uploaded(
-    tmp_path: Path, sqlite_store_url: str, says: Readiness, slug: str
+    tmp_path: Path, sqlite_store_url: str, says: TrainingReadiness, slug: str
 ) -> None:
     provider = Provider(name="p")
     provider.says = says
@@ -73,12 +73,12 @@ async def test_wrong_key_is_found_before_anything_is_uploaded(
 
 async def test_doctor_asks_what_a_run_asks(tmp_path: Path, sqlite_store_url: str) -> None:
     provider = Provider(name="p")
-    provider.says = Readiness(model="base", account=False, detail="closed")
+    provider.says = TrainingReadiness(model="base", account=False, detail="closed")
     async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
         found = {f.name: f for f in await loop.app.doctor()}
         assert found["default: base model"].status == "failed"
         assert "closed" in found["default: base model"].detail
-        provider.says = Readiness(model="base", shutdown_at=T0 + timedelta(days=30))
+        provider.says = TrainingReadiness(model="base", shutdown_at=T0 + timedelta(days=30))
         found = {f.name: f for f in await loop.app.doctor()}
         assert found["default: base model"].status == "warning"
         assert "in 30 days" in found["default: base model"].detail

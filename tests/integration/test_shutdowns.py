@@ -12,7 +12,7 @@ from tests.integration.providing import Provider, open_providers
 from tuneproof.errors import CredentialsError
 from tuneproof.settings import TaskConfig
 from tuneproof.store import RunStatus
-from tuneproof.training import Readiness
+from tuneproof.training import TrainingReadiness
 
 INTERNAL = {"schedule_driver": "internal"}
 
@@ -67,7 +67,7 @@ async def test_retry_of_a_successor_s_run_trains_on_the_successor(
     provider.shutdowns["base"] = T0 + timedelta(days=20)
     changes = {**INTERNAL, "successor_model": "next"}
     async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
-        provider.says = Readiness(model="next", account=False, detail="closed for a day")
+        provider.says = TrainingReadiness(model="next", account=False, detail="closed for a day")
         [run_id] = await loop.app.watch_shutdowns(T0)
         assert (await loop.end(run_id)).status is RunStatus.FAILED
         provider.says = None
@@ -92,7 +92,7 @@ async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
         return {"hook": hook, "body": replace(hook, name="body", completion="body")}
 
     apart = {"train_together": False}
-    one.says = Readiness(model="base", account=False, detail="closed")
+    one.says = TrainingReadiness(model="base", account=False, detail="closed")
     async with open_providers(
         tmp_path, sqlite_store_url, one, two, changes=apart, tasks=tasks("one", "base")
     ) as loop:

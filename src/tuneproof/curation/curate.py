@@ -27,7 +27,7 @@ from tuneproof.collection import (
     Window,
 )
 from tuneproof.curation.files import DatasetFiles
-from tuneproof.curation.lines import NOT_UTF8, Cleaner, Line, LineMaker, Text
+from tuneproof.curation.lines import NOT_UTF8, Cleaner, ColumnText, LineMaker, TrainingLine
 from tuneproof.curation.sift import (
     KEPT_BACK,
     TRAIN,
@@ -203,7 +203,9 @@ class _Curation:
             return None
         return side
 
-    def _example(self, post: Post, maker: LineMaker, texts: dict[str, Text]) -> Line | None:
+    def _example(
+        self, post: Post, maker: LineMaker, texts: dict[str, ColumnText]
+    ) -> TrainingLine | None:
         """The post as a line for one task, or None where a rule leaves it out."""
         line = maker.line(texts)
         reason = self._unfit(line) or self._refused(line)
@@ -218,7 +220,7 @@ class _Curation:
         self._tokens[bisect_left(_TOKEN_EDGES, line.tokens)] += 1
         return line
 
-    def _unfit(self, line: Line) -> str | None:
+    def _unfit(self, line: TrainingLine) -> str | None:
         """Why this line is no example, in the order of the rules, or None."""
         if line.fault == NOT_UTF8:
             return line.fault
@@ -227,7 +229,7 @@ class _Curation:
             return "too_short" if answer else "empty"
         return "too_long" if line.tokens > self._options.max_tokens else line.fault
 
-    def _refused(self, line: Line) -> str | None:
+    def _refused(self, line: TrainingLine) -> str | None:
         if not self._blocked and self._options.refuse is None:
             return None
         messages = orjson.loads(line.json)["messages"]

@@ -16,7 +16,7 @@ import orjson
 from tuneproof.collection import Task
 from tuneproof.curation.rules import has_special_token, redact
 
-__all__ = ["Cleaner", "Line", "LineMaker", "Text"]
+__all__ = ["Cleaner", "ColumnText", "LineMaker", "TrainingLine"]
 
 NOT_UTF8: Final = "not_utf8"
 SPECIAL_TOKEN: Final = "special_token"
@@ -26,7 +26,7 @@ _MIDDLE: Final = b'"},{"role":"assistant","content":"'
 _END: Final = b'"}]}'
 
 
-class Text(NamedTuple):
+class ColumnText(NamedTuple):
     """One column's text, fit to be used, or with the fault that it has; `json` is escaped."""
 
     text: str
@@ -34,7 +34,7 @@ class Text(NamedTuple):
     fault: str | None = None
 
 
-class Line(NamedTuple):
+class TrainingLine(NamedTuple):
     """An example: its bytes, its answer, and the fault of one of its texts."""
 
     json: bytes
@@ -55,7 +55,7 @@ class Cleaner:
         self._found: Counter[str] = Counter()
         self.redacted: Counter[str] = Counter()
 
-    def __call__(self, text: str) -> Text:
+    def __call__(self, text: str) -> ColumnText:
         fault = SPECIAL_TOKEN if has_special_token(text) else None
         if self._rule != "keep":
             clean = redact(text, self._found)
@@ -67,9 +67,9 @@ class Cleaner:
                     text = clean
                 self._found.clear()
         try:
-            return Text(text, orjson.dumps(text)[1:-1], fault)
+            return ColumnText(text, orjson.dumps(text)[1:-1], fault)
         except TypeError:  # a lone surrogate: bytes that were no UTF-8
-            return Text(text, b"", NOT_UTF8)
+            return ColumnText(text, b"", NOT_UTF8)
 
 
 class LineMaker:
@@ -87,7 +87,7 @@ class LineMaker:
         self._head = b'{"messages":[' + system + b'{"role":"user","content":"'
         self._about = len(system) // 4
 
-    def line(self, texts: Mapping[str, Text]) -> Line:
+    def line(self, texts: Mapping[str, ColumnText]) -> TrainingLine:
         """The line for a post whose columns' texts are these."""
         answer = texts[self._completion]
         fault = answer.fault
@@ -107,7 +107,7 @@ class LineMaker:
             asked = b"".join(parts)
         line = b"".join((self._head, asked, _MIDDLE, answer.json, _END))
         tokens = (len(asked) // 4 or 1) + (len(answer.json) // 4 or 1) + self._about
-        return Line(line, answer.text, fault, tokens)
+        return TrainingLine(line, answer.text, fault, tokens)
 
 
 def _escaped(text: str) -> bytes:

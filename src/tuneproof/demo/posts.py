@@ -79,7 +79,7 @@ SERVED_TABLE = sa.Table(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ServedPost:
     """A post that the application made with a model, and what it still has to tell of it."""
 
     post_id: str
@@ -106,7 +106,9 @@ class PostsTable:
         async with self._engine.begin() as tx:
             await tx.run_sync(_metadata.create_all)
 
-    async def add(self, posts: Sequence[Mapping[str, Any]], served: Sequence[Served] = ()) -> int:
+    async def add(
+        self, posts: Sequence[Mapping[str, Any]], served: Sequence[ServedPost] = ()
+    ) -> int:
         """Insert posts, and what was served, in one transaction; those that exist stay as they
         are. Returns how many posts were given."""
         async with self._engine.begin() as tx:
@@ -119,15 +121,15 @@ class PostsTable:
             insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
             await tx.execute(insert(table).on_conflict_do_nothing(), list(rows))
 
-    async def served_between(self, since: datetime, until: datetime) -> list[Served]:
+    async def served_between(self, since: datetime, until: datetime) -> list[ServedPost]:
         """What was served at since ≤ `at` < until, in order."""
         at = SERVED_TABLE.c.at
         query = sa.select(SERVED_TABLE).where(at >= since, at < until)
         async with self._reader.connect() as tx:
             rows = await tx.execute(query.order_by(at, SERVED_TABLE.c.post_id))
-            return [Served(**row._mapping) for row in rows]
+            return [ServedPost(**row._mapping) for row in rows]
 
-    async def due_before(self, until: datetime) -> list[tuple[Served, str, str]]:
+    async def due_before(self, until: datetime) -> list[tuple[ServedPost, str, str]]:
         """What is to be measured before `until` and was not yet, with hook and body."""
         served, posts = SERVED_TABLE, POSTS_TABLE
         query = (
@@ -137,7 +139,9 @@ class PostsTable:
             .order_by(served.c.due, served.c.post_id)
         )
         async with self._reader.connect() as tx:
-            return [(Served(**_only(row)), row.hook, row.body) for row in await tx.execute(query)]
+            return [
+                (ServedPost(**_only(row)), row.hook, row.body) for row in await tx.execute(query)
+            ]
 
     async def measured(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write what came of posts: each row has `id`, `engagement_rate`, `impressions`,

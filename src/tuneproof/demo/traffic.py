@@ -16,7 +16,7 @@ from tuneproof.demo.posts import (
     PERSONAS,
     POSTS_PER_HOUR,
     PostsTable,
-    Served,
+    ServedPost,
     post_id,
     slot_of,
     times,
@@ -117,7 +117,7 @@ class DemoTraffic:
         await self._send(exposures, outcomes)
         await self._posts.measured(reactions)
 
-    async def _make(self, since: datetime, until: datetime, *, skip: set[str]) -> list[Served]:
+    async def _make(self, since: datetime, until: datetime, *, skip: set[str]) -> list[ServedPost]:
         routings = await self._routings()
         planned = [post for post in self._plan(since, until, routings) if post.key not in skip]
         written = await asyncio.gather(*(self._write(post) for post in planned))
@@ -160,7 +160,7 @@ class DemoTraffic:
             body_model=post.body.model_id,
         )
 
-    def _served(self, post: _Planned, written: Written) -> Served:
+    def _served(self, post: _Planned, written: Written) -> ServedPost:
         delay = timedelta(hours=self._audience.outcome_delay_h(post.key))
         routing = post.routing
         disliked = (
@@ -169,7 +169,7 @@ class DemoTraffic:
             and self._broken_from is not None
             and self._broken_from(routing)
         )
-        return Served(
+        return ServedPost(
             post_id=post.key,
             at=post.at,
             due=post.at + delay,
@@ -196,7 +196,7 @@ class DemoTraffic:
             "version": post.hook.version,
         }
 
-    def _measure(self, served: Served, hook: str, body: str) -> dict[str, Any]:
+    def _measure(self, served: ServedPost, hook: str, body: str) -> dict[str, Any]:
         reaction = self._audience.react(served.post_id, hook, body, disliked=served.disliked)
         return {
             "id": served.post_id,
@@ -205,7 +205,7 @@ class DemoTraffic:
             "clicks": reaction.clicks,
         }
 
-    def _exposures(self, served: Served) -> list[Exposure]:
+    def _exposures(self, served: ServedPost) -> list[Exposure]:
         found = []
         for task, tokens in ((HOOK, served.hook_tokens), (BODY, served.body_tokens)):
             random = draws(self._seed, "request", served.post_id, task)
@@ -217,7 +217,7 @@ class DemoTraffic:
 
     def _exposure(
         self,
-        served: Served,
+        served: ServedPost,
         task: str,
         name: str,
         latency_ms: float,

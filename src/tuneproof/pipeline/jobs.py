@@ -16,9 +16,9 @@ from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.steps import StepName
 from tuneproof.training import (
     RUN_KEY,
+    JobProgress,
     ModelTrainer,
     ModelVersion,
-    Progress,
     cost_of_training,
 )
 from tuneproof.workflow import Tx
@@ -55,7 +55,7 @@ class Spending:
         self.cleared = cleared
         self.usd = cleared.earlier_usd
 
-    def spend(self, progress: Progress) -> None:
+    def spend(self, progress: JobProgress) -> None:
         """Count a job that ended."""
         self.usd += self.cost_of(progress) or 0.0
 
@@ -65,7 +65,7 @@ class Spending:
         self.usd += lost or 0.0
         return lost
 
-    def cost_of(self, progress: Progress) -> float | None:
+    def cost_of(self, progress: JobProgress) -> float | None:
         """What a job cost: as its provider says, else by its tokens, else as was estimated."""
         if progress.job.cost_usd is not None:
             return progress.job.cost_usd
@@ -96,7 +96,7 @@ class Jobs:
 
     async def run(
         self, batch: TrainingDataBatch, declared: ModelVersion, key: JobKey, point: Point
-    ) -> tuple[ModelVersion, Progress]:
+    ) -> tuple[ModelVersion, JobProgress]:
         """One job from its upload to its end. Raises `TrainingFailedError`."""
         self.key = key
         started = await self._run.patiently(
@@ -142,12 +142,14 @@ class Jobs:
         }
         await run.mark_run(tx, known)
 
-    async def _follow(self, version: ModelVersion, point: Point) -> tuple[ModelVersion, Progress]:
+    async def _follow(
+        self, version: ModelVersion, point: Point
+    ) -> tuple[ModelVersion, JobProgress]:
         trainer = trainer_of(self._run, point)
         now = await workflow.now()
         deadline = now + timedelta(seconds=trainer.timeout_s)
         pause, polls, gone = FIRST_POLL_S, 0, 0
-        seen: Progress | None = None
+        seen: JobProgress | None = None
         while True:
             pause = min(2 * pause, trainer.poll_s)
             await self._run.rest(now + timedelta(seconds=pause * jitter(self._run.id, polls)))

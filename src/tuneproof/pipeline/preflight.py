@@ -12,7 +12,14 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import BudgetExceededError, ConfigError
 from tuneproof.pipeline.context import RunContext
-from tuneproof.training import Estimate, Price, Readiness, estimate_training, preflight, trials
+from tuneproof.training import (
+    CostEstimate,
+    Price,
+    TrainingReadiness,
+    estimate_training,
+    preflight,
+    trials,
+)
 
 Point = Mapping[str, int | float]
 """The hyperparameters of one trial; what is not named is as the settings say."""
@@ -27,8 +34,8 @@ class Cleared:
     have spent.
     """
 
-    readiness: Readiness
-    estimate: Estimate
+    readiness: TrainingReadiness
+    estimate: CostEstimate
     points: tuple[Point, ...] = ()
     price: Price | None = None
     cost_usd: float | None = None
@@ -168,4 +175,4 @@ def _shown(found: Cleared) -> dict[str, object]:
     }
 
 
-workflow.register(Cleared, Estimate, Price, Readiness)
+workflow.register(Cleared, CostEstimate, Price, TrainingReadiness)

@@ -46,10 +46,10 @@ from tuneproof.rollout.store import MoveRecords, RolloutEvidence
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import (
     Job,
+    JobProgress,
     JobStatus,
     ModelVersion,
     Price,
-    Progress,
     Provider,
     VersionStatus,
 )
@@ -403,7 +403,7 @@ workflow.register(
     PipelineConfig,
     PipelineResult,
     Plan,
-    Progress,
+    JobProgress,
     RunArguments,
     Sample,
     Segment,

@@ -16,7 +16,7 @@ from tuneproof.pipeline.jobs import JobKey, Jobs
 from tuneproof.pipeline.preflight import Point
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.steps import StepName
-from tuneproof.training import ModelVersion, Progress, Trial, suggest
+from tuneproof.training import JobProgress, ModelVersion, Trial, suggest
 from tuneproof.workflow import Tx
 
 
@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     """A version whose job ended well, with the job as it was seen last."""
 
     version: ModelVersion
-    progress: Progress
+    progress: JobProgress
 
 
 class Searched(NamedTuple):
@@ -92,7 +92,7 @@ class TrialSearch:
         return trial
 
     async def _heldout(
-        self, version: ModelVersion, batch: TrainingDataBatch, progress: Progress
+        self, version: ModelVersion, batch: TrainingDataBatch, progress: JobProgress
     ) -> float:
         """The held-out loss: scored by us, else what the provider itself measured."""
         batch = await with_files(self._run, batch)

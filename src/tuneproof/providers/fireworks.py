@@ -41,7 +41,7 @@ from tuneproof.training import (
     JobRequest,
     JobStatus,
     ModelInfo,
-    Readiness,
+    TrainingReadiness,
 )
 from tuneproof.workflow import Clock
 
@@ -291,20 +291,24 @@ class Fireworks(Native):
 
     # Models
 
-    async def readiness(self, model: str, method: str) -> Readiness:
+    async def readiness(self, model: str, method: str) -> TrainingReadiness:
         """Whether the account may train, and this model can be tuned and until when."""
         root = await self._root()
         account = await self._http.json("GET", root)
         suspended = account.get("suspendState") or "UNSUSPENDED"
         if suspended != "UNSUSPENDED":
-            return Readiness(model=model, account=False, detail=f"the account is {suspended}")
+            return TrainingReadiness(
+                model=model, account=False, detail=f"the account is {suspended}"
+            )
         if method not in COLLECTIONS:
-            return Readiness(model=model, tunable=False, detail=f"there is no method {method}")
+            return TrainingReadiness(
+                model=model, tunable=False, detail=f"there is no method {method}"
+            )
         found = await self._described(model)
         if found is None:
-            return Readiness(model=model, tunable=False, detail="there is no such model")
+            return TrainingReadiness(model=model, tunable=False, detail="there is no such model")
         tunable = bool(found.get("tunable"))
-        return Readiness(
+        return TrainingReadiness(
             model=model,
             account=True,
             tunable=tunable,

@@ -39,8 +39,8 @@ from tuneproof.training import (
     JobEvent,
     JobRequest,
     ModelInfo,
-    Readiness,
     Score,
+    TrainingReadiness,
 )
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class OpenAIWire:
         except NotFoundError:
             return None
 
-    async def readiness(self, model: str, method: str) -> Readiness:
+    async def readiness(self, model: str, method: str) -> TrainingReadiness:
         """Whether the account may train this model: a job over a file that cannot be is asked for.
 
         A closed account is refused with 403 before the file is looked at, a model that cannot
@@ -275,11 +275,13 @@ class OpenAIWire:
         offered = tuple(m for m in listed if not m.startswith("ft:"))
         if method not in self.dialect.methods:
             detail = f"it trains by {', '.join(self.dialect.methods)} only"
-            return Readiness(model=model, tunable=False, shutdown_at=shutdown, detail=detail)
+            return TrainingReadiness(
+                model=model, tunable=False, shutdown_at=shutdown, detail=detail
+            )
         if not self.dialect.probes_training:
-            return Readiness(model=model, shutdown_at=shutdown, offered=offered)
+            return TrainingReadiness(model=model, shutdown_at=shutdown, offered=offered)
         account, tunable, detail = await self._asked(model, method)
-        return Readiness(
+        return TrainingReadiness(
             model=model,
             account=account,
             tunable=tunable,

@@ -36,7 +36,7 @@ from tuneproof.training import (
     JobRequest,
     JobStatus,
     ModelInfo,
-    Readiness,
+    TrainingReadiness,
 )
 
 URL = "https://api.together.ai/v1"
@@ -224,20 +224,22 @@ class Together(Native):
 
     # Models
 
-    async def readiness(self, model: str, method: str) -> Readiness:
+    async def readiness(self, model: str, method: str) -> TrainingReadiness:
         """Whether this model can be tuned: its limits are asked for, which costs nothing."""
         if method not in METHODS:
-            return Readiness(model=model, tunable=False, detail=f"there is no method {method}")
+            return TrainingReadiness(
+                model=model, tunable=False, detail=f"there is no method {method}"
+            )
         try:
             limits = await self._http.json(
                 "GET", "/fine-tunes/models/limits", params={"model_name": model}
             )
         except (NotFoundError, DataError) as e:
-            return Readiness(model=model, tunable=False, detail=e.message.rstrip("."))
+            return TrainingReadiness(model=model, tunable=False, detail=e.message.rstrip("."))
         lora = limits.get("lora_training") or {}
         most = lora.get("max_batch_size_dpo" if method == "dpo" else "max_batch_size", 0)
         detail = "" if most else f"it has no LoRA training by {method}"
-        return Readiness(model=model, tunable=bool(most), detail=detail)
+        return TrainingReadiness(model=model, tunable=bool(most), detail=detail)
 
     async def models(self) -> Sequence[ModelInfo]:
         """The models that this account can call."""

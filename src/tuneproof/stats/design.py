@@ -21,7 +21,7 @@ from tuneproof.stats.spending import Spending, bounds
 
 __all__ = [
     "DECLARED_LOOKS",
-    "Plan",
+    "PowerPlan",
     "Traffic",
     "coefficient_of_variation",
     "declared_looks",
@@ -61,7 +61,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class PowerPlan:
     """What a rule does at one true lift on one traffic.
 
     `probability` of deciding upwards by the end, `wrong` of deciding downwards; `median_h` and
@@ -201,7 +201,7 @@ def sequence(
     min_units: int = 100,
     above: float = 0.0,
     not_before_h: float = 0.0,
-) -> Plan:
+) -> PowerPlan:
     """When the confidence sequence, looked at every `every_h` hours, finds a true `lift`.
 
     Decided upwards when the lower bound is above the lift `above` (0 for "significant"; the
@@ -235,7 +235,7 @@ def declared_looks(
     required_lift: float = 0.0,
     alpha_one_sided: float = 0.025,
     spending: Spending = "obrien_fleming",
-) -> Plan:
+) -> PowerPlan:
     """How often the group-sequential rule decides upwards at a true `lift`.
 
     Decided at a declared look when z reaches its bound and the observed lift is above
@@ -303,7 +303,7 @@ def plan(
     required_lift: float = 0.15,
     alpha: float = 0.05,
     decision: str = "spec",
-) -> Plan:
+) -> PowerPlan:
     """What the pipeline's promotion rule does at a true `lift` on this traffic.
 
     `decision` "spec": declared looks, significant and point above `required_lift`; "confirmed":
@@ -348,7 +348,7 @@ def _plan(
     upper: Sequence[float],
     lower: Sequence[float],
     rule: str,
-) -> Plan:
+) -> PowerPlan:
     per_unit = 1 / standard_error(1, cv=traffic.cv, share=traffic.share)
     units = [traffic.units_per_hour * h for h in looks]
     crossing = first_crossing(units, upper, lower, drift=effect * per_unit)
@@ -358,7 +358,7 @@ def _plan(
         reached.append(total)
     median = next((h for h, p in zip(looks, reached, strict=True) if p >= 0.5), None)
     spent = sum(h * p for h, p in zip(looks, crossing.above, strict=True))
-    return Plan(
+    return PowerPlan(
         lift=lift,
         probability=total,
         wrong=crossing.ever_below,

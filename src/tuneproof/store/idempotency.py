@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from tuneproof.collection import Clock
+from tuneproof.collection import TimeSource
 from tuneproof.errors import ConflictError
 from tuneproof.store.database import Database
 from tuneproof.store.tables import idempotency
@@ -32,7 +32,7 @@ class KeptAnswer:
 class Idempotency:
     """The table of kept answers."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: TimeSource) -> None:
         self._database = database
         self._clock = clock
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import exists, func, select, update
 
-from tuneproof.collection import Clock
+from tuneproof.collection import TimeSource
 from tuneproof.store.database import Database
 from tuneproof.store.rows import to_json_types
 from tuneproof.store.tables import outbox
@@ -37,7 +37,7 @@ class OutboxItem:
 class StoredOutbox:
     """The outbox table: what `tracking.Outbox` asks for, and `add`."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: TimeSource) -> None:
         self._database = database
         self._clock = clock
 

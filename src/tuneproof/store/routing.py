@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tuneproof.collection import Clock
+from tuneproof.collection import TimeSource
 from tuneproof.errors import ConflictError
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Lane, Routing
@@ -25,7 +25,7 @@ __all__ = ["Routings"]
 class Routings:
     """The table of routings, one row a task."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: TimeSource) -> None:
         self._database = database
         self._clock = clock
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tuneproof.collection import Clock
+from tuneproof.collection import TimeSource
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.store.database import Database
 from tuneproof.store.paging import Page, page_by_time
@@ -56,7 +56,7 @@ _CHANGEABLE |= {"result", "ended_at", "updated_at"}
 class Runs:
     """The table of runs."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: TimeSource) -> None:
         self._database = database
         self._clock = clock
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tuneproof.collection import Clock
+from tuneproof.collection import TimeSource
 from tuneproof.store.activity import ActivityLog
 from tuneproof.store.database import Database
 from tuneproof.store.deployments import Deployments
@@ -47,7 +47,7 @@ __all__ = ["Store", "open_store"]
 class Store:
     """Everything that TuneProof remembers, in SQLite or PostgreSQL."""
 
-    def __init__(self, database: Database, *, clock: Clock) -> None:
+    def __init__(self, database: Database, *, clock: TimeSource) -> None:
         self.database = database
         self.clock = clock
         self.activity = ActivityLog(database)
@@ -99,7 +99,7 @@ class Store:
         await self.database.close()
 
 
-def unopened_store(url: str | URL, *, clock: Clock) -> Store:
+def unopened_store(url: str | URL, *, clock: TimeSource) -> Store:
     """A store at an address that does not answer: each use raises `StoreUnavailableError`."""
     return Store(Database(make_engine(database_url(url))), clock=clock)
 
@@ -108,7 +108,7 @@ async def open_store(
     url: str | URL | None = None,
     *,
     pool: Mapping[str, Any] | None = None,
-    clock: Clock | None = None,
+    clock: TimeSource | None = None,
     engine: AsyncEngine | None = None,
 ) -> Store:
     """Open the store at `url` and bring its schema up to date.

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tuneproof.collection import Clock
+from tuneproof.collection import TimeSource
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.store.database import Database
 from tuneproof.store.tables import tokens
@@ -36,7 +36,7 @@ class TokenInfo:
 class Tokens:
     """The table of tokens."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: TimeSource) -> None:
         self._database = database
         self._clock = clock
 

@@ -22,7 +22,7 @@ from tuneproof.telemetry.memory import ProcessFigures
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["Breaker", "Metrics", "ResponseTimes"]
+__all__ = ["Metrics", "ObservedBreaker", "ResponseTimes"]
 
 _STAGE_BUCKETS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200)
 _RUN_BUCKETS = (60, 600, 3600, 21600, 86400, 259200, 604800, 1209600, 1814400, 2592000)
@@ -36,7 +36,7 @@ _POOL_COUNTS = {
 }
 
 
-class Breaker(Protocol):
+class ObservedBreaker(Protocol):
     """What is read of a breaker; `resilience.CircuitBreaker` is one."""
 
     @property
@@ -115,7 +115,7 @@ class Metrics:
         """Read the connection counts from here (`ConnectionPoolManager.counts`)."""
         self._watched.pools = counts
 
-    def watch_breaker(self, name: str, breaker: Breaker) -> None:
+    def watch_breaker(self, name: str, breaker: ObservedBreaker) -> None:
         """Read the state and the failures of the breaker `openai` or `mlflow` from here."""
         self._watched.breakers[name] = breaker
 
@@ -326,7 +326,7 @@ class _Watched(Collector):
 
     def __init__(self, process: ProcessFigures) -> None:
         self.pools: Callable[[], Mapping[str, int]] = dict
-        self.breakers: dict[str, Breaker] = {}
+        self.breakers: dict[str, ObservedBreaker] = {}
         self.hit_rate: Callable[[], float | None] = lambda: None
         self._process = process
 

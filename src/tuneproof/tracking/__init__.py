@@ -6,7 +6,7 @@ each thing is found by its tag before it is made, so a delivery that was cut off
 twice. What the outbox's items mean is written down in `tuneproof.tracking.outbox`.
 """
 
-from tuneproof.tracking.outbox import Outbox, OutboxItem
+from tuneproof.tracking.outbox import Outbox, PendingItem
 from tuneproof.tracking.registry import MLflowModelRegistry, TrackedVersion
 from tuneproof.tracking.tracker import MLflowExperimentTracker, TrackedRun
 
@@ -14,7 +14,7 @@ __all__ = [
     "MLflowExperimentTracker",
     "MLflowModelRegistry",
     "Outbox",
-    "OutboxItem",
+    "PendingItem",
     "TrackedRun",
     "TrackedVersion",
 ]

@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-__all__ = ["Clock", "Outbox", "OutboxItem"]
+__all__ = ["Outbox", "PendingItem"]
 
 
-class OutboxItem(Protocol):
+class PendingItem(Protocol):
     """Something to deliver; `attempts` counts the tries that failed."""
 
     @property
@@ -41,7 +41,7 @@ class OutboxItem(Protocol):
 class Outbox(Protocol):
     """Where items wait; `store.outbox` is one. Items of one run come in order."""
 
-    async def due(self, now: datetime, limit: int) -> Sequence[OutboxItem]:
+    async def due(self, now: datetime, limit: int) -> Sequence[PendingItem]:
         """What can be delivered at `now`, in the order in which it was added."""
         ...
 
@@ -55,12 +55,4 @@ class Outbox(Protocol):
 
     async def pending(self) -> int:
         """How many items have not arrived."""
-        ...
-
-
-class Clock(Protocol):
-    """Tells the time; `workflow.SystemClock` is one."""
-
-    def now(self) -> datetime:
-        """The instant, aware, in UTC."""
         ...

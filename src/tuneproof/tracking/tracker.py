@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from tuneproof.collection import TimeSource
 from tuneproof.errors import (
     CircuitBreakerError,
     CredentialsError,
@@ -15,7 +16,7 @@ from tuneproof.errors import (
     TrackingUnavailableError,
 )
 from tuneproof.resilience import CircuitBreaker
-from tuneproof.tracking.outbox import Clock, Outbox, OutboxItem
+from tuneproof.tracking.outbox import Outbox, PendingItem
 from tuneproof.tracking.registry import MLflowModelRegistry, TrackedVersion, find_version
 from tuneproof.tracking.runs import KINDS, find_run
 from tuneproof.tracking.server import MLflowServer
@@ -66,7 +67,7 @@ class MLflowExperimentTracker:
         *,
         experiment: str = "fine_tuning_pipeline",
         breaker: CircuitBreaker | None = None,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         timeout_s: float = 30.0,
         on_delivered: Callable[[int], None] = lambda items: None,
     ) -> None:
@@ -127,7 +128,7 @@ class MLflowExperimentTracker:
         if self._server is not None:
             self._server.close()
 
-    async def _deliver(self, server: MLflowServer, item: OutboxItem) -> str:
+    async def _deliver(self, server: MLflowServer, item: PendingItem) -> str:
         payload = {"experiment": self._experiment, **item.payload}
         try:
             await self.breaker.call(server.call, lambda client: _act(client, item.kind, payload))
@@ -169,7 +170,7 @@ def _act(client: MlflowClient, kind: str, payload: Mapping[str, Any]) -> None:
     action(client, payload)
 
 
-def _order(item: OutboxItem) -> str:
+def _order(item: PendingItem) -> str:
     """Items with the same word keep their order."""
     return str(item.payload.get("run_id") or item.payload.get("name") or item.key)
 

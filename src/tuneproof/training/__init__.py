@@ -6,13 +6,13 @@ says which hyperparameters to try. Never touches a database.
 """
 
 from tuneproof.training.costs import (
-    Estimate,
+    CostEstimate,
     Price,
     cost_of_training,
     count_file,
     estimate_training,
 )
-from tuneproof.training.preflight import Catalogue, Prober, Readiness, find_model, preflight
+from tuneproof.training.preflight import Catalogue, Prober, TrainingReadiness, find_model, preflight
 from tuneproof.training.records import (
     Completion,
     Deploys,
@@ -31,8 +31,8 @@ from tuneproof.training.search import Trial, suggest, trials
 from tuneproof.training.trainer import (
     MAX_SUFFIX,
     RUN_KEY,
+    JobProgress,
     ModelTrainer,
-    Progress,
     new_version_id,
 )
 
@@ -41,10 +41,11 @@ __all__ = [
     "RUN_KEY",
     "Catalogue",
     "Completion",
+    "CostEstimate",
     "Deploys",
-    "Estimate",
     "Job",
     "JobEvent",
+    "JobProgress",
     "JobRequest",
     "JobStatus",
     "ModelInfo",
@@ -52,11 +53,10 @@ __all__ = [
     "ModelVersion",
     "Price",
     "Prober",
-    "Progress",
     "Provider",
-    "Readiness",
     "ReadsFiles",
     "Score",
+    "TrainingReadiness",
     "Trial",
     "VersionStatus",
     "cost_of_training",

@@ -51,7 +51,7 @@ class Price:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class CostEstimate:
     """What a job will cost. `cost_usd` is None where its training has no known price.
 
     `trained_tokens` = tokens of the training file × epochs + `evaluated_tokens`, those of the
@@ -75,7 +75,7 @@ def estimate_training(
     *,
     n_epochs: int | str = "auto",
     validation: Path | None = None,
-) -> Estimate:
+) -> CostEstimate:
     """What training on this file will cost. Raises `DataError` for a file that is no JSONL."""
     tokens, counted = count_file(path)
     chosen = price.auto_epochs if price else AUTO_EPOCHS
@@ -84,7 +84,7 @@ def estimate_training(
     if price is not None and price.evaluations and validation is not None:
         evaluated = price.evaluations * count_file(validation)[0]
     trained = tokens * epochs + evaluated
-    return Estimate(
+    return CostEstimate(
         tokens=tokens,
         epochs=epochs,
         trained_tokens=trained,

@@ -15,7 +15,7 @@ from tuneproof.training.records import ModelInfo, Provider
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readiness:
+class TrainingReadiness:
     """What a provider says of tuning one model. None: its wire cannot say before a job is made.
 
     `offered` are base models that could be named instead.
@@ -35,7 +35,7 @@ class Readiness:
 class Prober(Protocol):
     """A provider that can be asked whether it would train, at no cost."""
 
-    async def readiness(self, model: str, method: str) -> Readiness:
+    async def readiness(self, model: str, method: str) -> TrainingReadiness:
         """Ask; makes no job and uploads nothing. Raises `CredentialsError` and the like."""
 
 
@@ -54,7 +54,9 @@ async def find_model(provider: Provider, model: str) -> ModelInfo | None:
     return next((m for m in await provider.models() if m.id == model), None)
 
 
-async def preflight(provider: Provider, model: str, method: str, *, now: datetime) -> Readiness:
+async def preflight(
+    provider: Provider, model: str, method: str, *, now: datetime
+) -> TrainingReadiness:
     """Ask all that can be asked before the first upload.
 
     Raises `CredentialsError`, `QuotaExhaustedError`, `TrainingNotAvailableError` where the
@@ -90,7 +92,9 @@ async def preflight(provider: Provider, model: str, method: str, *, now: datetim
     return found
 
 
-def _listed(model: str, models: dict[str, ModelInfo]) -> Readiness:
+def _listed(model: str, models: dict[str, ModelInfo]) -> TrainingReadiness:
     if model not in models:
-        return Readiness(model=model)  # servers list what answers, not all that can be tuned
-    return Readiness(model=model, shutdown_at=models[model].shutdown_at)
+        return TrainingReadiness(
+            model=model
+        )  # servers list what answers, not all that can be tuned
+    return TrainingReadiness(model=model, shutdown_at=models[model].shutdown_at)

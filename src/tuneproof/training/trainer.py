@@ -52,7 +52,7 @@ MAX_SUFFIX = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class JobProgress:
     """A job as one poll saw it, with its last metrics."""
 
     job: Job
@@ -215,7 +215,7 @@ class ModelTrainer:
 
         return await retrying(once, attempts=3, timeout=120.0)
 
-    async def poll(self, version: ModelVersion) -> Progress:
+    async def poll(self, version: ModelVersion) -> JobProgress:
         """The version's job as it stands now, with its newest metrics."""
         job_id = _job_of(version)
         try:
@@ -229,7 +229,7 @@ class ModelTrainer:
         metrics: dict[str, float] = {}
         for event in await self._events(job_id) if job.status.final else ():
             metrics.update({k: v for k, v in event.data.items() if isinstance(v, (int, float))})
-        return Progress(job=job, metrics=metrics)
+        return JobProgress(job=job, metrics=metrics)
 
     async def _events(self, job_id: str) -> Sequence[JobEvent]:
         """The job's log; empty where the provider keeps none: the job has ended all the same."""
@@ -254,7 +254,7 @@ class ModelTrainer:
                 return self.trained(model_version, await self.give_up(model_version))
             await self._clock.sleep_until(self._clock.now() + timedelta(seconds=self.poll_s))
 
-    async def give_up(self, version: ModelVersion, seen: Progress | None = None) -> Progress:
+    async def give_up(self, version: ModelVersion, seen: JobProgress | None = None) -> JobProgress:
         """End a job that outlasted `timeout_s`; what it came to if it succeeded meanwhile.
 
         Raises `TrainingFailedError` with code `timeout`, which says where the job was last
@@ -270,7 +270,7 @@ class ModelTrainer:
             return ended
         raise self._timed_out(version, seen, "and was cancelled." if cancelled else "and is over.")
 
-    def trained(self, version: ModelVersion, progress: Progress) -> ModelVersion:
+    def trained(self, version: ModelVersion, progress: JobProgress) -> ModelVersion:
         """The version after its job ended. Raises `TrainingFailedError` unless it succeeded."""
         job = progress.job
         if job.status is JobStatus.SUCCEEDED and not job.fine_tuned_model:
@@ -298,7 +298,7 @@ class ModelTrainer:
         )
 
     def _timed_out(
-        self, version: ModelVersion, seen: Progress | None, ending: str
+        self, version: ModelVersion, seen: JobProgress | None, ending: str
     ) -> TrainingFailedError:
         job = seen.job if seen else None
         state = f"was still {job.raw_status}" if job else "had never been seen"
