@@ -25,13 +25,13 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from tests.servers import free_port
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -177,12 +177,16 @@ class Session:
             text=True,
         )
         self._running.append(process)
-        printed, deadline = Printed(process), time.monotonic() + START_S
-        while missing := unprinted(shown, self._there(printed.text)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                said = f"{block.name}: {command} did not print {missing!r}"
-                raise AssertionError(f"{said}\n\n{printed.text}")
-            time.sleep(0.02)
+        printed = Printed(process)
+
+        def lacks() -> str:
+            return unprinted(shown, self._there(printed.text))
+
+        def failure() -> str:
+            return f"{block.name}: {command} did not print {lacks()!r}\n\n{printed.text}"
+
+        until(lambda: not lacks() or process.poll() is not None, START_S, otherwise=failure)
+        assert not lacks(), failure()
 
     def _here(self, text: str) -> str:
         for port, free in self._ports.items():

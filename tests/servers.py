@@ -16,10 +16,13 @@ Start them from the main thread: they are then ended by the kernel too should py
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -27,21 +30,23 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psycopg
+from tests.waiting import until
 
 __all__ = [
     "PostgresServer",
     "Server",
     "die_with_parent",
     "free_port",
+    "listens",
     "mlflow_server",
     "postgres_server",
     "redis_server",
@@ -49,16 +54,61 @@ __all__ = [
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_RESERVED: list[IO[str]] = []
+"""The locks of the ports given out here; the kernel frees them when this process ends."""
 _INITDB_OPTIONS = ["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--no-locale"]
 _REDIS_OPTIONS = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nothing listens on now."""
+    """A TCP port on loopback that nothing listens on, and that is this process's until it ends.
+
+    It can be told to a server that starts later, or again after an outage. Nobody takes it in
+    between: it is outside the range from which the kernel gives out ports by itself, to
+    listeners on port 0 and to connections, and a locked file keeps other test processes away.
+    """
+    folder = Path(tempfile.gettempdir()) / f"tuneproof-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    ports = _own_ports()
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        lock = (folder / str(port)).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        if _bindable(port):
+            _RESERVED.append(lock)
+            return port
+        lock.close()
+    raise RuntimeError("Every port for tests is taken.")
+
+
+def _own_ports() -> range:
+    """Some thousand ports that the kernel gives to nobody by itself."""
+    first, last = 32768, 60999
+    with contextlib.suppress(OSError):  # where this is not Linux
+        first, last = map(int, _EPHEMERAL.read_text().split())
+    return range(max(1024, first - 12_000), first) if first > 4096 else range(last + 1, 65_536)
+
+
+def _bindable(port: int) -> bool:
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def listens(port: int) -> bool:
+    """Whether something takes connections on a port of loopback."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(kw_only=True)
@@ -120,15 +170,23 @@ class Server:
             process.wait()
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self.start_timeout_s
-        while process.poll() is None and time.monotonic() < deadline:
-            if self.ready():
-                return
-            time.sleep(0.05)
-        code = process.poll()
-        why = f"ended with {code}" if code is not None else f"silent for {self.start_timeout_s} s"
-        self.stop(kill=True)
-        raise RuntimeError(f"{self.name} did not start ({why}). Its log:\n{self.log}")
+        def why() -> str:
+            code = process.poll()
+            said = "is silent" if code is None else f"ended with {code}"
+            return f"{self.name} did not start, it {said}. Its log:\n{self.log}"
+
+        try:
+            until(
+                lambda: process.poll() is not None or self.ready(),
+                self.start_timeout_s,
+                every_s=0.05,
+                otherwise=why,
+            )
+            if process.poll() is not None:
+                raise RuntimeError(why())
+        except BaseException:
+            self.stop(kill=True)
+            raise
 
 
 @dataclass(kw_only=True)

@@ -10,10 +10,11 @@ It keeps events by id as the real one does: each once, those without a known sub
 
 from __future__ import annotations
 
-import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tests.servers import free_port
+from tests.waiting import eventually
 from tests.wire import serving
 
 __all__ = ["Service", "service"]
@@ -119,13 +121,15 @@ class Service:
                 if self.version != seen:
                     seen = self.version
                     yield f'event: routing\ndata: {{"version": {seen}}}\nid: {seen}\n\n'
-                await asyncio.sleep(0.005)
+                await eventually(partial(self._differs, seen), math.inf)
         finally:
             self.listeners -= 1
 
+    def _differs(self, seen: int) -> bool:
+        return self.version != seen or self.status != 200 or self._stack is None
+
     async def _post_events(self, request: Request) -> Response:
-        while self.hanging:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not self.hanging, math.inf)
         refusal = self._refusal(request)
         if refusal is not None:
             return refusal

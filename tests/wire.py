@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tests.servers import free_port
+from tests.waiting import until
 
 __all__ = ["Fault", "Wire", "serving", "wire_server"]
 
@@ -124,11 +125,8 @@ def serving(app: Any, port: int) -> Iterator[None]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started:
-        assert thread.is_alive(), "the server ended at once"
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.005)
+    until(lambda: server.started or not thread.is_alive(), every_s=0.005)
+    assert thread.is_alive(), "the server ended at once"
     try:
         yield
     finally:
@@ -168,7 +166,7 @@ def _endpoint(wire: Wire, handler: Any) -> Any:
             return await handler(wire, request)
         fault.times -= 1
         if fault.hang:
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
         return JSONResponse(
             {"error": fault.error},
             status_code=fault.status,

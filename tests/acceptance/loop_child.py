@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
+from tests.waiting import eventually
 
 from tuneproof.app.demonstration import Demonstration, demonstration
 from tuneproof.settings import PipelineConfig, Settings, StoreConfig, TrackingConfig
@@ -103,10 +104,10 @@ async def tracked(demo: Demonstration) -> dict[str, int]:
     """What reached MLflow, once the outbox is empty."""
     from mlflow import MlflowClient
 
-    for _ in range(1200):
-        if not await demo.app.store.outbox.pending():
-            break
-        await asyncio.sleep(0.1)
+    async def delivered() -> bool:
+        return not await demo.app.store.outbox.pending()
+
+    await eventually(delivered, 120, every_s=0.1)
     client = MlflowClient(str.__str__(demo.app.settings.tracking.uri or ""))
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.tuneproof_run = '{demo.run_id}'")

@@ -7,10 +7,13 @@ standard input it forks a service, which prints "PID ready" once it listens.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
 from pathlib import Path
+
+from tests.waiting import eventually
 
 from tuneproof.app import App
 from tuneproof.cli.serve import serving
@@ -44,8 +47,7 @@ async def serve(directory: str, database: str, port: str, judge: str) -> None:
 async def score(app: App) -> None:
     while True:
         try:
-            if not await app.score_waiting():
-                await asyncio.sleep(0.01)
+            await eventually(app.score_waiting, math.inf)
         except TuneProofError as error:
             print(error, file=sys.stderr, flush=True)
 

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pytest
 from sqlalchemy import func, select
 from tests.integration.store.records import experiment
 from tests.servers import free_port
+from tests.waiting import eventually, until
 
 from tuneproof.store import Store, open_store
 from tuneproof.store.tables import exposures, outcomes
@@ -33,6 +34,8 @@ pytestmark = pytest.mark.slow
 
 KILLS = 50
 BATCHES_A_LIFE = 40
+MOST_A_LIFE = 10
+"""Batches taken before a kill, at most: all lives together must leave some of the batches."""
 EVENTS_A_BATCH = 60
 UNITS = 3000
 LONGEST_S = 60.0
@@ -95,10 +98,13 @@ class Sender(threading.Thread):
     def run(self) -> None:
         with httpx2.Client(base_url=self._address, timeout=10, trust_env=False) as client:
             for batch in self._waiting:
-                while not self._answered(client, batch):
-                    self.retries += 1
-                    time.sleep(0.01)
+                until(partial(self._taken, client, batch), LONGEST_S)
                 self.sent += 1
+
+    def _taken(self, client: httpx2.Client, batch: Batch) -> bool:
+        taken = self._answered(client, batch)
+        self.retries += not taken
+        return taken
 
     def _answered(self, client: httpx2.Client, batch: Batch) -> bool:
         try:
@@ -176,7 +182,11 @@ async def test_killed_50_times_while_ingesting_every_event_counts_once(
         await asyncio.to_thread(nursery.start)
         sender.start()
         while killed < KILLS and sender.is_alive():
-            await asyncio.sleep(order.uniform(0.0, 0.25))
+            enough = sender.sent + order.randrange(MOST_A_LIFE)
+            await eventually(
+                lambda enough=enough: sender.sent >= enough or not sender.is_alive(),
+                every_s=0.001,
+            )
             nursery.kill()
             killed += 1
             await asyncio.to_thread(nursery.start)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ import psycopg
 import pytest
 from openai import AsyncOpenAI
 from tests.servers import PostgresServer, postgres_server
+from tests.waiting import eventually
 
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.store import Store, open_store
@@ -92,13 +93,6 @@ def done(task: dict[str, Any], since: datetime) -> bool:
     return task["state"] == "standby" or (at is not None and datetime.fromisoformat(at) > since)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < deadline, f"{what} took longer than {seconds:g} s"
-        await asyncio.sleep(0.2)
-
-
 async def looks(store: Store) -> int:
     try:
         found = (await store.experiments.page()).items
@@ -113,19 +107,20 @@ async def one_leader(store: Store) -> AsyncIterator[Counter[int]]:
     seen: Counter[int] = Counter()
     url = store.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
-    async def ask() -> None:
-        while True:
-            try:
-                async with await psycopg.AsyncConnection.connect(url, autocommit=True) as own:
-                    while True:
-                        for key, holders in await (await own.execute(LEADERS)).fetchall():
-                            assert holders == 1, f"{holders} sessions hold {key}"
-                            seen[key] += 1
-                        await asyncio.sleep(0.05)
-            except psycopg.OperationalError:
-                await asyncio.sleep(0.05)
+    async def count(connection: psycopg.AsyncConnection[Any]) -> bool:
+        for key, holders in await (await connection.execute(LEADERS)).fetchall():
+            assert holders == 1, f"{holders} sessions hold {key}"
+            seen[key] += 1
+        return False
 
-    asking = asyncio.create_task(ask())
+    async def connected() -> bool:
+        try:
+            async with await psycopg.AsyncConnection.connect(url, autocommit=True) as own:
+                return await eventually(lambda: count(own), math.inf, every_s=0.05)
+        except psycopg.OperationalError:
+            return False  # the database is away: try again
+
+    asking = asyncio.create_task(eventually(connected, math.inf, every_s=0.05))
     try:
         yield seen
         assert not asking.done(), asking.exception()
@@ -148,8 +143,8 @@ async def all_run_again(workers: list[Worker], store: Store, since: datetime) ->
     async def looked() -> bool:
         return await looks(store) > seen
 
-    await until(again, "a task", WITHIN_S)
-    await until(looked, "a look", WITHIN_S)
+    await eventually(again, WITHIN_S, every_s=0.2)
+    await eventually(looked, WITHIN_S, every_s=0.2)
 
 
 async def test_database_restarts_and_workers_die_and_all_goes_on_once(
@@ -168,7 +163,7 @@ async def test_database_restarts_and_workers_die_and_all_goes_on_once(
             async def looked() -> bool:
                 return await looks(shared) > 0
 
-            await until(looked, "the first look", 120)
+            await eventually(looked, 120, every_s=0.2)
             for _ in range(OUTAGES):
                 await asyncio.to_thread(server.stop)
                 await asyncio.to_thread(server.start)

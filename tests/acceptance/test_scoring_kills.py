@@ -6,16 +6,15 @@ that a kill cut off: at most as many as are asked at once, for each kill.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -24,6 +23,7 @@ from sqlalchemy import select
 from tests.chat import chat_server
 from tests.integration.store.records import experiment
 from tests.servers import free_port
+from tests.waiting import eventually, until
 
 from tuneproof.experiments import Arm
 from tuneproof.store import open_store
@@ -34,6 +34,8 @@ pytestmark = pytest.mark.slow
 KILLS = 20
 UNITS = 1000
 BATCH = 10
+MOST_A_LIFE = 40
+"""Answers asked of the judge before a kill, at most: less than all of them over all kills."""
 CONCURRENCY = 4
 LONGEST_S = 240.0
 NOW = datetime.now(UTC)
@@ -79,8 +81,7 @@ def send(address: str, ended: threading.Event) -> None:
     with httpx2.Client(base_url=address, timeout=10, trust_env=False) as client:
         for start in range(0, UNITS, BATCH):
             body = {"exposures": [_exposure(i) for i in range(start, start + BATCH)]}
-            while not _accepted(client, body):
-                time.sleep(0.01)
+            until(partial(_accepted, client, body), LONGEST_S)
     ended.set()
 
 
@@ -132,12 +133,15 @@ async def test_every_accepted_answer_is_scored_once(database_url: str, tmp_path:
             sender = threading.Thread(target=send, args=(address, sent), daemon=True)
             sender.start()
             for _ in range(KILLS):
-                await asyncio.sleep(order.uniform(0.05, 0.4))
+                enough = len(chat.bodies) + order.randrange(1, MOST_A_LIFE)
+                await eventually(lambda enough=enough: len(chat.bodies) >= enough, every_s=0.001)
                 nursery.kill()
                 nursery.start()
-            async with asyncio.timeout(LONGEST_S):
-                while not sent.is_set() or await waiting(database_url):
-                    await asyncio.sleep(0.2)
+
+            async def done() -> bool:
+                return sent.is_set() and not await waiting(database_url)
+
+            await eventually(done, LONGEST_S, every_s=0.2)
         finally:
             nursery.close()
         calls = sum(body["model"] == "judge" for body in chat.bodies)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 from tests.servers import PostgresServer
+from tests.waiting import eventually
 
 from tuneproof.store import Store, open_store
 from tuneproof_trainer.embedded import serve
@@ -57,9 +57,11 @@ async def looks(store: Store) -> int:
 
 async def until_looks(store: Store, more_than: int, *, seconds: float) -> float:
     began = time.monotonic()
-    while await looks(store) <= more_than:
-        assert time.monotonic() - began < seconds, "no look was taken"
-        await asyncio.sleep(0.1)
+
+    async def taken() -> bool:
+        return await looks(store) > more_than
+
+    await eventually(taken, seconds, every_s=0.1, otherwise=lambda: "no look was taken")
     return time.monotonic() - began
 
 

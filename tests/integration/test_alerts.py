@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tests.integration.providing import Provider, open_providers
 from tests.servers import free_port
+from tests.waiting import eventually
 from tests.wire import serving
 
 from tuneproof.errors import ConfigError
@@ -136,8 +136,7 @@ async def test_run_that_fails_tells_somebody_once_and_the_doctor_says_that_it_wo
     env = {"TUNEPROOF_ALERTS_SECRET": SECRET}
     async with open_providers(tmp_path, sqlite_store_url, provider, alerts=alerts, env=env) as loop:
         assert (await loop.turn()).status is RunStatus.FAILED
-        while not receiver.messages:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: receiver.messages)
         assert [m["type"] for m in receiver.messages] == ["tuneproof.run_failed"]
         found = {f.name: f for f in await loop.app.doctor()}
         assert (found["alerts"].status, found["alerts"].detail) == ("ok", "webhook answers")
@@ -162,8 +161,7 @@ async def test_rollout_says_alerts_are_configured_only_where_they_arrive(
             shown = (await client.get(path)).json()["monitoring"]
             assert shown["alerts_configured"] is True
         await loop.app.rollback(deployment, reason="seen harm", actor="ann")
-        while receiver.messages[-1]["type"] != "tuneproof.rolled_back":
-            await asyncio.sleep(0.01)
+        await eventually(lambda: receiver.messages[-1]["type"] == "tuneproof.rolled_back")
         assert receiver.messages[-1]["data"]["subject"] == deployment
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from tests.servers import Server, redis_server
+from tests.waiting import eventually, stays
 
 from tuneproof.cache import METRICS_TTL_S, Cache, metrics_key
 from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
@@ -57,10 +58,14 @@ async def test_absent_and_deleted_keys_are_misses(cache: Cache) -> None:
 
 
 async def test_values_end_by_their_time(cache: Cache) -> None:
-    await cache.set("key", 1, 0.02)
-    assert await cache.get("key") == 1
-    await asyncio.sleep(0.03)
-    assert await cache.get("key") is None
+    await cache.set("short", 1, 0.02)
+    await cache.set("long", 1, 60)
+
+    async def ended() -> bool:
+        return await cache.get("short") is None
+
+    await eventually(ended)
+    assert await cache.get("long") == 1
 
 
 @pytest.mark.parametrize("value", [b"bytes", {"a": b"bytes"}, {1, 2}, object()])
@@ -89,17 +94,20 @@ async def test_hit_rate_is_measured(cache: Cache) -> None:
 
 
 async def test_of_fifty_concurrent_callers_one_computes(cache: Cache) -> None:
-    computed = 0
+    asked = computed = 0
 
     async def compute() -> dict[str, int]:
         nonlocal computed
         computed += 1
-        await asyncio.sleep(0.01)
+        await eventually(lambda: asked == 50)
         return {"n": computed}
 
-    values = await asyncio.gather(
-        *(cache.get_or_compute("key", METRICS_TTL_S, compute) for _ in range(50))
-    )
+    async def ask() -> dict[str, int]:
+        nonlocal asked
+        asked += 1
+        return await cache.get_or_compute("key", METRICS_TTL_S, compute)
+
+    values = await asyncio.gather(*(ask() for _ in range(50)))
     assert computed == 1
     assert values == [{"n": 1}] * 50
     assert await cache.get_or_compute("key", 60, compute) == {"n": 1}
@@ -131,7 +139,7 @@ async def test_cancelled_caller_leaves_the_computation_to_the_others(cache: Cach
     first = asyncio.create_task(cache.get_or_compute("key", 60, compute))
     await started.wait()
     second = asyncio.create_task(cache.get_or_compute("key", 60, compute))
-    await asyncio.sleep(0.01)
+    await stays(lambda: not second.done())
     first.cancel()
     gate.set()
     assert await second == 1
@@ -175,9 +183,18 @@ async def test_lock_whose_time_is_up_can_be_taken_and_is_not_freed_by_its_old_ho
     cache: Cache,
 ) -> None:
     async with cache.lock("tick", 0.02):
-        await asyncio.sleep(0.03)
         second = cache.lock("tick", 60)
-        await second.__aenter__()
+
+        async def taken() -> bool:
+            nonlocal second
+            try:
+                await second.__aenter__()
+            except StateError:
+                second = cache.lock("tick", 60)
+                return False
+            return True
+
+        await eventually(taken)
     with pytest.raises(StateError):
         async with cache.lock("tick", 60):
             pytest.fail("two hold the lock")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dbos import DBOS
 from tests.integration.loop import QUICK, T0, open_loop
+from tests.waiting import stays
 
 from tuneproof import FineTuningPipeline
 from tuneproof.app import newest_tick, next_tick
@@ -190,16 +191,21 @@ async def test_closed_provider_fails_the_run_and_says_how_to_switch(
         assert again.arguments["attempt"] == 2
 
 
-class SlowTarget(MemoryTarget):
-    """Applies a routing after a while, so that the run's end is known before the run returns."""
+class HeldTarget(MemoryTarget):
+    """Applies no routing until it may, so that the run's end is known before the run returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = asyncio.Event()
 
     async def apply(self, routing: Routing) -> None:
-        await asyncio.sleep(0.3)
+        await self.may.wait()
         await super().apply(routing)
 
 
 async def test_run_that_is_still_ending_can_be_retried(tmp_path: Path, database_url: str) -> None:
-    async with open_loop(tmp_path, database_url, targets=[SlowTarget()]) as loop:
+    target = HeldTarget()
+    async with open_loop(tmp_path, database_url, targets=[target]) as loop:
         for task in QUICK.tasks:
             served = Routing(task=task, baseline=ModelRef(model_id="base"))
             await loop.app.store.routing.set(served)
@@ -208,7 +214,10 @@ async def test_run_that_is_still_ending_can_be_retried(tmp_path: Path, database_
         assert run.status is RunStatus.FAILED
         assert not await loop.app.engine.ended(run.id)
         del loop.provider.raises["create_job"]
-        await loop.app.retry_run(run.id)
+        retrying = asyncio.create_task(loop.app.retry_run(run.id))
+        await stays(lambda: not retrying.done())
+        target.may.set()
+        await retrying
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tests.servers import PostgresServer, Server, postgres_server, redis_server
+from tests.waiting import eventually
 
 from tuneproof.errors import ConfigError, ConflictError, NotFoundError, StoreUnavailableError
 from tuneproof.resilience import (
@@ -108,9 +108,11 @@ async def test_trim_closes_idle_connections_down_to_the_minimum(
     assert await pool.trim() == 2
     assert pool.counts().idle == 2
     assert await pool.trim() == 0
-    async with asyncio.timeout(5):
-        while await backends(engine) > 2:
-            await asyncio.sleep(0.01)
+
+    async def closed() -> bool:
+        return await backends(engine) <= 2
+
+    await eventually(closed)
     await prewarm(engine, 4)  # and the places are free again
     assert pool.counts().idle == 4
 

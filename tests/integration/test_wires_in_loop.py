@@ -15,6 +15,7 @@ from tests.integration.loop import T0
 from tests.integration.switching import open_wires, provider
 from tests.together_wire import KEY as TOGETHER_KEY
 from tests.together_wire import TogetherWire, together_server
+from tests.waiting import eventually
 from tests.wire import Wire, wire_server
 
 from tuneproof.app import App
@@ -206,8 +207,7 @@ async def test_run_goes_on_as_soon_as_its_provider_is_back(
         breaker._reopen_at = 0.0
         assert await loop.app.probe_providers() == ["lite"]
         assert breaker.state is State.CLOSED
-        while not wire.count("POST /fine_tuning/jobs"):
-            await asyncio.sleep(0.01)
+        await eventually(lambda: wire.count("POST /fine_tuning/jobs"))
         await loop.app.abort_run(run.id, reason="seen enough")
 
 
@@ -270,5 +270,6 @@ class Slow:
     seconds = 0.0
 
     async def advance(self, since: datetime, until: datetime) -> None:
+        began = time.perf_counter()
+        await eventually(lambda: time.perf_counter() - began > 0.1)
         self.seconds += 0.1
-        await asyncio.sleep(0.1)

@@ -204,7 +204,7 @@ def test_settings_in_the_docs_are_settings(page: Path, tmp_path: Path) -> None:
         if block.language == "toml":
             file = tmp_path / "tuneproof.toml"
             file.write_text(block.text, "utf-8")
-            Settings.load(file=file, dir=tmp_path, env={})
+            assert Settings.load(file=file, dir=tmp_path, env={}).dir == tmp_path
 
 
 def test_output_is_compared_line_by_line_in_order() -> None:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from tests.service import Service, service
+from tests.waiting import until
 
 from tuneproof import assignment
 from tuneproof.client import AsyncClient, Choice, Client
@@ -39,13 +40,6 @@ def _client(served: Service, state: Path | None, **options: object) -> Client:
     return Client(served.url, **settings)  # type: ignore[arg-type]
 
 
-def _until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.002)
-
-
 def _segments(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*.jsonl") if path.parent.name != "refused"]
 
@@ -62,11 +56,11 @@ def test_choices_follow_the_shared_assignment(client: Client) -> None:
 def test_change_is_pushed_without_polling(served: Service, tmp_path: Path) -> None:
     with _client(served, None, poll_s=60.0) as client:
         client.choose("hook", "1")
-        _until(lambda: served.listeners == 1)
-        _until(lambda: client.status().connected)
+        until(lambda: served.listeners == 1)
+        until(lambda: client.status().connected)
         began = time.monotonic()
         served.route("hook", share=0.0, candidate=None)
-        _until(lambda: client.choose("hook", "1").version == served.version)
+        until(lambda: client.choose("hook", "1").version == served.version)
         assert time.monotonic() - began < 1.0
 
 
@@ -76,20 +70,20 @@ def test_change_is_polled_where_there_is_no_push(served: Service) -> None:
     with _client(served, None) as client:
         assert client.choose("hook", "1").arm == "baseline"
         served.route("hook", share=1.0)
-        _until(lambda: client.choose("hook", "1").arm == "candidate")
+        until(lambda: client.choose("hook", "1").arm == "candidate")
     assert served.polls > 1
 
 
 def test_stream_that_broke_is_opened_again(served: Service) -> None:
     with _client(served, None) as client:
-        _until(lambda: served.listeners == 1)
+        until(lambda: served.listeners == 1)
         served.stop()
         assert client.choose("hook", "1").model in ("base", "tuned")
-        _until(lambda: not client.status().connected)
+        until(lambda: not client.status().connected)
         served.start()
-        _until(lambda: client.status().connected and served.listeners >= 1)
+        until(lambda: client.status().connected and served.listeners >= 1)
         served.route("hook", share=1.0)
-        _until(lambda: client.choose("hook", "1").arm == "candidate")
+        until(lambda: client.choose("hook", "1").arm == "candidate")
 
 
 def test_choices_go_on_from_disk_when_the_service_is_down_at_start(
@@ -97,7 +91,7 @@ def test_choices_go_on_from_disk_when_the_service_is_down_at_start(
 ) -> None:
     with _client(served, tmp_path) as client:
         before = {unit: client.choose("hook", unit).model for unit in map(str, range(50))}
-        _until((tmp_path / "routing.json").exists)
+        until((tmp_path / "routing.json").exists)
     served.stop()
     with _client(served, tmp_path) as client:
         began = time.monotonic()
@@ -105,7 +99,7 @@ def test_choices_go_on_from_disk_when_the_service_is_down_at_start(
         assert time.monotonic() - began < 0.5
         assert {unit: choice.model for unit, choice in choices.items()} == before
         assert {choice.source for choice in choices.values()} == {"disk"}
-        _until(lambda: client.status().last_error is not None)
+        until(lambda: client.status().last_error is not None)
         assert not client.status().connected
 
 
@@ -289,7 +283,7 @@ def test_events_closed_away_from_the_service_are_sent_by_the_next_process(
     served.start()
     with _client(served, tmp_path) as later:
         later.choose("hook", "1")
-        _until(lambda: set(served.events) == {"e1"})
+        until(lambda: set(served.events) == {"e1"})
     assert _segments(tmp_path) == []
 
 
@@ -298,11 +292,11 @@ def test_journal_of_a_living_process_is_left_alone(served: Service, tmp_path: Pa
     choice = first.choose("hook", "1")
     served.status = 503
     first.record(choice, id="e1")
-    _until(lambda: len(_segments(tmp_path)) == 1)
+    until(lambda: len(_segments(tmp_path)) == 1)
     with _client(served, tmp_path) as second:
         second.choose("hook", "1")
         second.record(choice, id="e2")
-        _until(lambda: len(_segments(tmp_path)) == 2)
+        until(lambda: len(_segments(tmp_path)) == 2)
         second.close(timeout_s=0.1)
     served.status = 200
     assert first.flush(20)
@@ -323,7 +317,7 @@ def test_service_that_hangs_keeps_no_event_from_the_disk(
     def on_disk() -> int:
         return sum(len(path.read_text().splitlines()) for path in _segments(tmp_path))
 
-    _until(lambda: on_disk() == 101)
+    until(lambda: on_disk() == 101)
     served.hanging = False
     assert client.flush(20)
     assert len(served.events) == 101
@@ -348,13 +342,15 @@ def test_token_is_sent(served: Service) -> None:
 
 
 _KILLED = """
-import os, signal, sys, time
+import os, pathlib, signal, sys
+from tests.waiting import until
 from tuneproof.client import Client
 client = Client(sys.argv[1], state_dir=sys.argv[2], flush_s=60.0)
 choice = client.choose("hook", "1")
 for i in range(int(sys.argv[3])):
     client.record(choice, id=f"e{i}")
-time.sleep(0.3)
+kept = lambda: sum(p.read_text().count("\\n") for p in pathlib.Path(sys.argv[2]).rglob("*.jsonl"))
+until(lambda: kept() == int(sys.argv[3]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -368,7 +364,7 @@ def test_killed_process_leaves_its_events_to_the_next(served: Service, tmp_path:
     served.events_status = 200
     with _client(served, tmp_path) as client:
         client.choose("hook", "1")
-        _until(lambda: len(served.events) == 2500, timeout_s=20)
+        until(lambda: len(served.events) == 2500, within_s=20)
 
 
 def test_forked_child_records_too(served: Service, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from tests.waiting import eventually
 
 from tuneproof.demo import Audience, seeded_posts
 from tuneproof.demo.drafts import Drafts
@@ -47,10 +48,13 @@ def _file(audience: Audience, path: Path) -> Path:
 async def _trained(provider: OpenAIWire, path: Path) -> str:
     uploaded = await provider.upload(path, name="train.jsonl")
     job = await provider.create_job(JobRequest(model=BASE, training_file=uploaded, seed=1))
-    async with asyncio.timeout(60):
-        while not job.status.final:
-            await asyncio.sleep(0.05)
-            job = await provider.job(job.id)
+
+    async def over() -> bool:
+        nonlocal job
+        job = await provider.job(job.id)
+        return job.status.final
+
+    await eventually(over)
     assert job.fine_tuned_model is not None, job.error_message
     return job.fine_tuned_model
 

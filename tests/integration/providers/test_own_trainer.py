@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.waiting import eventually
 
 from tuneproof import errors
 from tuneproof.demo import write
@@ -60,11 +60,14 @@ async def _trained(provider: OpenAIWire, path: Path) -> str:
     found = await provider.find_job("tuneproof_run", "r1")
     assert found is not None
     assert found.id == made.id
-    for _ in range(1000):
+    job = made
+
+    async def over() -> bool:
+        nonlocal job
         job = await provider.job(made.id)
-        if job.status.final:
-            break
-        await asyncio.sleep(0.02)
+        return job.status.final
+
+    await eventually(over)
     assert job.status is JobStatus.SUCCEEDED
     assert (job.error_code, job.metadata) == (None, {"tuneproof_run": "r1"})
     events = await provider.events(job.id)

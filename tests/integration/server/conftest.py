@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.chat import Chat, chat_server
+from tests.waiting import eventually
 
 from tuneproof.app import App
 from tuneproof.cli.serve import serving
@@ -28,14 +28,17 @@ class Service:
     address: str
     http: httpx2.AsyncClient
 
-    async def until(self, path: str, good: Callable[[Any], bool], *, seconds: float = 20) -> Any:
+    async def until(self, path: str, good: Callable[[Any], bool], *, seconds: float = 60) -> Any:
         """What `path` answers, once it is good."""
-        async with asyncio.timeout(seconds):
-            while True:
-                found = (await self.http.get(path)).json()
-                if good(found):
-                    return found
-                await asyncio.sleep(0.02)
+        found: Any = None
+
+        async def answered() -> bool:
+            nonlocal found
+            found = (await self.http.get(path)).json()
+            return good(found)
+
+        await eventually(answered, seconds, otherwise=lambda: f"{path} answers {found}")
+        return found
 
     async def post(self, path: str, body: Any = None, **headers: str) -> httpx2.Response:
         """Write, with headers such as Idempotency_Key="k"."""

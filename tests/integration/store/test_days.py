@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.conftest import HandClock
 from tests.integration.store.records import experiment
+from tests.waiting import eventually
 
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.store import Store, open_store
@@ -168,9 +169,11 @@ async def test_unit_that_another_makes_in_between_is_waited_for(store: Store) ->
 
 async def _waits_for_a_lock(tx: AsyncConnection) -> None:
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    async with asyncio.timeout(20):
-        while not (await tx.execute(waiting)).scalar_one():
-            await asyncio.sleep(0.01)
+
+    async def found() -> int:
+        return int((await tx.execute(waiting)).scalar_one())
+
+    await eventually(found)
 
 
 # --- days come and go ---------------------------------------------------------------------

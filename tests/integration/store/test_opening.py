@@ -111,7 +111,7 @@ async def test_store_opens_beside_the_posts(empty_url: str) -> None:
         await connection.execute(text("CREATE TABLE posts (id TEXT)"))
     await engine.dispose()
     store = await open_store(empty_url, clock=HandClock())
-    await store.database.ping()
+    assert await schemas(store) == [HEAD]
     await store.close()
 
 
@@ -122,12 +122,19 @@ def test_newest_migration_is_the_last_file() -> None:
     assert max(folder.glob("0*.py")).name.startswith(HEAD)
 
 
+async def schemas(store: Store) -> list[str]:
+    """The schemas that the database says it has."""
+    async with store.database.read() as tx:
+        found = await tx.execute(text("SELECT version_num FROM tuneproof_migration"))
+        return list(found.scalars())
+
+
 @pytest.mark.postgres
 async def test_workers_that_start_at_once_migrate_once(postgres_url: str) -> None:
     clock = HandClock()
     stores = await asyncio.gather(*(open_store(postgres_url, clock=clock) for _ in range(5)))
     for store in stores:
-        await store.database.ping()
+        assert await schemas(store) == [HEAD]
         await store.close()
 
 
@@ -135,7 +142,7 @@ async def test_processes_that_open_a_new_file_at_once_migrate_once(tmp_path: Pat
     url = f"sqlite:///{tmp_path}/deep/er/store.db"
     stores = await asyncio.gather(*(open_store(url, clock=HandClock()) for _ in range(5)))
     for store in stores:
-        await store.database.ping()
+        assert await schemas(store) == [HEAD]
         await store.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
+from tests.waiting import until
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.ngram.corpus import base_posts
@@ -48,13 +48,19 @@ def reached(
     client: OpenAI, job: FineTuningJob, states: tuple[str, ...], timeout_s: float = 180
 ) -> FineTuningJob:
     """The job once it is in one of `states`."""
-    deadline = time.monotonic() + timeout_s
-    while job.status not in states:
-        late = time.monotonic() > deadline or job.status in ENDED
-        assert not late, f"{job.id} is {job.status}, not one of {states}: {job.error}"
-        time.sleep(0.01)
+
+    def there() -> FineTuningJob | None:
+        nonlocal job
+        if job.status in states:
+            return job
+        assert job.status not in ENDED, wrong()
         job = client.fine_tuning.jobs.retrieve(job.id)
-    return job
+        return job if job.status in states else None
+
+    def wrong() -> str:
+        return f"{job.id} is {job.status}, not one of {states}: {job.error}"
+
+    return until(there, timeout_s, otherwise=wrong)
 
 
 def client_of(trainer: EmbeddedTrainer, key: str = "any") -> OpenAI:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from openai import OpenAI
-from tests.servers import free_port
+from tests.servers import free_port, listens
+from tests.waiting import until
 
 SERVE = "from tuneproof_trainer.cli import main; main()"
 
@@ -38,15 +37,9 @@ class Process:
         command = [sys.executable, "-c", SERVE, *arguments]
         if self._within:
             command = [*MOUNTS, "sh", "-c", f'{self._within} && exec "$@"', "sh", *command]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            assert self._process.poll() is None, "the trainer did not start"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        process = self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        until(lambda: listens(self.port) or process.poll() is not None)
+        assert process.poll() is None, "the trainer did not start"
 
     @property
     def pid(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from openai import APIConnectionError, OpenAI
 from tests.trainer.integration.conftest import BASE, ended, lines, reached, upload
 from tests.trainer.integration.process import Process
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -59,10 +59,7 @@ def test_a_killed_training_goes_on_from_its_snapshot_to_the_same_end(process: Pr
 
 def _until_newer(path: Path) -> None:
     begun = path.stat().st_mtime_ns if path.exists() else 0
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.stat().st_mtime_ns == begun:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: path.exists() and path.stat().st_mtime_ns != begun, every_s=0.005)
 
 
 def test_files_that_were_acknowledged_survive_kills_at_any_moment(process: Process) -> None:

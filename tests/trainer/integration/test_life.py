@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import csv
 import io
@@ -16,6 +15,7 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tests.trainer.integration.conftest import BASE, ended, lines, upload
+from tests.waiting import eventually
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 
@@ -208,12 +208,14 @@ async def test_a_life_with_the_asynchronous_client(trainer: EmbeddedTrainer) -> 
 
 
 async def _reached(client: AsyncOpenAI, job_id: str, *states: str) -> FineTuningJob:
-    while True:
+    async def reached() -> FineTuningJob | None:
         job = await client.fine_tuning.jobs.retrieve(job_id)
         if job.status in states:
             return job
         assert job.status not in ("succeeded", "failed", "cancelled"), job
-        await asyncio.sleep(0.01)
+        return None
+
+    return await eventually(reached)
 
 
 async def _in_parts(client: AsyncOpenAI, content: bytes) -> FileObject:

@@ -6,15 +6,16 @@ import json
 import os
 import random
 import resource
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from openai import APIStatusError, OpenAI
+from openai.types.fine_tuning import FineTuningJob
 from tests.trainer.integration.conftest import BASE, ENDED, ended, lines, upload
 from tests.trainer.integration.process import Process
+from tests.waiting import until
 
 MIB = 1024 * 1024
 
@@ -45,12 +46,14 @@ def trained(client: OpenAI, file_id: str, every_s: float = 0.05) -> tuple[str, s
     job = client.fine_tuning.jobs.create(
         model=BASE, training_file=file_id, hyperparameters={"n_epochs": 1}
     )
-    deadline = time.monotonic() + 120
-    while job.status not in ENDED:
-        assert time.monotonic() < deadline, job
-        time.sleep(every_s)
-        job = client.fine_tuning.jobs.retrieve(job.id)
-    return job.status, job.error.code if job.error else None
+
+    def over() -> FineTuningJob | None:
+        now = client.fine_tuning.jobs.retrieve(job.id)
+        return now if now.status in ENDED else None
+
+    end = until(over, 120, every_s=every_s)
+    assert end is not None
+    return end.status, end.error.code if end.error else None
 
 
 def test_a_full_disk_refuses_files_and_fails_the_one_job(cramped: Process) -> None:

@@ -6,7 +6,6 @@ import itertools
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from openai import InternalServerError
 from tests.trainer.integration.conftest import BASE, client_of
 from tests.trainer.integration.process import Process
 from tests.trainer.integration.test_engines import Scripted, served
+from tests.waiting import until
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.protocol import Generation, Message, Token
@@ -36,7 +36,7 @@ class Talker(Scripted):
     def __init__(self, *, quick: bool) -> None:
         super().__init__()
         self.quick = quick
-        self.talking = self.most_talking = self.said = self.loads = 0
+        self.talking = self.most_talking = self.said = self.loads = self.begun = 0
         self.enough = threading.Event()
         self.ready = threading.Event()
         self.ready.set()
@@ -53,24 +53,18 @@ class Talker(Scripted):
 
     def generate(self, model: str, messages: Sequence[Message], how: Generation) -> Iterator[Token]:
         with self._count:
+            self.begun += 1
             self.talking += 1
             self.most_talking = max(self.most_talking, self.talking)
         try:
             while not self.enough.is_set():
-                time.sleep(0.0002 if self.quick else 0.002)
+                self.enough.wait(0.0002 if self.quick else 0.002)
                 self.said += 1
                 yield Token("word ")
             yield Token("", finish="stop")
         finally:
             with self._count:
                 self.talking -= 1
-
-
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def leave(trainer: EmbeddedTrainer, after: Callable[[], bool], **how: Any) -> None:
@@ -87,6 +81,12 @@ def _asked(trainer: EmbeddedTrainer) -> None:
     httpx2.post(f"{trainer.base_url}/chat/completions", json=ASKED, timeout=30)
 
 
+def places(trainer: EmbeddedTrainer) -> int:
+    """How many answers could be begun now."""
+    assert trainer.app is not None
+    return trainer.app._chat._turns._free._value
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_client_that_leaves_ends_its_answer(tmp_path: Path, quick: bool, stream: bool) -> None:
@@ -94,9 +94,10 @@ def test_a_client_that_leaves_ends_its_answer(tmp_path: Path, quick: bool, strea
     with served(tmp_path, engine) as trainer:
         leave(trainer, lambda: engine.said > 40, stream=stream, n=3)
         until(lambda: engine.talking == 0)
-        said = engine.said
-        time.sleep(0.05)
-        assert engine.said == said
+        begun = engine.begun
+        engine.enough.set()
+        _asked(trainer)
+        assert engine.begun == begun + 1, "nothing of the old answer stood in line before this one"
 
 
 def test_those_who_left_the_queue_free_it_for_others(tmp_path: Path) -> None:
@@ -144,10 +145,12 @@ def test_a_model_that_is_being_loaded_is_loaded_once_though_its_first_client_lea
     engine.ready.clear()
     engine.enough.set()
     with served(tmp_path, engine) as trainer:
+        free = places(trainer)
         leave(trainer, lambda: engine.loads == 1)
+        until(lambda: places(trainer) == free)
         second = threading.Thread(target=_asked, args=(trainer,))
         second.start()
-        time.sleep(0.05)
+        until(lambda: places(trainer) == free - 1)
         engine.ready.set()
         second.join(20)
         answer = client_of(trainer).chat.completions.create(**ASKED)

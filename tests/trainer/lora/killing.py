@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 from openai import OpenAI
-from tests.servers import free_port
+from tests.servers import free_port, listens
+from tests.waiting import until
 
 __all__ = ["Server", "told", "until_more"]
 
@@ -34,13 +32,7 @@ class Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen([sys.executable, "-c", _SERVE, *self._arguments])
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: listens(self._port), 120)
 
     def kill(self) -> None:
         """Kill the server alone; its training must notice by itself."""
@@ -63,10 +55,9 @@ def told(client: OpenAI, job_id: str) -> list[dict[str, Any]]:
 
 def until_more(client: OpenAI, job_id: str, count: int) -> int:
     """Wait until more checkpoints than `count` were told; how many there are."""
-    deadline = time.monotonic() + 180
-    while True:
+
+    def more() -> int:
         steps = [row["step"] for row in told(client, job_id) if row.get("full_valid_loss")]
-        if len(steps) > count:
-            return len(steps)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return len(steps) if len(steps) > count else 0
+
+    return until(more, 180)

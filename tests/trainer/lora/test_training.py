@@ -17,6 +17,7 @@ import psutil
 import pytest
 from tests.trainer.lora.conftest import Recorder, messages, task
 from tests.trainer.lora.tiny import lines, pairs
+from tests.waiting import until
 
 from tuneproof_trainer.engines.lora.engine import LoraEngine
 from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
@@ -232,12 +233,7 @@ def hunter() -> Iterator[threading.Thread]:
     """Kills the first training that it sees, as the kernel does when memory runs out."""
 
     def hunt() -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            for one in children():
-                one.send_signal(signal.SIGKILL)
-                return
-            time.sleep(0.05)
+        until(children)[0].send_signal(signal.SIGKILL)
 
     thread = threading.Thread(target=hunt)
     thread.start()

@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from tests.servers import die_with_parent, free_port
+from tests.waiting import until
 
 __all__ = ["Cluster", "Node", "cluster_of_two"]
 
@@ -99,12 +99,21 @@ class Cluster:
                 )
             node = Node(process)
             self._nodes.append(node)
-            while process.poll() is None:
-                if "Ray runtime started" in said.read_text():
-                    return node
-                time.sleep(0.1)
+
+            if _started(process, said):
+                return node
             node.kill()
         raise RuntimeError(said.read_text())
+
+
+def _started(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the node runs or has given up; whether it runs."""
+
+    def runs() -> bool:
+        return "Ray runtime started" in log.read_text()
+
+    until(lambda: runs() or process.poll() is not None, 300, every_s=0.1, otherwise=log.read_text)
+    return runs()
 
 
 def _title(process: psutil.Process) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.trainer.lora.conftest import Recorder, task
 from tests.trainer.lora.killing import Server, told, until_more
 from tests.trainer.lora.tiny import lines, pairs
 from tests.trainer.ray_cluster.nodes import Cluster, Node
+from tests.waiting import until
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.lora.engine import LoraEngine
@@ -105,13 +105,6 @@ def succeeded(client: OpenAI, job: FineTuningJob) -> list[dict[str, Any]]:
 def said(client: OpenAI, job: FineTuningJob) -> str:
     events = client.fine_tuning.jobs.list_events(job.id, limit=100)
     return "\n".join(event.message for event in events if event.type == "message")
-
-
-def until(true: Callable[[], Any], timeout_s: float = 180) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

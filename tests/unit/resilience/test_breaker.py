@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.waiting import eventually
 
 from tuneproof.errors import (
     CircuitBreakerError,
@@ -104,17 +105,20 @@ async def test_exactly_one_of_many_concurrent_callers_probes(callers: int) -> No
     breaker = CircuitBreaker(3, 120, clock=clock)
     await break_by(breaker, 3)
     clock.now += 120
-    let_through = 0
+    let_through = asked = 0
 
     async def probe() -> str:
         nonlocal let_through
         let_through += 1
-        await asyncio.sleep(0.01)
+        await eventually(lambda: asked == callers)
         return "up"
 
-    answers = await asyncio.gather(
-        *(breaker.call(probe) for _ in range(callers)), return_exceptions=True
-    )
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        return await breaker.call(probe)
+
+    answers = await asyncio.gather(*(ask() for _ in range(callers)), return_exceptions=True)
     refused = [a for a in answers if isinstance(a, CircuitBreakerError)]
     assert let_through == 1
     assert answers.count("up") == 1

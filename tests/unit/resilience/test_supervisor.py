@@ -305,6 +305,8 @@ async def test_failing_hook_does_not_end_a_task(clock: Clock) -> None:
     work = Work(OSError())
     supervisor.every("look", 20, work)
     await work.done.wait()
+    [look] = supervisor.tasks
+    assert (look.name, look.restarts) == ("look", 1)
     await supervisor.close()
 
 
