@@ -356,7 +356,7 @@ async def test_the_texts_of_a_test_that_ended_are_forgotten_without_a_call(
     async with opened() as app:
         test = await experiment(app)
         await app.record_events(exposures=[answer(test, 1)])
-        await app.store.experiments.update(test.id, status="aborted")  # type: ignore[arg-type]
+        await app.end_experiment(test.id, reason="enough")
         assert await score_all(app) == 1
         [row] = await rows(app)
         assert (row.state, row.reason, row.text) == ("dropped", "the test ended", None)

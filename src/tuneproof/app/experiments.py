@@ -20,7 +20,6 @@ from tuneproof.experiments import (
     Look,
     ModelEvaluator,
     ModelRef,
-    Verdict,
     allot,
     declare,
 )
@@ -28,6 +27,7 @@ from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Page
+from tuneproof.workflow import Tx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class Experiments(Core):
         `StateError` where none of them runs.
         """
         async with self.store.database.begin() as tx:
-            tests = await self.store.experiments.named(id, tx=tx)
+            tests = await self.store.experiments.named(id, lock=True, tx=tx)
             running = [t for t in tests if t.status is ExperimentStatus.RUNNING]
             if not running:
                 raise StateError(
@@ -226,15 +226,12 @@ class Experiments(Core):
         self._routing_changed(tests[0].tasks)
         return await self.store.experiments.named(id)
 
-    async def _end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Any) -> None:
-        said, at = f"Ended by {actor}: {reason}", self.clock.now()
-        aborted, verdict = ExperimentStatus.ABORTED, Verdict.REJECT
+    async def _end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Tx) -> None:
+        at = self.clock.now()
         for test in tests:
-            await self.store.experiments.update(
-                test.id, status=aborted, verdict=verdict, reason=said, tx=tx
-            )
             await self.store.activity.add(at, actor, "experiment end", test.id, reason, tx=tx)
-        await self.store.withdrawal.withdraw([test.id for test in tests], at, said, tx)
+        cause = f"Ended by {actor}: {reason}"
+        await self.store.withdrawal.withdraw([test.id for test in tests], at, cause, tx)
 
 
 def _newest_key(id: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Unpack
+from typing import Unpack
 
 from tuneproof.errors import InputError, StateError
 from tuneproof.experiments.allocation import phase_counts, thompson_share
@@ -29,7 +29,7 @@ from tuneproof.experiments.store import ExperimentStore
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats.shrinkage import Prior, fit_prior
 from tuneproof.training import ModelVersion
-from tuneproof.workflow import Clock, SystemClock
+from tuneproof.workflow import Clock, SystemClock, Tx
 
 
 class ModelEvaluator:
@@ -55,7 +55,7 @@ class ModelEvaluator:
         *,
         run_id: str | None = None,
         at: datetime | None = None,
-        tx: Any = None,
+        tx: Tx | None = None,
         **declared: Unpack[Declared],
     ) -> tuple[ABTest, ...]:
         """Declare one test for each candidate against one baseline, all at once, and route them.
@@ -112,7 +112,7 @@ class ModelEvaluator:
         *,
         run_id: str | None = None,
         at: datetime | None = None,
-        tx: Any = None,
+        tx: Tx | None = None,
         **declared: Unpack[Declared],
     ) -> ABTest:
         """Declare the test of one candidate. Raises as `declare` does."""
@@ -128,35 +128,41 @@ class ModelEvaluator:
         )
         return test
 
-    async def _identity(self, candidate: ModelRef, tx: Any) -> tuple[str, ...]:
+    async def _identity(self, candidate: ModelRef, tx: Tx) -> tuple[str, ...]:
         dataset = await self._store.versions.dataset_of(candidate.model_id, tx=tx)
         return identity_of(candidate.model_id, dataset)
 
     async def look(
-        self, family: str, *, at: datetime | None = None, tx: Any = None
+        self, family: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> tuple[Look, ...]:
         """Take one look at every running test of a family, at one instant, and keep them.
 
         The newest look of each test by lane, also of those that ended before; a test that was
         ended before its first look has none. The first look at which any promotes ends the
         family; a test that ends otherwise ends alone, and the others begin their next phase
-        then. Raises `NotFoundError`.
+        then. Who looks meanwhile waits, and gets the same looks where they are of its instant or
+        a later one. Raises `NotFoundError`.
         """
+        instant = at or self._clock.now()
         async with self._store.database.writing(tx) as own:
-            tests = await self._store.experiments.family(family, tx=own)
+            tests = await self._store.experiments.family(family, lock=True, tx=own)
             before = {
                 test.id: await self._store.experiments.looks(test.id, tx=own) for test in tests
             }
-            new = await self._looks_at(tests, before, at or self._clock.now(), own)
+            running = [test for test in tests if test.status is ExperimentStatus.RUNNING]
+            taken = all(before[t.id] and before[t.id][-1].at >= instant for t in running)
+            new = {} if taken else await self._looks_at(tests, running, before, instant, own)
         newest = {**{id: looks[-1] for id, looks in before.items() if looks}, **new}
         return tuple(newest[test.id] for test in tests if test.id in newest)
 
     async def _looks_at(
-        self, tests: Sequence[ABTest], before: Mapping[str, Sequence[Look]], at: datetime, tx: Any
+        self,
+        tests: Sequence[ABTest],
+        running: Sequence[ABTest],
+        before: Mapping[str, Sequence[Look]],
+        at: datetime,
+        tx: Tx,
     ) -> dict[str, Look]:
-        running = [test for test in tests if test.status is ExperimentStatus.RUNNING]
-        if not running:
-            return {}
         evidence = {test.id: await self._evidence(test, at, tx) for test in tests}
         prior = await self._prior(tests[0], tx)
         control = controls(tests, evidence)
@@ -183,7 +189,7 @@ class ModelEvaluator:
         looks: Sequence[Look],
         evidence: Mapping[str, Evidence],
         before: Mapping[str, Sequence[Look]],
-        tx: Any,
+        tx: Tx,
     ) -> Sequence[Look]:
         """The looks, with the phase that begins where a share is to be another from now on."""
         at = looks[0].at
@@ -200,7 +206,7 @@ class ModelEvaluator:
             for look in looks
         ]
 
-    async def _evidence(self, test: ABTest, at: datetime, tx: Any) -> Evidence:
+    async def _evidence(self, test: ABTest, at: datetime, tx: Tx) -> Evidence:
         matured = at - timedelta(hours=test.maturation_hours)
         return await self._store.events.evidence(
             test.id,
@@ -230,15 +236,16 @@ class ModelEvaluator:
             max_engagement_drop=self._config.max_engagement_drop,
         )
 
-    async def _keep(self, test: ABTest, look: Look, tx: Any) -> None:
+    async def _keep(self, test: ABTest, look: Look, tx: Tx) -> None:
         """Keep a look, and the end of its test where it says so."""
         await self._store.experiments.add_look(look, tx=tx)
         if look.verdict is not Verdict.CONTINUE:
-            ended = replace(
-                test, status=ExperimentStatus.COMPLETED, verdict=look.verdict, reason=look.reason
-            )
-            await self._store.experiments.update(
-                ended.id, status=ended.status, verdict=ended.verdict, reason=ended.reason, tx=tx
+            await self._store.experiments.end(
+                test.id,
+                status=ExperimentStatus.COMPLETED,
+                verdict=look.verdict,
+                reason=look.reason,
+                tx=tx,
             )
 
     def _next_share(
@@ -264,7 +271,7 @@ class ModelEvaluator:
         )
         return None if share == current else share
 
-    async def _prior(self, test: ABTest, tx: Any) -> Prior:
+    async def _prior(self, test: ABTest, tx: Tx) -> Prior:
         """What the pipeline's finished experiments say of how large lifts are in truth."""
         past = await self._store.experiments.final_lifts(test.pipeline, tx=tx)
         return fit_prior([math.log1p(lift) for lift, _ in past], [error for _, error in past])

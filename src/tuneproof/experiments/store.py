@@ -25,25 +25,30 @@ class ExperimentRecords(Protocol):
     async def get(self, id: str, *, tx: Tx | None = None) -> ABTest:
         """The test of this id. Raises `NotFoundError`."""
 
-    async def family(self, family: str, *, tx: Tx | None = None) -> Sequence[ABTest]:
-        """The tests of a family by lane. Raises `NotFoundError`."""
+    async def family(
+        self, family: str, *, lock: bool = False, tx: Tx | None = None
+    ) -> Sequence[ABTest]:
+        """The tests of a family by lane. Raises `NotFoundError`.
+
+        `lock`: whoever else looks at them or ends them waits until `tx` is over.
+        """
 
     async def looks(self, id: str, *, tx: Tx | None = None) -> Sequence[Look]:
         """All looks, oldest first."""
 
     async def add_look(self, look: Look, *, tx: Tx | None = None) -> None:
-        """Keep a look for ever."""
+        """Keep a look at a running test for ever. Raises `ConflictError` for one that ended."""
 
-    async def update(
+    async def end(
         self,
         id: str,
         *,
-        status: ExperimentStatus | None = None,
-        verdict: Verdict | None = None,
-        reason: str | None = None,
+        status: ExperimentStatus,
+        verdict: Verdict,
+        reason: str,
         tx: Tx | None = None,
-    ) -> object:
-        """Keep a test's final status, verdict and reason."""
+    ) -> bool:
+        """End a running test. Whether it did: one that has ended stays as it is."""
 
     async def spent(self, pipeline: str, *, tx: Tx | None = None) -> Sequence[Spent]:
         """What each experiment of a pipeline has taken of the loop's error, oldest first."""

@@ -136,6 +136,8 @@ class RolloutStage:
 
     async def _write(self, tx: Tx, deployment: Deployment) -> None:
         run = self._run
+        # As it stands now: a version that was taken back since is not the model in use.
+        deployment = await run.parts.store.deployments.get(deployment.id, lock=True, tx=tx)
         complete = deployment.state is DeploymentState.COMPLETE
         if complete:
             await run.parts.store.versions.put_live(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from tuneproof.errors import SafetyCheckError, StateError, TuneProofError
 from tuneproof.experiments import (
@@ -30,7 +29,7 @@ from tuneproof.rollout.store import RolloutStore
 from tuneproof.rollout.watch import Advice, Watch, watch
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import ModelVersion, Provider
-from tuneproof.workflow import Clock, SystemClock
+from tuneproof.workflow import Clock, SystemClock, Tx
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +176,7 @@ class DeploymentManager:
         run_id: str | None = None,
         config: PipelineConfig | None = None,
         at: datetime | None = None,
-        tx: Any = None,
+        tx: Tx | None = None,
     ) -> Deployment:
         """Keep a new rollout in state `pending`; no traffic moves.
 
@@ -211,32 +210,39 @@ class DeploymentManager:
         return deployment
 
     async def begin(
-        self, deployment_id: str, *, at: datetime | None = None, tx: Any = None
+        self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> Deployment:
         """Take the first step."""
-        deployment = await self._store.deployments.get(deployment_id, tx=tx)
         now = at or self._clock.now()
-        moved = machine.begin(deployment, now)
-        return await self._store.moves.move(
-            moved, "begin", "system", f"serves {moved.share:.0%}", now, tx
-        )
+        async with self._store.database.writing(tx) as own:
+            deployment = await self._store.deployments.get(deployment_id, lock=True, tx=own)
+            moved = machine.begin(deployment, now)
+            return await self._store.moves.move(
+                moved, "begin", "system", f"serves {moved.share:.0%}", now, own
+            )
 
     async def look(
-        self, deployment_id: str, *, at: datetime | None = None, tx: Any = None
+        self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> tuple[Deployment, Watch]:
-        """Judge a rollout and move it as the judgement says, in one write."""
+        """Judge a rollout and move it as the judgement says, in one write.
+
+        One that has ended stays as it is, also where it ended while this look was on its way.
+        """
         now = at or self._clock.now()
-        deployment = await self._store.deployments.get(deployment_id, tx=tx)
-        if deployment.state.final:
-            return deployment, Watch(advice=Advice.STAY, reason="It is over.")
-        before = now - timedelta(hours=self._config.maturation_hours)
-        evidence = await self._store.events.evidence(deployment_id, before=before, tx=tx)
-        requests = await self._store.events.newest_requests(deployment_id, tx=tx)
-        seen = watch(deployment, evidence, requests, self._config, now)
-        moved = _follow(deployment, seen, now)
-        if moved is deployment:
-            return deployment, seen
-        kept = await self._store.moves.move(moved, str(seen.advice), "system", seen.reason, now, tx)
+        async with self._store.database.writing(tx) as own:
+            deployment = await self._store.deployments.get(deployment_id, lock=True, tx=own)
+            if deployment.state.final:
+                return deployment, Watch(advice=Advice.STAY, reason="It is over.")
+            before = now - timedelta(hours=self._config.maturation_hours)
+            evidence = await self._store.events.evidence(deployment_id, before=before, tx=own)
+            requests = await self._store.events.newest_requests(deployment_id, tx=own)
+            seen = watch(deployment, evidence, requests, self._config, now)
+            moved = _follow(deployment, seen, now)
+            if moved is deployment:
+                return deployment, seen
+            kept = await self._store.moves.move(
+                moved, str(seen.advice), "system", seen.reason, now, own
+            )
         return kept, seen
 
     async def act(
@@ -247,26 +253,20 @@ class DeploymentManager:
         actor: str,
         reason: str,
         at: datetime | None = None,
-        tx: Any = None,
+        tx: Tx | None = None,
     ) -> Deployment:
-        """Do what a person asked for: `pause`, `resume`, `advance` or `rollback`."""
+        """Do what a person asked for: `pause`, `resume`, `advance` or `rollback`.
+
+        A look that moves it meanwhile is waited for. Raises `StateError` for what cannot be done
+        in the state that it is in then.
+        """
         now = at or self._clock.now()
-        deployment = await self._store.deployments.get(deployment_id, tx=tx)
-        if verb == "rollback":
-            moved = machine.roll_back(deployment, now, reason, {"actor": actor})
-        elif verb == "pause":
-            moved = machine.pause(deployment, reason)
-        elif verb == "resume":
-            moved = machine.resume(deployment, now)
-        elif verb == "advance":
-            moved = machine.advance(deployment, now)
-        else:
-            raise StateError(
-                f"A rollout cannot {verb!r}.", mend="Use pause, resume, advance or rollback."
-            )
-        if moved is deployment:
-            return deployment
-        return await self._store.moves.move(moved, verb, actor, reason, now, tx)
+        async with self._store.database.writing(tx) as own:
+            deployment = await self._store.deployments.get(deployment_id, lock=True, tx=own)
+            moved = _asked(deployment, verb, now, actor, reason)
+            if moved is deployment:
+                return deployment
+            return await self._store.moves.move(moved, verb, actor, reason, now, own)
 
     async def rollback_model(
         self, deployment_id: str, reason: str, *, actor: str = "system"
@@ -314,6 +314,18 @@ class DeploymentManager:
             previous_model=deployment.previous.model_id,
             triggers=self.triggers,
         )
+
+
+def _asked(deployment: Deployment, verb: str, now: datetime, actor: str, reason: str) -> Deployment:
+    if verb == "rollback":
+        return machine.roll_back(deployment, now, reason, {"actor": actor})
+    if verb == "pause":
+        return machine.pause(deployment, reason)
+    if verb == "resume":
+        return machine.resume(deployment, now)
+    if verb == "advance":
+        return machine.advance(deployment, now)
+    raise StateError(f"A rollout cannot {verb!r}.", mend="Use pause, resume, advance or rollback.")
 
 
 def _follow(deployment: Deployment, seen: Watch, now: datetime) -> Deployment:

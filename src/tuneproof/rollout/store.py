@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from tuneproof.experiments import ABTest, Evidence, Requests
+from tuneproof.experiments.store import Transactions
 from tuneproof.rollout.machine import Deployment
 from tuneproof.rollout.routing import Routing
 from tuneproof.workflow import Tx
@@ -29,8 +30,11 @@ class PromotedTests(Protocol):
 class RolloutRecords(Protocol):
     """The rollouts."""
 
-    async def get(self, id: str, *, tx: Tx | None = None) -> Deployment:
-        """The rollout of this id. Raises `NotFoundError`."""
+    async def get(self, id: str, *, lock: bool = False, tx: Tx | None = None) -> Deployment:
+        """The rollout of this id. Raises `NotFoundError`.
+
+        `lock`: whoever else would move it waits until `tx` is over.
+        """
 
     async def add(self, deployment: Deployment, *, tx: Tx | None = None) -> None:
         """Keep a new rollout."""
@@ -74,6 +78,10 @@ class RoutingRecords(Protocol):
 
 class RolloutStore(Protocol):
     """What the manager keeps: rollouts with their history, phases, evidence, routing."""
+
+    @property
+    def database(self) -> Transactions:
+        """Where transactions begin."""
 
     @property
     def ids(self) -> IdCounters:

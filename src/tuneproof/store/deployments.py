@@ -61,10 +61,13 @@ class Deployments:
                 id=deployment.id,
             ) from error
 
-    async def get(self, id: str, *, tx: Tx | None = None) -> Deployment:
-        """The rollout with this id. Raises `NotFoundError`."""
+    async def get(self, id: str, *, lock: bool = False, tx: Tx | None = None) -> Deployment:
+        """The rollout with this id. Raises `NotFoundError`.
+
+        `lock`: whoever else would move it waits until this transaction is over.
+        """
         async with self._database.reading(tx) as own:
-            return await _load(own, id)
+            return await _load(own, id, lock=lock)
 
     async def page(
         self,
@@ -115,8 +118,17 @@ class Deployments:
         if unknown:
             raise DataError(f"A rollout's {sorted(unknown)} cannot change.", mend="Leave it out.")
         async with self._database.writing(tx) as own:
-            old = await _load(own, id, lock=True)
-            if expected_version is not None and old.version != expected_version:
+            old = await _load(own, id)
+            new = replace(old, **fields, version=old.version + 1)
+            if expected_version is None:
+                expected_version = old.version
+            moved = await own.execute(
+                update(deployments)
+                .where(deployments.c.id == id, deployments.c.version == expected_version)
+                .values({**to_row(new), "version": expected_version + 1})
+            )
+            if moved.rowcount != 1:
+                old = await _load(own, id)
                 raise ConflictError(
                     f"Rollout {id} is at version {old.version}, not {expected_version}: it is "
                     f"{old.state.value} at share {old.share}.",
@@ -125,8 +137,6 @@ class Deployments:
                     state=old.state.value,
                     share=old.share,
                 )
-            new = replace(old, **fields, version=old.version + 1)
-            await own.execute(update(deployments).where(deployments.c.id == id).values(to_row(new)))
         return replace(new, state=DeploymentState(new.state))
 
     async def add_history(

@@ -38,6 +38,9 @@ __all__ = ["Experiments", "Phase"]
 
 R = TypeVar("R")
 
+_RUNNING = experiments.c.status == str(ExperimentStatus.RUNNING)
+"""The guard of each write that a test's end forbids."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
@@ -78,21 +81,30 @@ class Experiments:
             raise NotFoundError(f"There is no experiment {id}.", mend="Check the id.", id=id)
         return _experiment(row)
 
-    async def family(self, family: str, *, tx: Tx | None = None) -> list[ABTest]:
-        """The tests of a family by lane. Raises `NotFoundError`."""
+    async def family(
+        self, family: str, *, lock: bool = False, tx: Tx | None = None
+    ) -> list[ABTest]:
+        """The tests of a family by lane. Raises `NotFoundError`.
+
+        `lock`: whoever else looks at them or ends them waits until this transaction is over.
+        """
         query = select(experiments).where(experiments.c.family == family)
+        query = query.order_by(experiments.c.lane)
         async with self._database.reading(tx) as own:
-            rows = (await own.execute(query.order_by(experiments.c.lane))).all()
+            rows = (await own.execute(query.with_for_update() if lock else query)).all()
         if not rows:
             raise NotFoundError(f"There is no family {family}.", mend="Check the id.", id=family)
         return [_experiment(row) for row in rows]
 
-    async def named(self, id: str, *, tx: Tx | None = None) -> list[ABTest]:
-        """The test with this id, or all of the family, by lane. Raises `NotFoundError`."""
+    async def named(self, id: str, *, lock: bool = False, tx: Tx | None = None) -> list[ABTest]:
+        """The test with this id, or all of the family, by lane. Raises `NotFoundError`.
+
+        `lock` as in `family`.
+        """
         names = or_(experiments.c.id == id, experiments.c.family == id)
+        query = select(experiments).where(names).order_by(experiments.c.lane)
         async with self._database.reading(tx) as own:
-            query = select(experiments).where(names).order_by(experiments.c.lane)
-            rows = (await own.execute(query)).all()
+            rows = (await own.execute(query.with_for_update() if lock else query)).all()
         if not rows:
             raise NotFoundError(f"There is no experiment {id}.", mend="Check the id.", id=id)
         return [_experiment(row) for row in rows]
@@ -117,22 +129,22 @@ class Experiments:
             rows, after = await page_by_time(own, query, at, key, cursor, limit)
         return Page(items=tuple(_experiment(row) for row in rows), next_cursor=after)
 
-    async def update(
+    async def end(
         self,
         id: str,
         *,
-        status: ExperimentStatus | None = None,
-        verdict: Verdict | None = None,
-        reason: str | None = None,
+        status: ExperimentStatus,
+        verdict: Verdict,
+        reason: str,
         tx: Tx | None = None,
-    ) -> ABTest:
-        """Set what of an experiment may change; None leaves it. Raises `NotFoundError`."""
-        given = {"status": status, "verdict": verdict, "reason": reason}
-        values = {name: str(value) for name, value in given.items() if value is not None}
+    ) -> bool:
+        """End a running test. Whether it did: one that has ended stays as it is."""
+        values = {"status": str(status), "verdict": str(verdict), "reason": reason}
         async with self._database.writing(tx) as own:
-            if values:
-                await own.execute(update(experiments).where(experiments.c.id == id).values(values))
-            return await self.get(id, tx=own)
+            done = await own.execute(
+                update(experiments).where(experiments.c.id == id, _RUNNING).values(values)
+            )
+        return done.rowcount == 1
 
     async def open_phase(
         self,
@@ -162,18 +174,33 @@ class Experiments:
             return [Phase(**row._mapping) for row in await own.execute(query)]
 
     async def add_look(self, look: Look, *, tx: Tx | None = None) -> None:
-        """Keep a look for ever; the same look again changes nothing.
+        """Keep a look at a running test for ever; the same look again changes nothing.
 
-        Raises `ConflictError` where another look has its number, `DataError` for NaN in it.
+        Raises `ConflictError` where the test has ended, or another look has its number or a later
+        one, `DataError` for NaN in it.
         """
+        row = _look_row(look)
         async with self._database.writing(tx) as own:
+            # The test's row counts its looks, so that of two transactions which both took this
+            # number one is refused here, and on PostgreSQL begun again, in place of the insert.
+            counted = await own.execute(
+                update(experiments)
+                .where(
+                    experiments.c.id == look.experiment_id,
+                    _RUNNING,
+                    experiments.c.looks < look.number,
+                )
+                .values(looks=look.number)
+            )
+            if counted.rowcount == 1:
+                await own.execute(insert(looks), row)
+                return
             known = await self._look(own, look.experiment_id, look.number)
-            if known is None:
-                await own.execute(insert(looks), _look_row(look))
-            elif _look_row(known) != _look_row(look):
+            if known is None or _look_row(known) != row:
                 raise ConflictError(
-                    f"Experiment {look.experiment_id} has another look {look.number}.",
-                    mend="Looks are never changed; take the next number.",
+                    f"Experiment {look.experiment_id} takes no look {look.number}: it has ended, "
+                    "or has had it.",
+                    mend="Looks are never changed; read the test again.",
                 )
 
     async def looks(
@@ -266,6 +293,7 @@ def _same_share(phase: Phase, share: float) -> Phase:
 
 def _experiment(row: Any) -> ABTest:
     values = dict(row._mapping)
+    del values["looks"]
     verdict = values["verdict"]
     return ABTest(
         **{

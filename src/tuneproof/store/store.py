@@ -83,7 +83,6 @@ class Store:
             lanes=self.lanes,
             moves=self.moves,
             routing=self.routing,
-            subjects=self.subjects,
         )
 
     def __repr__(self) -> str:

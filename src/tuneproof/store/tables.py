@@ -138,6 +138,7 @@ experiments = Table(
     Column("status", Text, nullable=False),
     Column("start_at", Instant, nullable=False),
     Column("end_at", Instant, nullable=False),
+    Column("looks", Integer, nullable=False, server_default="0"),
     Column("verdict", Text),
     Column("reason", Text),
     Column("alpha", Double),

@@ -14,7 +14,6 @@ from tuneproof.store.experiments import Experiments
 from tuneproof.store.lanes import Lanes
 from tuneproof.store.moves import RolloutMoves
 from tuneproof.store.routing import Routings
-from tuneproof.store.subjects import SubjectKind, Subjects
 from tuneproof.workflow import Tx
 
 __all__ = ["Withdrawal"]
@@ -32,7 +31,6 @@ class Withdrawal:
         lanes: Lanes,
         moves: RolloutMoves,
         routing: Routings,
-        subjects: Subjects,
     ) -> None:
         self._database = database
         self._deployments = deployments
@@ -40,7 +38,6 @@ class Withdrawal:
         self._lanes = lanes
         self._moves = moves
         self._routing = routing
-        self._subjects = subjects
 
     async def withdraw(
         self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
@@ -50,6 +47,15 @@ class Withdrawal:
         Where other tests of a family go on, all lanes begin the next phase. The tasks.
         """
         async with self._database.writing(tx) as own:
+            # Tests before rollouts before routing: everybody locks them in this order.
+            for subject in subjects:
+                await self._experiments.end(
+                    subject,
+                    status=ExperimentStatus.ABORTED,
+                    verdict=Verdict.REJECT,
+                    reason=cause,
+                    tx=own,
+                )
             for deployment in await self._deployments.active(tx=own):
                 if deployment.id in subjects:
                     moved = roll_back(deployment, at, cause, {})
@@ -59,8 +65,6 @@ class Withdrawal:
                 ended = [s for s in routing.subjects if s in subjects]
                 if not ended:
                     continue
-                for subject in ended:
-                    await self._end_open_test(subject, cause, own)
                 routed.append(routing.task)
                 if not await self._goes_on(routing, own):
                     bare = Routing(
@@ -93,16 +97,3 @@ class Withdrawal:
             return False
         tests = [await self._experiments.get(id, tx=tx) for id in routing.subjects]
         return any(test.status is ExperimentStatus.RUNNING for test in tests)
-
-    async def _end_open_test(self, subject: str, cause: str, tx: Tx) -> None:
-        if await self._subjects.kind(subject, tx=tx) is not SubjectKind.TEST:
-            return
-        test = await self._experiments.get(subject, tx=tx)
-        if test.status is ExperimentStatus.RUNNING:
-            await self._experiments.update(
-                subject,
-                status=ExperimentStatus.ABORTED,
-                verdict=Verdict.REJECT,
-                reason=cause,
-                tx=tx,
-            )

@@ -31,7 +31,9 @@ HOUR = timedelta(hours=1)
 
 async def ended(store: Store, test_id: str, verdict: Verdict) -> None:
     """End a test, so that its tasks are free again."""
-    await store.experiments.update(test_id, status=ExperimentStatus.COMPLETED, verdict=verdict)
+    await store.experiments.end(
+        test_id, status=ExperimentStatus.COMPLETED, verdict=verdict, reason="over"
+    )
     await store.withdrawal.withdraw([test_id], T0, "over")
 
 
@@ -116,13 +118,12 @@ async def test_a_look_from_before_the_mean_lift_was_kept_still_loads(store: Stor
 
 
 async def test_past_lifts_are_those_of_the_last_looks_of_ended_experiments(store: Store) -> None:
-    for i, (status, lift) in enumerate(
-        [(ExperimentStatus.COMPLETED, 0.2), (ExperimentStatus.RUNNING, 0.5)]
-    ):
+    for i, lift in enumerate((0.2, 0.5)):
         id = f"ab-test-20250120-00{i}"
-        await store.experiments.add(experiment(id, status=status))
+        await store.experiments.add(experiment(id))
         for number in (1, 2):
             await store.experiments.add_look(look(id, number, lift=lift * number, standard_error=1))
+    await ended(store, "ab-test-20250120-000", Verdict.REJECT)
     assert await store.experiments.final_lifts("default") == [(0.4, 1.0)]
     assert await store.experiments.final_lifts("other") == []
 

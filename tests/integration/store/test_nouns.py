@@ -205,7 +205,7 @@ async def test_experiment_and_its_looks_come_back(store: Store) -> None:
     assert await store.experiments.looks(test.id, after=2) == looks[2:]
     assert await store.experiments.last_look(test.id) == looks[2]
     assert await store.experiments.count_looks(test.id) == 3
-    with pytest.raises(ConflictError, match="another look 1"):
+    with pytest.raises(ConflictError, match="takes no look 1"):
         await store.experiments.add_look(look(test.id, 1, reason="changed"))
     with pytest.raises(DataError, match="lift of a look is NaN"):
         await store.experiments.add_look(look(test.id, 4, lift=float("nan")))
@@ -213,13 +213,17 @@ async def test_experiment_and_its_looks_come_back(store: Store) -> None:
 
 async def test_experiment_verdict_is_set(store: Store) -> None:
     await store.experiments.add(experiment())
-    done = await store.experiments.update(
-        "ab-test-20250120-001",
-        status=ExperimentStatus.COMPLETED,
-        verdict=Verdict.PROMOTE,
-        reason="it won",
+    id, completed = "ab-test-20250120-001", ExperimentStatus.COMPLETED
+    assert await store.experiments.end(
+        id, status=completed, verdict=Verdict.PROMOTE, reason="it won"
     )
-    assert (done.status, done.verdict) == (ExperimentStatus.COMPLETED, Verdict.PROMOTE)
+    assert not await store.experiments.end(
+        id, status=ExperimentStatus.ABORTED, verdict=Verdict.REJECT, reason="too late"
+    )
+    done = await store.experiments.get(id)
+    assert (done.status, done.verdict, done.reason) == (completed, Verdict.PROMOTE, "it won")
+    with pytest.raises(ConflictError, match="it has ended"):
+        await store.experiments.add_look(look(id, 1))
     page = await store.experiments.page("default")
     assert page.items == (done,)
 
