@@ -37,6 +37,7 @@ __all__ = [
     "candidate_buckets",
     "in_holdback",
     "in_lane",
+    "lane_and_arm",
     "lane_of",
 ]
 
@@ -133,15 +134,28 @@ def arm_among(bucket: int, shares: Sequence[float]) -> int | None:
     if not lanes:
         return None
     limit = BUCKETS // lanes
-    for share in shares:
-        if candidate_buckets(share) > limit:
+    buckets = [candidate_buckets(share) for share in shares]
+    for share, count in zip(shares, buckets, strict=True):
+        if count > limit:
             raise InputError(
                 f"share {share} does not fit: {lanes} candidates have at most"
                 f" {limit / BUCKETS:.4f} each.",
                 mend="Lower the share, or test fewer candidates at once.",
             )
-    place, lane = divmod(bucket, lanes)
-    return lane if place < candidate_buckets(shares[lane]) else None
+    lane, chosen = lane_and_arm(bucket, buckets)
+    return lane if chosen else None
+
+
+def lane_and_arm(bucket: int, buckets: Sequence[int]) -> tuple[int, bool]:
+    """The lane of `bucket`, and whether that lane's candidate serves it: the rule itself.
+
+    `buckets` has for each lane how many of its buckets the candidate has (`candidate_buckets`).
+
+    >>> [lane_and_arm(b, [1000, 0]) for b in (0, 1, 1998, 2000)]
+    [(0, True), (1, False), (0, True), (0, False)]
+    """
+    place, lane = divmod(bucket, len(buckets))
+    return lane, place < buckets[lane]
 
 
 def lane_of(bucket: int, lanes: int) -> int:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.test_experiments import T0, ab_test, arm
 
+from tuneproof.app import RoutingSnapshot
 from tuneproof.assignment import BUCKETS, arm_among, bucket, candidate_buckets, in_lane, lane_of
 from tuneproof.client.state import RoutingState
 from tuneproof.experiments import (
@@ -34,7 +35,6 @@ from tuneproof.experiments import (
 from tuneproof.experiments.families import controls, settled, shared_control
 from tuneproof.experiments.report import report_html
 from tuneproof.rollout import Lane, Routing
-from tuneproof.server.board import Table
 
 BASE = ModelRef(model_id="base")
 
@@ -100,7 +100,7 @@ routings = st.builds(
 def chooser(routing: Routing) -> RoutingState:
     """A client that heard of this routing as the service tells it."""
     state = RoutingState(path=None, defaults={})
-    state.update(json.loads(Table.of([routing]).body))
+    state.update(json.loads(RoutingSnapshot.of([routing]).body))
     return state
 
 
@@ -114,7 +114,7 @@ def test_client_service_and_gateway_decide_alike(routing: Routing, unit: str) ->
         served.subject,
     )
     assert choice.model_version == served.model.version
-    decided: dict[str, Any] = json.loads(Table.of([routing]).sides["hook"].answer(unit))
+    decided: dict[str, Any] = json.loads(RoutingSnapshot.of([routing]).answers["hook"].decide(unit))
     assert {k: decided[k] for k in ("model", "arm", "subject", "phase", "unit")} == {
         "model": choice.model,
         "arm": choice.arm,

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneproof.app.board import Board, RoutingSnapshot
 from tuneproof.app.core import Core
+from tuneproof.app.endpoints import ChatEndpoint
 from tuneproof.app.experiments import Sibling
 from tuneproof.app.live import Live, LiveEvent
 from tuneproof.app.outcomes import Outcomes
 from tuneproof.app.overview import Finding, Overview, Ready
 from tuneproof.app.runs import Aborted, LogLine, Runs, newest_tick, next_tick
 from tuneproof.app.scoring import Qualities, Scoring
-from tuneproof.app.serving import ChatEndpoint, Serving
+from tuneproof.app.serving import Serving
 from tuneproof.app.watches import LOOK_EVERY_S
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
@@ -30,6 +32,7 @@ from tuneproof.workflow import RunStatus
 __all__ = [
     "Aborted",
     "App",
+    "Board",
     "ChatEndpoint",
     "Core",
     "Finding",
@@ -37,6 +40,7 @@ __all__ = [
     "LiveEvent",
     "LogLine",
     "Ready",
+    "RoutingSnapshot",
     "Runs",
     "Scoring",
     "Sibling",
@@ -104,6 +108,7 @@ class _Told:
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
         """A stage ended after working this long."""
         self._app.metrics.stage_finished(str(stage), seconds)
+        self._app.endpoints_changed()
         self.run_changed(run_id)
 
     def run_changed(self, run_id: str) -> None:
@@ -136,8 +141,7 @@ class _Told:
         self._app.warm_soon(look)
         self._app.live.publish("look", test.id, look.number)
         if "next_share" in look.inputs:
-            for task in test.tasks:
-                self._app.live.publish("routing", task)
+            self._app.board.changed()
 
     def look_failed(self, subject: str, error: Exception) -> None:
         """A look raised; it is tried again at the next interval."""
@@ -156,8 +160,7 @@ class _Told:
 
     def routing_changed(self, tasks: Sequence[str]) -> None:
         """These tasks may be served by other models or shares now."""
-        for task in tasks:
-            self._app.live.publish("routing", task)
+        self._app.board.changed()
 
 
 def _figures(arm: ArmMetrics) -> dict[str, float | None]:

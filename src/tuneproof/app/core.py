@@ -16,6 +16,8 @@ from functools import cached_property
 from typing import Any, Self, cast
 
 from tuneproof import workflow
+from tuneproof.app.board import Board
+from tuneproof.app.endpoints import RENEW_S, Endpoints
 from tuneproof.app.live import Live
 from tuneproof.app.places import Places
 from tuneproof.app.provided import Provided
@@ -157,6 +159,7 @@ class Core(Provided):
             await self.places.remember()
         await self._open_trainer()
         self._watch_breakers()
+        await self._open_board()
         self.targets = list(self._given_targets or ()) or self._open_targets()
         self.scorers.check()
         self.parts = Parts(
@@ -190,6 +193,20 @@ class Core(Provided):
         await self._began()
         self.metrics.watch_pools(self.pools.counts)
         self.metrics.watch_cache(lambda: self.cache.hit_rate)
+
+    async def _open_board(self) -> None:
+        """Know the routing, and who serves its models, before anybody asks."""
+        self.endpoints = Endpoints(
+            self.store, self.settings, self.places, embedded=self.endpoint, breakers=self.breakers
+        )
+        self.board = Board(self.store.routing, self.live, prepare=self.endpoints.prepare)
+        if not self._with_engine:
+            with contextlib.suppress(StoreUnavailableError):
+                await self.board.refresh()
+            return
+        await self.board.refresh()
+        self.board.watch(self.supervisor)
+        self.supervisor.every("endpoints", RENEW_S, self._renew_endpoints)
 
     async def _leads(self, role: str) -> bool:
         return await self.engine.leads(role)
@@ -422,6 +439,6 @@ class Core(Provided):
         if await self.engine.exists(run_id) and not await self.engine.ended(run_id):
             await self.engine.send(run_id, workflow.Signal(kind="wake"))
 
-    def _routing_changed(self, tasks: Sequence[str]) -> None:
-        for task in tasks:
-            self.live.publish("routing", task)
+    async def _routing_changed(self) -> None:
+        """The routing was written: who asks next, or listens, sees it."""
+        await self.board.refresh_if_possible()

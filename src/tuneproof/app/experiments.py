@@ -69,7 +69,7 @@ class Experiments(Core):
                     self.clock.now(), actor, "experiment start", test.id, tx=tx
                 )
         await self.engine.start(experiment_alone, tests[0].family, config)
-        self._routing_changed(config.tasks)
+        await self._routing_changed()
         return tests
 
     def _declared(
@@ -223,7 +223,7 @@ class Experiments(Core):
                 )
             await self._end(running, reason, actor, tx)
         await self._wake(tests[0].run_id or tests[0].family)
-        self._routing_changed(tests[0].tasks)
+        await self._routing_changed()
         return await self.store.experiments.named(id)
 
     async def _end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Tx) -> None:

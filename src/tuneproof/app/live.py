@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-KEPT = 1000
+RECENT = 1000
 """How many events a reader that comes back can be replayed."""
 
 
@@ -26,17 +26,14 @@ class Live:
 
     def __init__(self) -> None:
         self._seq = 0
-        self.newest: dict[str, int] = {}
-        """The last event's number of each kind."""
-        self._kept: deque[LiveEvent] = deque(maxlen=KEPT)
+        self._recent: deque[LiveEvent] = deque(maxlen=RECENT)
         self._queues: set[asyncio.Queue[LiveEvent | None]] = set()
 
     def publish(self, kind: str, id: str, version: int = 0) -> None:
         """Tell everybody."""
         self._seq += 1
-        self.newest[kind] = self._seq
         event = LiveEvent(seq=self._seq, kind=kind, id=id, version=version)
-        self._kept.append(event)
+        self._recent.append(event)
         for queue in self._queues:
             queue.put_nowait(event)
 
@@ -46,7 +43,7 @@ class Live:
         The reader gives it back by `forget`.
         """
         queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
-        for event in self._kept if after is not None else ():
+        for event in self._recent if after is not None else ():
             if after is not None and event.seq > after:
                 queue.put_nowait(event)
         self._queues.add(queue)

@@ -127,6 +127,7 @@ class Overview(Watching, Core):
                 {**asdict(task), "overdue": task.overdue(now)} for task in self.supervisor.tasks
             ],
             "watches": [{**asdict(watch), "kind": watch.kind.value} for watch in watches],
+            "routing_age_s": self.board.age_s,
             "connection_pools": self.pools.counts(),
             "performance_metrics": {
                 "avg_response_time_ms": self.metrics.response_times.avg_ms,
@@ -186,7 +187,7 @@ class Overview(Watching, Core):
 
     async def status(self) -> Mapping[str, Any]:
         """Each pipeline: the model in use, what runs, what happens next and when."""
-        routing = await self.store.routing.all()
+        routing = (await self.board.refresh_if_possible()).routing
         watches = await self.watchdog.states()
         return {
             "pipelines": [

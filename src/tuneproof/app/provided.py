@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tuneproof import workflow
+from tuneproof.app.board import Board
+from tuneproof.app.endpoints import Endpoints
 from tuneproof.app.places import Places
 from tuneproof.app.providing import price_at, provider_of
 from tuneproof.errors import ProviderUnavailableError
@@ -49,6 +51,8 @@ class Provided:
     _given_provider: Provider | None
     _providers: dict[str, Provider]
     supervisor: Supervisor
+    board: Board
+    endpoints: Endpoints
 
     def _watch_breakers(self) -> None:
         for name in ("openai", "mlflow"):
@@ -137,12 +141,21 @@ class Provided:
             return replace(config, base_url=self.trainer_url, api_key=key)
         return config
 
+    def endpoints_changed(self) -> None:
+        """Other providers may serve the models of the routing now: find out soon."""
+        self.supervisor.soon("endpoints-renewal", self._renew_endpoints)
+
+    async def _renew_endpoints(self) -> None:
+        await self.endpoints.renew(self.board.snapshot.models)
+
     async def settle_providers(self) -> list[str]:
         """Take models back that came along with a provider that moved; which ones."""
         found = []
         for name in self.settings.providers:
             if self._given_provider is None and self.trains(name):
                 found += await self.places.settle(name, self.provider(name))
+        if found:
+            self.endpoints_changed()
         return found
 
     def prices(self, config: PipelineConfig) -> Prices:

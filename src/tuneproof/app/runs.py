@@ -165,8 +165,7 @@ class Runs(Core):
             await self.store.activity.add(self.clock.now(), actor, "run abort", run_id, reason)
             await self.engine.send(run_id, signal)
             run = await self.wait_run(run_id, seconds=wait_s)
-            for task in run.config["tasks"]:  # who aborted reads the routing as it is now
-                self.live.publish("routing", task)
+            await self._routing_changed()  # who aborted reads the routing as it is now
         cleaned = tuple(run.result.get("resources_cleaned", ()))
         status = "completed" if run.status.final else "pending"
         return Aborted(run=run, cleanup_status=status, resources_cleaned=cleaned)
@@ -304,7 +303,7 @@ class Runs(Core):
         self.live.publish("run", run.id, run.version + 1)
         self.alert("run_failed", run.id, message, once=at.isoformat(), pipeline=run.pipeline)
         if tasks:
-            self._routing_changed(tasks)
+            await self._routing_changed()
             await self.manager_of(PipelineConfig.from_dict(run.config)).apply_tasks(tasks)
 
     async def _look_at_schedule(self) -> None:

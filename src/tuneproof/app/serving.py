@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
+from tuneproof.app.endpoints import ChatEndpoint
 from tuneproof.app.experiments import Experiments
-from tuneproof.app.providing import longest_prefix, price_at, provider_of
 from tuneproof.errors import ConflictError, InputError, NotFoundError
 from tuneproof.experiments import (
     Arm,
@@ -20,28 +19,13 @@ from tuneproof.experiments import (
     Outcome,
 )
 from tuneproof.pipeline import rollout_alone
-from tuneproof.providers import NATIVE, chat_address
-from tuneproof.resilience import CircuitBreaker
 from tuneproof.rollout import Deployment, RollbackResult, Routing
-from tuneproof.settings import PipelineConfig, ProviderConfig
+from tuneproof.settings import PipelineConfig
 from tuneproof.stats import guardrails
 from tuneproof.store import Page, SubjectKind
-from tuneproof.training import Price
 
 GROSS_WINDOW = 20
 """The breaker for gross failure reads this many of the candidate's last requests."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatEndpoint:
-    """Who serves a model: what the gateway calls."""
-
-    provider: str
-    base_url: str
-    api_key: str | None
-    organization: str | None
-    breaker: CircuitBreaker
-    timeout_s: float
 
 
 class Serving(Experiments):
@@ -88,7 +72,7 @@ class Serving(Experiments):
             await self.store.activity.add(at, actor, "rollout start", begun.id, tx=tx)
         await manager.apply(begun)
         await self.engine.start(rollout_alone, begun.id, config)
-        self._routing_changed(begun.tasks)
+        await self._routing_changed()
         return begun
 
     async def _refuse_second(self, pipeline: str, tx: Any) -> None:
@@ -131,7 +115,7 @@ class Serving(Experiments):
         await self._expect(deployment, expected_version)
         result = await self.manager(deployment).rollback_model(deployment.id, reason, actor=actor)
         await self._tell_of_rollback(deployment.id)
-        self._routing_changed(deployment.tasks)
+        await self._routing_changed()
         await self._wake(deployment.run_id or deployment.id)
         return result
 
@@ -191,15 +175,15 @@ class Serving(Experiments):
         manager = self.manager(deployment)
         moved = await manager.act(id, verb, actor=actor, reason=reason)
         await manager.apply(moved)
-        self._routing_changed(moved.tasks)
+        await self._routing_changed()
         await self._wake(moved.run_id or moved.id)
         return moved
 
     # --- routing and events -----------------------------------------------------------
 
     async def routing(self) -> Sequence[Routing]:
-        """Which model serves each task."""
-        return await self.store.routing.all()
+        """Which model serves each task; as last known while the database is away."""
+        return (await self.board.refresh_if_possible()).routing
 
     async def record_events(
         self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
@@ -226,7 +210,7 @@ class Serving(Experiments):
         self, *, subject: str | None = None, since: datetime | None = None, limit: int = 100
     ) -> Sequence[Exposure]:
         """The newest exposures, oldest first: of one subject, or of all that routing serves."""
-        routed = {subject for r in await self.routing() for subject in r.subjects}
+        routed = {subject for r in self.board.snapshot.routing for subject in r.subjects}
         subjects = routed if subject is None else {subject}
         found = [
             event
@@ -256,51 +240,13 @@ class Serving(Experiments):
 
         Raises `ConfigError` where it left the settings: no other one is sent the request.
         """
-        name, base = await provider_of(self.store, self.settings, model)
-        config = await self.places.find(name)
-        if config.embedded:
-            config = self.endpoint(config.name)
-        self._served[model] = (config, base)
-        return ChatEndpoint(
-            provider=config.name,
-            base_url=chat_address(config),
-            api_key=None if config.api_key is None else str.__str__(config.api_key),
-            organization=None if config.kind in NATIVE else config.organization,
-            breaker=self._chat_breaker(config.name, model.model_id),
-            timeout_s=config.timeout_seconds,
-        )
-
-    @cached_property
-    def _served(self) -> dict[ModelRef, tuple[ProviderConfig, str]]:
-        """Model -> its provider and base, as `chat_endpoint` found them."""
-        return {}
-
-    def _chat_breaker(self, provider: str, model_id: str) -> CircuitBreaker:
-        key = f"chat:{provider}:{model_id}"
-        if key not in self.breakers:
-            self.breakers[key] = CircuitBreaker.named(key, like="openai")
-        return self.breakers[key]
+        return await self.endpoints.of(model)
 
     def cost_usd(self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int) -> float:
-        """What a request cost: by the settings' prices, else by the dated table; 0 without one.
-
-        The prices are those of the provider that `chat_endpoint` last found for this model; of
-        a model that was never asked for, any provider's that names it.
-        """
-        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        known = self._served.get(model)
-        asked = [known[0]] if known else list(self.settings.providers.values())
-        for config in asked:
-            set_price = longest_prefix(config.prices, model.model_id.removeprefix("ft:"))
-            if set_price is not None:
-                prompt, completion = set_price
-                return Price(prompt=prompt, completion=completion).request_usd(**tokens)
-        if known is None:
-            return 0.0
-        config, base = known
-        tuned = model.model_id != base and not base.startswith("ft:")
-        found = price_at(config, f"ft:{base}" if tuned else base, "answers")
-        return found.request_usd(**tokens) if found else 0.0
+        """What a request cost: by the settings' prices, else by the dated table; 0 without one."""
+        return self.endpoints.cost_usd(
+            model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+        )
 
     def config_of(self, deployment: Deployment) -> PipelineConfig:
         """The settings of a rollout's pipeline."""

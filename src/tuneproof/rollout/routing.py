@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from tuneproof import assignment
@@ -71,13 +72,21 @@ class Routing:
         shares = [lane.share for lane in self.lanes if lane.candidate is not None]
         return sum(shares) if shares else None
 
+    @cached_property
+    def buckets(self) -> tuple[int, ...]:
+        """How many of its lane's buckets each candidate serves."""
+        return tuple(
+            0 if lane.candidate is None else assignment.candidate_buckets(lane.share)
+            for lane in self.lanes
+        )
+
     def serve(self, unit: str) -> Served:
         """Who answers this unit: the same everywhere, by `assignment`."""
         if not self.lanes:
             return Served(model=self.baseline, arm=Arm.BASELINE, subject=None)
         bucket = assignment.bucket(self.salt, unit)
-        lane = self.lanes[assignment.lane_of(bucket, len(self.lanes))]
-        chosen = assignment.arm_among(bucket, [each.share for each in self.lanes]) is not None
+        number, chosen = assignment.lane_and_arm(bucket, self.buckets)
+        lane = self.lanes[number]
         if lane.candidate is None or not chosen:
             return Served(model=self.baseline, arm=Arm.BASELINE, subject=lane.subject)
         return Served(model=lane.candidate, arm=Arm.CANDIDATE, subject=lane.subject)

@@ -3,7 +3,7 @@
 Routes are split by noun (`fine_tuning`, `evaluation`, `deployment`, `events`, `health`,
 `catalogue`, `gateway`, `live`, `page`); `problems` says how errors look, `auth` who may call,
 `once` what an idempotency key means, `guard` what stands before all of them, `hot` what is
-answered even before that, from the `board`. Knows no database and no engine: every route
+answered even before that, from the App's board. Knows no database and no engine: every route
 calls one use case.
 """
 
@@ -32,9 +32,9 @@ from tuneproof.server import (
     problems,
     webhooks,
 )
-from tuneproof.server.board import Board
+from tuneproof.server.auth import Callers
 from tuneproof.server.guard import Guard
-from tuneproof.server.hot import PATHS, Callers, Hot
+from tuneproof.server.hot import PATHS, Hot
 from tuneproof.server.once import Once
 from tuneproof.server.recorder import Recorder
 
@@ -76,24 +76,22 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     themselves.
     """
 
-    board, callers = Board(app), Callers()
+    callers = Callers()
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
         limits = httpx2.Limits(max_connections=200, max_keepalive_connections=50)
-        recorder = Recorder(app)
+        recorder = Recorder(app.record_events, app.supervisor, lost=app.metrics.events_lost)
         async with httpx2.AsyncClient(limits=limits, trust_env=False) as client:
             service.state.gateway = gateway.Gateway(app, client, recorder)
             recorder.start()
-            board.start()
             try:
                 yield
             finally:
-                await board.stop()
                 await recorder.stop()
 
     service = Service(
-        hot=Hot(app, board, callers),
+        hot=Hot(app, callers),
         title="TuneProof",
         version=metadata.version("tuneproof"),
         description=DESCRIPTION,
@@ -105,7 +103,6 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     service.state.local_token = local_token
     service.state.once = Once()
     service.state.shares = events.Shares()
-    service.state.board = board
     service.state.callers = callers
     problems.install(service)
     for routes in (

@@ -6,7 +6,9 @@ of this machine and from no other site, so that a page in the user's browser can
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,11 +17,12 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
-from tuneproof.errors import DeniedError
+from tuneproof.errors import DeniedError, StoreUnavailableError
 from tuneproof.server.state import app_of
 
 if TYPE_CHECKING:
     from tuneproof.settings import Settings
+    from tuneproof.store import TokenInfo
 
 Scope = Literal["read", "write", "admin"]
 
@@ -48,6 +51,98 @@ class Caller:
 
 LOCAL = Caller(name="local", scopes=_INCLUDES["admin"])
 
+TRUST_S = 1.0
+"""How long a token that was checked is not checked again. While one request checks it anew the
+others go on, so a revoked token ends within twice this."""
+
+CHECK_S = 2.0
+"""How long a check may take before the database counts as away."""
+
+OUTAGE_S = 3600.0
+"""How long a token that was good is taken while it cannot be checked. Nobody can revoke one then,
+unless by another worker which still reaches the database."""
+
+MOST_TOKENS = 1000
+
+
+@dataclass(slots=True)
+class _Checked:
+    """What was found of a token: when, when a check last ended at all, and how long that holds."""
+
+    found: TokenInfo | None
+    found_at: float
+    ended_at: float
+    trusted_until: float
+
+
+class Callers:
+    """Who was let in a moment ago: a token is looked up in the database, a request is not."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._tokens: dict[str, _Checked] = {}
+        self._hosts: set[bytes] = set()
+
+    async def verified(
+        self,
+        token: str,
+        verify: Callable[[str], Awaitable[TokenInfo | None]],
+        *,
+        any_key: bool = False,
+    ) -> TokenInfo | None:
+        """What `verify` says of a token, or said a moment ago.
+
+        That nobody knows a token is remembered for those who take `any_key`. Raises
+        `StoreUnavailableError` where it was never known and cannot be checked.
+        """
+        now, known = self._clock(), self._tokens.get(token)
+        if known is not None and now < known.trusted_until and (known.found or any_key):
+            return known.found
+        if known is not None:  # this request checks it anew, those beside it do not wait
+            known.trusted_until = min(now + CHECK_S, known.ended_at + 2 * TRUST_S)
+        try:
+            async with asyncio.timeout(CHECK_S):
+                found = await verify(token)
+        except (StoreUnavailableError, TimeoutError) as error:
+            now = self._clock()
+            if known is None or known.found is None or now - known.found_at > OUTAGE_S:
+                raise _unchecked() from error
+            known.ended_at, known.trusted_until = now, now + TRUST_S
+            return known.found
+        self._remember(token, found)
+        return found
+
+    def _remember(self, token: str, found: TokenInfo | None) -> None:
+        if len(self._tokens) >= MOST_TOKENS:
+            self._tokens.clear()
+        now = self._clock()
+        self._tokens[token] = _Checked(found, now, now, now + TRUST_S)
+
+    def let_in(self, host: bytes) -> None:
+        """A request by this name, without a token, may read: settings alone decide that."""
+        if len(self._hosts) < MOST_TOKENS:
+            self._hosts.add(host)
+
+    def may_read(self, host: bytes, authorization: bytes) -> bool:
+        """Whether such a request needs no check now."""
+        if not authorization:
+            return host in self._hosts
+        kind, _, token = authorization.partition(b" ")
+        known = self._tokens.get(token.decode("latin-1")) if kind == b"Bearer" else None
+        return (
+            known is not None
+            and known.found is not None
+            and self._clock() < known.trusted_until
+            and bool(known.found.scopes)  # each scope includes reading
+        )
+
+
+def _unchecked() -> StoreUnavailableError:
+    return StoreUnavailableError(
+        "The bearer token cannot be checked now: the database does not answer.",
+        mend="Try again in a moment.",
+    )
+
 
 async def identify(request: Request, *, any_key: bool = False) -> Caller:
     """Who sends this request. Raises `DeniedError` (401, or 403 for a foreign page).
@@ -62,13 +157,15 @@ async def identify(request: Request, *, any_key: bool = False) -> Caller:
             mend="Make one with `tuneproof token create NAME --scope read` and send "
             "`Authorization: Bearer TOKEN`.",
         )
+    callers: Callers = request.app.state.callers
     if token is None:
         _check_own(request, app.settings)
+        callers.let_in(request.headers.get("host", "").encode("latin-1"))
         return LOCAL
     local = request.app.state.local_token
     if local is not None and secrets.compare_digest(token.encode(), local.encode()):
         return LOCAL
-    known = await app.verify_token(token)
+    known = await callers.verified(token, app.verify_token, any_key=any_key)
     if known is None and any_key and not app.settings.server.token_needed:
         _check_own(request, app.settings)
         return LOCAL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,9 +33,8 @@ from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
-    from tuneproof.experiments import ModelRef
-    from tuneproof.rollout import Deployment, RollbackResult, Routing
-    from tuneproof.server.board import Board, Table
+    from tuneproof.app import RoutingSnapshot
+    from tuneproof.rollout import Deployment, RollbackResult
     from tuneproof.settings import PipelineConfig
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
@@ -318,19 +318,15 @@ def routing_router() -> APIRouter:
 
     @routes.get("", response_model=RoutingTable, summary="Which model serves each task")
     async def table(
-        request: Request,
         app: TheApp,
         _: Reader,
         after: Annotated[int, Query(ge=0, description="Answer when it is newer.")] = 0,
         wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait.")] = 0,
         seen: Annotated[str | None, Header(alias="If-None-Match", max_length=50)] = None,
     ) -> Response:
-        request.app.state.callers.remember(request.scope)
-        board: Board = request.app.state.board
-        begun = app.live.newest.get("routing", 0)
-        found = await board.current()
+        found = app.board.snapshot
         if wait and found.version <= after:
-            found = await _newer(app, board, begun, after, wait) or found
+            found = await _newer(app, after, wait)
         headers = etag(found.version)
         if seen is not None and seen == headers["ETag"]:
             return Response(status_code=304, headers=headers)
@@ -349,59 +345,34 @@ def decide_router() -> APIRouter:
 
     @routes.get("/decide", response_model=Decided, summary="Which model serves this unit")
     async def decide(
-        request: Request,
+        app: TheApp,
         _: Reader,
         task: Annotated[str, Query(min_length=1, max_length=200)],
         unit: Annotated[str, Query(min_length=1, max_length=MAX_UNIT)],
     ) -> Response:
-        request.app.state.callers.remember(request.scope)
-        board: Board = request.app.state.board
-        sides = (await board.current()).sides
-        if task not in sides:
+        answers = app.board.snapshot.answers
+        if task not in answers:
+            known = ", ".join(answers) or "none yet"
             raise NotFoundError(
-                f"No routing is known for task {task!r} (known: {', '.join(sides) or 'none yet'}).",
+                f"No routing is known for task {task!r} (known: {known}).",
                 mend="Check the name; a task has a routing once its first test or rollout began.",
             )
-        return Response(sides[task].answer(unit), media_type="application/json")
+        return Response(answers[task].decide(unit), media_type="application/json")
 
     return routes
 
 
-async def _newer(app: TheApp, board: Board, begun: int, after: int, wait: float) -> Table | None:
-    """The table once it is newer than `after`; changes since event `begun` are not missed."""
+async def _newer(app: TheApp, after: int, wait: float) -> RoutingSnapshot:
+    """The state once it is newer than `after`, or what it is when the wait is over."""
+    events = app.live.listen()
     try:
-        async with asyncio.timeout(wait):
-            events = app.subscribe(after=begun)
-            try:
-                async for event in events:
-                    if event.kind == "routing":
-                        found = await board.current()
-                        if found.version > after:
-                            return found
-            finally:
-                await events.aclose()
-    except TimeoutError:
-        return None
-    return None
-
-
-def routing_table(routing: Sequence[Routing], version: int) -> RoutingTable:
-    """The routing of all tasks, as clients get it."""
-    return RoutingTable(version=version, routing=[_routing(r) for r in routing])
-
-
-def _routing(routing: Routing) -> RoutingState:
-    fields = routing.document()
-    lanes = [
-        LaneState(subject=lane.subject, candidate=_model(lane.candidate), share=lane.share)
-        for lane in fields["lanes"]
-    ]
-    models = {"baseline": Model.of(routing.baseline), "candidate": _model(fields["candidate"])}
-    return RoutingState.model_validate({**fields, **models, "lanes": lanes})
-
-
-def _model(ref: ModelRef | None) -> Model | None:
-    return None if ref is None else Model.of(ref)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                while app.board.snapshot.version <= after and await events.get() is not None:
+                    pass
+    finally:
+        app.live.forget(events)
+    return app.board.snapshot
 
 
 def rolled_back(result: RollbackResult) -> RolledBack:

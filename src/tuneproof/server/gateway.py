@@ -144,8 +144,7 @@ class Gateway:
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
         body = await _chat_body(request)
-        decision = await self._decide(request, body)
-        decision = replace(decision, covariate=_covariate(request))
+        decision = replace(self._decide(request, body), covariate=_covariate(request))
         began = time.perf_counter()
         ask = self._stream if body.get("stream") else self._complete
         try:
@@ -167,9 +166,9 @@ class Gateway:
             self._record(decision, began, error=True)
             raise
 
-    async def _decide(self, request: Request, body: Mapping[str, Any]) -> Decision:
+    def _decide(self, request: Request, body: Mapping[str, Any]) -> Decision:
         task = str(body["model"]).removeprefix(PREFIX)
-        routing = next((r for r in await self._app.routing() if r.task == task), None)
+        routing = self._app.board.snapshot.by_task.get(task)
         if routing is None or task == body["model"]:
             raise NotFoundError(
                 f"The model {str(body['model'])[:100]!r} does not exist here.",
@@ -181,8 +180,8 @@ class Gateway:
         endpoint = await self._app.chat_endpoint(decision.model)
         asked = {**body, "model": decision.model.model_id}
         answer = await upstream.complete(self._client, endpoint, asked)
-        said = _said(answer) if self._app.scores_texts_of(decision.routing.task) else None
-        self._record(decision, began, usage=answer.get("usage"), text=said, asked=body)
+        text = _answer_text(answer) if self._app.scores_texts_of(decision.routing.task) else None
+        self._record(decision, began, usage=answer.get("usage"), text=text, asked=body)
         answer["id"] = decision.ticket.encode()
         return JSONResponse(answer, headers=_headers(decision))
 
@@ -212,13 +211,13 @@ class Gateway:
         """
         usage: Any = None
         failed, whole = False, False
-        said: list[str] | None = [] if self._app.scores_texts_of(decision.routing.task) else None
+        texts: list[str] | None = [] if self._app.scores_texts_of(decision.routing.task) else None
         id = decision.ticket.encode()
         try:
             async for chunk in chunks:
                 usage = chunk.get("usage") or usage
-                if said is not None:
-                    said.append(_said(chunk, "delta"))
+                if texts is not None:
+                    texts.append(_answer_text(chunk, "delta"))
                 if usage and not chunk.get("choices") and not asked_usage:
                     continue
                 yield _sse({**chunk, "id": id})
@@ -230,7 +229,7 @@ class Gateway:
             yield _sse(_error_body(error))
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
-            text = "".join(said) if said is not None and whole else None
+            text = "".join(texts) if texts is not None and whole else None
             self._record(decision, began, usage=usage, error=failed, text=text, asked=body)
 
     def _record(
@@ -278,7 +277,7 @@ class Gateway:
                 "created": int(routing.updated_at.timestamp()) if routing.updated_at else 0,
                 "owned_by": "tuneproof",
             }
-            for routing in await self._app.routing()
+            for routing in self._app.board.snapshot.routing
         ]
         return JSONResponse({"object": "list", "data": entries})
 
@@ -373,7 +372,7 @@ def _tokens(usage: Mapping[str, Any], kind: str) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 
-def _said(answer: Mapping[str, Any], part: str = "message") -> str:
+def _answer_text(answer: Mapping[str, Any], part: str = "message") -> str:
     """The text of an answer's first choice, or of a chunk's; empty where it has none."""
     for choice in answer.get("choices") or ():
         if isinstance(choice, dict) and not choice.get("index"):
@@ -439,7 +438,7 @@ def router() -> APIRouter:
 
     @routes.get("/models", summary="The tasks, as models")
     async def models(request: Request) -> Response:
-        return await answer(request, "read", lambda gateway: gateway.models())
+        return await answer(request, "read", Gateway.models)
 
     @routes.post(
         "/feedback",

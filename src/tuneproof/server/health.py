@@ -72,6 +72,9 @@ class Health(Answer):
     status: str = Field(examples=["healthy"])
     timestamp: Instant
     components: dict[str, Component]
+    routing_age_s: float | None = Field(
+        description="For how long the routing in memory could not be compared with the database."
+    )
     connection_pools: dict[str, int | None]
     performance_metrics: dict[str, float | None]
     tasks: list[TaskOut]

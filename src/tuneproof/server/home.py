@@ -30,7 +30,7 @@ def router() -> APIRouter:
     @routes.get("/", response_class=HTMLResponse, summary="What is served and what runs, as a page")
     async def home(app: TheApp, _: Reader) -> HTMLResponse:
         body = _body(
-            await app.routing(),
+            app.board.snapshot.routing,
             (await app.runs(limit=NEWEST)).items,
             (await app.experiments(limit=NEWEST)).items,
             (await app.deployments(limit=NEWEST)).items,
@@ -51,7 +51,7 @@ def _body(
 ) -> str:
     sections = {
         "Models in use": table(
-            ["task", "model", "candidate", "its share"], [_served(one) for one in routing]
+            ["task", "model", "candidate", "its share"], [_routing_cells(one) for one in routing]
         ),
         "Runs": table(
             ["run", "status", "began", "reason"],
@@ -99,7 +99,7 @@ def _body(
     return "\n".join(f"<h2>{name}</h2>{shown}" for name, shown in sections.items())
 
 
-def _served(routing: Routing) -> tuple[str, ...]:
+def _routing_cells(routing: Routing) -> tuple[str, ...]:
     names = ", ".join(model.model_id for model in routing.candidates)
     share = percent(routing.candidates_share or 0.0) if names else ""
     return routing.task, routing.baseline.model_id, names, share

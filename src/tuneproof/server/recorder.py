@@ -1,8 +1,8 @@
 """Events of the gateway on their way to the store: answered first, written in batches soon after.
 
-A store that does not answer is waited for, so a short outage loses nothing; what still waits
-is written when the service stops. The buffer is bounded: past it the oldest events go, counted
-and logged.
+A store that does not answer is waited for, so an outage loses nothing that fits the buffer; what
+still waits is written when the service stops. The buffer is bounded: past it the oldest events
+go. Each event that is lost, for want of room or because it is refused, is counted and logged.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Protocol
 
 from tuneproof.errors import RetryableError, TuneProofError
-from tuneproof.experiments import Exposure, Outcome
-
-if TYPE_CHECKING:
-    from tuneproof.app import App
+from tuneproof.experiments import Exposure, Ingested, Outcome
+from tuneproof.resilience import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +25,39 @@ LARGEST = 100_000
 GATHER_S = 0.02
 LONGEST_PAUSE_S = 5.0
 
+TASK = "recorder"
+"""The name of the background task."""
+
+Event = Exposure | Outcome
+
+
+class EventWriter(Protocol):
+    """Keeps events, each once however often it is given."""
+
+    async def __call__(
+        self, *, exposures: Sequence[Exposure], outcomes: Sequence[Outcome]
+    ) -> Ingested:
+        """Keep them all or none; raises `RetryableError` where trying again may help."""
+
 
 class Recorder:
-    """Takes events at once and writes them through the App in the background."""
+    """Takes events at once and writes them in the background; `lost` is told how many were."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._waiting: deque[Exposure | Outcome] = deque()
+    def __init__(
+        self,
+        write: EventWriter,
+        supervisor: Supervisor,
+        *,
+        lost: Callable[[int], None] = lambda _events: None,
+        largest: int = LARGEST,
+    ) -> None:
+        self._write_events = write
+        self._supervisor = supervisor
+        self._lost = lost
+        self._largest = largest
+        self._waiting: deque[Event] = deque()
         self._something = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._writing = 0
         self.dropped = 0
 
     @property
@@ -41,62 +65,71 @@ class Recorder:
         """How many events are not yet written."""
         return len(self._waiting)
 
-    def add(self, event: Exposure | Outcome) -> None:
+    def add(self, event: Event) -> None:
         """Take an event; never blocks, never raises."""
-        if len(self._waiting) >= LARGEST:
+        if len(self._waiting) >= self._largest:
             self._waiting.popleft()
-            self.dropped += 1
-            if self.dropped % 1000 == 1:
-                log.error("The event buffer is full: %d events were dropped.", self.dropped)
+            self._writing = max(0, self._writing - 1)  # it may be written all the same
+            self._drop(1, "the buffer is full")
         self._waiting.append(event)
         self._something.set()
 
     def start(self) -> None:
         """Begin to write in the background."""
-        self._task = asyncio.create_task(self._run(), name="recorder")
+        self._supervisor.keep(TASK, self._run, longest_pause_s=LONGEST_PAUSE_S)
 
     async def stop(self) -> None:
         """Write what waits, then end."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        while self._waiting:
-            if not await self._write():
-                log.error("%d events of the gateway could not be written.", self.waiting)
-                return
+        await self._supervisor.stop(TASK)
+        self._writing = 0
+        try:
+            while self._waiting:
+                await self._write()
+        except Exception as error:
+            self._drop(self.waiting, f"the service stops, and they cannot be written ({error})")
+            self._waiting.clear()
 
     async def _run(self) -> None:
-        pause = GATHER_S
+        self._writing = 0
         while True:
             await self._something.wait()
-            await asyncio.sleep(pause)
-            written = await self._write()
-            pause = GATHER_S if written else min(2 * pause, LONGEST_PAUSE_S)
+            await asyncio.sleep(GATHER_S)
+            await self._write()
+            self._supervisor.succeeded(TASK)
             if not self._waiting:
                 self._something.clear()
 
-    async def _write(self) -> bool:
-        """Write a batch; False when the store did not answer, and the batch waits again."""
-        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+    async def _write(self) -> None:
+        """Write a batch, which leaves the buffer once it is kept. Raises `RetryableError`."""
+        batch = list(islice(self._waiting, BATCH))
+        self._writing = len(batch)
+        await self._keep(batch)
+        for _ in range(self._writing):
+            self._waiting.popleft()
+        self._writing = 0
+
+    async def _keep(self, batch: list[Event]) -> None:
+        """Keep these; of a batch that is refused, those that are not at fault."""
         try:
-            await self._store(batch)
-        except RetryableError as error:
-            log.warning("The store does not take events now: %s", error)
-            self._waiting.extendleft(reversed(batch))
-            return False
-        except asyncio.CancelledError:
-            self._waiting.extendleft(reversed(batch))
+            taken = await self._write_events(
+                exposures=[event for event in batch if isinstance(event, Exposure)],
+                outcomes=[event for event in batch if isinstance(event, Outcome)],
+            )
+        except RetryableError:
             raise
         except TuneProofError as error:
-            self.dropped += len(batch)
-            log.error("%d events were refused: %s", len(batch), error)
-        return True
-
-    async def _store(self, batch: list[Exposure | Outcome]) -> None:
-        taken = await self._app.record_events(
-            exposures=[event for event in batch if isinstance(event, Exposure)],
-            outcomes=[event for event in batch if isinstance(event, Outcome)],
-        )
+            if len(batch) == 1:
+                self._drop(1, f"it was refused: {error}")
+                return
+            middle = len(batch) // 2
+            await self._keep(batch[:middle])
+            await self._keep(batch[middle:])
+            return
         if taken.unknown:
             log.warning("Events of unknown subjects were refused: %s", list(taken.unknown)[:10])
+
+    def _drop(self, events: int, why: str) -> None:
+        before, self.dropped = self.dropped, self.dropped + events
+        self._lost(events)
+        if before // 1000 != self.dropped // 1000 or not before:
+            log.error("%d events of the gateway were lost so far: %s.", self.dropped, why)

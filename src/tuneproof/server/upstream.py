@@ -164,19 +164,19 @@ def _check(endpoint: ChatEndpoint, status: int, content: bytes) -> None:
         body = json.loads(content)
     except ValueError:
         body = {}
-    said = f"answered {status}: {_message(body)}"
+    what = f"answered {status}: {_message(body)}"
     name = endpoint.provider
     if status == 429 and _code(body) == "insufficient_quota":
-        raise QuotaExhaustedError(f"Provider {name!r} {said}", mend="Raise the quota.")
+        raise QuotaExhaustedError(f"Provider {name!r} {what}", mend="Raise the quota.")
     if status == 429:
-        raise RateLimitedError(f"Provider {name!r} {said}", mend="Come back later.")
+        raise RateLimitedError(f"Provider {name!r} {what}", mend="Come back later.")
     if status in (401, 403):
-        raise CredentialsError(f"Provider {name!r} {said}", mend="Check the provider's key.")
+        raise CredentialsError(f"Provider {name!r} {what}", mend="Check the provider's key.")
     if status == 404:
         mend = "Check which models the provider lists."
-        raise NotFoundError(f"Provider {name!r} {said}", mend=mend)
+        raise NotFoundError(f"Provider {name!r} {what}", mend=mend)
     if status >= 500 or status == 408:
-        raise _failed(endpoint, said)
+        raise _failed(endpoint, what)
     raise Refused(status, content)
 
 
@@ -192,9 +192,9 @@ def _code(body: Any) -> str:
     return str(error.get("code")) if isinstance(error, dict) else ""
 
 
-def _failed(endpoint: ChatEndpoint, said: str) -> TuneProofError:
+def _failed(endpoint: ChatEndpoint, what: str) -> TuneProofError:
     return ProviderUnavailableError(
-        f"Provider {endpoint.provider!r} {said}", mend="Try again; `tuneproof doctor` tells more."
+        f"Provider {endpoint.provider!r} {what}", mend="Try again; `tuneproof doctor` tells more."
     )
 
 

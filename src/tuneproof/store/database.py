@@ -15,10 +15,19 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tuneproof.errors import StoreUnavailableError
 from tuneproof.store.engine import READ_OPTION, mask, unavailable_as_error
 from tuneproof.workflow import Tx
 
 __all__ = ["Database"]
+
+_DEAD_PEER = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+"""A connection that only listens would not notice by itself that its server is gone."""
 
 
 class Database:
@@ -83,6 +92,31 @@ class Database:
             return
         async with self.read() as own:
             yield own
+
+    async def listen(self, channel: str) -> AsyncIterator[str]:
+        """What PostgreSQL is told by NOTIFY on this channel; "" once listening has begun.
+
+        Holds a connection of its own. Raises `StoreUnavailableError` where that breaks.
+        """
+        from psycopg import AsyncConnection, Error
+        from psycopg.conninfo import make_conninfo
+        from psycopg.sql import SQL, Identifier
+
+        address = self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        try:
+            connection = await AsyncConnection.connect(
+                make_conninfo(address, **_DEAD_PEER), autocommit=True
+            )
+            async with connection:
+                await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
+                yield ""
+                async for notice in connection.notifies():
+                    yield notice.payload
+        except (Error, OSError) as error:
+            raise StoreUnavailableError(
+                f"{mask(self.url)} tells of no changes: {str(error).strip()}",
+                mend="Check that it runs and can be reached.",
+            ) from error
 
     async def ping(self) -> None:
         """Return when the database answered; raise `StoreUnavailableError` when not."""

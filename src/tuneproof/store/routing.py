@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tuneproof.collection import TimeSource
@@ -20,6 +20,9 @@ from tuneproof.store.tables import routing
 from tuneproof.workflow import Tx
 
 __all__ = ["Routings"]
+
+CHANNEL = "tuneproof_routing"
+"""Where PostgreSQL tells all workers of a write, at its commit."""
 
 
 class Routings:
@@ -68,12 +71,27 @@ class Routings:
             if old is not None:
                 statement = update(routing).where(routing.c.task == wanted.task)
                 await own.execute(statement.values(to_row(new)))
-                return new
-            try:
-                await own.execute(insert(routing), to_row(new))
-            except IntegrityError as error:  # another worker wrote the first one meanwhile
-                raise _changed(wanted.task, 0, 1) from error
+            else:
+                try:
+                    await own.execute(insert(routing), to_row(new))
+                except IntegrityError as error:  # another worker wrote the first one meanwhile
+                    raise _changed(wanted.task, 0, 1) from error
+            if self.notifies:
+                notify = text("SELECT pg_notify(:channel, :task)")
+                await own.execute(notify, {"channel": CHANNEL, "task": new.task})
         return new
+
+    @property
+    def notifies(self) -> bool:
+        """Whether `notices` tells of writes: on SQLite one process writes, and knows."""
+        return self._database.dialect == "postgresql"
+
+    def notices(self) -> AsyncIterator[str]:
+        """The task of each write by any worker, as it is committed; "" once listening has begun.
+
+        Raises `StoreUnavailableError` where the connection breaks.
+        """
+        return self._database.listen(CHANNEL)
 
 
 def _changed(task: str, expected: int, found: int) -> ConflictError:

@@ -224,6 +224,10 @@ class Metrics:
         """A time without a zone came in and was read as UTC."""
         self._naive_times.inc()
 
+    def events_lost(self, events: int) -> None:
+        """Events of the gateway were dropped: the buffer was full, or they were refused."""
+        self._events_lost.inc(events)
+
     def tracking_delivered(self, items: int) -> None:
         """The outbox delivered `items` to MLflow."""
         self._delivered.inc(items)
@@ -306,6 +310,9 @@ class Metrics:
         )
         self._naive_times = self._counter(
             "tuneproof_naive_times", "Times without a zone, read as UTC"
+        )
+        self._events_lost = self._counter(
+            "tuneproof_events_lost", "Events of the gateway that could not be kept"
         )
         self._delivered = self._counter(
             "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from tests.integration.server.conftest import Service
 from tests.waiting import eventually
 
-from tuneproof.app import App
+from tuneproof.app import App, RoutingSnapshot
 from tuneproof.cli.serve import serving
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Lane, Routing
-from tuneproof.server.board import Sides, Table
+from tuneproof.server.auth import TRUST_S
 from tuneproof.server.gateway import decide
-from tuneproof.server.hot import TRUST_S, _decision
+from tuneproof.server.hot import decision
 from tuneproof.testing import MemoryProvider
 
 LANE = Lane(
@@ -46,7 +46,7 @@ def at_share(share: float, **changes: Any) -> Routing:
 async def routed(service: Service) -> Service:
     """A service with one task at a half."""
     await service.app.store.routing.set(HALF)
-    service.app.live.publish("routing", "hook")
+    await service.app.board.refresh()
     return service
 
 
@@ -71,14 +71,14 @@ async def test_a_decision_is_that_of_the_gateway_by_either_way(routed):
 
 @given(unit=st.text(min_size=1, max_size=50))
 def test_the_quick_way_reads_a_query_as_written_or_not_at_all(unit):
-    table = Table(version=1, routing=(HALF,), sides={"hook": Sides.of(HALF)}, body=b"")
+    snapshot = RoutingSnapshot.of([HALF])
     try:
         query = f"task=hook&unit={quote(unit, safe='')}".encode()
     except UnicodeEncodeError:
         return
-    assert _decision(table, query) == Sides.of(HALF).answer(unit)
+    assert decision(snapshot, query) == snapshot.answers["hook"].decide(unit)
     swapped = f"unit={quote(unit, safe='')}&task=hook".encode()
-    assert _decision(table, swapped) == Sides.of(HALF).answer(unit)
+    assert decision(snapshot, swapped) == snapshot.answers["hook"].decide(unit)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_the_quick_way_reads_a_query_as_written_or_not_at_all(unit):
     ],
 )
 def test_the_quick_way_leaves_what_is_not_plain_to_the_route(query):
-    table = Table(version=1, routing=(HALF,), sides={"hook": Sides.of(HALF)}, body=b"")
-    assert _decision(table, query) is None
+    snapshot = RoutingSnapshot.of([HALF])
+    assert decision(snapshot, query) is None
 
 
 async def test_bad_questions_are_explained(routed):
@@ -127,7 +127,7 @@ async def test_decisions_follow_a_change_at_once(routed):
     asked = {"params": {"task": "hook", "unit": "1"}}
     for share, arm in ((0.0, "baseline"), (1.0, "candidate"), (0.0, "baseline")):
         await routed.app.store.routing.set(at_share(share))
-        routed.app.live.publish("routing", "hook")
+        await routed.app.board.refresh()
         assert (await routed.http.get("/decide", **asked)).json()["arm"] == arm
 
 
@@ -164,7 +164,7 @@ async def test_the_table_s_version_grows_with_each_write_of_any_task(routed):
     versions = []
     for task in ("hook", "hook", "body", "body", "hook"):
         await routed.app.store.routing.set(replace(HALF, task=task))
-        routed.app.live.publish("routing", task)
+        await routed.app.board.refresh()
         answer = await routed.http.get("/routing")
         versions.append(answer.json()["version"])
         again = await routed.http.get("/routing", headers={"If-None-Match": answer.headers["etag"]})
@@ -181,7 +181,7 @@ async def test_a_revoked_token_is_refused_after_a_moment(settings):
         httpx2.AsyncClient(base_url=address, trust_env=False) as http,
     ):
         await app.store.routing.set(HALF)
-        app.live.publish("routing", "hook")
+        await app.board.refresh()
         token = await app.store.tokens.create("reader", ["read"])
         http.headers["Authorization"] = f"Bearer {token}"
         asked = {"params": {"task": "hook", "unit": "1"}}

@@ -30,7 +30,7 @@ async def rollout(service: Service) -> str:
         )
         begun = await manager.begin(declared.id, at=app.clock.now(), tx=tx)
     await manager.apply(begun)
-    app.live.publish("routing", "hook")
+    await app.board.refresh()
     return begun.id
 
 

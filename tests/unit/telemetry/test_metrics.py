@@ -159,6 +159,7 @@ def test_our_own_hooks_count(metrics: Metrics) -> None:
     metrics.rollout_moved(0.3, "advancing")
     metrics.posts_dropped("too_short", 7)
     metrics.naive_time_read()
+    metrics.events_lost(3)
     metrics.task_restarted("schedule")
     metrics.tracking_delivered(4)
     metrics.on_memory_warning(2100, 2048)
@@ -170,6 +171,7 @@ def test_our_own_hooks_count(metrics: Metrics) -> None:
     assert found["tuneproof_rollout_traffic_share", labels(pipeline="default")] == 0.3
     assert found["tuneproof_posts_dropped_total", labels(reason="too_short")] == 7
     assert found["tuneproof_naive_times_total", ()] == 1
+    assert found["tuneproof_events_lost_total", ()] == 3
     assert found["tuneproof_task_restarts_total", labels(task="schedule")] == 1
     assert found["tuneproof_tracking_delivered_total", ()] == 4
     assert found["tuneproof_memory_warnings_total", ()] == 1

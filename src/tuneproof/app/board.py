@@ -1,0 +1,268 @@
+"""The routing of all tasks, held in memory: what every request and every page is answered from.
+
+A change by this process is read at once. One by another worker is too on PostgreSQL, which
+notifies all of them; where no notice comes it is seen within `WATCH_S`. Whoever listens live is
+told once the board has it. While the database is away the last known state stays, and
+`age_s` says how old it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import orjson
+
+from tuneproof import assignment
+from tuneproof.app.live import Live
+from tuneproof.errors import StoreUnavailableError
+from tuneproof.experiments import Arm, ModelRef
+from tuneproof.resilience import Supervisor
+from tuneproof.rollout import Lane, Routing
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Board", "RoutingSnapshot", "TaskAnswers"]
+
+WATCH_S = 0.25
+"""How often the database is read where no notice of a change comes."""
+
+LONGEST_PAUSE_S = 1.0
+"""How long after an outage at most the routing is read again."""
+
+READING, FOLLOWING = "routing", "routing-notices"
+"""The names of the board's background tasks."""
+
+
+class RoutingStore(Protocol):
+    """Where the routing is kept."""
+
+    async def all(self) -> Sequence[Routing]:
+        """The routing of all tasks, by task."""
+
+    @property
+    def notifies(self) -> bool:
+        """Whether `notices` tells of writes; else only asking helps."""
+
+    def notices(self) -> AsyncIterator[str]:
+        """Something for each write by any worker, and once at the beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LaneAnswers:
+    """A lane's two answers, up to the unit."""
+
+    baseline: bytes
+    candidate: bytes
+
+
+class TaskAnswers:
+    """One task's decisions, ready to be sent but for the unit."""
+
+    def __init__(self, routing: Routing) -> None:
+        lanes: tuple[Lane | None, ...] = routing.lanes or (None,)
+        self._salt = routing.salt
+        self._buckets = routing.buckets or (0,)
+        self._lanes = tuple(_lane_answers(routing, lane) for lane in lanes)
+
+    def decide(self, unit: str) -> bytes:
+        """The decision for this unit, as JSON."""
+        bucket = assignment.bucket(self._salt, unit)
+        lane, chosen = assignment.lane_and_arm(bucket, self._buckets)
+        answers = self._lanes[lane]
+        return (answers.candidate if chosen else answers.baseline) + orjson.dumps(unit) + b"}"
+
+
+def _lane_answers(routing: Routing, lane: Lane | None) -> _LaneAnswers:
+    subject = None if lane is None else lane.subject
+    baseline = _beginning(routing, routing.baseline, Arm.BASELINE, subject)
+    if lane is None or lane.candidate is None:
+        return _LaneAnswers(baseline, baseline)
+    return _LaneAnswers(baseline, _beginning(routing, lane.candidate, Arm.CANDIDATE, subject))
+
+
+def _beginning(routing: Routing, model: ModelRef, arm: Arm, subject: str | None) -> bytes:
+    fields = {
+        "task": routing.task,
+        "model": model.model_id,
+        "model_version": model.version,
+        "arm": str(arm),
+        "subject": subject,
+        "phase": routing.phase,
+        "version": routing.version,
+    }
+    return orjson.dumps(fields)[:-1] + b',"unit":'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingSnapshot:
+    """All tasks at one instant. `version` grows with each write of any of them.
+
+    `body` is the answer of `GET /routing`, `answers` are those of `GET /decide` by task.
+    """
+
+    version: int
+    routing: tuple[Routing, ...]
+    by_task: Mapping[str, Routing]
+    answers: Mapping[str, TaskAnswers]
+    body: bytes
+
+    @classmethod
+    def of(cls, routing: Sequence[Routing]) -> RoutingSnapshot:
+        """Of the store's rows, all from one read."""
+        # The sum: a largest version would hide the writes of other tasks.
+        version = sum(one.version for one in routing)
+        table = {"version": version, "routing": [_document(one) for one in routing]}
+        return cls(
+            version=version,
+            routing=tuple(routing),
+            by_task={one.task: one for one in routing},
+            answers={one.task: TaskAnswers(one) for one in routing},
+            body=orjson.dumps(table),
+        )
+
+    @property
+    def models(self) -> frozenset[ModelRef]:
+        """All models that serve somebody."""
+        return frozenset(model for one in self.routing for model in (one.baseline, *one.candidates))
+
+
+def _document(routing: Routing) -> dict[str, Any]:
+    fields = routing.document()
+    lanes = [
+        {"subject": lane.subject, "candidate": _model(lane.candidate), "share": lane.share}
+        for lane in fields.pop("lanes")
+    ]
+    return {
+        **fields,
+        "baseline": _model(routing.baseline),
+        "candidate": _model(fields["candidate"]),
+        "updated_at": None if routing.updated_at is None else _rfc3339(routing.updated_at),
+        **({"lanes": lanes} if lanes else {}),
+    }
+
+
+def _model(model: ModelRef | None) -> dict[str, str | None] | None:
+    return None if model is None else {"model_id": model.model_id, "version": model.version}
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Board:
+    """App's memory of the routing.
+
+    `prepare` is awaited with the models of a new state before that is shown, so that who serves
+    them need not be asked for within a request.
+    """
+
+    def __init__(
+        self,
+        store: RoutingStore,
+        live: Live,
+        *,
+        prepare: Callable[[Iterable[ModelRef]], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._prepare = prepare
+        self._clock = clock
+        self._reading = asyncio.Lock()
+        self._asked = 0
+        self._answered = 0
+        self._stale = asyncio.Event()
+        self._snapshot: RoutingSnapshot | None = None
+        self._read_at: float | None = None
+
+    def watch(self, supervisor: Supervisor) -> None:
+        """Stay up to date from now on."""
+        supervisor.keep(
+            READING, lambda: self._keep_reading(supervisor), longest_pause_s=LONGEST_PAUSE_S
+        )
+        if self._store.notifies:
+            supervisor.keep(
+                FOLLOWING, lambda: self._follow(supervisor), longest_pause_s=LONGEST_PAUSE_S
+            )
+
+    @property
+    def snapshot(self) -> RoutingSnapshot:
+        """The state as last read; nobody is asked.
+
+        Raises `StoreUnavailableError` where it never could be read.
+        """
+        if self._snapshot is None:
+            raise StoreUnavailableError(
+                "The routing could not be read yet.", mend="Check that the database can be reached."
+            )
+        return self._snapshot
+
+    @property
+    def age_s(self) -> float | None:
+        """How long ago the state was true for certain; None before the first read."""
+        return None if self._read_at is None else self._clock() - self._read_at
+
+    def changed(self) -> None:
+        """Something was written: read it soon."""
+        self._stale.set()
+
+    async def refresh(self) -> RoutingSnapshot:
+        """Read the state now and tell of what changed; those who ask meanwhile share a read.
+
+        Raises `StoreUnavailableError`.
+        """
+        self._asked += 1
+        number = self._asked
+        async with self._reading:
+            if self._answered < number:  # no read has begun since this was asked
+                newest = self._asked
+                await self._read()
+                self._answered = newest
+        return self.snapshot
+
+    async def refresh_if_possible(self) -> RoutingSnapshot:
+        """The state as it is now, or as last known while the database is away."""
+        with contextlib.suppress(StoreUnavailableError):
+            await self.refresh()
+        return self.snapshot
+
+    async def _read(self) -> None:
+        began = self._clock()
+        routing = tuple(await self._store.all())
+        before = self._snapshot
+        if before is None or routing != before.routing:
+            new = RoutingSnapshot.of(routing)
+            await self._prepared(new)
+            self._snapshot = new
+            if before is not None:
+                for one in routing:
+                    if one != before.by_task.get(one.task):
+                        self._live.publish("routing", one.task, one.version)
+        self._read_at = began
+
+    async def _prepared(self, new: RoutingSnapshot) -> None:
+        try:
+            await self._prepare(new.models)
+        except Exception:  # a request can find out by itself; a rollback must not wait for it
+            log.exception("who serves the models of the new routing could not be prepared")
+
+    async def _keep_reading(self, supervisor: Supervisor) -> None:
+        while True:
+            self._stale.clear()
+            await self.refresh()
+            supervisor.succeeded(READING)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await self._stale.wait()
+
+    async def _follow(self, supervisor: Supervisor) -> None:
+        async for _ in self._store.notices():
+            self.changed()
+            supervisor.succeeded(FOLLOWING)

@@ -1,0 +1,142 @@
+"""Which provider answers for which model: found ahead of the requests that need it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+
+from tuneproof.app.places import Places
+from tuneproof.app.providing import longest_prefix, price_at, provider_of
+from tuneproof.errors import StoreUnavailableError, TuneProofError
+from tuneproof.experiments import ModelRef
+from tuneproof.providers import NATIVE, chat_address
+from tuneproof.resilience import CircuitBreaker
+from tuneproof.settings import ProviderConfig, Settings
+from tuneproof.store import Store
+from tuneproof.training import Price
+
+__all__ = ["ChatEndpoint", "Endpoints"]
+
+RENEW_S = 10.0
+"""How often what is known is asked for again: another worker may have trained or moved models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatEndpoint:
+    """Who serves a model: what the gateway calls."""
+
+    provider: str
+    base_url: str
+    api_key: str | None
+    organization: str | None
+    breaker: CircuitBreaker
+    timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Serving:
+    """What was found for a model; `base` is the model that it was trained on, or itself."""
+
+    config: ProviderConfig
+    base: str
+    endpoint: ChatEndpoint
+
+
+class Endpoints:
+    """The endpoint of each model that users get.
+
+    Those of the routing are found before it is shown and again every `RENEW_S`, so a request
+    asks no database; a model of which nothing is known is looked up when it is asked for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        places: Places,
+        *,
+        embedded: Callable[[str], ProviderConfig],
+        breakers: MutableMapping[str, CircuitBreaker],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._places = places
+        self._embedded = embedded
+        self._breakers = breakers
+        self._known: dict[ModelRef, _Serving] = {}
+
+    async def of(self, model: ModelRef) -> ChatEndpoint:
+        """Which provider serves this model: the one that trained it or on it, else the default.
+
+        Raises `ConfigError` where it left the settings: no other one is sent the request.
+        """
+        known = self._known.get(model) or await self._find(model)
+        return known.endpoint
+
+    async def prepare(self, models: Iterable[ModelRef]) -> None:
+        """Find those that are not known yet, as far as possible."""
+        for model in models:
+            if model not in self._known:
+                with contextlib.suppress(StoreUnavailableError):
+                    await self._try(model)
+
+    async def renew(self, models: Iterable[ModelRef]) -> None:
+        """Find these anew and forget all others. Raises `StoreUnavailableError`."""
+        wanted = frozenset(models)
+        for model in wanted:
+            await self._try(model)
+        for model in self._known.keys() - wanted:
+            del self._known[model]
+
+    async def _try(self, model: ModelRef) -> None:
+        """Find it; what is wrong with it is told to whoever asks for it."""
+        try:
+            await self._find(model)
+        except StoreUnavailableError:
+            raise
+        except TuneProofError:
+            self._known.pop(model, None)
+
+    async def _find(self, model: ModelRef) -> _Serving:
+        name, base = await provider_of(self._store, self._settings, model)
+        config = await self._places.find(name)
+        if config.embedded:
+            config = self._embedded(config.name)
+        endpoint = ChatEndpoint(
+            provider=config.name,
+            base_url=chat_address(config),
+            api_key=None if config.api_key is None else str.__str__(config.api_key),
+            organization=None if config.kind in NATIVE else config.organization,
+            breaker=self._breaker(config.name, model.model_id),
+            timeout_s=config.timeout_seconds,
+        )
+        self._known[model] = found = _Serving(config=config, base=base, endpoint=endpoint)
+        return found
+
+    def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
+        key = f"chat:{provider}:{model_id}"
+        if key not in self._breakers:
+            self._breakers[key] = CircuitBreaker.named(key, like="openai")
+        return self._breakers[key]
+
+    def cost_usd(self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int) -> float:
+        """What a request cost: by the settings' prices, else by the dated table; 0 without one.
+
+        The prices are those of the provider that serves this model; of a model that is not
+        known, any provider's that names it.
+        """
+        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        known = self._known.get(model)
+        asked = [known.config] if known else list(self._settings.providers.values())
+        for config in asked:
+            set_price = longest_prefix(config.prices, model.model_id.removeprefix("ft:"))
+            if set_price is not None:
+                prompt, completion = set_price
+                return Price(prompt=prompt, completion=completion).request_usd(**tokens)
+        if known is None:
+            return 0.0
+        tuned = model.model_id != known.base and not known.base.startswith("ft:")
+        named = f"ft:{known.base}" if tuned else known.base
+        found = price_at(known.config, named, "answers")
+        return found.request_usd(**tokens) if found else 0.0
