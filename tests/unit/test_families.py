@@ -14,7 +14,7 @@ from tests.unit.test_experiments import T0, ab_test, arm
 
 from tuneproof.app import RoutingSnapshot
 from tuneproof.assignment import BUCKETS, arm_among, bucket, candidate_buckets, in_lane, lane_of
-from tuneproof.client.state import RoutingState
+from tuneproof.client.state import HeldRouting
 from tuneproof.experiments import (
     ABTest,
     Arm,
@@ -97,9 +97,9 @@ routings = st.builds(
 )
 
 
-def chooser(routing: Routing) -> RoutingState:
+def chooser(routing: Routing) -> HeldRouting:
     """A client that heard of this routing as the service tells it."""
-    state = RoutingState(path=None, defaults={})
+    state = HeldRouting(path=None, defaults={})
     state.update(json.loads(RoutingSnapshot.of([routing]).body))
     return state
 

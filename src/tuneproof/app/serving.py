@@ -183,7 +183,7 @@ class Serving(Experiments):
 
     async def routing(self) -> Sequence[Routing]:
         """Which model serves each task; as last known while the database is away."""
-        return (await self.board.refresh_if_possible()).routing
+        return list((await self.board.refresh_if_possible()).routing)
 
     async def record_events(
         self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()

@@ -19,7 +19,7 @@ from tuneproof.client.http import Service
 from tuneproof.client.journal import Journal
 from tuneproof.client.refresher import POLL_S, Refresher
 from tuneproof.client.sender import FLUSH_S, Sender
-from tuneproof.client.state import Choice, RoutingState
+from tuneproof.client.state import Choice, HeldRouting
 
 T = TypeVar("T")
 log = logging.getLogger("tuneproof.client")
@@ -69,7 +69,7 @@ class Client:
         self._push, self._poll_s, self._flush_s = push, poll_s, flush_s
         self._first_wait_s = first_wait_s
         path = None if self._folder is None else self._folder / "routing.json"
-        self._state = RoutingState(path=path, defaults=defaults or {})
+        self._state = HeldRouting(path=path, defaults=defaults or {})
         self._state.load()
         self._closed = False
         self._begin()

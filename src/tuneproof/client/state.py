@@ -61,7 +61,7 @@ class _Route:
     lanes: tuple[_Lane, ...]
 
 
-class RoutingState:
+class HeldRouting:
     """The routes of all tasks; replaced whole, so readers need no lock."""
 
     def __init__(self, *, path: Path | None, defaults: Mapping[str, str]) -> None:

@@ -88,15 +88,14 @@ class Callers:
         token: str,
         verify: Callable[[str], Awaitable[TokenInfo | None]],
         *,
-        any_key: bool = False,
+        recent: bool,
     ) -> TokenInfo | None:
-        """What `verify` says of a token, or said a moment ago.
+        """What `verify` says of a token; with `recent` what it said a moment ago will do.
 
-        That nobody knows a token is remembered for those who take `any_key`. Raises
-        `StoreUnavailableError` where it was never known and cannot be checked.
+        Raises `StoreUnavailableError` where it was never known and cannot be checked.
         """
         now, known = self._clock(), self._tokens.get(token)
-        if known is not None and now < known.trusted_until and (known.found or any_key):
+        if recent and known is not None and now < known.trusted_until:
             return known.found
         if known is not None:  # this request checks it anew, those beside it do not wait
             known.trusted_until = min(now + CHECK_S, known.ended_at + 2 * TRUST_S)
@@ -147,7 +146,8 @@ def _unchecked() -> StoreUnavailableError:
 async def identify(request: Request, *, any_key: bool = False) -> Caller:
     """Who sends this request. Raises `DeniedError` (401, or 403 for a foreign page).
 
-    `any_key` takes a token that nobody knows for none: OpenAI's clients always send a key.
+    `any_key` takes a token that nobody knows for none, as OpenAI's clients always send a key, and
+    checks one that was good a moment ago not again: the gateway asks no database for a request.
     """
     app = app_of(request)
     token = _token(request)
@@ -165,7 +165,7 @@ async def identify(request: Request, *, any_key: bool = False) -> Caller:
     local = request.app.state.local_token
     if local is not None and secrets.compare_digest(token.encode(), local.encode()):
         return LOCAL
-    known = await callers.verified(token, app.verify_token, any_key=any_key)
+    known = await callers.verified(token, app.verify_token, recent=any_key)
     if known is None and any_key and not app.settings.server.token_needed:
         _check_own(request, app.settings)
         return LOCAL

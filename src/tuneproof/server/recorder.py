@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Protocol
 
 from tuneproof.errors import RetryableError, TuneProofError
@@ -57,22 +56,25 @@ class Recorder:
         self._largest = largest
         self._waiting: deque[Event] = deque()
         self._something = asyncio.Event()
-        self._writing = 0
+        self._under_way: list[Event] = []
         self.dropped = 0
 
     @property
     def waiting(self) -> int:
         """How many events are not yet written."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._under_way)
 
     def add(self, event: Event) -> None:
         """Take an event; never blocks, never raises."""
-        if len(self._waiting) >= self._largest:
-            self._waiting.popleft()
-            self._writing = max(0, self._writing - 1)  # it may be written all the same
-            self._drop(1, "the buffer is full")
         self._waiting.append(event)
         self._something.set()
+        self._bound()
+
+    def _bound(self) -> None:
+        """Drop the oldest that are too many; those being written may be kept yet."""
+        while self.waiting > self._largest and self._waiting:
+            self._waiting.popleft()
+            self._drop(1, "the buffer is full")
 
     def start(self) -> None:
         """Begin to write in the background."""
@@ -81,7 +83,6 @@ class Recorder:
     async def stop(self) -> None:
         """Write what waits, then end."""
         await self._supervisor.stop(TASK)
-        self._writing = 0
         try:
             while self._waiting:
                 await self._write()
@@ -90,7 +91,6 @@ class Recorder:
             self._waiting.clear()
 
     async def _run(self) -> None:
-        self._writing = 0
         while True:
             await self._something.wait()
             await asyncio.sleep(GATHER_S)
@@ -100,13 +100,16 @@ class Recorder:
                 self._something.clear()
 
     async def _write(self) -> None:
-        """Write a batch, which leaves the buffer once it is kept. Raises `RetryableError`."""
-        batch = list(islice(self._waiting, BATCH))
-        self._writing = len(batch)
-        await self._keep(batch)
-        for _ in range(self._writing):
-            self._waiting.popleft()
-        self._writing = 0
+        """Write a batch; it waits again where that fails. Raises `RetryableError`."""
+        self._under_way = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        try:
+            await self._keep(self._under_way)
+        except BaseException:
+            self._waiting.extendleft(reversed(self._under_way))
+            raise
+        finally:
+            self._under_way = []
+            self._bound()
 
     async def _keep(self, batch: list[Event]) -> None:
         """Keep these; of a batch that is refused, those that are not at fault."""

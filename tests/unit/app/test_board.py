@@ -1,0 +1,187 @@
+"""The board: the routing in memory, who is told of a change, and what stays in an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from tuneproof.app import Board, Live
+from tuneproof.errors import StoreUnavailableError
+from tuneproof.experiments import ModelRef
+from tuneproof.resilience import Supervisor
+from tuneproof.rollout import Lane, Routing
+
+BASE, NEW = ModelRef(model_id="base"), ModelRef(model_id="new", version="v1")
+HOOK = Routing(task="hook", baseline=BASE, salt="s", version=1)
+TESTED = replace(HOOK, lanes=(Lane(subject="ab-test-1", candidate=NEW, share=0.5),), version=2)
+
+
+class Rows:
+    """A store of routing that can be away, and tells of writes where it is asked to."""
+
+    def __init__(self, *, notifies: bool = False) -> None:
+        self.rows: dict[str, Routing] = {"hook": HOOK}
+        self.notifies = notifies
+        self.away = False
+        self.reads = 0
+        self.gate: asyncio.Event | None = None
+        self.told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def all(self) -> Sequence[Routing]:
+        self.reads += 1
+        rows = [self.rows[task] for task in sorted(self.rows)]
+        await asyncio.sleep(0)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.away:
+            raise StoreUnavailableError("away")
+        return rows
+
+    async def notices(self) -> AsyncIterator[str]:
+        yield ""
+        while True:
+            yield await self.told.get()
+
+
+class Models:
+    """Hears which models are to be prepared."""
+
+    def __init__(self) -> None:
+        self.prepared: list[frozenset[ModelRef]] = []
+        self.error: Exception | None = None
+        self.shown: Callable[[], object] = lambda: None
+
+    async def prepare(self, models: Iterable[ModelRef]) -> None:
+        self.prepared.append(frozenset(models))
+        self.shown()
+        if self.error is not None:
+            raise self.error
+
+
+async def until(good: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not good():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows()
+
+
+@pytest.fixture
+def models() -> Models:
+    return Models()
+
+
+@pytest.fixture
+def live() -> Live:
+    return Live()
+
+
+@pytest.fixture
+def board(rows: Rows, models: Models, live: Live) -> Board:
+    return Board(rows, live, prepare=models.prepare)
+
+
+async def test_nothing_is_shown_before_the_first_read(board):
+    assert board.age_s is None
+    with pytest.raises(StoreUnavailableError):
+        _ = board.snapshot
+    await board.refresh()
+    assert board.snapshot.routing == (HOOK,)
+
+
+async def test_a_change_is_told_once_and_after_it_is_shown(board, rows, live):
+    await board.refresh()
+    events = live.listen()
+    rows.rows |= {"hook": TESTED, "body": replace(HOOK, task="body")}
+    await board.refresh()
+    await board.refresh()
+    found = [events.get_nowait() for _ in range(events.qsize())]
+    assert [(e.kind, e.id, e.version) for e in found] == [
+        ("routing", "body", 1),
+        ("routing", "hook", 2),
+    ]
+    assert board.snapshot.by_task["hook"] == TESTED
+
+
+async def test_who_serves_new_models_is_found_before_they_are_shown(board, rows, models):
+    await board.refresh()
+    rows.rows["hook"] = TESTED
+    before = []
+    models.shown = lambda: before.append(board.snapshot.by_task["hook"])
+    await board.refresh()
+    assert models.prepared == [frozenset({BASE}), frozenset({BASE, NEW})]
+    assert before == [HOOK]
+
+
+async def test_a_change_is_shown_also_where_nobody_can_say_who_serves_it(board, rows, models):
+    await board.refresh()
+    rows.rows["hook"], models.error = TESTED, RuntimeError("a defect")
+    await board.refresh()
+    assert board.snapshot.by_task["hook"] == TESTED
+
+
+async def test_those_who_ask_at_once_share_a_read_that_began_after_they_asked(board, rows):
+    rows.gate = asyncio.Event()
+    first = asyncio.create_task(board.refresh())
+    await until(lambda: rows.reads == 1)
+    rows.rows["hook"] = TESTED  # too late for the read under way
+    later = [asyncio.create_task(board.refresh()) for _ in range(10)]
+    await asyncio.sleep(0)
+    rows.gate.set()
+    assert (await first).routing == (HOOK,)
+    assert {(await one).routing for one in later} == {(TESTED,)}
+    assert rows.reads == 2
+
+
+async def test_the_last_known_state_stays_while_the_store_is_away(rows, live, models):
+    now = [10.0]
+    board = Board(rows, live, prepare=models.prepare, clock=lambda: now[0])
+    await board.refresh()
+    rows.away, now[0] = True, 15.0
+    with pytest.raises(StoreUnavailableError):
+        await board.refresh()
+    assert (await board.refresh_if_possible()).routing == (HOOK,)
+    assert board.age_s == 5.0
+
+
+@pytest.mark.parametrize("notified", [True, False])
+async def test_a_write_is_seen_by_notice_by_word_or_by_and_by(rows, board, notified, monkeypatch):
+    if notified:
+        monkeypatch.setattr("tuneproof.app.board.WATCH_S", 3600.0)
+    rows.notifies = notified
+    supervisor = Supervisor()
+    await board.refresh()
+    board.watch(supervisor)
+    try:
+        rows.rows["hook"] = TESTED
+        rows.told.put_nowait("hook")
+        await until(lambda: board.snapshot.routing == (TESTED,))
+        rows.rows["hook"] = replace(TESTED, version=3)
+        board.changed()
+        await until(lambda: board.snapshot.version == 3)
+        assert supervisor.runs("routing-notices") == notified
+    finally:
+        await supervisor.close()
+
+
+async def test_an_outage_ends_with_the_state_read_anew(rows, board):
+    async def at_once(_seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    supervisor = Supervisor(sleep=at_once)
+    await board.refresh()
+    board.watch(supervisor)
+    try:
+        rows.away = True
+        await until(lambda: supervisor.tasks[0].restarts > 2)
+        assert board.snapshot.routing == (HOOK,)
+        rows.rows["hook"], rows.away = TESTED, False
+        await until(lambda: board.snapshot.routing == (TESTED,))
+    finally:
+        await supervisor.close()
