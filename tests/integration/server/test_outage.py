@@ -51,9 +51,9 @@ async def worker(settings: Settings) -> AsyncIterator[Service]:
 
 
 async def declared_test(app: App) -> str:
-    made = await app.create_ab_test(
+    [made] = await app.create_ab_test(
         baseline=ModelRef(model_id="base"),
-        candidate=ModelRef(model_id="cand"),
+        candidates=[ModelRef(model_id="cand")],
         traffic_split=0.5,
         tasks=["hook"],
     )
