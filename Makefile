@@ -7,7 +7,7 @@ LORA := .venv-lora/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: help setup services demo test check lint types unit acceptance lora simulate bench docs house lock clean
+.PHONY: help setup services demo test check lint types unit steady acceptance acceptance-long lora simulate bench docs house lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,8 +43,14 @@ types: setup
 unit: setup
 	$(PYTHON) -m pytest -q -n 2 tests/unit tests/trainer/unit
 
+steady: setup services ## ten times `make test`, a second one beside it in five: is any ever red?
+	$(PYTHON) tools/steady.py
+
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow
+
+acceptance-long: setup services ## ten restarts of the database and ten kills of a worker
+	TUNEPROOF_OUTAGES=10 $(PYTHON) -m pytest -q -m slow tests/acceptance/test_outages.py
 
 lora: $(LORA) ## train, answer and kill the engines lora and ray, in an environment of their own
 	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m lora tests/trainer/lora
@@ -65,6 +71,7 @@ simulate: setup ## the error rates of the statistics, whole; writes tests/simula
 	$(PYTHON) -m tests.simulation
 
 bench: setup services ## ratios against named peers; writes benchmarks/results.json
+	@sh .ci/uv
 	$(PYTHON) -m benchmarks.run
 
 docs: setup ## run every example of README and docs

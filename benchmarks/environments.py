@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PEERS = Path(__file__).parent / "peers"
+OWN_UV = Path(__file__).resolve().parent.parent / ".uv" / "bin" / "uv"
 
 
 def interpreter(name: str) -> Path:
@@ -22,13 +23,18 @@ def interpreter(name: str) -> Path:
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
-    uv = shutil.which("uv")
-    if uv is None:
-        raise SystemExit("The peers' environments are made by uv: `pip install uv`.")
-    _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder / ".venv")])
-    _run([uv, "pip", "install", "--quiet", "--python", str(python), "-r", str(requirements)])
+    _run([uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder / ".venv")])
+    _run([uv(), "pip", "install", "--quiet", "--python", str(python), "-r", str(requirements)])
     stamp.write_text(wanted)
     return python
+
+
+def uv() -> str:
+    """The uv on the PATH, or the one that `make setup` brought."""
+    found = shutil.which("uv") or shutil.which(OWN_UV)
+    if found is None:
+        raise SystemExit("The peers' environments are made by uv: `make setup` brings one.")
+    return found
 
 
 def measured(python: Path | str, script: Path, *arguments: str) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from typing import Any
 ROUNDS = 15
 BARE = (sys.executable, "-c", "pass")
 GOALS = {
-    "import tuneproof.client": ((sys.executable, "-c", "import tuneproof.client"), 150),
-    "tuneproof --help": ((str(Path(sys.executable).parent / "tuneproof"), "--help"), 400),
+    "import tuneproof.client": ((sys.executable, "-c", "import tuneproof.client"), 17),
+    "tuneproof --help": ((str(Path(sys.executable).parent / "tuneproof"), "--help"), 45),
 }
+"""Commands, and how many times the bare interpreter they may take: 150 and 400 ms against 8.8 ms,
+where the goals were set."""
 _LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|\s*(\S+)")
 
 
@@ -39,8 +41,8 @@ def records() -> list[dict[str, Any]]:
             "peer": "python -c pass",
             "peer_value": round(medians["bare"], 1),
             "ratio": round(medians["bare"] / medians[name], 3),
-            "goal": f"< {goal} ms",
-            "met": medians[name] < goal,
+            "goal": f"≤ {goal} × the interpreter's",
+            "met": medians[name] <= goal * medians["bare"],
             "slowest": _slowest(command),
         }
         for name, (command, goal) in GOALS.items()

@@ -30,7 +30,8 @@ PART = 10_000
 SENT = 50_000
 CONNECTIONS = 4
 ROUNDS = 4
-GOAL = 30_000
+GOAL = 0.23
+"""Of the store's own rate in the same run: 30 k events/s of 132 k, where the goal was set."""
 
 
 def records() -> list[dict[str, Any]]:
@@ -41,8 +42,8 @@ def records() -> list[dict[str, Any]]:
             found = asyncio.run(_rounds(service.port, other))
     rates = {way: statistics.median(values[1:]) for way, values in found.items()}
     return [
-        _record(rates["http"], "the store alone, the same batches", rates["store"]),
-        _record(rates["http"], "binary COPY alone", rates["copy"]),
+        _record(rates["http"], "the store alone, the same batches", rates["store"], GOAL),
+        _record(rates["http"], "binary COPY alone", rates["copy"], None),
     ]
 
 
@@ -118,7 +119,7 @@ def _send(port: int, bodies: list[bytes]) -> float:
     return len(bodies) * PART / (time.perf_counter() - began)
 
 
-def _record(ours: float, peer: str, theirs: float) -> dict[str, Any]:
+def _record(ours: float, peer: str, theirs: float, goal: float | None) -> dict[str, Any]:
     return {
         "name": f"ingest: events over HTTP, one worker, {CONNECTIONS} connections",
         "ours": round(ours / 1000, 1),
@@ -126,8 +127,8 @@ def _record(ours: float, peer: str, theirs: float) -> dict[str, Any]:
         "peer": peer,
         "peer_value": round(theirs / 1000, 1),
         "ratio": round(ours / theirs, 3),
-        "goal": f"≥ {GOAL // 1000} k events/s",
-        "met": ours >= GOAL,
+        "goal": None if goal is None else f"≥ {goal:g} ×",
+        "met": None if goal is None else ours >= goal * theirs,
     }
 
 

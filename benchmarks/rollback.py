@@ -25,6 +25,8 @@ CLIENTS = 1000
 ROUNDS = 3
 POLL_S = 5.0
 PROMISED_S = 30.0
+OF_POLLING, OF_THE_PROMISE = 4.4, 30.0
+"""One second, against the 4.41 s of polling clients where the goal was set, and against 30 s."""
 SCRIPT = PEERS / "rollback" / "clients.py"
 
 
@@ -34,10 +36,10 @@ def records() -> list[dict[str, Any]]:
     polled = _round("poll")
     push_s = statistics.median(r["last_s"] for r in pushed)
     return [
-        _record("pushed", push_s, "clients that poll every 5 s", polled["last_s"], 1.0)
+        _record("pushed", push_s, "clients that poll every 5 s", polled["last_s"], OF_POLLING)
         | {"call_s": _median(pushed, "call_s"), "half_s": _median(pushed, "half_s")},
-        _record("pushed", push_s, "the promise of the first version", PROMISED_S, 1.0),
-        _record("polling every 5 s", polled["last_s"], "their interval", POLL_S, 5.0),
+        _record("pushed", push_s, "the promise of the first version", PROMISED_S, OF_THE_PROMISE),
+        _record("polling every 5 s", polled["last_s"], "their interval", POLL_S, 1.0),
         _memory(_median(pushed, "rss_mb")),
     ]
 
@@ -76,7 +78,7 @@ def _roll_back(service: Running) -> None:
         assert json.load(answer)["status"] == "rolled_back"
 
 
-def _record(how: str, ours_s: float, peer: str, theirs_s: float, goal_s: float) -> dict[str, Any]:
+def _record(how: str, ours_s: float, peer: str, theirs_s: float, goal: float) -> dict[str, Any]:
     return {
         "name": f"rollback: until the last of {CLIENTS:,} clients has it, {how}",
         "ours": round(ours_s, 3),
@@ -84,8 +86,8 @@ def _record(how: str, ours_s: float, peer: str, theirs_s: float, goal_s: float) 
         "peer": peer,
         "peer_value": round(theirs_s, 3),
         "ratio": round(theirs_s / ours_s, 2),
-        "goal": f"< {goal_s:g} s",
-        "met": ours_s < goal_s,
+        "goal": f"≥ {goal:g} ×",
+        "met": theirs_s / ours_s >= goal,
     }
 
 
