@@ -91,7 +91,7 @@ async def effects(demo: Demonstration) -> dict[str, int]:
     }
     for subject in [*(e.id for e in experiments), *(r.id for r in rollouts)]:
         kept, recounted = (
-            await app.store.events.kept(subject),
+            await app.store.events.stored(subject),
             await app.store.events.recount(subject),
         )
         counted[f"rollups differ ({subject})"] = int(kept != recounted)

@@ -200,7 +200,7 @@ async def test_killed_50_times_while_ingesting_every_event_counts_once(
     store = await open_store(database_url)
     try:
         for subject in SUBJECTS:
-            assert await store.events.kept(subject) == await store.events.recount(subject)
+            assert await store.events.stored(subject) == await store.events.recount(subject)
         assert await counted(store) == (len(shown), len(told))
     finally:
         await store.close()

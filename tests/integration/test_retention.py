@@ -22,12 +22,12 @@ async def test_ended_experiments_and_rollouts_lose_their_raw_events_after_the_ti
         assert run.status is RunStatus.SUCCESS
         subjects = sorted([run.result["ab_test_id"], run.result["deployment_id"]])
         assert await app.forget_events() == [], "nothing is that old yet"
-        kept = {s: await app.store.events.kept(s) for s in subjects}
+        kept = {s: await app.store.events.stored(s) for s in subjects}
         app.clock.restore(app.clock.now() + timedelta(days=31))
         assert sorted(await app.forget_events()) == subjects
         assert await app.forget_events() == []
         for subject in subjects:
-            assert await app.store.events.kept(subject) == kept[subject]
+            assert await app.store.events.stored(subject) == kept[subject]
             assert await app.store.events.newest(subject) == []
             with pytest.raises(StateError, match="are gone"):
                 await app.store.events.recount(subject)
@@ -56,5 +56,5 @@ async def test_everything_is_kept_by_default(tmp_path: Path, database_url: str) 
         loop.app.clock.restore(loop.app.clock.now() + timedelta(days=3650))
         assert await loop.app.forget_events() == []
         subject = run.result["ab_test_id"]
-        kept = await loop.app.store.events.kept(subject)
+        kept = await loop.app.store.events.stored(subject)
         assert await loop.app.store.events.recount(subject) == kept

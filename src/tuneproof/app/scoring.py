@@ -28,7 +28,7 @@ from tuneproof.errors import (
 from tuneproof.evaluation import Messages, Scored, Scorer, Text, ask, sampled
 from tuneproof.experiments import ABTest, Arm, Exposure
 from tuneproof.settings import PipelineConfig
-from tuneproof.store import Spent, Tally, Waiting
+from tuneproof.store import ScoringSpend, Tally, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Scoring:
 
     scorer: str | None
     arms: Mapping[Arm, Tally]
-    today: Spent
+    today: ScoringSpend
     calls_day: int
     cost_usd_day: float | None
     waits: str | None = None

@@ -220,7 +220,7 @@ def _whole(value: Any, column: str, where: str) -> int:
         whole = _BEYOND
     if not -_BEYOND <= whole < _BEYOND:
         raise DataError(
-            f"{where}: {column} is {_shown(value)}, no whole number of 64 bits.",
+            f"{where}: {column} is {_shortened(value)}, no whole number of 64 bits.",
             mend="Write digits only, or leave it empty.",
             field=column,
         )
@@ -233,7 +233,7 @@ def _number(value: Any, column: str, where: str) -> float:
     except ValueError as error:
         percent = " Divide percents by 100." if str(value).rstrip().endswith("%") else ""
         raise DataError(
-            f"{where}: {column} is {_shown(value)}, no number.",
+            f"{where}: {column} is {_shortened(value)}, no number.",
             mend=f"A rate is a share from 0 to 1, such as 0.12.{percent}",
             field=column,
         ) from error
@@ -245,10 +245,10 @@ def _time(value: Any, column: str, where: str) -> datetime:
         return instant(value)
     except DataError as error:
         raise DataError(
-            f"{where}: {column} is {_shown(value)}, no time.", mend=error.mend, field=column
+            f"{where}: {column} is {_shortened(value)}, no time.", mend=error.mend, field=column
         ) from error
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"

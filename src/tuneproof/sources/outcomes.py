@@ -73,12 +73,12 @@ class OutcomeTable:
                 await asyncio.to_thread(connection.close)
         except OperationalError as error:
             raise StoreUnavailableError(
-                f"The outcome source {self.config.name!r} did not answer: {_said(error)}.",
+                f"The outcome source {self.config.name!r} did not answer: {_first_line(error)}.",
                 mend=f"Check outcome_sources.{self.config.name}: its url and its query.",
             ) from error
         except DBAPIError as error:
             raise DataError(
-                f"The outcome source {self.config.name!r} refused its query: {_said(error)}.",
+                f"The outcome source {self.config.name!r} refused its query: {_first_line(error)}.",
                 mend=f"Check outcome_sources.{self.config.name}.query.",
             ) from error
         finally:
@@ -168,5 +168,5 @@ def _made(url: URL) -> Engine:
         ) from error
 
 
-def _said(error: DBAPIError) -> str:
+def _first_line(error: DBAPIError) -> str:
     return (str(error.orig).strip().splitlines() or ["no reason"])[0].rstrip(".")

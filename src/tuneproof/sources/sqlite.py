@@ -1,7 +1,7 @@
 """Posts from SQLite: a connection that cannot write, read in a worker thread.
 
 SQLite has no type for times, so the first value tells how the column keeps them: as ISO text,
-or as a number of seconds, milli- or microseconds. Text that is no UTF-8 is kept as lone
+or as a number of seconds, milli- or microseconds. Text that is no UTF-8 is stored as lone
 surrogates, by which curation finds it.
 """
 
@@ -99,17 +99,17 @@ class SqliteSource(SqlSource):
         self._unit = _time_unit(own, table, found["ts"])
 
     def earliest(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
-        """The earliest time as it is kept: SQLite takes it from the row that has the minimum."""
-        kept = sa.type_coerce(ts, sa.types.NullType())
+        """The earliest time as it is stored: SQLite takes it from the row that has the minimum."""
+        stored = sa.type_coerce(ts, sa.types.NullType())
         if self._unit is not None:
-            return (sa.func.min(kept).label("first"),)
-        return (sa.func.min(sa.func.strftime("%Y-%m-%d %H:%M:%f", kept)), kept.label("first"))
+            return (sa.func.min(stored).label("first"),)
+        return (sa.func.min(sa.func.strftime("%Y-%m-%d %H:%M:%f", stored)), stored.label("first"))
 
     def hour(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
         """The hour, as texts are written or as numbers count."""
-        kept = sa.type_coerce(ts, sa.types.NullType())
+        stored = sa.type_coerce(ts, sa.types.NullType())
         if self._unit is None:
-            return (sa.func.substr(kept, 1, 13),)
+            return (sa.func.substr(stored, 1, 13),)
         seconds = sa.type_coerce(ts, sa.Numeric(asdecimal=False)) * (self._unit / 1e6)
         return (sa.cast(seconds / 3600, sa.Integer()),)
 

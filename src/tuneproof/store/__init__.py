@@ -14,7 +14,7 @@ from tuneproof.store.ids import uuid7
 from tuneproof.store.paging import Page
 from tuneproof.store.rollups import ArmStratum
 from tuneproof.store.runs import Run, RunStatus
-from tuneproof.store.scores import Spent, Tally, Waiting
+from tuneproof.store.scores import ScoringSpend, Tally, Waiting
 from tuneproof.store.store import Store, open_store, unopened_store
 from tuneproof.store.subjects import SubjectKind
 from tuneproof.store.tables import metadata
@@ -30,7 +30,7 @@ __all__ = [
     "Phase",
     "Run",
     "RunStatus",
-    "Spent",
+    "ScoringSpend",
     "Store",
     "SubjectKind",
     "Tally",

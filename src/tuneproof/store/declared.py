@@ -15,11 +15,11 @@ from sqlalchemy import select
 from tuneproof.store.tables import subjects
 from tuneproof.workflow import Tx
 
-__all__ = ["NOTHING", "Declared", "read_declared"]
+__all__ = ["NOTHING", "DeclaredKeys", "read_declared"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class DeclaredKeys:
     """The keys of the subjects that count `items`, and of those that are `cuped`."""
 
     items: frozenset[int] = frozenset()
@@ -32,7 +32,7 @@ class Declared:
         return bool(self.items or self.cuped)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, str | None, bool | None]]) -> Declared:
+    def of(cls, rows: Iterable[tuple[int, str | None, bool | None]]) -> DeclaredKeys:
         """What rows of (key, analysis_unit, cuped) declare."""
         known = list(rows)
         return cls(
@@ -41,12 +41,12 @@ class Declared:
         )
 
 
-NOTHING: Final = Declared()
+NOTHING: Final = DeclaredKeys()
 """No subject declares anything."""
 
 
-async def read_declared(tx: Tx, key: int) -> Declared:
+async def read_declared(tx: Tx, key: int) -> DeclaredKeys:
     """What one subject declares."""
     query = select(subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped)
     found = await tx.execute(query.where(subjects.c.key == key))
-    return Declared.of((k, counted, cuped) for k, counted, cuped in found)
+    return DeclaredKeys.of((k, counted, cuped) for k, counted, cuped in found)

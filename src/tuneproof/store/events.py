@@ -19,22 +19,22 @@ from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outco
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.store import ingest_postgres, ingest_sqlite
 from tuneproof.store.database import Database
-from tuneproof.store.declared import NOTHING, Declared
+from tuneproof.store.declared import NOTHING, DeclaredKeys
 from tuneproof.store.partitions import DayMissingError, Partitions
 from tuneproof.store.rollups import (
     ARMS,
     ArmStratum,
     exposed_days,
-    kept_rollups,
     read_exposed,
     read_looked,
     read_requests,
     read_strata,
     recounted_rollups,
+    stored_rollups,
 )
 from tuneproof.store.scores import SCORED, read_qualities
 from tuneproof.store.segments import read_segments
-from tuneproof.store.sums import NANO, Rollups
+from tuneproof.store.sums import EXPOSURE_AT, NANO, OUTCOME_AT, Rollups
 from tuneproof.store.tables import (
     cells,
     engagement,
@@ -114,19 +114,23 @@ class Events:
     ) -> Ingested:
         subjects = dict.fromkeys([*(e.subject for e in exposures), *(o.subject for o in outcomes)])
         keys, declared = await _taking(tx, subjects)
-        shown = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
-        told = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
+        exposure_rows = [_exposure_row(keys[e.subject], e) for e in exposures if e.subject in keys]
+        outcome_rows = [_outcome_row(keys[e.subject], e) for e in outcomes if e.subject in keys]
         unknown: tuple[str, ...] = ()
         if len(keys) < len(subjects):
             events: list[Exposure | Outcome] = [*exposures, *outcomes]
             unknown = tuple(event.id for event in events if event.subject not in keys)
         new = 0
         if self._database.dialect == "sqlite":
-            new = await ingest_sqlite.ingest(tx, shown, told, declared)
-        elif shown or told:
-            self._partitions.check([*(row[5] for row in shown), *(row[3] for row in told)], made)
-            new = await ingest_postgres.ingest(tx, shown, told, declared)
-        return Ingested(accepted=new, duplicates=len(shown) + len(told) - new, unknown=unknown)
+            new = await ingest_sqlite.ingest(tx, exposure_rows, outcome_rows, declared)
+        elif exposure_rows or outcome_rows:
+            instants = [row[EXPOSURE_AT] for row in exposure_rows]
+            instants += [row[OUTCOME_AT] for row in outcome_rows]
+            self._partitions.check(instants, made)
+            new = await ingest_postgres.ingest(tx, exposure_rows, outcome_rows, declared)
+        return Ingested(
+            accepted=new, duplicates=len(exposure_rows) + len(outcome_rows) - new, unknown=unknown
+        )
 
     async def strata(
         self,
@@ -282,7 +286,7 @@ class Events:
             )
 
     async def recount(self, subject: str, *, tx: Tx | None = None) -> Rollups:
-        """The rollups made anew from the raw events: equal to `kept` unless there is a bug.
+        """The rollups made anew from the raw events: equal to `stored` unless there is a bug.
 
         Raises `StateError` where the raw events are gone (`retention_days`).
         """
@@ -295,15 +299,15 @@ class Events:
                 )
             return await recounted_rollups(own, key)
 
-    async def kept(self, subject: str, *, tx: Tx | None = None) -> Rollups:
-        """The rollups as they are kept."""
+    async def stored(self, subject: str, *, tx: Tx | None = None) -> Rollups:
+        """The rollups as they are stored."""
         async with self._database.reading(tx) as own:
             key = await _key(own, subject)
             rows = {}
             for table in (cells, engagement, requests):
                 found = await own.execute(select(table).where(table.c.subject == key))
                 rows[table.name] = list(found)
-        return kept_rollups(rows)
+        return stored_rollups(rows)
 
 
 async def _keys(tx: Tx, ids: Iterable[str], *, open_only: bool = False) -> dict[str, int]:
@@ -318,7 +322,7 @@ async def _keys(tx: Tx, ids: Iterable[str], *, open_only: bool = False) -> dict[
     return found
 
 
-async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], bool, Declared]:
+async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], bool, DeclaredKeys]:
     """The subject's key, each phase's share, whether a text of it was scored, what it declares."""
     scored = exists().where(scores.c.subject == subjects.c.key, scores.c.state == SCORED)
     known = subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped
@@ -331,11 +335,11 @@ async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], 
     if not rows:
         return await _key(tx, subject), {}, False, NOTHING
     shares = {row.number: row.share for row in rows if row.number is not None}
-    declared = Declared.of([(rows[0].key, rows[0].analysis_unit, rows[0].cuped)])
+    declared = DeclaredKeys.of([(rows[0].key, rows[0].analysis_unit, rows[0].cuped)])
     return rows[0].key, shares, bool(rows[0].scored), declared
 
 
-async def _taking(tx: Tx, ids: Iterable[str]) -> tuple[dict[str, int], Declared]:
+async def _taking(tx: Tx, ids: Iterable[str]) -> tuple[dict[str, int], DeclaredKeys]:
     """The keys of the subjects that take events, and what those declare.
 
     None of them is purged before `tx` ends: they are held.
@@ -348,7 +352,7 @@ async def _taking(tx: Tx, ids: Iterable[str]) -> tuple[dict[str, int], Declared]
     for start in range(0, len(wanted), 1000):
         part = query.where(subjects.c.id.in_(wanted[start : start + 1000]))
         found += await tx.execute(part)
-    return {row[0]: row[1] for row in found}, Declared.of(row[1:] for row in found)
+    return {row[0]: row[1] for row in found}, DeclaredKeys.of(row[1:] for row in found)
 
 
 async def _key(tx: Tx, subject: str) -> int:

@@ -19,27 +19,29 @@ from typing import Any, Final
 
 from psycopg.errors import CheckViolation, UniqueViolation
 
-from tuneproof.store.declared import NOTHING, Declared
+from tuneproof.store.declared import NOTHING, DeclaredKeys
 from tuneproof.store.partitions import DAY_US, DayMissingError
 from tuneproof.store.sums import (
     COLUMNS,
+    EXPOSURE_AT,
     EXPOSURE_COLUMNS,
+    OUTCOME_AT,
     OUTCOME_COLUMNS,
     UNIT_COLUMNS,
     Rollups,
     Row,
     Units,
+    add_exposures,
+    add_item_outcomes,
+    add_outcomes,
     forget_outcome,
+    has_exposure,
     is_stale,
-    meet,
+    may_have_outcome,
     moved_at,
-    show,
     span_of,
     split_items,
-    tell,
-    tell_items,
-    was_shown,
-    was_told,
+    widen_spans,
 )
 from tuneproof.workflow import Tx
 
@@ -165,7 +167,7 @@ async def ingest(
     tx: Tx,
     exposures: Sequence[Row],
     outcomes: Sequence[Row],
-    declared: Declared = NOTHING,
+    declared: DeclaredKeys = NOTHING,
 ) -> int:
     """Keep new events and what follows from them; how many were new.
 
@@ -179,23 +181,24 @@ async def ingest(
             await cursor.execute(_PREPARE)
             return await _Batch(cursor, declared).take(exposures, outcomes)
     except CheckViolation as error:  # no partition for a row
-        days = {row[5] // DAY_US for row in exposures} | {row[3] // DAY_US for row in outcomes}
+        instants = [row[EXPOSURE_AT] for row in exposures] + [row[OUTCOME_AT] for row in outcomes]
+        days = {at // DAY_US for at in instants}
         raise DayMissingError(days, dropped=True) from error
 
 
 class _Batch:
     """Events on their way in, on one connection."""
 
-    def __init__(self, cursor: Any, declared: Declared) -> None:
+    def __init__(self, cursor: Any, declared: DeclaredKeys) -> None:
         self._cursor = cursor
         self._declared = declared
 
     async def take(self, exposures: Sequence[Row], outcomes: Sequence[Row]) -> int:
         fresh: Units = defaultdict(dict)
-        show(fresh, exposures)
+        add_exposures(fresh, exposures)
         whole, items = split_items(outcomes, self._declared)
-        tell(fresh, whole)
-        tell_items(fresh, items)
+        add_outcomes(fresh, whole)
+        add_item_outcomes(fresh, items)
         known = await self._claim(fresh)
         if known:
             exposures = await self._unknown("exposures", exposures, known)
@@ -235,7 +238,7 @@ class _Batch:
 
     async def _unknown(self, table: str, rows: Sequence[Row], known: Units) -> Sequence[Row]:
         """The events that are not yet kept."""
-        use, has = (0, was_shown) if table == "exposures" else (1, was_told)
+        use, has = (0, has_exposure) if table == "exposures" else (1, may_have_outcome)
         spans = [
             (use, place, row[0], row[1], row[2], *span_of(unit))
             for place, row in enumerate(rows)
@@ -249,15 +252,15 @@ class _Batch:
         self, known: Units, exposures: Sequence[Row], outcomes: Sequence[Row], changes: Rollups
     ) -> None:
         """Take new events of units that were known into those."""
-        shown, told = _of(known, exposures), _of(known, outcomes)
+        exposure_rows, outcome_rows = _of(known, exposures), _of(known, outcomes)
         touched: Units = defaultdict(dict)
-        for subject, name, *_ in (*shown, *told):
+        for subject, name, *_ in (*exposure_rows, *outcome_rows):
             touched[subject][name] = known[subject][name]
         changes.add_units(touched, -1, self._declared)
-        show(touched, shown)
-        whole, items = split_items(told, self._declared)
-        tell(touched, whole)
-        meet(touched, items)
+        add_exposures(touched, exposure_rows)
+        whole, items = split_items(outcome_rows, self._declared)
+        add_outcomes(touched, whole)
+        widen_spans(touched, items)
         await self._look_back(touched)
         changes.add_units(touched, 1, self._declared)
         rows = [
@@ -281,8 +284,8 @@ class _Batch:
                 if is_stale(unit):
                     forget_outcome(unit)
                     stale.append((2, 0, subject, name, "", span_of(unit)[0], moved_at(unit)))
-        tell(units, await self._within(_OUTCOMES_BEFORE, stale))
-        tell_items(units, await self._within(_ITEM_OUTCOMES, counted))
+        add_outcomes(units, await self._within(_OUTCOMES_BEFORE, stale))
+        add_item_outcomes(units, await self._within(_ITEM_OUTCOMES, counted))
 
     async def _within(self, query: str, spans: Sequence[Row]) -> Sequence[Row]:
         """What a query finds in the spans, planned for the days that they lie in."""

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from tuneproof.store.declared import NOTHING, Declared
+from tuneproof.store.declared import NOTHING, DeclaredKeys
 from tuneproof.store.sums import (
     COLUMNS,
     COUNTS,
@@ -21,13 +21,13 @@ from tuneproof.store.sums import (
     Rollups,
     Row,
     Units,
+    add_exposures,
+    add_item_outcomes,
+    add_outcomes,
     forget_outcome,
     is_stale,
-    meet,
-    show,
     split_items,
-    tell,
-    tell_items,
+    widen_spans,
 )
 from tuneproof.workflow import Tx
 
@@ -63,19 +63,19 @@ async def ingest(
     tx: Tx,
     exposures: Sequence[Row],
     outcomes: Sequence[Row],
-    declared: Declared = NOTHING,
+    declared: DeclaredKeys = NOTHING,
 ) -> int:
     """Keep new events and what follows from them; how many were new."""
-    shown = await _new(tx, "exposures", exposures)
-    told = await _new(tx, "outcomes", outcomes)
-    if shown:
-        await tx.exec_driver_sql(_INSERT_EXPOSURE, [_with_json(row) for row in shown])
-    if told:
-        await tx.exec_driver_sql(_INSERT_OUTCOME, told)
-    changes = await _change_units(tx, shown, told, declared)
-    changes.add_requests(shown)
+    exposure_rows = await _new(tx, "exposures", exposures)
+    outcome_rows = await _new(tx, "outcomes", outcomes)
+    if exposure_rows:
+        await tx.exec_driver_sql(_INSERT_EXPOSURE, [_with_json(row) for row in exposure_rows])
+    if outcome_rows:
+        await tx.exec_driver_sql(_INSERT_OUTCOME, outcome_rows)
+    changes = await _change_units(tx, exposure_rows, outcome_rows, declared)
+    changes.add_requests(exposure_rows)
     await _apply(tx, changes.without_zeros())
-    return len(shown) + len(told)
+    return len(exposure_rows) + len(outcome_rows)
 
 
 def _with_json(exposure: Any) -> Any:
@@ -100,7 +100,7 @@ async def _new(tx: Tx, table: str, rows: Sequence[Row]) -> list[Any]:
 
 
 async def _change_units(
-    tx: Tx, exposures: Sequence[Row], outcomes: Sequence[Row], declared: Declared
+    tx: Tx, exposures: Sequence[Row], outcomes: Sequence[Row], declared: DeclaredKeys
 ) -> Rollups:
     touched: dict[Key, None] = dict.fromkeys(
         (*((r[0], r[1]) for r in exposures), *((r[0], r[1]) for r in outcomes))
@@ -108,10 +108,10 @@ async def _change_units(
     units = await _load(tx, touched)
     changes = Rollups()
     changes.add_units(units, -1, declared)
-    show(units, exposures)
+    add_exposures(units, exposures)
     whole, items = split_items(outcomes, declared)
-    tell(units, whole)
-    meet(units, items)
+    add_outcomes(units, whole)
+    widen_spans(units, items)
     await _look_back(tx, units, declared)
     changes.add_units(units, 1, declared)
     if touched:
@@ -134,7 +134,7 @@ async def _load(tx: Tx, keys: Iterable[Key]) -> Units:
     return units
 
 
-async def _look_back(tx: Tx, units: Units, declared: Declared) -> None:
+async def _look_back(tx: Tx, units: Units, declared: DeclaredKeys) -> None:
     """Where the move to the other arm turns out to be before the outcome, find the one before;
     where items are declared, count all of them anew."""
     stale: list[Key] = []
@@ -151,8 +151,8 @@ async def _look_back(tx: Tx, units: Units, declared: Declared) -> None:
             chunk,
         )
         whole, items = split_items(found, declared)
-        tell(units, whole)
-        tell_items(units, items)
+        add_outcomes(units, whole)
+        add_item_outcomes(units, items)
 
 
 async def _apply(tx: Tx, changes: Rollups) -> None:

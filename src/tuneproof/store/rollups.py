@@ -40,11 +40,11 @@ from tuneproof.store.sums import (
     Rollups,
     Row,
     Units,
+    add_exposures,
+    add_item_outcomes,
+    add_outcomes,
     day_of,
-    show,
     split_items,
-    tell,
-    tell_items,
 )
 from tuneproof.store.tables import (
     DECLARED_SUMS,
@@ -62,11 +62,11 @@ __all__ = [
     "ARMS",
     "ArmStratum",
     "exposed_days",
-    "kept_rollups",
     "read_exposed",
     "read_looked",
     "read_requests",
     "read_strata",
+    "stored_rollups",
 ]
 
 ARMS: Final = (Arm.BASELINE, Arm.CANDIDATE)
@@ -259,7 +259,7 @@ def _follows(hour: ColumnElement[int], since: datetime | None) -> ColumnElement[
     return or_(hour < day_of(now), and_(hour > now, hour < (now // 24 + 1) * 24))
 
 
-def kept_rollups(rows: Mapping[str, list[Any]]) -> Rollups:
+def stored_rollups(rows: Mapping[str, list[Any]]) -> Rollups:
     """The rollups that are kept, as `sums.Rollups`, to be compared with a recount."""
     kept = Rollups()
     for row in rows["cells"]:
@@ -277,14 +277,14 @@ async def recounted_rollups(tx: Tx, subject: int) -> Rollups:
     fresh = Rollups()
     units: Units = defaultdict(dict)
     items: list[Row] = []
-    async for shown in _parts(tx, exposures, EXPOSURE_COLUMNS, subject):
-        show(units, shown)
-        fresh.add_requests(shown)
-    async for told in _parts(tx, outcomes, OUTCOME_COLUMNS, subject):
-        whole, part = split_items(told, declared)
-        tell(units, whole)
+    async for exposure_rows in _parts(tx, exposures, EXPOSURE_COLUMNS, subject):
+        add_exposures(units, exposure_rows)
+        fresh.add_requests(exposure_rows)
+    async for outcome_rows in _parts(tx, outcomes, OUTCOME_COLUMNS, subject):
+        whole, part = split_items(outcome_rows, declared)
+        add_outcomes(units, whole)
         items += part
-    tell_items(units, items)
+    add_item_outcomes(units, items)
     fresh.add_units(units, 1, declared)
     return fresh.without_zeros()
 

@@ -26,7 +26,15 @@ from tuneproof.store.types import hour_of, to_micros
 from tuneproof.store.upserts import insert_or_ignore, insert_or_ignore_all
 from tuneproof.workflow import Tx
 
-__all__ = ["SCORED", "Scores", "Spent", "Tally", "Waiting", "forget_scores", "read_qualities"]
+__all__ = [
+    "SCORED",
+    "Scores",
+    "ScoringSpend",
+    "Tally",
+    "Waiting",
+    "forget_scores",
+    "read_qualities",
+]
 
 WAITING: Final = "waiting"
 SCORED: Final = "scored"
@@ -61,7 +69,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
+class ScoringSpend:
     """What scoring took on a day: calls made, and USD."""
 
     calls: int = 0
@@ -249,12 +257,16 @@ class Scores:
                 )
             )
 
-    async def spent(self, pipeline: str, day: str, *, tx: Tx | None = None) -> Spent:
+    async def spent(self, pipeline: str, day: str, *, tx: Tx | None = None) -> ScoringSpend:
         """What scoring took of a pipeline's budget on a day (UTC, "2026-11-20")."""
         query = select(scoring_days).where(_on(pipeline, day))
         async with self._database.reading(tx) as own:
             row = (await own.execute(query)).one_or_none()
-        return Spent() if row is None else Spent(calls=row.calls, cost_usd=row.cost_nano / NANO)
+        return (
+            ScoringSpend()
+            if row is None
+            else ScoringSpend(calls=row.calls, cost_usd=row.cost_nano / NANO)
+        )
 
     # --- what came of it --------------------------------------------------------------
 

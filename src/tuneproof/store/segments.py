@@ -16,7 +16,7 @@ from sqlalchemy.types import Double, Text
 
 from tuneproof.experiments import Arm, Cell
 from tuneproof.stats.aggregates import SUMS, Aggregate
-from tuneproof.store.declared import NOTHING, Declared
+from tuneproof.store.declared import NOTHING, DeclaredKeys
 from tuneproof.store.sums import HOUR_US, NANO
 from tuneproof.store.tables import exposures, units
 from tuneproof.store.types import hour_of
@@ -35,7 +35,7 @@ async def read_segments(
     subject: int,
     before: datetime | None,
     attributes: Sequence[str],
-    declared: Declared = NOTHING,
+    declared: DeclaredKeys = NOTHING,
 ) -> dict[tuple[str, str], tuple[Cell, ...]]:
     """The cells of each (attribute, value): units with an outcome, y engagement, c cost; m items
     and x covariate where they are declared.
@@ -59,7 +59,7 @@ def _query(
     subject: int,
     before: datetime | None,
     attribute: str,
-    declared: Declared,
+    declared: DeclaredKeys,
 ) -> Any:
     u, e = units.c, exposures.c
     baseline = or_(

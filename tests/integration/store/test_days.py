@@ -60,7 +60,7 @@ async def days_of(store: Store, table: str = "exposures") -> dict[str, int]:
 
 
 async def assert_exact(store: Store, subject: str) -> None:
-    assert await store.events.kept(subject) == await store.events.recount(subject)
+    assert await store.events.stored(subject) == await store.events.recount(subject)
 
 
 # --- an event counts once -----------------------------------------------------------------

@@ -234,7 +234,7 @@ async def test_large_outcomes_are_summed_exactly(store: Store) -> None:
     (stratum,) = await store.events.strata(subject)
     assert stratum.units.sum_yy == 3 * 5_000_000.5**2
     assert stratum.units.sum_cy == 3 * 5_000_000.5 * 4000.25
-    assert await store.events.kept(subject) == await store.events.recount(subject)
+    assert await store.events.stored(subject) == await store.events.recount(subject)
 
 
 async def test_evidence_holds_all_that_a_look_needs(store: Store) -> None:
@@ -313,7 +313,7 @@ async def test_any_order_with_duplicates_gives_the_recount(
         accepted += await ingest(store, arrivals[:size])
         arrivals = arrivals[size:]
 
-    kept = await store.events.kept(mixed)
+    kept = await store.events.stored(mixed)
     assert kept == await store.events.recount(mixed)
     assert accepted == len({(type(e), e.unit, e.id) for e in (as_event("", r) for r in raw)})
     assert await store.events.strata(mixed) == await store.events.strata(straight)
@@ -339,6 +339,6 @@ async def test_concurrent_ingests_lose_and_double_nothing(store: Store) -> None:
 
     accepted = sum(await asyncio.gather(*(sender(seed) for seed in range(6))))
     assert accepted == len(events)
-    assert await store.events.kept(subject) == await store.events.recount(subject)
+    assert await store.events.stored(subject) == await store.events.recount(subject)
     strata = await store.events.strata(subject)
     assert sum(s.exposed for s in strata) == 60

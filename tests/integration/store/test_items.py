@@ -100,7 +100,7 @@ async def test_items_after_a_move_to_the_other_arm_do_not_count(store: Store) ->
     assert (found.n, found.sum_y, found.sum_m) == (1, 0.1, 1)
     await store.events.ingest([shown(subject, "author", at=1, phase=1, arm=Arm.CANDIDATE)], [])
     assert (await units(store, subject)).n == 0
-    assert await store.events.kept(subject) == await store.events.recount(subject)
+    assert await store.events.stored(subject) == await store.events.recount(subject)
 
 
 async def test_quality_of_a_unit_is_the_mean_of_its_items(store: Store) -> None:
@@ -194,7 +194,7 @@ async def test_items_that_sum_up_to_more_than_is_kept_are_refused_and_leave_noth
     with pytest.raises(DataError, match="2 items of unit 'u1'"):
         await store.events.ingest([], [told(subject, "u1", "b", 8e9)])
     assert (await units(store, subject)).sum_y == 8e9
-    assert await store.events.kept(subject) == await store.events.recount(subject)
+    assert await store.events.stored(subject) == await store.events.recount(subject)
 
 
 # --- the property: no order of arrival shows --------------------------------------------
@@ -253,7 +253,7 @@ async def test_any_order_with_duplicates_gives_the_recount(
 
     assert accepted == 3 * len(set(raw))
     for one, other in zip(straight, mixed, strict=True):
-        assert await store.events.kept(other) == await store.events.recount(other)
+        assert await store.events.stored(other) == await store.events.recount(other)
         assert await store.events.strata(other) == await store.events.strata(one)
 
 
@@ -280,4 +280,4 @@ async def test_concurrent_ingests_lose_and_double_nothing(store: Store) -> None:
     accepted = sum(await asyncio.gather(*(sender(seed) for seed in range(5))))
     assert accepted == len(events)
     for subject in subjects:
-        assert await store.events.kept(subject) == await store.events.recount(subject)
+        assert await store.events.stored(subject) == await store.events.recount(subject)
