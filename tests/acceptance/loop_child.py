@@ -23,7 +23,7 @@ from openai import AsyncOpenAI
 from tests.waiting import eventually
 
 from tuneproof.app.demonstration import Demonstration, demonstration
-from tuneproof.settings import PipelineConfig, Settings, StoreConfig, TrackingConfig
+from tuneproof.settings import PipelineConfig, Settings, StoreConfig, TrackingConfig, revealed
 from tuneproof.workflow import Moment
 
 CONFIG = PipelineConfig(
@@ -108,7 +108,7 @@ async def tracked(demo: Demonstration) -> dict[str, int]:
         return not await demo.app.store.outbox.pending()
 
     await eventually(delivered, 120, every_s=0.1)
-    client = MlflowClient(str.__str__(demo.app.settings.tracking.uri or ""))
+    client = MlflowClient(revealed(demo.app.settings.tracking.uri) or "")
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.tuneproof_run = '{demo.run_id}'")
     versions = client.search_model_versions("name = 'default'")

@@ -51,8 +51,8 @@ def test_options_say_of_each_field_what_others_are_made_of():
     known = {o.name: o for o in options(Declaration)}
     assert list(known) == [f.name for f in dataclasses.fields(Declaration)]
     share = known["traffic_split"]
-    assert (share.type, share.default, share.above, share.at_most) == (float, 0.1, 0, 0.5)
+    assert (share.kind, share.default, share.above, share.at_most) == (float, 0.1, 0, 0.5)
     assert known["allocation"].choices == ("fixed", "thompson")
-    assert known["segments"].type == tuple[str, ...]
+    assert known["segments"].kind == tuple[str, ...]
     assert known["a_b_test_duration_hours"].request_key == "duration_hours"
     assert all(o.plain_doc and "](" not in o.plain_doc for o in known.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 from tests.documents import PAGES, ROOT, RUNNABLE, blocks, unprinted
 
-from tuneproof import App, PipelineConfig, Settings
+from tuneproof import App, Settings
 from tuneproof.cli import _COMMANDS, _GROUPS
 from tuneproof.errors import by_name
 from tuneproof.server import create_app
-from tuneproof.settings import environment, layers
+from tuneproof.settings import reference, tables
 from tuneproof.telemetry import Metrics
 
 REFERENCE = ROOT / "docs/reference"
@@ -60,62 +59,21 @@ def _differing(told: Mapping[str, Any], known: Mapping[str, Any], page: str) -> 
 # --- settings ---------------------------------------------------------------------------
 
 
-def test_every_field_of_a_pipeline_is_described_with_its_default() -> None:
-    told = {
-        cells[0].strip("`*"): cells[2]
-        for cells in _rows(_text("settings.md"), "Pipelines")
-        if cells[0] != "field"
-    }
-    known = {f.name: _shown(f.default) for f in dataclasses.fields(PipelineConfig)}
-    assert told == known, _differing(told, known, "docs/reference/settings.md")
+def test_the_tables_of_the_settings_are_what_the_code_says() -> None:
+    page = _text("settings.md")
+    mend = "run: python -m tuneproof.settings.reference docs/reference/settings.md"
+    assert reference.written(page) == page, mend
+    named = re.findall(r"<!-- settings: (\w+) -->", page)
+    assert sorted(named) == sorted(reference.TABLES)
 
 
-def test_fields_that_no_request_may_set_are_marked() -> None:
-    marked = {
-        cells[0].strip("`*")
-        for cells in _rows(_text("settings.md"), "Pipelines")
-        if cells[0].endswith("*")
-    }
-    fields = {f.name for f in dataclasses.fields(PipelineConfig)}
-    asked = {name for name in fields if _refused(name)}
-    assert marked == asked
-
-
-def _refused(name: str) -> bool:
-    try:
-        PipelineConfig().override(**{name: getattr(PipelineConfig(), name)})
-    except ValueError as error:
-        return "cannot be set by a request" in str(error)
-    return False
-
-
-def test_every_table_of_the_file_is_described() -> None:
-    told: dict[str, dict[str, str]] = {}
-    text = _text("settings.md")
-    table = ""
-    for heading in ("Tasks, providers, sources, outcomes", "The service"):
-        for cells in _rows(text, heading):
-            table = cells[0].strip("`[]").removesuffix(".NAME") or table
-            told.setdefault(table, {})[cells[1].strip("`")] = cells[2]
-    records = {**layers.NAMED, **layers.SINGLE}
-    del records["pipelines"]
-    for name, record in records.items():
-        fields = {
-            f.name: f for f in dataclasses.fields(record) if f.name not in ("name", "options")
-        }
-        assert set(told[name]) == set(fields), name
-        for field in fields.values():
-            told_default = told[name][field.name]
-            if field.default is not dataclasses.MISSING and told_default.startswith("`"):
-                assert told_default == _shown(field.default), f"{name}.{field.name}"
-
-
-def test_every_variable_is_described() -> None:
-    told = {cells[0].strip("`"): cells[1] for cells in _rows(_text("settings.md"), "Environment")}
-    told.pop("variable")
-    known = {name: f"`{path}`" for name, (path, _) in environment.VARIABLES.items()}
-    known["OPENAI_API_KEY"] = "`providers.default.api_key`"
-    assert told == known, _differing(told, known, "docs/reference/settings.md")
+def test_the_settings_page_names_every_setting_and_variable() -> None:
+    page = _text("settings.md")
+    for path, option in tables.settings():
+        if option.name != "options":
+            assert f"`{option.name}`" in page, path
+    for variable in tables.variables():
+        assert f"| `{variable}` |" in page
 
 
 # --- routes, commands, metrics, problems ----------------------------------------------------

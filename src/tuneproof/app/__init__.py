@@ -64,7 +64,7 @@ class App(Overview, Outcomes, Qualities, Serving):
         if self.settings.tracking.uri is not None:
             self.tracker = self.settings.adapter("tracker")(
                 self.store.outbox,
-                str.__str__(self.settings.tracking.uri),
+                self.settings.tracking.uri.reveal(),
                 experiment=self.settings.tracking.experiment_name,
                 breaker=self.breakers["mlflow"],
                 on_delivered=self.metrics.tracking_delivered,

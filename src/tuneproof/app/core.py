@@ -42,11 +42,7 @@ from tuneproof.resilience import (
     redis_pool,
 )
 from tuneproof.rollout import Deployment, DeploymentManager, Target
-from tuneproof.settings import (
-    PipelineConfig,
-    Settings,
-    resolved,
-)
+from tuneproof.settings import PipelineConfig, Settings, Url, resolved
 from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Alerts, Metrics
 from tuneproof.testing import Participant, VirtualClock
@@ -143,7 +139,7 @@ class Core(Provided):
         """Open adapters, start the engine, take up what was under way."""
         settings = self.settings
         settings.dir.mkdir(parents=True, exist_ok=True)
-        embedded = settings.store.url.startswith("sqlite")
+        embedded = settings.store.url.scheme == "sqlite"
         if embedded and self._with_engine:
             lock = workflow.DirectoryLock(settings.dir)
             lock.acquire()
@@ -219,8 +215,8 @@ class Core(Provided):
             "pool_timeout_s": config.pool_timeout,
         }
         opened = self.settings.adapter("store")(
-            str.__str__(config.url),
-            pool=None if config.url.startswith("sqlite") else pool,
+            config.url.reveal(),
+            pool=None if config.url.scheme == "sqlite" else pool,
             clock=self.clock,
         )
         try:
@@ -229,21 +225,21 @@ class Core(Provided):
             if self._needs_store:
                 raise
             log.info("going on without the database: %s", e.message)
-            return unopened_store(str.__str__(config.url), clock=self.clock)
+            return unopened_store(config.url.reveal(), clock=self.clock)
         return store
 
     def _open_cache(self) -> Cache:
         config = self.settings.cache
         make: Callable[..., Cache] = self.settings.adapter("cache")
-        if config.url.startswith("mem"):
-            return make(config.url)
+        if config.url.scheme == "mem":
+            return make(config.url.reveal())
         pool = redis_pool(
-            str.__str__(config.url),
+            config.url.reveal(),
             max_connections=config.max_connections,
             socket_keepalive=config.keepalive,
         )
         self.pools.add("redis", RedisPool(pool))
-        return make(config.url, pool=pool)
+        return make(config.url.reveal(), pool=pool)
 
     async def _bind_virtual_clock(self) -> None:
         """A virtual clock goes on from where it was, and wakes the runs of this engine."""
@@ -329,14 +325,11 @@ class Core(Provided):
     def alerts(self) -> Alerts:
         """Whom to tell when a person should look."""
         config = self.settings.alerts
-        secret = self.settings.secret(config.webhook_secret_env)
         return Alerts(
             now=workflow.SystemClock().now,
-            webhook_url=None if config.webhook_url is None else str.__str__(config.webhook_url),
-            webhook_secret=None if secret is None else str.__str__(secret),
-            prometheus_url=None
-            if config.prometheus_url is None
-            else str.__str__(config.prometheus_url),
+            webhook_url=config.webhook_url,
+            webhook_secret=self.settings.secret(config.webhook_secret_env),
+            prometheus_url=config.prometheus_url,
         )
 
     def alert(
@@ -380,10 +373,10 @@ class Core(Provided):
             return self._given_source
         described = self.settings.sources[config.source]
         if posts is not None:
-            described = replace(described, url=posts)
+            described = replace(described, url=Url(posts))
         if described.url is None:
             url = self.store.database.url.render_as_string(hide_password=False)
-            described = replace(described, url=url)
+            described = replace(described, url=Url(url))
         opened: Source = self.settings.adapter("source")(described)
         if inspect.isawaitable(opened):
             raise ConfigError("adapters.source must not be a coroutine.", mend="Return a Source.")

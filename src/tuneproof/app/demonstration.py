@@ -50,7 +50,7 @@ def demo_settings(directory: Path, settings: Settings | None = None) -> Settings
     """
     given = settings or Settings()
     config = given.pipelines.get("default", PipelineConfig())
-    own_database = given.store.url.startswith("sqlite")
+    own_database = given.store.url.scheme == "sqlite"
     return Settings(
         dir=directory,
         pipelines={"default": replace(config, base_model=BASE_MODEL, schedule_driver="external")},

@@ -12,7 +12,7 @@ from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.providers import NATIVE, chat_address
 from tuneproof.resilience import CircuitBreaker
-from tuneproof.settings import ProviderConfig, Settings
+from tuneproof.settings import ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
 from tuneproof.training import Price
 
@@ -27,8 +27,8 @@ class ChatEndpoint:
     """Who serves a model: what the gateway calls."""
 
     provider: str
-    base_url: str
-    api_key: str | None
+    base_url: Url
+    api_key: Secret | None
     organization: str | None
     breaker: CircuitBreaker
     timeout_s: float
@@ -106,7 +106,7 @@ class Endpoints:
         endpoint = ChatEndpoint(
             provider=config.name,
             base_url=chat_address(config),
-            api_key=None if config.api_key is None else str.__str__(config.api_key),
+            api_key=config.api_key,
             organization=None if config.kind in NATIVE else config.organization,
             breaker=self._breaker(config.name, model.model_id),
             timeout_s=config.timeout_seconds,

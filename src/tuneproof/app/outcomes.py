@@ -99,7 +99,7 @@ class Outcomes(Core):
         first = min(subjects.values())
         since = first if kept is None else min(datetime.fromisoformat(kept) - overlap, until)
         since = max(since, first - overlap)
-        url = str.__str__(source.url) if source.url else self._own_url()
+        url = source.url.reveal() if source.url else self._own_url()
         new = 0
         async for rows in OutcomeTable(source, url).rows(since, until):
             new += await self._take(source, sorted(subjects), rows)

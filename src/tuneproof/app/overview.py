@@ -56,7 +56,7 @@ class Overview(Watching, Core):
 
     def _checks(self) -> list[HealthCheck]:
         first = next(iter(self.settings.pipelines.values()))
-        redis = None if self.settings.cache.url.startswith("mem") else self.cache.ping
+        redis = None if self.settings.cache.url.scheme == "mem" else self.cache.ping
         tracker = self.tracker.check if self.tracker is not None else None
         provider = self.provider(first.provider).ping if self._serves(first) else None
         return [

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tuneproof.errors import ConfigError, TuneProofError
 from tuneproof.providers import address
-from tuneproof.settings import ProviderConfig, Settings
+from tuneproof.settings import ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
 from tuneproof.training import Provider
 
@@ -48,7 +48,7 @@ class Place:
     @classmethod
     def of(cls, config: ProviderConfig) -> Place:
         """Where a provider of the settings is now."""
-        url = EMBEDDED if config.embedded else address(config).rstrip("/")
+        url = EMBEDDED if config.embedded else address(config).reveal().rstrip("/")
         parts = urlsplit(url)
         secret = parts.netloc.rpartition("@")[0]  # a password in the address is not kept, either
         return cls(
@@ -88,7 +88,7 @@ class Place:
         return ProviderConfig(
             name=name,
             kind=self.kind,
-            base_url=self.base_url,
+            base_url=Url(self.base_url),
             api_key_env=self.api_key_env,
             api_key=key,
             organization=self.organization,
@@ -193,6 +193,6 @@ class Places:
         return [str(version.model_id) for version in along]
 
 
-def _mark(key: str | None) -> str:
+def _mark(key: Secret | None) -> str:
     """What tells one key from another; nothing can be told of the key by it."""
-    return hashlib.sha256(str.__str__(key).encode()).hexdigest()[:16] if key else ""
+    return hashlib.sha256(key.reveal().encode()).hexdigest()[:16] if key else ""

@@ -16,7 +16,7 @@ from tuneproof.errors import ProviderUnavailableError
 from tuneproof.experiments import ModelRef
 from tuneproof.experiments.planning import Prices
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
-from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
+from tuneproof.settings import PipelineConfig, ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import VirtualClock
@@ -137,8 +137,8 @@ class Provided:
         """A provider's settings, with the embedded trainer's real address filled in."""
         config = self.settings.providers[name]
         if config.embedded and config.base_url is None:
-            key = config.api_key or "embedded"
-            return replace(config, base_url=self.trainer_url, api_key=key)
+            address = None if self.trainer_url is None else Url(self.trainer_url)
+            return replace(config, base_url=address, api_key=config.api_key or Secret("embedded"))
         return config
 
     def endpoints_changed(self) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from tuneproof.errors import ConfigError
 from tuneproof.experiments import ModelRef
 from tuneproof.providers import default_price
-from tuneproof.settings import PipelineConfig, ProviderConfig, Settings
+from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, revealed
 from tuneproof.store import Store
 from tuneproof.training import Price
 
@@ -61,7 +61,7 @@ def price_at(provider: ProviderConfig, model: str, method: str) -> Price | None:
     answers alone.
     """
     bare = model.removeprefix("ft:")
-    table = default_price(provider.kind, provider.base_url, model, method)
+    table = default_price(provider.kind, revealed(provider.base_url), model, method)
     training, answers = (
         longest_prefix(provider.training_prices, bare),
         longest_prefix(provider.prices, bare),

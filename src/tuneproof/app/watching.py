@@ -263,7 +263,7 @@ class Watching(Runs):
 
     def _verified(self, body: bytes, headers: Mapping[str, str]) -> JobEnded | None:
         secrets = {
-            str.__str__(p.webhook_secret)
+            p.webhook_secret.reveal()
             for p in self.settings.providers.values()
             if p.webhook_secret is not None
         }

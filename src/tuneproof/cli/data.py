@@ -21,7 +21,7 @@ from tuneproof.cli.service import connect, embedded
 from tuneproof.errors import DataError
 
 if TYPE_CHECKING:
-    from tuneproof.settings import Settings
+    from tuneproof.settings import Settings, Url
 
 BATCH = 2_000
 TAIL_S = 1.0
@@ -119,7 +119,7 @@ async def _warn_of_absent_columns(file: Path, settings: Settings) -> None:
         return
     tasks = [settings.tasks[name] for name in pipeline.tasks]
     query = DataCollector(tasks=tasks).query(pipeline.days_back, datetime.now(UTC))
-    source = open_source(replace(settings.sources["posts"], url=str(file), where=None))
+    source = open_source(replace(settings.sources["posts"], url=Url(str(file)), where=None))
     check = await source.check(query)
     if check.missing:
         output.say(

@@ -23,7 +23,7 @@ from tuneproof.errors import ConfigError, RetryableError, TuneProofError, by_nam
 if TYPE_CHECKING:
     from tuneproof.app import App
     from tuneproof.cli.options import Options
-    from tuneproof.settings import Settings
+    from tuneproof.settings import Settings, revealed
 
 FILE = "service.json"
 TIMEOUT_S = 60.0
@@ -134,9 +134,9 @@ async def connect(
 
 
 async def _remote(settings: Settings) -> tuple[str, str | None] | None:
-    token = None if settings.remote.token is None else str(settings.remote.token)
+    token = revealed(settings.remote.token)
     if settings.remote.url:
-        return str(settings.remote.url).rstrip("/"), token
+        return settings.remote.url.reveal().rstrip("/"), token
     running = await find(settings.dir)
     return None if running is None else (running.url, token or running.token)
 

@@ -12,6 +12,7 @@ import httpx2
 
 from tuneproof.errors import ProviderUnavailableError
 from tuneproof.providers.wire_errors import Refusal, from_refusal
+from tuneproof.settings import Secret, Url
 
 T = TypeVar("T")
 
@@ -29,16 +30,16 @@ class Http:
         self,
         *,
         name: str,
-        base_url: str,
-        key: str,
+        base_url: Url,
+        key: Secret,
         breaker: Breaker | None = None,
         timeout_s: float = 30.0,
     ) -> None:
         self.name = name
-        self.base_url = base_url.rstrip("/")
+        self.base_url = Url(base_url.reveal().rstrip("/"))
         self._breaker = breaker
         self._client = httpx2.AsyncClient(
-            headers={"authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False
+            headers={"authorization": f"Bearer {key.reveal()}"}, timeout=timeout_s, trust_env=False
         )
         self._bare = httpx2.AsyncClient(timeout=timeout_s, trust_env=False)
 
@@ -47,7 +48,7 @@ class Http:
 
         Raises the error of our tree that says what a status at or above 400 means.
         """
-        answer = await self.send(method, self.base_url + path, **options)
+        answer = await self.send(method, self.base_url.reveal() + path, **options)
         if not answer.content:
             return {}
         try:
@@ -81,7 +82,9 @@ class Http:
                     mend=f"Check `base_url` of providers.{self.name}.",
                 ) from e
             if answer.status_code >= 400 or (answer.status_code >= 300 and not redirects):
-                raise from_refusal(_refusal(answer), provider=self.name, address=self.base_url)
+                raise from_refusal(
+                    _refusal(answer), provider=self.name, address=self.base_url.masked
+                )
             return answer
 
         return await (once() if self._breaker is None else self._breaker.call(once))

@@ -33,6 +33,7 @@ from tuneproof.providers.openai_records import (
     model_of,
 )
 from tuneproof.providers.wire_errors import translate
+from tuneproof.settings import Url
 from tuneproof.training import (
     Completion,
     Job,
@@ -398,6 +399,10 @@ class OpenAIWire:
         """Give connections back."""
         await self._client.close()
 
+    @property
+    def _address(self) -> Url:
+        return Url(str(self._client.base_url))
+
     async def _call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Make one call, through the breaker where there is one, with our errors."""
 
@@ -405,12 +410,12 @@ class OpenAIWire:
             try:
                 return await function()
             except openai.OpenAIError as error:
-                address = str(self._client.base_url)
+                address = self._address.masked
                 raise translate(error, provider=self.name, address=address) from error
             except (AttributeError, TypeError, KeyError, ValueError) as error:
                 # The SDK trips over an answer that is not of this API: a web page, a proxy.
                 raise DataError(
-                    f"{self._client.base_url} does not speak the OpenAI API: its answer cannot "
+                    f"{self._address} does not speak the OpenAI API: its answer cannot "
                     f"be read ({error}).",
                     mend=f"Check providers.{self.name}.base_url; most end in /v1.",
                 ) from error

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import openai
 
 from tuneproof.errors import ConfigError
 from tuneproof.providers import fireworks, prices, together
-from tuneproof.providers.dialects import NATIVE, NATIVE_CHAT, dialect_for
+from tuneproof.providers.dialects import NATIVE, NATIVE_CHAT, Dialect, dialect_for
 from tuneproof.providers.fireworks import Fireworks
 from tuneproof.providers.http import Breaker, Http
 from tuneproof.providers.openai_wire import OpenAIWire
 from tuneproof.providers.together import Together
+from tuneproof.settings import Secret, Url
 from tuneproof.training import Price
 from tuneproof.workflow import Clock, SystemClock
 
@@ -29,9 +29,9 @@ class Endpoint(Protocol):
     @property
     def kind(self) -> str: ...
     @property
-    def base_url(self) -> str | None: ...
+    def base_url(self) -> Url | str | None: ...
     @property
-    def api_key(self) -> str | None: ...
+    def api_key(self) -> Secret | str | None: ...
     @property
     def organization(self) -> str | None: ...
 
@@ -56,13 +56,13 @@ def open_provider(
     chat = OpenAIWire(
         name=config.name,
         client=openai.AsyncOpenAI(
-            base_url=chat_address(config),
-            api_key=key,
+            base_url=chat_address(config).reveal(),
+            api_key=key.reveal(),
             organization=None if config.kind in NATIVE else config.organization,
             max_retries=0,
             timeout=timeout_s,
         ),
-        dialect=NATIVE_CHAT.get(config.kind) or dialect_for(config.kind, config.base_url),
+        dialect=NATIVE_CHAT.get(config.kind) or _dialect(config),
         clock=clock,
         breaker=breaker,
     )
@@ -76,15 +76,20 @@ def open_provider(
     )
 
 
-def address(config: Endpoint) -> str:
+def _dialect(config: Endpoint) -> Dialect:
+    given = None if config.base_url is None else Url(config.base_url).reveal()
+    return dialect_for(config.kind, given)
+
+
+def address(config: Endpoint) -> Url:
     """Where the provider's fine-tuning wire is spoken."""
-    return str.__str__(config.base_url or URLS.get(config.kind, OPENAI_URL))
+    return Url(config.base_url or URLS.get(config.kind, OPENAI_URL))
 
 
-def chat_address(config: Endpoint) -> str:
+def chat_address(config: Endpoint) -> Url:
     """Where the provider answers chat requests."""
     base_url = address(config)
-    return fireworks.chat_url(base_url) if config.kind == "fireworks" else base_url
+    return Url(fireworks.chat_url(base_url.reveal())) if config.kind == "fireworks" else base_url
 
 
 def default_price(
@@ -98,20 +103,19 @@ def default_price(
     return prices.price_of(vendor, model, method)
 
 
-def _check_address(name: str, base_url: str) -> None:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+def _check_address(name: str, base_url: Url) -> None:
+    if base_url.scheme not in ("http", "https") or not base_url.host:
         raise ConfigError(
             f"base_url {base_url!r} of providers.{name} is not an http(s) address.",
             mend="Write it like http://127.0.0.1:8688/v1 or https://api.openai.com/v1.",
         )
 
 
-def _key(config: Endpoint, base_url: str) -> str:
+def _key(config: Endpoint, base_url: Url) -> Secret:
     if config.api_key:
-        return str.__str__(config.api_key)
-    if urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost"):
-        return "none"  # the client wants a text; a server on this machine asks for no key
+        return Secret(config.api_key)
+    if base_url.host in ("127.0.0.1", "::1", "localhost"):
+        return Secret("none")  # the client wants a text; a server on this machine asks for no key
     raise ConfigError(
         f"providers.{config.name} at {base_url} has no key.",
         mend="Set `api_key_env` of this provider to the variable that holds it (by default "

@@ -72,7 +72,7 @@ class Together(Native):
         size, digest = size_of(path), await asyncio.to_thread(_digest, path)
         asked = await self._http.send(
             "POST",
-            f"{self._http.base_url}/files",
+            f"{self._http.base_url.reveal()}/files",
             redirects=True,
             files={
                 field: (None, value)

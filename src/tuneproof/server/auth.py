@@ -206,7 +206,7 @@ def _token(request: Request) -> str | None:
 
 def _check_own(request: Request, settings: Settings) -> None:
     """Refuse what a foreign page, or a name rebound to this machine, may have sent."""
-    public = urlsplit(settings.server.public_url or "").hostname
+    public = "" if settings.server.public_url is None else settings.server.public_url.host
     own = {*_OWN_NAMES, settings.server.host, *([public] if public else [])}
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname
     origin = request.headers.get("origin")

@@ -117,10 +117,10 @@ def _request(
 ) -> httpx2.Request:
     headers = {"Content-Type": "application/json"}
     if endpoint.api_key:
-        headers["Authorization"] = f"Bearer {endpoint.api_key!s}"
+        headers["Authorization"] = f"Bearer {endpoint.api_key.reveal()}"
     if endpoint.organization:
         headers["OpenAI-Organization"] = endpoint.organization
-    url = f"{str(endpoint.base_url).rstrip('/')}/chat/completions"
+    url = f"{endpoint.base_url.reveal().rstrip('/')}/chat/completions"
     content = json.dumps(body).encode()
     return client.build_request(
         "POST", url, content=content, headers=headers, timeout=endpoint.timeout_s

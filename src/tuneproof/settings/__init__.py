@@ -1,12 +1,11 @@
 """Settings: what the user set, validated, with where it came from. Read once, passed on.
 
-`checks` (rules for values) → `fields` (what is known of one setting) → `declaration`,
-`pipelines`, `records` (what can be set) → `environment`, `layers` (what each source sets) →
-`loading` (`Settings.load` merges arguments, environment, file, defaults).
+`secrets`, `checks` (rules for values) → `fields` (what is known of one setting) → `declaration`,
+`pipelines`, `records` (what can be set) → `tables` (of the file) → `environment`, `layers` (what
+each source sets) → `loading` (`Settings.load` merges arguments, environment, file, defaults).
 Nothing else in TuneProof reads the environment.
 """
 
-from tuneproof.settings.checks import Secret, Url
 from tuneproof.settings.declaration import Declaration
 from tuneproof.settings.fields import Option, options
 from tuneproof.settings.loading import ADAPTERS, WITHOUT_EFFECT, Settings, resolved
@@ -29,6 +28,7 @@ from tuneproof.settings.records import (
     TaskConfig,
     TrackingConfig,
 )
+from tuneproof.settings.secrets import Options, Secret, Url, WebhookUrl, revealed
 
 __all__ = [
     "ADAPTERS",
@@ -42,6 +42,7 @@ __all__ = [
     "Declaration",
     "KubernetesConfig",
     "Option",
+    "Options",
     "OutcomeSourceConfig",
     "PipelineConfig",
     "ProviderConfig",
@@ -56,6 +57,8 @@ __all__ = [
     "TaskConfig",
     "TrackingConfig",
     "Url",
+    "WebhookUrl",
     "options",
     "resolved",
+    "revealed",
 ]

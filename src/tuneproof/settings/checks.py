@@ -6,40 +6,9 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from tuneproof.errors import ConfigError
-
-
-class Secret(str):
-    """A string that never shows itself in a repr; `str(secret)` and the wire get the value."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-
-class Url(str):
-    """An address whose repr hides the password; `str(url)` is the whole of it."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(self.masked)
-
-    @property
-    def masked(self) -> str:
-        """The address with its password, if there is one, replaced by `***`."""
-        try:
-            parts = urlsplit(str(self))
-            password = parts.password
-        except ValueError:
-            return "***"
-        if password is None:
-            return str(self)
-        user, _, host = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+from tuneproof.settings.secrets import Secret, Url
 
 
 def refuse(field: str, value: Any, rule: str, *, mend: str = "") -> ConfigError:
@@ -54,10 +23,8 @@ def refuse(field: str, value: Any, rule: str, *, mend: str = "") -> ConfigError:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Url):
-        return value.masked
     if isinstance(value, Secret):
-        return "***"
+        return value.masked
     if isinstance(value, float) and math.isfinite(value):
         return value
     return value if isinstance(value, bool | int | str) else repr(value)
@@ -95,12 +62,23 @@ def _rule(at_least: float | None, above: float | None, at_most: float | None, wh
     return f"must be a {'whole ' if whole else ''}number{' ' + bounds if bounds else ''}"
 
 
-def text(field: str, value: Any, *, optional: bool = False, empty: bool = False) -> None:
+def text(field: str, value: Any, *, empty: bool = False) -> None:
     """Refuse what is not a string, or is empty where that is not allowed."""
-    if value is None and optional:
-        return
-    if not isinstance(value, str) or (not value.strip() and not empty):
-        raise refuse(field, value, "must be a text that is not empty")
+    if not _is_text(value, empty):
+        raise refuse(field, value, _TEXT)
+
+
+def secret(field: str, value: Any, *, empty: bool = False) -> None:
+    """Refuse what `text` refuses, without showing it."""
+    if not _is_text(value, empty):
+        raise refuse(field, Secret(str(value)), _TEXT)
+
+
+_TEXT = "must be a text that is not empty"
+
+
+def _is_text(value: Any, empty: bool) -> bool:
+    return isinstance(value, str) and (empty or bool(value.strip()))
 
 
 def truth(field: str, value: Any) -> None:
@@ -181,10 +159,8 @@ def names(field: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def address(field: str, value: Any, schemes: Sequence[str], *, optional: bool = True) -> None:
+def address(field: str, value: Any, schemes: Sequence[str]) -> None:
     """Refuse an address whose scheme is not among `schemes` (`postgresql+x` counts as its stem)."""
-    if value is None and optional:
-        return
     scheme = value.partition(":")[0].partition("+")[0] if isinstance(value, str) else ""
     if ":" not in str(value) or scheme not in schemes:
         rule = f"must be an address that starts with one of {', '.join(f'{s}:' for s in schemes)}"

@@ -84,14 +84,17 @@ class Declaration:
     )
     cost_metric: str = option(
         "per_engagement",
-        evaluation(choices=("per_engagement", "per_token"), doc='or `"per_token"`'),
+        evaluation(
+            choices=("per_engagement", "per_token"),
+            doc='what costs are compared by: `"per_engagement"` or `"per_token"`',
+        ),
     )
     decision: str = option(
         "spec",
         evaluation(
             choices=("spec", "confirmed"),
-            doc='promote at declared looks (3/7, 5/7 and the end); `"confirmed"`: at any look '
-            "after 7 full days",
+            doc='`"spec"`: promote at declared looks (3/7, 5/7 and the end); `"confirmed"`: at any '
+            "look after 7 full days",
         ),
     )
     maturation_hours: float = option(
@@ -119,15 +122,15 @@ class Declaration:
         "fixed",
         evaluation(
             choices=("fixed", "thompson"),
-            doc='or `"thompson"`: the candidate\'s share follows what is known so far, phase by '
-            "phase",
+            doc='`"fixed"`, or `"thompson"`: the candidate\'s share follows what is known so far, '
+            "phase by phase",
         ),
     )
     analysis_unit: str = option(
         "unit",
         evaluation(
             choices=("unit", "item"),
-            doc='or `"item"`: outcomes are of items of a unit (an author\'s posts), and '
+            doc='`"unit"`, or `"item"`: outcomes are of items of a unit (an author\'s posts), and '
             "[each item counts](../statistics.md#what-is-compared)",
         ),
     )

@@ -9,6 +9,7 @@ knows nothing of which settings there are.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tuneproof.settings import checks
+from tuneproof.settings.secrets import Secret
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ class Option:
     at_most: float | None = None
     choices: tuple[str, ...] = ()
     """The only values that a text may have."""
+    schemes: tuple[str, ...] = ()
+    """How an address may begin; empty: as it likes."""
     words: tuple[str, ...] = ()
     """Values that are good beside those that the type and the bounds allow: "auto"."""
     empty: bool = False
@@ -62,6 +66,12 @@ class Option:
     """The short name under which `Settings.load` takes it."""
     by_request: bool = True
     """Whether a request may set it; addresses, tables and models it may not."""
+    takes_rest_of: Callable[[Mapping[str, Any]], bool] | None = None
+    """Of which tables it takes all further keys, for the settings of a part of the user's own."""
+    without_effect: str = ""
+    """Why it is read and does nothing in this version, and what to do instead."""
+    default_doc: str = ""
+    """How the default is told to a reader, where it is no value; empty: as the value."""
     flag: str = ""
     """The CLI option that sets it, without dashes; empty: its key."""
 
@@ -86,12 +96,19 @@ class Option:
         return (f"{self.section}.{key}" if self.section else key, *self.aliases)
 
     @property
+    def default_text(self) -> str:
+        """The default as a reader is told it, in Markdown."""
+        if self.required:
+            return "required"
+        return self.default_doc or f"`{_as_toml(self.default)}`"
+
+    @property
     def optional(self) -> bool:
         """Whether None is a value of it."""
         return type(None) in _members(self.hint)
 
     @property
-    def type(self) -> Any:
+    def kind(self) -> Any:
         """Its type without None and without the words: `float`, `tuple[str, ...]`."""
         members = [m for m in _members(self.hint) if m is not type(None)]
         if self.words and len(members) > 1:
@@ -114,7 +131,9 @@ class Option:
         return self._checked_by_type(value)
 
     def _checked_by_type(self, value: Any) -> Any:
-        kind = get_origin(self.type) or self.type
+        kind = get_origin(self.kind) or self.kind
+        if isinstance(kind, type) and issubclass(kind, Secret):
+            return self._checked_secret(value)
         if kind is bool:
             checks.truth(self.name, value)
         elif kind in (int, float):
@@ -126,6 +145,15 @@ class Option:
         elif kind is tuple:
             return () if self.empty and not value else checks.names(self.name, value)
         return value
+
+    def _checked_secret(self, value: Any) -> Secret:
+        kind: type[Secret] = self.kind
+        text = value.reveal() if isinstance(value, Secret) else value
+        if self.schemes and not (self.empty and text == ""):
+            checks.address(self.name, text, self.schemes)
+        else:
+            checks.secret(self.name, text, empty=self.empty)
+        return value if type(value) is kind else kind(text)
 
     def _check_number(self, value: Any, *, whole: bool) -> None:
         checks.number(
@@ -215,7 +243,7 @@ def _places(record: type[Any]) -> tuple[Mapping[str, str], Mapping[str, Mapping[
     top: dict[str, str] = {}
     sections: dict[str, dict[str, str]] = {}
     for known in options(record):
-        for path in known.paths:
+        for path in () if known.takes_rest_of else known.paths:
             section, _, key = path.partition(".")
             if key:
                 sections.setdefault(section, {})[key] = known.name
@@ -224,15 +252,20 @@ def _places(record: type[Any]) -> tuple[Mapping[str, str], Mapping[str, Mapping[
     return top, sections
 
 
-def from_sections(record: type[Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields, by name, that a record's table sets; unknown keys are refused."""
+def from_table(record: type[Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields, by name, that a record's table in the file sets; unknown keys are refused."""
     top, sections = _places(record)
     found: dict[str, Any] = {}
+    rest = next((o.name for o in options(record) if o.takes_rest_of and o.takes_rest_of(table)), "")
+    if rest:
+        found[rest] = {}
     for key, value in table.items():
         if key in sections:
             found.update(_section(sections[key], value, f"{where}.{key}"))
         elif key in top:
             found[top[key]] = value
+        elif rest:
+            found[rest][key] = value
         else:
             raise checks.unknown_key(f"{where}.{key}", [*sections, *top], last=key)
     return found
@@ -251,3 +284,16 @@ def _section(known: Mapping[str, str], table: Any, where: str) -> dict[str, Any]
                 raise checks.unknown_key(f"{where}.{name}", known, last=name)
             found[known[name]] = given
     return found
+
+
+def _as_toml(value: Any) -> str:
+    """A value as the file has it; none where it has no such value."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(_as_toml(v) for v in value)}]"
+    return json.dumps(value.masked if isinstance(value, Secret) else value)

@@ -6,7 +6,6 @@ refused with the closest known one.
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,61 +13,15 @@ from typing import Any
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings import checks
-from tuneproof.settings.checks import Secret, unknown_key
-from tuneproof.settings.fields import from_sections
+from tuneproof.settings.checks import unknown_key
+from tuneproof.settings.fields import from_table, options
 from tuneproof.settings.pipelines import PipelineConfig
-from tuneproof.settings.records import (
-    AlertsConfig,
-    CacheConfig,
-    KubernetesConfig,
-    OutcomeSourceConfig,
-    ProviderConfig,
-    RemoteConfig,
-    ScorerConfig,
-    ServerConfig,
-    SourceConfig,
-    StoreConfig,
-    TargetConfig,
-    TaskConfig,
-    TrackingConfig,
-    key_variable,
-)
+from tuneproof.settings.records import ProviderConfig, key_variable
+from tuneproof.settings.secrets import Secret
+from tuneproof.settings.tables import NAMED, SINGLE, arguments
 
 DEFAULT_DIR = Path(".tuneproof")
 FILE_NAME = "tuneproof.toml"
-
-NAMED: Mapping[str, type[Any]] = {
-    "pipelines": PipelineConfig,
-    "tasks": TaskConfig,
-    "providers": ProviderConfig,
-    "sources": SourceConfig,
-    "outcome_sources": OutcomeSourceConfig,
-    "scorers": ScorerConfig,
-    "targets": TargetConfig,
-}
-SINGLE: Mapping[str, type[Any]] = {
-    "store": StoreConfig,
-    "cache": CacheConfig,
-    "tracking": TrackingConfig,
-    "server": ServerConfig,
-    "kubernetes": KubernetesConfig,
-    "remote": RemoteConfig,
-    "alerts": AlertsConfig,
-}
-_ARGUMENTS: Mapping[str, str] = {
-    "database_url": "store.url",
-    "redis_url": "cache.url",
-    "host": "server.host",
-    "port": "server.port",
-    "public_url": "server.public_url",
-    "metrics_port": "server.metrics_port",
-    "base_url": "providers.default.base_url",
-    "api_key": "providers.default.api_key",
-    "mlflow_tracking_uri": "tracking.uri",
-    "posts": "sources.posts.url",
-    "url": "remote.url",
-    "token": "remote.token",
-}
 
 Layer = dict[str, tuple[Any, str]]
 """Path -> (value, origin)."""
@@ -105,36 +58,17 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = value
         elif key in NAMED:
             for name, table in _table(key, value).items():
-                found |= _flat_record(key, name, _table(f"{key}.{name}", table))
-        elif key in SINGLE or key == "adapters":
-            known = None if key == "adapters" else fields_in(SINGLE[key])
-            for name, inner in _table(key, value).items():
-                if known is not None and name not in known:
-                    raise unknown_key(f"{key}.{name}", known, last=name)
-                found[f"{key}.{name}"] = inner
+                where = f"{key}.{name}"
+                fields = from_table(NAMED[key], _table(where, table), where) or {"name": name}
+                found |= {f"{where}.{field}": given for field, given in fields.items()}
+        elif key in SINGLE:
+            fields = from_table(SINGLE[key], _table(key, value), key)
+            found |= {f"{key}.{field}": given for field, given in fields.items()}
+        elif key == "adapters":
+            found |= {f"{key}.{name}": given for name, given in _table(key, value).items()}
         else:
             raise unknown_key(key, ["dir", *NAMED, *SINGLE, "adapters"])
     return found
-
-
-def _flat_record(kind: str, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    where = f"{kind}.{name}"
-    if kind == "pipelines":
-        fields = from_sections(PipelineConfig, table, where)
-    elif kind == "targets":
-        options = {k: v for k, v in table.items() if k != "kind"}
-        fields = {"kind": table.get("kind"), "options": options}
-    elif kind == "scorers" and table.get("kind", "judge") != "judge":
-        known = fields_in(ScorerConfig)
-        options = {k: v for k, v in table.items() if k not in known}
-        fields = {k: v for k, v in table.items() if k in known} | {"options": options}
-    else:
-        fields = dict(table)
-        known = [f for f in fields_in(NAMED[kind]) if f != "name"]
-        for key in fields:
-            if key not in known:
-                raise unknown_key(f"{where}.{key}", known, last=key)
-    return {f"{where}.{key}": value for key, value in fields.items()} or {f"{where}.name": name}
 
 
 def _table(path: str, value: Any) -> Mapping[str, Any]:
@@ -143,26 +77,26 @@ def _table(path: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def fields_in(record: type[Any]) -> list[str]:
-    """The names of a record's fields."""
-    return [f.name for f in dataclasses.fields(record)]
+def _fields(record: type[Any]) -> list[str]:
+    return [option.name for option in options(record)]
 
 
-def from_arguments(arguments: Mapping[str, Any]) -> Layer:
+def from_arguments(given: Mapping[str, Any]) -> Layer:
     """What the caller's arguments set; one that is None sets nothing."""
-    pipeline = set(fields_in(PipelineConfig)) - {"name"}
+    pipeline = set(_fields(PipelineConfig)) - {"name"}
+    short = arguments()
     found: Layer = {}
-    for name, value in arguments.items():
+    for name, value in given.items():
         if value is None:
             continue
-        if name in _ARGUMENTS:
-            path = _ARGUMENTS[name]
+        if name in short:
+            path = short[name]
         elif name in pipeline:
             path = f"pipelines.default.{name}"
         elif _is_path(name):
             path = name
         else:
-            raise unknown_key(name, [*_ARGUMENTS, *pipeline])
+            raise unknown_key(name, [*short, *pipeline])
         found[path] = (value, "argument")
     return found
 
@@ -170,10 +104,10 @@ def from_arguments(arguments: Mapping[str, Any]) -> Layer:
 def _is_path(path: str) -> bool:
     head, _, rest = path.partition(".")
     if head in NAMED:
-        return rest.rpartition(".")[2] in fields_in(NAMED[head])
+        return rest.rpartition(".")[2] in _fields(NAMED[head])
     if head == "adapters":
         return bool(rest)
-    return head in SINGLE and rest in fields_in(SINGLE[head])
+    return head in SINGLE and rest in _fields(SINGLE[head])
 
 
 def with_keys(layers: Layer, env: Mapping[str, str]) -> Layer:
@@ -185,7 +119,7 @@ def with_keys(layers: Layer, env: Mapping[str, str]) -> Layer:
         # Only the default one is made by a key alone; others are named by their settings.
         _add_secret(layers, env, where, "api_key", key_variable(kind))
         if any(path.startswith(f"{where}.") for path in layers):
-            _add_secret(layers, env, where, "webhook_secret", "OPENAI_WEBHOOK_SECRET")
+            _add_secret(layers, env, where, "webhook_secret", ProviderConfig.webhook_secret_env)
     return layers
 
 
@@ -201,9 +135,7 @@ def _add_secret(
 
 def required_in(record: type[Any]) -> list[str]:
     """The fields of a record that have no default."""
-    missing = dataclasses.MISSING
-    fields = dataclasses.fields(record)
-    return [f.name for f in fields if f.default is missing and f.default_factory is missing]
+    return [option.name for option in options(record) if option.required]
 
 
 def located(error: ConfigError, origin: str, path: str = "") -> ConfigError:

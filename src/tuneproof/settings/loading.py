@@ -17,28 +17,12 @@ from types import MappingProxyType
 from typing import Any
 
 from tuneproof.errors import ConfigError
-from tuneproof.settings import checks, environment, layers
-from tuneproof.settings.checks import Secret
+from tuneproof.settings import checks, environment, layers, tables
 from tuneproof.settings.layers import DEFAULT_DIR, Layer
 from tuneproof.settings.pipelines import PipelineConfig
-from tuneproof.settings.records import (
-    BODY,
-    HOOK,
-    AlertsConfig,
-    CacheConfig,
-    KubernetesConfig,
-    OutcomeSourceConfig,
-    ProviderConfig,
-    RemoteConfig,
-    ScorerConfig,
-    ServerConfig,
-    SourceConfig,
-    StoreConfig,
-    TargetConfig,
-    TaskConfig,
-    TrackingConfig,
-    shown,
-)
+from tuneproof.settings.records import BODY, HOOK, TargetConfig, shown
+from tuneproof.settings.secrets import Secret, Url
+from tuneproof.settings.tables import Tables
 
 ADAPTERS: Mapping[str, str] = MappingProxyType(
     {
@@ -66,10 +50,7 @@ PROVIDER_KINDS = (
 """What `kind` may say where the provider's adapter is our own."""
 
 WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
-    {
-        "server.grafana_dashboard_enabled": "no dashboards come with this version: build yours on "
-        "the metrics of /metrics"
-    }
+    {path: option.without_effect for path, option in tables.settings() if option.without_effect}
 )
 """Settings of the first users that are read and do nothing: why, and what to do instead."""
 
@@ -77,13 +58,8 @@ POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where Kubernetes tells a pod its namespace."""
 
 
-def _named(*records: Callable[[], Any]) -> Any:
-    """A field whose default is these records by their name, made when they are needed."""
-    return field(default_factory=lambda: {r.name: r for r in (make() for make in records)})
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Tables):
     """All settings of a process, read once; `Settings.load` merges where they come from.
 
     `origins` says by path where each value that is no default came from. Reprs and `to_dict`
@@ -91,20 +67,6 @@ class Settings:
     """
 
     dir: Path = DEFAULT_DIR
-    pipelines: Mapping[str, PipelineConfig] = _named(PipelineConfig)
-    tasks: Mapping[str, TaskConfig] = _named(lambda: HOOK, lambda: BODY)
-    providers: Mapping[str, ProviderConfig] = _named(lambda: ProviderConfig(kind="trainer"))
-    sources: Mapping[str, SourceConfig] = _named(SourceConfig)
-    outcome_sources: Mapping[str, OutcomeSourceConfig] = field(default_factory=dict)
-    targets: Mapping[str, TargetConfig] = field(default_factory=dict)
-    scorers: Mapping[str, ScorerConfig] = field(default_factory=dict)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    server: ServerConfig = field(default_factory=ServerConfig)
-    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
-    remote: RemoteConfig = field(default_factory=RemoteConfig)
-    alerts: AlertsConfig = field(default_factory=AlertsConfig)
     adapters: Mapping[str, str] = field(default_factory=lambda: ADAPTERS)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     env: Mapping[str, str] = field(
@@ -114,10 +76,10 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dir", Path(self.dir).expanduser().absolute())
         object.__setattr__(self, "adapters", MappingProxyType({**ADAPTERS, **self.adapters}))
-        for name in (*layers.NAMED, "origins"):
+        for name in (*tables.NAMED, "origins"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         if not self.store.url:
-            url = f"sqlite+aiosqlite:///{self.dir / 'tuneproof.db'}"
+            url = Url(f"sqlite+aiosqlite:///{self.dir / 'tuneproof.db'}")
             object.__setattr__(self, "store", dataclasses.replace(self.store, url=url))
         for config in self.pipelines.values():
             self._check_names(config)
@@ -255,7 +217,7 @@ class Settings:
     def address(self) -> str:
         """Where people and programs reach this service."""
         if self.server.public_url:
-            return str(self.server.public_url).rstrip("/")
+            return self.server.public_url.reveal().rstrip("/")
         host = self.server.host
         host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
@@ -310,12 +272,12 @@ def _build(cls: type[Settings], dir: Path, merged: Layer, env: Mapping[str, str]
     grouped = _grouped(merged)
     grouped.setdefault("providers", {}).setdefault("default", {"kind": "trainer"})
     built: dict[str, Any] = {}
-    for kind, record in layers.NAMED.items():
+    for kind, record in tables.NAMED.items():
         built[kind] = {
             name: _record(record, f"{kind}.{name}", {**_start(kind, name), **fields}, merged)
             for name, fields in _with_defaults(kind, grouped.get(kind, {})).items()
         }
-    for kind, record in layers.SINGLE.items():
+    for kind, record in tables.SINGLE.items():
         built[kind] = _record(record, kind, grouped.get(kind, {}), merged)
     origins = {path: origin for path, (_, origin) in merged.items()}
     return cls(dir=dir, adapters=grouped.get("adapters", {}), origins=origins, env=env, **built)
@@ -331,7 +293,7 @@ def _grouped(merged: Layer) -> dict[str, dict[str, Any]]:
     grouped: dict[str, dict[str, Any]] = {}
     for path, (value, _) in merged.items():
         head, rest = path.split(".", 1)
-        if head in layers.NAMED:
+        if head in tables.NAMED:
             name, _, key = rest.rpartition(".")
             grouped.setdefault(head, {}).setdefault(name, {})[key] = value
         else:
@@ -340,8 +302,8 @@ def _grouped(merged: Layer) -> dict[str, dict[str, Any]]:
 
 
 def _with_defaults(kind: str, named: dict[str, Any]) -> dict[str, Any]:
-    defaults = {"pipelines": ["default"], "tasks": ["hook", "body"], "sources": ["posts"]}
-    return {**{name: {} for name in defaults.get(kind, [])}, **named}
+    usual = {"pipelines": ["default"], "tasks": ["hook", "body"], "sources": ["posts"]}
+    return {**{name: {} for name in usual.get(kind, [])}, **named}
 
 
 def _start(kind: str, name: str) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class PipelineConfig(Declaration):
             words=("auto",),
             at_least=1,
             mend='Give batch_size as a whole number, or "auto" to let the provider choose.',
-            doc="the same",
+            doc="a whole number, or the provider's choice",
         ),
     )
     learning_rate_multiplier: float | str = option(
@@ -265,8 +265,12 @@ class PipelineConfig(Declaration):
         True,
         evaluation(doc="whether all tests of the pipeline share one budget of false promotions"),
     )
-    loop_alpha: float = option(0.05, evaluation(above=0, at_most=0.5, doc="that budget"))
-    allocation_hours: float = option(24, evaluation(above=0, doc="how long such a phase is"))
+    loop_alpha: float = option(
+        0.05, evaluation(above=0, at_most=0.5, doc="the budget of false promotions that they share")
+    )
+    allocation_hours: float = option(
+        24, evaluation(above=0, doc="how long a phase of `thompson` is")
+    )
     candidates: int = option(
         1,
         evaluation(
@@ -405,7 +409,9 @@ class PipelineConfig(Declaration):
     holdback_days: float = option(
         14,
         deployment(
-            aliases=("deployment.rollout_config.holdback_days",), at_least=0, doc="for how long"
+            aliases=("deployment.rollout_config.holdback_days",),
+            at_least=0,
+            doc="how long the holdback stays",
         ),
     )
     max_engagement_drop: float = option(
@@ -500,7 +506,7 @@ class PipelineConfig(Declaration):
     @classmethod
     def from_sections(cls, name: str, sections: Mapping[str, Any]) -> PipelineConfig:
         """The config that a table `[pipelines.NAME]` of `tuneproof.toml` describes."""
-        return cls(**{"name": name, **fields.from_sections(cls, sections, f"pipelines.{name}")})
+        return cls(**{"name": name, **fields.from_table(cls, sections, f"pipelines.{name}")})
 
     def override(self, **changes: Any) -> PipelineConfig:
         """This config with other thresholds and durations, as a request may ask for.

@@ -1,7 +1,7 @@
 """What the settings say about everything but pipelines: tasks, providers, sources, servers.
 
-Each record validates itself. Secrets are `Secret`, addresses `Url`: neither shows a key or a
-password in a repr, in `to_dict` or in an error.
+Each record validates itself by what its fields say (`fields.option`). Keys and tokens are
+`Secret`, addresses `Url`: neither shows what is secret in it.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuneproof.settings import checks
-from tuneproof.settings.checks import Secret, Url
+from tuneproof.settings import checks, fields
+from tuneproof.settings.fields import Option, metadata, option
+from tuneproof.settings.secrets import Options, Secret, Url, WebhookUrl
 
+DATABASES = ("postgresql", "postgres", "sqlite")
+HTTP = ("http", "https")
 
-def _wrap(record: object, **kinds: type[str]) -> None:
-    for name, kind in kinds.items():
-        value = getattr(record, name)
-        if isinstance(value, str):
-            object.__setattr__(record, name, kind(value))
+_NAME = Option(doc="the table's name")
 
 
 def shown(value: Any) -> Any:
     """A setting's value as JSON types, with secrets and passwords masked."""
-    if isinstance(value, Secret):
-        return "***"
-    if isinstance(value, Url):
-        return value.masked
+    if isinstance(value, Secret | Options):
+        return shown(value.masked)
     if isinstance(value, Mapping):
         return {str(k): shown(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
@@ -49,23 +46,32 @@ class TaskConfig:
     `base_model` are this task's own (None: the pipeline's).
     """
 
-    name: str
-    prompt: str
-    completion: str
-    empty_prompt: str = "Create engaging content"
-    system: str | None = None
-    model: str | None = None
-    model_provider: str | None = None
-    provider: str | None = None
-    base_model: str | None = None
+    name: str = field(metadata=metadata(_NAME))
+    prompt: str = field(metadata=metadata(Option(doc="template over the post's columns")))
+    completion: str = field(metadata=metadata(Option(doc="the column with the answer")))
+    empty_prompt: str = option(
+        "Create engaging content", Option(doc="where all of the prompt's columns are empty")
+    )
+    system: str | None = option(None, Option(doc="system message"))
+    model: str | None = option(
+        None,
+        Option(
+            env={"hook": "HOOK_MODEL", "body": "BODY_MODEL"},
+            doc="the model in use before the first rollout",
+        ),
+    )
+    model_provider: str | None = option(
+        None, Option(doc="who serves that model; none: the pipeline's provider")
+    )
+    provider: str | None = option(
+        None, Option(doc="who trains this task, where it is not the pipeline's")
+    )
+    base_model: str | None = option(
+        None, Option(doc="what is tuned for this task, where it is not the pipeline's")
+    )
 
     def __post_init__(self) -> None:
-        for name in ("name", "prompt", "completion", "empty_prompt"):
-            checks.text(name, getattr(self, name))
-        for name in ("provider", "base_model", "model_provider"):
-            checks.text(name, getattr(self, name), optional=True)
-        checks.text("system", self.system, optional=True)
-        checks.text("model", self.model, optional=True)
+        fields.check(self)
         try:
             self.columns  # noqa: B018 - parses the template
         except ValueError as error:
@@ -89,6 +95,25 @@ HOOK = TaskConfig(name="hook", prompt="{original_input}", completion="hook")
 BODY = TaskConfig(name="body", prompt="{hook}\n\nWrite a detailed post:", completion="body")
 
 
+def _prices(field: str, value: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    return {model: _price(f"{field}.{model}", pair) for model, pair in value.items()}
+
+
+def _price(field: str, pair: Any) -> tuple[float, float]:
+    rule = "must be two numbers, USD per million tokens of prompt and of completion"
+    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+        raise checks.refuse(field, pair, rule)
+    for part in pair:
+        checks.number(field, part, at_least=0)
+    return float(pair[0]), float(pair[1])
+
+
+def _training_prices(field: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for model, price in value.items():
+        checks.number(f"{field}.{model}", price, at_least=0)
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProviderConfig:
     """Who trains and answers. `kind` is a dialect of OpenAI's wire, "openai" (told by its host),
@@ -103,36 +128,72 @@ class ProviderConfig:
     `training_prices` to USD per million trained tokens; both go before the dated table.
     """
 
-    name: str = "default"
-    kind: str = "openai"
-    base_url: str | None = None
-    base_model: str | None = None
-    api_key_env: str = ""
-    api_key: str | None = None
-    organization: str | None = None
-    webhook_secret_env: str = "OPENAI_WEBHOOK_SECRET"
-    webhook_secret: str | None = None
-    timeout_seconds: float = 30
-    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    training_prices: Mapping[str, float] = field(default_factory=dict)
+    name: str = option("default", _NAME)
+    kind: str = option(
+        "openai",
+        Option(
+            doc="whose wire: `openai` (told by host), `azure`, `nebius`, `compatible`, `together`, "
+            "`fireworks`; `trainer`: ours"
+        ),
+    )
+    base_url: Url | None = option(
+        None,
+        Option(
+            schemes=HTTP,
+            env="OPENAI_BASE_URL",
+            argument="base_url",
+            doc="address, with `/v1`",
+        ),
+    )
+    base_model: str | None = option(
+        None, Option(doc="what pipelines train on here that name no `base_model` of their own")
+    )
+    api_key_env: str = option(
+        "",
+        Option(
+            empty=True,
+            default_doc="by kind",
+            doc="the environment variable that holds the key (`OPENAI_API_KEY`)",
+        ),
+    )
+    api_key: Secret | None = option(
+        None,
+        Option(
+            argument="api_key",
+            doc="the key itself; better by variable",
+        ),
+    )
+    organization: str | None = option(
+        None, Option(env="OPENAI_ORG_ID", doc="organisation or account")
+    )
+    webhook_secret_env: str = option(
+        "OPENAI_WEBHOOK_SECRET",
+        Option(doc="the variable that holds the secret of the provider's webhooks"),
+    )
+    webhook_secret: Secret | None = option(
+        None,
+        Option(doc="that secret; better by variable"),
+    )
+    timeout_seconds: float = option(30, Option(above=0, doc="of one call"))
+    prices: Mapping[str, tuple[float, float]] = option(
+        {},
+        Option(
+            rule=_prices,
+            doc='`"MODEL PREFIX" = [prompt, completion]`, USD per million tokens',
+        ),
+    )
+    training_prices: Mapping[str, float] = option(
+        {},
+        Option(
+            rule=_training_prices,
+            doc='`"MODEL PREFIX" = price`, USD per million trained tokens',
+        ),
+    )
 
     def __post_init__(self) -> None:
-        _wrap(self, api_key=Secret, webhook_secret=Secret, base_url=Url)
-        checks.text("name", self.name)
-        checks.text("kind", self.kind)
+        fields.check(self)
         if not self.api_key_env:
             object.__setattr__(self, "api_key_env", key_variable(self.kind))
-        checks.text("webhook_secret_env", self.webhook_secret_env)
-        checks.text("webhook_secret", self.webhook_secret, optional=True)
-        checks.address("base_url", self.base_url, ("http", "https"))
-        checks.text("api_key_env", self.api_key_env)
-        checks.text("api_key", self.api_key, optional=True)
-        checks.text("base_model", self.base_model, optional=True)
-        checks.text("organization", self.organization, optional=True)
-        checks.number("timeout_seconds", self.timeout_seconds, above=0)
-        object.__setattr__(self, "prices", {k: _price(k, v) for k, v in self.prices.items()})
-        for model, price in self.training_prices.items():
-            checks.number(f"training_prices.{model}", price, at_least=0)
 
     @property
     def embedded(self) -> bool:
@@ -148,15 +209,6 @@ def key_variable(kind: str) -> str:
     return _KEY_VARIABLES.get(kind, "OPENAI_API_KEY")
 
 
-def _price(model: str, pair: Any) -> tuple[float, float]:
-    rule = "must be two numbers, USD per million tokens of prompt and of completion"
-    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
-        raise checks.refuse(f"prices.{model}", pair, rule)
-    for part in pair:
-        checks.number(f"prices.{model}", part, at_least=0)
-    return float(pair[0]), float(pair[1])
-
-
 POST_COLUMNS: Mapping[str, str] = {
     "id": "id",
     "persona_id": "persona_id",
@@ -170,6 +222,20 @@ POST_COLUMNS: Mapping[str, str] = {
 """Our word for a column of the posts -> its usual name in the user's table."""
 
 
+def _columns(field: str, value: Mapping[str, str]) -> Mapping[str, str]:
+    for word, column in value.items():
+        checks.text(f"{field}.{word}", column)
+    return value
+
+
+def _query(field: str, value: Any) -> Any:
+    checks.text(field, value)
+    for parameter in (":since", ":until"):
+        if parameter not in value:
+            raise checks.refuse(field, value, f"must use the parameter {parameter}")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """Where posts come from: a database or a file. `url` None is our own database.
@@ -178,20 +244,16 @@ class SourceConfig:
     their own name. `where` is SQL put beside the conditions, from this file only.
     """
 
-    name: str = "posts"
-    url: str | None = None
-    table: str = "posts"
-    columns: Mapping[str, str] = field(default_factory=dict)
-    where: str | None = None
+    name: str = option("posts", _NAME)
+    url: Url | None = option(
+        None, Option(argument="posts", doc="database address or file; none: our own database")
+    )
+    table: str = option("posts", Option(doc="the table"))
+    columns: Mapping[str, str] = option({}, Option(rule=_columns, doc="our word = your column"))
+    where: str | None = option(None, Option(doc="SQL put beside the conditions"))
 
     def __post_init__(self) -> None:
-        _wrap(self, url=Url)
-        checks.text("name", self.name)
-        checks.text("url", self.url, optional=True)
-        checks.text("table", self.table)
-        checks.text("where", self.where, optional=True)
-        for word, column in self.columns.items():
-            checks.text(f"columns.{word}", column)
+        fields.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,60 +266,82 @@ class OutcomeSourceConfig:
     1970; "auto" is text for SQLite, else native. Rows are read again for `overlap_hours`.
     """
 
-    name: str
-    query: str
-    url: str | None = None
-    times: str = "auto"
-    overlap_hours: float = 24
-    poll_seconds: float = 300
+    name: str = field(metadata=metadata(_NAME))
+    query: str = field(
+        metadata=metadata(
+            Option(
+                rule=_query,
+                doc="SQL with `:since` and `:until` that returns `unit`, `value`, `at` (when "
+                "changed), maybe `quality` and `item`",
+            )
+        )
+    )
+    url: Url | None = option(None, Option(doc="its database; none: our own"))
+    times: str = option(
+        "auto",
+        Option(
+            choices=("auto", "native", "text", "seconds", "milliseconds"),
+            doc="how the two are bound: `native`, `text`, `seconds`, `milliseconds`",
+        ),
+    )
+    overlap_hours: float = option(24, Option(at_least=0, doc="rows are read again for so long"))
+    poll_seconds: float = option(300, Option(above=0, doc="how often it is read"))
 
     def __post_init__(self) -> None:
-        _wrap(self, url=Url)
-        checks.text("name", self.name)
-        checks.text("url", self.url, optional=True)
-        checks.text("query", self.query)
-        for parameter in (":since", ":until"):
-            if parameter not in self.query:
-                rule = f"must use the parameter {parameter}"
-                raise checks.refuse("query", self.query, rule)
-        known = ("auto", "native", "text", "seconds", "milliseconds")
-        checks.choice("times", self.times, known)
-        checks.number("overlap_hours", self.overlap_hours, at_least=0)
-        checks.number("poll_seconds", self.poll_seconds, above=0)
+        fields.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
     """Our own database. An empty `url` is a SQLite file in the data directory."""
 
-    url: str = ""
-    pool_size: int = 10
-    max_overflow: int = 0
-    pool_timeout: float = 30
+    url: Url = option(
+        Url(""),
+        Option(
+            schemes=DATABASES,
+            empty=True,
+            env="DATABASE_URL",
+            argument="database_url",
+            doc="PostgreSQL address; empty: `DIR/tuneproof.db`",
+        ),
+    )
+    pool_size: int = option(
+        10, Option(at_least=1, at_most=1000, env="DATABASE_POOL_SIZE", doc="connections")
+    )
+    max_overflow: int = option(
+        0,
+        Option(at_least=0, at_most=1000, env="DATABASE_MAX_OVERFLOW", doc="connections beyond"),
+    )
+    pool_timeout: float = option(
+        30, Option(above=0, env="DATABASE_POOL_TIMEOUT", doc="seconds to wait for one")
+    )
 
     def __post_init__(self) -> None:
-        _wrap(self, url=Url)
-        if self.url:
-            schemes = ("postgresql", "postgres", "sqlite")
-            checks.address("url", self.url, schemes, optional=False)
-        checks.number("pool_size", self.pool_size, at_least=1, at_most=1000, whole=True)
-        checks.number("max_overflow", self.max_overflow, at_least=0, at_most=1000, whole=True)
-        checks.number("pool_timeout", self.pool_timeout, above=0)
+        fields.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """The cache: `mem://` in this process, or a Redis."""
 
-    url: str = "mem://"
-    max_connections: int = 20
-    keepalive: bool = True
+    url: Url = option(
+        Url("mem://"),
+        Option(
+            schemes=("mem", "redis", "rediss", "unix"),
+            env="REDIS_URL",
+            argument="redis_url",
+            doc="or `redis://...`",
+        ),
+    )
+    max_connections: int = option(
+        20, Option(at_least=1, env="REDIS_MAX_CONNECTIONS", doc="to Redis")
+    )
+    keepalive: bool = option(
+        True, Option(env="REDIS_SOCKET_KEEPALIVE", doc="TCP keepalive to Redis")
+    )
 
     def __post_init__(self) -> None:
-        _wrap(self, url=Url)
-        checks.address("url", self.url, ("mem", "redis", "rediss", "unix"), optional=False)
-        checks.number("max_connections", self.max_connections, at_least=1, whole=True)
-        checks.truth("keepalive", self.keepalive)
+        fields.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,42 +349,85 @@ class TrackingConfig:
     """MLflow. Without `uri` the outbox keeps what it should get; without `autolog` runs are not
     logged by themselves, and nothing is put there."""
 
-    uri: str | None = None
-    experiment_name: str = "fine_tuning_pipeline"
-    autolog: bool = True
+    uri: Url | None = option(
+        None,
+        Option(env="MLFLOW_TRACKING_URI", argument="mlflow_tracking_uri", doc="MLflow's address"),
+    )
+    experiment_name: str = option(
+        "fine_tuning_pipeline",
+        Option(env="MLFLOW_EXPERIMENT_NAME", doc="the experiment that runs are logged to"),
+    )
+    autolog: bool = option(
+        True,
+        Option(
+            env="MLFLOW_AUTOLOG_ENABLED",
+            doc="runs are logged by themselves; `false`: nothing is put into the outbox",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        _wrap(self, uri=Url)
-        checks.text("uri", self.uri, optional=True)
-        checks.text("experiment_name", self.experiment_name)
-        checks.truth("autolog", self.autolog)
+        fields.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """The HTTP service. Any bind but loopback asks for a bearer token on each call."""
 
-    host: str = "127.0.0.1"
-    port: int = 8686
-    public_url: str | None = None
-    metrics_enabled: bool = True
-    metrics_port: int = 9090
-    grafana_dashboard_enabled: bool = True
-    require_token: bool | None = None
+    host: str = option(
+        "127.0.0.1", Option(env="TUNEPROOF_HOST", argument="host", doc="where it listens")
+    )
+    port: int = option(
+        8686,
+        Option(
+            at_least=0,
+            at_most=65535,
+            env="TUNEPROOF_PORT",
+            argument="port",
+            doc="0: a free one",
+        ),
+    )
+    public_url: Url | None = option(
+        None,
+        Option(
+            schemes=HTTP,
+            env="TUNEPROOF_PUBLIC_URL",
+            argument="public_url",
+            doc="how people reach it, behind a proxy",
+        ),
+    )
+    metrics_enabled: bool = option(
+        True,
+        Option(
+            env="PROMETHEUS_METRICS_ENABLED",
+            doc="metrics on a port of their own (`/metrics` is there anyway)",
+        ),
+    )
+    metrics_port: int = option(
+        9090,
+        Option(
+            at_least=0,
+            at_most=65535,
+            env="PROMETHEUS_METRICS_PORT",
+            argument="metrics_port",
+            doc="that port; 0: a free one",
+        ),
+    )
+    grafana_dashboard_enabled: bool = option(
+        True,
+        Option(
+            env="GRAFANA_DASHBOARD_ENABLED",
+            without_effect="no dashboards come with this version: build yours on the metrics of "
+            "/metrics",
+            doc="(see [not in effect](#read-but-without-effect))",
+        ),
+    )
+    require_token: bool | None = option(None, Option(doc="none: on any bind but loopback"))
 
     def __post_init__(self) -> None:
-        _wrap(self, public_url=Url)
-        checks.text("host", self.host)
-        checks.number("port", self.port, at_least=0, at_most=65535, whole=True)
-        checks.address("public_url", self.public_url, ("http", "https"))
-        checks.number("metrics_port", self.metrics_port, at_least=0, at_most=65535, whole=True)
-        checks.truth("metrics_enabled", self.metrics_enabled)
-        checks.truth("grafana_dashboard_enabled", self.grafana_dashboard_enabled)
-        if self.require_token is not None:
-            checks.truth("require_token", self.require_token)
-            if not self.require_token and not self.loopback:
-                rule = f"must be true where host ({self.host}) is not loopback"
-                raise checks.refuse("require_token", False, rule)
+        fields.check(self)
+        if self.require_token is False and not self.loopback:
+            rule = f"must be true where host ({self.host}) is not loopback"
+            raise checks.refuse("require_token", False, rule)
 
     @property
     def loopback(self) -> bool:
@@ -326,28 +453,44 @@ class AlertsConfig:
     Standard Webhooks says. Of Prometheus it is only asked whether its rules watch us.
     """
 
-    webhook_url: str | None = None
-    webhook_secret_env: str = "TUNEPROOF_ALERTS_SECRET"
-    prometheus_url: str | None = None
+    webhook_url: WebhookUrl | None = option(
+        None,
+        Option(schemes=HTTP, doc="gets a [message](../how-to/alerts.md) when a person should look"),
+    )
+    webhook_secret_env: str = option(
+        "TUNEPROOF_ALERTS_SECRET", Option(doc="the variable with the secret that signs it")
+    )
+    prometheus_url: Url | None = option(
+        None,
+        Option(
+            schemes=HTTP,
+            doc="whose rules are looked for, so that it is known whether alerts are configured",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        _wrap(self, webhook_url=Url, prometheus_url=Url)
-        checks.address("webhook_url", self.webhook_url, ("http", "https"))
-        checks.text("webhook_secret_env", self.webhook_secret_env)
-        checks.address("prometheus_url", self.prometheus_url, ("http", "https"))
+        fields.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
     """The service that the command line speaks to, where it is not the local one."""
 
-    url: str | None = None
-    token: str | None = None
+    url: Url | None = option(
+        None,
+        Option(
+            schemes=HTTP,
+            env="TUNEPROOF_URL",
+            argument="url",
+            doc="the service that the command line speaks to",
+        ),
+    )
+    token: Secret | None = option(
+        None, Option(env="TUNEPROOF_TOKEN", argument="token", doc="its token")
+    )
 
     def __post_init__(self) -> None:
-        _wrap(self, url=Url, token=Secret)
-        checks.address("url", self.url, ("http", "https"))
-        checks.text("token", self.token, optional=True)
+        fields.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,16 +501,48 @@ class KubernetesConfig:
     outside a pod. The other two: connections are kept, and a breaker guards the calls.
     """
 
-    cluster_name: str | None = None
-    namespace: str | None = None
-    connection_pool_enabled: bool = True
-    circuit_breaker_enabled: bool = True
+    cluster_name: str | None = option(
+        None,
+        Option(
+            env="K8S_CLUSTER_NAME",
+            doc="the kubeconfig's context of [targets](../how-to/route-traffic.md) that name none, "
+            "outside a pod",
+        ),
+    )
+    namespace: str | None = option(
+        None,
+        Option(
+            env="K8S_NAMESPACE",
+            doc="of targets that name none; the pod's, where it runs in one",
+        ),
+    )
+    connection_pool_enabled: bool = option(
+        True,
+        Option(
+            env="K8S_CONNECTION_POOL_ENABLED",
+            doc="connections to the API server are kept for the next call",
+        ),
+    )
+    circuit_breaker_enabled: bool = option(
+        True,
+        Option(
+            env="K8S_CIRCUIT_BREAKER_ENABLED",
+            doc="after 5 failures in a row the API server is left alone for a minute",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        checks.text("cluster_name", self.cluster_name, optional=True)
-        checks.text("namespace", self.namespace, optional=True)
-        checks.truth("connection_pool_enabled", self.connection_pool_enabled)
-        checks.truth("circuit_breaker_enabled", self.circuit_breaker_enabled)
+        fields.check(self)
+
+
+def _options(field: str, value: Mapping[str, Any]) -> Options:
+    return value if isinstance(value, Options) else Options(value)
+
+
+def _target_kind(field: str, value: Any) -> Any:
+    if not checks.dotted(value):
+        checks.choice(field, value, ("configmap", "istio", "webhook", "envfile"))
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,18 +553,51 @@ class TargetConfig:
     "mypackage.targets:open_target".
     """
 
-    name: str
-    kind: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = field(metadata=metadata(_NAME))
+    kind: str = field(
+        metadata=metadata(
+            Option(
+                rule=_target_kind,
+                doc="`envfile`, `configmap`, `istio`, `webhook`, with "
+                "[options](../how-to/route-traffic.md) beside it; or the dotted name of what makes "
+                "[one of yours](../how-to/extend.md)",
+            )
+        )
+    )
+    options: Mapping[str, Any] = option(
+        {},
+        Option(rule=_options, takes_rest_of=lambda table: True, doc="all further keys"),
+    )
 
     def __post_init__(self) -> None:
-        checks.text("name", self.name)
-        if not checks.dotted(self.kind):
-            checks.choice("kind", self.kind, ("configmap", "istio", "webhook", "envfile"))
+        fields.check(self)
 
 
 JUDGE_FIELDS = ("answer", "conversation", "rubric", "lowest", "highest", "mark")
 """What a judge's prompt may name in braces; the first is needed."""
+
+
+def _scorer_kind(field: str, value: Any) -> Any:
+    if value != "judge" and not checks.dotted(value):
+        rule = 'must be "judge", or the dotted name of a scorer'
+        mend = 'Write "package.module:name" of something that is installed.'
+        raise checks.refuse(field, value, rule, mend=mend)
+    return value
+
+
+def _judge_prompt(field: str, value: Any) -> Any:
+    from string import Formatter
+
+    checks.text(field, value)
+    mend = f"Write {{answer}}; known are {', '.join(JUDGE_FIELDS)}; double a brace to keep it."
+    try:
+        named = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+    except ValueError as error:
+        raise checks.refuse(field, value, "must be a template", mend=mend) from error
+    unknown = [name for name in named if name not in JUDGE_FIELDS]
+    if unknown or "answer" not in named:
+        raise checks.refuse(field, value, "must name {answer}, and nothing unknown", mend=mend)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,38 +609,52 @@ class ScorerConfig:
     "mypackage.scoring:readable"; with `options` (all further keys), of what makes one from them.
     """
 
-    name: str
-    kind: str = "judge"
-    provider: str = "default"
-    model: str | None = None
-    rubric: str | None = None
-    prompt: str | None = None
-    lowest: float = 1
-    highest: float = 5
-    max_tokens: int = 300
-    timeout_seconds: float = 60
-    concurrency: int = 4
-    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = field(metadata=metadata(_NAME))
+    kind: str = option(
+        "judge",
+        Option(
+            rule=_scorer_kind,
+            doc="a model is asked; or the dotted name of a [scorer of yours](../how-to/extend.md), "
+            "with options beside it",
+        ),
+    )
+    provider: str = option("default", Option(doc="the judge's: a table of `[providers]`"))
+    model: str | None = option(None, Option(doc="the judge's; needed for one"))
+    rubric: str | None = option(
+        None,
+        Option(
+            doc="what the judge is to look at; none: whether the answer does what was asked, "
+            "correct and clear"
+        ),
+    )
+    prompt: str | None = option(
+        None,
+        Option(
+            rule=_judge_prompt,
+            doc="the whole question instead: `{answer}`, and maybe `{conversation}`, `{rubric}`, "
+            "`{lowest}`, `{highest}`, `{mark}`",
+        ),
+    )
+    lowest: float = option(1, Option(doc="of the judge's scale; the score is kept as 0"))
+    highest: float = option(5, Option(doc="of the judge's scale; the score is kept as 1"))
+    max_tokens: int = option(300, Option(at_least=1, doc="of the judge's reply"))
+    timeout_seconds: float = option(60, Option(above=0, doc="of one call"))
+    concurrency: int = option(4, Option(at_least=1, at_most=100, doc="calls at once"))
+    options: Mapping[str, Any] = option(
+        {},
+        Option(
+            rule=_options,
+            takes_rest_of=lambda table: table.get("kind", "judge") != "judge",
+            doc="all further keys of the table of a scorer of yours",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        checks.text("name", self.name)
-        if self.kind != "judge" and not checks.dotted(self.kind):
-            rule = 'must be "judge", or the dotted name of a scorer'
-            mend = 'Write "package.module:name" of something that is installed.'
-            raise checks.refuse("kind", self.kind, rule, mend=mend)
-        checks.text("provider", self.provider)
-        for name in ("model", "rubric", "prompt"):
-            checks.text(name, getattr(self, name), optional=True)
+        fields.check(self)
         if self.is_judge and self.model is None:
             rule = "must name the model that judges"
             raise checks.refuse("model", self.model, rule, mend='For example model = "gpt-4.1".')
-        if self.prompt is not None:
-            _check_prompt(self.prompt)
-        checks.number("lowest", self.lowest)
         checks.number("highest", self.highest, above=self.lowest)
-        checks.number("max_tokens", self.max_tokens, at_least=1, whole=True)
-        checks.number("timeout_seconds", self.timeout_seconds, above=0)
-        checks.number("concurrency", self.concurrency, at_least=1, at_most=100, whole=True)
         if self.is_judge and self.options:
             name = sorted(self.options)[0]
             raise checks.refuse(name, self.options[name], "is no setting of a judge")
@@ -441,16 +663,3 @@ class ScorerConfig:
     def is_judge(self) -> bool:
         """Whether a model is asked."""
         return self.kind == "judge"
-
-
-def _check_prompt(prompt: str) -> None:
-    from string import Formatter
-
-    mend = f"Write {{answer}}; known are {', '.join(JUDGE_FIELDS)}; double a brace to keep it."
-    try:
-        named = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
-    except ValueError as error:
-        raise checks.refuse("prompt", prompt, "must be a template", mend=mend) from error
-    unknown = [name for name in named if name not in JUDGE_FIELDS]
-    if unknown or "answer" not in named:
-        raise checks.refuse("prompt", prompt, "must name {answer}, and nothing unknown", mend=mend)

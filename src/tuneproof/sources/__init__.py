@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tuneproof.collection import Source
 from tuneproof.errors import DataError
-from tuneproof.settings import SourceConfig
+from tuneproof.settings import SourceConfig, Url
 from tuneproof.sources.loading import import_posts
 
 __all__ = ["import_posts", "open_source"]
@@ -28,18 +28,19 @@ def open_source(config: SourceConfig | str | Path) -> Source:
     the address is missing.
     """
     if not isinstance(config, SourceConfig):
-        config = SourceConfig(url=str(config))
+        config = SourceConfig(url=Url(str(config)))
     address = config.url
     if not address:
         raise DataError(
             f"The source {config.name!r} has no address.",
             mend=f"Set sources.{config.name}.url to a file or a database, or give --posts.",
         )
-    if "://" in address and not address.startswith("file://"):
+    text = address.reveal()
+    if "://" in text and not text.startswith("file://"):
         from tuneproof.sources.databases import open_sql
 
         return open_sql(config)
-    return _open_file(config, Path(address.removeprefix("file://")).expanduser())
+    return _open_file(config, Path(text.removeprefix("file://")).expanduser())
 
 
 def _open_file(config: SourceConfig, path: Path) -> Source:

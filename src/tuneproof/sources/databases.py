@@ -6,7 +6,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from tuneproof.errors import DataError
-from tuneproof.settings import SourceConfig
+from tuneproof.settings import SourceConfig, revealed
 from tuneproof.sources.sql import SqlSource
 
 __all__ = ["open_sql"]
@@ -15,7 +15,7 @@ __all__ = ["open_sql"]
 def open_sql(config: SourceConfig) -> SqlSource:
     """The source for a database address. Raises `DataError` for one that cannot be used."""
     try:
-        url = make_url(str(config.url))
+        url = make_url(revealed(config.url) or "")
         family = url.get_backend_name()
     except ArgumentError as error:
         raise DataError(

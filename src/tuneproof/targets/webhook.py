@@ -24,6 +24,7 @@ from tuneproof.errors import (
 )
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Lane, Routing
+from tuneproof.settings import Url
 
 
 class WebhookTarget:
@@ -79,7 +80,9 @@ class WebhookTarget:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise DataError(f"{url} did not answer with a JSON object.", mend="Mend its answer.")
+            raise DataError(
+                f"{Url(url)} did not answer with JSON.", mend="Let it answer an object."
+            )
         return found
 
     def _send(self, request: urllib.request.Request) -> bytes:
@@ -92,7 +95,7 @@ class WebhookTarget:
                 raise _refusal(self.name, request.full_url, error.code) from error
         except (OSError, HTTPException) as error:
             raise RetryableError(
-                f"Webhook {self.name!r} at {request.full_url} did not answer: {error}.",
+                f"Webhook {self.name!r} at {Url(request.full_url)} did not answer: {error}.",
                 mend="It is called again; check that the endpoint runs.",
             ) from error
 
@@ -129,7 +132,7 @@ def _model(model: ModelRef | None) -> dict[str, str | None] | None:
 
 
 def _refusal(name: str, url: str, status: int) -> TuneProofError:
-    text = f"Webhook {name!r} at {url} answered {status}."
+    text = f"Webhook {name!r} at {Url(url)} answered {status}."
     if status == 429 or status >= 500:
         return RetryableError(text, mend="It is called again; see the endpoint's own log.")
     kinds = {401: DeniedError, 403: DeniedError, 404: NotFoundError, 409: ConflictError}
@@ -141,6 +144,6 @@ def _checked(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"Webhook address {url!r} is not http(s).", mend="Write it like https://host/path."
+            f"Webhook address {Url(url)!r} is not http(s).", mend="Write it like https://host/path."
         )
     return url

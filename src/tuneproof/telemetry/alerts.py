@@ -23,6 +23,7 @@ import httpx2
 
 from tuneproof.errors import ConfigError, RetryableError, TuneProofError
 from tuneproof.resilience import retrying
+from tuneproof.settings import Secret, Url, WebhookUrl
 
 __all__ = ["Alerts"]
 
@@ -46,15 +47,15 @@ class Alerts:
         self,
         *,
         now: Callable[[], datetime],
-        webhook_url: str | None = None,
-        webhook_secret: str | None = None,
-        prometheus_url: str | None = None,
+        webhook_url: WebhookUrl | str | None = None,
+        webhook_secret: Secret | str | None = None,
+        prometheus_url: Url | str | None = None,
         timeout_s: float = 5.0,
     ) -> None:
         self._now = now
-        self._webhook_url = webhook_url
-        self._key = None if webhook_secret is None else _key(webhook_secret)
-        self._prometheus_url = None if prometheus_url is None else prometheus_url.rstrip("/")
+        self._webhook_url = None if webhook_url is None else WebhookUrl(webhook_url)
+        self._key = None if webhook_secret is None else _key(Secret(webhook_secret).reveal())
+        self._prometheus_url = None if prometheus_url is None else Url(prometheus_url)
         self._timeout_s = timeout_s
         self._verified: dict[str, datetime] = {}
 
@@ -125,7 +126,8 @@ class Alerts:
     async def _post(self, message: Mapping[str, Any]) -> None:
         body = json.dumps(message).encode()
         headers = {"content-type": "application/json", **self._signed(body)}
-        await self._call("POST", str(self._webhook_url), content=body, headers=headers)
+        if self._webhook_url is not None:
+            await self._call("POST", self._webhook_url, content=body, headers=headers)
 
     def _signed(self, body: bytes) -> dict[str, str]:
         """Headers of Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`."""
@@ -137,8 +139,9 @@ class Alerts:
         return headers
 
     async def _check_rules(self) -> None:
-        url = str(self._prometheus_url)
-        rules = await self._read(f"{url}/api/v1/rules?type=alert")
+        url = Url("") if self._prometheus_url is None else self._prometheus_url
+        base = url.reveal().rstrip("/")
+        rules = await self._read(Url(f"{base}/api/v1/rules?type=alert"))
         ours = [
             rule
             for group in rules.get("groups", [])
@@ -151,14 +154,14 @@ class Alerts:
                 mend="Load rules that watch tuneproof_* or fine_tuning_* metrics.",
                 field="alerts.prometheus_url",
             )
-        if not (await self._read(f"{url}/api/v1/alertmanagers")).get("activeAlertmanagers"):
+        if not (await self._read(Url(f"{base}/api/v1/alertmanagers"))).get("activeAlertmanagers"):
             raise ConfigError(
                 f"Prometheus at {url} reaches no Alertmanager, so its alerts go nowhere.",
                 mend="Name one under `alerting` in its configuration.",
                 field="alerts.prometheus_url",
             )
 
-    async def _read(self, url: str) -> dict[str, Any]:
+    async def _read(self, url: Url) -> dict[str, Any]:
         answer = await self._call("GET", url)
         try:
             found = answer.json()["data"]
@@ -172,28 +175,22 @@ class Alerts:
             )
         return found
 
-    async def _call(self, method: str, url: str, **options: Any) -> httpx2.Response:
+    async def _call(self, method: str, url: Url, **options: Any) -> httpx2.Response:
         async with httpx2.AsyncClient(timeout=self._timeout_s, trust_env=False) as client:
             try:
-                answer = await client.request(method, url, **options)
+                answer = await client.request(method, url.reveal(), **options)
             except httpx2.HTTPError as e:
                 raise RetryableError(
-                    f"{_bare(url)} cannot be reached: {e or type(e).__name__}.",
+                    f"{url} cannot be reached: {e or type(e).__name__}.",
                     mend="Check the address in [alerts], and that it is up.",
                 ) from e
         if answer.status_code >= 300:
             kind = RetryableError if answer.status_code >= 500 else ConfigError
             raise kind(
-                f"{_bare(url)} answered {answer.status_code}.",
+                f"{url} answered {answer.status_code}.",
                 mend="Check the address and the secret in [alerts].",
             )
         return answer
-
-
-def _bare(url: str) -> str:
-    """An address without its query and password, which may be secret."""
-    parts = httpx2.URL(url)
-    return f"{parts.scheme}://{parts.host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _key(secret: str) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneproof.errors import NotFoundError
+from tuneproof.settings import Url
 from tuneproof.tracking.server import MLflowServer, quoted
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ class MLflowModelRegistry:
     """
 
     def __init__(
-        self, tracking_uri: str, *, timeout_s: float = 30.0, server: MLflowServer | None = None
+        self,
+        tracking_uri: Url | str,
+        *,
+        timeout_s: float = 30.0,
+        server: MLflowServer | None = None,
     ) -> None:
         self._server = server or MLflowServer(tracking_uri, timeout_s=timeout_s)
 

@@ -21,6 +21,7 @@ from tuneproof.errors import (
     TrackingUnavailableError,
     TuneProofError,
 )
+from tuneproof.settings import Url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +40,8 @@ class MLflowServer:
     `timeout_s` bounds each HTTP request of a call.
     """
 
-    def __init__(self, uri: str, *, timeout_s: float = 30.0) -> None:
-        self.uri = uri
+    def __init__(self, uri: Url | str, *, timeout_s: float = 30.0) -> None:
+        self.uri = Url(uri)
         self._timeout_s = timeout_s
         self._client: MlflowClient | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
@@ -82,7 +83,7 @@ class MLflowServer:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client = MlflowClient(tracking_uri=self.uri.reveal())
         except (MlflowException, ImportError) as error:
             raise ConfigError(
                 f"MLFLOW_TRACKING_URI is {self.uri!r}, which cannot be opened: {error}",
@@ -95,7 +96,7 @@ class MLflowServer:
         status = error.get_http_status_code()
         text = str(error)[:500]
         if status in (401, 403):
-            host = urlsplit(self.uri).netloc
+            host = urlsplit(self.uri.reveal()).netloc.rpartition("@")[2]
             return CredentialsError(
                 f"MLflow at {self.uri} refused the call ({status}): {text}",
                 mend=f"If it names the Host header, start MLflow with --allowed-hosts '{host}'; "
