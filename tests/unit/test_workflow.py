@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 import typing
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import tuneproof.pipeline  # noqa: F401 - registers what crosses steps
 from tuneproof import errors, workflow
+from tuneproof.settings import Declaration, PipelineConfig
 
 T0 = datetime(2025, 1, 20, 2, 0, 0, 123456, tzinfo=UTC)
 SERIALIZER = workflow.RecordSerializer()
@@ -89,8 +91,10 @@ def example(annotation: object, seen: tuple[type, ...] = ()) -> object:
 
 
 def record(cls: type, seen: tuple[type, ...] = ()) -> object:
-    if cls.__name__ == "PipelineConfig":
-        return cls(seed=3, steps=(0.1, 0.5))
+    if issubclass(cls, PipelineConfig):
+        return cls(seed=3, steps=(0.1, 0.5), segments=("persona",))
+    if issubclass(cls, Declaration):
+        return cls(segments=("persona",), criteria=("quality non_inferior 0.02",))
     hints = typing.get_type_hints(cls)
     return cls(**{f.name: example(hints[f.name], (*seen, cls)) for f in dataclasses.fields(cls)})
 
@@ -113,10 +117,79 @@ def test_unregistered_record_is_refused_by_name() -> None:
         SERIALIZER.serialize(Stranger())
 
 
-def test_record_of_an_older_release_ignores_fields_that_are_gone() -> None:
-    text = SERIALIZER.serialize(workflow.Signal(kind="abort"))
-    older = text.replace('"kind":"abort"', '"kind":"abort","gone":1')
-    assert SERIALIZER.deserialize(older) == workflow.Signal(kind="abort")
+def stored(value: object, **fields: object) -> str:
+    """A record as it was stored, with other fields beside its own; None takes one away."""
+    packed = json.loads(SERIALIZER.serialize(value))
+    packed["fields"] |= fields
+    packed["fields"] = {k: v for k, v in packed["fields"].items() if v is not None}
+    return json.dumps(packed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trip:
+    hours: float
+    note: str = "none"
+
+
+def _of_minutes(fields: dict[str, object]) -> dict[str, object]:
+    minutes = typing.cast(float, fields.pop("minutes"))
+    return {**fields, "hours": minutes / 60}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Journey:
+    hours: float
+
+
+workflow.register(Trip)
+workflow.register_as("Voyage", Journey, upgrade=_of_minutes)
+
+
+def test_a_stored_field_that_no_upgrade_names_is_refused() -> None:
+    with pytest.raises(errors.DataError, match="A stored Trip has the field gone") as caught:
+        SERIALIZER.deserialize(stored(Trip(hours=2), gone=1))
+    assert caught.value.details == {"record": "Trip", "field": "gone"}
+    assert "upgrade" in caught.value.mend
+
+
+def test_an_upgrade_makes_the_fields_of_now_from_those_of_then() -> None:
+    assert SERIALIZER.deserialize(stored(Journey(hours=0), hours=None, minutes=90)) == Journey(
+        hours=1.5
+    )
+    assert again(Journey(hours=3)) == Journey(hours=3)  # a record of now is not upgraded
+
+
+def test_a_field_that_an_upgrade_leaves_over_is_refused() -> None:
+    text = stored(Journey(hours=0), minutes=90, gone=1)
+    with pytest.raises(errors.DataError, match="Voyage has the field gone"):
+        SERIALIZER.deserialize(text)
+
+
+def test_a_stored_record_without_a_needed_field_is_refused_by_name() -> None:
+    with pytest.raises(errors.DataError, match="A stored Trip is without hours"):
+        SERIALIZER.deserialize(stored(Trip(hours=2), hours=None))
+    assert SERIALIZER.deserialize(stored(Trip(hours=2), note=None)) == Trip(hours=2)
+
+
+def test_a_class_is_stored_under_its_name_of_then() -> None:
+    assert json.loads(SERIALIZER.serialize(Journey(hours=1)))["$record"] == "Voyage"
+    with pytest.raises(errors.ConfigError, match="Two classes are stored as Voyage"):
+        workflow.register_as("Voyage", Trip)
+    with pytest.raises(errors.ConfigError, match="stored as Voyage already"):
+        workflow.register(Journey)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"$record": "Gone", "fields": {}}',
+        '{"$enum": "RunStatus", "value": "gone"}',
+        '{"$error": "GoneError", "fields": {}}',
+    ],
+)
+def test_what_no_class_of_now_stands_for_is_refused_by_name(text: str) -> None:
+    with pytest.raises(errors.DataError, match=r"[Gg]one.* (does not know|is none now)"):
+        SERIALIZER.deserialize(text)
 
 
 def test_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ go on with it, `engine` the rest.
 """
 
 from tuneproof.workflow.clocks import Clock, SystemClock
-from tuneproof.workflow.codec import RecordSerializer, register, registered
+from tuneproof.workflow.codec import RecordSerializer, Upgrade, register, register_as, registered
 from tuneproof.workflow.engine import (
     APPLICATION_VERSION,
     TAKEOVER_S,
@@ -45,10 +45,12 @@ __all__ = [
     "StepHook",
     "SystemClock",
     "Tx",
+    "Upgrade",
     "durable",
     "engine",
     "now",
     "register",
+    "register_as",
     "registered",
     "resources",
     "step",
