@@ -32,7 +32,7 @@ from tuneproof.store.rollups import (
     recounted_rollups,
     stored_rollups,
 )
-from tuneproof.store.scores import SCORED, read_qualities
+from tuneproof.store.scores import ScoreState, read_qualities
 from tuneproof.store.segments import read_segments
 from tuneproof.store.sums import EXPOSURE_AT, NANO, OUTCOME_AT, Rollups
 from tuneproof.store.tables import (
@@ -324,7 +324,7 @@ async def _keys(tx: Tx, ids: Iterable[str], *, open_only: bool = False) -> dict[
 
 async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], bool, DeclaredKeys]:
     """The subject's key, each phase's share, whether a text of it was scored, what it declares."""
-    scored = exists().where(scores.c.subject == subjects.c.key, scores.c.state == SCORED)
+    scored = exists().where(scores.c.subject == subjects.c.key, scores.c.state == ScoreState.SCORED)
     known = subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped
     query = (
         select(*known, phases.c.number, phases.c.share, scored.label("scored"))

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Select, and_, case, delete, func, or_, select, update
 
@@ -27,7 +28,7 @@ from tuneproof.store.upserts import insert_or_ignore, insert_or_ignore_all
 from tuneproof.workflow import Tx
 
 __all__ = [
-    "SCORED",
+    "ScoreState",
     "Scores",
     "ScoringSpend",
     "Tally",
@@ -36,9 +37,14 @@ __all__ = [
     "read_qualities",
 ]
 
-WAITING: Final = "waiting"
-SCORED: Final = "scored"
-DROPPED: Final = "dropped"
+
+class ScoreState(StrEnum):
+    """Where a text stands."""
+
+    WAITING = "waiting"  # it is asked about when it is due
+    SCORED = "scored"  # it has a score; the text is gone
+    DROPPED = "dropped"  # it gets none, for a reason that is kept; the text is gone
+
 
 Key = tuple[int, str, str]
 """Subject's key, unit, task."""
@@ -103,7 +109,7 @@ class Scores:
         query = (
             select(scores, subjects.c.id)
             .join(subjects, subjects.c.key == scores.c.subject)
-            .where(scores.c.state == WAITING, scores.c.due_at <= to_micros(now))
+            .where(scores.c.state == ScoreState.WAITING, scores.c.due_at <= to_micros(now))
             .order_by(scores.c.due_at, scores.c.subject, scores.c.unit, scores.c.task)
             .limit(limit)
         )
@@ -123,7 +129,7 @@ class Scores:
 
     async def pipelines_waiting(self, *, tx: Tx | None = None) -> list[str]:
         """The pipelines of which a text waits, due or not."""
-        query = select(scores.c.pipeline).where(scores.c.state == WAITING).distinct()
+        query = select(scores.c.pipeline).where(scores.c.state == ScoreState.WAITING).distinct()
         async with self._database.reading(tx) as own:
             return sorted((await own.execute(query)).scalars())
 
@@ -138,23 +144,23 @@ class Scores:
     ) -> bool:
         """Keep a text's score and forget the text; False where it had ended before."""
         values = {"score": found.value, "scorer": scorer, "reason": found.reason}
-        return await self._end(key, SCORED, values, at, tx)
+        return await self._end(key, ScoreState.SCORED, values, at, tx)
 
     async def drop(self, key: Key, reason: str, at: datetime, *, tx: Tx | None = None) -> bool:
         """Forget a text that gets no score; False where it had ended before."""
-        return await self._end(key, DROPPED, {"reason": reason}, at, tx)
+        return await self._end(key, ScoreState.DROPPED, {"reason": reason}, at, tx)
 
     async def _end(
         self,
         key: Key,
-        state: str,
+        state: ScoreState,
         values: dict[str, Any],
         at: datetime,
         tx: Tx | None,
     ) -> bool:
         gone = {"messages": None, "text": None, "ended_at": to_micros(at)}
         async with self._database.writing(tx) as own:
-            query = update(scores).where(_is(key), scores.c.state == WAITING)
+            query = update(scores).where(_is(key), scores.c.state == ScoreState.WAITING)
             found = await own.execute(query.values(state=state, **values, **gone))
         return found.rowcount == 1
 
@@ -169,7 +175,7 @@ class Scores:
         """Try a text again at `due_at`; `failed` counts this as an attempt of its own."""
         more = scores.c.attempts + int(failed)
         async with self._database.writing(tx) as own:
-            query = update(scores).where(_is(key), scores.c.state == WAITING)
+            query = update(scores).where(_is(key), scores.c.state == ScoreState.WAITING)
             await own.execute(query.values(due_at=to_micros(due_at), attempts=more))
 
     async def postpone_all(self, pipeline: str, due_at: datetime, *, tx: Tx | None = None) -> None:
@@ -179,7 +185,7 @@ class Scores:
             await own.execute(
                 update(scores)
                 .where(
-                    scores.c.state == WAITING,
+                    scores.c.state == ScoreState.WAITING,
                     scores.c.pipeline == pipeline,
                     scores.c.due_at < due,
                 )
@@ -197,12 +203,14 @@ class Scores:
         """Forget a pipeline's texts that have waited since before this instant; how many."""
         gone = {"messages": None, "text": None, "ended_at": to_micros(at)}
         query = update(scores).where(
-            scores.c.state == WAITING,
+            scores.c.state == ScoreState.WAITING,
             scores.c.pipeline == pipeline,
             scores.c.queued_at < to_micros(before),
         )
         async with self._database.writing(tx) as own:
-            found = await own.execute(query.values(state=DROPPED, reason="waited too long", **gone))
+            found = await own.execute(
+                query.values(state=ScoreState.DROPPED, reason="waited too long", **gone)
+            )
         return int(found.rowcount)
 
     # --- the day's budget -------------------------------------------------------------
@@ -276,7 +284,9 @@ class Scores:
             select(
                 scores.c.arm,
                 scores.c.state,
-                case((scores.c.state == DROPPED, scores.c.reason), else_="").label("why"),
+                case((scores.c.state == ScoreState.DROPPED, scores.c.reason), else_="").label(
+                    "why"
+                ),
                 func.count(),
                 func.avg(scores.c.score),
             )
@@ -295,13 +305,13 @@ def _tally(rows: Sequence[Any]) -> Tally:
     mean = None
     for _, state, why, n, average in rows:
         counts[state] += n
-        if state == DROPPED:
+        if state == ScoreState.DROPPED:
             reasons[why] += n
-        mean = float(average) if state == SCORED else mean
+        mean = float(average) if state == ScoreState.SCORED else mean
     return Tally(
-        scored=counts[SCORED],
-        waiting=counts[WAITING],
-        dropped=counts[DROPPED],
+        scored=counts[ScoreState.SCORED],
+        waiting=counts[ScoreState.WAITING],
+        dropped=counts[ScoreState.DROPPED],
         mean=mean,
         reasons=dict(sorted(reasons.items())),
     )
@@ -328,7 +338,7 @@ async def read_qualities(
         case((in_candidate, units.c.c_phase), else_=units.c.b_phase).label("phase"),
         case((in_candidate, units.c.c_at), else_=units.c.b_at).label("at"),
     ).join(units, and_(units.c.subject == scores.c.subject, units.c.unit == scores.c.unit))
-    seen = first.where(scores.c.subject == subject, scores.c.state == SCORED).subquery()
+    seen = first.where(scores.c.subject == subject, scores.c.state == ScoreState.SCORED).subquery()
     a_unit = select(seen.c.phase, seen.c.arm, func.avg(seen.c.score).label("q")).where(
         seen.c.arm == seen.c.counts_in, seen.c.at.is_not(None)
     )
@@ -381,7 +391,7 @@ def _row(subject: int, text: Text, at: datetime) -> dict[str, Any]:
         "queued_at": now,
         "messages": [dict(message) for message in text.messages],
         "text": text.text,
-        "state": WAITING,
+        "state": ScoreState.WAITING,
         "attempts": 0,
         "due_at": now,
     }
