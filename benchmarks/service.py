@@ -83,7 +83,7 @@ async def _rollout(app: Any) -> str:
     from tuneproof.experiments import ModelRef
 
     await app.store.experiments.add(experiment(EXPERIMENT))
-    manager = app.manager_of(app.pipeline("default"))
+    manager = app.managers.of(app.pipelines.get("default"))
     async with app.store.database.begin() as tx:
         declared = await manager.declare(
             ModelRef(model_id="ft:base:hook:7f3a", version="1.0.0"),

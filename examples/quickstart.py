@@ -56,7 +56,7 @@ class Readers:
 
     async def advance(self, since: datetime, until: datetime) -> None:
         """Read what is published between the two instants, and react."""
-        routing = {r.task: r for r in await self.app.routing()}.get("hook")
+        routing = {r.task: r for r in await self.app.routing.all()}.get("hook")
         if routing is None or not routing.subjects:
             return
         exposures, outcomes = [], []
@@ -70,7 +70,7 @@ class Readers:
                 Exposure(id=f"e {unit}", phase=routing.phase, arm=served.arm, tokens=90, **event)
             )
             outcomes.append(Outcome(id=f"o {unit}", value=max(0.0, liking), **event))
-        await self.app.record_events(exposures=exposures, outcomes=outcomes)
+        await self.app.events.record(exposures=exposures, outcomes=outcomes)
 
 
 async def main() -> None:

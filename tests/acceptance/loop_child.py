@@ -75,19 +75,19 @@ def settings(plan: dict[str, Any]) -> Settings:
 async def effects(demo: Demonstration) -> dict[str, int]:
     """How many of each effect there are, asked from those who hold them."""
     app = demo.app
-    client = AsyncOpenAI(base_url=app.trainer_url, api_key="any")
+    client = AsyncOpenAI(base_url=app.providers.trainer_url, api_key="any")
     jobs = [job async for job in client.fine_tuning.jobs.list()]
     files = [file.filename async for file in client.files.list(purpose="fine-tune")]
-    experiments = (await app.experiments()).items
-    rollouts = (await app.deployments()).items
+    experiments = (await app.experiments.page()).items
+    rollouts = (await app.rollouts.page()).items
     counted = {
         "jobs": len(jobs),
         "files": len(files),
         "file contents": len(set(files)),
         "experiments": len(experiments),
         "rollouts": len(rollouts),
-        "versions": len(await app.models()),
-        "runs": len((await app.runs()).items),
+        "versions": len(await app.runs.models()),
+        "runs": len((await app.runs.page()).items),
     }
     for subject in [*(e.id for e in experiments), *(r.id for r in rollouts)]:
         kept, recounted = (

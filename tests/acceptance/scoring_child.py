@@ -47,7 +47,7 @@ async def serve(directory: str, database: str, port: str, judge: str) -> None:
 async def score(app: App) -> None:
     while True:
         try:
-            await eventually(app.score_waiting, math.inf)
+            await eventually(app.scoring.score_waiting, math.inf)
         except TuneProofError as error:
             print(error, file=sys.stderr, flush=True)
 

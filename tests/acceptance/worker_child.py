@@ -50,7 +50,7 @@ async def main(plan: dict[str, Any]) -> None:
             await seed_posts(
                 app.store.database.engine, Audience(3), until=datetime.now(UTC), days=7
             )
-            await app.start_run(actor="test")
+            await app.runs.start(actor="test")
         if plan.get("tasks"):
             report = partial(write_tasks, app, Path(plan["tasks"]))
             await report()

@@ -65,7 +65,7 @@ class Traffic:
         """The share of a candidate model's units that are never heard of."""
 
     async def advance(self, since: datetime, until: datetime) -> None:
-        routing = {r.task: r for r in await self.app.routing()}.get("hook")
+        routing = {r.task: r for r in await self.app.routing.all()}.get("hook")
         if routing is None or not routing.subjects:
             return
         exposures, outcomes = [], []
@@ -107,7 +107,7 @@ class Traffic:
                     value=float(draw.beta(mean * 20, (1 - mean) * 20)),
                 )
             )
-        await self.app.record_events(exposures=exposures, outcomes=outcomes)
+        await self.app.events.record(exposures=exposures, outcomes=outcomes)
 
 
 class Loop:
@@ -120,11 +120,11 @@ class Loop:
 
     async def turn(self, **arguments: Any) -> Run:
         """Start a run and wait for its end."""
-        run = await self.app.start_run(**arguments)
+        run = await self.app.runs.start(**arguments)
         return await self.end(run.id)
 
     async def end(self, run_id: str) -> Run:
-        run = await self.app.wait_run(run_id, seconds=60)
+        run = await self.app.runs.wait(run_id, seconds=60)
         assert run.status.final, f"{run.status} at {run.current_stage}: {run.stages}"
         return run
 

@@ -138,7 +138,7 @@ async def test_run_that_fails_tells_somebody_once_and_the_doctor_says_that_it_wo
         assert (await loop.turn()).status is RunStatus.FAILED
         await eventually(lambda: receiver.messages)
         assert [m["type"] for m in receiver.messages] == ["tuneproof.run_failed"]
-        found = {f.name: f for f in await loop.app.doctor()}
+        found = {f.name: f for f in await loop.app.doctor.examine()}
         assert (found["alerts"].status, found["alerts"].detail) == ("ok", "webhook answers")
 
 
@@ -160,7 +160,7 @@ async def test_rollout_says_alerts_are_configured_only_where_they_arrive(
             receiver.status = 200
             shown = (await client.get(path)).json()["monitoring"]
             assert shown["alerts_configured"] is True
-        await loop.app.rollback(deployment, reason="seen harm", actor="ann")
+        await loop.app.rollouts.rollback(deployment, reason="seen harm", actor="ann")
         await eventually(lambda: receiver.messages[-1]["type"] == "tuneproof.rolled_back")
         assert receiver.messages[-1]["data"]["subject"] == deployment
 
@@ -184,6 +184,6 @@ async def test_doctor_names_a_setting_that_does_nothing(
     async with open_providers(
         tmp_path, sqlite_store_url, Provider(name="p"), origins=origins
     ) as loop:
-        found = {f.name: f for f in await loop.app.doctor()}
+        found = {f.name: f for f in await loop.app.doctor.examine()}
         assert found[path].status == "warning"
         assert "GRAFANA_DASHBOARD_ENABLED, and without effect" in found[path].detail

@@ -21,7 +21,7 @@ async def test_share_moves_to_the_better_arm_phase_by_phase(
         assert [p.number for p in phases] == list(range(1, len(phases) + 1))
         assert phases[0].share == 0.2
         assert phases[-1].share == 0.5
-        looks = await loop.app.looks(test_id)
+        looks = await loop.app.experiments.looks(test_id)
         moved = [look for look in looks if "next_share" in look.inputs]
         assert [look.inputs["next_share"] for look in moved] == [p.share for p in phases[1:]]
         assert looks[-1].reweighted is not None

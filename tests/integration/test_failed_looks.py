@@ -57,13 +57,13 @@ async def test_run_whose_looks_fail_goes_on_and_ends_once_they_succeed(
 ) -> None:
     steps = Steps()
     async with open_loop(tmp_path, database_url, on_step=steps) as loop:
-        run = await loop.app.start_run()
+        run = await loop.app.runs.start()
         await steps.recorded(StepName.EXPERIMENT_DECLARE)
         async with away(loop, "looks"):
             await steps.recorded(StepName.EXPERIMENT_NOTE)
             # beyond the last look that was due: it is tried for as long as it takes
             await loop.app.clock.sleep_until(T0 + timedelta(hours=120))
-            stands = await loop.app.run(run.id)
+            stands = await loop.app.runs.get(run.id)
             detail = stands.stages["experiment"]["detail"]
             assert stands.status is RunStatus.RUNNING
             assert stands.stages["experiment"]["status"] == "in_progress"
@@ -79,11 +79,11 @@ async def test_rollout_whose_looks_fail_goes_on_and_ends_once_they_succeed(
 ) -> None:
     steps = Steps()
     async with open_loop(tmp_path, database_url, on_step=steps) as loop:
-        run = await loop.app.start_run()
+        run = await loop.app.runs.start()
         await steps.recorded(StepName.ROLLOUT_LOOK)
         async with away(loop, "deployments"):
             await steps.recorded(StepName.ROLLOUT_NOTE)
-            stands = await loop.app.run(run.id)
+            stands = await loop.app.runs.get(run.id)
             assert not stands.status.final
             assert "failed" in stands.stages["rollout"]["detail"]["note"]
         ended = await loop.end(run.id)
@@ -95,13 +95,15 @@ async def test_failed_look_at_a_test_without_a_run_is_an_activity(
 ) -> None:
     steps = Steps()
     async with open_loop(tmp_path, database_url, on_step=steps) as loop:
-        [test] = await loop.app.create_ab_test(baseline=BASE, candidates=[CANDIDATE])
+        [test] = await loop.app.experiments.create(baseline=BASE, candidates=[CANDIDATE])
         async with away(loop, "looks"):
             await steps.recorded(StepName.EXPERIMENT_NOTE)
         await loop.app.engine.result(test.id)
-        ended = await loop.app.experiment(test.id)
+        ended = await loop.app.experiments.get(test.id)
         assert (ended.status, ended.verdict) == (ExperimentStatus.COMPLETED, Verdict.PROMOTE)
-        said = [a.reason for a in (await loop.app.activity()).items if a.action == "look"]
+        said = [
+            a.reason for a in (await loop.app.store.activity.page()).items if a.action == "look"
+        ]
         assert said[-1].startswith("The look at ")
         assert said[0] == "The look succeeded again."
 
@@ -111,7 +113,7 @@ async def test_run_that_failed_to_look_is_replayed_to_the_same_end(
 ) -> None:
     steps = Steps()
     async with open_loop(tmp_path, database_url, on_step=steps) as loop:
-        run = await loop.app.start_run()
+        run = await loop.app.runs.start()
         await steps.recorded(StepName.EXPERIMENT_DECLARE)
         async with away(loop, "looks"):
             await steps.recorded(StepName.EXPERIMENT_NOTE)

@@ -38,7 +38,7 @@ async def family_of(
     async with open_loop(directory, database, provider=provider, changes=split) as loop:
         loop.traffic.lifts = lifts
         candidates = [ModelRef(model_id=name) for name in lifts]
-        tests = await loop.app.create_ab_test(baseline=BASE, candidates=candidates)
+        tests = await loop.app.experiments.create(baseline=BASE, candidates=candidates)
         yield loop, list(tests)
 
 
@@ -51,15 +51,15 @@ async def test_best_candidate_is_promoted_and_the_others_are_rejected_for_it(
         assert [t.lane for t in tests] == [0, 1, 2]
         assert {t.salt for t in tests} == {family}
         won = await loop.app.engine.result(family)
-        ended = await loop.app.family(family)
+        ended = await loop.app.experiments.family(family)
         assert won == tests[1].id
         assert [t.verdict for t in ended] == [Verdict.REJECT, Verdict.PROMOTE, Verdict.REJECT]
         assert {t.status for t in ended} == {ExperimentStatus.COMPLETED}
         assert f"two ({won})" in (ended[0].reason or "")
-        assert all(not r.lanes for r in await loop.app.routing())
-        begun = await loop.app.deploy(model=TWO, ab_test_id=won, strategy="immediate")
+        assert all(not r.lanes for r in await loop.app.routing.all())
+        begun = await loop.app.rollouts.deploy(model=TWO, ab_test_id=won, strategy="immediate")
         await loop.app.engine.result(begun.id)
-        assert {r.baseline.model_id for r in await loop.app.routing()} == {"two"}
+        assert {r.baseline.model_id for r in await loop.app.routing.all()} == {"two"}
 
 
 async def test_each_candidate_is_compared_with_the_baseline_of_all_lanes(
@@ -67,7 +67,7 @@ async def test_each_candidate_is_compared_with_the_baseline_of_all_lanes(
 ) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
         await loop.app.engine.result(tests[0].family)
-        both = zip(*[await loop.app.looks(t.id) for t in tests], strict=False)
+        both = zip(*[await loop.app.experiments.looks(t.id) for t in tests], strict=False)
         looks = list(both)[-1]
         assert looks[0].baseline == looks[1].baseline
         before = looks[0].matured_before
@@ -84,13 +84,13 @@ async def test_each_candidate_is_compared_with_the_baseline_of_all_lanes(
 async def test_look_at_one_is_a_look_at_all(tmp_path: Path, database_url: str) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
         evaluator = ModelEvaluator(store=loop.app.store, clock=loop.app.clock)
-        await loop.app.end_experiment(tests[1].id, reason="typo", actor="cli")
+        await loop.app.experiments.end(tests[1].id, reason="typo", actor="cli")
         found = await evaluator.evaluate_performance(tests[0].id)
         assert found.look.experiment_id == tests[0].id
         assert found.recommendation is Verdict.CONTINUE
         with pytest.raises(StateError, match="ended before its first look"):
             await evaluator.evaluate_performance(tests[1].id)
-        await loop.app.end_experiment(tests[0].family, reason="enough", actor="cli")
+        await loop.app.experiments.end(tests[0].family, reason="enough", actor="cli")
 
 
 async def test_harmful_candidate_ends_alone_and_all_lanes_begin_a_phase_together(
@@ -101,9 +101,9 @@ async def test_harmful_candidate_ends_alone_and_all_lanes_begin_a_phase_together
         phases = [await loop.app.store.experiments.phases(t.id) for t in tests]
         assert [[p.share for p in of] for of in phases] == [[1 / 3, 0.0], [1 / 3, 1 / 3]]
         assert phases[0][1].at == phases[1][1].at
-        looks = await loop.app.looks(tests[1].id)
+        looks = await loop.app.experiments.looks(tests[1].id)
         assert {cell["phase"] for cell in looks[-1].inputs["cells"]} == {1, 2}
-        harmed = await loop.app.looks(tests[0].id)
+        harmed = await loop.app.experiments.looks(tests[0].id)
         assert harmed[-1].reason.startswith("The candidate is worse")
         assert len(harmed) < len(looks)
         stopped = await loop.app.store.events.evidence(tests[0].id)
@@ -117,18 +117,18 @@ async def test_one_candidate_can_be_ended_by_hand_and_then_all(
         loop,
         tests,
     ):
-        [ended] = await loop.app.end_experiment(tests[1].id, reason="typo", actor="cli")
+        [ended] = await loop.app.experiments.end(tests[1].id, reason="typo", actor="cli")
         assert ended.status is ExperimentStatus.ABORTED
-        [routing, _] = await loop.app.routing()
+        [routing, _] = await loop.app.routing.all()
         assert [lane.candidate for lane in routing.lanes] == [ONE, None, THREE]
         assert routing.phase == 2
         with pytest.raises(StateError, match="aborted already"):
-            await loop.app.end_experiment(tests[1].id, reason="again", actor="cli")
-        await loop.app.end_experiment(tests[0].family, reason="enough", actor="cli")
-        assert all(not r.subjects for r in await loop.app.routing())
+            await loop.app.experiments.end(tests[1].id, reason="again", actor="cli")
+        await loop.app.experiments.end(tests[0].family, reason="enough", actor="cli")
+        assert all(not r.subjects for r in await loop.app.routing.all())
         await loop.app.engine.result(tests[0].family)
         with pytest.raises(StateError, match="have ended"):
-            await loop.app.end_experiment(tests[0].family, reason="again", actor="cli")
+            await loop.app.experiments.end(tests[0].family, reason="again", actor="cli")
 
 
 async def test_raw_events_of_an_ended_candidate_stay_while_its_family_runs(
@@ -136,10 +136,10 @@ async def test_raw_events_of_an_ended_candidate_stay_while_its_family_runs(
 ) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
         retention = loop.app.store.retention
-        await loop.app.end_experiment(tests[0].id, reason="typo", actor="cli")
+        await loop.app.experiments.end(tests[0].id, reason="typo", actor="cli")
         later = tests[0].end_at + timedelta(days=1)
         assert await retention.due("default", later) == []
-        await loop.app.end_experiment(tests[0].family, reason="enough", actor="cli")
+        await loop.app.experiments.end(tests[0].family, reason="enough", actor="cli")
         assert await retention.due("default", later) == [t.id for t in tests]
 
 
@@ -147,7 +147,7 @@ async def test_family_is_refused_where_it_cannot_be_tested(
     tmp_path: Path, database_url: str
 ) -> None:
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, _):
-        create = loop.app.create_ab_test
+        create = loop.app.experiments.create
         with pytest.raises(InputError, match="no candidate"):
             await create(baseline=BASE, candidates=[])
         with pytest.raises(InputError, match="one is named twice"):
@@ -166,10 +166,10 @@ async def test_lane_with_a_broken_split_leaves_the_shared_baseline(
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
         loop.traffic.lost = {"one": 0.5}
         await loop.app.engine.result(tests[0].family)
-        first, second = await loop.app.family(tests[0].family)
+        first, second = await loop.app.experiments.family(tests[0].family)
         assert first.verdict is Verdict.INVALID
         assert second.verdict is Verdict.REJECT
-        looks = await loop.app.looks(second.id)
+        looks = await loop.app.experiments.looks(second.id)
         assert looks[-1].inputs["control"] == [second.id]
         before = looks[-1].matured_before
         own = await loop.app.store.events.evidence(second.id, before=before)
@@ -190,7 +190,7 @@ async def test_run_tests_its_best_trials_at_once_and_rolls_the_winner_out(
     tmp_path: Path, database_url: str
 ) -> None:
     async with open_loop(tmp_path, database_url, changes=TWO_OF_THREE, lift=0.0) as loop:
-        run = await loop.app.start_run()
+        run = await loop.app.runs.start()
         models = await _gated(loop, run.id)
         loop.traffic.lifts = {models[1]: 0.8}
         run = await loop.end(run.id)
@@ -200,18 +200,18 @@ async def test_run_tests_its_best_trials_at_once_and_rolls_the_winner_out(
         assert [c["verdict"] for c in said] == ["reject", "promote"]
         assert [c["model_id"] for c in said] == models
         assert run.result["ab_test_id"] == said[1]["ab_test_id"]
-        versions = {v.model_id: v for v in await loop.app.models()}
+        versions = {v.model_id: v for v in await loop.app.runs.models()}
         assert versions[models[0]].status is VersionStatus.REJECTED
         assert versions[models[1]].status is VersionStatus.LIVE
         assert sorted(v.version for v in versions.values()) == ["1.0.0", "1.1.0"]
-        assert {r.baseline.model_id for r in await loop.app.routing()} == {models[1]}
+        assert {r.baseline.model_id for r in await loop.app.routing.all()} == {models[1]}
 
 
 async def _gated(loop: Loop, run_id: str) -> list[str]:
     """The models that are tested, best trial first, once their experiment began."""
     while True:
-        await loop.app.wait_run(run_id, seconds=0.01)
-        run = await loop.app.run(run_id)
+        await loop.app.runs.wait(run_id, seconds=0.01)
+        run = await loop.app.runs.get(run_id)
         if "experiment" in run.stages:
             candidates = run.stages["gate"]["detail"]["candidates"]
             return [c["model_id"] for c in candidates]
@@ -224,8 +224,8 @@ async def test_run_whose_candidates_are_no_better_is_rejected_with_all_of_them(
         run = await loop.turn()
         assert run.status is RunStatus.REJECTED
         assert (run.reason or "").startswith("None of 2 candidates is promoted.")
-        assert {v.status for v in await loop.app.models()} == {VersionStatus.REJECTED}
-        assert all(not r.subjects for r in await loop.app.routing())
+        assert {v.status for v in await loop.app.runs.models()} == {VersionStatus.REJECTED}
+        assert all(not r.subjects for r in await loop.app.routing.all())
         [spent] = await loop.app.store.experiments.spent("default")
         assert (spent.candidates, spent.promoted) == (2, False)
         assert spent.alpha == pytest.approx(0.0219, abs=1e-4)
@@ -233,12 +233,12 @@ async def test_run_whose_candidates_are_no_better_is_rejected_with_all_of_them(
 
 async def test_aborted_run_takes_all_candidates_back(tmp_path: Path, database_url: str) -> None:
     async with open_loop(tmp_path, database_url, changes=TWO_OF_THREE, lift=0.0) as loop:
-        run = await loop.app.start_run()
+        run = await loop.app.runs.start()
         await _gated(loop, run.id)
-        await loop.app.abort_run(run.id, reason="changed my mind", actor="cli")
+        await loop.app.runs.abort(run.id, reason="changed my mind", actor="cli")
         assert (await loop.end(run.id)).status is RunStatus.ABORTED
-        assert all(not r.subjects for r in await loop.app.routing())
-        tests = (await loop.app.experiments()).items
+        assert all(not r.subjects for r in await loop.app.routing.all())
+        tests = (await loop.app.experiments.page()).items
         assert {t.status for t in tests} == {ExperimentStatus.ABORTED}
 
 

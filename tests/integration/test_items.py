@@ -135,10 +135,10 @@ async def app(database_url: str, tmp_path: Path, clock: HandClock) -> AsyncItera
 
 
 async def test_rows_of_the_users_table_name_their_items(app: App, clock: HandClock) -> None:
-    evaluator = ModelEvaluator(store=app.store, clock=clock, config=app.pipeline("default"))
+    evaluator = ModelEvaluator(store=app.store, clock=clock, config=app.pipelines.get("default"))
     test = await evaluator.create_a_b_test("base", "cand", 0.5)
     seen = {"subject": test.id, "phase": 1, "arm": Arm.BASELINE, "at": test.start_at}
-    await app.record_events(exposures=[Exposure(id="e", unit="ann", **seen)])  # type: ignore[arg-type]
+    await app.events.record(exposures=[Exposure(id="e", unit="ann", **seen)])  # type: ignore[arg-type]
     changed = clock.now() + HOUR
     at: Any = (
         f"{changed:%Y-%m-%d %H:%M:%S.%f}" if app.store.database.dialect == "sqlite" else changed
@@ -150,8 +150,8 @@ async def test_rows_of_the_users_table_name_their_items(app: App, clock: HandClo
                 {"post": post, "rate": rate, "at": at},
             )
     clock.move(hours=2)
-    assert await app.poll_outcomes() == 2
-    assert await app.poll_outcomes() == 0
+    assert await app.outcomes.poll() == 2
+    assert await app.outcomes.poll() == 0
     (stratum,) = await app.store.events.strata(test.id)
     assert (stratum.units.n, stratum.units.sum_y, stratum.units.sum_m) == (1, 0.4, 2)
 
@@ -162,7 +162,7 @@ async def test_rollout_counts_what_its_test_counted(app: App, clock: HandClock) 
     test = await evaluator.create_a_b_test("base", "cand")
     manager = DeploymentManager(
         store=app.store, provider=MemoryProvider(), clock=clock,
-        config=app.pipeline("default"),
+        config=app.pipelines.get("default"),
     )  # fmt: skip
     models = test.candidate, test.baseline
     inherited = await manager.declare(*models, ab_test_id=test.id)

@@ -44,12 +44,12 @@ async def test_run_calls_every_stage_in_order(tmp_path: Path, database_url: str)
         began = [run.stages[s]["started_at"] for s in STAGES]
         assert began == sorted(began)
         assert loop.provider.calls["create_job"] == 1
-        [routing, _] = await loop.app.routing()
+        [routing, _] = await loop.app.routing.all()
         version = run.result["model_version"]["model_id"]
         assert (routing.baseline.model_id, routing.lanes) == (version, ())
-        [live] = await loop.app.models()
+        [live] = await loop.app.runs.models()
         assert (live.status, live.version) == (VersionStatus.LIVE, "1.0.0")
-        told = (await loop.app.metrics_text(""))[0].decode()
+        told = (await loop.app.health.metrics_text(""))[0].decode()
         assert 'tuneproof_runs_total{pipeline="default",status="success"} 1.0' in told
         examples = sum(run.result["training_data"]["examples"].values())
         assert f"fine_tuning_pipeline_training_examples_total {examples:.1f}" in told
@@ -73,7 +73,7 @@ async def test_too_few_examples_skip_the_run_and_spend_nothing(
         assert run.status is RunStatus.SKIPPED
         assert "training_data_threshold is 5000" in (run.reason or "")
         assert "create_job" not in loop.provider.calls
-        assert await loop.app.routing() == []
+        assert await loop.app.routing.all() == []
 
 
 async def test_empty_source_skips_with_a_reason(tmp_path: Path, database_url: str) -> None:
@@ -89,8 +89,8 @@ async def test_no_better_candidate_is_rejected_and_loses_its_traffic(
     async with open_loop(tmp_path, database_url, lift=0.0) as loop:
         run = await loop.turn()
         assert run.status is RunStatus.REJECTED
-        assert all(not r.lanes for r in await loop.app.routing())
-        [version] = await loop.app.models()
+        assert all(not r.lanes for r in await loop.app.routing.all())
+        [version] = await loop.app.runs.models()
         assert version.status is VersionStatus.REJECTED
 
 
@@ -101,23 +101,23 @@ async def test_failing_gate_rejects_and_nothing_is_served(
         run = await loop.turn()
         assert run.status is RunStatus.REJECTED
         assert (run.reason or "").startswith("The gate said no")
-        assert await loop.app.routing() == []
+        assert await loop.app.routing.all() == []
 
 
 async def test_harm_during_the_rollout_is_taken_back_with_its_cause(
     tmp_path: Path, database_url: str
 ) -> None:
     async with open_loop(tmp_path, database_url, changes={"holdback_days": 10}) as loop:
-        run = await loop.app.start_run()
-        await loop.app.wait_run(run.id, seconds=60, holding_is_end=True)
+        run = await loop.app.runs.start()
+        await loop.app.runs.wait(run.id, seconds=60, holding_is_end=True)
         loop.traffic.lift = -0.6
         run = await loop.end(run.id)
         assert run.status is RunStatus.ROLLED_BACK
         assert "fell by more than 15%" in (run.reason or "")
-        deployment = await loop.app.deployment(run.result["deployment_id"])
+        deployment = await loop.app.rollouts.get(run.result["deployment_id"])
         assert deployment.evidence["trigger"] == "engagement_rate_drop"
-        assert {r.baseline.model_id for r in await loop.app.routing()} == {"base"}
-        [version] = await loop.app.models()
+        assert {r.baseline.model_id for r in await loop.app.routing.all()} == {"base"}
+        [version] = await loop.app.runs.models()
         assert version.status is VersionStatus.ROLLED_BACK
 
 
@@ -125,8 +125,8 @@ async def test_gross_failure_is_taken_back_without_waiting_for_a_look(
     tmp_path: Path, database_url: str
 ) -> None:
     async with open_loop(tmp_path, database_url, changes={"holdback_days": 10}) as loop:
-        run = await loop.app.start_run()
-        await loop.app.wait_run(run.id, seconds=60, holding_is_end=True)
+        run = await loop.app.runs.start()
+        await loop.app.runs.wait(run.id, seconds=60, holding_is_end=True)
         loop.traffic.error_share = 1.0
         run = await loop.end(run.id)
         assert run.status is RunStatus.ROLLED_BACK
@@ -138,13 +138,13 @@ async def test_person_rolls_back_a_completed_rollout_by_task(
 ) -> None:
     async with open_loop(tmp_path, database_url) as loop:
         run = await loop.turn()
-        result = await loop.app.rollback("hook", reason="complaints", actor="cli")
+        result = await loop.app.rollouts.rollback("hook", reason="complaints", actor="cli")
         assert result.restored_model == "base"
         assert result.seconds < 1
-        again = await loop.app.rollback(result.deployment_id, reason="again", actor="cli")
+        again = await loop.app.rollouts.rollback(result.deployment_id, reason="again", actor="cli")
         assert again.reason == "complaints"
-        assert {r.baseline.model_id for r in await loop.app.routing()} == {"base"}
-        deeds = [a.action for a in (await loop.app.activity()).items]
+        assert {r.baseline.model_id for r in await loop.app.routing.all()} == {"base"}
+        deeds = [a.action for a in (await loop.app.store.activity.page()).items]
         assert "rollout rollback" in deeds
         assert run.status is RunStatus.SUCCESS
 
@@ -153,19 +153,19 @@ async def test_second_run_is_refused_until_the_first_holds_and_then_supersedes_i
     tmp_path: Path, database_url: str
 ) -> None:
     async with open_loop(tmp_path, database_url, changes={"holdback_days": 30}) as loop:
-        first = await loop.app.start_run()
+        first = await loop.app.runs.start()
         with pytest.raises(StateError, match="one at a time") as refused:
-            await loop.app.start_run()
+            await loop.app.runs.start()
         assert refused.value.details["reason"] == "predecessor_running"
-        held = await loop.app.wait_run(first.id, seconds=60, holding_is_end=True)
+        held = await loop.app.runs.wait(first.id, seconds=60, holding_is_end=True)
         assert held.status is RunStatus.HOLDING
-        second = await loop.app.start_run()
+        second = await loop.app.runs.start()
         ended = await loop.end(first.id)
         assert ended.status is RunStatus.SUCCESS
-        deployment = await loop.app.deployment(ended.result["deployment_id"])
+        deployment = await loop.app.rollouts.get(ended.result["deployment_id"])
         assert (deployment.state, deployment.share) == ("complete", 1.0)
-        await loop.app.wait_run(second.id, seconds=60, holding_is_end=True)
-        numbers = sorted(v.version for v in await loop.app.models())
+        await loop.app.runs.wait(second.id, seconds=60, holding_is_end=True)
+        numbers = sorted(v.version for v in await loop.app.runs.models())
         assert numbers == ["1.0.0", "1.1.0"]
 
 
@@ -185,7 +185,7 @@ async def test_closed_provider_fails_the_run_and_says_how_to_switch(
         assert (run.error["type"], run.error["stage"]) == ("training-not-available", "train")
         assert run.error["mend"] == "Change base_url."
         del loop.provider.raises["create_job"]
-        await loop.app.retry_run(run.id)
+        await loop.app.runs.retry(run.id)
         again = await loop.end(run.id)
         assert again.status is RunStatus.SUCCESS
         assert again.arguments["attempt"] == 2
@@ -214,7 +214,7 @@ async def test_run_that_is_still_ending_can_be_retried(tmp_path: Path, database_
         assert run.status is RunStatus.FAILED
         assert not await loop.app.engine.ended(run.id)
         del loop.provider.raises["create_job"]
-        retrying = asyncio.create_task(loop.app.retry_run(run.id))
+        retrying = asyncio.create_task(loop.app.runs.retry(run.id))
         await stays(lambda: not retrying.done())
         target.may.set()
         await retrying
@@ -231,7 +231,7 @@ async def test_retry_trains_as_the_settings_say_then(tmp_path: Path, database_ur
     del provider.raises["create_job"]
     changes = {"base_model": "successor"}
     async with open_loop(tmp_path, database_url, provider=provider, changes=changes) as loop:
-        await loop.app.retry_run(run.id)
+        await loop.app.runs.retry(run.id)
         again = await loop.end(run.id)
         assert again.status is RunStatus.SUCCESS
         assert again.result["model_version"]["base_model"] == "successor"
@@ -243,7 +243,7 @@ async def test_retry_from_a_stage_that_was_never_reached_says_so(
     async with open_loop(tmp_path, database_url, changes={"training_data_threshold": 5000}) as loop:
         run = await loop.turn()
         with pytest.raises(StateError, match="never came to its stage 'gate'"):
-            await loop.app.retry_run(run.id, stage="gate")
+            await loop.app.runs.retry(run.id, stage="gate")
 
 
 async def test_failed_job_is_retried_as_a_new_job_of_the_same_run(
@@ -257,7 +257,7 @@ async def test_failed_job_is_retried_as_a_new_job_of_the_same_run(
         assert run.error["details"]["code"] == "invalid_training_file"
         assert "Example 3" in run.error["message"]
         loop.provider.fail_job = None
-        await loop.app.retry_run(run.id)
+        await loop.app.runs.retry(run.id)
         again = await loop.end(run.id)
         assert again.status is RunStatus.SUCCESS
         assert loop.provider.calls["create_job"] == 2
@@ -266,10 +266,10 @@ async def test_failed_job_is_retried_as_a_new_job_of_the_same_run(
 async def test_provider_outage_is_waited_for_and_noted(tmp_path: Path, database_url: str) -> None:
     async with open_loop(tmp_path, database_url) as loop:
         loop.provider.raises["find_file"] = ProviderUnavailableError("No answer.", mend="Wait.")
-        run = await loop.app.start_run()
+        run = await loop.app.runs.start()
         while loop.app.clock.now() < T0 + timedelta(minutes=10):
-            await loop.app.wait_run(run.id, seconds=0.05)
-        noted = (await loop.app.run(run.id)).stages["train"]["detail"]["note"]
+            await loop.app.runs.wait(run.id, seconds=0.05)
+        noted = (await loop.app.runs.get(run.id)).stages["train"]["detail"]["note"]
         assert noted.startswith("No answer. The next try is at")
         del loop.provider.raises["find_file"]
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
@@ -278,12 +278,12 @@ async def test_provider_outage_is_waited_for_and_noted(tmp_path: Path, database_
 async def test_abort_cancels_the_job_and_ends_the_run(tmp_path: Path, database_url: str) -> None:
     async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
         loop.provider._polls = 10**9
-        run = await loop.app.start_run()
-        while "job_id" not in (await loop.app.run(run.id)).stages.get("train", {}).get(
+        run = await loop.app.runs.start()
+        while "job_id" not in (await loop.app.runs.get(run.id)).stages.get("train", {}).get(
             "detail", {}
         ):
-            await loop.app.wait_run(run.id, seconds=0.05)
-        aborted = await loop.app.abort_run(run.id, reason="changed my mind", actor="cli")
+            await loop.app.runs.wait(run.id, seconds=0.05)
+        aborted = await loop.app.runs.abort(run.id, reason="changed my mind", actor="cli")
         assert aborted.run.status is RunStatus.ABORTED
         assert aborted.cleanup_status == "completed"
         assert "openai_job_cancelled" in aborted.resources_cleaned
@@ -306,9 +306,9 @@ async def test_deployment_refuses_what_fails_a_safety_check(
 ) -> None:
     async with open_loop(tmp_path, database_url, lift=0.0) as loop:
         run = await loop.turn()
-        test = await loop.app.experiment(run.result["ab_test_id"])
+        test = await loop.app.experiments.get(run.result["ab_test_id"])
         with pytest.raises(SafetyCheckError, match="performance: reject") as refused:
-            await loop.app.deploy(model=test.candidate, ab_test_id=test.id)
+            await loop.app.rollouts.deploy(model=test.candidate, ab_test_id=test.id)
         checks = {c["name"]: c["passed"] for c in refused.value.details["checks"]}
         assert checks == {
             "performance": False,
@@ -316,7 +316,7 @@ async def test_deployment_refuses_what_fails_a_safety_check(
             "candidate answers": True,
             "baseline answers": True,
         }
-        assert all(not r.lanes for r in await loop.app.routing())
+        assert all(not r.lanes for r in await loop.app.routing.all())
 
 
 async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(
@@ -325,17 +325,17 @@ async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(
     provider = MemoryProvider(base_models=("base", "better"))
     async with open_loop(tmp_path, database_url, provider=provider) as loop:
         old, new = ModelRef(model_id="base"), ModelRef(model_id="better")
-        [test] = await loop.app.create_ab_test(baseline=old, candidates=[new])
+        [test] = await loop.app.experiments.create(baseline=old, candidates=[new])
         with pytest.raises(ConflictError, match="one candidate at a time"):
-            await loop.app.create_ab_test(baseline=old, candidates=[new])
+            await loop.app.experiments.create(baseline=old, candidates=[new])
         await loop.app.engine.result(test.id)
-        evaluation = await loop.app.evaluation(test.id)
+        evaluation = await loop.app.experiments.evaluation(test.id)
         assert evaluation is not None
         assert evaluation.recommendation == "promote"
-        begun = await loop.app.deploy(model=new, ab_test_id=test.id, strategy="immediate")
+        begun = await loop.app.rollouts.deploy(model=new, ab_test_id=test.id, strategy="immediate")
         await loop.app.engine.result(begun.id)
-        assert (await loop.app.deployment(begun.id)).state == "complete"
-        assert {r.baseline.model_id for r in await loop.app.routing()} == {"better"}
+        assert (await loop.app.rollouts.get(begun.id)).state == "complete"
+        assert {r.baseline.model_id for r in await loop.app.routing.all()} == {"better"}
 
 
 async def test_rollout_of_a_model_that_is_no_version_of_ours_can_be_taken_back(
@@ -343,11 +343,11 @@ async def test_rollout_of_a_model_that_is_no_version_of_ours_can_be_taken_back(
 ) -> None:
     provider = MemoryProvider(base_models=("base", "better"))
     async with open_loop(tmp_path, database_url, provider=provider) as loop:
-        manager = loop.app.manager_of(QUICK)
+        manager = loop.app.managers.of(QUICK)
         stranger = ModelRef(model_id="better", version="their-own-7")
         declared = await manager.declare(stranger, ModelRef(model_id="base", version="their-6"))
         await manager.begin(declared.id)
-        taken = await loop.app.rollback(declared.id, reason="no good", actor="cli")
+        taken = await loop.app.rollouts.rollback(declared.id, reason="no good", actor="cli")
         assert taken.restored_model == "base"
 
 
@@ -356,14 +356,14 @@ async def test_run_that_the_engine_gave_up_is_failed_and_can_be_retried(
 ) -> None:
     async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
         loop.provider._polls = 10**9
-        run = await loop.app.start_run()
-        while "job_id" not in (await loop.app.run(run.id)).stages.get("train", {}).get(
+        run = await loop.app.runs.start()
+        while "job_id" not in (await loop.app.runs.get(run.id)).stages.get("train", {}).get(
             "detail", {}
         ):
-            await loop.app.wait_run(run.id, seconds=0.05)
+            await loop.app.runs.wait(run.id, seconds=0.05)
         await DBOS.cancel_workflow_async(run.id)
-        assert await loop.app.fail_given_up() == [run.id]
-        failed = await loop.app.run(run.id)
+        assert await loop.app.runs.fail_given_up() == [run.id]
+        failed = await loop.app.runs.get(run.id)
         assert failed.status is RunStatus.FAILED
         assert failed.error is not None
         assert failed.error["stage"] == "train"
@@ -392,11 +392,13 @@ async def test_due_tick_starts_one_run_and_a_second_is_skipped(
 ) -> None:
     changes = {"schedule_driver": "internal"}
     async with open_loop(tmp_path, database_url, changes=changes) as loop:
-        assert await loop.app.tick(T0) == []
+        assert await loop.app.schedule.tick(T0) == []
         later = T0 + timedelta(days=15)
-        [started] = await loop.app.tick(later)
-        assert await loop.app.tick(later) == []
-        assert await loop.app.tick(later + timedelta(days=7)) == []
-        skipped = [a for a in (await loop.app.activity()).items if a.action == "run skipped"]
+        [started] = await loop.app.schedule.tick(later)
+        assert await loop.app.schedule.tick(later) == []
+        assert await loop.app.schedule.tick(later + timedelta(days=7)) == []
+        skipped = [
+            a for a in (await loop.app.store.activity.page()).items if a.action == "run skipped"
+        ]
         assert [a.object_id for a in skipped] == ["default"]
         assert (await loop.end(started)).status is RunStatus.SUCCESS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,10 @@ async def app(database_url: str, tmp_path: Path, clock: HandClock) -> AsyncItera
     source = OutcomeSourceConfig(name="results", query=QUERY, overlap_hours=6)
     settings = Settings(
         dir=tmp_path / "data",
-        pipelines={"default": PipelineConfig(outcome_source="results", tasks=("hook",))},
+        pipelines={
+            "default": PipelineConfig(outcome_source="results", tasks=("hook",)),
+            "bare": PipelineConfig(name="bare", tasks=("body",)),
+        },
         outcome_sources={"results": source},
         store=StoreConfig(url=database_url),
     )
@@ -56,10 +58,10 @@ async def put(app: App, unit: str, rate: float | None, at: datetime) -> None:
 
 async def experiment(app: App, units: int = 4) -> str:
     """A running test whose units 0.. were exposed at once."""
-    config = app.pipeline("default")
+    config = app.pipelines.get("default")
     evaluator = ModelEvaluator(store=app.store, clock=app.clock, config=config)
     test = await evaluator.create_a_b_test("base", "cand", 0.5)
-    await app.record_events(exposures=[exposure(test.id, i, test.start_at) for i in range(units)])
+    await app.events.record(exposures=[exposure(test.id, i, test.start_at) for i in range(units)])
     return test.id
 
 
@@ -81,8 +83,8 @@ async def test_rows_of_exposed_units_become_outcomes_once(app: App, clock: HandC
     for unit, rate in (("u0", 0.1), ("u1", 0.2), ("stranger", 0.9), ("u2", None)):
         await put(app, unit, rate, clock.now() + HOUR)
     clock.move(hours=2)
-    assert await app.poll_outcomes() == 2
-    assert await app.poll_outcomes() == 0
+    assert await app.outcomes.poll() == 2
+    assert await app.outcomes.poll() == 0
     assert await outcomes(app, subject) == (2, 0.3)
 
 
@@ -90,10 +92,10 @@ async def test_a_changed_row_replaces_what_it_said_before(app: App, clock: HandC
     subject = await experiment(app)
     await put(app, "u0", 0.1, clock.now() + HOUR)
     clock.move(hours=2)
-    await app.poll_outcomes()
+    await app.outcomes.poll()
     await put(app, "u0", 0.4, clock.now())
     clock.move(hours=1)
-    assert await app.poll_outcomes() == 1
+    assert await app.outcomes.poll() == 1
     assert await outcomes(app, subject) == (1, 0.4)
 
 
@@ -104,28 +106,25 @@ async def test_rows_and_exposures_that_come_late_are_found_within_the_overlap(
     began = clock.now()
     await put(app, "u9", 0.2, began + HOUR)
     clock.move(hours=3)
-    assert await app.poll_outcomes() == 0
+    assert await app.outcomes.poll() == 0
     await put(app, "u0", 0.1, began + HOUR)
-    await app.record_events(exposures=[exposure(subject, 9, began)])
+    await app.events.record(exposures=[exposure(subject, 9, began)])
     clock.move(hours=1)
-    assert await app.poll_outcomes() == 2
+    assert await app.outcomes.poll() == 2
     clock.move(hours=30)
-    await app.poll_outcomes()
+    await app.outcomes.poll()
     await put(app, "u1", 0.1, began + HOUR)
     clock.move(hours=1)
-    assert await app.poll_outcomes() == 0, "beyond the overlap a late row is not seen"
+    assert await app.outcomes.poll() == 0, "beyond the overlap a late row is not seen"
 
 
 async def test_nothing_runs_nothing_is_read(app: App) -> None:
-    assert await app.poll_outcomes() == 0
+    assert await app.outcomes.poll() == 0
 
 
 async def test_a_pipeline_without_a_source_is_told_so(app: App) -> None:
-    settings = app.settings
-    bare = replace(settings.pipelines["default"], outcome_source=None)
-    app.settings = replace(settings, pipelines={"default": bare})
     with pytest.raises(NotFoundError, match="no outcome_source"):
-        await app.poll_outcomes()
+        await app.outcomes.poll("bare")
 
 
 async def read(query: str, url: str, clock: HandClock) -> list[Any]:

@@ -50,8 +50,8 @@ async def test_app_plans_without_a_run_and_knows_the_ledger(
 ) -> None:
     async with open_loop(tmp_path, database_url) as loop:
         assert loop.app.clock.now() == T0
-        first = await loop.app.plan(share=0.5, hours=336)
+        first = await loop.app.experiments.plan(share=0.5, hours=336)
         assert (first.share, first.hours) == (0.5, 336)
         await loop.turn()
-        later = await loop.app.plan(share=0.5, hours=336, days_back=60)
+        later = await loop.app.experiments.plan(share=0.5, hours=336, days_back=60)
         assert later.alpha < first.alpha

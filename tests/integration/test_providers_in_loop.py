@@ -56,7 +56,7 @@ async def test_refusal_is_found_before_anything_is_uploaded(
         assert run.error["mend"]
         assert uploads(provider) == 0
         provider.says = None
-        await loop.app.retry_run(run.id)
+        await loop.app.runs.retry(run.id)
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
 
 
@@ -75,11 +75,11 @@ async def test_doctor_asks_what_a_run_asks(tmp_path: Path, sqlite_store_url: str
     provider = Provider(name="p")
     provider.says = TrainingReadiness(model="base", account=False, detail="closed")
     async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
-        found = {f.name: f for f in await loop.app.doctor()}
+        found = {f.name: f for f in await loop.app.doctor.examine()}
         assert found["default: base model"].status == "failed"
         assert "closed" in found["default: base model"].detail
         provider.says = TrainingReadiness(model="base", shutdown_at=T0 + timedelta(days=30))
-        found = {f.name: f for f in await loop.app.doctor()}
+        found = {f.name: f for f in await loop.app.doctor.examine()}
         assert found["default: base model"].status == "warning"
         assert "in 30 days" in found["default: base model"].detail
 
@@ -92,7 +92,7 @@ async def test_estimate_and_cost_are_kept(tmp_path: Path, database_url: str) -> 
     async with open_providers(tmp_path, database_url, provider, more=PRICED) as loop:
         run = await loop.turn(last_stage="gate")
         cost = run.result["cost"]
-        [version] = await loop.app.models()
+        [version] = await loop.app.runs.models()
         assert version.trained_tokens is not None
         assert cost["spent_usd"] == pytest.approx(version.trained_tokens * 10 / 1e6)
         assert cost["final"] is True
@@ -140,7 +140,9 @@ async def test_month_s_budget_counts_the_runs_before(tmp_path: Path, database_ur
         runs = loop.app.store.runs
         assert await runs.spent_usd("default", since=T0.replace(day=1)) == pytest.approx(spent)
         assert await runs.spent_usd("default", since=T0 + timedelta(days=90)) == 0
-        config = replace(loop.app.pipeline("default"), max_cost_usd_month=spent + estimated / 2)
+        config = replace(
+            loop.app.pipelines.get("default"), max_cost_usd_month=spent + estimated / 2
+        )
         second = await loop.turn(pipeline=config)
         assert second.error is not None
         assert second.error["details"]["rule"] == "max_cost_usd_month"
@@ -158,15 +160,17 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
     async with open_providers(tmp_path, database_url, old, new) as loop:
         first = await loop.turn()
         assert first.status is RunStatus.SUCCESS
-        switched = replace(loop.app.pipeline("default"), provider="new", base_model="open-base")
+        switched = replace(
+            loop.app.pipelines.get("default"), provider="new", base_model="open-base"
+        )
         calls = {p.name: dict(p.calls) for p in (old, new)}
         second = await loop.turn(pipeline=switched)
         assert second.status is RunStatus.SUCCESS, second.reason
-        after, before = await loop.app.models()
+        after, before = await loop.app.runs.models()
         assert (before.version, before.provider) == ("1.0.0", "old")
         assert (after.version, after.provider) == ("2.0.0", "new")
         assert after.parent_id == before.id
-        test = await loop.app.experiment(second.result["ab_test_id"])
+        test = await loop.app.experiments.get(second.result["ab_test_id"])
         assert test.baseline.model_id == before.model_id
         # The way back was called at the old provider, the candidate at the new one.
         assert old.calls["complete"] == calls["old"]["complete"] + 1
@@ -174,8 +178,8 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
         assert new.calls["create_job"] == 1
         assert before.model_id is not None
         assert after.model_id is not None
-        assert (await loop.app.chat_endpoint(model_ref(before))).provider == "old"
-        assert (await loop.app.chat_endpoint(model_ref(after))).provider == "new"
+        assert (await loop.app.routing.endpoint(model_ref(before))).provider == "old"
+        assert (await loop.app.routing.endpoint(model_ref(after))).provider == "new"
 
 
 async def test_same_posts_give_the_same_dataset_across_a_switch(
@@ -184,7 +188,9 @@ async def test_same_posts_give_the_same_dataset_across_a_switch(
     old, new = Provider(name="old"), Provider(name="new", base_models=("open-base",))
     async with open_providers(tmp_path, sqlite_store_url, old, new) as loop:
         first = await loop.turn(as_of=T0, last_stage="gate")
-        switched = replace(loop.app.pipeline("default"), provider="new", base_model="open-base")
+        switched = replace(
+            loop.app.pipelines.get("default"), provider="new", base_model="open-base"
+        )
         second = await loop.turn(pipeline=switched, as_of=T0, last_stage="gate")
         hashes = {r.result["training_data"]["hash"] for r in (first, second)}
         assert len(hashes) == 1
@@ -197,10 +203,12 @@ async def test_base_in_use_is_looked_for_where_it_was_trained_on(
     async with open_providers(tmp_path, sqlite_store_url, old, new, lift=0.0) as loop:
         assert (await loop.turn()).status is RunStatus.REJECTED
         loop.traffic.lift = 0.5
-        switched = replace(loop.app.pipeline("default"), provider="new", base_model="open-base")
+        switched = replace(
+            loop.app.pipelines.get("default"), provider="new", base_model="open-base"
+        )
         run = await loop.turn(pipeline=switched)
         assert run.status is RunStatus.SUCCESS, run.reason
-        test = await loop.app.experiment(run.result["ab_test_id"])
+        test = await loop.app.experiments.get(run.result["ab_test_id"])
         assert test.baseline.model_id == "base"
 
 
@@ -211,15 +219,15 @@ async def test_doctor_misses_the_provider_of_a_model_in_use(
     async with open_providers(tmp_path, sqlite_store_url, old, new) as loop:
         assert (await loop.turn()).status is RunStatus.SUCCESS
     async with open_providers(tmp_path, sqlite_store_url, new) as loop:
-        found = {f.name: f for f in await loop.app.doctor()}
+        found = {f.name: f for f in await loop.app.doctor.examine()}
         assert found["hook: model in use"].status == "failed"
         mend = found["hook: model in use"].mend
         assert '[providers.old]; kind = "compatible"' in mend
         assert 'base_url = "http://127.0.0.1:9/old/v1"' in mend
-        [version] = await loop.app.models()
+        [version] = await loop.app.runs.models()
         assert version.model_id is not None
         with pytest.raises(ConfigError, match="old, whose models are in use, is not set any more"):
-            await loop.app.serves(model_ref(version))
+            await loop.app.providers.serves(model_ref(version))
 
 
 async def test_tasks_that_train_apart_have_runs_versions_and_providers_of_their_own(
@@ -239,17 +247,17 @@ async def test_tasks_that_train_apart_have_runs_versions_and_providers_of_their_
     async with open_providers(
         tmp_path, database_url, one, two, changes={"train_together": False}, tasks=tasks
     ) as loop:
-        first = await loop.app.start_run(last_stage="gate")
-        runs = {r.pipeline: r for r in (await loop.app.runs()).items}
+        first = await loop.app.runs.start(last_stage="gate")
+        runs = {r.pipeline: r for r in (await loop.app.runs.page()).items}
         assert sorted(runs) == ["default.body", "default.hook"]
         assert first.pipeline == "default.hook"
         for run in runs.values():
             assert (await loop.end(run.id)).status is RunStatus.SUCCESS
-        made = {v.pipeline: v for v in await loop.app.models()}
+        made = {v.pipeline: v for v in await loop.app.runs.models()}
         assert made["default.hook"].provider == "one"
         assert (made["default.body"].provider, made["default.body"].base_model) == ("two", "small")
         assert {v.version for v in made.values()} == {"1.0.0"}
-        shown = (await loop.app.status())["pipelines"]
+        shown = (await loop.app.overview.status())["pipelines"]
         assert [p["name"] for p in shown] == ["default.hook", "default.body"]
 
 
@@ -323,7 +331,7 @@ async def test_search_makes_a_job_for_each_point_and_one_version_of_the_best(
         assert uploads(provider) == 2  # training and validation, once for all trials
         keys = {r.metadata["tuneproof_run"] for r in provider.requests.values()}
         assert keys == {f"{run.id}/trial-{i}" for i in range(3)}
-        [version] = await loop.app.models()
+        [version] = await loop.app.runs.models()
         assert (version.model_id or "").endswith("0002")
         shown = run.stages["train"]["detail"]["trials"]
         assert [t["heldout_loss"] for t in shown] == [1.7, 1.4, 1.6]
@@ -339,7 +347,7 @@ async def test_search_tries_what_its_budget_has_room_for(
     ) as loop:
         run = await loop.turn(last_stage="gate")
         whole = run.result["cost"]["estimated_usd"]
-        config = replace(loop.app.pipeline("default"), max_cost_usd=whole * 3 / 7)
+        config = replace(loop.app.pipelines.get("default"), max_cost_usd=whole * 3 / 7)
         again = await loop.turn(pipeline=config, last_stage="gate")
         tried = [
             t["hyperparameters"]["n_epochs"] for t in again.stages["train"]["detail"]["trials"]
@@ -361,7 +369,7 @@ async def test_search_goes_on_after_a_trial_that_failed(
         assert run.status is RunStatus.SUCCESS
         shown = run.stages["train"]["detail"]["trials"]
         assert "tired" in shown[1]["error"]
-        [version] = await loop.app.models()
+        [version] = await loop.app.runs.models()
         assert (version.model_id or "").endswith("0003")
 
 
@@ -429,15 +437,19 @@ async def test_shutdown_is_warned_of_once_and_counted_down(
     provider.shutdowns["base"] = T0 + timedelta(days=100)
     async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
         app = loop.app
-        assert await app.watch_shutdowns(T0) == []
-        assert (await app.status())["pipelines"][0]["shutdown"]["days"] == 100
-        assert not [a for a in (await app.activity()).items if a.action == "model shutdown"]
+        assert await app.shutdown_watch.look(T0) == []
+        assert (await app.overview.status())["pipelines"][0]["shutdown"]["days"] == 100
+        assert not [
+            a for a in (await app.store.activity.page()).items if a.action == "model shutdown"
+        ]
         for day in (41, 41.2, 43, 50):
-            await app.watch_shutdowns(T0 + timedelta(days=day))
-        [warned] = [a for a in (await app.activity()).items if a.action == "model shutdown"]
+            await app.shutdown_watch.look(T0 + timedelta(days=day))
+        [warned] = [
+            a for a in (await app.store.activity.page()).items if a.action == "model shutdown"
+        ]
         assert "in 59 days" in warned.reason
         assert "name a training.successor_model" in warned.reason
-        text = (await app.metrics_text())[0].decode()
+        text = (await app.health.metrics_text())[0].decode()
         [line] = [x for x in text.splitlines() if x.startswith("tuneproof_model_shutdown_seconds{")]
         assert float(line.split()[-1]) == pytest.approx(100 * 86400)
 
@@ -449,14 +461,14 @@ async def test_successor_is_trained_on_in_an_extra_run_and_ever_after(
     provider.shutdowns["base"] = T0 + timedelta(days=20)
     changes = {"successor_model": "next", "schedule_driver": "internal"}
     async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
-        [run_id] = await loop.app.watch_shutdowns(T0)
+        [run_id] = await loop.app.shutdown_watch.look(T0)
         ended = await loop.end(run_id)
         assert ended.config["base_model"] == "next"
-        assert [v.base_model for v in await loop.app.models()] == ["next"]
-        assert await loop.app.watch_shutdowns(T0 + timedelta(days=8)) == []
+        assert [v.base_model for v in await loop.app.runs.models()] == ["next"]
+        assert await loop.app.shutdown_watch.look(T0 + timedelta(days=8)) == []
         later = await loop.turn(last_stage="gate")
         assert later.config["base_model"] == "next"
-        deeds = [a.action for a in (await loop.app.activity()).items]
+        deeds = [a.action for a in (await loop.app.store.activity.page()).items]
         assert deeds.count("successor run") == 1
 
 
@@ -465,10 +477,10 @@ async def test_extra_run_waits_for_the_one_under_way(tmp_path: Path, sqlite_stor
     provider.shutdowns["base"] = T0 + timedelta(days=20)
     changes = {"successor_model": "next", "schedule_driver": "internal"}
     async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
-        under_way = await loop.app.start_run(last_stage="gate")
-        assert await loop.app.watch_shutdowns(T0) == []
+        under_way = await loop.app.runs.start(last_stage="gate")
+        assert await loop.app.shutdown_watch.look(T0) == []
         await loop.end(under_way.id)
-        assert len(await loop.app.watch_shutdowns(T0 + timedelta(hours=1))) == 1
+        assert len(await loop.app.shutdown_watch.look(T0 + timedelta(hours=1))) == 1
 
 
 # --- webhooks -----------------------------------------------------------------------------------
@@ -508,11 +520,11 @@ async def test_webhook_wakes_the_run_that_waits_for_its_job(
     async with open_providers(tmp_path, database_url, provider, changes=changes, more=more) as loop:
         frozen = _Frozen()
         loop.app.clock.participants.append(frozen)  # type: ignore[attr-defined]
-        run = await loop.app.start_run(last_stage="gate")
+        run = await loop.app.runs.start(last_stage="gate")
         await asyncio.wait_for(frozen.reached.wait(), 60)
-        [version] = await loop.app.models()
+        [version] = await loop.app.runs.models()
         polled, provider._polls = provider.calls["job"], 0
-        woken = await loop.app.provider_webhook(*signed(ended(version.training_job_id or "")))
+        woken = await loop.app.runs.webhook(*signed(ended(version.training_job_id or "")))
         assert woken == run.id
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
         assert provider.calls["job"] == polled + 1
@@ -544,14 +556,12 @@ async def test_webhook_is_believed_only_with_its_signature(
             (b"{}", {}),
         ):
             with pytest.raises(DeniedError, match="signature"):
-                await loop.app.provider_webhook(body, headers)
-        assert await loop.app.provider_webhook(*signed(ended("ftjob-unknown"))) is None
-        assert (
-            await loop.app.provider_webhook(*signed({**ended("x"), "type": "batch.done"})) is None
-        )
+                await loop.app.runs.webhook(body, headers)
+        assert await loop.app.runs.webhook(*signed(ended("ftjob-unknown"))) is None
+        assert await loop.app.runs.webhook(*signed({**ended("x"), "type": "batch.done"})) is None
     async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
         with pytest.raises(ConfigError, match="No provider has a webhook secret"):
-            await loop.app.provider_webhook(*signed(ended("ftjob-1")))
+            await loop.app.runs.webhook(*signed(ended("ftjob-1")))
 
 
 async def test_suggested_trials_stay_within_the_budget_whatever_is_suggested(
@@ -567,10 +577,10 @@ async def test_suggested_trials_stay_within_the_budget_whatever_is_suggested(
     async with open_providers(
         tmp_path, sqlite_store_url, provider, changes=changes, more=PRICED
     ) as loop:
-        plain = replace(loop.app.pipeline("default"), search=None, n_epochs=12)
+        plain = replace(loop.app.pipelines.get("default"), search=None, n_epochs=12)
         dearest = (await loop.turn(pipeline=plain, last_stage="gate")).result["cost"]
         limit = 2.5 * dearest["estimated_usd"]
-        config = replace(loop.app.pipeline("default"), max_cost_usd=limit)
+        config = replace(loop.app.pipelines.get("default"), max_cost_usd=limit)
         run = await loop.turn(pipeline=config, last_stage="gate")
         assert run.status is RunStatus.SUCCESS, run.reason
         assert len(run.stages["train"]["detail"]["trials"]) == 2

@@ -96,7 +96,7 @@ def opened(database_url: str, tmp_path: Path, clock: HandClock, chat: Chat) -> O
 
 
 async def experiment(app: App, split: float = 0.5) -> ABTest:
-    config = app.pipeline("default")
+    config = app.pipelines.get("default")
     evaluator = ModelEvaluator(store=app.store, clock=app.clock, config=config)
     return await evaluator.create_a_b_test("base", "cand", split)
 
@@ -114,7 +114,7 @@ def answer(test: ABTest, i: int, text: str = "a hook", **more: Any) -> Exposure:
 async def score_all(app: App) -> int:
     """Score until nothing more ends at this instant."""
     total = 0
-    while done := await app.score_waiting():
+    while done := await app.scoring.score_waiting():
         total += done
     return total
 
@@ -151,17 +151,17 @@ async def test_the_judges_scores_decide_a_criterion_of_quality(
             Outcome(id=f"o{i}", subject=test.id, unit=f"u{i}", at=e.at, value=0.05 + i % 7 / 100)
             for i, e in enumerate(shown)
         ]
-        await app.record_events(exposures=shown, outcomes=told)
+        await app.events.record(exposures=shown, outcomes=told)
         assert await score_all(app) == len(asked(chat)) == 600
         clock.move(days=7, hours=1)
-        config = app.pipeline("default")
+        config = app.pipelines.get("default")
         evaluator = ModelEvaluator(store=app.store, clock=clock, config=config)
         [look] = await evaluator.look(test.family)
         [quality] = [r for r in look.criteria if r.metric == "quality"]
         assert quality.holds is holds, look.reason
         assert look.verdict is verdict
         assert look.baseline.quality_score == pytest.approx((0.75 + 0.5) / 2)
-        found = await app.scoring(test.id)
+        found = await app.scoring.of(test.id)
         assert (found.scorer, found.arms[Arm.CANDIDATE].scored) == ("judge", 300)
         assert found.today.calls == 0, "a week later it is another day"
 
@@ -174,10 +174,10 @@ async def test_a_unit_counts_once_with_the_mean_of_its_tasks(opened: Open, chat:
             answer(test, 1, "other", id="again"),
             answer(test, 1, "other", id="body", task="body"),
         ]
-        await app.record_events(exposures=shown)
-        await app.record_events(exposures=shown)
+        await app.events.record(exposures=shown)
+        await app.events.record(exposures=shown)
         assert await score_all(app) == 2
-        await app.record_events(exposures=shown)
+        await app.events.record(exposures=shown)
         assert await score_all(app) == 0
         evidence = await app.store.events.evidence(test.id)
         [cell] = [c for c in evidence.cells if c.arm is Arm.CANDIDATE]
@@ -193,7 +193,7 @@ async def test_the_texts_of_the_other_arm_after_a_move_do_not_count(opened: Open
             id="later", subject=test.id, phase=2, arm=Arm.CANDIDATE, unit="u0", task="body",
             at=test.start_at + timedelta(hours=1), text="good",
         )  # fmt: skip
-        await app.record_events(exposures=[first, later])
+        await app.events.record(exposures=[first, later])
         assert await score_all(app) == 2
         cells = (await app.store.events.evidence(test.id)).cells
         assert {(c.arm, c.quality) for c in cells if c.exposed} == {(Arm.BASELINE, 0.5)}
@@ -203,7 +203,7 @@ async def test_what_came_with_outcomes_counts_where_no_text_was_scored(opened: O
     async with opened() as app:
         test = await experiment(app)
         told = Outcome(id="o", subject=test.id, unit="u1", at=test.start_at, value=0.1, quality=0.9)
-        await app.record_events(exposures=[answer(test, 1, "good")], outcomes=[told])
+        await app.events.record(exposures=[answer(test, 1, "good")], outcomes=[told])
         before = (await app.store.events.evidence(test.id)).cells
         assert [c.quality for c in before] == [0.9]
         await score_all(app)
@@ -214,10 +214,10 @@ async def test_what_came_with_outcomes_counts_where_no_text_was_scored(opened: O
 async def test_as_many_of_the_baseline_are_scored_as_of_a_small_candidate(opened: Open) -> None:
     async with opened() as app:
         test = await experiment(app, split=0.1)
-        await app.record_events(
+        await app.events.record(
             exposures=[answer(test, i) for i in range(2000) if i % 2 == 0 or i < 200]
         )
-        arms = (await app.scoring(test.id)).arms
+        arms = (await app.scoring.of(test.id)).arms
         assert arms[Arm.CANDIDATE].waiting == 100
         assert 75 < arms[Arm.BASELINE].waiting < 150
 
@@ -227,7 +227,7 @@ async def test_the_days_budget_is_never_passed_and_the_next_day_goes_on(
 ) -> None:
     async with opened(quality_calls_day=10) as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, i) for i in range(30)])
+        await app.events.record(exposures=[answer(test, i) for i in range(30)])
         await score_all(app)
         assert len(asked(chat)) == 10
         clock.move(minutes=59)
@@ -237,7 +237,7 @@ async def test_the_days_budget_is_never_passed_and_the_next_day_goes_on(
             clock.move(hours=1)
             await score_all(app)
         assert len(asked(chat)) == 20
-        found = await app.scoring(test.id)
+        found = await app.scoring.of(test.id)
         assert found.today.calls == 10
         assert sum(t.waiting for t in found.arms.values()) == 10
 
@@ -248,9 +248,9 @@ async def test_a_budget_in_dollars_is_kept_to_what_calls_really_cost(
     most = 0.002  # one call is reserved at about 0.001, and costs 0.000013
     async with opened(quality_cost_usd_day=most, scorer={"concurrency": 1}) as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, i) for i in range(200)])
+        await app.events.record(exposures=[answer(test, i) for i in range(200)])
         await score_all(app)
-        today = (await app.scoring(test.id)).today
+        today = (await app.scoring.of(test.id)).today
         assert today.calls == len(asked(chat)) > 50
         assert today.cost_usd == pytest.approx(today.calls * USD_A_CALL)
         assert today.cost_usd <= most
@@ -261,16 +261,16 @@ async def test_a_provider_that_is_away_loses_no_text_and_is_asked_seldom(
 ) -> None:
     async with opened() as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, i) for i in range(40)])
+        await app.events.record(exposures=[answer(test, i) for i in range(40)])
         chat.fail("judge", status=503)
         assert await score_all(app) == 0
         assert 0 < len(asked(chat)) <= 4, "no more than are asked at once"
         clock.move(seconds=20)
         assert await score_all(app) == 0
         assert len(asked(chat)) <= 4, "and not again for a while"
-        assert (await app.scoring(test.id)).today.calls == 0
+        assert (await app.scoring.of(test.id)).today.calls == 0
         chat.failing.clear()
-        app.breaker_of("judges").reset()  # its time is the machine's, not the test's
+        app.providers.breaker_of("judges").reset()  # its time is the machine's, not the test's
         clock.move(minutes=10)
         assert await score_all(app) == 40
 
@@ -280,18 +280,18 @@ async def test_a_refused_key_is_told_and_the_texts_wait(
 ) -> None:
     async with opened() as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, i) for i in range(5)])
+        await app.events.record(exposures=[answer(test, i) for i in range(5)])
         chat.fail("judge", status=401)
         assert await score_all(app) == 0
         assert "cannot be asked" in caplog.text
-        waits = (await app.scoring(test.id)).waits
+        waits = (await app.scoring.of(test.id)).waits
         assert waits is not None
         assert "401" in waits
         chat.failing.clear()
         assert await score_all(app) == 0, "nobody can have mended it at once"
         clock.move(minutes=11)
         assert await score_all(app) == 5
-        assert (await app.scoring(test.id)).waits is None
+        assert (await app.scoring.of(test.id)).waits is None
 
 
 async def test_a_text_without_a_score_in_three_tries_is_dropped(
@@ -300,22 +300,22 @@ async def test_a_text_without_a_score_in_three_tries_is_dropped(
     async with opened() as app:
         test = await experiment(app)
         chat.answer("judge", lambda asked: "Nice!" if "topic 1" in asked else '{"score": 4}')
-        await app.record_events(exposures=[answer(test, i) for i in range(3)])
+        await app.events.record(exposures=[answer(test, i) for i in range(3)])
         for _ in range(4):
             await score_all(app)
             clock.move(hours=1)
-        tally = (await app.scoring(test.id)).arms[Arm.CANDIDATE]
+        tally = (await app.scoring.of(test.id)).arms[Arm.CANDIDATE]
         assert (tally.dropped, tally.reasons) == (1, {"no score in 3 tries": 1})
         assert len(asked(chat)) == 2 + 3
-        assert (await app.scoring(test.id)).today.calls == 5
-        assert (await app.scoring(test.id)).today.cost_usd == pytest.approx(5 * USD_A_CALL)
+        assert (await app.scoring.of(test.id)).today.calls == 5
+        assert (await app.scoring.of(test.id)).today.cost_usd == pytest.approx(5 * USD_A_CALL)
 
 
 async def test_personal_data_neither_leaves_nor_stays(opened: Open, chat: Chat) -> None:
     async with opened() as app:
         test = await experiment(app)
         told = {"role": "user", "content": "Call +49 30 901820"}
-        await app.record_events(
+        await app.events.record(
             exposures=[answer(test, 1, "Write to ada@example.org", messages=(told,))]
         )
         [row] = await rows(app)
@@ -333,7 +333,7 @@ async def test_a_text_with_personal_data_can_be_left_out(opened: Open) -> None:
     async with opened(quality_personal_data="drop") as app:
         test = await experiment(app)
         shown = [answer(test, 1, "Write to ada@example.org"), answer(test, 3, "clean")]
-        await app.record_events(exposures=shown)
+        await app.events.record(exposures=shown)
         assert [row.unit for row in await rows(app)] == ["u3"]
 
 
@@ -342,7 +342,7 @@ async def test_texts_are_kept_no_longer_than_the_settings_say(
 ) -> None:
     async with opened(quality_keep_hours=2, quality_calls_day=0) as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, 1)])
+        await app.events.record(exposures=[answer(test, 1)])
         clock.move(hours=3)
         await score_all(app)
         [row] = await rows(app)
@@ -355,8 +355,8 @@ async def test_the_texts_of_a_test_that_ended_are_forgotten_without_a_call(
 ) -> None:
     async with opened() as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, 1)])
-        await app.end_experiment(test.id, reason="enough")
+        await app.events.record(exposures=[answer(test, 1)])
+        await app.experiments.end(test.id, reason="enough")
         assert await score_all(app) == 1
         [row] = await rows(app)
         assert (row.state, row.reason, row.text) == ("dropped", "the test ended", None)
@@ -366,7 +366,7 @@ async def test_the_texts_of_a_test_that_ended_are_forgotten_without_a_call(
 async def test_scores_go_with_the_raw_events(opened: Open, clock: HandClock) -> None:
     async with opened() as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, 1)])
+        await app.events.record(exposures=[answer(test, 1)])
         await score_all(app)
         await app.store.retention.purge(test.id, clock.now())
         assert await rows(app) == []
@@ -377,14 +377,14 @@ async def test_texts_that_no_database_keeps_are_cleaned(opened: Open) -> None:
         test = await experiment(app)
         odd = "nul \x00, half \ud83d, whole 🙂"
         told = ({"role": "user", "content": odd},)
-        await app.record_events(exposures=[answer(test, 1, odd, messages=told)])
+        await app.events.record(exposures=[answer(test, 1, odd, messages=told)])
         assert await score_all(app) == 1
 
 
 async def test_nothing_is_kept_of_what_nobody_scores(opened: Open, chat: Chat) -> None:
     async with opened(quality_scorer=None) as app:
         test = await experiment(app)
-        taken = await app.record_events(exposures=[answer(test, i) for i in range(4)])
+        taken = await app.events.record(exposures=[answer(test, i) for i in range(4)])
         assert taken.accepted == 4
         assert await rows(app) == []
 
@@ -396,7 +396,7 @@ async def test_errors_and_unknown_subjects_bring_no_text(opened: Open) -> None:
             id="x", subject="ab-test-1", phase=1, arm=Arm.BASELINE, unit="u", at=test.start_at,
             text="good",
         )  # fmt: skip
-        taken = await app.record_events(exposures=[answer(test, 1, error=True), stranger])
+        taken = await app.events.record(exposures=[answer(test, 1, error=True), stranger])
         assert (taken.accepted, taken.unknown) == (1, ("x",))
         assert await rows(app) == []
 
@@ -419,7 +419,7 @@ async def test_a_scorer_is_named_by_its_import_path_with_options(opened: Open) -
     scorer = {"kind": f"{__name__}:make_length", "model": None, "options": {"limit": 5}}
     async with opened(scorer=scorer) as app:
         test = await experiment(app)
-        await app.record_events(
+        await app.events.record(
             exposures=[
                 answer(test, 1, "long enough"),
                 answer(test, 3, "abc"),
@@ -435,14 +435,14 @@ async def test_a_scorer_is_given_to_the_app(opened: Open) -> None:
     given = {"scorers": {"mine": make_length(5)}}
     async with opened(quality_scorer="mine", adapters=given) as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, 3, "abc")])
+        await app.events.record(exposures=[answer(test, 3, "abc")])
         assert await score_all(app) == 1
 
 
 async def test_two_workers_give_each_text_one_score(opened: Open, database_url: str) -> None:
     async with opened() as app:
         test = await experiment(app)
-        await app.record_events(exposures=[answer(test, i) for i in range(60)])
+        await app.events.record(exposures=[answer(test, i) for i in range(60)])
         async with App.open(
             app.settings, engine=False, source=MemorySource([]), clock=app.clock
         ) as b:

@@ -23,10 +23,10 @@ async def test_shutdown_is_still_counted_down_once_the_model_is_gone(
     provider = Provider(name="p")
     provider.shutdowns["base"] = T0 + timedelta(days=40)
     async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
-        await loop.app.watch_shutdowns(T0)
+        await loop.app.shutdown_watch.look(T0)
         provider._base_models = ()  # the list forgets it before the day
-        await loop.app.watch_shutdowns(T0 + timedelta(days=2))
-        shown = (await loop.app.status())["pipelines"][0]["shutdown"]
+        await loop.app.shutdown_watch.look(T0 + timedelta(days=2))
+        shown = (await loop.app.overview.status())["pipelines"][0]["shutdown"]
         assert (shown["model"], shown["days"]) == ("base", 40)
 
 
@@ -38,8 +38,8 @@ async def test_provider_that_is_away_hides_no_other_shutdown(
         assert (await loop.turn()).status is RunStatus.SUCCESS
         old.raises["models"] = CredentialsError("The key was taken back.")
         new.shutdowns["open-base"] = T0 + timedelta(days=50)
-        moved = replace(loop.app.pipeline("default"), provider="new", base_model="open-base")
-        found = await loop.app.ask_shutdown(moved)
+        moved = replace(loop.app.pipelines.get("default"), provider="new", base_model="open-base")
+        found = await loop.app.shutdowns.ask(moved)
         assert found is not None
         assert (found.model, found.provider) == ("open-base", "new")
 
@@ -53,10 +53,12 @@ async def test_base_that_was_changed_already_is_trained_on_in_time_and_not_overr
     old.shutdowns["base"] = T0 + timedelta(days=40)
     changes = {**INTERNAL, "provider": "new", "base_model": "open-base", "successor_model": "late"}
     async with open_providers(tmp_path, sqlite_store_url, old, new, changes=changes) as loop:
-        [run_id] = await loop.app.watch_shutdowns(T0 + timedelta(days=15))
+        [run_id] = await loop.app.shutdown_watch.look(T0 + timedelta(days=15))
         ended = await loop.end(run_id)
         assert (ended.config["base_model"], ended.config["provider"]) == ("open-base", "new")
-        warned = [a for a in (await loop.app.activity()).items if a.action == "model shutdown"]
+        warned = [
+            a for a in (await loop.app.store.activity.page()).items if a.action == "model shutdown"
+        ]
         assert "the loop trains on open-base" in warned[0].reason
 
 
@@ -68,12 +70,12 @@ async def test_retry_of_a_successor_s_run_trains_on_the_successor(
     changes = {**INTERNAL, "successor_model": "next"}
     async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
         provider.says = TrainingReadiness(model="next", account=False, detail="closed for a day")
-        [run_id] = await loop.app.watch_shutdowns(T0)
+        [run_id] = await loop.app.shutdown_watch.look(T0)
         assert (await loop.end(run_id)).status is RunStatus.FAILED
         provider.says = None
-        await loop.app.retry_run(run_id)
+        await loop.app.runs.retry(run_id)
         await loop.end(run_id)
-        assert [v.base_model for v in await loop.app.models()] == ["next"]
+        assert [v.base_model for v in await loop.app.runs.models()] == ["next"]
 
 
 async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
@@ -96,15 +98,15 @@ async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
     async with open_providers(
         tmp_path, sqlite_store_url, one, two, changes=apart, tasks=tasks("one", "base")
     ) as loop:
-        await loop.app.start_run(last_stage="gate")
-        runs = [r.id for r in (await loop.app.runs()).items]
+        await loop.app.runs.start(last_stage="gate")
+        runs = [r.id for r in (await loop.app.runs.page()).items]
         for run_id in runs:
             assert (await loop.end(run_id)).status is RunStatus.FAILED
     async with open_providers(
         tmp_path, sqlite_store_url, one, two, changes=apart, tasks=tasks("two", "small")
     ) as loop:
         for run_id in runs:
-            await loop.app.retry_run(run_id)
+            await loop.app.runs.retry(run_id)
             assert (await loop.end(run_id)).status is RunStatus.SUCCESS
-        made = {v.pipeline: (v.provider, v.base_model) for v in await loop.app.models()}
+        made = {v.pipeline: (v.provider, v.base_model) for v in await loop.app.runs.models()}
         assert made == dict.fromkeys(("default.hook", "default.body"), ("two", "small"))

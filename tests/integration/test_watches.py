@@ -75,7 +75,7 @@ async def test_look_that_is_overdue_by_an_hour_is_told_once(
     async with standing(tmp_path, database_url) as app:
         told = Told()
         dog = watchdog(app, told)
-        test = await app.create_ab_test(baseline=BASE, candidate=BETTER)
+        [test] = await app.experiments.create(baseline=BASE, candidates=[BETTER])
         later(app, LOOK + HOUR)
         await dog.look()
         [state] = await dog.states()
@@ -86,13 +86,13 @@ async def test_look_that_is_overdue_by_an_hour_is_told_once(
         await dog.look()
         await dog.look()
         assert told.of == [("watch_stalled", test.id)]
-        health = await app.health()
+        health = await app.health.report()
         assert health["status"] == "degraded"
         assert [w["stalled"] for w in health["watches"]] == [True]
-        [pipeline] = (await app.status())["pipelines"]
+        [pipeline] = (await app.overview.status())["pipelines"]
         assert test.id in pipeline["stalled_watches"][0]
         assert pipeline["stalled_watches"][0] in pipeline["waits_for_person"]
-        found = {f.name: f.status for f in await app.doctor()}
+        found = {f.name: f.status for f in await app.doctor.examine()}
         assert found[f"watch: {test.id}"] == "failed"
 
         await app.store.watches.looked([test.id], app.clock.now())
@@ -106,7 +106,7 @@ async def test_each_look_of_a_test_and_of_a_rollout_is_kept(
     tmp_path: Path, database_url: str
 ) -> None:
     async with standing(tmp_path, database_url) as app:
-        test = await app.create_ab_test(baseline=BASE, candidate=BETTER)
+        [test] = await app.experiments.create(baseline=BASE, candidates=[BETTER])
         looked = []
 
         class Noting:
@@ -117,7 +117,7 @@ async def test_each_look_of_a_test_and_of_a_rollout_is_kept(
         app.let_time_pass(Traffic(app, lift=0.5), Noting())
         await app.engine.result(test.id)
         assert looked[0] == T0 + LOOK
-        begun = await app.deploy(model=BETTER, ab_test_id=test.id)
+        begun = await app.rollouts.deploy(model=BETTER, ab_test_id=test.id)
         looked.clear()
         await app.engine.result(begun.id)
         assert looked
@@ -136,18 +136,18 @@ async def test_test_whose_watch_was_ended_is_followed_again_to_its_verdict(
     async with standing(tmp_path, database_url) as app:
         told = Told()
         dog = watchdog(app, told)
-        test = await app.create_ab_test(baseline=BASE, candidate=BETTER)
+        [test] = await app.experiments.create(baseline=BASE, candidates=[BETTER])
         await DBOS.cancel_workflow_async(test.id)
         await until_ended(app, test.id)
         await dog.look()
         assert await app.engine.ended(test.id)  # seen once, it may just have ended
         await dog.look()
         assert told.of == [("watch_stalled", test.id)]
-        [line] = [x for x in (await app.activity()).items if x.action == "watch start"]
+        [line] = [x for x in (await app.store.activity.page()).items if x.action == "watch start"]
         assert (line.object_id, "CANCELLED" in line.reason) == (test.id, True)
         app.let_time_pass(Traffic(app, lift=0.5))
         await app.engine.result(test.id)
-        assert (await app.experiment(test.id)).status is ExperimentStatus.COMPLETED
+        assert (await app.experiments.get(test.id)).status is ExperimentStatus.COMPLETED
         await dog.look()
         await dog.look()
         assert len(told.of) == 1
@@ -159,7 +159,7 @@ async def test_rollout_that_the_engine_never_heard_of_is_followed(
     async with standing(tmp_path, database_url) as app:
         told = Told()
         dog = watchdog(app, told)
-        manager = app.manager_of(replace(QUICK, holdback_days=0))
+        manager = app.managers.of(replace(QUICK, holdback_days=0))
         declared = await manager.declare(BETTER, BASE)
         await manager.begin(declared.id)
         await dog.look()
@@ -174,14 +174,14 @@ async def test_run_that_the_engine_gave_up_leaves_no_candidate_unwatched(
 ) -> None:
     async with standing(tmp_path, database_url) as app:
         app.let_time_pass()
-        run = await app.start_run()
+        run = await app.runs.start()
         while not await app.store.watches.under_way():
-            await app.wait_run(run.id, seconds=0.05)
+            await app.runs.wait(run.id, seconds=0.05)
         [watched] = await app.store.watches.under_way()
         assert watched.run_id == run.id
         await DBOS.cancel_workflow_async(run.id)
-        assert await app.fail_given_up() == [run.id]
-        assert (await app.run(run.id)).status is RunStatus.FAILED
+        assert await app.runs.fail_given_up() == [run.id]
+        assert (await app.runs.get(run.id)).status is RunStatus.FAILED
         assert await app.store.watches.under_way() == []
-        assert (await app.experiment(watched.subject)).status is ExperimentStatus.ABORTED
-        assert all(not routing.subjects for routing in await app.routing())
+        assert (await app.experiments.get(watched.subject)).status is ExperimentStatus.ABORTED
+        assert all(not routing.subjects for routing in await app.routing.all())

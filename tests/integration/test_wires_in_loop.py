@@ -38,7 +38,7 @@ class Watcher:
         self.said: list[str] = []
 
     async def advance(self, since: datetime, until: datetime) -> None:
-        for pipeline in (await self.app.status())["pipelines"]:
+        for pipeline in (await self.app.overview.status())["pipelines"]:
             self.said += pipeline["waits_for_person"]
 
 
@@ -59,7 +59,7 @@ async def test_azure_reads_files_for_minutes_and_answers_once_deployed(
         assert body["trainingType"] == "Standard"
         assert "suffix" not in body  # a deployment is named after the model, in 64 characters
         assert any("make a deployment whose name is the model's" in said for said in watcher.said)
-        assert (await loop.app.status())["pipelines"][0]["waits_for_person"] == []
+        assert (await loop.app.overview.status())["pipelines"][0]["waits_for_person"] == []
 
 
 async def test_model_that_nobody_deploys_ends_the_run_after_a_day(
@@ -73,7 +73,7 @@ async def test_model_that_nobody_deploys_ends_the_run_after_a_day(
         assert (run.error["type"], run.error["stage"]) == ("not-deployed", "gate")
         assert "make a deployment" in run.error["mend"]
         wire.heal()
-        await loop.app.retry_run(run.id, stage="gate")
+        await loop.app.runs.retry(run.id, stage="gate")
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
         assert wire.count("POST /fine_tuning/jobs") == 1
 
@@ -95,7 +95,7 @@ async def test_nebius_is_not_asked_for_preferences(
 ) -> None:
     nebius = provider("nebius", wire.url, kind="nebius", api_key="k")
     async with open_wires(tmp_path, sqlite_store_url, nebius, changes={"method": "dpo"}) as loop:
-        found = {f.name: f for f in await loop.app.doctor()}
+        found = {f.name: f for f in await loop.app.doctor.examine()}
         assert found["default: base model"].status == "failed"
         assert "trains by supervised only" in found["default: base model"].detail
 
@@ -161,7 +161,7 @@ async def test_closed_account_without_a_probe_uploads_nothing_twice(
         assert (run.error or {})["type"] == "training-not-available"
         assert wire.count("POST /fine_tuning/jobs") == 1  # refused at once, not asked again
         wire.heal()
-        await loop.app.retry_run(run.id)
+        await loop.app.runs.retry(run.id)
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
         assert wire.count("POST /files") == 2
 
@@ -195,20 +195,20 @@ async def test_run_goes_on_as_soon_as_its_provider_is_back(
     async with open_wires(tmp_path, sqlite_store_url, provider("lite", wire.url)) as loop:
         frozen = Frozen()
         loop.app.clock.participants.append(frozen)  # type: ignore[attr-defined]
-        run = await loop.app.start_run(last_stage="gate")
+        run = await loop.app.runs.start(last_stage="gate")
         await asyncio.wait_for(frozen.reached.wait(), 60)
-        breaker = loop.app.breaker_of("lite")
+        breaker = loop.app.providers.breaker_of("lite")
         assert breaker.state is State.OPEN
         asked = wire.count("GET /models")
-        assert await loop.app.probe_providers() == []  # its pause is not over
+        assert await loop.app.providers.probe() == []  # its pause is not over
         assert wire.count("GET /models") == asked
         wire.heal()
         wire.job_states = ["succeeded"]
         breaker._reopen_at = 0.0
-        assert await loop.app.probe_providers() == ["lite"]
+        assert await loop.app.providers.probe() == ["lite"]
         assert breaker.state is State.CLOSED
         await eventually(lambda: wire.count("POST /fine_tuning/jobs"))
-        await loop.app.abort_run(run.id, reason="seen enough")
+        await loop.app.runs.abort(run.id, reason="seen enough")
 
 
 async def test_provider_that_is_away_holds_nobody_else_back(
@@ -222,9 +222,9 @@ async def test_provider_that_is_away_holds_nobody_else_back(
             wire.fail("GET /models", status=503)
             for _ in range(4):
                 with pytest.raises(RetryableError):
-                    await loop.app.provider("away").ping()
-            assert loop.app.breaker_of("away").state is State.OPEN
-            assert loop.app.breaker_of("well").state is State.CLOSED
+                    await loop.app.providers.get("away").ping()
+            assert loop.app.providers.breaker_of("away").state is State.OPEN
+            assert loop.app.providers.breaker_of("well").state is State.CLOSED
             assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
 
 
@@ -237,14 +237,14 @@ async def test_retry_follows_the_job_that_is_still_under_way(
         run = await loop.turn(last_stage="gate")
         assert (run.error or {})["type"] == "credentials"
         wire.heal()
-        await loop.app.retry_run(run.id)
+        await loop.app.runs.retry(run.id)
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
         assert wire.count("POST /fine_tuning/jobs") == 1
         wire.job_states = ["failed"]
         wire.job_error = {"code": "server_error", "message": "tired"}
         run = await loop.turn(last_stage="gate")
         wire.job_states = ["queued", "succeeded"]
-        await loop.app.retry_run(run.id)
+        await loop.app.runs.retry(run.id)
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
         assert wire.count("POST /fine_tuning/jobs") == 3  # one that failed is not followed
 

@@ -73,14 +73,14 @@ class Demonstration:
 
     async def wait(self) -> Run:
         """The run, once it has ended."""
-        run = await self.app.wait_run(self.run_id, seconds=float("inf"))
+        run = await self.app.runs.wait(self.run_id, seconds=float("inf"))
         memo = self.app.settings.dir / MEMO
         await asyncio.to_thread(memo.write_text, json.dumps({"over": run.id}))
         return run
 
     async def outcome(self) -> dict[str, Any]:
         """The whole turn as one object; parts that were not reached are None."""
-        run = await self.app.run(self.run_id)
+        run = await self.app.runs.get(self.run_id)
         result = run.result
         version = result.get("model_version", {})
         data = result.get("training_data", {})
@@ -101,7 +101,7 @@ class Demonstration:
     async def _experiment(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
         if "ab_test_id" not in result:
             return None
-        test = await self.app.experiment(result["ab_test_id"])
+        test = await self.app.experiments.get(result["ab_test_id"])
         look = await self.app.store.experiments.last_look(test.id)
         units = look.baseline.sample_size + look.candidate.sample_size if look else 0
         return {
@@ -124,7 +124,7 @@ class Demonstration:
     async def _rollout(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
         if "deployment_id" not in result:
             return None
-        deployment = await self.app.deployment(result["deployment_id"])
+        deployment = await self.app.rollouts.get(result["deployment_id"])
         return {
             "id": deployment.id,
             "state": str(deployment.state),
@@ -161,10 +161,10 @@ async def demonstration(
         traffic = DemoTraffic(
             seed=seed,
             audience=audience,
-            provider=app.provider("default"),
+            provider=app.providers.get("default"),
             posts=PostsTable(app.store.database.engine),
             routings=lambda: _routings(app),
-            sink=lambda exposures, outcomes: app.record_events(
+            sink=lambda exposures, outcomes: app.events.record(
                 exposures=exposures, outcomes=outcomes
             ),
             base_model=BASE_MODEL,
@@ -175,17 +175,17 @@ async def demonstration(
 
 
 async def _run_of(app: App, audience: Audience, wanted: Mapping[str, Any]) -> str:
-    page = await app.runs(limit=1)
+    page = await app.runs.page(limit=1)
     if page.items:
         return page.items[0].id
     await seed_posts(app.store.database.engine, audience, until=START, days=HISTORY_DAYS)
-    config = replace(app.pipeline("default"), seed=wanted["seed"])
-    run = await app.start_run(config, as_of=START, last_stage=wanted["last_stage"], actor="demo")
+    config = replace(app.pipelines.get("default"), seed=wanted["seed"])
+    run = await app.runs.start(config, as_of=START, last_stage=wanted["last_stage"], actor="demo")
     return run.id
 
 
 async def _routings(app: App) -> dict[str, Routing]:
-    return {r.task: r for r in await app.routing()}
+    return {r.task: r for r in await app.routing.all()}
 
 
 class _Training:
@@ -196,7 +196,7 @@ class _Training:
 
     async def advance(self, since: datetime, until: datetime) -> None:
         """Return once no job of ours is under way."""
-        provider = self._app.provider("default")
+        provider = self._app.providers.get("default")
         for version in await self._app.store.versions.list(status=VersionStatus.TRAINING):
             if version.training_job_id is None:
                 continue

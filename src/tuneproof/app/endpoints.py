@@ -16,7 +16,7 @@ from tuneproof.settings import ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
 from tuneproof.training import Price
 
-__all__ = ["ChatEndpoint", "Endpoints"]
+__all__ = ["ChatEndpoint", "ModelEndpoints"]
 
 RENEW_S = 10.0
 """How often what is known is asked for again: another worker may have trained or moved models."""
@@ -43,7 +43,7 @@ class _Serving:
     endpoint: ChatEndpoint
 
 
-class Endpoints:
+class ModelEndpoints:
     """The endpoint of each model that users get.
 
     Those of the routing are found before it is shown and again every `RENEW_S`, so a request

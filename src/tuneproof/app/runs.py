@@ -1,22 +1,29 @@
-"""Use cases of runs: start, follow, abort, retry; and the schedule."""
+"""Use cases of runs: start, follow, abort, retry."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from tuneproof import workflow
-from tuneproof.app.core import Core
-from tuneproof.app.providing import apart
-from tuneproof.errors import ConfigError, NotFoundError, StateError, TuneProofError
+from tuneproof.app.alerting import Alerting
+from tuneproof.app.live import Live
+from tuneproof.app.managers import Managers
+from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.providers import Providers
+from tuneproof.app.routing import RoutingService
+from tuneproof.errors import ConfigError, DeniedError, NotFoundError, StateError, TuneProofError
 from tuneproof.pipeline import RunArguments, Stage, StepName, turn
-from tuneproof.settings import PipelineConfig
-from tuneproof.store import Page, Run, RunStatus
+from tuneproof.providers import JobEnded, read_webhook
+from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.store import Page, Run, RunStatus, Store
 from tuneproof.training import ModelVersion
+from tuneproof.workflow import Clock, Tx
+
+__all__ = ["AbortedRun", "LogEntry", "RunService"]
 
 FIRST_STEP = {
     Stage.COLLECT: StepName.COLLECT_BEGIN,
@@ -30,11 +37,9 @@ FIRST_STEP = {
 
 POLL_S = 0.2
 
-SCHEDULE_EVERY_S = 20.0
-
 
 @dataclass(frozen=True, kw_only=True)
-class Aborted:
+class AbortedRun:
     """What an abort did. `cleanup_status` is pending until the run has ended."""
 
     run: Run
@@ -43,7 +48,7 @@ class Aborted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogLine:
+class LogEntry:
     """One line of a run's log."""
 
     at: datetime
@@ -52,13 +57,37 @@ class LogLine:
     message: str
 
 
-class Runs(Core):
-    """What can be asked of runs."""
+class RunService:
+    """What can be asked of runs. `effective` is the config that a run really gets."""
 
-    _settled = False
-    """Whether this process has taken back what came along with providers that moved."""
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        engine: workflow.Engine,
+        live: Live,
+        alert: Alerting,
+        pipelines: Pipelines,
+        providers: Providers,
+        managers: Managers,
+        routing: RoutingService,
+        effective: Callable[[PipelineConfig], Awaitable[PipelineConfig]],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._engine = engine
+        self._live = live
+        self._alert = alert
+        self._pipelines = pipelines
+        self._providers = providers
+        self._managers = managers
+        self._routing = routing
+        self._effective = effective
 
-    async def start_run(
+    async def start(
         self,
         pipeline: str | PipelineConfig = "default",
         *,
@@ -75,11 +104,11 @@ class Runs(Core):
         `reason` "predecessor_running" while a run of the pipeline is before `holding`. Where the
         pipeline's tasks train apart, a run of each is started and the first is returned.
         """
-        config = pipeline if isinstance(pipeline, PipelineConfig) else self.pipeline(pipeline)
+        config = pipeline if isinstance(pipeline, PipelineConfig) else self._pipelines.get(pipeline)
         if config_overrides:
             config = config.override(**config_overrides)
         self._check_tasks(config)
-        first, *others = [await self.effective(c) for c in apart(self.settings, config)]
+        first, *others = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
         )
@@ -89,12 +118,12 @@ class Runs(Core):
         return run
 
     async def _started(self, config: PipelineConfig, arguments: RunArguments, actor: str) -> Run:
-        async with self.store.database.begin() as tx:
-            now = self.clock.now()
+        async with self._store.database.begin() as tx:
+            now = self._clock.now()
             # The counter's row is locked first, so two starts at once see each other.
-            run_id = await self.store.ids.next("ft-pipeline", now, tx=tx)
+            run_id = await self._store.ids.next("ft-pipeline", now, tx=tx)
             await self._refuse_overlap(config.name, tx)
-            run = await self.store.runs.create(
+            run = await self._store.runs.create(
                 Run(
                     id=run_id,
                     pipeline=config.name,
@@ -104,25 +133,25 @@ class Runs(Core):
                 ),
                 tx=tx,
             )
-            await self.store.activity.add(now, actor, "run start", run.id, tx=tx)
-        await self.engine.start(turn, run.id, config, arguments)
-        self.live.publish("run", run.id, run.version)
+            await self._store.activity.add(now, actor, "run start", run.id, tx=tx)
+        await self._engine.start(turn, run.id, config, arguments)
+        self._live.publish("run", run.id, run.version)
         return run
 
     def _check_tasks(self, config: PipelineConfig) -> None:
         for task in config.tasks:
-            if task not in self.settings.tasks:
-                known = ", ".join(self.settings.tasks)
+            if task not in self._settings.tasks:
+                known = ", ".join(self._settings.tasks)
                 raise ConfigError(
                     f"tasks names {task!r}, which is not set.",
                     mend=f"Use one of {known}, or add [tasks.{task}].",
                     field="tasks",
                 )
 
-    async def _refuse_overlap(self, pipeline: str, tx: Any) -> None:
+    async def _refuse_overlap(self, pipeline: str, tx: Tx) -> None:
         busy = [
             r
-            for r in await self.store.runs.active(pipeline, tx=tx)
+            for r in await self._store.runs.active(pipeline, tx=tx)
             if r.status is not RunStatus.HOLDING
         ]
         if busy:
@@ -134,60 +163,58 @@ class Runs(Core):
                 run_id=busy[0].id,
             )
 
-    async def run(self, run_id: str) -> Run:
+    async def get(self, run_id: str) -> Run:
         """The run of this id. Raises `NotFoundError`."""
-        return await self.store.runs.get(run_id)
+        return await self._store.runs.get(run_id)
 
-    async def runs(
+    async def page(
         self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
     ) -> Page[Run]:
         """Runs, newest first."""
-        return await self.store.runs.page(pipeline, cursor, limit)
+        return await self._store.runs.page(pipeline, cursor, limit)
 
-    async def wait_run(self, run_id: str, *, seconds: float, holding_is_end: bool = False) -> Run:
+    async def wait(self, run_id: str, *, seconds: float, holding_is_end: bool = False) -> Run:
         """The run once it has ended, or as it stands after `seconds` of real time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
-            run = await self.run(run_id)
+            run = await self.get(run_id)
             done = run.status.final or (holding_is_end and run.status is RunStatus.HOLDING)
             if done or loop.time() >= deadline:
                 return run
             await asyncio.sleep(min(POLL_S, max(0.0, deadline - loop.time())))
 
-    async def abort_run(
+    async def abort(
         self, run_id: str, *, reason: str, actor: str = "system", wait_s: float = 10.0
-    ) -> Aborted:
+    ) -> AbortedRun:
         """End a run: its job is cancelled, its candidate loses its traffic. Safe to repeat."""
-        run = await self.run(run_id)
+        run = await self.get(run_id)
         if not run.status.final:
             signal = workflow.Signal(kind="abort", reason=reason, actor=actor)
-            await self.store.activity.add(self.clock.now(), actor, "run abort", run_id, reason)
-            await self.engine.send(run_id, signal)
-            run = await self.wait_run(run_id, seconds=wait_s)
-            await self._routing_changed()  # who aborted reads the routing as it is now
+            await self._store.activity.add(self._clock.now(), actor, "run abort", run_id, reason)
+            await self._engine.send(run_id, signal)
+            run = await self.wait(run_id, seconds=wait_s)
+            await self._routing.changed()  # who aborted reads the routing as it is now
         cleaned = tuple(run.result.get("resources_cleaned", ()))
         status = "completed" if run.status.final else "pending"
-        return Aborted(run=run, cleanup_status=status, resources_cleaned=cleaned)
+        return AbortedRun(run=run, cleanup_status=status, resources_cleaned=cleaned)
 
-    async def retry_run(
-        self, run_id: str, *, stage: str | None = None, actor: str = "system"
-    ) -> Run:
+    async def retry(self, run_id: str, *, stage: str | None = None, actor: str = "system") -> Run:
         """Take an ended run up again from a stage (default: the one that failed)."""
-        run = await self.run(run_id)
+        run = await self.get(run_id)
         if not run.status.final or run.status is RunStatus.SUCCESS:
             raise StateError(
                 f"Run {run_id} is {run.status}: only one that ended without success is retried.",
                 mend="tuneproof run start",
             )
-        if not await self.engine.returned(run_id):  # its end is written before it returns
+        if not await self._engine.returned(run_id):  # its end is written before it returns
             raise StateError(f"Run {run_id} is still ending.", mend="Try again in some seconds.")
         wanted = stage or (run.error or {}).get("stage") or run.current_stage or Stage.COLLECT
         first = FIRST_STEP[_stage(str(wanted)) or Stage.COLLECT]
-        async with self.store.database.begin() as tx:
+        async with self._store.database.begin() as tx:
             await self._refuse_overlap(run.pipeline, tx)
             attempt = int(run.arguments.get("attempt", 1)) + 1
-            run = await self.store.runs.update(
+            run = await self._store.runs.update(
                 run_id,
                 tx=tx,
                 status=RunStatus.PENDING,
@@ -196,16 +223,16 @@ class Runs(Core):
                 ended_at=None,
                 arguments={**run.arguments, "attempt": attempt, "retry_from": str(first)},
             )
-            await self.store.activity.add(
-                self.clock.now(), actor, "run retry", run_id, f"from {wanted}", tx=tx
+            await self._store.activity.add(
+                self._clock.now(), actor, "run retry", run_id, f"from {wanted}", tx=tx
             )
-        await self.engine.rewind(run_id, first)
-        self.live.publish("run", run.id, run.version)
+        await self._engine.rewind(run_id, first)
+        self._live.publish("run", run.id, run.version)
         return run
 
-    async def run_log(self, run_id: str) -> Sequence[LogLine]:
+    async def log(self, run_id: str) -> Sequence[LogEntry]:
         """What happened in a run, oldest first: its stages and its job's events."""
-        run = await self.run(run_id)
+        run = await self.get(run_id)
         lines = []
         for stage, entry in run.stages.items():
             for key, word in (("started_at", "began"), ("ended_at", str(entry["status"]))):
@@ -214,64 +241,53 @@ class Runs(Core):
                     said = _said(entry["detail"]) if key == "ended_at" else ""
                     level = "error" if word == "failed" else "info"
                     lines.append(
-                        LogLine(at=at, level=level, stage=stage, message=f"{word} {said}".strip())
+                        LogEntry(at=at, level=level, stage=stage, message=f"{word} {said}".strip())
                     )
         return sorted(lines + await self._job_log(run), key=lambda x: x.at)
 
-    async def _job_log(self, run: Run) -> list[LogLine]:
+    async def _job_log(self, run: Run) -> list[LogEntry]:
         job_id = run.result.get("model_version", {}).get("training_job_id")
         if not job_id:
             return []
-        provider = self.provider(PipelineConfig.from_dict(run.config).provider)
+        provider = self._providers.get(PipelineConfig.from_dict(run.config).provider)
         try:
             events = await provider.events(job_id)
         except TuneProofError as e:
             at = run.updated_at or run.created_at
-            return [LogLine(at=at, level="warning", stage="train", message=f"no job log: {e}")]
-        return [LogLine(at=e.at, level=e.level, stage="train", message=e.message) for e in events]
+            return [LogEntry(at=at, level="warning", stage="train", message=f"no job log: {e}")]
+        return [LogEntry(at=e.at, level=e.level, stage="train", message=e.message) for e in events]
 
     async def models(self, *, pipeline: str | None = None) -> Sequence[ModelVersion]:
         """All versions, newest first."""
-        return await self.store.versions.list(pipeline)
+        return await self._store.versions.list(pipeline)
 
     async def dataset_manifest(self, run_id: str) -> Mapping[str, Any]:
         """The manifest of a run's dataset. Raises `NotFoundError` where it has none here."""
         import json
 
-        run = await self.run(run_id)
+        run = await self.get(run_id)
         found = run.result.get("training_data", {}).get("hash")
-        path = self.settings.dir / "datasets" / str(found) / "manifest.json"
+        path = self._settings.dir / "datasets" / str(found) / "manifest.json"
         if not found or not path.exists():
             raise NotFoundError(
-                f"Run {run_id} has no dataset in {self.settings.dir}.",
+                f"Run {run_id} has no dataset in {self._settings.dir}.",
                 mend=f"tuneproof run show {run_id}",
             )
         manifest: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
         return manifest
 
-    # --- what was under way, and what is due ------------------------------------------
-
-    async def _began(self) -> None:
-        await super()._began()
-        if self._with_engine:
-            await self._start_forgotten()
-        if self._background:
-            self.supervisor.every(
-                "schedule", SCHEDULE_EVERY_S, self._look_at_schedule, leader="schedule"
-            )
-
-    async def _start_forgotten(self) -> None:
+    async def start_forgotten(self) -> None:
         """Start, or take up again, runs whose process died before it could tell the engine."""
         await self.fail_given_up()
-        for run in await self.store.runs.active():
+        for run in await self._store.runs.active():
             if run.status is not RunStatus.PENDING:
                 continue
-            if not await self.engine.exists(run.id):
+            if not await self._engine.exists(run.id):
                 arguments = _arguments(run.arguments)
                 config = PipelineConfig.from_dict(run.config)
-                await self.engine.start(turn, run.id, config, arguments)
-            elif "retry_from" in run.arguments and await self.engine.ended(run.id):
-                await self.engine.rewind(run.id, run.arguments["retry_from"])
+                await self._engine.start(turn, run.id, config, arguments)
+            elif "retry_from" in run.arguments and await self._engine.ended(run.id):
+                await self._engine.rewind(run.id, run.arguments["retry_from"])
 
     async def fail_given_up(self) -> list[str]:
         """Mark runs as failed that the engine gave up, such as after an upgrade that changed
@@ -280,109 +296,84 @@ class Runs(Core):
         Nobody looks after what they tested or rolled out, so users get the baseline back.
         """
         failed = []
-        for run in await self.store.runs.active():
-            reason = await self.engine.given_up(run.id)
+        for run in await self._store.runs.active():
+            reason = await self._engine.given_up(run.id)
             if reason is not None and run.status is not RunStatus.PENDING:
                 await self._fail_given_up(run, reason)
                 failed.append(run.id)
         return failed
 
     async def _fail_given_up(self, run: Run, reason: str) -> None:
-        stage, at = run.current_stage or Stage.COLLECT, self.clock.now()
+        stage, at = run.current_stage or Stage.COLLECT, self._clock.now()
         message = f"The engine gave run {run.id} up at {stage}: {reason}"
         mend = f"tuneproof run retry {run.id}"
         error = {"type": "engine", "message": message, "mend": mend, "stage": stage}
-        async with self.store.database.begin() as tx:
-            watched = await self.store.watches.under_way(tx=tx)
+        async with self._store.database.begin() as tx:
+            watched = await self._store.watches.under_way(tx=tx)
             subjects = [one.subject for one in watched if one.run_id == run.id]
-            tasks = await self.store.withdrawal.withdraw(subjects, at, message, tx)
-            await self.store.runs.mark(
+            tasks = await self._store.withdrawal.withdraw(subjects, at, message, tx)
+            await self._store.runs.mark(
                 run.id, RunStatus.FAILED, at=at, reason=message, error=error, tx=tx
             )
-        self.clock.ended(run.id)
-        self.live.publish("run", run.id, run.version + 1)
-        self.alert("run_failed", run.id, message, once=at.isoformat(), pipeline=run.pipeline)
+        self._clock.ended(run.id)
+        self._live.publish("run", run.id, run.version + 1)
+        self._alert("run_failed", run.id, message, once=at.isoformat(), pipeline=run.pipeline)
         if tasks:
-            await self._routing_changed()
-            await self.manager_of(PipelineConfig.from_dict(run.config)).apply_tasks(tasks)
+            await self._routing.changed()
+            await self._managers.of(PipelineConfig.from_dict(run.config)).apply_tasks(tasks)
 
-    async def _look_at_schedule(self) -> None:
-        now = workflow.SystemClock().now()
-        if not self._settled:
-            await self.settle_providers()
-            self._settled = True
-        await self.fail_given_up()
-        await self.tick(now)
-        await self.watch_shutdowns(now)
+    # --- what providers say ----------------------------------------------------------
 
-    async def watch_shutdowns(self, now: datetime) -> list[str]:
-        """What is done about models that will be shut down."""
-        return []
+    async def wake_waiting(self, name: str) -> list[str]:
+        """Wake the runs that wait for a provider; they try again at once."""
+        woken = []
+        for run in await self._store.runs.active():
+            waits = run.stages.get(run.current_stage or "", {}).get("detail", {}).get("note")
+            if not waits or run.config.get("provider") != name:
+                continue
+            if await self._engine.exists(run.id) and not await self._engine.ended(run.id):
+                signal = workflow.Signal(kind="wake", actor="breaker", reason=f"{name} is back")
+                await self._engine.send(run.id, signal)
+                woken.append(run.id)
+        return woken
 
-    async def tick(self, now: datetime) -> list[str]:
-        """Start what the schedules say is due; missed ticks coalesce into one.
+    async def webhook(self, body: bytes, headers: Mapping[str, str]) -> str | None:
+        """Take in what a provider sent; the id of the run that was woken, None where none waits.
 
-        Returns the ids of the runs that were started. A pipeline seen for the first time
-        begins with its next tick.
+        The run then asks the provider itself. Raises `ConfigError` where no provider has a
+        webhook secret, and `DeniedError` where the signature is none of theirs.
         """
-        started = []
-        for config in self.pipelines():
-            if config.enabled and config.schedule_driver == "internal":
-                run_id = await self._tick(config, now)
-                if run_id is not None:
-                    started.append(run_id)
-        return started
-
-    async def _tick(self, config: PipelineConfig, now: datetime) -> str | None:
-        async with self.store.database.begin() as tx:
-            last = await self.store.schedule.last_tick(config.name, tx=tx)
-            if last is None:
-                await self.store.schedule.set_tick(config.name, now, tx=tx)
-                return None
-            due = newest_tick(config, last, now)
-            if due is None:
-                return None
-            queued = config.overlap == "queue" and await self._busy(config.name, tx)
-            if not queued:
-                await self.store.schedule.set_tick(config.name, due, tx=tx)
-        if queued:
-            return None  # the tick stays due; later ones coalesce into it
-        try:
-            run = await self.start_run(config.name, actor="schedule")
-        except StateError as e:
-            self.metrics.run_skipped("predecessor_running", pipeline=config.name)
-            await self.store.activity.add(now, "schedule", "run skipped", config.name, e.message)
+        event = self._verified(body, headers)
+        if event is None:
             return None
-        return run.id
-
-    async def _busy(self, pipeline: str, tx: Any) -> bool:
-        active = await self.store.runs.active(pipeline, tx=tx)
-        return any(r.status is not RunStatus.HOLDING for r in active)
-
-    def next_start(self, config: PipelineConfig, now: datetime) -> datetime | None:
-        """When the schedule ticks next; None where it does not."""
-        if not config.enabled or config.schedule_driver != "internal":
+        versions = await self._store.versions.list(training_job_id=event.job_id, limit=1)
+        run_id = versions[0].run_id if versions else None
+        if run_id is None or not await self._engine.exists(run_id):
             return None
-        return next_tick(config, now)
+        signal = workflow.Signal(
+            kind="wake", actor="webhook", reason=f"{event.kind} {event.job_id}"
+        )
+        await self._engine.send(run_id, signal, key=f"webhook:{event.event_id}")
+        return run_id
 
-
-def next_tick(config: PipelineConfig, after: datetime) -> datetime:
-    """The schedule's next instant after `after`, in the pipeline's time zone, as UTC."""
-    from croniter import croniter
-
-    local = after.astimezone(ZoneInfo(config.time_zone))
-    found: datetime = croniter(config.weekly_schedule, local).get_next(datetime)
-    return found.astimezone(UTC)
-
-
-def newest_tick(config: PipelineConfig, after: datetime, now: datetime) -> datetime | None:
-    """The newest instant of the schedule in (after, now]; None where there is none."""
-    from croniter import croniter
-
-    local = (now + timedelta(seconds=1)).astimezone(ZoneInfo(config.time_zone))
-    found: datetime = croniter(config.weekly_schedule, local).get_prev(datetime)
-    found = found.astimezone(UTC)
-    return found if after < found <= now else None
+    def _verified(self, body: bytes, headers: Mapping[str, str]) -> JobEnded | None:
+        secrets = {
+            p.webhook_secret.reveal()
+            for p in self._settings.providers.values()
+            if p.webhook_secret is not None
+        }
+        refusal: TuneProofError = ConfigError(
+            "No provider has a webhook secret, so nothing that comes is believed.",
+            mend="Set OPENAI_WEBHOOK_SECRET to the secret that was shown when the webhook was "
+            "made, or webhook_secret_env of the provider.",
+            field="webhook_secret",
+        )
+        for secret in sorted(secrets):
+            try:
+                return read_webhook(body, headers, secret=secret)
+            except DeniedError as e:
+                refusal = e
+        raise refusal
 
 
 def _stage(name: str | None) -> Stage | None:
@@ -427,6 +418,3 @@ def _said(detail: Mapping[str, Any]) -> str:
         return str(reason)
     shown = {k: v for k, v in detail.items() if isinstance(v, (int, float, str)) and v != ""}
     return ", ".join(f"{k} {v}" for k, v in shown.items())
-
-
-__all__ = ["Aborted", "LogLine", "Runs", "newest_tick", "next_tick"]

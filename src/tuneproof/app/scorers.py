@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Mapping
 
+from tuneproof.app.providers import Providers
 from tuneproof.errors import ConfigError
 from tuneproof.evaluation import Judge, Scorer
 from tuneproof.settings import ScorerConfig, Settings, resolved
-from tuneproof.training import Price, Provider
-
-
-class Opener(Protocol):
-    """What scorers are made from; the App's core is one."""
-
-    settings: Settings
-
-    @property
-    def provider(self) -> Callable[[str], Provider]:
-        """The provider of a name."""
-
-    @property
-    def price(self) -> Callable[[str, str, str], Price | None]:
-        """What a provider charges for a model by a method; "answers" for its answers."""
+from tuneproof.training import Price
 
 
 class Scorers:
     """Finds scorers by name; each that the settings describe is made once."""
 
-    def __init__(self, opener: Opener, given: Mapping[str, Scorer]) -> None:
-        self._opener = opener
-        self._settings = opener.settings
+    def __init__(
+        self, *, settings: Settings, providers: Providers, given: Mapping[str, Scorer]
+    ) -> None:
+        self._settings = settings
+        self._providers = providers
         self._opened: dict[str, Scorer] = {}
         self.given = dict(given)
 
@@ -95,7 +83,7 @@ class Scorers:
             )
 
     def _price(self, config: ScorerConfig) -> Price | None:
-        return self._opener.price(config.provider, config.model or "", "answers")
+        return self._providers.price(config.provider, config.model or "", "answers")
 
     def _open(self, config: ScorerConfig) -> Scorer:
         if not config.is_judge:
@@ -104,7 +92,7 @@ class Scorers:
             return scorer
         given = {"rubric": config.rubric, "prompt": config.prompt}
         return Judge(
-            lambda: self._opener.provider(config.provider),
+            lambda: self._providers.get(config.provider),
             config.model or "",
             lowest=config.lowest,
             highest=config.highest,

@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from tuneproof.app.core import Core
+from tuneproof.app.alerting import Alerting
+from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.scorers import Scorers
 from tuneproof.curation import redact
 from tuneproof.errors import (
     ConfigError,
@@ -27,8 +29,11 @@ from tuneproof.errors import (
 )
 from tuneproof.evaluation import Messages, Scored, Scorer, Text, ask, sampled
 from tuneproof.experiments import ABTest, Arm, Exposure
+from tuneproof.resilience import Supervisor
 from tuneproof.settings import PipelineConfig
-from tuneproof.store import ScoringSpend, Tally, Waiting
+from tuneproof.store import ScoringSpend, Store, Tally, Waiting
+from tuneproof.telemetry import Metrics
+from tuneproof.workflow import Clock
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +70,36 @@ class Scoring:
     """Why texts wait, as far as this process knows: the one that scores."""
 
 
-class Qualities(Core):
+class ScoringService:
     """Keeps scores coming for the running tests of pipelines that name a `quality_scorer`."""
 
-    async def _began(self) -> None:
-        await super()._began()
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        alert: Alerting,
+        pipelines: Pipelines,
+        scorers: Scorers,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._alert = alert
+        self._pipelines = pipelines
+        self._scorers = scorers
         self._plans: OrderedDict[str, tuple[ABTest, PipelineConfig] | None] = OrderedDict()
         self._scoring = asyncio.Lock()
         self._waits: dict[str, str] = {}
         self._scored_tasks = frozenset(
-            task for c in self.pipelines() if c.quality_scorer for task in c.tasks
+            task for c in pipelines.running if c.quality_scorer for task in c.tasks
         )
-        if not self._background:
-            return
-        if self._scored_tasks or await self.store.scores.pipelines_waiting():
-            self.supervisor.every("scoring", LOOK_EVERY_S, self._score_more, leader="scoring")
+
+    async def watch(self, supervisor: Supervisor) -> None:
+        """Score what waits from now on, where anything may."""
+        if self._scored_tasks or await self._store.scores.pipelines_waiting():
+            supervisor.every("scoring", LOOK_EVERY_S, self._score_more, leader="scoring")
 
     # --- taking texts in --------------------------------------------------------------
 
@@ -98,7 +118,7 @@ class Qualities(Core):
                 found.append(text)
         return found
 
-    def scores_texts_of(self, task: str) -> bool:
+    def scores_task(self, task: str) -> bool:
         """Whether answers of this task are scored: else nobody need gather them."""
         return task in self._scored_tasks
 
@@ -108,19 +128,16 @@ class Qualities(Core):
             return self._plans[subject]
         planned = None
         try:
-            test = await self.store.experiments.get(subject)
+            test = await self._store.experiments.get(subject)
         except NotFoundError:
             return None  # a rollout, or nothing that we know
-        config = self._configs().get(test.pipeline)
+        config = self._pipelines.known.get(test.pipeline)
         if config is not None and config.quality_scorer is not None:
             planned = (test, config)
         self._plans[subject] = planned
         if len(self._plans) > REMEMBERED:
             self._plans.popitem(last=False)
         return planned
-
-    def _configs(self) -> dict[str, PipelineConfig]:
-        return {c.name: c for c in (*self.settings.pipelines.values(), *self.pipelines())}
 
     # --- scoring ----------------------------------------------------------------------
 
@@ -135,9 +152,9 @@ class Qualities(Core):
         forgotten without a score.
         """
         async with self._scoring:
-            known = self._configs()
+            known = self._pipelines.known
             await self._expire(known)
-            batch = await self.store.scores.due(self.clock.now(), limit=BATCH)
+            batch = await self._store.scores.due(self._clock.now(), limit=BATCH)
             counting = {id: await self._counting(id) for id in {w.subject for w in batch}}
             slots: dict[str, asyncio.Semaphore] = {}
             waits: set[str] = set()
@@ -146,12 +163,12 @@ class Qualities(Core):
                 config = known.get(waiting.pipeline)
                 name = config.quality_scorer if config is not None else None
                 if config is None or name is None:
-                    due = self.clock.now() + LONGEST_PAUSE
-                    await self.store.scores.postpone(waiting.key, due)
+                    due = self._clock.now() + LONGEST_PAUSE
+                    await self._store.scores.postpone(waiting.key, due)
                     return False
                 if not counting[waiting.subject]:
                     return await self._drop(waiting, "the test ended")
-                width = self.scorers.config(name).concurrency
+                width = self._scorers.config(name).concurrency
                 async with slots.setdefault(name, asyncio.Semaphore(width)):
                     if waiting.pipeline in waits:
                         return False
@@ -167,13 +184,13 @@ class Qualities(Core):
             return sum(outcome is True for outcome in done)
 
     async def _expire(self, known: Mapping[str, PipelineConfig]) -> None:
-        now = self.clock.now()
-        for name in await self.store.scores.pipelines_waiting():
+        now = self._clock.now()
+        for name in await self._store.scores.pipelines_waiting():
             config = known.get(name) or PipelineConfig()
             before = now - timedelta(hours=config.quality_keep_hours)
-            gone = await self.store.scores.expire(name, before, now)
+            gone = await self._store.scores.expire(name, before, now)
             if gone:
-                self.metrics.texts_scored(name, "dropped", gone)
+                self._metrics.texts_scored(name, "dropped", gone)
                 log.warning(
                     "%d answers of %s waited longer than %g h for a score and were forgotten.",
                     gone,
@@ -183,15 +200,15 @@ class Qualities(Core):
 
     async def _counting(self, subject: str) -> bool:
         """Whether a score of this test can still count."""
-        test = await self.store.experiments.get(subject)
-        return test.counts(self.clock.now())
+        test = await self._store.experiments.get(subject)
+        return test.counts(self._clock.now())
 
     async def _score(self, waiting: Waiting, config: PipelineConfig, name: str) -> bool | None:
         """Ask for one score: whether the text ended; None where the pipeline's all must wait."""
-        scorer, now = self.scorers.find(name), self.clock.now()
+        scorer, now = self._scorers.find(name), self._clock.now()
         most = _most_usd(scorer, waiting.messages, waiting.text)
         day = f"{now.astimezone(UTC):%Y-%m-%d}"
-        fits = await self.store.scores.reserve(
+        fits = await self._store.scores.reserve(
             config.name,
             day,
             most,
@@ -202,7 +219,7 @@ class Qualities(Core):
             await self._wait_for_budget(config, now)
             return None
         try:
-            async with asyncio.timeout(self.scorers.config(name).timeout_seconds + GRACE_S):
+            async with asyncio.timeout(self._scorers.config(name).timeout_seconds + GRACE_S):
                 found = await ask(scorer, waiting.messages, waiting.text)
         except (RetryableError, StopError, ConfigError, NotFoundError) as error:
             await self._settle(config, day, most, 0.0, called=False)
@@ -218,7 +235,7 @@ class Qualities(Core):
     async def _settle(
         self, config: PipelineConfig, day: str, most: float, cost: float, *, called: bool = True
     ) -> None:
-        await self.store.scores.settle(config.name, day, most, cost, called=called)
+        await self._store.scores.settle(config.name, day, most, cost, called=called)
 
     async def _keep(
         self,
@@ -230,18 +247,18 @@ class Qualities(Core):
         found: Scored,
     ) -> bool:
         self._waits.pop(config.name, None)
-        clean, now = replace(found, reason=redact(found.reason)), self.clock.now()
-        async with self.store.database.begin() as tx:
-            await self.store.scores.settle(config.name, day, most, found.cost_usd, tx=tx)
-            kept = await self.store.scores.finish(waiting.key, name, clean, now, tx=tx)
+        clean, now = replace(found, reason=redact(found.reason)), self._clock.now()
+        async with self._store.database.begin() as tx:
+            await self._store.scores.settle(config.name, day, most, found.cost_usd, tx=tx)
+            kept = await self._store.scores.finish(waiting.key, name, clean, now, tx=tx)
         if kept:
-            self.metrics.texts_scored(waiting.pipeline, "scored", 1, found.cost_usd)
+            self._metrics.texts_scored(waiting.pipeline, "scored", 1, found.cost_usd)
         return kept
 
     async def _drop(self, waiting: Waiting, reason: str) -> bool:
-        dropped = await self.store.scores.drop(waiting.key, reason, self.clock.now())
+        dropped = await self._store.scores.drop(waiting.key, reason, self._clock.now())
         if dropped:
-            self.metrics.texts_scored(waiting.pipeline, "dropped", 1)
+            self._metrics.texts_scored(waiting.pipeline, "dropped", 1)
         return dropped
 
     async def _wait_for_scorer(
@@ -252,13 +269,13 @@ class Qualities(Core):
         what = f"the scorer {name!r} does not answer."
         if not isinstance(error, RetryableError):
             pause, what = STOPPED_PAUSE, f"the scorer {name!r} cannot be asked."
-            today = f"{self.clock.now():%Y-%m-%d}"
-            self.alert("scoring_stopped", config.name, f"{what} {error}", once=today)
+            today = f"{self._clock.now():%Y-%m-%d}"
+            self._alert("scoring_stopped", config.name, f"{what} {error}", once=today)
         elif isinstance(after, int | float) and after > 0:
             pause = timedelta(seconds=after)
         self._say(config.name, what, error)
-        due = self.clock.now() + min(pause, LONGEST_PAUSE)
-        await self.store.scores.postpone_all(config.name, due)
+        due = self._clock.now() + min(pause, LONGEST_PAUSE)
+        await self._store.scores.postpone_all(config.name, due)
 
     async def _failed(self, waiting: Waiting, name: str, error: Exception) -> bool:
         """This text got no score: tried again twice, then dropped."""
@@ -266,8 +283,8 @@ class Qualities(Core):
         if waiting.attempts + 1 >= MAX_ATTEMPTS:
             log.warning("Scorer %r gave no score in %d tries: %s", name, MAX_ATTEMPTS, said)
             return await self._drop(waiting, f"no score in {MAX_ATTEMPTS} tries")
-        due = self.clock.now() + PAUSE * 2**waiting.attempts
-        await self.store.scores.postpone(waiting.key, due, failed=True)
+        due = self._clock.now() + PAUSE * 2**waiting.attempts
+        await self._store.scores.postpone(waiting.key, due, failed=True)
         return False
 
     async def _wait_for_budget(self, config: PipelineConfig, now: datetime) -> None:
@@ -275,7 +292,7 @@ class Qualities(Core):
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         due = min(midnight + timedelta(days=1), now + LONGEST_PAUSE)
         self._say(config.name, "today's budget is used up.")
-        await self.store.scores.postpone_all(config.name, due)
+        await self._store.scores.postpone_all(config.name, due)
 
     def _say(self, pipeline: str, what: str, error: Exception | None = None) -> None:
         """Log why a pipeline's texts wait, once until it is something else."""
@@ -288,15 +305,15 @@ class Qualities(Core):
 
     # --- what came of it --------------------------------------------------------------
 
-    async def scoring(self, ab_test_id: str) -> Scoring:
+    async def of(self, ab_test_id: str) -> Scoring:
         """How the texts of a test stand. Raises `NotFoundError`."""
-        test = await self.store.experiments.get(ab_test_id)
-        config = self._configs().get(test.pipeline) or PipelineConfig()
-        day = f"{self.clock.now().astimezone(UTC):%Y-%m-%d}"
+        test = await self._store.experiments.get(ab_test_id)
+        config = self._pipelines.known.get(test.pipeline) or PipelineConfig()
+        day = f"{self._clock.now().astimezone(UTC):%Y-%m-%d}"
         return Scoring(
             scorer=config.quality_scorer,
-            arms=await self.store.scores.tally(ab_test_id),
-            today=await self.store.scores.spent(test.pipeline, day),
+            arms=await self._store.scores.tally(ab_test_id),
+            today=await self._store.scores.spent(test.pipeline, day),
             calls_day=config.quality_calls_day,
             cost_usd_day=config.quality_cost_usd_day,
             waits=self._waits.get(test.pipeline),

@@ -120,7 +120,7 @@ async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, A
         )
     if "://" not in posts and not Path(posts).exists():
         raise ConfigError(f"The file {posts!r} does not exist.", mend="Check --posts.")
-    run = await app.start_run(
+    run = await app.runs.start(
         given["pipeline"],
         config_overrides=given["config"] or None,
         force=given["force"],

@@ -26,7 +26,7 @@ from tuneproof.rollout import Routing
 from tuneproof.training import Provider
 
 Sink = Callable[[Sequence[Exposure], Sequence[Outcome]], Awaitable[Ingested]]
-"""Where events go: `App.record_events` or a client of it."""
+"""Where events go: `App.events.record` or a client of it."""
 
 Routings = Callable[[], Awaitable[Mapping[str, Routing]]]
 """The present routing of each task."""

@@ -41,6 +41,7 @@ __all__ = [
     "FineTuningPipeline",
     "Hooks",
     "NoHooks",
+    "OpenApp",
     "Parts",
     "PipelineResult",
     "RunArguments",
@@ -65,9 +66,9 @@ class StartedRun(Protocol):
 
 
 class RunStarter(Protocol):
-    """Who starts runs: an open `App`."""
+    """Who starts runs."""
 
-    async def start_run(
+    async def start(
         self,
         pipeline: PipelineConfig,
         *,
@@ -79,6 +80,14 @@ class RunStarter(Protocol):
         actor: str = "system",
     ) -> StartedRun:
         """Start one turn of the loop and return at once."""
+
+
+class OpenApp(Protocol):
+    """An open `App`."""
+
+    @property
+    def runs(self) -> RunStarter:
+        """Who starts runs."""
 
 
 class Adapters(TypedDict, total=False):
@@ -105,7 +114,7 @@ class _AppClass(Protocol):
 
     def open(
         self, settings: Settings, **adapters: Unpack[Adapters]
-    ) -> AbstractAsyncContextManager[RunStarter]:
+    ) -> AbstractAsyncContextManager[OpenApp]:
         """An App with everything running."""
 
 
@@ -145,7 +154,7 @@ class FineTuningPipeline:
         self,
         config: PipelineConfig | None = None,
         *,
-        app: RunStarter | None = None,
+        app: OpenApp | None = None,
         settings: Settings | None = None,
         **adapters: Unpack[Adapters],
     ) -> None:
@@ -177,7 +186,7 @@ class FineTuningPipeline:
         a run of this pipeline is under way.
         """
         async with self._opened() as app:
-            started = await app.start_run(
+            started = await app.runs.start(
                 self.config,
                 config_overrides=config_overrides,
                 force=force,
@@ -207,7 +216,7 @@ class FineTuningPipeline:
                 "start() returns before the run has ended, so it needs an App that lives on.",
                 mend="Open one (`async with App.open(settings) as app`) and pass it as app=.",
             )
-        started = await self._app.start_run(
+        started = await self._app.runs.start(
             self.config,
             config_overrides=config_overrides,
             force=force,
@@ -219,7 +228,7 @@ class FineTuningPipeline:
         return RunHandle(started.id)
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[RunStarter]:
+    async def _opened(self) -> AsyncIterator[OpenApp]:
         if self._app is not None:
             yield self._app
             return

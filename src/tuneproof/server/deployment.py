@@ -238,7 +238,7 @@ def router() -> APIRouter:
     ) -> Response:
         async def begin() -> Deployed:
             config = asked.rollout_config
-            deployment = await app.deploy(
+            deployment = await app.rollouts.deploy(
                 model=await asked.model().ref(app),
                 ab_test_id=asked.evaluation_result.ab_test_id,
                 strategy=asked.deployment_strategy,
@@ -259,7 +259,7 @@ def router() -> APIRouter:
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Paged[DeploymentState]:
-        page = await app.deployments(pipeline=pipeline, cursor=cursor, limit=limit)
+        page = await app.rollouts.page(pipeline=pipeline, cursor=cursor, limit=limit)
         alerts = await app.alerts.verified()
         items = [deployment_state(d, (), app, alerts) for d in page.items]
         return Paged(items=items, next_cursor=page.next_cursor)
@@ -268,8 +268,8 @@ def router() -> APIRouter:
     async def status(
         app: TheApp, _: Reader, deployment_id: str, response: Response
     ) -> DeploymentState:
-        deployment = await app.deployment(deployment_id)
-        history = await app.deployment_history(deployment_id)
+        deployment = await app.rollouts.get(deployment_id)
+        history = await app.rollouts.history(deployment_id)
         response.headers.update(etag(deployment.version))
         return deployment_state(deployment, history, app, await app.alerts.verified())
 
@@ -278,7 +278,7 @@ def router() -> APIRouter:
         app: TheApp, caller: Writer, deployment_id: str, asked: Reason, if_match: IfMatch = None
     ) -> RolledBack:
         return rolled_back(
-            await app.rollback(
+            await app.rollouts.rollback(
                 deployment_id,
                 reason=asked.reason,
                 actor=caller.actor,
@@ -296,9 +296,9 @@ def router() -> APIRouter:
         if_match: IfMatch = None,
     ) -> DeploymentState:
         acts = {
-            "pause": app.pause_rollout,
-            "resume": app.resume_rollout,
-            "advance": app.advance_rollout,
+            "pause": app.rollouts.pause,
+            "resume": app.rollouts.resume,
+            "advance": app.rollouts.advance,
         }
         deployment = await acts[action](
             deployment_id,
@@ -306,7 +306,7 @@ def router() -> APIRouter:
             actor=caller.actor,
             expected_version=expected(if_match),
         )
-        history = await app.deployment_history(deployment_id)
+        history = await app.rollouts.history(deployment_id)
         return deployment_state(deployment, history, app, await app.alerts.verified())
 
     return routes
@@ -324,7 +324,7 @@ def routing_router() -> APIRouter:
         wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait.")] = 0,
         seen: Annotated[str | None, Header(alias="If-None-Match", max_length=50)] = None,
     ) -> Response:
-        found = app.board.snapshot
+        found = app.routing.board.snapshot
         if wait and found.version <= after:
             found = await _newer(app, after, wait)
         headers = etag(found.version)
@@ -334,7 +334,9 @@ def routing_router() -> APIRouter:
 
     @routes.post("/{task}/rollback", summary="Return a task to its old model")
     async def rollback(app: TheApp, caller: Writer, task: str, asked: Reason) -> RolledBack:
-        return rolled_back(await app.rollback(task, reason=asked.reason, actor=caller.actor))
+        return rolled_back(
+            await app.rollouts.rollback(task, reason=asked.reason, actor=caller.actor)
+        )
 
     return routes
 
@@ -350,7 +352,7 @@ def decide_router() -> APIRouter:
         task: Annotated[str, Query(min_length=1, max_length=200)],
         unit: Annotated[str, Query(min_length=1, max_length=MAX_UNIT)],
     ) -> Response:
-        answers = app.board.snapshot.answers
+        answers = app.routing.board.snapshot.answers
         if task not in answers:
             known = ", ".join(answers) or "none yet"
             raise NotFoundError(
@@ -368,11 +370,13 @@ async def _newer(app: TheApp, after: int, wait: float) -> RoutingSnapshot:
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
-                while app.board.snapshot.version <= after and await events.get() is not None:
+                while (
+                    app.routing.board.snapshot.version <= after and await events.get() is not None
+                ):
                     pass
     finally:
         app.live.forget(events)
-    return app.board.snapshot
+    return app.routing.board.snapshot
 
 
 def rolled_back(result: RollbackResult) -> RolledBack:
@@ -409,7 +413,7 @@ def deployment_state(
 
 def _deployed(deployment: Deployment, app: TheApp, alerts: bool) -> dict[str, Any]:
     settings = app.settings
-    known = {c.name: c for c in (*settings.pipelines.values(), *app.pipelines())}
+    known = {c.name: c for c in (*settings.pipelines.values(), *app.pipelines.running)}
     config = known.get(deployment.pipeline)
     return {
         "deployment_id": deployment.id,

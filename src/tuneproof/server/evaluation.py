@@ -108,7 +108,7 @@ def router() -> APIRouter:
                 **asked.declared(),
             }
             candidates = [await model.ref(app) for model in asked.candidates]
-            tests = await app.create_ab_test(baseline=baseline, candidates=candidates, **common)
+            tests = await app.experiments.create(baseline=baseline, candidates=candidates, **common)
             if asked.candidate_models is None:
                 return Test.model_validate(declared_test(tests[0]))
             return declared_family(tests)
@@ -123,7 +123,7 @@ def router() -> APIRouter:
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Paged[TestState]:
-        page = await app.experiments(pipeline=pipeline, cursor=cursor, limit=limit)
+        page = await app.experiments.page(pipeline=pipeline, cursor=cursor, limit=limit)
         return Paged(items=[test_state(t) for t in page.items], next_cursor=page.next_cursor)
 
     @routes.get("/plan", summary="What a test would find on this traffic, and when")
@@ -137,7 +137,7 @@ def router() -> APIRouter:
         days_back: Annotated[float | None, Query(gt=0, le=3660)] = None,
         candidates: Annotated[int | None, Query(ge=1, le=20)] = None,
     ) -> Plan:
-        found = await app.plan(
+        found = await app.experiments.plan(
             pipeline=pipeline,
             share=share,
             hours=hours,
@@ -149,16 +149,16 @@ def router() -> APIRouter:
 
     @routes.get("/status/{ab_test_id}", summary="Where a test stands")
     async def status(app: TheApp, _: Reader, ab_test_id: str) -> TestState:
-        return test_state(await app.experiment(ab_test_id))
+        return test_state(await app.experiments.get(ab_test_id))
 
     @routes.get("/looks/{ab_test_id}", summary="All looks at a test, oldest first")
     async def looks(app: TheApp, _: Reader, ab_test_id: str) -> list[LookAnswer]:
-        await app.experiment(ab_test_id)
-        return [look_answer(look) for look in await app.looks(ab_test_id)]
+        await app.experiments.get(ab_test_id)
+        return [look_answer(look) for look in await app.experiments.looks(ab_test_id)]
 
     @routes.get("/scores/{ab_test_id}", summary="How the answers of a test are scored")
     async def scores(app: TheApp, _: Reader, ab_test_id: str) -> ScoringAnswer:
-        found = await app.scoring(ab_test_id)
+        found = await app.scoring.of(ab_test_id)
         arms = {str(arm): TallyAnswer.model_validate(tally) for arm, tally in found.arms.items()}
         return ScoringAnswer(
             ab_test_id=ab_test_id,
@@ -173,8 +173,8 @@ def router() -> APIRouter:
 
     @routes.get("/metrics/{ab_test_id}", summary="What a test shows")
     async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> Metrics:
-        test = await app.experiment(ab_test_id)
-        found = metrics_of(test, await app.evaluation(ab_test_id))
+        test = await app.experiments.get(ab_test_id)
+        found = metrics_of(test, await app.experiments.evaluation(ab_test_id))
         if test.siblings is not None:
             found.family = await family_of(app, test.siblings)
         return found
@@ -183,16 +183,16 @@ def router() -> APIRouter:
         "/report/{ab_test_id}", response_class=HTMLResponse, summary="A test as one HTML page"
     )
     async def report(app: TheApp, _: Reader, ab_test_id: str) -> HTMLResponse:
-        test = await app.experiment(ab_test_id)
-        family = [] if test.siblings is None else await app.family(test.siblings)
-        beside = [(t, await app.looks(t.id)) for t in family]
-        page = report_html(test, await app.looks(ab_test_id), beside)
+        test = await app.experiments.get(ab_test_id)
+        family = [] if test.siblings is None else await app.experiments.family(test.siblings)
+        beside = [(t, await app.experiments.looks(t.id)) for t in family]
+        page = report_html(test, await app.experiments.looks(ab_test_id), beside)
         return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @routes.post("/end/{ab_test_id}", summary="End a test before its time")
     async def end(app: TheApp, caller: Writer, ab_test_id: str, asked: Reason) -> TestState:
-        test = await app.experiment(ab_test_id)
-        [ended] = await app.end_experiment(test.id, reason=asked.reason, actor=caller.actor)
+        test = await app.experiments.get(ab_test_id)
+        [ended] = await app.experiments.end(test.id, reason=asked.reason, actor=caller.actor)
         return test_state(ended)
 
     return routes

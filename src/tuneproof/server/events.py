@@ -213,7 +213,7 @@ def router() -> APIRouter:
             app.metrics.naive_time_read()
         outcomes = [event.record() for event in batch.outcomes]
         request.app.state.shares.check(outcomes)
-        taken = await app.record_events(
+        taken = await app.events.record(
             exposures=[event.record() for event in batch.exposures], outcomes=outcomes
         )
         return Taken(
@@ -229,7 +229,7 @@ def router() -> APIRouter:
         limit: Limit = 100,
     ) -> list[ExposureOut]:
         start = None if since is None else utc(since)
-        found = await app.recent_events(subject=subject, since=start, limit=limit)
+        found = await app.events.recent(subject=subject, since=start, limit=limit)
         return [ExposureOut.model_validate(event) for event in found]
 
     return routes

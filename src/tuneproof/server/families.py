@@ -68,8 +68,8 @@ def router() -> APIRouter:
 
     @routes.post("/{family}/end", summary="End all tests of a family before their time")
     async def end(app: TheApp, caller: Writer, family: str, asked: Reason) -> FamilyState:
-        await app.siblings(family)
-        await app.end_experiment(family, reason=asked.reason, actor=caller.actor)
+        await app.experiments.siblings(family)
+        await app.experiments.end(family, reason=asked.reason, actor=caller.actor)
         return await family_of(app, family)
 
     return routes
@@ -77,7 +77,7 @@ def router() -> APIRouter:
 
 async def family_of(app: App, family: str) -> FamilyState:
     """A family as it stands. Raises `NotFoundError`."""
-    siblings = await app.siblings(family)
+    siblings = await app.experiments.siblings(family)
     first = siblings[0].test
     won = [s.test.id for s in siblings if s.test.verdict is Verdict.PROMOTE]
     shares = [s.test.traffic_split for s in siblings]

@@ -184,20 +184,20 @@ def router() -> APIRouter:
         ] = None,
     ) -> Response:
         async def begin() -> Started:
-            run = await app.start_run(
+            run = await app.runs.start(
                 asked.pipeline,
                 config_overrides=asked.config or None,
                 force=asked.force_run,
                 as_of=asked.as_of,
                 actor=caller.actor,
             )
-            return started(await app.wait_run(run.id, seconds=wait) if wait else run)
+            return started(await app.runs.wait(run.id, seconds=wait) if wait else run)
 
         return await once(request, caller, key, begin, status=202)
 
     @routes.get("/status/{pipeline_id}", summary="Where a run stands")
     async def status(app: TheApp, _: Reader, pipeline_id: str, response: Response) -> RunState:
-        run = await app.run(pipeline_id)
+        run = await app.runs.get(pipeline_id)
         response.headers.update(etag(run.version))
         return state(run)
 
@@ -211,7 +211,7 @@ def router() -> APIRouter:
     ) -> Aborted:
         await _expect(app, pipeline_id, expected(if_match))
         reason = (asked.reason if asked else "") or f"aborted by {caller.name}"
-        done = await app.abort_run(pipeline_id, reason=reason, actor=caller.actor)
+        done = await app.runs.abort(pipeline_id, reason=reason, actor=caller.actor)
         return Aborted(
             pipeline_id=done.run.id,
             status=str(done.run.status),
@@ -230,7 +230,7 @@ def router() -> APIRouter:
     ) -> RunState:
         await _expect(app, pipeline_id, expected(if_match))
         stage = asked.stage if asked else None
-        return state(await app.retry_run(pipeline_id, stage=stage, actor=caller.actor))
+        return state(await app.runs.retry(pipeline_id, stage=stage, actor=caller.actor))
 
     @routes.get("/runs", summary="All runs, newest first")
     async def runs(
@@ -240,12 +240,12 @@ def router() -> APIRouter:
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Paged[RunState]:
-        page = await app.runs(pipeline=pipeline, cursor=cursor, limit=limit)
+        page = await app.runs.page(pipeline=pipeline, cursor=cursor, limit=limit)
         return Paged(items=[state(run) for run in page.items], next_cursor=page.next_cursor)
 
     @routes.get("/log/{pipeline_id}", summary="A run's log, oldest first")
     async def log(app: TheApp, _: Reader, pipeline_id: str) -> list[LogLine]:
-        return [LogLine.model_validate(line) for line in await app.run_log(pipeline_id)]
+        return [LogLine.model_validate(line) for line in await app.runs.log(pipeline_id)]
 
     return routes
 
@@ -254,7 +254,7 @@ async def _expect(app: TheApp, run_id: str, version: int | None) -> None:
     """Raise `ConflictError`, with what the run is now, where it is not at `version`."""
     if version is None:
         return
-    run = await app.run(run_id)
+    run = await app.runs.get(run_id)
     if run.version != version:
         raise ConflictError(
             f"Run {run_id} is at version {run.version}, not {version}.",

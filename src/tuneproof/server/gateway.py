@@ -168,7 +168,7 @@ class Gateway:
 
     def _decide(self, request: Request, body: Mapping[str, Any]) -> Decision:
         task = str(body["model"]).removeprefix(PREFIX)
-        routing = self._app.board.snapshot.by_task.get(task)
+        routing = self._app.routing.board.snapshot.by_task.get(task)
         if routing is None or task == body["model"]:
             raise NotFoundError(
                 f"The model {str(body['model'])[:100]!r} does not exist here.",
@@ -177,16 +177,18 @@ class Gateway:
         return decide(routing, _unit(request, body))
 
     async def _complete(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.chat_endpoint(decision.model)
+        endpoint = await self._app.routing.endpoint(decision.model)
         asked = {**body, "model": decision.model.model_id}
         answer = await upstream.complete(self._client, endpoint, asked)
-        text = _answer_text(answer) if self._app.scores_texts_of(decision.routing.task) else None
+        text = (
+            _answer_text(answer) if self._app.scoring.scores_task(decision.routing.task) else None
+        )
         self._record(decision, began, usage=answer.get("usage"), text=text, asked=body)
         answer["id"] = decision.ticket.encode()
         return JSONResponse(answer, headers=_headers(decision))
 
     async def _stream(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.chat_endpoint(decision.model)
+        endpoint = await self._app.routing.endpoint(decision.model)
         options = dict(body.get("stream_options") or {})
         asked_usage = bool(options.get("include_usage"))
         options["include_usage"] = True
@@ -211,7 +213,9 @@ class Gateway:
         """
         usage: Any = None
         failed, whole = False, False
-        texts: list[str] | None = [] if self._app.scores_texts_of(decision.routing.task) else None
+        texts: list[str] | None = (
+            [] if self._app.scoring.scores_task(decision.routing.task) else None
+        )
         id = decision.ticket.encode()
         try:
             async for chunk in chunks:
@@ -259,7 +263,7 @@ class Gateway:
                 latency_ms=(time.perf_counter() - began) * 1000,
                 error=error or decision.failed,
                 tokens=prompt + completion,
-                cost_usd=self._app.cost_usd(
+                cost_usd=self._app.routing.cost_usd(
                     decision.model, prompt_tokens=prompt, completion_tokens=completion
                 ),
                 covariate=decision.covariate,
@@ -277,7 +281,7 @@ class Gateway:
                 "created": int(routing.updated_at.timestamp()) if routing.updated_at else 0,
                 "owned_by": "tuneproof",
             }
-            for routing in self._app.board.snapshot.routing
+            for routing in self._app.routing.board.snapshot.routing
         ]
         return JSONResponse({"object": "list", "data": entries})
 
@@ -306,7 +310,7 @@ class Gateway:
             item=asked.item,
         )
         request.app.state.shares.check([outcome])
-        taken = await self._app.record_events(exposures=[], outcomes=[outcome])
+        taken = await self._app.events.record(exposures=[], outcomes=[outcome])
         return JSONResponse({"accepted": taken.accepted, "duplicates": taken.duplicates})
 
 

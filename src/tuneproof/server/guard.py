@@ -49,7 +49,7 @@ class Guard:
                 await self._app(scope, _bounded(receive), sending)
         finally:
             seconds = time.perf_counter() - began
-            self._tuneproof.observe_request(scope["method"], _route(scope), status, seconds)
+            self._tuneproof.health.observe_request(scope["method"], _route(scope), status, seconds)
 
 
 def _announced(scope: Scope) -> int:

@@ -129,27 +129,27 @@ def router() -> APIRouter:
 
     @routes.get("/ready", response_model=Readiness, summary="Whether work can be taken")
     async def ready(app: TheApp) -> Response:
-        found = await app.ready()
+        found = await app.health.ready()
         body = Readiness(ready=found.ok, reasons=list(found.reasons))
         return JSONResponse(body.model_dump(), 200 if found.ok else 503)
 
     @routes.get("/health", response_model=Health, summary="Each dependency, by a real call")
     async def health(app: TheApp, _: Reader) -> Response:
-        found = Health.model_validate(await app.health())
+        found = Health.model_validate(await app.health.report())
         body = found.model_dump(mode="json")
         return JSONResponse(body, 503 if found.status == "unhealthy" else 200)
 
     @routes.get("/health/model-performance", summary="What each model in use shows")
     async def model_performance(app: TheApp, _: Reader) -> dict[str, Any]:
-        return dict(await app.model_performance())
+        return dict(await app.health.model_performance())
 
     @routes.get("/health/response-time", summary="How fast this service answers")
     async def response_time(app: TheApp, _: Reader) -> dict[str, Any]:
-        return dict(await app.response_time())
+        return dict(await app.health.response_time())
 
     @routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def metrics(request: Request, app: TheApp, _: Reader) -> Response:
-        body, kind = await app.metrics_text(request.headers.get("accept", ""))
+        body, kind = await app.health.metrics_text(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": kind})
 
     return routes
@@ -161,23 +161,23 @@ def overview_router() -> APIRouter:
 
     @routes.get("/status", summary="All pipelines at a glance")
     async def status(app: TheApp, _: Reader) -> dict[str, Any]:
-        return dict(await app.status())
+        return dict(await app.overview.status())
 
     @routes.get("/doctor", summary="What is wrong, and how to mend it")
     async def doctor(app: TheApp, _: Reader) -> list[FindingOut]:
-        return [FindingOut.model_validate(finding) for finding in await app.doctor()]
+        return [FindingOut.model_validate(finding) for finding in await app.doctor.examine()]
 
     @routes.get("/activity", summary="Who did what and why, newest first")
     async def activity(
         app: TheApp, _: Reader, cursor: Cursor = None, limit: Limit = 50
     ) -> Paged[ActivityLine]:
-        page = await app.activity(cursor=cursor, limit=limit)
+        page = await app.store.activity.page(cursor=cursor, limit=limit)
         items = [ActivityLine.model_validate(line) for line in page.items]
         return Paged(items=items, next_cursor=page.next_cursor)
 
     @routes.post("/tokens", status_code=201, summary="Make a bearer token")
     async def token(app: TheApp, caller: Admin, asked: TokenRequest) -> NewToken:
-        made = await app.create_token(asked.name, scopes=asked.scopes, actor=caller.actor)
+        made = await app.tokens.create(asked.name, scopes=asked.scopes, actor=caller.actor)
         return NewToken(name=asked.name, scopes=list(asked.scopes), token=made)
 
     return routes

@@ -30,10 +30,10 @@ def router() -> APIRouter:
     @routes.get("/", response_class=HTMLResponse, summary="What is served and what runs, as a page")
     async def home(app: TheApp, _: Reader) -> HTMLResponse:
         body = _body(
-            app.board.snapshot.routing,
-            (await app.runs(limit=NEWEST)).items,
-            (await app.experiments(limit=NEWEST)).items,
-            (await app.deployments(limit=NEWEST)).items,
+            app.routing.board.snapshot.routing,
+            (await app.runs.page(limit=NEWEST)).items,
+            (await app.experiments.page(limit=NEWEST)).items,
+            (await app.rollouts.page(limit=NEWEST)).items,
             app.supervisor.tasks,
         )
         page = document("Overview", "TuneProof", body, now=app.clock.now(), changes=True)

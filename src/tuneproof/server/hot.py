@@ -43,7 +43,7 @@ class Hot:
         if scope["method"] != "GET" or not self._may_read(scope):
             return False
         try:
-            found = answer(self._app.board.snapshot, path, scope)
+            found = answer(self._app.routing.board.snapshot, path, scope)
         except StoreUnavailableError:
             return False  # the route says so
         if found is None:
@@ -51,7 +51,7 @@ class Hot:
         status, body, headers = found
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        self._app.observe_request("GET", path, status, time.perf_counter() - began)
+        self._app.health.observe_request("GET", path, status, time.perf_counter() - began)
         return True
 
     def _may_read(self, scope: Scope) -> bool:

@@ -74,7 +74,7 @@ class Model(Strict):
 
     async def ref(self, app: App) -> ModelRef:
         """As a record; `version` is our id where the model is one that we trained."""
-        known = (v for v in await app.models() if v.model_id == self.model_id)
+        known = (v for v in await app.runs.models() if v.model_id == self.model_id)
         version = next(known, None)
         return ModelRef(model_id=self.model_id, version=version.id if version else None)
 

@@ -60,14 +60,16 @@ async def once(
     kept_as = f"{caller.name}:{key}"
     digest = await _hash(request)
     async with request.app.state.once.holding(kept_as):
-        kept = await app.answered(kept_as)
+        kept = await app.store.idempotency.get(kept_as)
         if kept is not None:
             return _again(kept, digest, key)
         body = (await do()).model_dump(mode="json")
         try:
-            await app.keep_answer(kept_as, request_hash=digest, status=status, body=body)
+            await app.store.idempotency.put(kept_as, digest, status, body, app.clock.now())
         except ConflictError:
-            other = await app.answered(kept_as)  # another process was quicker with this key
+            other = await app.store.idempotency.get(
+                kept_as
+            )  # another process was quicker with this key
             if other is None:
                 raise
             return _again(other, digest, key)

@@ -60,8 +60,8 @@ def router() -> APIRouter:
         "/deployment/{deployment_id}", response_class=HTMLResponse, summary="A rollout as a page"
     )
     async def page(app: TheApp, _: Reader, deployment_id: str) -> HTMLResponse:
-        deployment = await app.deployment(deployment_id)
-        history = await app.deployment_history(deployment_id)
+        deployment = await app.rollouts.get(deployment_id)
+        history = await app.rollouts.history(deployment_id)
         config = app.settings.pipelines.get(deployment.pipeline)
         limits = [] if config is None else triggers(config)
         html = render(deployment, history, limits, now=app.clock.now())

@@ -31,6 +31,6 @@ def router() -> APIRouter:
     )
     async def openai(request: Request, app: TheApp) -> Heard:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        return Heard(run_id=await app.provider_webhook(await request.body(), headers))
+        return Heard(run_id=await app.runs.webhook(await request.body(), headers))
 
     return routes

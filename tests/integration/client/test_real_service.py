@@ -27,7 +27,7 @@ async def test_choices_events_and_the_end_of_a_test_reach_both_sides(tmp_path: P
         App.open(settings, source=MemorySource([]), provider=MemoryProvider(), poll_s=0.02) as app,
         serving(app, settings) as (address, _),
     ):
-        [test] = await app.create_ab_test(
+        [test] = await app.experiments.create(
             baseline=ModelRef(model_id="base"),
             candidates=[ModelRef(model_id="tuned")],
             traffic_split=0.5,
@@ -49,7 +49,7 @@ async def test_choices_events_and_the_end_of_a_test_reach_both_sides(tmp_path: P
             assert (client.status().sent, client.status().refused) == (400, 0)
 
             candidate = next(choice for choice in choices if choice.arm == "candidate")
-            await app.end_experiment(test.id, reason="enough seen", actor="test")
+            await app.experiments.end(test.id, reason="enough seen", actor="test")
 
             async def served_by_base() -> bool:
                 return (await client.choose("hook", candidate.unit)).model == "base"

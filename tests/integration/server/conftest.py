@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -98,8 +99,8 @@ def settings(tmp_path: Path, chat: Chat) -> Settings:
     )
 
 
-@pytest.fixture
-async def service(settings: Settings) -> AsyncIterator[Service]:
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """A service on loopback, which needs no token."""
     async with (
         App.open(
@@ -109,3 +110,10 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
         httpx2.AsyncClient(base_url=address, timeout=30, trust_env=False) as http,
     ):
         yield Service(app, address, http)
+
+
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """A service with the settings of this folder."""
+    async with open_service(settings) as opened:
+        yield opened

@@ -46,7 +46,7 @@ def at_share(share: float, **changes: Any) -> Routing:
 async def routed(service: Service) -> Service:
     """A service with one task at a half."""
     await service.app.store.routing.set(HALF)
-    await service.app.board.refresh()
+    await service.app.routing.board.refresh()
     return service
 
 
@@ -127,7 +127,7 @@ async def test_decisions_follow_a_change_at_once(routed):
     asked = {"params": {"task": "hook", "unit": "1"}}
     for share, arm in ((0.0, "baseline"), (1.0, "candidate"), (0.0, "baseline")):
         await routed.app.store.routing.set(at_share(share))
-        await routed.app.board.refresh()
+        await routed.app.routing.board.refresh()
         assert (await routed.http.get("/decide", **asked)).json()["arm"] == arm
 
 
@@ -136,7 +136,7 @@ async def test_a_change_by_another_worker_is_seen_and_told(routed):
     seen = []
 
     async def listen() -> None:
-        async for event in routed.app.subscribe():
+        async for event in routed.app.live.subscribe():
             if event.kind != "routing":
                 open_now.set()
                 continue
@@ -164,7 +164,7 @@ async def test_the_table_s_version_grows_with_each_write_of_any_task(routed):
     versions = []
     for task in ("hook", "hook", "body", "body", "hook"):
         await routed.app.store.routing.set(replace(HALF, task=task))
-        await routed.app.board.refresh()
+        await routed.app.routing.board.refresh()
         answer = await routed.http.get("/routing")
         versions.append(answer.json()["version"])
         again = await routed.http.get("/routing", headers={"If-None-Match": answer.headers["etag"]})
@@ -181,7 +181,7 @@ async def test_a_revoked_token_is_refused_after_a_moment(settings):
         httpx2.AsyncClient(base_url=address, trust_env=False) as http,
     ):
         await app.store.routing.set(HALF)
-        await app.board.refresh()
+        await app.routing.board.refresh()
         token = await app.store.tokens.create("reader", ["read"])
         http.headers["Authorization"] = f"Bearer {token}"
         asked = {"params": {"task": "hook", "unit": "1"}}

@@ -61,7 +61,7 @@ async def test_everything_declared_is_shown_by_status_metrics_and_report(service
     page = (await service.http.get(f"/evaluation/report/{test['ab_test_id']}")).text
     assert "quality non_inferior 0.02" in page
     assert "persona, country, one that is harmed ends the test" in page
-    kept = await service.app.experiment(test["ab_test_id"])
+    kept = await service.app.experiments.get(test["ab_test_id"])
     assert [c.margin for c in kept.all_criteria] == [0.1, 0.02]
 
 
@@ -78,7 +78,7 @@ async def test_the_first_users_thresholds_still_work(service: Service) -> None:
 
 async def test_what_is_left_out_is_as_the_settings_say(service: Service) -> None:
     test = await declared(service)
-    config = service.app.pipeline("default")
+    config = service.app.pipelines.get("default")
     assert test["criteria"] == ["engagement superior 0.15", "cost superior 0.1"]
     assert test["maturation_hours"] == config.maturation_hours
     assert (test["segments"], test["segment_guardrail"]) == ([], False)

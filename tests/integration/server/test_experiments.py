@@ -20,7 +20,7 @@ HOURS = 60
 async def looked(service: Service) -> ABTest:
     """An experiment with traffic of two personas, and one look after 60 hours."""
     app = service.app
-    config = replace(app.pipeline("default"), tasks=("hook",), segments=("persona",))
+    config = replace(app.pipelines.get("default"), tasks=("hook",), segments=("persona",))
     evaluator = ModelEvaluator(store=app.store, clock=app.clock, config=config)
     test = await evaluator.create_a_b_test("base", "cand <script>", 0.5)
     rng = np.random.default_rng(1)
@@ -37,7 +37,7 @@ async def looked(service: Service) -> ABTest:
         )  # fmt: skip
         value = float(rng.beta(mean * 20, (1 - mean) * 20))
         told.append(Outcome(id=f"o{i}", subject=test.id, unit=f"u{i}", at=at, value=value))
-    await app.record_events(exposures=shown, outcomes=told)
+    await app.events.record(exposures=shown, outcomes=told)
     await evaluator.look(test.family, at=test.start_at + timedelta(hours=HOURS))
     return test
 

@@ -54,7 +54,7 @@ async def test_declared_at_once_each_with_a_share_of_all_units(
 async def test_client_decide_gateway_and_routing_say_the_same_of_each_unit(
     service: Service, family: dict[str, Any], tmp_path: Path
 ) -> None:
-    routing = next(r for r in await service.app.routing() if r.task == "hook")
+    routing = next(r for r in await service.app.routing.all() if r.task == "hook")
     units = [f"post-{i}" for i in range(300)]
     async with AsyncClient(service.address, state_dir=tmp_path / "c", push=False) as client:
         choices = [await client.choose("hook", unit) for unit in units]
@@ -108,7 +108,7 @@ async def test_wire_of_several_has_their_lanes_and_nothing_else_to_decide_by(
 async def test_gateway_answers_by_lane_and_counts_for_the_lane(
     service: Service, chat: Any, family: dict[str, Any]
 ) -> None:
-    routing = next(r for r in await service.app.routing() if r.task == "hook")
+    routing = next(r for r in await service.app.routing.all() if r.task == "hook")
     for number in range(12):
         unit = f"unit-{number}"
         served = routing.serve(unit)
@@ -123,7 +123,7 @@ async def test_gateway_answers_by_lane_and_counts_for_the_lane(
 async def test_family_is_shown_side_by_side_and_ended_as_a_whole(
     service: Service, family: dict[str, Any]
 ) -> None:
-    start = (await service.app.experiment(ids(family)[0])).start_at
+    start = (await service.app.experiments.get(ids(family)[0])).start_at
     evaluator = ModelEvaluator(store=service.app.store, clock=service.app.clock)
     await evaluator.look(family["family"], at=start + timedelta(hours=5))
     metrics = (await service.http.get(f"/evaluation/metrics/{ids(family)[1]}")).json()

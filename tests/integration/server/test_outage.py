@@ -51,7 +51,7 @@ async def worker(settings: Settings) -> AsyncIterator[Service]:
 
 
 async def declared_test(app: App) -> str:
-    [made] = await app.create_ab_test(
+    [made] = await app.experiments.create(
         baseline=ModelRef(model_id="base"),
         candidates=[ModelRef(model_id="cand")],
         traffic_split=0.5,
@@ -103,12 +103,12 @@ async def test_gateway_and_decisions_go_on_without_the_database(
             assert (await http.get("/v1/models")).json()["data"][0]["id"] == "tuneproof/hook"
             stranger = {"Authorization": "Bearer nobody"}
             assert (await http.get("/routing", headers=stranger)).status_code == 503
-            age = app.board.age_s
+            age = app.routing.board.age_s
             assert age is not None
-            await until(lambda: (app.board.age_s or 0.0) > age + 0.5)
+            await until(lambda: (app.routing.board.age_s or 0.0) > age + 0.5)
         finally:
             own_postgres.start()
-        await until(lambda: (app.board.age_s or 0.0) < 0.5)
+        await until(lambda: (app.routing.board.age_s or 0.0) < 0.5)
         found = await service.until(
             f"/events?subject={test_id}",
             lambda events: isinstance(events, list) and len(events) == 6,
@@ -123,7 +123,7 @@ async def test_gateway_and_decisions_go_on_without_the_database(
 async def test_another_worker_hears_of_a_change_without_asking(
     stored: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneproof.app.board.WATCH_S", 3600.0)  # notices alone
+    monkeypatch.setattr("tuneproof.app.routing.board.WATCH_S", 3600.0)  # notices alone
     async with worker(stored) as one:
         store, supervisor = await open_store(stored.store.url), Supervisor()
         board = Board(store.routing, Live(), prepare=nothing)
@@ -134,7 +134,7 @@ async def test_another_worker_hears_of_a_change_without_asking(
             test_id = await declared_test(one.app)
             await until(lambda: board.snapshot.routing)
             assert board.snapshot.by_task["hook"].subjects == (test_id,)
-            await one.app.end_experiment(test_id, reason="enough")
+            await one.app.experiments.end(test_id, reason="enough")
             await until(lambda: not board.snapshot.by_task["hook"].subjects)
         finally:
             await supervisor.close()

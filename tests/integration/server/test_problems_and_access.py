@@ -112,7 +112,7 @@ async def test_without_a_token_only_probes_answer(guarded):
 async def test_scopes_are_kept_to(guarded):
     app, http = guarded
     tokens = {
-        scope: await app.create_token(f"{scope}-token", scopes=[scope])
+        scope: await app.tokens.create(f"{scope}-token", scopes=[scope])
         for scope in ("read", "write", "admin")
     }
 
@@ -132,7 +132,7 @@ async def test_scopes_are_kept_to(guarded):
 
 async def test_a_wrong_or_revoked_token_is_refused(guarded):
     app, http = guarded
-    token = await app.create_token("short-lived", scopes=["admin"])
+    token = await app.tokens.create("short-lived", scopes=["admin"])
     headers = {"Authorization": f"Bearer {token}"}
     assert (await http.get("/status", headers=headers)).status_code == 200
     await app.store.tokens.revoke("short-lived")
@@ -149,7 +149,7 @@ async def test_a_token_that_is_sent_is_checked_on_loopback_too(service):
 
 async def test_tokens_are_hashed_at_rest(guarded):
     app, _ = guarded
-    token = await app.create_token("kept", scopes=["read"])
+    token = await app.tokens.create("kept", scopes=["read"])
     await app.store.close()
     data = b"".join(p.read_bytes() for p in app.settings.dir.glob("tuneproof.db*"))
     assert token.encode() not in data

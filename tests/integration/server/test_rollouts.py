@@ -17,8 +17,8 @@ from tuneproof.experiments import ModelRef
 async def rollout(service: Service) -> str:
     """A rollout that has begun: 10 % get the candidate, whose name tries to be markup."""
     app = service.app
-    config = replace(app.pipeline("default"), tasks=("hook",))
-    manager = app.manager_of(config)
+    config = replace(app.pipelines.get("default"), tasks=("hook",))
+    manager = app.managers.of(config)
     async with app.store.database.begin() as tx:
         declared = await manager.declare(
             ModelRef(model_id="cand <script>alert(1)</script>"),
@@ -30,7 +30,7 @@ async def rollout(service: Service) -> str:
         )
         begun = await manager.begin(declared.id, at=app.clock.now(), tx=tx)
     await manager.apply(begun)
-    await app.board.refresh()
+    await app.routing.board.refresh()
     return begun.id
 
 

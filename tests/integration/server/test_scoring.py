@@ -156,7 +156,7 @@ async def test_the_command_line_shows_them(service: Service, chat: Chat, test_id
 
 
 async def test_the_doctor_looks_for_the_judge(service: Service) -> None:
-    [found] = [f for f in await service.app.doctor() if f.name == "scorer: judge"]
+    [found] = [f for f in await service.app.doctor.examine() if f.name == "scorer: judge"]
     assert (found.status, found.detail) == (
         "warning",
         "default does not list judge, which should judge",

@@ -1,0 +1,59 @@
+"""Tells whoever is to be told, once, without keeping the caller waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tuneproof import workflow
+from tuneproof.resilience import Supervisor
+from tuneproof.settings import Settings
+from tuneproof.store import Store
+from tuneproof.telemetry import Alerts
+
+__all__ = ["Alerting", "alerts_of"]
+
+
+def alerts_of(settings: Settings) -> Alerts:
+    """Whom the settings name to be told when a person should look."""
+    config = settings.alerts
+    return Alerts(
+        now=workflow.SystemClock().now,
+        webhook_url=config.webhook_url,
+        webhook_secret=settings.secret(config.webhook_secret_env),
+        prometheus_url=config.prometheus_url,
+    )
+
+
+class Alerting:
+    """Sends each alert in the background, and remembers which were told."""
+
+    def __init__(
+        self, *, alerts: Alerts, store: Store, clock: workflow.Clock, supervisor: Supervisor
+    ) -> None:
+        self._alerts = alerts
+        self._store = store
+        self._clock = clock
+        self._supervisor = supervisor
+        self._sending: set[str] = set()
+
+    def __call__(
+        self, kind: str, subject: str, summary: str, *, once: str = "", **details: object
+    ) -> None:
+        """Tell it.
+
+        The same is told once only, also where a run is taken up again by another process; `once`
+        tells occasions of one subject from each other.
+        """
+        key = f"alerted:{kind}:{subject}:{once}"
+        if self._alerts.configured and key not in self._sending:
+            self._sending.add(key)
+            self._supervisor.soon("alert", lambda: self._send(key, kind, subject, summary, details))
+
+    async def _send(
+        self, key: str, kind: str, subject: str, summary: str, details: Mapping[str, object]
+    ) -> None:
+        """It counts as told once somebody took it, so that a kill loses none."""
+        if await self._store.meta.get(key) is None:
+            await self._alerts.send(kind, subject, summary, **details)
+            await self._store.meta.set(key, self._clock.now().isoformat())
+        self._sending.discard(key)

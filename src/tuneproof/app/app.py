@@ -1,0 +1,564 @@
+"""App: everything in one process, composed of services; the only place that builds adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Self, TypedDict, Unpack, cast
+
+from tuneproof import workflow
+from tuneproof.app.alerting import Alerting, alerts_of
+from tuneproof.app.board import Board
+from tuneproof.app.doctor import Doctor
+from tuneproof.app.endpoints import ModelEndpoints
+from tuneproof.app.events import EventService
+from tuneproof.app.experiments import ExperimentService
+from tuneproof.app.health import HealthService
+from tuneproof.app.hooks import RunHooks
+from tuneproof.app.live import Live
+from tuneproof.app.look_cache import LookCache
+from tuneproof.app.managers import Managers
+from tuneproof.app.outcomes import OutcomeService
+from tuneproof.app.overview import Overview
+from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.places import Places
+from tuneproof.app.providers import PROBE_EVERY_S, Providers
+from tuneproof.app.rollouts import RolloutService
+from tuneproof.app.routing import RoutingService
+from tuneproof.app.runs import RunService
+from tuneproof.app.schedule import LOOK_EVERY_S as SCHEDULE_EVERY_S
+from tuneproof.app.schedule import Schedule
+from tuneproof.app.scorers import Scorers
+from tuneproof.app.scoring import ScoringService
+from tuneproof.app.shutdowns import Shutdowns, ShutdownWatch
+from tuneproof.app.sources import Sources
+from tuneproof.app.tokens import TokenService
+from tuneproof.app.watches import LOOK_EVERY_S as WATCHES_EVERY_S
+from tuneproof.app.watches import Watchdog
+from tuneproof.cache import Cache
+from tuneproof.collection import Source, Task
+from tuneproof.errors import StateError, StoreUnavailableError
+from tuneproof.evaluation import Scorer
+from tuneproof.experiments import ModelRef
+from tuneproof.pipeline import Parts
+from tuneproof.resilience import (
+    ConnectionPoolManager,
+    DatabasePool,
+    RedisPool,
+    Supervisor,
+    redis_pool,
+)
+from tuneproof.rollout import Target
+from tuneproof.settings import Settings, resolved
+from tuneproof.store import Store, unopened_store
+from tuneproof.telemetry import Metrics
+from tuneproof.testing import Participant, VirtualClock
+from tuneproof.tracking import MLflowExperimentTracker
+from tuneproof.training import Provider
+
+__all__ = ["App", "AppAdapters"]
+
+log = logging.getLogger(__name__)
+
+VIRTUAL_NOW = "virtual_now"
+"""Under which key a virtual clock's instant is kept."""
+
+EMBEDDED = "embedded"
+"""The executor id of the one process that owns a SQLite data directory."""
+
+DELIVER_EVERY_S = 2.0
+"""How often the outbox is emptied."""
+
+TRIM_EVERY_S = 60.0
+"""How often idle connections are closed."""
+
+CLOCK_TASK = "virtual-clock"
+
+
+class AppAdapters(TypedDict, total=False):
+    """What replaces what the settings describe, one by one."""
+
+    store: Store
+    clock: workflow.Clock
+    provider: Provider
+    """One for all names."""
+    source: Source
+    """One for all pipelines."""
+    targets: Sequence[Target]
+    scorers: Mapping[str, Scorer]
+    min_scores: Mapping[str, float]
+    on_step: workflow.StepHook | None
+    """Told of each step of each run."""
+    poll_s: float
+    """How often the engine looks for signals."""
+    takeover_s: float
+    """How often it looks for runs of dead workers."""
+    background: bool
+    """False: nothing is done on the machine's own clock, such as the schedule."""
+    engine: bool
+    """False: an App that reads and writes the store only; no trainer is started, no run goes on."""
+    needs_store: bool
+    """False, with `engine=False`: also where the database does not answer, for the doctor."""
+
+
+class _NoEngine:
+    """Stands for the engine in an App that runs nothing; knows no run, refuses to start one."""
+
+    async def exists(self, run_id: str) -> bool:
+        """Never: no run is known here."""
+        return False
+
+    def __getattr__(self, name: str) -> object:
+        raise StateError("No run can go on in this process.", mend="Start it: tuneproof serve")
+
+
+class App:
+    """TuneProof in one process: `async with App.open(settings) as app`.
+
+    `runs`, `schedule`, `experiments`, `rollouts`, `routing`, `events`, `outcomes`, `scoring`,
+    `health`, `overview`, `doctor` and `tokens` are what can be asked of it; all else is what they
+    are made from.
+    """
+
+    def __init__(self, settings: Settings, **adapters: Unpack[AppAdapters]) -> None:
+        self.settings = settings
+        self._given = adapters
+        self._with_engine = adapters.get("engine", True)
+        self._background = adapters.get("background", True) and self._with_engine
+        self._embedded = settings.store.url.scheme == "sqlite"
+        self._closing = AsyncExitStack()
+        self.clock: workflow.Clock = adapters.get("clock") or workflow.SystemClock()
+        self.metrics = Metrics()
+        self.live = Live()
+        self.pools = ConnectionPoolManager()
+        self.supervisor = Supervisor(
+            leads=lambda role: self.engine.leads(role), restarted=self.metrics.task_restarted
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, **adapters: Unpack[AppAdapters]) -> AsyncIterator[Self]:
+        """An App with everything running; closed at the end, runs stay for the next one."""
+        app = cls(settings, **adapters)
+        try:
+            await app.launch()
+            yield app
+        finally:
+            await app.close()
+
+    async def launch(self) -> None:
+        """Open all that it is made from, in order, and take up what was under way."""
+        self.settings.dir.mkdir(parents=True, exist_ok=True)
+        self._lock_directory()
+        await self._open_store()
+        await self._bind_virtual_clock()
+        self._open_cache()
+        await self._open_providers()
+        await self._open_routing()
+        self._open_alerts()
+        self._compose_parts()
+        await self._open_engine()
+        self._compose_runs()
+        self._compose_tests_and_rollouts()
+        self._open_tracker()
+        self._compose_reports()
+        await self._begin()
+
+    async def close(self) -> None:
+        """End the tasks, then close what was opened, in the reverse order."""
+        await self.supervisor.close()
+        self.live.close()
+        await self._closing.aclose()
+
+    # --- what services stand on -------------------------------------------------------
+
+    def _lock_directory(self) -> None:
+        if self._embedded and self._with_engine:
+            lock = workflow.DirectoryLock(self.settings.dir)
+            lock.acquire()
+            self._closing.callback(lock.release)
+
+    async def _open_store(self) -> None:
+        self.store = self._given.get("store") or await self._opened_store()
+        self._closing.push_async_callback(self.store.close)
+        self.pools.add("database", DatabasePool(self.store.engine))
+        self.metrics.watch_pools(self.pools.counts)
+
+    async def _opened_store(self) -> Store:
+        config = self.settings.store
+        pool = {
+            "pool_size": config.pool_size,
+            "max_overflow": config.max_overflow,
+            "pool_timeout_s": config.pool_timeout,
+        }
+        opened = self.settings.adapter("store")(
+            config.url.reveal(), pool=None if self._embedded else pool, clock=self.clock
+        )
+        try:
+            store: Store = await opened
+        except StoreUnavailableError as e:
+            if self._with_engine or self._given.get("needs_store", True):
+                raise
+            log.info("going on without the database: %s", e.message)
+            return unopened_store(config.url.reveal(), clock=self.clock)
+        return store
+
+    async def _bind_virtual_clock(self) -> None:
+        """A virtual clock goes on from where it was, and wakes the runs of this engine."""
+        if not isinstance(self.clock, VirtualClock):
+            return
+        saved = await self.store.meta.get(VIRTUAL_NOW)
+        if saved is not None:
+            self.clock.restore(datetime.fromisoformat(saved))
+
+        async def save(at: datetime) -> None:
+            await self.store.meta.set(VIRTUAL_NOW, at.isoformat())
+
+        async def wake(run_id: str) -> None:
+            await self.engine.send(run_id, workflow.TICK)
+
+        self.clock.save, self.clock.wake = save, wake
+
+    def let_time_pass(self, *participants: Participant) -> None:
+        """Drive the virtual clock from now on, asking these too to fill each stretch."""
+        if not isinstance(self.clock, VirtualClock):
+            raise StateError("Only a virtual clock is driven.", mend="Open the App with one.")
+        self.clock.participants.extend(participants)
+        if not self.supervisor.runs(CLOCK_TASK):
+            self.supervisor.keep(CLOCK_TASK, self.clock.drive)
+
+    def _open_cache(self) -> None:
+        config = self.settings.cache
+        make: Callable[..., Cache] = self.settings.adapter("cache")
+        if config.url.scheme == "mem":
+            self.cache = make(config.url.reveal())
+        else:
+            pool = redis_pool(
+                config.url.reveal(),
+                max_connections=config.max_connections,
+                socket_keepalive=config.keepalive,
+            )
+            self.pools.add("redis", RedisPool(pool))
+            self.cache = make(config.url.reveal(), pool=pool)
+        self._closing.push_async_callback(self.cache.close)
+        self.metrics.watch_cache(lambda: self.cache.hit_rate)
+        self.figures = LookCache(store=self.store, cache=self.cache, supervisor=self.supervisor)
+
+    async def _open_providers(self) -> None:
+        given = self._given.get("provider")
+        self.places = Places(self.store, self.settings)
+        if self._with_engine and given is None:
+            await self.places.remember()
+        self.pipelines = Pipelines(self.settings)
+        self.providers = Providers(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            places=self.places,
+            supervisor=self.supervisor,
+            given=given,
+            trainer_url=await self._trainer_url(),
+            is_back=lambda name: self.runs.wake_waiting(name),
+        )
+        self._closing.push_async_callback(self.providers.close)
+        self.sources = Sources(
+            settings=self.settings, store=self.store, given=self._given.get("source")
+        )
+        self.shutdowns = Shutdowns(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            pipelines=self.pipelines,
+            providers=self.providers,
+        )
+        self.scorers = Scorers(
+            settings=self.settings,
+            providers=self.providers,
+            given=self._given.get("scorers") or {},
+        )
+        self.scorers.check()
+
+    async def _trainer_url(self) -> str | None:
+        """Where the embedded trainer runs, which is started where a provider is it."""
+        wanted = any(p.embedded for p in self.settings.providers.values())
+        if not wanted or self._given.get("provider") is not None or not self._with_engine:
+            return None
+        serve = self.settings.adapter("trainer")
+        trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
+        return str(trainer.base_url)
+
+    async def _open_routing(self) -> None:
+        """Know the routing, and who serves its models, before anybody asks."""
+        endpoints = ModelEndpoints(
+            self.store,
+            self.settings,
+            self.places,
+            embedded=self.providers.endpoint,
+            breakers=self.providers.breakers,
+        )
+        board = Board(self.store.routing, self.live, prepare=endpoints.prepare)
+        self.routing = RoutingService(board=board, endpoints=endpoints, supervisor=self.supervisor)
+        if self._with_engine:
+            await board.refresh()
+            self.routing.watch()
+        else:
+            with contextlib.suppress(StoreUnavailableError):
+                await board.refresh()
+
+    def _open_alerts(self) -> None:
+        self.alerts = alerts_of(self.settings)
+        self.alert = Alerting(
+            alerts=self.alerts, store=self.store, clock=self.clock, supervisor=self.supervisor
+        )
+
+    def _compose_parts(self) -> None:
+        """What the durable functions get."""
+        settings, providers = self.settings, self.providers
+        self.targets = list(self._given.get("targets") or ()) or self._opened_targets()
+        self.managers = Managers(
+            store=self.store,
+            clock=self.clock,
+            pipelines=self.pipelines,
+            providers=providers,
+            targets=self.targets,
+        )
+        self.parts = Parts(
+            store=self.store,
+            directory=settings.dir,
+            clock=self.clock,
+            provider=providers.get,
+            source=self.sources.open,
+            tasks={name: Task.of(task) for name, task in settings.tasks.items()},
+            targets=self.targets,
+            scorers=self.scorers.given,
+            min_scores=dict(self._given.get("min_scores") or {}),
+            scorer=self.scorers.find,
+            settings_now=self.shutdowns.settings_now,
+            models_in_use={
+                n: ModelRef(model_id=t.model, provider=t.model_provider)
+                for n, t in settings.tasks.items()
+                if t.model
+            },
+            hooks=RunHooks(
+                clock=self.clock,
+                metrics=self.metrics,
+                live=self.live,
+                alert=self.alert,
+                routing=self.routing,
+                figures=self.figures,
+            ),
+            prices=providers.prices,
+            price=providers.price,
+            serves=providers.serves,
+            place=self.places.label if providers.given is None else str,
+            tracks_runs=settings.tracking.autolog,
+        )
+
+    def _opened_targets(self) -> list[Target]:
+        made = []
+        for config in self.settings.targets.values():
+            own = ":" in config.kind
+            where = f"targets.{config.name}.kind"
+            make = resolved(where, config.kind) if own else self.settings.adapter("target")
+            made.append(make(self.settings.target(config.name)))
+        return made
+
+    async def _open_engine(self) -> None:
+        if not self._with_engine:
+            self.engine = cast(workflow.Engine, _NoEngine())
+            return
+        url = self.store.database.url
+        system = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+        worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.engine = workflow.Engine(
+            store_url=url.render_as_string(hide_password=False),
+            store_engine=self.store.engine,
+            system_url=f"sqlite:///{self.settings.dir / 'engine.db'}" if self._embedded else system,
+            executor_id=EMBEDDED if self._embedded else worker,
+            clock=self.clock,
+            resources=self.parts,
+            poll_s=self._given.get("poll_s", 0.25),
+            takeover_s=self._given.get("takeover_s", workflow.TAKEOVER_S),
+            on_step=self._given.get("on_step"),
+            supervisor=self.supervisor,
+        )
+        await self.engine.launch()
+        self._closing.push_async_callback(self.engine.stop)
+
+    # --- services -----------------------------------------------------------------------
+
+    def _compose_runs(self) -> None:
+        self.runs = RunService(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            engine=self.engine,
+            live=self.live,
+            alert=self.alert,
+            pipelines=self.pipelines,
+            providers=self.providers,
+            managers=self.managers,
+            routing=self.routing,
+            effective=self.shutdowns.effective,
+        )
+        self.shutdown_watch = ShutdownWatch(
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            live=self.live,
+            alert=self.alert,
+            pipelines=self.pipelines,
+            shutdowns=self.shutdowns,
+            runs=self.runs,
+        )
+        self.schedule = Schedule(
+            store=self.store,
+            metrics=self.metrics,
+            pipelines=self.pipelines,
+            providers=self.providers,
+            routing=self.routing,
+            runs=self.runs,
+            shutdowns=self.shutdown_watch,
+        )
+
+    def _compose_tests_and_rollouts(self) -> None:
+        self.experiments = ExperimentService(
+            store=self.store,
+            clock=self.clock,
+            engine=self.engine,
+            pipelines=self.pipelines,
+            providers=self.providers,
+            sources=self.sources,
+            routing=self.routing,
+            figures=self.figures,
+        )
+        self.rollouts = RolloutService(
+            store=self.store,
+            clock=self.clock,
+            engine=self.engine,
+            alert=self.alert,
+            pipelines=self.pipelines,
+            managers=self.managers,
+            routing=self.routing,
+            experiments=self.experiments,
+        )
+        self.scoring = ScoringService(
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            alert=self.alert,
+            pipelines=self.pipelines,
+            scorers=self.scorers,
+        )
+        self.events = EventService(
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            routing=self.routing,
+            scoring=self.scoring,
+            experiments=self.experiments,
+            rollouts=self.rollouts,
+        )
+        self.outcomes = OutcomeService(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            pipelines=self.pipelines,
+        )
+
+    def _open_tracker(self) -> None:
+        tracking = self.settings.tracking
+        self.tracker: MLflowExperimentTracker | None = None
+        if tracking.uri is not None:
+            self.tracker = self.settings.adapter("tracker")(
+                self.store.outbox,
+                tracking.uri.reveal(),
+                experiment=tracking.experiment_name,
+                breaker=self.providers.breakers["mlflow"],
+                on_delivered=self.metrics.tracking_delivered,
+            )
+
+    def _compose_reports(self) -> None:
+        self.watchdog = Watchdog(
+            store=self.store,
+            engine=self.engine,
+            clock=self.clock,
+            config_of=self.pipelines.known.get,
+            alert=self.alert,
+        )
+        self.health = HealthService(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            cache=self.cache,
+            pools=self.pools,
+            metrics=self.metrics,
+            supervisor=self.supervisor,
+            providers=self.providers,
+            routing=self.routing,
+            watchdog=self.watchdog,
+            tracker=self.tracker,
+        )
+        self.overview = Overview(
+            store=self.store,
+            clock=self.clock,
+            pipelines=self.pipelines,
+            routing=self.routing,
+            schedule=self.schedule,
+            shutdowns=self.shutdowns,
+            watchdog=self.watchdog,
+        )
+        self.doctor = Doctor(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            supervisor=self.supervisor,
+            alerts=self.alerts,
+            pipelines=self.pipelines,
+            places=self.places,
+            providers=self.providers,
+            scorers=self.scorers,
+            shutdowns=self.shutdowns,
+            sources=self.sources,
+            health=self.health,
+        )
+        self.tokens = TokenService(store=self.store, clock=self.clock)
+
+    async def _begin(self) -> None:
+        """Take up what was under way, and start all that is done on the machine's own clock."""
+        if self._with_engine:
+            await self.runs.start_forgotten()
+        if not self._background:
+            return
+        every = self.supervisor.every
+        every("schedule", SCHEDULE_EVERY_S, self.schedule.look, leader="schedule")
+        every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
+        every("probes", PROBE_EVERY_S, self.providers.probe)
+        every("pools", TRIM_EVERY_S, self.pools.trim)
+        if self.tracker is not None:
+            every("tracking", DELIVER_EVERY_S, self.tracker.deliver_once, leader="tracking")
+        self.outcomes.watch(self.supervisor)
+        await self.scoring.watch(self.supervisor)
+
+    async def import_posts(
+        self,
+        path: Path,
+        *,
+        table: str = "posts",
+        database_url: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Load a Parquet or CSV file of posts into a table; posts that are there stay."""
+        from tuneproof.sources import import_posts
+
+        url = database_url or self.store.database.url.render_as_string(hide_password=False)
+        return await import_posts(path, url, table=table, progress=progress)

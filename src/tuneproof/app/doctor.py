@@ -1,0 +1,254 @@
+"""The doctor: everything that could keep the loop from turning, each with how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tuneproof.app.health import HealthService
+from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.places import Places
+from tuneproof.app.providers import Providers
+from tuneproof.app.providing import provider_of
+from tuneproof.app.scorers import Scorers
+from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdowns
+from tuneproof.app.sources import Sources
+from tuneproof.collection import PostQuery, Window
+from tuneproof.errors import TuneProofError
+from tuneproof.experiments import ModelRef
+from tuneproof.resilience import Supervisor, TaskHealth
+from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
+from tuneproof.store import Store
+from tuneproof.telemetry import Alerts, Status
+from tuneproof.training import find_model, preflight
+from tuneproof.workflow import Clock
+
+__all__ = ["Doctor", "Finding"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What `doctor` found about one thing, and how to mend it."""
+
+    name: str
+    status: str
+    detail: str
+    mend: str = ""
+
+
+class Doctor:
+    """Looks at everything, and goes on where one look fails."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        supervisor: Supervisor,
+        alerts: Alerts,
+        pipelines: Pipelines,
+        places: Places,
+        providers: Providers,
+        scorers: Scorers,
+        shutdowns: Shutdowns,
+        sources: Sources,
+        health: HealthService,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._supervisor = supervisor
+        self._alerts = alerts
+        self._pipelines = pipelines
+        self._places = places
+        self._providers = providers
+        self._scorers = scorers
+        self._shutdowns = shutdowns
+        self._sources = sources
+        self._health = health
+
+    async def examine(self) -> Sequence[Finding]:
+        """Everything that could keep the loop from turning, each with how to mend it."""
+        report = await self._health.components()
+        found = [
+            Finding(
+                name=name,
+                status=_FINDINGS[c.status],
+                detail=c.detail or str(c.status).replace("_", " "),
+                mend=c.hint if c.status is not Status.HEALTHY else "",
+            )
+            for name, c in report.components.items()
+        ]
+        found += [
+            Finding(
+                name=path,
+                status="warning",
+                detail=f"set by {self._settings.origins[path]}, and without effect",
+                mend=f"Take it out; {WITHOUT_EFFECT[path]}.",
+            )
+            for path in self._settings.without_effect()
+        ]
+        found += [_task_finding(task, self._supervisor.now()) for task in self._supervisor.tasks]
+        found += [
+            Finding(name=f"watch: {w.subject}", status="failed", detail=w.sentence(), mend=_LOOK)
+            for w in await self._health.watches()
+            if w.stalled
+        ]
+        found += await self._tried("alerts", self._alert_findings())
+        for name in self._scorers.used():
+            found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
+        for config in self._pipelines.running:
+            name = config.name
+            found += await self._tried(f"{name}: base model", self._model_findings(config))
+            found += await self._tried(f"{name}: models in use", self._served_findings(config))
+            found += await self._tried(f"{name}: posts", self._posts_findings(config))
+        return found
+
+    async def _tried(self, name: str, looking: Awaitable[list[Finding]]) -> list[Finding]:
+        """What one look finds; what keeps it from looking is a finding, and ends no other."""
+        try:
+            return await looking
+        except TuneProofError as e:
+            return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
+
+    async def _alert_findings(self) -> list[Finding]:
+        """Whether somebody is told when a person should look."""
+        if self._alerts.configured:
+            return [Finding(name="alerts", status="ok", detail=await self._alerts.check())]
+        hint = "Name a webhook or Prometheus in [alerts], so that somebody is told."
+        return [Finding(name="alerts", status="ok", detail="not configured", mend=hint)]
+
+    async def _scorer_findings(self, name: str) -> list[Finding]:
+        """Whether the model that judges is known where it is asked."""
+        title, config = f"scorer: {name}", self._scorers.config(name)
+        if config.model is None or not config.is_judge:
+            return [Finding(name=title, status="ok", detail="code of your own")]
+        if not self._providers.serves_now(config.provider):
+            return [Finding(name=title, status="ok", detail="the embedded trainer's own")]
+        detail = f"{config.model} at {config.provider}"
+        if await find_model(self._providers.get(config.provider), config.model) is not None:
+            return [Finding(name=title, status="ok", detail=detail)]
+        return [
+            Finding(
+                name=title,
+                status="warning",
+                detail=f"{config.provider} does not list {config.model}, which should judge",
+                mend=f"Check scorers.{name}.model and scorers.{name}.provider.",
+            )
+        ]
+
+    async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
+        name = f"{config.name}: base model"
+        if not self._providers.serves_now(config.provider):
+            return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
+        provider = self._providers.get(config.provider)
+        models = [m.id for m in await provider.models()]
+        bases = [m for m in models if not m.startswith("ft:")]
+        base = config.base_model or (bases[0] if len(bases) == 1 else None)
+        if base is None:
+            return [
+                Finding(
+                    name=name,
+                    status="failed",
+                    detail=f"training.base_model is not set, and {provider.name} offers "
+                    f"{len(bases)} base models.",
+                    mend=f"Set training.base_model to one of: {', '.join(bases[:8]) or 'none'}.",
+                )
+            ]
+        return [await self._base_finding(config, base)]
+
+    async def _base_finding(self, config: PipelineConfig, base: str) -> Finding:
+        """Whether a run would train on this base, asked as a run asks; and its countdown."""
+        now = self._clock.now()
+        found = await preflight(self._providers.get(config.provider), base, config.method, now=now)
+        return _countdown(f"{config.name}: base model", base, found.shutdown_at, now)
+
+    async def _served_findings(self, config: PipelineConfig) -> list[Finding]:
+        """Models in use that are shut down soon, or whose provider left the settings."""
+        found = []
+        for task in config.tasks:
+            routing = await self._store.routing.get(task)
+            if routing is None or self._providers.given is not None:
+                continue
+            found += await self._answering_finding(task, routing.baseline)
+        announced = await self._shutdowns.known(config)
+        if announced is not None and announced.model != config.base_model:
+            name = f"{config.name}: {announced.model}"
+            found.append(_countdown(name, announced.model, announced.at, self._clock.now()))
+        return found
+
+    async def _answering_finding(self, task: str, model: ModelRef) -> list[Finding]:
+        """Whether who serves the model in use is set, and knows it."""
+        name = f"{task}: model in use"
+        place, _ = await provider_of(self._store, self._settings, model)
+        try:
+            config = await self._places.find(place)
+            if config.embedded and self._providers.trainer_url is None:
+                return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
+            known = await find_model(await self._providers.at(place), model.model_id)
+        except TuneProofError as e:
+            detail = f"{model.model_id} is served by {place}. {e.message}"
+            return [Finding(name=name, status="failed", detail=detail, mend=e.mend)]
+        if known is None:
+            return [
+                Finding(
+                    name=name,
+                    status="warning",
+                    detail=f"{place} does not list {model.model_id}, which it should serve",
+                    mend=f"Name who serves it: tasks.{task}.model_provider; or deploy it there.",
+                )
+            ]
+        detail = f"{model.model_id} at {place}"
+        return [Finding(name=name, status="ok", detail=detail)]
+
+    async def _posts_findings(self, config: PipelineConfig) -> list[Finding]:
+        name = f"{config.name}: posts"
+        now = self._clock.now()
+        query = PostQuery(
+            window=Window(since=now - timedelta(days=config.days_back), until=now),
+            threshold=config.engagement_threshold,
+            max_records=config.max_records,
+            chunk_size=config.chunk_size,
+        )
+        source = self._sources.open(config)
+        try:
+            check = await source.check(query)
+        finally:
+            await source.close()
+        if check.advice:
+            mend = " ".join(check.advice)
+            return [Finding(name=name, status="warning", detail="works", mend=mend)]
+        return [Finding(name=name, status="ok", detail="the source has all the columns")]
+
+
+_FINDINGS = {
+    Status.HEALTHY: "ok",
+    Status.NOT_CONFIGURED: "ok",
+    Status.DEGRADED: "warning",
+    Status.UNHEALTHY: "failed",
+}
+
+
+def _countdown(name: str, model: str, shutdown_at: datetime | None, now: datetime) -> Finding:
+    if shutdown_at is None:
+        return Finding(name=name, status="ok", detail=f"{model}; no shutdown announced")
+    left = shutdown_at - now
+    status = "ok" if left > SHUTDOWN_WARNING else "warning"
+    mend = "" if status == "ok" else "Name what follows it in training.successor_model."
+    detail = f"{model} shuts down on {shutdown_at:%Y-%m-%d}, in {left.days} days"
+    return Finding(name=name, status=status, detail=detail, mend=mend)
+
+
+_LOOK = "Nobody judges its candidate: look at the log of the service, or end it by hand."
+
+
+def _task_finding(task: TaskHealth, now: datetime) -> Finding:
+    stands = task.stands_still(now)
+    return Finding(
+        name=f"task: {task.name}",
+        status="warning" if stands else "ok",
+        detail=task.sentence(),
+        mend="It is started again by itself; its log says what it died of." if stands else "",
+    )

@@ -1,0 +1,92 @@
+"""Use cases of events: taken in, each once; and what their errors bring about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from tuneproof.app.experiments import ExperimentService
+from tuneproof.app.rollouts import RolloutService
+from tuneproof.app.routing import RoutingService
+from tuneproof.app.scoring import ScoringService
+from tuneproof.experiments import Arm, ExperimentStatus, Exposure, Ingested, Outcome
+from tuneproof.stats import guardrails
+from tuneproof.store import Store, SubjectKind
+from tuneproof.telemetry import Metrics
+from tuneproof.workflow import Clock
+
+__all__ = ["EventService"]
+
+GROSS_WINDOW = 20
+"""The breaker for gross failure reads this many of the candidate's last requests."""
+
+
+class EventService:
+    """What can be asked of events."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        routing: RoutingService,
+        scoring: ScoringService,
+        experiments: ExperimentService,
+        rollouts: RolloutService,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._routing = routing
+        self._scoring = scoring
+        self._experiments = experiments
+        self._rollouts = rollouts
+
+    async def record(
+        self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+    ) -> Ingested:
+        """Take events in, each once; late and out of order is fine.
+
+        A candidate whose requests fail grossly is taken back at once. Texts that are to be scored
+        are queued in the same transaction.
+        """
+        texts = await self._scoring.texts_of(exposures)
+        if texts:
+            async with self._store.database.begin() as tx:
+                taken = await self._store.events.ingest(exposures, outcomes, tx=tx)
+                await self._store.scores.add(texts, self._clock.now(), tx=tx)
+        else:
+            taken = await self._store.events.ingest(exposures, outcomes, now=self._clock.now())
+        self._metrics.events_ingested(len(exposures), len(outcomes))
+        failing = {e.subject for e in exposures if e.error and e.arm is Arm.CANDIDATE}
+        for subject in failing - set(taken.unknown):
+            await self._stop_gross_failure(subject)
+        return taken
+
+    async def recent(
+        self, *, subject: str | None = None, since: datetime | None = None, limit: int = 100
+    ) -> Sequence[Exposure]:
+        """The newest exposures, oldest first: of one subject, or of all that routing serves."""
+        routed = {subject for r in self._routing.board.snapshot.routing for subject in r.subjects}
+        subjects = routed if subject is None else {subject}
+        found = [
+            event
+            for name in sorted(subjects)
+            for event in await self._store.events.newest(name, since=since, limit=limit)
+        ]
+        return sorted(found, key=lambda e: (e.at, e.id))[-limit:]
+
+    async def _stop_gross_failure(self, subject: str) -> None:
+        recent = await self._store.events.recent(subject, Arm.CANDIDATE, limit=GROSS_WINDOW)
+        found = guardrails.gross_failure([r.error for r in recent])
+        if not found.fired:
+            return
+        if await self._store.subjects.kind(subject) is SubjectKind.ROLLOUT:
+            deployment = await self._rollouts.get(subject)
+            if not deployment.state.final:
+                await self._rollouts.rollback(subject, reason=found.reason, actor="guardrail")
+        else:
+            test = await self._experiments.get(subject)
+            if test.status is ExperimentStatus.RUNNING:
+                await self._experiments.end(subject, reason=found.reason, actor="guardrail")

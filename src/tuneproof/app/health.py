@@ -1,0 +1,183 @@
+"""How the service does: its components by real calls, its tasks, its watches, its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuneproof.app.providers import Providers
+from tuneproof.app.routing import RoutingService
+from tuneproof.app.watches import Watchdog, WatchState
+from tuneproof.cache import Cache
+from tuneproof.errors import StoreUnavailableError
+from tuneproof.resilience import ConnectionPoolManager, Supervisor
+from tuneproof.settings import Settings
+from tuneproof.store import Store
+from tuneproof.telemetry import (
+    BreakerCheck,
+    CallCheck,
+    HealthCheck,
+    HealthReport,
+    Metrics,
+    ProcessFigures,
+    Status,
+    run_checks,
+)
+from tuneproof.tracking import MLflowExperimentTracker
+from tuneproof.workflow import Clock
+
+__all__ = ["HealthService", "Ready"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """Whether the service can take requests, and why not."""
+
+    ok: bool
+    reasons: tuple[str, ...] = ()
+
+
+class HealthService:
+    """What can be asked of the service's health."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        cache: Cache,
+        pools: ConnectionPoolManager,
+        metrics: Metrics,
+        supervisor: Supervisor,
+        providers: Providers,
+        routing: RoutingService,
+        watchdog: Watchdog,
+        tracker: MLflowExperimentTracker | None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._cache = cache
+        self._pools = pools
+        self._metrics = metrics
+        self._supervisor = supervisor
+        self._providers = providers
+        self._routing = routing
+        self._watchdog = watchdog
+        self._tracker = tracker
+        self._process = ProcessFigures()
+
+    async def components(self) -> HealthReport:
+        """Each component by a real call."""
+        return await run_checks(self._checks(), now=self._clock.now)
+
+    async def watches(self) -> Sequence[WatchState]:
+        """How each watch stands; nothing while the database does not answer."""
+        try:
+            return await self._watchdog.states()
+        except StoreUnavailableError:
+            return ()
+
+    async def report(self) -> Mapping[str, Any]:
+        """Each component by a real call, with pools and performance figures."""
+        report, now = await self.components(), self._supervisor.now()
+        figures, watches = self._process.read(), await self.watches()
+        return {
+            **report.to_dict(),
+            "status": self._with_tasks(report.status, watches),
+            "tasks": [
+                {**asdict(task), "overdue": task.overdue(now)} for task in self._supervisor.tasks
+            ],
+            "watches": [{**asdict(watch), "kind": watch.kind.value} for watch in watches],
+            "routing_age_s": self._routing.board.age_s,
+            "connection_pools": self._pools.counts(),
+            "performance_metrics": {
+                "avg_response_time_ms": self._metrics.response_times.avg_ms,
+                "cache_hit_rate": self._cache.hit_rate,
+                "memory_usage_mb": figures["memory_usage_mb"],
+                "cpu_usage_percent": figures["cpu_usage_percent"],
+            },
+        }
+
+    def _with_tasks(self, status: Status, watches: Sequence[WatchState]) -> Status:
+        """The whole's status: a task or a watch that stands still degrades it."""
+        now = self._supervisor.now()
+        stands = any(task.stands_still(now) for task in self._supervisor.tasks)
+        stands = stands or any(watch.stalled for watch in watches)
+        return Status.DEGRADED if stands and status is Status.HEALTHY else status
+
+    async def ready(self) -> Ready:
+        """Whether the database answers; all else can be away for a while."""
+        report = await self.components()
+        bad = [
+            f"{name}: {c.detail} {c.hint}".strip()
+            for name, c in report.components.items()
+            if c.status is Status.UNHEALTHY
+        ]
+        return Ready(ok=not bad, reasons=tuple(bad))
+
+    async def model_performance(self) -> Mapping[str, Any]:
+        """What the newest look of each running or last test says of its arms."""
+        page = await self._store.experiments.page(limit=10)
+        found = {}
+        for test in page.items:
+            look = await self._store.experiments.last_look(test.id)
+            if look is not None:
+                found[test.id] = {
+                    "status": str(test.status),
+                    "at": look.at.isoformat(),
+                    "baseline": {"model_id": test.baseline.model_id, **asdict(look.baseline)},
+                    "candidate": {"model_id": test.candidate.model_id, **asdict(look.candidate)},
+                    "lift": look.lift,
+                    "interval": [look.lower, look.upper],
+                }
+        return {"experiments": found}
+
+    async def response_time(self) -> Mapping[str, Any]:
+        """How long this service takes to answer: mean and quantiles, in ms."""
+        return dict(self._metrics.response_times.read())
+
+    async def metrics_text(self, accept: str = "") -> tuple[bytes, str]:
+        """The Prometheus exposition and its content type."""
+        return self._metrics.render(accept)
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """An HTTP request was answered."""
+        self._metrics.request_finished(method, route, status, seconds)
+
+    def _checks(self) -> list[HealthCheck]:
+        first = next(iter(self._settings.pipelines.values()))
+        redis = None if self._settings.cache.url.scheme == "mem" else self._cache.ping
+        tracker = self._tracker.check if self._tracker is not None else None
+        provider = (
+            self._providers.get(first.provider).ping
+            if self._providers.serves_now(first.provider)
+            else None
+        )
+        return [
+            CallCheck(
+                name="database",
+                call=self._store.database.ping,
+                needed=True,
+                hint="Start the database, or mend DATABASE_URL.",
+            ),
+            CallCheck(
+                name="redis", call=redis, hint="Set REDIS_URL for a cache that workers share."
+            ),
+            CallCheck(
+                name="mlflow",
+                call=tracker,
+                hint="Set MLFLOW_TRACKING_URI; until then the outbox keeps everything.",
+            ),
+            CallCheck(
+                name="provider",
+                call=provider,
+                hint="Check the provider's address and key (tuneproof doctor)."
+                if provider
+                else "The embedded trainer starts with the service: tuneproof serve",
+            ),
+            BreakerCheck(name="openai_circuit_breaker", breaker=self._providers.breakers["openai"]),
+            BreakerCheck(name="mlflow_circuit_breaker", breaker=self._providers.breakers["mlflow"]),
+        ]

@@ -1,0 +1,122 @@
+"""Passes on what runs do: to the metrics, to whoever listens live, to whoever is to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuneproof.app.alerting import Alerting
+from tuneproof.app.live import Live
+from tuneproof.app.look_cache import LookCache
+from tuneproof.app.routing import RoutingService
+from tuneproof.collection import TrainingDataBatch
+from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
+from tuneproof.pipeline import PipelineResult
+from tuneproof.rollout import Deployment, DeploymentState
+from tuneproof.telemetry import MemoryWatch, Metrics
+from tuneproof.workflow import Clock, RunStatus
+
+__all__ = ["RunHooks"]
+
+
+class RunHooks:
+    """Passes on what runs do: to the metrics, and to whoever listens live."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        live: Live,
+        alert: Alerting,
+        routing: RoutingService,
+        figures: LookCache,
+    ) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._live = live
+        self._alert = alert
+        self._routing = routing
+        self._figures = figures
+
+    def memory(self, limit_mb: float) -> MemoryWatch:
+        """Watch memory while a stage works."""
+        return MemoryWatch(limit_mb, on_warning=self._metrics.on_memory_warning)
+
+    def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
+        """A stage ended after working this long."""
+        self._metrics.stage_finished(str(stage), seconds)
+        self._routing.endpoints_changed()
+        self.run_changed(run_id)
+
+    def run_changed(self, run_id: str) -> None:
+        """Something about the run can be read anew."""
+        self._live.publish("run", run_id)
+
+    def collected(self, batch: TrainingDataBatch) -> None:
+        """A dataset was made."""
+        self._metrics.examples_collected(sum(batch.examples.values()))
+        for reason, posts in batch.dropped.items():
+            self._metrics.posts_dropped(reason, posts)
+
+    def run_ended(self, result: PipelineResult, pipeline: str, seconds: float) -> None:
+        """A run ended, `seconds` after its start, waits included."""
+        self._metrics.run_finished(str(result.status), seconds, pipeline=pipeline)
+        if result.memory_peak_mb is not None:
+            self._metrics.memory_peak(result.memory_peak_mb)
+        if result.status is RunStatus.FAILED:
+            once, said = f"{seconds:.3f}", result.reason
+            self._alert("run_failed", result.run_id, said, once=once, pipeline=pipeline)
+
+    def experiment_looked(self, test: ABTest, look: Look) -> None:
+        """A look was taken."""
+        for name, arm in (("baseline", look.baseline), ("candidate", look.candidate)):
+            self._metrics.arm_looked_at(name, pipeline=test.pipeline, **_figures(arm))
+        if look.verdict is Verdict.CONTINUE:
+            self._metrics.test_looked_at(test.id, _share_met(test, look))
+        else:
+            self._metrics.test_ended(test.id)
+        self._figures.warm_soon(look)
+        self._live.publish("look", test.id, look.number)
+        if "next_share" in look.inputs:
+            self._routing.board.changed()
+
+    def look_failed(self, subject: str, error: Exception) -> None:
+        """A look raised; it is tried again at the next interval."""
+        once = f"{self._clock.now():%Y-%m-%dT%H}"
+        self._alert("look_failed", subject, f"{type(error).__name__}: {error}", once=once)
+
+    def rollout_moved(self, deployment: Deployment) -> None:
+        """A rollout is at another step or state."""
+        state = str(deployment.state)
+        self._metrics.rollout_moved(deployment.share, state, pipeline=deployment.pipeline)
+        self._live.publish("deployment", deployment.id, deployment.version)
+        if deployment.state in (DeploymentState.ROLLED_BACK, DeploymentState.PAUSED):
+            said = deployment.cause or state
+            once, pipeline = str(deployment.version), deployment.pipeline
+            self._alert(state, deployment.id, said, once=once, pipeline=pipeline)
+
+    def routing_changed(self, tasks: Sequence[str]) -> None:
+        """These tasks may be served by other models or shares now."""
+        self._routing.board.changed()
+
+
+def _figures(arm: ArmMetrics) -> dict[str, float | None]:
+    return {
+        "engagement_rate": arm.engagement_rate,
+        "cost_per_token": arm.cost_per_token,
+        "quality_score": arm.quality_score,
+    }
+
+
+def _share_met(test: ABTest, look: Look) -> float:
+    """The share of the success criteria that this look's figures meet, 0–1."""
+    criteria = test.criteria
+    if test.objectives:
+        held = [result.holds is True for result in look.criteria if result.criterion is not None]
+        return sum(held) / len(held) if held else 0.0
+    met = (
+        look.is_significant,
+        (look.lift or 0.0) > criteria.min_engagement_lift,
+        (look.cost_gain or 0.0) > criteria.min_cost_efficiency_gain,
+    )
+    return sum(met) / len(met)

@@ -1,0 +1,196 @@
+"""Use cases of rollouts: start, follow, pause, resume, advance, take back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from tuneproof import workflow
+from tuneproof.app.alerting import Alerting
+from tuneproof.app.experiments import ExperimentService
+from tuneproof.app.managers import Managers
+from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.routing import RoutingService
+from tuneproof.app.waking import wake
+from tuneproof.errors import ConflictError, InputError, NotFoundError
+from tuneproof.experiments import ModelRef
+from tuneproof.pipeline import rollout_alone
+from tuneproof.rollout import Deployment, RollbackResult
+from tuneproof.store import Page, Store, SubjectKind
+from tuneproof.workflow import Clock, Tx
+
+__all__ = ["RolloutService"]
+
+
+class RolloutService:
+    """What can be asked of rollouts."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        engine: workflow.Engine,
+        alert: Alerting,
+        pipelines: Pipelines,
+        managers: Managers,
+        routing: RoutingService,
+        experiments: ExperimentService,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._engine = engine
+        self._alert = alert
+        self._pipelines = pipelines
+        self._managers = managers
+        self._routing = routing
+        self._experiments = experiments
+
+    async def deploy(
+        self,
+        *,
+        model: ModelRef,
+        ab_test_id: str,
+        strategy: str | None = None,
+        rollout: Mapping[str, Any] | None = None,
+        pipeline: str | None = None,
+        actor: str = "system",
+    ) -> Deployment:
+        """Roll a model out that its experiment promoted. The experiment is looked up, not believed.
+
+        Raises `SafetyCheckError`, which names each check that failed.
+        """
+        test = await self._experiments.get(ab_test_id)
+        config = self._pipelines.get(pipeline or test.pipeline).override(**(rollout or {}))
+        config = replace(
+            config,
+            tasks=test.tasks,
+            deployment_strategy=strategy or config.deployment_strategy,
+        )
+        manager = self._managers.of(config)
+        evaluation = await self._experiments.evaluation(ab_test_id)
+        if model.model_id != test.candidate.model_id:
+            raise InputError(
+                f"Experiment {ab_test_id} tested {test.candidate.model_id}, not {model.model_id}.",
+                mend="Deploy the model that was tested.",
+            )
+        await manager.ensure_safe(test.candidate, test.baseline, evaluation)
+        async with self._store.database.begin() as tx:
+            at = self._clock.now()
+            await self._refuse_second(config.name, tx)
+            declared = await manager.declare(
+                test.candidate, test.baseline, ab_test_id=ab_test_id, salt=test.salt, at=at, tx=tx
+            )
+            begun = await manager.begin(declared.id, at=at, tx=tx)
+            await self._store.activity.add(at, actor, "rollout start", begun.id, tx=tx)
+        await manager.apply(begun)
+        await self._engine.start(rollout_alone, begun.id, config)
+        await self._routing.changed()
+        return begun
+
+    async def _refuse_second(self, pipeline: str, tx: Tx) -> None:
+        active = await self._store.deployments.active(pipeline, tx=tx)
+        if active:
+            raise ConflictError(
+                f"Rollout {active[0].id} of {pipeline} is {active[0].state}: one at a time.",
+                mend=f"tuneproof rollout show {active[0].id}",
+            )
+
+    async def get(self, id: str) -> Deployment:
+        """The rollout of this id. Raises `NotFoundError`."""
+        return await self._store.deployments.get(id)
+
+    async def page(
+        self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[Deployment]:
+        """Rollouts, newest first."""
+        return await self._store.deployments.page(pipeline, cursor, limit)
+
+    async def history(self, id: str) -> Sequence[Mapping[str, Any]]:
+        """What happened to a rollout, oldest first, automatic and human alike."""
+        await self.get(id)
+        return [asdict(entry) for entry in await self._store.deployments.history(id)]
+
+    async def rollback(
+        self,
+        target: str,
+        *,
+        reason: str,
+        actor: str = "system",
+        expected_version: int | None = None,
+    ) -> RollbackResult:
+        """Give all traffic back to the model before, at once.
+
+        `target` is a rollout's id or a task's name. Needs the database only: neither the
+        engine nor a provider, MLflow or cache.
+        """
+        deployment = await self._target(target)
+        await self._expect(deployment, expected_version)
+        result = await self._managers.for_rollout(deployment).rollback_model(
+            deployment.id, reason, actor=actor
+        )
+        await self._tell_of_rollback(deployment.id)
+        await self._routing.changed()
+        await wake(self._engine, deployment.run_id or deployment.id)
+        return result
+
+    async def _tell_of_rollback(self, id: str) -> None:
+        done = await self.get(id)
+        once, said = str(done.version), done.cause or "rolled back"
+        self._alert("rolled_back", id, said, once=once, pipeline=done.pipeline)
+
+    async def _target(self, target: str) -> Deployment:
+        if await self._store.subjects.kind(target) is SubjectKind.ROLLOUT:
+            return await self.get(target)
+        active = [d for d in await self._store.deployments.active() if target in d.tasks]
+        if active:
+            return active[-1]
+        page = await self._store.deployments.page(limit=100)
+        done = [d for d in page.items if target in d.tasks and str(d.state) == "complete"]
+        if not done:
+            raise NotFoundError(
+                f"No rollout serves {target!r}: there is nothing to take back.",
+                mend="tuneproof status",
+            )
+        return done[0]
+
+    async def _expect(self, deployment: Deployment, version: int | None) -> None:
+        if version is not None and version != deployment.version:
+            raise ConflictError(
+                f"Rollout {deployment.id} is at version {deployment.version}, not {version}.",
+                mend="Read it again, then decide.",
+                version=deployment.version,
+                state=str(deployment.state),
+                share=deployment.share,
+            )
+
+    async def pause(
+        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
+    ) -> Deployment:
+        """Stay at this share until somebody resumes."""
+        return await self._act(id, "pause", reason, actor, expected_version)
+
+    async def resume(
+        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
+    ) -> Deployment:
+        """Go on; the step's time starts anew."""
+        return await self._act(id, "resume", reason, actor, expected_version)
+
+    async def advance(
+        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
+    ) -> Deployment:
+        """Take the next step now."""
+        return await self._act(id, "advance", reason, actor, expected_version)
+
+    async def _act(
+        self, id: str, verb: str, reason: str, actor: str, expected_version: int | None
+    ) -> Deployment:
+        deployment = await self.get(id)
+        await self._expect(deployment, expected_version)
+        manager = self._managers.for_rollout(deployment)
+        moved = await manager.act(id, verb, actor=actor, reason=reason)
+        await manager.apply(moved)
+        await self._routing.changed()
+        await wake(self._engine, moved.run_id or moved.id)
+        return moved

@@ -1,0 +1,249 @@
+"""What providers announce: shutdowns of models, which are counted down and trained away from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from tuneproof.app.alerting import Alerting
+from tuneproof.app.live import Live
+from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.providers import Providers
+from tuneproof.app.providing import provider_of
+from tuneproof.app.runs import RunService
+from tuneproof.errors import StateError, TuneProofError
+from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.store import Run, Store
+from tuneproof.telemetry import Metrics
+from tuneproof.training import find_model
+from tuneproof.workflow import Clock
+
+__all__ = ["SHUTDOWN_WARNING", "Shutdown", "ShutdownWatch", "Shutdowns"]
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_WARNING = timedelta(days=60)
+"""From when on the loop warns that a provider shuts a model down."""
+
+ASK_EVERY = timedelta(hours=24)
+"""How often providers are asked for shutdown dates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """The day on which a model of a pipeline stops answering, as its provider announced it.
+
+    `base` is what the model was trained on; of a base model it is itself.
+    """
+
+    model: str
+    provider: str
+    at: datetime
+    base: str = ""
+
+    def left(self, now: datetime) -> timedelta:
+        """How long it still answers."""
+        return self.at - now
+
+    def follower(self, config: PipelineConfig) -> str | None:
+        """What to train on instead: the successor, or the base that was changed already."""
+        if config.base_model not in (None, self.model, self.base):
+            return config.base_model
+        successor = config.successor_model
+        return None if successor in (self.model, self.base) else successor
+
+
+class Shutdowns:
+    """When the models of pipelines shut down, as their providers say."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        pipelines: Pipelines,
+        providers: Providers,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._pipelines = pipelines
+        self._providers = providers
+
+    async def known(self, config: PipelineConfig) -> Shutdown | None:
+        """The shutdown that was last heard of, without asking; None where none is announced."""
+        kept: Mapping[str, Any] | None = await self._store.meta.get(f"shutdown:{config.name}")
+        if not kept or not kept.get("at"):
+            return None
+        at = datetime.fromisoformat(kept["at"])
+        base = kept.get("base") or kept["model"]
+        return Shutdown(model=kept["model"], provider=kept["provider"], at=at, base=base)
+
+    async def daily(self, config: PipelineConfig, now: datetime) -> Shutdown | None:
+        """The first shutdown, asked for once a day."""
+        kept = await self._store.meta.get(f"shutdown:{config.name}")
+        if kept and now - datetime.fromisoformat(kept["asked_at"]) < ASK_EVERY:
+            return await self.known(config)
+        found = await self.ask(config)
+        value = {
+            "asked_at": now.isoformat(),
+            "model": found.model if found else None,
+            "provider": found.provider if found else None,
+            "at": found.at.isoformat() if found else None,
+            "base": found.base if found else None,
+        }
+        await self._store.meta.set(f"shutdown:{config.name}", value)
+        return found
+
+    async def ask(self, config: PipelineConfig) -> Shutdown | None:
+        """The first shutdown among the model in use, its base, and the base to train on."""
+        places: dict[str, tuple[str, str]] = {}  # model -> who serves it, its base
+        if config.base_model is not None:
+            places[config.base_model] = config.provider, config.base_model
+        for task in config.tasks:
+            routing = await self._store.routing.get(task)
+            if routing is None:
+                continue
+            name, base = await provider_of(self._store, self._settings, routing.baseline)
+            places |= {base: (name, base), routing.baseline.model_id: (name, base)}
+        found = []
+        for model, (name, base) in places.items():
+            try:
+                info = await find_model(await self._providers.at(name), model)
+            except TuneProofError as e:  # the others' dates count all the same
+                log.warning("%s could not be asked when %s shuts down: %s", name, model, e)
+                info = None
+            at = info.shutdown_at if info is not None else await self._heard(config, model)
+            if at is not None:
+                found.append(Shutdown(model=model, provider=name, at=at, base=base))
+        return min(found, default=None, key=lambda s: (s.at, s.model))
+
+    async def _heard(self, config: PipelineConfig, model: str) -> datetime | None:
+        """When a model shuts down as it was last heard, of a provider that says nothing now."""
+        kept = await self.known(config)
+        return kept.at if kept is not None and kept.model == model else None
+
+    async def effective(self, config: PipelineConfig) -> PipelineConfig:
+        """The config with the successor for its base model, once the lead has begun.
+
+        A base model that the team has changed already, to one that is not shut down, stays.
+        """
+        if config.successor_model is None:
+            return config
+        found = await self.known(config)
+        lead = timedelta(days=config.retrain_lead_days)
+        if found is None or found.left(self._clock.now()) > lead:
+            return config
+        if found.follower(config) != config.successor_model:
+            return config
+        return replace(
+            config,
+            base_model=config.successor_model,
+            provider=config.successor_provider or config.provider,
+        )
+
+    async def settings_now(self, name: str) -> PipelineConfig | None:
+        """What a run of this pipeline that started now would be given; None for an unknown one."""
+        config = self._pipelines.known.get(name)
+        return None if config is None else await self.effective(config)
+
+
+class ShutdownWatch:
+    """Warns of shutdowns, and trains on successors when it is time."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        live: Live,
+        alert: Alerting,
+        pipelines: Pipelines,
+        shutdowns: Shutdowns,
+        runs: RunService,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._live = live
+        self._alert = alert
+        self._pipelines = pipelines
+        self._shutdowns = shutdowns
+        self._runs = runs
+
+    async def look(self, now: datetime) -> list[str]:
+        """Ask for shutdown dates once a day; warn, and re-train on successors when it is time.
+
+        Returns the ids of the runs that were started.
+        """
+        started = []
+        for config in self._pipelines.running:
+            if not config.enabled:
+                continue
+            try:
+                found = await self._shutdowns.daily(config, now)
+                run = await self._acted(config, found, now) if found else None
+            except TuneProofError as e:
+                log.warning("shutdowns of %s could not be looked at: %s", config.name, e)
+                continue
+            if run is not None:
+                started.append(run.id)
+        return started
+
+    async def _acted(self, config: PipelineConfig, found: Shutdown, now: datetime) -> Run | None:
+        clock = self._clock
+        self._metrics.model_shuts_down(
+            config.name, found.model, lambda: found.left(clock.now()).total_seconds()
+        )
+        if found.left(now) > SHUTDOWN_WARNING:
+            return None
+        await self._warn(config, found, now)
+        lead = timedelta(days=config.retrain_lead_days)
+        if found.left(now) > lead or found.follower(config) is None:
+            return None
+        if config.schedule_driver != "internal":
+            return None  # the outer scheduler's next run trains on the successor
+        return await self._retrained(config, found, now)
+
+    async def _warn(self, config: PipelineConfig, found: Shutdown, now: datetime) -> None:
+        key, mark = f"shutdown_warned:{config.name}", f"{found.model} {found.at.isoformat()}"
+        if await self._store.meta.get(key) == mark:
+            return
+        follows = found.follower(config)
+        said = (
+            f"{found.model} shuts down at {found.provider} on {found.at:%Y-%m-%d}, in "
+            f"{found.left(now).days} days; "
+            + (
+                f"{config.retrain_lead_days:g} days before, the loop trains on {follows}"
+                if follows
+                else "name a training.successor_model"
+            )
+        )
+        async with self._store.database.begin() as tx:
+            await self._store.meta.set(key, mark, tx=tx)
+            await self._store.activity.add(
+                now, "schedule", "model shutdown", config.name, said, tx=tx
+            )
+        self._live.publish("activity", config.name)
+        self._alert("model_shutdown", config.name, said, once=mark)
+
+    async def _retrained(
+        self, config: PipelineConfig, found: Shutdown, now: datetime
+    ) -> Run | None:
+        key, mark = f"shutdown_retrained:{config.name}", found.model
+        if await self._store.meta.get(key) == mark:
+            return None
+        try:
+            run = await self._runs.start(config.name, actor="schedule")
+        except StateError:
+            return None  # a run is under way; this is looked at again after it
+        await self._store.meta.set(key, mark)
+        follows = found.follower(config)
+        said = f"{found.model} shuts down on {found.at:%Y-%m-%d}: {follows} follows"
+        await self._store.activity.add(now, "schedule", "successor run", run.id, said)
+        return run
