@@ -17,7 +17,6 @@ from tuneproof.experiments import (
     ABTest,
     Arm,
     Cell,
-    Criteria,
     Evidence,
     ExperimentStatus,
     ModelRef,
@@ -26,6 +25,7 @@ from tuneproof.experiments import (
 )
 from tuneproof.experiments.evaluator import declared_look
 from tuneproof.experiments.view import DeclaredLook
+from tuneproof.settings import Declaration
 from tuneproof.stats.aggregates import Aggregate
 
 pytestmark = pytest.mark.slow
@@ -44,15 +44,9 @@ def week() -> ABTest:
         tasks=("hook",),
         baseline=ModelRef(model_id="old"),
         candidate=ModelRef(model_id="new"),
-        traffic_split=SPLIT,
-        duration_hours=HOURS,
-        criteria=Criteria(),
-        decision="spec",
-        cost_metric="per_engagement",
-        maturation_hours=MATURATION,
-        min_units=100,
-        min_units_phase=50,
-        salt="s",
+        declaration=Declaration(
+            traffic_split=SPLIT, a_b_test_duration_hours=HOURS, maturation_hours=MATURATION
+        ),
         family="s",
         status=ExperimentStatus.RUNNING,
         start_at=T0,

@@ -62,7 +62,7 @@ async def test_clustered_authors_fool_the_test_that_takes_posts_for_units(
                 outcomes.append(Outcome(id=post, item=post, value=rate, **seen))
         await store.events.ingest(exposures, outcomes)
         for test in (by_item, careless):
-            called[test.analysis_unit] += significant(await looked(store, clock, test))
+            called[test.declaration.analysis_unit] += significant(await looked(store, clock, test))
     await store.close()
     assert called["item"] / RUNS <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / RUNS), called
     assert 0.1 < called["unit"] / RUNS < 0.45, called
@@ -168,6 +168,7 @@ async def test_rollout_counts_what_its_test_counted(app: App, clock: HandClock) 
     inherited = await manager.declare(*models, ab_test_id=test.id)
     alone = await manager.declare(*models)
     kept = [await app.store.deployments.get(d.id) for d in (inherited, alone)]
-    assert [(d.analysis_unit, d.cuped) for d in kept] == [("unit", True), ("item", False)]
+    told = [(d.declaration.analysis_unit, d.declaration.cuped) for d in kept]
+    assert told == [("unit", True), ("item", False)]
     with pytest.raises(NotFoundError):
         await manager.declare(*models, ab_test_id="ab-test-20200101-001")

@@ -17,12 +17,12 @@ from tuneproof.experiments import (
     ABTest,
     Arm,
     Cell,
-    Criteria,
     Evidence,
     ExperimentStatus,
     ModelRef,
     judge,
 )
+from tuneproof.settings import Declaration
 from tuneproof.stats import fixed, sequential
 from tuneproof.stats.aggregates import Aggregate, Stratum
 
@@ -36,13 +36,14 @@ T0 = datetime(2026, 1, 1, tzinfo=UTC)
 TEST = ABTest(
     id="ab-test-20260101-001", run_id=None, pipeline="default", tasks=("hook",),
     baseline=ModelRef(model_id="base"), candidate=ModelRef(model_id="candidate"),
-    traffic_split=0.5, duration_hours=WEEK, criteria=Criteria(), decision="confirmed",
-    cost_metric="per_engagement", maturation_hours=0, min_units=100, min_units_phase=50,
-    salt="s", family="s", status=ExperimentStatus.RUNNING, start_at=T0,
+    declaration=Declaration(
+        traffic_split=0.5, a_b_test_duration_hours=WEEK, decision="confirmed", maturation_hours=0
+    ),
+    family="s", status=ExperimentStatus.RUNNING, start_at=T0,
     end_at=T0 + timedelta(hours=WEEK),
 )  # fmt: skip
-BY_ITEM = replace(TEST, analysis_unit="item")
-ADJUSTED = replace(TEST, cuped=True)
+BY_ITEM = replace(TEST, declaration=replace(TEST.declaration, analysis_unit="item"))
+ADJUSTED = replace(TEST, declaration=replace(TEST.declaration, cuped=True))
 
 
 def items(runs: int, rng: np.random.Generator) -> list[Record]:

@@ -13,7 +13,6 @@ from tuneproof.experiments import (
     ABTest,
     Arm,
     Cell,
-    Criteria,
     Criterion,
     DeclaredLook,
     Evidence,
@@ -28,6 +27,7 @@ from tuneproof.experiments import (
     judge,
     model_ref,
 )
+from tuneproof.settings import Declaration
 from tuneproof.stats.aggregates import LATENCY_MS_EDGES, Aggregate, Histogram
 from tuneproof.stats.shrinkage import Prior
 from tuneproof.training import ModelVersion, VersionStatus
@@ -39,6 +39,9 @@ LOOKED = (DeclaredLook(fraction=3 / 7), DeclaredLook(fraction=5 / 7))
 
 
 def ab_test(**changes: object) -> ABTest:
+    """A test; `changes` are of its declaration or of the test itself."""
+    told = {k: v for k, v in changes.items() if k in Declaration.__dataclass_fields__}
+    facts = {k: v for k, v in changes.items() if k not in told}
     made = ABTest(
         id="ab-test-20250120-001",
         run_id=None,
@@ -46,21 +49,13 @@ def ab_test(**changes: object) -> ABTest:
         tasks=("hook", "body"),
         baseline=ModelRef(model_id="old"),
         candidate=ModelRef(model_id="new"),
-        traffic_split=0.1,
-        duration_hours=168,
-        criteria=Criteria(),
-        decision="spec",
-        cost_metric="per_engagement",
-        maturation_hours=24,
-        min_units=100,
-        min_units_phase=50,
-        salt="s",
+        declaration=Declaration(**{"traffic_split": 0.1, **told}),  # type: ignore[arg-type]
         family="ab-test-1",
         status=ExperimentStatus.RUNNING,
         start_at=T0,
         end_at=T0 + WEEK,
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **facts)  # type: ignore[arg-type]
 
 
 def arm(mean: float, n: int, *, seed: int, cost: float = 0.001) -> Aggregate:
@@ -254,10 +249,6 @@ def test_declared_looks_use_the_information_that_they_had() -> None:
 # --- criteria as a list -------------------------------------------------------------------
 
 
-def objectives(*texts: str) -> tuple[Criterion, ...]:
-    return tuple(Criterion.parse(text) for text in texts)
-
-
 def with_quality(seen: Evidence, baseline: float, candidate: float) -> Evidence:
     means = {Arm.BASELINE: baseline, Arm.CANDIDATE: candidate}
     cells = tuple(replace(c, qualities=arm(means[c.arm], c.units.n, seed=9)) for c in seen.cells)
@@ -265,7 +256,7 @@ def with_quality(seen: Evidence, baseline: float, candidate: float) -> Evidence:
 
 
 def test_a_cheaper_candidate_may_win_without_more_engagement() -> None:
-    test = ab_test(objectives=objectives("engagement non_inferior 0.1", "cost superior 0.2"))
+    test = ab_test(criteria=("engagement non_inferior 0.1", "cost superior 0.2"))
     found = look(evidence(0.02, n=40_000, cost=0.0006), 96, test)
     assert found.verdict is Verdict.PROMOTE
     same_cost = look(evidence(0.02, n=40_000), 96, test)
@@ -274,7 +265,7 @@ def test_a_cheaper_candidate_may_win_without_more_engagement() -> None:
 
 
 def test_all_criteria_must_hold_at_the_same_look() -> None:
-    test = ab_test(objectives=objectives("engagement superior 0.15", "quality non_inferior 0.05"))
+    test = ab_test(criteria=("engagement superior 0.15", "quality non_inferior 0.05"))
     worse = with_quality(evidence(0.5, n=20_000), 0.6, 0.5)
     fine = with_quality(evidence(0.5, n=20_000), 0.6, 0.6)
     assert look(worse, 96, test).verdict is Verdict.CONTINUE
@@ -294,7 +285,7 @@ def test_slow_requests_can_be_a_criterion() -> None:
     def requests(n: int, slow: int) -> Requests:
         return Requests(n=n, latency=Histogram.of([100.0] * (n - slow) + [3000.0] * slow, EDGES))
 
-    test = ab_test(objectives=objectives("engagement superior 0.15", "latency non_inferior 0.02"))
+    test = ab_test(criteria=("engagement superior 0.15", "latency non_inferior 0.02"))
     seen = evidence(0.5)
     for slow, verdict in ((0, Verdict.PROMOTE), (40, Verdict.CONTINUE)):
         counted = {Arm.BASELINE: requests(9000, 0), Arm.CANDIDATE: requests(1000, slow)}

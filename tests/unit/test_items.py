@@ -15,7 +15,6 @@ from tuneproof.experiments import (
     ABTest,
     Arm,
     Cell,
-    Criteria,
     Evidence,
     ExperimentStatus,
     Look,
@@ -28,7 +27,7 @@ from tuneproof.experiments.allocation import reweighted_lift, thompson_share
 from tuneproof.experiments.families import shared_control
 from tuneproof.experiments.report import report_html
 from tuneproof.rollout import Advice, Deployment, DeploymentState, plan, watch
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.stats import fixed
 from tuneproof.stats.aggregates import Aggregate, Stratum
 from tuneproof.stats.effects import ENGAGEMENT_CUPED, ENGAGEMENT_PER_ITEM
@@ -36,12 +35,12 @@ from tuneproof.stats.effects import ENGAGEMENT_CUPED, ENGAGEMENT_PER_ITEM
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
 TEST = ABTest(
     id="ab-test-20250120-001", run_id=None, pipeline="default", tasks=("hook",),
-    baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id="new"), traffic_split=0.5,
-    duration_hours=168, criteria=Criteria(), decision="spec", cost_metric="per_engagement",
-    maturation_hours=0, min_units=100, min_units_phase=50, salt="s", family="s",
+    baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id="new"),
+    declaration=Declaration(traffic_split=0.5, maturation_hours=0), family="s",
     status=ExperimentStatus.RUNNING, start_at=T0, end_at=T0 + timedelta(hours=168),
 )  # fmt: skip
-BY_ITEM, ADJUSTED = replace(TEST, analysis_unit="item"), replace(TEST, cuped=True)
+BY_ITEM = replace(TEST, declaration=replace(TEST.declaration, analysis_unit="item"))
+ADJUSTED = replace(TEST, declaration=replace(TEST.declaration, cuped=True))
 
 
 def authors(n: int, mean: float, seed: int) -> Aggregate:
@@ -158,7 +157,7 @@ def test_rollout_of_items_sees_the_drop_that_means_of_units_would_hide() -> None
         id="deploy-20250120-001", run_id=None, pipeline="default", tasks=("hook",),
         ab_test_id=None, version_id=None, candidate=TEST.candidate, previous=TEST.baseline,
         plan=plan(config), state=DeploymentState.STEPPING, step=0, share=0.5, salt="s",
-        created_at=T0, next_at=T0 + timedelta(days=9), analysis_unit="item",
+        created_at=T0, next_at=T0 + timedelta(days=9), declaration=BY_ITEM.declaration,
     )  # fmt: skip
     found = watch(rollout, seen, {}, config, T0 + timedelta(days=1))
     assert found.advice is Advice.ROLL_BACK
@@ -182,8 +181,8 @@ def test_candidates_at_once_share_a_baseline_of_items() -> None:
 
 def test_declaration_goes_into_the_test_and_a_bad_one_is_refused() -> None:
     config = declare(PipelineConfig(), {"analysis_unit": "item"})
-    assert engagement_metric(config.analysis_unit, config.cuped) is ENGAGEMENT_PER_ITEM
-    assert engagement_metric("unit", cuped=True) is ENGAGEMENT_CUPED
+    assert engagement_metric(config) is ENGAGEMENT_PER_ITEM
+    assert engagement_metric(ADJUSTED.declaration) is ENGAGEMENT_CUPED
     with pytest.raises(InputError, match="'post'") as refused:
         declare(PipelineConfig(), {"analysis_unit": "post"})
     assert refused.value.mend

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from tuneproof.experiments import (
     ABTest,
     ArmMetrics,
-    Criteria,
     ExperimentStatus,
     Look,
     ModelRef,
@@ -18,15 +17,15 @@ from tuneproof.experiments import (
 )
 from tuneproof.experiments.records import Segment
 from tuneproof.experiments.report import POINTS, report_html, thinned
+from tuneproof.settings import Declaration
 
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
 EVIL = "<script>alert('x')</script>"
 
 TEST = ABTest(
     id="ab-test-20250120-001", run_id=None, pipeline="default", tasks=("hook",),
-    baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id=EVIL), traffic_split=0.1,
-    duration_hours=168, criteria=Criteria(), decision="spec", cost_metric="per_engagement",
-    maturation_hours=24, min_units=100, min_units_phase=50, salt="s", family="s",
+    baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id=EVIL), declaration=Declaration(),
+    family="s",
     status=ExperimentStatus.RUNNING, start_at=T0, end_at=T0 + timedelta(hours=168), alpha=0.02,
 )  # fmt: skip
 

@@ -110,13 +110,13 @@ def _figures(arm: ArmMetrics) -> dict[str, float | None]:
 
 def _share_met(test: ABTest, look: Look) -> float:
     """The share of the success criteria that this look's figures meet, 0–1."""
-    criteria = test.criteria
-    if test.objectives:
+    declared = test.declaration
+    if declared.criteria:
         held = [result.holds is True for result in look.criteria if result.criterion is not None]
         return sum(held) / len(held) if held else 0.0
     met = (
         look.is_significant,
-        (look.lift or 0.0) > criteria.min_engagement_lift,
-        (look.cost_gain or 0.0) > criteria.min_cost_efficiency_gain,
+        (look.lift or 0.0) > declared.min_engagement_lift,
+        (look.cost_gain or 0.0) > declared.min_cost_efficiency_gain,
     )
     return sum(met) / len(met)

@@ -322,7 +322,7 @@ class ScoringService:
 
 def _text(event: Exposure, test: ABTest, config: PipelineConfig) -> Text | None:
     """What is queued of an exposure; None where its unit is not sampled, or must be left out."""
-    split = min(test.traffic_split * test.lanes, 0.5)
+    split = min(test.declaration.traffic_split * test.lanes, 0.5)
     if not sampled(test.id, event.unit, event.arm, share=config.quality_share, split=split):
         return None
     messages = [

@@ -126,7 +126,7 @@ class Client:
         Returns the event's id, or None where the choice belongs to no test or rollout: then
         there is nothing to tell. An `id` of your own makes repeated calls one event. `covariate`
         is something of the unit known before the test began, such as its author's engagement
-        until then; a test that declares `cuped` needs less traffic by it.
+        until then; a test that adjusts by it (CUPED) needs less traffic by it.
 
         Where the pipeline scores its answers (`quality_scorer`), give the `text` that was
         answered and the `prompt`: a text, or the chat's messages with `role` and `content`. Like

@@ -106,7 +106,7 @@ def reweighted_lift(
     if not used or any(min(s.baseline.n, s.candidate.n) < 2 for s in used):
         return None
     theta = 0.0
-    if metric.cuped:
+    if metric.adjusted:
         theta = pooled_theta(arm for s in used for arm in (s.baseline, s.candidate))
     arms = [_over_all(used, place, metric, theta) for place in (0, 1)]
     if any(found is None for found in arms):
@@ -135,7 +135,7 @@ def _over_all(
     top = sum(w * sum_of(arm, "y") / arm.n for w, arm in zip(weights, mine, strict=True))
     for w, arm, (b, c) in zip(weights, mine, both, strict=True):
         top -= theta * w * (arm.sum_x / arm.n - (b.sum_x + c.sum_x) / (b.n + c.n))
-    other: Variable | None = "x" if metric.cuped else None
+    other: Variable | None = "x" if metric.adjusted else None
     times, bottom = -theta, 1.0
     if metric.denominator is not None:
         other = metric.denominator

@@ -82,7 +82,7 @@ def _judged(view: View, criterion: Criterion, change: _Change) -> CriterionResul
 def _superior(view: View, criterion: Criterion, change: _Change) -> tuple[bool | None, str]:
     assert change.value is not None
     refuted = change.upper is not None and change.upper < criterion.margin
-    if view.test.decision == "confirmed":
+    if view.test.declaration.decision == "confirmed":
         if change.lower is not None and change.lower > criterion.margin:
             return True, ""
         return False if refuted else None, f"the lower bound is not above {criterion.margin:+.0%}"
@@ -110,7 +110,7 @@ def _cost(view: View) -> _Change:
         return _Change(value=None, lower=None, upper=None, reason="no cost was recorded")
     found = view.value_per_cost
     declared = view.group_sequential(
-        view.strata, VALUE_PER_COST[view.test.cost_metric], view.test.promotion_alpha
+        view.strata, VALUE_PER_COST[view.test.declaration.cost_metric], view.test.promotion_alpha
     )
     bounds = [None if x is None else saved(x) for x in (found.lower, found.upper)]
     return _Change(
@@ -159,8 +159,8 @@ def _slow_difference(view: View, strata: Sequence[Stratum]) -> sequential.LiftEs
     return sequential.difference(
         strata,
         alpha=view.test.promotion_alpha,
-        min_units=view.test.min_units,
-        min_units_phase=view.test.min_units_phase,
+        min_units=view.test.declaration.min_units,
+        min_units_phase=view.test.declaration.min_units_phase,
     )
 
 

@@ -16,8 +16,6 @@ from tuneproof.experiments.judge import DeclaredLook, judge
 from tuneproof.experiments.ledger import allot, identity_of
 from tuneproof.experiments.records import (
     ABTest,
-    Criteria,
-    Criterion,
     EvaluationResult,
     Evidence,
     ExperimentStatus,
@@ -74,6 +72,9 @@ class ModelEvaluator:
         check_lanes(model_ref(baseline), models, split, config.allocation)
         if not hours > 0:
             raise InputError(f"duration_hours {hours!r} is not above 0.", mend="A week is 168.")
+        declaration = replace(
+            config.declaration, traffic_split=split, a_b_test_duration_hours=hours
+        )
         start = at or self._clock.now()
         async with self._store.database.writing(tx) as own:
             family, ids = await self._store.lanes.new_ids(len(models), start, tx=own)
@@ -84,20 +85,24 @@ class ModelEvaluator:
                 allotment = allot(
                     spent, identity, loop_alpha=self._config.loop_alpha, among=len(models)
                 )
-                test = _declared(config, model_ref(baseline), split, hours, start)
                 tests.append(
-                    replace(
-                        test,
+                    ABTest(
                         id=id,
                         run_id=run_id,
+                        pipeline=config.name,
+                        tasks=config.tasks,
+                        baseline=model_ref(baseline),
                         candidate=model,
-                        salt=family,
-                        alpha=allotment.alpha if config.loop_ledger else None,
-                        retest=allotment.retest,
-                        identity=identity,
+                        declaration=declaration,
+                        status=ExperimentStatus.RUNNING,
+                        start_at=start,
+                        end_at=start + timedelta(hours=hours),
                         family=family,
                         lane=lane,
                         lanes=len(models),
+                        alpha=allotment.alpha if config.loop_ledger else None,
+                        retest=allotment.retest,
+                        identity=identity,
                     )
                 )
             await self._store.lanes.start(tests, tx=own)
@@ -207,12 +212,12 @@ class ModelEvaluator:
         ]
 
     async def _evidence(self, test: ABTest, at: datetime, tx: Tx) -> Evidence:
-        matured = at - timedelta(hours=test.maturation_hours)
+        matured = at - timedelta(hours=test.declaration.maturation_hours)
         return await self._store.events.evidence(
             test.id,
             before=matured,
             halfway=test.start_at + (matured - test.start_at) / 2,
-            segments=test.segments,
+            segments=test.declaration.segments,
             tx=tx,
         )
 
@@ -252,7 +257,7 @@ class ModelEvaluator:
         self, test: ABTest, evidence: Evidence, looks: Sequence[Look], at: datetime
     ) -> float | None:
         """The share of the next phase, where one is due and it is another; else None."""
-        if test.allocation == "fixed" or at >= test.end_at or not evidence.shares:
+        if test.declaration.allocation == "fixed" or at >= test.end_at or not evidence.shares:
             return None
         changes = [look.at for look in looks if "next_share" in look.inputs]
         began = changes[-1] if changes else test.start_at
@@ -260,14 +265,14 @@ class ModelEvaluator:
             return None
         newest, strata = max(evidence.shares), evidence.strata()
         phase = next((s for s in strata if s.phase == str(newest)), None)
-        if phase is None or not phase_counts(phase, test.min_units_phase):
+        if phase is None or not phase_counts(phase, test.declaration.min_units_phase):
             return None
         current = evidence.shares[newest]
         share = thompson_share(
             strata,
             current,
             metric=test.metric,
-            min_units_phase=test.min_units_phase,
+            min_units_phase=test.declaration.min_units_phase,
         )
         return None if share == current else share
 
@@ -286,7 +291,7 @@ class ModelEvaluator:
         before its first look.
         """
         test = await self._store.experiments.get(ab_test_id)
-        declared = test.criteria.significance_threshold
+        declared = test.declaration.significance_threshold
         if significance_threshold is not None and significance_threshold != declared:
             raise InputError(
                 f"significance_threshold {significance_threshold:g} is not what {ab_test_id} "
@@ -329,40 +334,3 @@ def model_ref(model: str | ModelRef | ModelVersion) -> ModelRef:
             mend="Wait for its training (ModelTrainer.monitor_training_job).",
         )
     return ModelRef(model_id=model.model_id, version=model.id)
-
-
-def _declared(
-    config: PipelineConfig, baseline: ModelRef, split: float, hours: float, start: datetime
-) -> ABTest:
-    """What the tests of one declaration have in common; the ids and the candidate are to come."""
-    return ABTest(
-        id="",
-        run_id=None,
-        pipeline=config.name,
-        tasks=config.tasks,
-        baseline=baseline,
-        candidate=baseline,
-        traffic_split=split,
-        duration_hours=hours,
-        criteria=Criteria(
-            min_engagement_lift=config.min_engagement_lift,
-            min_cost_efficiency_gain=config.min_cost_efficiency_gain,
-            significance_threshold=config.significance_threshold,
-        ),
-        decision=config.decision,
-        cost_metric=config.cost_metric,
-        maturation_hours=config.maturation_hours,
-        min_units=config.min_units,
-        min_units_phase=config.min_units_phase,
-        salt="",
-        status=ExperimentStatus.RUNNING,
-        start_at=start,
-        end_at=start + timedelta(hours=hours),
-        objectives=tuple(Criterion.parse(text) for text in config.criteria),
-        segments=config.segments,
-        segment_guardrail=config.segment_guardrail,
-        allocation=config.allocation,
-        analysis_unit=config.analysis_unit,
-        cuped=config.cuped,
-        family="",
-    )

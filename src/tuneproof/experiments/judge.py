@@ -57,7 +57,7 @@ def judge(
     pipeline's ledger leaves, is promoted; one that can no longer reach the required lift, or did
     not by the last look, is rejected; else the test continues.
     """
-    matured = at - timedelta(hours=test.maturation_hours)
+    matured = at - timedelta(hours=test.declaration.maturation_hours)
     view = View(
         test=test,
         evidence=evidence,
@@ -96,7 +96,9 @@ def judge(
         criteria=results,
         segments=view.segments,
         reweighted=(
-            reweighted_lift(view.strata, test.metric) if test.allocation != "fixed" else None
+            reweighted_lift(view.strata, test.metric)
+            if test.declaration.allocation != "fixed"
+            else None
         ),
     )
 
@@ -136,7 +138,7 @@ def _harm(view: View, max_error_rate: float) -> str:
         max_p95_latency_ms=view.max_p95_latency_ms,
         alpha=guardrails.split_alpha(0.02, GUARDRAILS),
     )
-    if found or not view.test.segment_guardrail:
+    if found or not view.test.declaration.segment_guardrail:
         return found
     harmed = (f"{s.attribute} {s.value}: {s.reason}" for s in view.segments if s.harmed)
     return next(harmed, "")
@@ -162,7 +164,7 @@ def _needed(view: View) -> float | None:
 
 def _missing(view: View, results: Sequence[CriterionResult]) -> str:
     """What keeps this look from promoting, in words; empty when nothing does."""
-    if view.test.decision == "confirmed":
+    if view.test.declaration.decision == "confirmed":
         days = min(timedelta(days=FULL_DAYS), view.test.end_at - view.test.start_at)
         if view.at < view.test.start_at + days:
             return f"{FULL_DAYS} full days have not passed"
@@ -193,7 +195,7 @@ def _why(view: View) -> str:
 
 
 def _stricter(view: View) -> bool:
-    return view.test.promotion_alpha < view.test.criteria.significance_threshold
+    return view.test.promotion_alpha < view.test.declaration.significance_threshold
 
 
 def broken_split(evidence: Evidence) -> str:
@@ -241,7 +243,8 @@ def _other(view: View, result: CriterionResult) -> str:
     if result.metric == "cost":
         if view.costs_nothing:
             return "no cost was recorded, so the cost criterion is waived"
-        return f"cost {view.test.cost_metric.replace('_', ' ')} {-(view.cost_gain or 0):+.1%}"
+        counted = view.test.declaration.cost_metric.replace("_", " ")
+        return f"cost {counted} {-(view.cost_gain or 0):+.1%}"
     change = result.change or 0.0
     if result.metric == "latency":
         return f"requests slower than {view.max_p95_latency_ms:g} ms {-change:+.1%}"
@@ -250,7 +253,7 @@ def _other(view: View, result: CriterionResult) -> str:
 
 def _method(view: View) -> str:
     lift, declared = view.lift, view.declared
-    counted = " per item" if view.test.analysis_unit == "item" else ""
+    counted = " per item" if view.test.declaration.analysis_unit == "item" else ""
     if declared is None:
         return f"{lift.method}{counted}{_spared(lift)}; p anytime-valid"
     return (

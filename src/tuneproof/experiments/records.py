@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from tuneproof.errors import InputError
+from tuneproof.settings import Declaration
 from tuneproof.stats.aggregates import Aggregate, Histogram, Stratum, merge
 from tuneproof.stats.effects import (
     ENGAGEMENT,
@@ -137,15 +138,8 @@ class ABTest:
     tasks: tuple[str, ...]
     baseline: ModelRef
     candidate: ModelRef
-    traffic_split: float
-    duration_hours: float
-    criteria: Criteria
-    decision: str
-    cost_metric: str
-    maturation_hours: float
-    min_units: int
-    min_units_phase: int
-    salt: str
+    declaration: Declaration
+    """What was told beforehand; the traffic share is each candidate's, of all units."""
     status: ExperimentStatus
     start_at: datetime
     end_at: datetime
@@ -157,29 +151,22 @@ class ABTest:
     """How many candidates the family began with."""
     verdict: Verdict | None = None
     reason: str | None = None
-    objectives: tuple[Criterion, ...] = ()
-    """The criteria as a list; empty: engagement and cost as `criteria` says."""
     alpha: float | None = None
     """The chance of a false promotion that the pipeline's ledger leaves; None: there is none."""
     retest: int = 0
     """How often this candidate (or its dataset) had been tested before."""
     identity: tuple[str, ...] = ()
     """What makes a later candidate the same one: its model, its dataset."""
-    segments: tuple[str, ...] = ()
-    """Attributes of the exposures to look into, exploratory."""
-    segment_guardrail: bool = False
-    """Whether a segment that is harmed ends the test."""
-    allocation: str = "fixed"
-    """Whether the share stays ("fixed") or follows what is known ("thompson"), phase by phase."""
-    analysis_unit: str = "unit"
-    """What is counted: the randomised "unit" itself, or each "item" of it (an author's posts)."""
-    cuped: bool = False
-    """Whether the lift is adjusted by the covariate that the exposures carry."""
 
     @property
     def metric(self) -> Metric:
         """What engagement is in this test, by what was declared."""
-        return engagement_metric(self.analysis_unit, self.cuped)
+        return engagement_metric(self.declaration)
+
+    @property
+    def salt(self) -> str:
+        """What units are drawn into lanes and arms by: the lanes of a family share it."""
+        return self.family
 
     @property
     def siblings(self) -> str | None:
@@ -189,7 +176,7 @@ class ABTest:
     @property
     def last_look_at(self) -> datetime:
         """When the last look is due: one maturation window after enrolment ends."""
-        return self.end_at + timedelta(hours=self.maturation_hours)
+        return self.end_at + timedelta(hours=self.declaration.maturation_hours)
 
     def counts(self, now: datetime) -> bool:
         """Whether what comes of its units can still count.
@@ -208,15 +195,16 @@ class ABTest:
         Promotions are upwards only, so the ledger's share is one side of it. The candidates of a
         family share the declared error evenly; `alpha` is this candidate's part already.
         """
-        declared = self.criteria.significance_threshold / self.lanes
+        declared = self.declaration.significance_threshold / self.lanes
         return declared if self.alpha is None else min(declared, 2 * self.alpha)
 
     @property
     def all_criteria(self) -> tuple[Criterion, ...]:
-        """What must hold, all of it."""
-        if self.objectives:
-            return self.objectives
-        gain, lift = self.criteria.min_cost_efficiency_gain, self.criteria.min_engagement_lift
+        """What must hold, all of it: the list, else the least lift and the least gain in cost."""
+        told = self.declaration
+        if told.criteria:
+            return tuple(Criterion.parse(text) for text in told.criteria)
+        lift, gain = told.min_engagement_lift, told.min_cost_efficiency_gain
         return (_at_least("engagement", lift), _at_least("cost", gain))
 
 
@@ -233,15 +221,15 @@ class ArmMetrics:
     quality_score: float | None = None
 
 
-def engagement_metric(analysis_unit: str, cuped: bool) -> Metric:
+def engagement_metric(declaration: Declaration) -> Metric:
     """Engagement as a declaration has it: a unit's mean, adjusted or not, or per item.
 
-    >>> engagement_metric("item", cuped=False).name
+    >>> engagement_metric(Declaration(analysis_unit="item")).name
     'engagement per item'
     """
-    if analysis_unit == "item":
+    if declaration.analysis_unit == "item":
         return ENGAGEMENT_PER_ITEM
-    return ENGAGEMENT_CUPED if cuped else ENGAGEMENT
+    return ENGAGEMENT_CUPED if declaration.cuped else ENGAGEMENT
 
 
 def _at_least(metric: str, needed: float) -> Criterion:
@@ -391,7 +379,7 @@ class Exposure:
     """A request served to a unit by an arm. `subject` is the experiment's or the rollout's id.
 
     `covariate` is something of the unit that was known before the experiment began, such as its
-    author's engagement until then; tests that declare `cuped` use that of the unit's first
+    author's engagement until then; tests that adjust by it use that of the unit's first
     exposure. A unit without one counts as 0, which biases nothing: what was known before the
     draw of the arm is spread alike over both, and so is its absence.
 

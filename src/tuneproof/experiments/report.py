@@ -48,7 +48,7 @@ def report_html(test: ABTest, looks: Sequence[Look], family: Beside = ()) -> str
     parts = [
         f"<h1>Experiment {_t(test.id)}</h1>",
         f'<p class="quiet">{_t(test.candidate.model_id)} against {_t(test.baseline.model_id)}, '
-        f"{_percent(test.traffic_split)} of the units, from {_at(test.start_at)} to "
+        f"{_percent(test.declaration.traffic_split)} of the units, from {_at(test.start_at)} to "
         f"{_at(test.end_at)}, last look {_at(test.last_look_at)}</p>",
         _verdict(test, last),
     ]
@@ -211,7 +211,7 @@ def _candidate(test: ABTest, last: Look | None) -> tuple[str, ...]:
 
 
 def _findings(test: ABTest, last: Look) -> str:
-    level = 1 - test.criteria.significance_threshold
+    level = 1 - test.declaration.significance_threshold
     rows = [
         ("observed lift", f"{_signed(last.lift)} ({_signed(last.lower)}, {_signed(last.upper)})"),
         (f"p-value ({level:.0%} level)", _number(last.p_value)),
@@ -259,33 +259,34 @@ def _asked(result: Any) -> str:
 
 def counted(test: ABTest) -> str:
     """What a test counts, in words."""
-    if test.analysis_unit == "item":
+    if test.metric.denominator is not None:
         return "items (each with its newest outcome), judged by the units that hold them"
-    return "units, adjusted by their covariate" if test.cuped else "units"
+    return "units, adjusted by their covariate" if test.metric.adjusted else "units"
 
 
 def _declared(test: ABTest) -> str:
     """What was said before the test began; nothing of it changes while it runs."""
-    guarded = ", one that is harmed ends the test" if test.segment_guardrail else ""
+    told = test.declaration
+    guarded = ", one that is harmed ends the test" if told.segment_guardrail else ""
     rows = [
         ("criteria", ", ".join(str(c) for c in test.all_criteria)),
-        ("significance threshold", f"{test.criteria.significance_threshold:g}"),
-        ("decision", test.decision),
-        ("cost", test.cost_metric.replace("_", " ")),
-        ("segments", (", ".join(test.segments) or "none") + guarded),
-        ("allocation", test.allocation),
+        ("significance threshold", f"{told.significance_threshold:g}"),
+        ("decision", told.decision),
+        ("cost", told.cost_metric.replace("_", " ")),
+        ("segments", (", ".join(told.segments) or "none") + guarded),
+        ("allocation", told.allocation),
         ("counted", counted(test)),
-        ("outcomes mature after", f"{test.maturation_hours:g} h"),
-        ("least units", f"{test.min_units} an arm, {test.min_units_phase} an arm and phase"),
+        ("outcomes mature after", f"{told.maturation_hours:g} h"),
+        ("least units", f"{told.min_units} an arm, {told.min_units_phase} an arm and phase"),
     ]
     return _table(None, rows)
 
 
 def _arms(test: ABTest, last: Look) -> str:
-    rest = 1 - test.traffic_split * test.lanes
+    rest = 1 - test.declaration.traffic_split * test.lanes
     rows = [
         _arm("baseline", test.baseline.model_id, rest, last.baseline),
-        _arm("candidate", test.candidate.model_id, test.traffic_split, last.candidate),
+        _arm("candidate", test.candidate.model_id, test.declaration.traffic_split, last.candidate),
     ]
     figures = ("units", "engagement", "USD per engagement", "ms", "quality")
     return _table(("arm", "model", "traffic", *figures), rows)
@@ -331,7 +332,7 @@ def _reading(test: ABTest, last: Look) -> str:
         "The lift to be expected is the observed one shrunk towards what past experiments were "
         "worth: a winner's observed lift is too high, since it was chosen for it.",
     ]
-    if test.decision == "spec":
+    if test.declaration.decision == "spec":
         said.append(
             "Promotion asks for a significant lift whose observed value is above the required "
             "one, at declared looks (3/7, 5/7 and all of the duration). The rule does not "

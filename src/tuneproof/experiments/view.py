@@ -74,9 +74,9 @@ class View:
         return sequential.lift(
             strata,
             metric=metric or self.test.metric,
-            alpha=alpha or self.test.criteria.significance_threshold,
-            min_units=self.test.min_units,
-            min_units_phase=self.test.min_units_phase,
+            alpha=alpha or self.test.declaration.significance_threshold,
+            min_units=self.test.declaration.min_units,
+            min_units_phase=self.test.declaration.min_units_phase,
         )
 
     @cached_property
@@ -86,7 +86,7 @@ class View:
     @cached_property
     def promotable(self) -> sequential.LiftEstimate:
         """The lift at the level that the ledger leaves for promoting."""
-        if self.test.promotion_alpha == self.test.criteria.significance_threshold:
+        if self.test.promotion_alpha == self.test.declaration.significance_threshold:
             return self.lift
         return self.sequence(self.strata, alpha=self.test.promotion_alpha)
 
@@ -108,13 +108,13 @@ class View:
     def declared(self) -> GroupSequentialEstimate | None:
         """The declared look at the test's own level; None where none is due."""
         return self.group_sequential(
-            self.strata, self.test.metric, self.test.criteria.significance_threshold
+            self.strata, self.test.metric, self.test.declaration.significance_threshold
         )
 
     @cached_property
     def declared_promotable(self) -> GroupSequentialEstimate | None:
         """The declared look at the level that the ledger leaves for promoting."""
-        if self.test.promotion_alpha == self.test.criteria.significance_threshold:
+        if self.test.promotion_alpha == self.test.declaration.significance_threshold:
             return self.declared
         return self.group_sequential(self.strata, self.test.metric, self.test.promotion_alpha)
 
@@ -122,7 +122,7 @@ class View:
         self, strata: Sequence[Stratum], metric: Metric, alpha: float
     ) -> GroupSequentialEstimate | None:
         """A metric at this declared look, at the two-sided level `alpha`."""
-        if not self.fractions or self.test.decision != "spec":
+        if not self.fractions or self.test.declaration.decision != "spec":
             return None
         return group_sequential(
             strata,
@@ -130,8 +130,8 @@ class View:
             information_before=self._information_before() if metric is self.test.metric else (),
             alpha_one_sided=alpha / 2,
             metric=metric,
-            min_units=self.test.min_units,
-            min_units_phase=self.test.min_units_phase,
+            min_units=self.test.declaration.min_units,
+            min_units_phase=self.test.declaration.min_units_phase,
         )
 
     def _information_before(self) -> list[float]:
@@ -153,7 +153,9 @@ class View:
     @cached_property
     def value_per_cost(self) -> sequential.LiftEstimate:
         return self.sequence(
-            self.strata, VALUE_PER_COST[self.test.cost_metric], self.test.promotion_alpha
+            self.strata,
+            VALUE_PER_COST[self.test.declaration.cost_metric],
+            self.test.promotion_alpha,
         )
 
     @property
@@ -191,7 +193,7 @@ class View:
         return halves(first, second)
 
     def _part(self, strata: Sequence[Stratum]) -> fixed.FixedEstimate:
-        least = self.test.min_units_phase
+        least = self.test.declaration.min_units_phase
         return fixed.lift(strata, metric=self.test.metric, min_units=least, min_units_phase=least)
 
     @cached_property
@@ -202,7 +204,7 @@ class View:
             return ()
         estimates = [self.sequence(strata_of(cells)) for _, cells in known]
         answered = [i for i, e in enumerate(estimates) if e.log_e is not None]
-        alpha = self.test.criteria.significance_threshold
+        alpha = self.test.declaration.significance_threshold
         called = multiplicity.e_bh([estimates[i].log_e or 0.0 for i in answered], alpha=alpha)
         found = {answered[i] for i in called}
         guard = 2 * guardrails.split_alpha(SEGMENT_ALPHA, len(known))

@@ -43,7 +43,7 @@ from tuneproof.rollout import (
     Watch,
 )
 from tuneproof.rollout.store import MoveRecords, RolloutEvidence
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.training import (
     Job,
     JobProgress,
@@ -387,6 +387,7 @@ workflow.register(
     CriterionResult,
     CyclePlan,
     Dataset,
+    Declaration,
     Deployment,
     DeploymentState,
     EvaluationResult,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tuneproof.errors import StateError
 from tuneproof.experiments import ModelRef, engagement_metric
 from tuneproof.rollout.routing import Lane, Routing
+from tuneproof.settings import Declaration
 
 if TYPE_CHECKING:
     from tuneproof.settings import PipelineConfig
@@ -86,15 +87,13 @@ class Deployment:
     cause: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     version: int = 0
-    analysis_unit: str = "unit"
-    """What is counted, as in its test: the randomised "unit", or each "item" of it."""
-    cuped: bool = False
-    """Whether the watched lift is adjusted by the exposures' covariate, as in its test."""
+    declaration: Declaration = field(default_factory=Declaration)
+    """As its test's; the pipeline's, where it had none."""
 
     @property
     def metric(self) -> Metric:
         """What engagement is in this rollout."""
-        return engagement_metric(self.analysis_unit, self.cuped)
+        return engagement_metric(self.declaration)
 
 
 @dataclass(frozen=True, kw_only=True)

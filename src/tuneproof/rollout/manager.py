@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 
 from tuneproof.errors import SafetyCheckError, StateError, TuneProofError
 from tuneproof.experiments import (
-    ABTest,
     EvaluationResult,
     ModelRef,
     Verdict,
@@ -184,9 +183,9 @@ class DeploymentManager:
         """
         chosen = config or self._config
         instant = at or self._clock.now()
-        source: ABTest | PipelineConfig = chosen
+        declaration = chosen.declaration
         if ab_test_id is not None:
-            source = await self._store.experiments.get(ab_test_id, tx=tx)
+            declaration = (await self._store.experiments.get(ab_test_id, tx=tx)).declaration
         deployment_id = await self._store.ids.next("deploy", instant, tx=tx)
         deployment = Deployment(
             id=deployment_id,
@@ -203,8 +202,7 @@ class DeploymentManager:
             share=0.0,
             salt=salt or deployment_id,
             created_at=instant,
-            analysis_unit=source.analysis_unit,
-            cuped=source.cuped,
+            declaration=declaration,
         )
         await self._store.deployments.add(deployment, tx=tx)
         return deployment

@@ -67,7 +67,7 @@ class ExposureIn(Strict):
         ge=-9e9,
         le=9e9,
         allow_inf_nan=False,
-        description="Known of the unit before the test began; counts where it declares cuped.",
+        description="Known of the unit before the test began; counts where the test adjusts by it.",
     )
     text: str | None = Field(default=None, max_length=MAX_TEXT)
     messages: list[MessageIn] = Field(default_factory=list, max_length=100)

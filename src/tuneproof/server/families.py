@@ -80,7 +80,7 @@ async def family_of(app: App, family: str) -> FamilyState:
     siblings = await app.experiments.siblings(family)
     first = siblings[0].test
     won = [s.test.id for s in siblings if s.test.verdict is Verdict.PROMOTE]
-    shares = [s.test.traffic_split for s in siblings]
+    shares = [s.test.declaration.traffic_split for s in siblings]
     return FamilyState(
         family=family,
         baseline_model=Model.of(first.baseline),

@@ -180,7 +180,7 @@ def metrics_of(test: ABTest, result: EvaluationResult | None) -> Metrics:
     return Metrics(
         ab_test_id=test.id,
         status=str(test.status),
-        duration_hours=test.duration_hours,
+        duration_hours=test.declaration.a_b_test_duration_hours,
         declared=declared_answer(test),
         metrics=Arms(
             baseline=_arm(look.baseline) if look else nothing,
@@ -220,7 +220,7 @@ def _comparison(look: Look | None) -> Comparison:
 def _statistics(test: ABTest, look: Look | None) -> Statistics:
     return Statistics(
         is_significant=look is not None and look.is_significant,
-        confidence_level=1 - test.criteria.significance_threshold,
+        confidence_level=1 - test.declaration.significance_threshold,
         p_value=None if look is None else look.p_value,
         interval=Interval(
             lower=None if look is None else look.lower,

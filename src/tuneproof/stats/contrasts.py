@@ -106,7 +106,7 @@ def contrast(
     whole = sum(weights)
     shares = [w / whole for w in weights]
     first = used[0].baseline.n + used[0].candidate.n
-    answer = _adjusted(used, shares, metric) if metric.cuped else _compare(used, shares, metric)
+    answer = _adjusted(used, shares, metric) if metric.adjusted else _compare(used, shares, metric)
     if isinstance(answer, str):
         return NoContrast(reason=answer, n_baseline=n_b, n_candidate=n_c)
     return Contrast(
@@ -141,7 +141,7 @@ def _adjusted(
     used: Sequence[Stratum], shares: Sequence[float], metric: Metric
 ) -> _Comparison | str:
     """The comparison with the covariate, or without it where that is narrower."""
-    plain = _compare(used, shares, replace(metric, cuped=False))
+    plain = _compare(used, shares, replace(metric, adjusted=False))
     if isinstance(plain, str):
         return plain
     found = _compare(used, shares, metric)
@@ -166,14 +166,14 @@ def _too_few(
 
 def _compare(used: Sequence[Stratum], shares: Sequence[float], metric: Metric) -> _Comparison | str:
     baselines, candidates = [s.baseline for s in used], [s.candidate for s in used]
-    theta = pooled_theta([*baselines, *candidates]) if metric.cuped else 0.0
+    theta = pooled_theta([*baselines, *candidates]) if metric.adjusted else 0.0
     top_b = _standard(baselines, shares, metric.numerator)
     top_c = _standard(candidates, shares, metric.numerator)
     bottom_b = bottom_c = 1.0
     if metric.denominator:
         bottom_b = _standard(baselines, shares, metric.denominator)
         bottom_c = _standard(candidates, shares, metric.denominator)
-    if metric.cuped:
+    if metric.adjusted:
         gap = _standard(candidates, shares, "x") - _standard(baselines, shares, "x")
         weight = sum(s.candidate.n for s in used) / sum(s.candidate.n + s.baseline.n for s in used)
         top_b, top_c = top_b + theta * weight * gap, top_c - theta * (1 - weight) * gap
@@ -247,7 +247,7 @@ def _log_variance(
     for arm, share in zip(arms, shares, strict=True):
         if metric.denominator:
             spread = variance_of(arm, metric.numerator, 1 / top, metric.denominator, -1 / bottom)
-        elif metric.cuped:
+        elif metric.adjusted:
             spread = variance_of(arm, "y", 1 / top, "x", -theta / top)
         else:
             spread = variance_of(arm, metric.numerator, 1 / top)

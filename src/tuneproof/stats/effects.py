@@ -53,14 +53,14 @@ class Metric:
 
     `numerator` alone is a mean over units; with `denominator` the ratio of the two sums (delta
     method), which is also how units of analysis within units of randomisation are handled: sum
-    `y` over each author's posts, let `m` be their number, and compare `y` per `m`. `cuped` takes
+    `y` over each author's posts, let `m` be their number, and compare `y` per `m`. `adjusted` takes
     out what the covariate `x` explains. Raises `InputError` for combinations without sums.
     """
 
     name: str
     numerator: Variable = "y"
     denominator: Variable | None = None
-    cuped: bool = False
+    adjusted: bool = False
 
     def __post_init__(self) -> None:
         pair = (self.numerator, self.denominator)
@@ -69,7 +69,7 @@ class Metric:
                 f"metric {self.name!r}: no cross product of {pair[0]} and {pair[1]} is kept.",
                 mend="Use y per m, y per d, c per y or c per d.",
             )
-        if self.cuped and pair != ("y", None):
+        if self.adjusted and pair != ("y", None):
             raise InputError(
                 f"metric {self.name!r}: CUPED adjusts the mean of y only.",
                 mend="Use numerator='y' without a denominator.",
@@ -88,7 +88,7 @@ _PRODUCT: Final[dict[tuple[str, str], Callable[[Aggregate], float]]] = {
 
 ENGAGEMENT: Final = Metric(name="engagement")
 """Mean of per-unit engagement rates."""
-ENGAGEMENT_CUPED: Final = Metric(name="engagement (CUPED)", cuped=True)
+ENGAGEMENT_CUPED: Final = Metric(name="engagement (CUPED)", adjusted=True)
 """The same, adjusted by the covariate `x` from before the experiment."""
 ENGAGEMENT_PER_ITEM: Final = Metric(name="engagement per item", denominator="m")
 """Σy / Σm: for units (authors) that hold several items (posts); `y` is the sum over them."""

@@ -345,8 +345,8 @@ def _margin_p_value(
 
 
 def _method(answer: Contrast, name: str) -> str:
-    cuped = "CUPED " if answer.saved else ""
-    return f"{cuped}log-ratio {name}" if answer.log_ratio is not None else f"score {name}"
+    adjusted = "CUPED " if answer.saved else ""
+    return f"{adjusted}log-ratio {name}" if answer.log_ratio is not None else f"score {name}"
 
 
 def _no_lift(answer: NoContrast, alpha: float) -> LiftEstimate:

@@ -15,31 +15,34 @@ from sqlalchemy import select
 from tuneproof.store.tables import subjects
 from tuneproof.workflow import Tx
 
-__all__ = ["NOTHING", "DeclaredKeys", "read_declared"]
+__all__ = ["KNOWN", "NOTHING", "DeclaredKeys", "read_declared"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeclaredKeys:
-    """The keys of the subjects that count `items`, and of those that are `cuped`."""
+    """The keys of the subjects that count `items`, and of those adjusted by `covariates`."""
 
     items: frozenset[int] = frozenset()
-    cuped: frozenset[int] = frozenset()
+    covariates: frozenset[int] = frozenset()
 
     def __contains__(self, key: int) -> bool:
-        return key in self.items or key in self.cuped
+        return key in self.items or key in self.covariates
 
     def __bool__(self) -> bool:
-        return bool(self.items or self.cuped)
+        return bool(self.items or self.covariates)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, str | None, bool | None]]) -> DeclaredKeys:
-        """What rows of (key, analysis_unit, cuped) declare."""
+    def of(cls, rows: Iterable[tuple[int, bool, bool]]) -> DeclaredKeys:
+        """What rows of `KNOWN` declare."""
         known = list(rows)
         return cls(
-            items=frozenset(key for key, counted, _ in known if counted == "item"),
-            cuped=frozenset(key for key, _, cuped in known if cuped),
+            items=frozenset(key for key, items, _ in known if items),
+            covariates=frozenset(key for key, _, adjusts in known if adjusts),
         )
 
+
+KNOWN: Final = (subjects.c.key, subjects.c.counts_items, subjects.c.adjusts)
+"""The columns that say it."""
 
 NOTHING: Final = DeclaredKeys()
 """No subject declares anything."""
@@ -47,6 +50,5 @@ NOTHING: Final = DeclaredKeys()
 
 async def read_declared(tx: Tx, key: int) -> DeclaredKeys:
     """What one subject declares."""
-    query = select(subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped)
-    found = await tx.execute(query.where(subjects.c.key == key))
-    return DeclaredKeys.of((k, counted, cuped) for k, counted, cuped in found)
+    found = await tx.execute(select(*KNOWN).where(subjects.c.key == key))
+    return DeclaredKeys.of((key, items, adjusts) for key, items, adjusts in found)

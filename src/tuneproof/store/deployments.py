@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.rollout import Deployment, DeploymentState, Plan
+from tuneproof.settings import Declaration
 from tuneproof.store.database import Database
 from tuneproof.store.experiments import model_ref
 from tuneproof.store.paging import Page, page_by_time
@@ -22,7 +23,7 @@ from tuneproof.workflow import Tx
 
 __all__ = ["Deployments", "HistoryEntry"]
 
-_FIXED = {"id", "pipeline", "tasks", "candidate", "salt", "created_at", "version"}
+_FIXED = {"id", "pipeline", "tasks", "candidate", "salt", "created_at", "version", "declaration"}
 _CHANGEABLE = set(Deployment.__dataclass_fields__) - _FIXED
 
 
@@ -52,7 +53,7 @@ class Deployments:
         """
         try:
             async with self._database.writing(tx) as own:
-                await own.execute(insert(deployments), to_row(deployment))
+                await own.execute(insert(deployments), _row(deployment))
                 await add_subject(own, deployment, SubjectKind.ROLLOUT)
         except IntegrityError as error:
             raise ConflictError(
@@ -125,7 +126,7 @@ class Deployments:
             moved = await own.execute(
                 update(deployments)
                 .where(deployments.c.id == id, deployments.c.version == expected_version)
-                .values({**to_row(new), "version": expected_version + 1})
+                .values({**_row(new), "version": expected_version + 1})
             )
             if moved.rowcount != 1:
                 old = await _load(own, id)
@@ -179,6 +180,10 @@ async def _load(tx: Tx, id: str, *, lock: bool = False) -> Deployment:
     return _deployment(row)
 
 
+def _row(deployment: Deployment) -> dict[str, Any]:
+    return {**to_row(deployment), "declaration": deployment.declaration.to_stored()}
+
+
 def _deployment(row: Any) -> Deployment:
     values = dict(row._mapping)
     plan = values["plan"]
@@ -190,7 +195,6 @@ def _deployment(row: Any) -> Deployment:
             "previous": model_ref(values["previous"]),
             "plan": Plan(**{**plan, "steps": tuple(plan["steps"])}),
             "state": DeploymentState(values["state"]),
-            "analysis_unit": values["analysis_unit"] or "unit",
-            "cuped": bool(values["cuped"]),
+            "declaration": Declaration.from_stored(values["declaration"]),
         }
     )

@@ -19,7 +19,7 @@ from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outco
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.store import ingest_postgres, ingest_sqlite
 from tuneproof.store.database import Database
-from tuneproof.store.declared import NOTHING, DeclaredKeys
+from tuneproof.store.declared import KNOWN, NOTHING, DeclaredKeys
 from tuneproof.store.partitions import DayMissingError, Partitions
 from tuneproof.store.rollups import (
     ARMS,
@@ -325,9 +325,8 @@ async def _keys(tx: Tx, ids: Iterable[str], *, open_only: bool = False) -> dict[
 async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], bool, DeclaredKeys]:
     """The subject's key, each phase's share, whether a text of it was scored, what it declares."""
     scored = exists().where(scores.c.subject == subjects.c.key, scores.c.state == ScoreState.SCORED)
-    known = subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped
     query = (
-        select(*known, phases.c.number, phases.c.share, scored.label("scored"))
+        select(*KNOWN, phases.c.number, phases.c.share, scored.label("scored"))
         .outerjoin(phases, phases.c.subject == subjects.c.id)
         .where(subjects.c.id == subject)
     )
@@ -335,7 +334,7 @@ async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], 
     if not rows:
         return await _key(tx, subject), {}, False, NOTHING
     shares = {row.number: row.share for row in rows if row.number is not None}
-    declared = DeclaredKeys.of([(rows[0].key, rows[0].analysis_unit, rows[0].cuped)])
+    declared = DeclaredKeys.of([(rows[0].key, rows[0].counts_items, rows[0].adjusts)])
     return rows[0].key, shares, bool(rows[0].scored), declared
 
 
@@ -345,8 +344,7 @@ async def _taking(tx: Tx, ids: Iterable[str]) -> tuple[dict[str, int], DeclaredK
     None of them is purged before `tx` ends: they are held.
     """
     wanted = list(dict.fromkeys(ids))
-    columns = subjects.c.key, subjects.c.analysis_unit, subjects.c.cuped
-    query = select(subjects.c.id, *columns).where(subjects.c.purged_at.is_(None))
+    query = select(subjects.c.id, *KNOWN).where(subjects.c.purged_at.is_(None))
     query = query.with_for_update(read=True)
     found: list[Any] = []
     for start in range(0, len(wanted), 1000):

@@ -14,7 +14,6 @@ from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.experiments import (
     ABTest,
     ArmMetrics,
-    Criteria,
     Criterion,
     CriterionResult,
     ExpectedLift,
@@ -27,6 +26,7 @@ from tuneproof.experiments import (
     Spent,
     Verdict,
 )
+from tuneproof.settings import Declaration
 from tuneproof.store.database import Database
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_row
@@ -65,7 +65,8 @@ class Experiments:
         """
         try:
             async with self._database.writing(tx) as own:
-                await own.execute(insert(experiments), to_row(test))
+                row = {**to_row(test), "declaration": test.declaration.to_stored()}
+                await own.execute(insert(experiments), row)
                 await add_subject(own, test, SubjectKind.TEST)
         except IntegrityError as error:
             raise ConflictError(
@@ -301,17 +302,10 @@ def _experiment(row: Any) -> ABTest:
             "tasks": tuple(values["tasks"]),
             "baseline": model_ref(values["baseline"]),
             "candidate": model_ref(values["candidate"]),
-            "criteria": Criteria(**values["criteria"]),
+            "declaration": Declaration.from_stored(values["declaration"]),
             "status": ExperimentStatus(values["status"]),
             "verdict": None if verdict is None else Verdict(verdict),
-            "retest": values["retest"] or 0,
-            "identity": tuple(values["identity"] or ()),
-            "objectives": tuple(Criterion(**c) for c in values["objectives"] or ()),
-            "segments": tuple(values["segments"] or ()),
-            "segment_guardrail": bool(values["segment_guardrail"]),
-            "allocation": values["allocation"] or "fixed",
-            "analysis_unit": values["analysis_unit"] or "unit",
-            "cuped": bool(values["cuped"]),
+            "identity": tuple(values["identity"]),
         }
     )
 
@@ -329,7 +323,7 @@ def _taken(name: str, family: Sequence[ABTest]) -> Spent:
     running = any(test.status is ExperimentStatus.RUNNING for test in family)
     return Spent(
         experiment=name,
-        identity=tuple(dict.fromkeys(part for test in family for part in _identity(test))),
+        identity=tuple(dict.fromkeys(part for test in family for part in test.identity)),
         alpha=sum(_alpha(test) for test in family),
         promoted=None if running else Verdict.PROMOTE in verdicts,
         candidates=len(family),
@@ -337,12 +331,8 @@ def _taken(name: str, family: Sequence[ABTest]) -> Spent:
 
 
 def _alpha(test: ABTest) -> float:
-    declared = test.criteria.significance_threshold / test.lanes
+    declared = test.declaration.significance_threshold / test.lanes
     return declared if test.alpha is None else test.alpha
-
-
-def _identity(test: ABTest) -> tuple[str, ...]:
-    return test.identity or (f"model:{test.candidate.model_id}",)
 
 
 def _look_row(look: Look) -> dict[str, Any]:

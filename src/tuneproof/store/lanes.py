@@ -53,7 +53,7 @@ class Lanes:
             for test in tests:
                 await self._experiments.add(test, tx=own)
                 await self._experiments.open_phase(
-                    test.id, 1, test.traffic_split, test.start_at, tx=own
+                    test.id, 1, test.declaration.traffic_split, test.start_at, tx=own
                 )
             for task in first.tasks:
                 await self._routing.set(_first_routing(task, tests), tx=own)
@@ -108,7 +108,8 @@ def _first_routing(task: str, tests: Sequence[ABTest]) -> Routing:
         task=task,
         baseline=first.baseline,
         lanes=tuple(
-            Lane(subject=t.id, candidate=t.candidate, share=t.traffic_split) for t in tests
+            Lane(subject=t.id, candidate=t.candidate, share=t.declaration.traffic_split)
+            for t in tests
         ),
         salt=first.salt,
         phase=1,

@@ -102,7 +102,7 @@ def _query(
     }
     if subject in declared.items:
         sums |= {"sum_m": part.m, "sum_mm": part.m * part.m, "sum_ym": part.y * part.m}
-    if subject in declared.cuped:
+    if subject in declared.covariates:
         sums |= {"sum_x": part.x, "sum_xx": part.x * part.x, "sum_xy": part.x * part.y}
     return (
         select(*keys, func.count().label("n"), *(func.sum(x).label(k) for k, x in sums.items()))

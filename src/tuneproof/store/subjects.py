@@ -7,6 +7,7 @@ from typing import Protocol
 
 from sqlalchemy import insert, select
 
+from tuneproof.stats.effects import Metric
 from tuneproof.store.database import Database
 from tuneproof.store.tables import subjects
 from tuneproof.workflow import Tx
@@ -29,9 +30,7 @@ class Declaring(Protocol):
     @property
     def id(self) -> str: ...
     @property
-    def analysis_unit(self) -> str: ...
-    @property
-    def cuped(self) -> bool: ...
+    def metric(self) -> Metric: ...
 
 
 class Subjects:
@@ -53,7 +52,7 @@ async def add_subject(tx: Tx, declared: Declaring, kind: SubjectKind) -> None:
     row = {
         "id": declared.id,
         "kind": kind.value,
-        "analysis_unit": declared.analysis_unit,
-        "cuped": declared.cuped,
+        "counts_items": declared.metric.denominator is not None,
+        "adjusts": declared.metric.adjusted,
     }
     await tx.execute(insert(subjects), row)

@@ -318,7 +318,7 @@ class Rollups:
             if arm is not None:
                 at, _, phase, x, tokens, cost = unit[_ARM * arm : _ARM * arm + _ARM]
                 m = unit[_M] or 0
-                known = (x or 0) if subject in declared.cuped else 0
+                known = (x or 0) if subject in declared.covariates else 0
                 added = (tokens, cost, unit[_Y], unit[_QUALITY], m, known)
                 together[at // HOUR_US, phase, arm].append(added)
         for (hour, phase, arm), added_up in together.items():

@@ -12,7 +12,6 @@ from tuneproof.demo import Audience, DemoTraffic, PostsTable, seed_posts, seeded
 from tuneproof.experiments import (
     ABTest,
     Arm,
-    Criteria,
     ExperimentStatus,
     Exposure,
     Ingested,
@@ -20,7 +19,7 @@ from tuneproof.experiments import (
     Outcome,
 )
 from tuneproof.rollout import Lane, Routing
-from tuneproof.settings import SourceConfig
+from tuneproof.settings import Declaration, SourceConfig
 from tuneproof.sources import open_source
 from tuneproof.store import Store
 from tuneproof.testing import MemoryProvider
@@ -105,15 +104,7 @@ def _test(clock: HandClock) -> ABTest:
         tasks=("hook", "body"),
         baseline=ModelRef(model_id="base"),
         candidate=ModelRef(model_id="tuned", version="ver-1"),
-        traffic_split=0.3,
-        duration_hours=168,
-        criteria=Criteria(),
-        decision="spec",
-        cost_metric="per_engagement",
-        maturation_hours=24,
-        min_units=100,
-        min_units_phase=50,
-        salt="salt",
+        declaration=Declaration(traffic_split=0.3),
         family="salt",
         status=ExperimentStatus.RUNNING,
         start_at=clock.now(),

@@ -9,19 +9,21 @@ from typing import Any
 from tuneproof.experiments import (
     ABTest,
     ArmMetrics,
-    Criteria,
     ExperimentStatus,
     Look,
     ModelRef,
     Verdict,
 )
 from tuneproof.rollout import Deployment, DeploymentState, Plan
+from tuneproof.settings import Declaration
 from tuneproof.training import ModelVersion, VersionStatus
 
 T0 = datetime(2025, 1, 20, 10, 0, tzinfo=UTC)
 
 
 def experiment(id: str = "ab-test-20250120-001", **changes: Any) -> ABTest:
+    """A test; `changes` are of its declaration or of the test itself."""
+    told = {k: changes.pop(k) for k in list(changes) if k in Declaration.__dataclass_fields__}
     return replace(
         ABTest(
             id=id,
@@ -30,15 +32,7 @@ def experiment(id: str = "ab-test-20250120-001", **changes: Any) -> ABTest:
             tasks=("hook", "body"),
             baseline=ModelRef(model_id="base"),
             candidate=ModelRef(model_id="ft:base:1", version="ver-1"),
-            traffic_split=0.1,
-            duration_hours=168,
-            criteria=Criteria(),
-            decision="spec",
-            cost_metric="per_engagement",
-            maturation_hours=24,
-            min_units=100,
-            min_units_phase=50,
-            salt=id,
+            declaration=Declaration(**{"traffic_split": 0.1, **told}),
             family=id,
             status=ExperimentStatus.RUNNING,
             start_at=T0,
@@ -74,6 +68,8 @@ def look(id: str, number: int, **changes: Any) -> Look:
 
 
 def deployment(id: str = "deploy-20250120-001", **changes: Any) -> Deployment:
+    """A rollout; `changes` are of its declaration or of the rollout itself."""
+    told = {k: changes.pop(k) for k in list(changes) if k in Declaration.__dataclass_fields__}
     return replace(
         Deployment(
             id=id,
@@ -96,6 +92,7 @@ def deployment(id: str = "deploy-20250120-001", **changes: Any) -> Deployment:
             share=0.0,
             salt="salt",
             created_at=T0,
+            declaration=Declaration(**told),
         ),
         **changes,
     )

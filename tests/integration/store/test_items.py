@@ -157,7 +157,7 @@ async def test_rollouts_count_what_they_declare(store: Store) -> None:
     outcomes = [told(id, "author", item, 0.1) for item in ("a", "b")]
     await store.events.ingest([shown(id, "author")], outcomes)
     assert (await units(store, id)).sum_m == 2
-    assert (await store.deployments.get(id)).analysis_unit == "item"
+    assert (await store.deployments.get(id)).declaration.analysis_unit == "item"
 
 
 async def test_segments_count_items_and_covariates_too(store: Store) -> None:

@@ -160,9 +160,9 @@ async def test_units_are_split_by_an_attribute_of_their_first_exposure(store: St
     assert earlier.segments == {}
 
 
-async def test_an_earlier_database_has_experiments_without_a_ledger(store: Store) -> None:
-    old = replace(experiment(), alpha=None, identity=())
+async def test_experiment_without_a_ledger_takes_its_declared_error(store: Store) -> None:
+    old = replace(experiment(), alpha=None, identity=("model:ft:base:1",))
     await store.experiments.add(old)
     [entry] = await store.experiments.spent("default")
-    assert entry.alpha == old.criteria.significance_threshold
+    assert entry.alpha == old.declaration.significance_threshold
     assert entry.identity == ("model:ft:base:1",)

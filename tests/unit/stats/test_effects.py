@@ -103,7 +103,7 @@ def test_metric_of_two_variables_needs_their_cross_product(pair_):
 
 def test_cuped_adjusts_engagement_only():
     with pytest.raises(InputError, match="CUPED"):
-        Metric(name="m", numerator="c", cuped=True)
+        Metric(name="m", numerator="c", adjusted=True)
 
 
 class TestQuantile:
