@@ -26,7 +26,7 @@ from typing import Any
 from openai import OpenAI
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 ENOUGH = 0.03
 """Engagement from which a headline did well."""
@@ -37,7 +37,7 @@ def main() -> None:
     given = _arguments()
     training, held_out = _headlines(given.data, given.examples, given.held_out)
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(
+        settings = TrainerSettings(
             dir=Path(folder),
             engine="lora",
             models=(f"smollm2-135m={given.model or packaged()}",),

@@ -33,10 +33,10 @@ from tuneproof_trainer.engines.lora.engine import LoraEngine
 from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
 from tuneproof_trainer.engines.ngram.corpus import base_posts
 from tuneproof_trainer.engines.protocol import (
-    Example,
     Hyperparameters,
     Message,
-    Metrics,
+    StepMetrics,
+    TrainingExample,
     TrainingTask,
 )
 
@@ -112,11 +112,11 @@ def _model(name: str, folder: Path) -> str:
     return str(packaged()) if name == "smollm2" else name
 
 
-def _examples(count: int) -> list[Example]:
+def _examples(count: int) -> list[TrainingExample]:
     made = []
     for asked, answer, *_ in base_posts(count, 1):
         said = (Message(role="user", content=asked), Message(role="assistant", content=answer))
-        made.append(Example(messages=said))
+        made.append(TrainingExample(messages=said))
     return made
 
 
@@ -154,14 +154,14 @@ class _Clock:
     def chosen(self, hyperparameters: Hyperparameters) -> None:
         """Not needed."""
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         """A step; the last one comes after the last save."""
         (child,) = psutil.Process().children()
         spent = child.cpu_times()
         self.at.append((time.monotonic(), spent.user + spent.system))
         self.loss = metrics.train_loss
 
-    def checkpoint(self, step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def checkpoint(self, step: int, metrics: StepMetrics, save: Callable[[Path], None]) -> None:
         """Kept, as the server does."""
         path = self._folder / str(step)
         path.mkdir(parents=True)

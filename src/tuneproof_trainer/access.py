@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable
 from sqlite3 import Connection
 
-from tuneproof_trainer.database import Database, Row, insert
+from tuneproof_trainer.database import Row, TrainerDatabase, insert
 from tuneproof_trainer.errors import ApiError
 from tuneproof_trainer.ids import new_id
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
-__all__ = ["Access", "Caller", "KeyStore"]
+__all__ = ["Access", "ApiCaller", "KeyStore"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Caller:
+class ApiCaller:
     """On whose behalf a request is answered."""
 
     org: str
@@ -29,7 +29,7 @@ class Caller:
 class KeyStore:
     """API keys; only their hashes are kept."""
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(self, database: TrainerDatabase, clock: Callable[[], float]) -> None:
         self._db, self._clock = database, clock
 
     def create(self, name: str, org: str, *, may_train: bool = True) -> str:
@@ -83,15 +83,15 @@ class Access:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TrainerSettings,
         keys: KeyStore,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._keys, self._monotonic = settings, keys, monotonic
-        self._known: dict[str, tuple[float, Caller | ApiError]] = {}
+        self._known: dict[str, tuple[float, ApiCaller | ApiError]] = {}
         self._buckets: dict[str, _Bucket] = {}
 
-    def caller(self, authorization: str, organization: str) -> Caller:
+    def caller(self, authorization: str, organization: str) -> ApiCaller:
         """The caller behind these headers; raises ApiError 401.
 
         An answer is remembered for two seconds, so a revoked key works that much longer.
@@ -115,18 +115,18 @@ class Access:
             )
         return found
 
-    def _look_up(self, authorization: str) -> Caller | ApiError:
+    def _look_up(self, authorization: str) -> ApiCaller | ApiError:
         if not self._keys.any() and self._settings.open_without_keys:
-            return Caller(org=self._settings.organization)
+            return ApiCaller(org=self._settings.organization)
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             return _no_key()
         row = self._keys.find(key.strip())
         if row is None:
             return _bad_key(key.strip())
-        return Caller(org=row["org"], may_train=bool(row["may_train"]), key_id=row["id"])
+        return ApiCaller(org=row["org"], may_train=bool(row["may_train"]), key_id=row["id"])
 
-    def admit(self, caller: Caller) -> dict[str, str]:
+    def admit(self, caller: ApiCaller) -> dict[str, str]:
         """Count one request; returns headers to answer with, raises ApiError 429 if too soon."""
         rate = self._settings.requests_per_minute
         if rate is None:
@@ -157,13 +157,13 @@ class _Bucket:
                 headers={
                     "retry-after": str(int(wait_s) + 1),
                     "retry-after-ms": str(int(wait_s * 1000) + 1),
-                    **self._shown(wait_s),
+                    **self._rate_headers(wait_s),
                 },
             )
         self._level -= 1
-        return self._shown((self._rate - self._level) / per_second)
+        return self._rate_headers((self._rate - self._level) / per_second)
 
-    def _shown(self, reset_s: float) -> dict[str, str]:
+    def _rate_headers(self, reset_s: float) -> dict[str, str]:
         return {
             "x-ratelimit-limit-requests": str(self._rate),
             "x-ratelimit-remaining-requests": str(int(self._level)),

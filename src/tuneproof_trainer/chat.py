@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Send
 
-from tuneproof_trainer.access import Caller
+from tuneproof_trainer.access import ApiCaller
 from tuneproof_trainer.answers import (
     ChatCompletion,
     ChoiceObject,
@@ -33,7 +33,7 @@ from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.models import Models, Resolved
 from tuneproof_trainer.parsing import parse
 from tuneproof_trainer.requests import ChatRequest
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.stops import Cut, cut_at_stops
 from tuneproof_trainer.turns import Turns, taking_turns, unless_gone
 from tuneproof_trainer.wire import read_body
@@ -47,11 +47,13 @@ _SERVICE_TIER = "default"
 class Chat:
     """The route, as a plain ASGI function: it is the hot one."""
 
-    def __init__(self, settings: Settings, models: Models, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: TrainerSettings, models: Models, clock: Callable[[], float]
+    ) -> None:
         self._settings, self._models, self._clock = settings, models, clock
         self._turns = Turns(settings.answers_at_once, settings.answers_waiting)
 
-    async def __call__(self, caller: Caller, receive: Receive, send: Send) -> None:
+    async def __call__(self, caller: ApiCaller, receive: Receive, send: Send) -> None:
         """Answer one request, for as long as its client is there."""
         request = parse(ChatRequest, await read_body(receive))
         model = self._models.resolve(caller.org, request.model)

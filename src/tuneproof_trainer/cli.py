@@ -18,7 +18,7 @@ from tuneproof_trainer.errors import ServerError
 
 if TYPE_CHECKING:
     from tuneproof_trainer.server import TrainerApp
-    from tuneproof_trainer.service import Service
+    from tuneproof_trainer.service import TrainerService
 
 __all__ = ["main"]
 
@@ -120,10 +120,10 @@ def serve(
     """
     from tuneproof_trainer.listening import listening
     from tuneproof_trainer.server import create_app
-    from tuneproof_trainer.settings import Settings
+    from tuneproof_trainer.settings import TrainerSettings
 
     phrases = blocklist.read_text().splitlines() if blocklist else []
-    settings = Settings(
+    settings = TrainerSettings(
         dir=dir,
         engine=engine,
         models=model,
@@ -175,7 +175,7 @@ def _serve(trainer: TrainerApp, listener: socket.socket) -> None:
         sys.exit(3)
 
 
-def _introduce(service: Service, listener: socket.socket) -> None:
+def _introduce(service: TrainerService, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     bases = [base.id for engine in service.engines for base in engine.base_models()]
@@ -244,10 +244,10 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def _database(dir: Path) -> Iterator[Any]:
-    from tuneproof_trainer.database import Database
+    from tuneproof_trainer.database import TrainerDatabase
 
     dir.mkdir(parents=True, exist_ok=True)
-    database = Database(dir / "trainer.sqlite")
+    database = TrainerDatabase(dir / "trainer.sqlite")
     try:
         yield database
     finally:
@@ -308,6 +308,6 @@ def main() -> None:
     try:
         app()
     except ServerError as error:
-        told = f"tuneproof-trainer: {error}"
-        Console(stderr=True).print(told, highlight=False, markup=False, soft_wrap=True)
+        message = f"tuneproof-trainer: {error}"
+        Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Database", "Row"]
+__all__ = ["Row", "TrainerDatabase"]
 
 T = TypeVar("T")
 Row = sqlite3.Row
@@ -71,7 +71,7 @@ CREATE TABLE IF NOT EXISTS keys (
 """
 
 
-class Database:
+class TrainerDatabase:
     """Connections to one SQLite file."""
 
     def __init__(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
-from tuneproof_trainer.engines.protocol import Example, Message
+from tuneproof_trainer.engines.protocol import Message, TrainingExample
 from tuneproof_trainer.errors import JobFailure
 
 __all__ = ["Checked", "LineFile", "check_file", "find_lines"]
@@ -50,7 +50,7 @@ class LineFile:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> TrainingExample:
         self._file.seek(self._places[index])
         return _example(orjson.loads(self._file.readline()), self._method)
 
@@ -274,8 +274,8 @@ def _check_content(content: Any, at: int, wrong: _Wrong, within: str) -> None:
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text":
-                told = f"a content part of type {kind!r} cannot be trained; only text can."
-                raise wrong.message(at, told, within)
+                reason = f"a content part of type {kind!r} cannot be trained; only text can."
+                raise wrong.message(at, reason, within)
             if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
                 raise wrong.message(at, "a text part needs `text`, a string, alone.", within)
         content = _text(content)
@@ -326,10 +326,10 @@ def _messages(data: list[dict[str, Any]]) -> tuple[Message, ...]:
     )
 
 
-def _example(data: dict[str, Any], method: Method) -> Example:
+def _example(data: dict[str, Any], method: Method) -> TrainingExample:
     if method == "supervised":
-        return Example(messages=_messages(data["messages"]))
-    return Example(
+        return TrainingExample(messages=_messages(data["messages"]))
+    return TrainingExample(
         messages=_messages(data["input"]["messages"]),
         preferred=_messages(data["preferred_output"]),
         rejected=_messages(data["non_preferred_output"]),

@@ -16,11 +16,11 @@ from typing import Any
 
 import uvicorn
 
-from tuneproof_trainer.engines.protocol import Engine
+from tuneproof_trainer.engines.protocol import TrainingEngine
 from tuneproof_trainer.errors import ServerError
 from tuneproof_trainer.listening import listening
 from tuneproof_trainer.server import TrainerApp, create_app
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 __all__ = ["EmbeddedTrainer", "serve"]
 
@@ -32,11 +32,11 @@ class EmbeddedTrainer:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TrainerSettings,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        engines: Sequence[Engine] | None = None,
+        engines: Sequence[TrainingEngine] | None = None,
     ) -> None:
         self._settings, self._host, self._port, self._engines = settings, host, port, engines
         self._ready = threading.Event()
@@ -124,12 +124,12 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    engines: Sequence[Engine] | None = None,
+    engines: Sequence[TrainingEngine] | None = None,
     **settings: Any,
 ) -> AsyncIterator[EmbeddedTrainer]:
-    """A trainer on a loopback port for the length of a block; `settings` as in `Settings`."""
+    """A trainer on a loopback port for as long as the block; `settings` as in `TrainerSettings`."""
     trainer = EmbeddedTrainer(
-        Settings(dir=Path(dir), **settings), host=host, port=port, engines=engines
+        TrainerSettings(dir=Path(dir), **settings), host=host, port=port, engines=engines
     )
     await asyncio.to_thread(trainer.start)
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from tuneproof_trainer.answers import FileObject
-from tuneproof_trainer.database import Database, Row, insert
+from tuneproof_trainer.database import Row, TrainerDatabase, insert
 from tuneproof_trainer.errors import ApiError, bad_request, not_found
 from tuneproof_trainer.ids import new_id
 
@@ -85,7 +85,7 @@ class Landing:
 class FileStore:
     """Files of all organisations."""
 
-    def __init__(self, database: Database, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, database: TrainerDatabase, folder: Path, clock: Callable[[], float]) -> None:
         self._db, self._folder, self._clock = database, folder, clock
         self._temporary = folder / "incoming"
         self._temporary.mkdir(parents=True, exist_ok=True)

@@ -44,11 +44,11 @@ async def read_form(request: Request, name: str, landing: Landing) -> Form:
         async for chunk in request.stream():
             parser.write(chunk)
             if reader.held >= _FLUSH_BYTES:
-                await asyncio.to_thread(landing.write, reader.taken())
+                await asyncio.to_thread(landing.write, reader.take_pieces())
         return await asyncio.to_thread(_finished, reader, landing)
     except BaseException as error:
         landing.abandon()
-        raise _told(error) from None
+        raise _as_api_error(error) from None
 
 
 def _finished(reader: _Reader, landing: Landing) -> Form:
@@ -60,13 +60,13 @@ def _finished(reader: _Reader, landing: Landing) -> Form:
             reader.name,
             "missing_required_parameter",
         )
-    landing.write(reader.taken())
+    landing.write(reader.take_pieces())
     return Form(
         fields=reader.fields, filename=reader.filename or reader.name, landed=landing.finish()
     )
 
 
-def _told(error: BaseException) -> BaseException:
+def _as_api_error(error: BaseException) -> BaseException:
     if isinstance(error, FormParserError):
         return _malformed(str(error))
     if isinstance(error, ClientDisconnect):
@@ -116,7 +116,7 @@ class _Reader:
             "on_end": self._ends,
         }
 
-    def taken(self) -> bytes:
+    def take_pieces(self) -> bytes:
         """The file's data since the last flush."""
         data = b"".join(self._pieces)
         self._pieces.clear()

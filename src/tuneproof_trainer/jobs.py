@@ -16,7 +16,7 @@ from tuneproof_trainer.answers import (
     JobObject,
     MethodObject,
 )
-from tuneproof_trainer.database import Database, Row, insert
+from tuneproof_trainer.database import Row, TrainerDatabase, insert
 from tuneproof_trainer.errors import bad_request, not_found
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.states import ENDED, JobState
@@ -96,7 +96,7 @@ def model_name(root: str, org: str, suffix: str | None, tag: str) -> str:
 class JobStore:
     """Jobs of all organisations. Writers that take a connection belong to a transaction."""
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(self, database: TrainerDatabase, clock: Callable[[], float]) -> None:
         self.db, self.clock = database, clock
 
     def now(self) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from tuneproof_trainer.answers import ModelObject
-from tuneproof_trainer.database import Database, Row
-from tuneproof_trainer.engines.protocol import BaseModel, Engine
+from tuneproof_trainer.database import Row, TrainerDatabase
+from tuneproof_trainer.engines.protocol import BaseModel, TrainingEngine
 from tuneproof_trainer.errors import ApiError, not_found
 
 __all__ = ["Models", "Resolved"]
@@ -26,7 +26,7 @@ class Resolved:
     """The base model that it descends from."""
 
     path: Path | None
-    engine: Engine
+    engine: TrainingEngine
 
 
 class Models:
@@ -34,13 +34,13 @@ class Models:
 
     def __init__(
         self,
-        database: Database,
+        database: TrainerDatabase,
         folder: Path,
-        engines: Sequence[Engine],
+        engines: Sequence[TrainingEngine],
         clock: Callable[[], float],
     ) -> None:
         self._db, self._folder, self._clock = database, folder, clock
-        self._bases: dict[str, tuple[BaseModel, Engine]] = {
+        self._bases: dict[str, tuple[BaseModel, TrainingEngine]] = {
             base.id: (base, engine) for engine in engines for base in engine.base_models()
         }
         self._loading: dict[str, asyncio.Task[None]] = {}

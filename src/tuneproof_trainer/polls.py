@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tuneproof_trainer.database import Database
+from tuneproof_trainer.database import TrainerDatabase
 
 __all__ = ["Polls"]
 
@@ -23,28 +23,28 @@ _Key = tuple[str, str, bytes]
 class Polls:
     """GET requests to `routes` whose answers depend on the database and nothing else."""
 
-    def __init__(self, routes: ASGIApp, database: Database) -> None:
+    def __init__(self, routes: ASGIApp, database: TrainerDatabase) -> None:
         self._routes, self._database = routes, database
         self._version = -1
-        self._kept: dict[_Key, tuple[Message, Message]] = {}
+        self._answers: dict[_Key, tuple[Message, Message]] = {}
 
     async def __call__(self, org: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         version = self._database.version
-        if version != self._version or len(self._kept) >= _MOST:
-            self._kept.clear()
+        if version != self._version or len(self._answers) >= _MOST:
+            self._answers.clear()
             self._version = version
         key = (org, scope["path"], scope["query_string"])
-        kept = self._kept.get(key)
-        if kept is not None:
-            await send(kept[0])
-            await send(kept[1])
+        known = self._answers.get(key)
+        if known is not None:
+            await send(known[0])
+            await send(known[1])
             return
         copy = _Copy(send)
         await self._routes(scope, receive, copy)
         whole = copy.whole()
         if whole is not None and version == self._version:
-            self._kept[key] = whole
+            self._answers[key] = whole
 
 
 class _Copy:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import orjson
 
 from tuneproof_trainer.database import Row, insert
-from tuneproof_trainer.engines.protocol import Hyperparameters, Metrics, Outcome
+from tuneproof_trainer.engines.protocol import Hyperparameters, StepMetrics, TrainingOutcome
 from tuneproof_trainer.files import sync_folder
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.jobs import JobStore, model_name
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.states import JobState
 
 __all__ = ["JobReporter"]
@@ -29,13 +29,13 @@ class JobReporter:
     """The `Reporter` of one job. Steps that were reported before a kill are not told again."""
 
     def __init__(
-        self, jobs: JobStore, row: Row, root: str, folder: Path, settings: Settings
+        self, jobs: JobStore, row: Row, root: str, folder: Path, settings: TrainerSettings
     ) -> None:
         self._jobs, self._db, self._row, self._folder = jobs, jobs.db, row, folder
         self._id, self._org, self._root = row["id"], row["org"], root
-        self._kept = settings.checkpoints_kept
+        self._checkpoints_kept = settings.checkpoints_kept
         self._model = model_name(root, self._org, row["suffix"], row["tag"])
-        self._began = jobs.clock()
+        self._started_at = jobs.clock()
         self._first_step: int | None = None
 
     # -- the engine's side ------------------------------------------------------------------
@@ -47,7 +47,7 @@ class JobReporter:
             lambda c: c.execute("UPDATE jobs SET effective = ? WHERE id = ?", (values, self._id))
         )
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         """One metrics event, and a new guess at the end."""
         data = {k: v for k, v in dataclasses.asdict(metrics).items() if v is not None}
         message = (
@@ -68,14 +68,14 @@ class JobReporter:
 
         self._db.write(work)
 
-    def _guess(self, metrics: Metrics) -> int:
+    def _guess(self, metrics: StepMetrics) -> int:
         now = self._jobs.clock()
         if self._first_step is None:
             self._first_step = metrics.step - 1
         done = metrics.step - self._first_step
-        return int(now + (now - self._began) / done * (metrics.total_steps - metrics.step)) + 1
+        return int(now + (now - self._started_at) / done * (metrics.total_steps - metrics.step)) + 1
 
-    def checkpoint(self, step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def checkpoint(self, step: int, metrics: StepMetrics, save: Callable[[Path], None]) -> None:
         """Keep a model under its name; the last step's bears the job's own."""
         known = self._db.row(
             "SELECT 1 FROM checkpoints WHERE job_id = ? AND step = ?", self._id, step
@@ -105,10 +105,10 @@ class JobReporter:
         return place
 
     def _add_checkpoint(
-        self, connection: Connection, step: int, metrics: Metrics, name: str, path: str
+        self, connection: Connection, step: int, metrics: StepMetrics, name: str, path: str
     ) -> None:
         now = self._jobs.now()
-        names = {field.name for field in dataclasses.fields(Metrics)} - {"total_steps"}
+        names = {field.name for field in dataclasses.fields(StepMetrics)} - {"total_steps"}
         insert(
             connection,
             "checkpoints",
@@ -136,7 +136,7 @@ class JobReporter:
         old = self._db.rows(
             "SELECT * FROM checkpoints WHERE job_id = ? ORDER BY step DESC LIMIT -1 OFFSET ?",
             self._id,
-            self._kept,
+            self._checkpoints_kept,
         )
         for row in old:
 
@@ -163,7 +163,7 @@ class JobReporter:
             lines.append(",".join([str(data["step"]), *shown]))
         return base64.b64encode(("\n".join(lines) + "\n").encode())
 
-    def finish(self, connection: Connection, outcome: Outcome, result_file: str) -> bool:
+    def finish(self, connection: Connection, outcome: TrainingOutcome, result_file: str) -> bool:
         """Make the job's model and end it as succeeded; says whether it was still alive."""
         values: dict[str, Any] = {
             "fine_tuned_model": self._model,

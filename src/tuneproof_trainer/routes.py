@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from tuneproof_trainer.access import Caller
+from tuneproof_trainer.access import ApiCaller
 from tuneproof_trainer.engines.protocol import StopReason
 from tuneproof_trainer.errors import ApiError, bad_request
 from tuneproof_trainer.files import file_object
@@ -30,7 +30,7 @@ from tuneproof_trainer.requests import (
     FilesQuery,
     JobsQuery,
 )
-from tuneproof_trainer.service import Service
+from tuneproof_trainer.service import TrainerService
 from tuneproof_trainer.states import ENDED, JobState
 from tuneproof_trainer.wire import JsonResponse, page, read_body
 
@@ -39,7 +39,7 @@ __all__ = ["make_routes"]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_routes(service: Service) -> list[Route]:
+def make_routes(service: TrainerService) -> list[Route]:
     """All routes of `service`."""
     files, uploads, jobs = _Files(service), _Uploads(service), _Jobs(service)
     models = _Models(service)
@@ -77,8 +77,8 @@ def _route(path: str, **handlers: Handler) -> Route:
     return Route(path, handle, methods=list(handlers))
 
 
-def _caller(request: Request) -> Caller:
-    caller: Caller = request.scope["caller"]
+def _caller(request: Request) -> ApiCaller:
+    caller: ApiCaller = request.scope["caller"]
     return caller
 
 
@@ -87,7 +87,7 @@ async def _body(request: Request) -> bytes:
 
 
 class _Files:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: TrainerService) -> None:
         self._service, self._store = service, service.files
 
     async def create(self, request: Request) -> Response:
@@ -147,7 +147,7 @@ class _Files:
 
 
 class _Uploads:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: TrainerService) -> None:
         self._service, self._store = service, service.uploads
 
     async def create(self, request: Request) -> Response:
@@ -175,7 +175,7 @@ class _Uploads:
 
 
 class _Jobs:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: TrainerService) -> None:
         self._service, self._store = service, service.jobs
 
     async def create(self, request: Request) -> Response:
@@ -193,7 +193,7 @@ class _Jobs:
         self._service.runner.drive(row["id"])
         return self._answer(request, row["id"])
 
-    def _row(self, caller: Caller, spec: CreateJob) -> dict[str, Any]:
+    def _row(self, caller: ApiCaller, spec: CreateJob) -> dict[str, Any]:
         method, values = _method(spec)
         model = self._service.models.resolve(caller.org, spec.model)
         if method not in model.engine.methods:
@@ -230,7 +230,7 @@ class _Jobs:
             "result_files": "[]",
         }
 
-    def _check_file(self, caller: Caller, name: str, file_id: str | None) -> None:
+    def _check_file(self, caller: ApiCaller, name: str, file_id: str | None) -> None:
         if file_id is None:
             return
         try:
@@ -386,7 +386,7 @@ def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
 
 
 class _Models:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: TrainerService) -> None:
         self._models = service.models
 
     async def list(self, request: Request) -> Response:

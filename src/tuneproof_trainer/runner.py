@@ -23,8 +23,8 @@ from tuneproof_trainer.datasets import Checked, LineFile, check_file, find_lines
 from tuneproof_trainer.engines.protocol import (
     EngineError,
     Hyperparameters,
-    Outcome,
     StopReason,
+    TrainingOutcome,
     TrainingTask,
 )
 from tuneproof_trainer.errors import ApiError, JobFailure, is_disk_full
@@ -32,7 +32,7 @@ from tuneproof_trainer.files import FileStore
 from tuneproof_trainer.jobs import JobStore
 from tuneproof_trainer.models import Models, Resolved
 from tuneproof_trainer.reporting import JobReporter
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.states import JobState
 
 __all__ = ["Runner"]
@@ -56,12 +56,17 @@ class Runner:
     """Drives all jobs of one server."""
 
     def __init__(
-        self, settings: Settings, files: FileStore, jobs: JobStore, models: Models, folder: Path
+        self,
+        settings: TrainerSettings,
+        files: FileStore,
+        jobs: JobStore,
+        models: Models,
+        folder: Path,
     ) -> None:
         self._settings, self._files, self._jobs, self._models = settings, files, jobs, models
         self._folder = folder
         self._db = jobs.db
-        self._wanted: dict[str, StopReason] = {}
+        self._stop_requests: dict[str, StopReason] = {}
         self._stopping = False
         self._training: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -115,7 +120,7 @@ class Runner:
 
     def interrupt(self, job_id: str, reason: StopReason) -> None:
         """Ask a training job to stop at its next step."""
-        self._wanted[job_id] = reason
+        self._stop_requests[job_id] = reason
 
     async def stop(self) -> None:
         """Stop all jobs at their next step, each with a snapshot, and wait for them."""
@@ -162,7 +167,7 @@ class Runner:
                 return
             self._training.add(job_id)
             try:
-                await self._ended(job_id, await self._in_thread(self._run_engine, job_id))
+                await self._record_end(job_id, await self._in_thread(self._run_engine, job_id))
             finally:
                 self._training.discard(job_id)
 
@@ -204,7 +209,9 @@ class Runner:
             count_tokens=model.engine.count_tokens,
             min_examples=self._settings.min_examples if param == "training_file" else 1,
             blocklist=self._settings.blocklist,
-            stopping=lambda: self._stopping or self._wanted.get(row["id"]) is StopReason.CANCEL,
+            stopping=lambda: (
+                self._stopping or self._stop_requests.get(row["id"]) is StopReason.CANCEL
+            ),
         )
 
     def _check_quota(self, row: Row, checked: Checked) -> None:
@@ -228,7 +235,7 @@ class Runner:
             )
 
     async def _begin(self, job_id: str) -> bool:
-        self._wanted.pop(job_id, None)
+        self._stop_requests.pop(job_id, None)
         now = self._jobs.clock()
         return await self._db.awrite(
             lambda c: self._jobs.move(
@@ -269,7 +276,7 @@ class Runner:
     def _work_folder(self, job_id: str) -> Path:
         return self._folder / job_id / "work"
 
-    def _run_engine(self, job_id: str) -> Outcome:
+    def _run_engine(self, job_id: str) -> TrainingOutcome:
         row = self._row(job_id)
         model = self._models.resolve(row["org"], row["model"], deleted=True)
         folder = self._work_folder(job_id)
@@ -277,7 +284,7 @@ class Runner:
         reporter = JobReporter(self._jobs, row, model.root, self._folder, self._settings)
 
         def should_stop() -> StopReason | None:
-            return StopReason.SHUTDOWN if self._stopping else self._wanted.get(job_id)
+            return StopReason.SHUTDOWN if self._stopping else self._stop_requests.get(job_id)
 
         with self._opened(row, "training_file") as training:
             if row["validation_file"] is None:
@@ -313,7 +320,7 @@ class Runner:
             folder=folder,
         )
 
-    async def _ended(self, job_id: str, outcome: Outcome) -> None:
+    async def _record_end(self, job_id: str, outcome: TrainingOutcome) -> None:
         if outcome.stopped is None:
             await self._in_thread(self._succeed, job_id, outcome)
         elif outcome.stopped is StopReason.PAUSE:
@@ -330,7 +337,7 @@ class Runner:
         elif outcome.stopped is StopReason.CANCEL:
             await self._in_thread(self._clean, job_id)
 
-    def _succeed(self, job_id: str, outcome: Outcome) -> None:
+    def _succeed(self, job_id: str, outcome: TrainingOutcome) -> None:
         row = self._row(job_id)
         model = self._models.resolve(row["org"], row["model"], deleted=True)
         reporter = JobReporter(self._jobs, row, model.root, self._folder, self._settings)

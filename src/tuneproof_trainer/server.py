@@ -12,14 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
-from tuneproof_trainer.access import Caller
+from tuneproof_trainer.access import ApiCaller
 from tuneproof_trainer.chat import Chat
-from tuneproof_trainer.engines.protocol import Engine, EngineError
+from tuneproof_trainer.engines.protocol import EngineError, TrainingEngine
 from tuneproof_trainer.errors import ApiError, is_disk_full
 from tuneproof_trainer.polls import Polls
 from tuneproof_trainer.routes import make_routes
-from tuneproof_trainer.service import Service
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.service import TrainerService
+from tuneproof_trainer.settings import TrainerSettings
 
 __all__ = ["TrainerApp", "create_app"]
 
@@ -30,21 +30,21 @@ _OPEN = frozenset({"/health", "/openapi.json"})
 
 
 def create_app(
-    settings: Settings,
-    engines: Sequence[Engine] | None = None,
+    settings: TrainerSettings,
+    engines: Sequence[TrainingEngine] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> TrainerApp:
     """The application; its lifespan starts and stops the jobs.
 
     Raises ServerError if another trainer uses the same folder.
     """
-    return TrainerApp(Service(settings, engines, clock))
+    return TrainerApp(TrainerService(settings, engines, clock))
 
 
 class TrainerApp:
     """ASGI: lifespan and HTTP."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: TrainerService) -> None:
         self.service = service
         self._chat = Chat(service.settings, service.models, service.clock)
         self._router = Router(make_routes(service), redirect_slashes=False)
@@ -106,7 +106,7 @@ class TrainerApp:
                 return
         await self._router(scope, receive, answer)
 
-    def _admitted(self, scope: Scope, answer: _Headed) -> Caller:
+    def _admitted(self, scope: Scope, answer: _Headed) -> ApiCaller:
         authorization = organization = ""
         for name, value in scope["headers"]:
             if name == b"authorization":
@@ -125,7 +125,7 @@ class _Headed:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._began = time.perf_counter()
+        self._started_at = time.perf_counter()
         self.request_id = f"req_{secrets.token_hex(16)}"
         self._extra: list[tuple[bytes, bytes]] = [
             (b"x-request-id", self.request_id.encode()),
@@ -141,7 +141,7 @@ class _Headed:
         """Send one ASGI message."""
         if message["type"] == "http.response.start":
             self.started = True
-            took_ms = int((time.perf_counter() - self._began) * 1000)
+            took_ms = int((time.perf_counter() - self._started_at) * 1000)
             headers = list(message.get("headers", ()))
             headers += [*self._extra, (b"openai-processing-ms", str(took_ms).encode())]
             message = {**message, "headers": headers}

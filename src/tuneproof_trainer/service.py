@@ -11,35 +11,35 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from tuneproof_trainer.access import Access, KeyStore
-from tuneproof_trainer.database import Database
+from tuneproof_trainer.database import TrainerDatabase
 from tuneproof_trainer.engines import make_engine
-from tuneproof_trainer.engines.protocol import Engine
+from tuneproof_trainer.engines.protocol import TrainingEngine
 from tuneproof_trainer.errors import ServerError
 from tuneproof_trainer.files import FileStore
 from tuneproof_trainer.jobs import JobStore
 from tuneproof_trainer.models import Models
 from tuneproof_trainer.runner import Runner
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.uploads import UploadStore
 
-__all__ = ["Service"]
+__all__ = ["TrainerService"]
 
 logger = logging.getLogger(__name__)
 
 
-class Service:
+class TrainerService:
     """Everything behind the HTTP face; `start` and `stop` belong to the loop that serves it."""
 
     def __init__(
         self,
-        settings: Settings,
-        engines: Sequence[Engine] | None = None,
+        settings: TrainerSettings,
+        engines: Sequence[TrainingEngine] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings, self.clock = settings, clock
         settings.dir.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(settings)
-        self.database = Database(settings.dir / "trainer.sqlite")
+        self.database = TrainerDatabase(settings.dir / "trainer.sqlite")
         models_folder = settings.dir / "models"
         self.files = FileStore(self.database, settings.dir / "files", clock)
         self.uploads = UploadStore(self.database, self.files, settings, clock)
@@ -86,7 +86,7 @@ class Service:
         self.files.collect(self.settings.file_lifetime_s)
 
 
-def _locked(settings: Settings) -> TextIOWrapper:
+def _locked(settings: TrainerSettings) -> TextIOWrapper:
     """The lock on the folder; it goes with the process, however that ends."""
     handle = (settings.dir / "lock").open("w")
     try:

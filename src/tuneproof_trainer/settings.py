@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Settings"]
+__all__ = ["TrainerSettings"]
 
 MIB = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainerSettings:
     """All that `create_app` needs to know. Sizes in bytes, times in seconds."""
 
     dir: Path

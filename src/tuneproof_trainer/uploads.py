@@ -10,12 +10,12 @@ from sqlite3 import Connection
 from typing import Any
 
 from tuneproof_trainer.answers import UploadObject, UploadPartObject, UploadStatus
-from tuneproof_trainer.database import Database, Row, insert
+from tuneproof_trainer.database import Row, TrainerDatabase, insert
 from tuneproof_trainer.errors import ApiError, bad_request, not_found
 from tuneproof_trainer.files import FileStore, Landed, Landing, file_object, read_chunks
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.requests import CompleteUpload, CreateUpload
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 __all__ = ["UploadStore"]
 
@@ -25,9 +25,9 @@ class UploadStore:
 
     def __init__(
         self,
-        database: Database,
+        database: TrainerDatabase,
         files: FileStore,
-        settings: Settings,
+        settings: TrainerSettings,
         clock: Callable[[], float],
     ) -> None:
         self._db, self._files, self._settings, self._clock = database, files, settings, clock

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneproof_trainer.engines.protocol import Engine
+from tuneproof_trainer.engines.protocol import TrainingEngine
 from tuneproof_trainer.errors import ServerError
 
 if TYPE_CHECKING:
-    from tuneproof_trainer.settings import Settings
+    from tuneproof_trainer.settings import TrainerSettings
 
 __all__ = ["make_engine"]
 
@@ -22,7 +22,7 @@ _NEEDED = {
 }
 
 
-def make_engine(settings: Settings) -> Engine:
+def make_engine(settings: TrainerSettings) -> TrainingEngine:
     """The engine that the settings name; raises ServerError if it cannot be had."""
     if settings.engine == "ngram":
         from tuneproof_trainer.engines.ngram.engine import NgramEngine
@@ -33,7 +33,7 @@ def make_engine(settings: Settings) -> Engine:
     raise ServerError(f"There is no engine {settings.engine!r}; there are: ngram, lora, ray.")
 
 
-def _trained_apart(settings: Settings) -> Engine:
+def _trained_apart(settings: TrainerSettings) -> TrainingEngine:
     """The lora engine, or the ray engine, which is the same on a cluster."""
     name = settings.engine
     missing = [package for package in _NEEDED[name] if find_spec(package) is None]

@@ -15,20 +15,20 @@ from typing import Literal, Protocol
 
 __all__ = [
     "BaseModel",
-    "Engine",
     "EngineError",
-    "Example",
     "Examples",
     "Generation",
     "Hyperparameters",
     "Message",
-    "Metrics",
-    "Outcome",
     "Reporter",
     "ShouldStop",
+    "StepMetrics",
     "StopReason",
     "Token",
     "TokenScore",
+    "TrainingEngine",
+    "TrainingExample",
+    "TrainingOutcome",
     "TrainingTask",
 ]
 
@@ -44,7 +44,7 @@ class Message:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
+class TrainingExample:
     """One training line.
 
     Supervised: `messages`, with answers among them. DPO: `messages` is the input, and
@@ -61,7 +61,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> TrainingExample: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +95,7 @@ class TrainingTask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Metrics:
+class StepMetrics:
     """Loss (nats per token) and accuracy (share of tokens guessed) at one step."""
 
     step: int
@@ -130,10 +130,10 @@ class Reporter(Protocol):
     def chosen(self, hyperparameters: Hyperparameters) -> None:
         """The values in force, with "auto" resolved."""
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         """One step was done."""
 
-    def checkpoint(self, step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def checkpoint(self, step: int, metrics: StepMetrics, save: Callable[[Path], None]) -> None:
         """A model that can be used: `save` writes it into an empty folder."""
 
     def message(self, text: str, level: Literal["info", "warn", "error"] = "info") -> None:
@@ -141,7 +141,7 @@ class Reporter(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class TrainingOutcome:
     """How a training ended; `stopped` says that it did not finish, and why."""
 
     stopped: StopReason | None
@@ -203,7 +203,7 @@ class EngineError(Exception):
         return type(self), (self.code, self.message, self.param)
 
 
-class Engine(Protocol):
+class TrainingEngine(Protocol):
     """Trains, generates and scores. All methods block; the server calls them off its loop,
     except `generate` and `score` of an engine that says `quick`."""
 
@@ -222,7 +222,7 @@ class Engine(Protocol):
         task: TrainingTask,
         report: Reporter,
         should_stop: ShouldStop,
-    ) -> Outcome:
+    ) -> TrainingOutcome:
         """Train one job, from its last snapshot if there is one.
 
         Raises EngineError for a job that cannot succeed; anything else is the server's fault.

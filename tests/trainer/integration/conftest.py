@@ -14,7 +14,7 @@ from tests.waiting import until
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.ngram.corpus import base_posts
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 BASE = "tuneproof-ngram-1"
 Start = Callable[..., EmbeddedTrainer]
@@ -74,7 +74,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def run(**settings: Any) -> EmbeddedTrainer:
         folder = settings.pop("dir", tmp_path / "trainer")
-        trainer = EmbeddedTrainer(Settings(dir=folder, **settings)).start()
+        trainer = EmbeddedTrainer(TrainerSettings(dir=folder, **settings)).start()
         running.append(trainer)
         return trainer
 
@@ -86,7 +86,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTrainer]:
     """One trainer for tests that leave each other alone."""
-    with EmbeddedTrainer(Settings(dir=tmp_path_factory.mktemp("trainer"))) as running:
+    with EmbeddedTrainer(TrainerSettings(dir=tmp_path_factory.mktemp("trainer"))) as running:
         yield running
 
 

@@ -12,11 +12,11 @@ import pytest
 from openai import APIStatusError, AuthenticationError, NotFoundError, OpenAI, RateLimitError
 from tests.trainer.integration.conftest import BASE, Start, client_of, lines, upload
 
-from tuneproof_trainer.access import Access, Caller, KeyStore
-from tuneproof_trainer.database import Database
+from tuneproof_trainer.access import Access, ApiCaller, KeyStore
+from tuneproof_trainer.database import TrainerDatabase
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.errors import ApiError, ServerError
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -135,10 +135,10 @@ def test_too_many_requests_are_told_when_to_come_back(start: Start) -> None:
 
 def test_the_limit_refills_evenly_and_each_key_has_its_own(tmp_path: Path) -> None:
     now = [0.0]
-    database = Database(tmp_path / "x.sqlite")
-    settings = Settings(dir=tmp_path, requests_per_minute=60)
+    database = TrainerDatabase(tmp_path / "x.sqlite")
+    settings = TrainerSettings(dir=tmp_path, requests_per_minute=60)
     access = Access(settings, KeyStore(database, lambda: 0.0), monotonic=lambda: now[0])
-    ann, bob = Caller(org="a", key_id="ann"), Caller(org="a", key_id="bob")
+    ann, bob = ApiCaller(org="a", key_id="ann"), ApiCaller(org="a", key_id="bob")
     for _ in range(60):
         access.admit(ann)
     with pytest.raises(ApiError) as refused:
@@ -183,10 +183,10 @@ def test_errors_have_the_shape_of_the_original(
 def test_a_second_trainer_on_the_same_folder_is_refused(start: Start, tmp_path: Path) -> None:
     start()
     with pytest.raises(ServerError, match="Another trainer uses"):
-        EmbeddedTrainer(Settings(dir=tmp_path / "trainer")).start()
+        EmbeddedTrainer(TrainerSettings(dir=tmp_path / "trainer")).start()
 
 
 def test_a_port_in_use_is_told(start: Start, tmp_path: Path) -> None:
     port = int(start().base_url.rsplit(":", 1)[1].removesuffix("/v1"))
     with pytest.raises(ServerError, match="cannot listen"):
-        EmbeddedTrainer(Settings(dir=tmp_path / "other"), port=port).start()
+        EmbeddedTrainer(TrainerSettings(dir=tmp_path / "other"), port=port).start()

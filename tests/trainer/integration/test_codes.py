@@ -20,7 +20,7 @@ from tests.trainer.integration.test_access import made_key
 import tuneproof_trainer
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.parsing import RULES
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 SOURCES = Path(tuneproof_trainer.__file__).parent
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "trainer.md"
@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[int, Callable[[OpenAI], Any]]] = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    settings = Settings(dir=tmp_path_factory.mktemp("codes"), max_file_bytes=100_000)
+    settings = TrainerSettings(dir=tmp_path_factory.mktemp("codes"), max_file_bytes=100_000)
     with EmbeddedTrainer(settings) as running:
         yield client_of(running)
 

@@ -18,15 +18,15 @@ from tuneproof_trainer.engines.protocol import (
     Generation,
     Hyperparameters,
     Message,
-    Metrics,
-    Outcome,
     Reporter,
     ShouldStop,
+    StepMetrics,
     Token,
     TokenScore,
+    TrainingOutcome,
     TrainingTask,
 )
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 
 class Scripted:
@@ -46,7 +46,9 @@ class Scripted:
     def base_models(self) -> Sequence[BaseModel]:
         return [BaseModel(id="scripted-1", owned_by="test", created=1, shutdown_date="2027-01-06")]
 
-    def train(self, task: TrainingTask, report: Reporter, should_stop: ShouldStop) -> Outcome:
+    def train(
+        self, task: TrainingTask, report: Reporter, should_stop: ShouldStop
+    ) -> TrainingOutcome:
         with self._lock:
             self.training += 1
             self.most = max(self.most, self.training)
@@ -57,11 +59,13 @@ class Scripted:
             while not self.go.wait(0.005):
                 reason = should_stop()
                 if reason is not None:
-                    return Outcome(stopped=reason, trained_tokens=0, steps=0)
-            metrics = Metrics(step=1, total_steps=1, train_loss=1.0, train_mean_token_accuracy=0.5)
+                    return TrainingOutcome(stopped=reason, trained_tokens=0, steps=0)
+            metrics = StepMetrics(
+                step=1, total_steps=1, train_loss=1.0, train_mean_token_accuracy=0.5
+            )
             report.checkpoint(1, metrics, lambda path: None)
             report.metrics(metrics)
-            return Outcome(stopped=None, trained_tokens=5, steps=1)
+            return TrainingOutcome(stopped=None, trained_tokens=5, steps=1)
         finally:
             with self._lock:
                 self.training -= 1
@@ -85,7 +89,7 @@ class Scripted:
 
 
 def served(tmp_path: Path, engine: Scripted, **settings: int) -> EmbeddedTrainer:
-    return EmbeddedTrainer(Settings(dir=tmp_path, **settings), engines=[engine])  # type: ignore[arg-type]
+    return EmbeddedTrainer(TrainerSettings(dir=tmp_path, **settings), engines=[engine])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from tests.trainer.integration.conftest import (
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.requests import CreateUpload
-from tuneproof_trainer.service import Service
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.service import TrainerService
+from tuneproof_trainer.settings import TrainerSettings
 
 
 def test_content_comes_back_as_it_was_sent_with_its_hash(client: OpenAI) -> None:
@@ -50,7 +50,7 @@ def test_lists_are_paged_ordered_and_filtered_by_purpose(start: Start) -> None:
 
 def test_files_expire_at_the_time_they_were_given(tmp_path: Path) -> None:
     now = [1_800_000_000.0]
-    service = Service(Settings(dir=tmp_path), clock=lambda: now[0])
+    service = TrainerService(TrainerSettings(dir=tmp_path), clock=lambda: now[0])
     landed = service.files.land([b"abc"], 100)
     service.database.write(
         lambda c: service.files.record(
@@ -71,7 +71,9 @@ def test_files_expire_at_the_time_they_were_given(tmp_path: Path) -> None:
 
 def test_old_files_abandoned_uploads_and_strays_are_collected(tmp_path: Path) -> None:
     now = [time.time()]
-    service = Service(Settings(dir=tmp_path, file_lifetime_s=86_400), clock=lambda: now[0])
+    service = TrainerService(
+        TrainerSettings(dir=tmp_path, file_lifetime_s=86_400), clock=lambda: now[0]
+    )
     old = kept(service, b"old")
     asked = CreateUpload(bytes=3, filename="f", purpose="fine-tune", mime_type="text/plain")
     upload_id = service.uploads.create("o", asked)["id"]
@@ -99,7 +101,7 @@ def test_old_files_abandoned_uploads_and_strays_are_collected(tmp_path: Path) ->
     service.close()
 
 
-def kept(service: Service, content: bytes) -> str:
+def kept(service: TrainerService, content: bytes) -> str:
     landed = service.files.land([content], 100)
     service.database.write(
         lambda c: service.files.record(c, landed, org="o", filename="f", purpose="fine-tune")

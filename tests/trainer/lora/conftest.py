@@ -15,13 +15,13 @@ from tests.trainer.lora.tiny import make_model
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.protocol import (
-    Example,
     Hyperparameters,
     Message,
-    Metrics,
+    StepMetrics,
+    TrainingExample,
     TrainingTask,
 )
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
 
@@ -34,18 +34,18 @@ class Recorder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.hyperparameters: Hyperparameters | None = None
-        self.told: list[Metrics] = []
+        self.told: list[StepMetrics] = []
         self.checkpoints: dict[int, Path] = {}
-        self.final: Metrics | None = None
+        self.final: StepMetrics | None = None
         self.messages: list[str] = []
 
     def chosen(self, hyperparameters: Hyperparameters) -> None:
         self.hyperparameters = hyperparameters
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         self.told.append(metrics)
 
-    def checkpoint(self, step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def checkpoint(self, step: int, metrics: StepMetrics, save: Callable[[Path], None]) -> None:
         path = self.folder / f"step-{step}"
         if not path.exists():  # it is told again by a training that goes on
             path.mkdir(parents=True)
@@ -59,15 +59,15 @@ class Recorder:
         return [metrics.train_loss for metrics in self.told]
 
 
-def examples(content: bytes) -> list[Example]:
+def examples(content: bytes) -> list[TrainingExample]:
     """A training file's lines as an engine gets them."""
     return [_example(json.loads(line)) for line in content.splitlines()]
 
 
-def _example(data: dict[str, Any]) -> Example:
+def _example(data: dict[str, Any]) -> TrainingExample:
     if "messages" in data:
-        return Example(messages=messages(data["messages"]))
-    return Example(
+        return TrainingExample(messages=messages(data["messages"]))
+    return TrainingExample(
         messages=messages(data["input"]["messages"]),
         preferred=messages(data["preferred_output"]),
         rejected=messages(data["non_preferred_output"]),
@@ -111,7 +111,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trainer(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTrainer]:
     """A server with the lora engine."""
-    settings = Settings(
+    settings = TrainerSettings(
         dir=tmp_path_factory.mktemp("trainer"),
         engine="lora",
         models=(str(tiny),),

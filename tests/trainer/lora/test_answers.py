@@ -24,7 +24,7 @@ from tuneproof_trainer.engines.lora.loading import load_conversations, load_mode
 from tuneproof_trainer.engines.lora.measures import knows_nothing, measure
 from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
 from tuneproof_trainer.engines.protocol import Generation, Message
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.lora
 SAID = messages(
@@ -126,7 +126,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_fine_tune_becomes_a_whole_model_that_says_the_same(tied: Path, tmp_path: Path) -> None:
     """On a base whose embeddings are its output layer, too, as in most small models."""
-    settings = Settings(dir=tmp_path / "trainer", engine="lora", models=(str(tied),))
+    settings = TrainerSettings(dir=tmp_path / "trainer", engine="lora", models=(str(tied),))
     with EmbeddedTrainer(settings) as trainer:
         client = OpenAI(base_url=trainer.base_url, api_key="any", max_retries=0)
         job = client.fine_tuning.jobs.create(
@@ -163,7 +163,7 @@ def vllm() -> Iterator[FakeVllm]:
 def served(
     vllm: FakeVllm, tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OpenAI]:
-    settings = Settings(
+    settings = TrainerSettings(
         dir=tmp_path_factory.mktemp("trainer"),
         engine="lora",
         models=(str(tiny),),
@@ -235,7 +235,7 @@ def test_a_vllm_that_refuses_is_named_and_one_that_was_restarted_is_told_again(
 
 def test_a_vllm_that_does_not_answer_is_named(tiny: Path, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    settings = Settings(dir=tmp_path, engine="lora", models=(str(tiny),), vllm=url)
+    settings = TrainerSettings(dir=tmp_path, engine="lora", models=(str(tiny),), vllm=url)
     with EmbeddedTrainer(settings) as trainer:
         client = OpenAI(base_url=trainer.base_url, api_key="any", max_retries=0)
         with pytest.raises(BadRequestError, match=f"vLLM at {url} does not answer"):

@@ -27,7 +27,7 @@ from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
 from tuneproof_trainer.engines.protocol import EngineError, StopReason
 from tuneproof_trainer.engines.ray.engine import RayEngine
 from tuneproof_trainer.engines.ray.options import RayOptions
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.ray
 ASKED: dict[str, Any] = {"n_epochs": 4, "batch_size": 7}
@@ -68,7 +68,7 @@ def trainer(
     cluster: Cluster, tiny: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EmbeddedTrainer]:
     """A server whose jobs are trained on the cluster."""
-    settings = Settings(
+    settings = TrainerSettings(
         dir=tmp_path_factory.mktemp("trainer"),
         engine="ray",
         models=(str(tiny),),

@@ -11,15 +11,15 @@ from tuneproof_trainer.engines.ngram.kneser_ney import KneserNey, _discounts, _l
 from tuneproof_trainer.engines.ngram.mix import Mix
 from tuneproof_trainer.engines.ngram.prompts import PLAIN
 from tuneproof_trainer.engines.ngram.spelling import Spelling
-from tuneproof_trainer.engines.ngram.stage import Text, count_stage
+from tuneproof_trainer.engines.ngram.stage import AnswerTexts, count_stage
 from tuneproof_trainer.engines.ngram.tokens import BOS, EOS, Vocabulary, split
 
 WORDS = st.sampled_from([" a", " b", " c", " d", " e", " f"])
 TEXTS = st.lists(st.lists(WORDS, max_size=8), min_size=1, max_size=12)
 
 
-def counted(texts: list[list[str]]) -> tuple[KneserNey, list[int], Text]:
-    text = Text(Vocabulary())
+def counted(texts: list[list[str]]) -> tuple[KneserNey, list[int], AnswerTexts]:
+    text = AnswerTexts(Vocabulary())
     for words in texts:
         text.add(words, (PLAIN,))
     stage = count_stage(text, Mix())

@@ -14,15 +14,15 @@ from tuneproof_trainer.engines.lora import pipe
 from tuneproof_trainer.engines.lora.choices import choose, learning_rate, schedule
 from tuneproof_trainer.engines.lora.options import LoraOptions, named_bases
 from tuneproof_trainer.engines.protocol import (
-    Example,
     Hyperparameters,
     Message,
-    Metrics,
-    Outcome,
+    StepMetrics,
     StopReason,
+    TrainingExample,
+    TrainingOutcome,
 )
 from tuneproof_trainer.errors import ServerError
-from tuneproof_trainer.settings import Settings
+from tuneproof_trainer.settings import TrainerSettings
 
 AUTO = Hyperparameters()
 
@@ -92,12 +92,12 @@ def test_models_that_cannot_be_are_refused(models: list[str], told: str) -> None
 
 def test_an_engine_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="there are: ngram, lora"):
-        make_engine(Settings(dir=tmp_path, engine="magic"))
+        make_engine(TrainerSettings(dir=tmp_path, engine="magic"))
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
-    metrics = Metrics(step=1, total_steps=2, train_loss=0.5, train_mean_token_accuracy=0.25)
-    outcome = Outcome(stopped=StopReason.PAUSE, trained_tokens=7, steps=1)
+    metrics = StepMetrics(step=1, total_steps=2, train_loss=0.5, train_mean_token_accuracy=0.25)
+    outcome = TrainingOutcome(stopped=StopReason.PAUSE, trained_tokens=7, steps=1)
     sent = {"metrics": metrics, "outcome": outcome, "hyperparameters": AUTO, "text": "so"}
     line = io.BytesIO()
     pipe.write(line, "all", **sent)
@@ -106,7 +106,7 @@ def test_messages_arrive_as_they_were_sent() -> None:
 
 @given(
     st.builds(
-        Example,
+        TrainingExample,
         messages=st.lists(
             st.builds(
                 Message,
@@ -117,7 +117,7 @@ def test_messages_arrive_as_they_were_sent() -> None:
         ).map(tuple),
     )
 )
-def test_examples_arrive_as_they_were_sent(example: Example) -> None:
+def test_examples_arrive_as_they_were_sent(example: TrainingExample) -> None:
     line = pipe.write_example(example)
     assert line.count(b"\n") == 1
     assert pipe.read_example(line) == example

@@ -15,18 +15,18 @@ import pytest
 
 from tuneproof_trainer.engines.ngram.corpus import base_examples, base_posts
 from tuneproof_trainer.engines.ngram.engine import BASE_MODEL, NgramEngine
-from tuneproof_trainer.engines.ngram.fitting import Answer
+from tuneproof_trainer.engines.ngram.fitting import AnswerTokens
 from tuneproof_trainer.engines.ngram.prompts import key_names, prompt_keys, read_prompt
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, split
 from tuneproof_trainer.engines.protocol import (
     EngineError,
-    Example,
     Generation,
     Hyperparameters,
     Message,
-    Metrics,
-    Outcome,
+    StepMetrics,
     StopReason,
+    TrainingExample,
+    TrainingOutcome,
     TrainingTask,
 )
 
@@ -38,7 +38,7 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.seen: list[Metrics] = []
+        self.seen: list[StepMetrics] = []
         self.models: dict[int, Path] = {}
         self.values: Hyperparameters | None = None
         self.messages: list[str] = []
@@ -46,10 +46,10 @@ class Kept:
     def chosen(self, hyperparameters: Hyperparameters) -> None:
         self.values = hyperparameters
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         self.seen.append(metrics)
 
-    def checkpoint(self, step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def checkpoint(self, step: int, metrics: StepMetrics, save: Callable[[Path], None]) -> None:
         path = self.folder / f"model-{len(self.models)}-{step}"
         path.mkdir()
         save(path)
@@ -63,8 +63,8 @@ class Kept:
         return self.models[max(self.models)]
 
 
-def example(prompt: str, answer: str) -> Example:
-    return Example(
+def example(prompt: str, answer: str) -> TrainingExample:
+    return TrainingExample(
         messages=(
             Message(role="user", content=prompt),
             Message(role="assistant", content=answer),
@@ -72,18 +72,18 @@ def example(prompt: str, answer: str) -> Example:
     )
 
 
-def styled(style: str, count: int = 300, seed: int = 5) -> list[Example]:
+def styled(style: str, count: int = 300, seed: int = 5) -> list[TrainingExample]:
     return [example(p, h) for p, h, _, s in base_posts(count * 10, seed) if s == style][:count]
 
 
 def trained(
     engine: NgramEngine,
     folder: Path,
-    training: list[Example],
+    training: list[TrainingExample],
     *,
     should_stop: Callable[[], StopReason | None] = lambda: None,
     **changes: Any,
-) -> tuple[Kept, Outcome]:
+) -> tuple[Kept, TrainingOutcome]:
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     task = TrainingTask(
@@ -114,7 +114,7 @@ def answers(engine: NgramEngine, model: str, prompt: str, count: int, **how: Any
     ]
 
 
-def loss(engine: NgramEngine, model: str, examples: list[Example]) -> float:
+def loss(engine: NgramEngine, model: str, examples: list[TrainingExample]) -> float:
     """Nats per token of the answers."""
     total, count = 0.0, 0
     for one in examples:
@@ -317,7 +317,7 @@ def test_a_chain_of_fine_tunes_survives_the_deletion_of_its_parents(
 
 def test_messages_of_weight_zero_are_not_learned(engine: NgramEngine, tmp_path: Path) -> None:
     silent = [
-        Example(
+        TrainingExample(
             messages=(
                 Message(role="user", content="Say it"),
                 Message(role="assistant", content="zzz zzz zzz zzz", weight=0),
@@ -334,7 +334,7 @@ def test_messages_of_weight_zero_are_not_learned(engine: NgramEngine, tmp_path: 
 
 def test_dpo_learns_the_preferred_answers(engine: NgramEngine, tmp_path: Path) -> None:
     pairs = [
-        Example(
+        TrainingExample(
             messages=one.messages[:1],
             preferred=one.messages[1:],
             rejected=(Message(role="assistant", content="Bad answer"),),
@@ -355,11 +355,11 @@ def whole(engine: NgramEngine, tmp_path_factory: pytest.TempPathFactory) -> Kept
     return trained(engine, folder, conversations(), validation=styled("story", 8, seed=3))[0]
 
 
-def conversations() -> list[Example]:
+def conversations() -> list[TrainingExample]:
     """Examples with one answer and with two, so answers and examples are not the same count."""
     single = styled("story", 45)
     double = [
-        Example(messages=(*first.messages, *second.messages))
+        TrainingExample(messages=(*first.messages, *second.messages))
         for first, second in zip(single[:10], single[10:20], strict=True)
     ]
     return double + single[20:]
@@ -452,7 +452,7 @@ def test_fitting_prefers_what_explains_held_out_answers(
 
     model = engine.word_model(questions)
     held_out = [
-        Answer(read_prompt(one.messages[:1]), tuple(split(one.messages[1].content)))
+        AnswerTokens(read_prompt(one.messages[:1]), tuple(split(one.messages[1].content)))
         for one in styled("question", 40, seed=123)
     ]
     mix = fitted(model, held_out)

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneproof_trainer.engines.lora.shares import AT_ONCE, Shares
+from tuneproof_trainer.engines.lora.shares import AT_ONCE, MemberBatches
 from tuneproof_trainer.engines.lora.team import Alone
 
 
@@ -20,8 +20,8 @@ class Member(Alone):
     size: int = 1
 
 
-def dealt(rows: int, batch: int, size: int, epoch: int = 0) -> list[Shares]:
-    shares = [Shares(rows, batch, Member(rank, size), seed=3) for rank in range(size)]
+def dealt(rows: int, batch: int, size: int, epoch: int = 0) -> list[MemberBatches]:
+    shares = [MemberBatches(rows, batch, Member(rank, size), seed=3) for rank in range(size)]
     for one in shares:
         one.set_epoch(epoch)
     return shares
@@ -73,4 +73,4 @@ def test_fillers_are_fewer_than_members_in_each_step(rows: int, batch: int, size
 def test_each_epoch_has_an_order_of_its_own_and_no_seed_keeps_the_rows_in_place() -> None:
     first, again, second = (list(dealt(40, 8, 2, epoch)[0]) for epoch in (0, 0, 1))
     assert first == again != second
-    assert list(Shares(5, 2, Alone(), None)) == [[0, 1], [2, 3], [4]]
+    assert list(MemberBatches(5, 2, Alone(), None)) == [[0, 1], [2, 3], [4]]

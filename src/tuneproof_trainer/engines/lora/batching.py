@@ -39,7 +39,7 @@ class _Request:
         self.over = False
         """Whether no more tokens are wanted."""
 
-        self.told = False
+        self.exhausted = False
         """Whether its last token was taken."""
 
     def ids(self) -> list[int]:
@@ -69,13 +69,13 @@ class _Answer:
         return self
 
     def __next__(self) -> Token:
-        if self._request.told:
+        if self._request.exhausted:
             raise StopIteration
         token = self._request.out.get()
         if isinstance(token, Exception):
-            self._request.told = True
+            self._request.exhausted = True
             raise token
-        self._request.told = token.finish is not None
+        self._request.exhausted = token.finish is not None
         return token
 
     def __del__(self) -> None:
@@ -132,14 +132,14 @@ class Batcher:
         """Do something between two slices, when nothing else uses the network."""
         done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
-        def told() -> None:
+        def run_work() -> None:
             try:
                 done.put((True, work()))
             except Exception as error:
                 done.put((False, error))
 
         with self._news:
-            self._calls.append(told)
+            self._calls.append(run_work)
             self._news.notify()
         went_well, result = done.get()
         if not went_well:
@@ -176,7 +176,7 @@ class Batcher:
                 self._advance(network, batch)
         except Exception as error:
             for request in batch:
-                request.fail(_told(error))
+                request.fail(_explained(error))
         with self._news:
             self._waiting.extend(request for request in batch if not request.over)
 
@@ -195,7 +195,7 @@ class Batcher:
         cache, made = None, 0
         with torch.inference_mode():
             while not self._due(batch, made):
-                said = network(
+                output = network(
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=position,
@@ -203,13 +203,13 @@ class Batcher:
                     use_cache=True,
                     logits_to_keep=1,
                 )
-                cache = said.past_key_values
-                ids = self._taken(batch, said.logits[:, -1].cpu()).to(network.device)
+                cache = output.past_key_values
+                ids = self._next_ids(batch, output.logits[:, -1].cpu()).to(network.device)
                 mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
                 position = position[:, -1:] + 1
                 made += 1
 
-    def _taken(self, batch: list[_Request], logits: Any) -> Any:
+    def _next_ids(self, batch: list[_Request], logits: Any) -> Any:
         import torch
 
         for request, row in zip(batch, logits, strict=True):
@@ -235,7 +235,7 @@ def _scores(network: Any, encoded: Encoded) -> list[tuple[float, int]]:
     return list(zip(own[:, 0].tolist(), ranks.tolist(), strict=True))
 
 
-def _told(error: Exception) -> Exception:
+def _explained(error: Exception) -> Exception:
     if "out of memory" in str(error) or "can't allocate memory" in str(error):
         return EngineError("out_of_memory", "The server ran out of memory; try again later.")
     return error

@@ -23,18 +23,18 @@ from tuneproof_trainer.engines.lora import pipe
 from tuneproof_trainer.engines.protocol import (
     EngineError,
     Hyperparameters,
-    Metrics,
-    Outcome,
+    StepMetrics,
     StopReason,
+    TrainingOutcome,
 )
 
-__all__ = ["Parent", "Train", "failure", "run"]
+__all__ = ["ParentProcess", "Train", "failure", "run"]
 
 _NO_SPACE = ("No space left on device", "os error 28", "inline_container.cc")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
-class Parent:
+class ParentProcess:
     """The server's process, as the child sees it: hears what is told, may ask to stop."""
 
     def __init__(self, read: IO[bytes], write: IO[bytes]) -> None:
@@ -46,9 +46,9 @@ class Parent:
 
     def _listen(self) -> None:
         for line in self._read:
-            said = pipe.read(line)
-            if said["kind"] == "stop":
-                self._reason = StopReason(said["reason"])
+            message = pipe.read(line)
+            if message["kind"] == "stop":
+                self._reason = StopReason(message["reason"])
             else:
                 self._acks.put(None)
         os._exit(1)  # the parent is gone, and nobody would hear of what comes now
@@ -61,11 +61,11 @@ class Parent:
         """The values in force."""
         self._tell("chosen", hyperparameters=hyperparameters)
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         """One step was done."""
         self._tell("metrics", metrics=metrics)
 
-    def checkpoint(self, metrics: Metrics, folder: Path) -> None:
+    def checkpoint(self, metrics: StepMetrics, folder: Path) -> None:
         """A model that can be used lies in `folder`."""
         self._tell("checkpoint", metrics=metrics, path=str(folder))
 
@@ -77,7 +77,7 @@ class Parent:
         pipe.write(self._write, kind, **content)
         self._acks.get()
 
-    def done(self, outcome: Outcome) -> None:
+    def done(self, outcome: TrainingOutcome) -> None:
         """The training ended."""
         self._end("done", outcome=outcome)
 
@@ -92,7 +92,7 @@ class Parent:
             pipe.write(self._write, kind, **content)
 
 
-Train = Callable[[Path, Parent], Outcome]
+Train = Callable[[Path, ParentProcess], TrainingOutcome]
 """Trains the job that was prepared in a folder."""
 
 
@@ -109,9 +109,9 @@ def run(folder: Path, train: Train) -> NoReturn:
 
 
 def _speak(folder: Path, train: Train) -> None:
-    told = os.fdopen(os.dup(1), "wb")
+    output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    parent = Parent(sys.stdin.buffer, told)
+    parent = ParentProcess(sys.stdin.buffer, output)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until an earlier child of this job is gone
         try:
@@ -145,7 +145,7 @@ def _full(folder: Path) -> bool:
     return shutil.disk_usage(folder).free < 1 << 20
 
 
-def _train(folder: Path, parent: Parent) -> Outcome:
+def _train(folder: Path, parent: ParentProcess) -> TrainingOutcome:
     from tuneproof_trainer.engines.lora.training import train_prepared
 
     return train_prepared(folder, parent)

@@ -41,15 +41,19 @@ class Schedule:
 
 
 def choose(
-    asked: Hyperparameters, method: Literal["supervised", "dpo"], examples: int, *, untrained: bool
+    requested: Hyperparameters,
+    method: Literal["supervised", "dpo"],
+    examples: int,
+    *,
+    untrained: bool,
 ) -> Hyperparameters:
     """The values in force: those asked for, else ones that suit the number of examples."""
     rate = _UNTRAINED_RATE if untrained and method == "supervised" else 1.0
-    beta = (asked.beta or _BETA) if method == "dpo" else None
+    beta = (requested.beta or _BETA) if method == "dpo" else None
     return Hyperparameters(
-        n_epochs=asked.n_epochs or _epochs(examples),
-        batch_size=min(asked.batch_size or _batch(examples), examples),
-        learning_rate_multiplier=asked.learning_rate_multiplier or rate,
+        n_epochs=requested.n_epochs or _epochs(examples),
+        batch_size=min(requested.batch_size or _batch(examples), examples),
+        learning_rate_multiplier=requested.learning_rate_multiplier or rate,
         beta=beta,
     )
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tuneproof_trainer.engines.protocol import EngineError, Example, Message
+from tuneproof_trainer.engines.protocol import EngineError, Message, TrainingExample
 
 __all__ = ["Conversations", "Encoded", "Pair"]
 
@@ -77,13 +77,13 @@ class Conversations:
         """The conversation as one sequence; as several where its template shows earlier answers
         otherwise than they were given (as templates that drop old reasoning do)."""
         learned = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight]
-        whole = self._shown(messages)
+        whole = self._rendered(messages)
         parts = [self._answer(messages, i) for i in learned]
         if all(whole.startswith(before + answer) for before, answer in parts):
             return [self._marked(whole, parts)]
         return [self._marked(before + answer, [(before, answer)]) for before, answer in parts]
 
-    def pair(self, example: Example) -> Pair:
+    def pair(self, example: TrainingExample) -> Pair:
         """A prompt with its two answers."""
         before, chosen = self._answer_to(example.messages, example.preferred[-1])
         _, rejected = self._answer_to(example.messages, example.rejected[-1])
@@ -94,13 +94,13 @@ class Conversations:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What to show a model that is to answer."""
-        return self._ids(self._shown(messages, asks=True))
+        return self._ids(self._rendered(messages, asks=True))
 
     def scored(self, messages: Sequence[Message]) -> Encoded:
         """The conversation with the last answer and its end marked."""
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
         if last is None:
-            ids = self._ids(self._shown(messages))
+            ids = self._ids(self._rendered(messages))
             return Encoded(ids, [IGNORED] * len(ids))
         before, answer = self._answer(messages, last)
         return self._marked(before + answer, [(before, answer)])
@@ -111,42 +111,42 @@ class Conversations:
 
     # -- text -------------------------------------------------------------------------------
 
-    def _shown(self, messages: Sequence[Message], *, asks: bool = False) -> str:
+    def _rendered(self, messages: Sequence[Message], *, asks: bool = False) -> str:
         from jinja2.exceptions import TemplateError
 
-        said = [{"role": _role(m.role), "content": m.content} for m in messages]
+        turns = [{"role": _role(m.role), "content": m.content} for m in messages]
         try:
-            return self._templated(said, asks)
+            return self._by_template(turns, asks)
         except TemplateError as error:
-            merged = _without_system(said)
-            if merged == said:
+            merged = _without_system(turns)
+            if merged == turns:
                 raise _unfit(error) from error
             try:
-                return self._templated(merged, asks)
+                return self._by_template(merged, asks)
             except TemplateError as again:
                 raise _unfit(again) from again
 
-    def _templated(self, said: list[dict[str, str]], asks: bool) -> str:
-        shown: str = self.tokenizer.apply_chat_template(
-            said, tokenize=False, add_generation_prompt=asks
+    def _by_template(self, turns: list[dict[str, str]], asks: bool) -> str:
+        rendered: str = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=asks
         )
-        return shown
+        return rendered
 
     def _answer(self, messages: Sequence[Message], at: int) -> tuple[str, str]:
         return self._answer_to(messages[:at], messages[at])
 
     def _answer_to(self, before: Sequence[Message], answer: Message) -> tuple[str, str]:
         """What stands before an answer, and the answer with its end."""
-        asked = self._shown(before, asks=True) if before else ""
-        shown = self._shown([*before, answer]).rstrip()
-        start = _common(asked, shown)
-        return shown[:start], shown[start:]
+        prompt = self._rendered(before, asks=True) if before else ""
+        rendered = self._rendered([*before, answer]).rstrip()
+        start = _common(prompt, rendered)
+        return rendered[:start], rendered[start:]
 
     def _find_end(self) -> str:
         """What the template puts after an answer."""
-        asked = Message(role="user", content=_PROBE)
-        shown = self._shown([asked, Message(role="assistant", content=_PROBE)])
-        return shown[shown.rindex(_PROBE) + len(_PROBE) :].strip()
+        prompt = Message(role="user", content=_PROBE)
+        rendered = self._rendered([prompt, Message(role="assistant", content=_PROBE)])
+        return rendered[rendered.rindex(_PROBE) + len(_PROBE) :].strip()
 
     # -- tokens -----------------------------------------------------------------------------
 
@@ -192,11 +192,11 @@ def _role(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-def _without_system(said: list[dict[str, str]]) -> list[dict[str, str]]:
+def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     """System messages moved into the next user message, for templates that refuse them."""
     made: list[dict[str, str]] = []
     held: list[str] = []
-    for message in said:
+    for message in turns:
         if message["role"] == "system":
             held.append(message["content"])
         elif message["role"] == "user" and held:
@@ -205,7 +205,7 @@ def _without_system(said: list[dict[str, str]]) -> list[dict[str, str]]:
             held = []
         else:
             made.append(message)
-    return made or said
+    return made or turns
 
 
 def _unfit(error: Exception) -> EngineError:

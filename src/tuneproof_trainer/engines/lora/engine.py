@@ -1,4 +1,4 @@
-"""The lora engine behind the `Engine` protocol: trains in a child, answers by `Answers`."""
+"""The lora engine behind the `TrainingEngine` protocol: trains in a child, answers by `Answers`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tuneproof_trainer.engines.protocol import (
     BaseModel,
     Generation,
     Message,
-    Outcome,
     Reporter,
     ShouldStop,
     Token,
     TokenScore,
+    TrainingOutcome,
     TrainingTask,
 )
 
@@ -30,7 +30,7 @@ _CHILD = "tuneproof_trainer.engines.lora.child"
 
 
 class Answers(Protocol):
-    """What generates and scores; as in `Engine`."""
+    """What generates and scores; as in `TrainingEngine`."""
 
     def load(self, model: str, path: Path | None) -> None:
         """Make a model ready."""
@@ -87,7 +87,9 @@ class LoraEngine:
 
     # -- training ---------------------------------------------------------------------------
 
-    def train(self, task: TrainingTask, report: Reporter, should_stop: ShouldStop) -> Outcome:
+    def train(
+        self, task: TrainingTask, report: Reporter, should_stop: ShouldStop
+    ) -> TrainingOutcome:
         """Train an adapter in a process of its own."""
         self._prepare(task)
         return train_in_child(_CHILD, task.folder, report, should_stop, self._environment)

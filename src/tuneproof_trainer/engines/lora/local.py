@@ -36,7 +36,7 @@ class _Network:
         self._model = load_model(base, options).eval()
         self._adapted: Any = None
         self._adapters: OrderedDict[str, str] = OrderedDict()
-        self._made = 0
+        self._loads = 0
         tokenizer = self.conversations.tokenizer
         self.batcher = Batcher(self._using, tokenizer.pad_token_id, limit_of(self._model))
 
@@ -54,8 +54,8 @@ class _Network:
 
         if model in self._adapters:
             return
-        self._made += 1
-        name = f"adapter_{self._made}"  # a model's own name may hold dots, which PEFT refuses
+        self._loads += 1
+        name = f"adapter_{self._loads}"  # a model's own name may hold dots, which PEFT refuses
         if self._adapted is None:
             self._adapted = PeftModel.from_pretrained(self._model, str(path), adapter_name=name)
         else:
@@ -124,14 +124,14 @@ class LocalAnswers:
 
     def generate(self, model: str, messages: Sequence[Message], how: Generation) -> Iterator[Token]:
         """The tokens of one answer."""
-        network, adapter = self._found(model)
+        network, adapter = self._network_of(model)
         talk = network.conversations
         draw = Draw(talk.tokenizer, talk.stop_ids, how)
         return network.batcher.answer(adapter, talk.prompt(messages), draw)
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """Each token of the conversation; the last answer's with probabilities."""
-        network, adapter = self._found(model)
+        network, adapter = self._network_of(model)
         encoded = network.conversations.scored(messages)
         scores = iter(network.batcher.score(adapter, encoded) if encoded.learned else [])
         pieces = network.conversations.pieces(encoded.ids)
@@ -141,7 +141,7 @@ class LocalAnswers:
             found.append(TokenScore(number, text, logprob, rank))
         return found
 
-    def _found(self, model: str) -> tuple[_Network, str]:
+    def _network_of(self, model: str) -> tuple[_Network, str]:
         path = self._paths.get(model)
         if path is not None and not self.loaded(model):
             self.load(model, path)  # it had to make room for others

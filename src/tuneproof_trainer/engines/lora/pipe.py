@@ -12,12 +12,12 @@ from typing import IO, Any, Literal
 import orjson
 
 from tuneproof_trainer.engines.protocol import (
-    Example,
     Hyperparameters,
     Message,
-    Metrics,
-    Outcome,
+    StepMetrics,
     StopReason,
+    TrainingExample,
+    TrainingOutcome,
 )
 
 __all__ = ["ChildTask", "read", "read_example", "write", "write_example"]
@@ -42,8 +42,8 @@ class ChildTask:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ChildTask:
         """The task that `as_dict` wrote."""
-        asked = Hyperparameters(**values["hyperparameters"])
-        return cls(**{**values, "hyperparameters": asked})
+        hyperparameters = Hyperparameters(**values["hyperparameters"])
+        return cls(**{**values, "hyperparameters": hyperparameters})
 
 
 def write(to: IO[bytes], kind: str, **content: Any) -> None:
@@ -56,9 +56,9 @@ def write(to: IO[bytes], kind: str, **content: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, StopReason):
         return value.value
-    if isinstance(value, Outcome):
+    if isinstance(value, TrainingOutcome):
         return {**dataclasses.asdict(value), "stopped": value.stopped and value.stopped.value}
-    if isinstance(value, Hyperparameters | Metrics):
+    if isinstance(value, Hyperparameters | StepMetrics):
         return dataclasses.asdict(value)
     return value
 
@@ -67,22 +67,22 @@ def read(line: bytes) -> dict[str, Any]:
     """One message, with its records made again."""
     data: dict[str, Any] = orjson.loads(line)
     if "metrics" in data:
-        data["metrics"] = Metrics(**data["metrics"])
+        data["metrics"] = StepMetrics(**data["metrics"])
     if "hyperparameters" in data:
         data["hyperparameters"] = Hyperparameters(**data["hyperparameters"])
     if "outcome" in data:
         outcome = data["outcome"]
         stopped = StopReason(outcome["stopped"]) if outcome["stopped"] else None
-        data["outcome"] = Outcome(**{**outcome, "stopped": stopped})
+        data["outcome"] = TrainingOutcome(**{**outcome, "stopped": stopped})
     return data
 
 
-def write_example(example: Example) -> bytes:
+def write_example(example: TrainingExample) -> bytes:
     """One example as a line."""
     return orjson.dumps(dataclasses.asdict(example)) + b"\n"
 
 
-def read_example(line: bytes) -> Example:
+def read_example(line: bytes) -> TrainingExample:
     """The example that `write_example` wrote."""
     data = orjson.loads(line)
-    return Example(**{name: tuple(Message(**m) for m in data[name]) for name in data})
+    return TrainingExample(**{name: tuple(Message(**m) for m in data[name]) for name in data})

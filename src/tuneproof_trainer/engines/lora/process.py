@@ -25,10 +25,10 @@ from tuneproof_trainer.engines.lora.options import LoraOptions
 from tuneproof_trainer.engines.protocol import (
     EngineError,
     Examples,
-    Outcome,
     Reporter,
     ShouldStop,
     StopReason,
+    TrainingOutcome,
     TrainingTask,
 )
 
@@ -78,7 +78,7 @@ def train_in_child(
     report: Reporter,
     should_stop: ShouldStop,
     environment: Mapping[str, str],
-) -> Outcome:
+) -> TrainingOutcome:
     """Run the child of a prepared folder, the program `module`, to its end.
 
     Raises EngineError with the code under which the child failed, `out_of_memory` if it was
@@ -124,19 +124,19 @@ class _Conversation:
     ) -> None:
         self._child, self._report, self._should_stop = child, report, should_stop
         self._folder = folder
-        self._said_stop = False
-        self._held = b""
+        self._stop_passed_on = False
+        self._partial_line = b""
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         for message in self._messages():
             kind = message["kind"]
             if kind == "done":
-                outcome: Outcome = message["outcome"]
+                outcome: TrainingOutcome = message["outcome"]
                 return outcome
             if kind == "failed":
                 raise EngineError(message["code"], message["message"], message["param"])
             if kind == "cancelled":
-                return Outcome(stopped=StopReason.CANCEL, trained_tokens=0, steps=0)
+                return TrainingOutcome(stopped=StopReason.CANCEL, trained_tokens=0, steps=0)
             self._tell(kind, message)
             self._say("ack")
         raise self._died()
@@ -148,27 +148,27 @@ class _Conversation:
             selector.register(self._child.stdout, selectors.EVENT_READ)
             while True:
                 ready = selector.select(_POLL_S)
-                if self._stop_asked():
+                if self._pass_stop_on():
                     yield {"kind": "cancelled"}
                 if not ready:
                     continue
                 read = os.read(self._child.stdout.fileno(), 1 << 16)
                 if not read:
                     return
-                *lines, self._held = (self._held + read).split(b"\n")
+                *lines, self._partial_line = (self._partial_line + read).split(b"\n")
                 for line in lines:
                     yield pipe.read(line)
 
-    def _stop_asked(self) -> bool:
+    def _pass_stop_on(self) -> bool:
         """Pass a wish to stop on, once; True for a job that is cancelled: it ends at once."""
-        if self._said_stop:
+        if self._stop_passed_on:
             return False
         reason = self._should_stop()
         if reason is None:
             return False
         if reason is StopReason.CANCEL:
             return True
-        self._said_stop = True
+        self._stop_passed_on = True
         self._say("stop", reason=reason)
         return False
 

@@ -23,9 +23,9 @@ from tuneproof_trainer.engines.lora.adapters import copy_adapter, mark_adapter
 from tuneproof_trainer.engines.lora.choices import Schedule
 from tuneproof_trainer.engines.lora.options import Base
 from tuneproof_trainer.engines.lora.team import Team
-from tuneproof_trainer.engines.protocol import Metrics, StopReason
+from tuneproof_trainer.engines.protocol import StepMetrics, StopReason
 
-__all__ = ["Progress", "Snapshot", "Teller", "last_snapshot"]
+__all__ = ["DurableReporter", "LoraProgress", "LoraSnapshot", "last_snapshot"]
 
 _REPORTS = 200
 _PATIENCE = 2
@@ -35,13 +35,13 @@ _WHOLE = "whole.json"
 _BEST = "best"
 
 
-class Teller(Protocol):
+class DurableReporter(Protocol):
     """Passes on to the server; each call is durable when it returns."""
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         """One step was done."""
 
-    def checkpoint(self, metrics: Metrics, folder: Path) -> None:
+    def checkpoint(self, metrics: StepMetrics, folder: Path) -> None:
         """A model that can be used lies in `folder`."""
 
     def message(self, text: str) -> None:
@@ -49,7 +49,7 @@ class Teller(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class LoraSnapshot:
     """What a whole snapshot says of itself."""
 
     step: int
@@ -68,20 +68,20 @@ class Snapshot:
     """Whether the training ended with it."""
 
 
-def last_snapshot(folder: Path) -> tuple[Path, Snapshot] | None:
+def last_snapshot(folder: Path) -> tuple[Path, LoraSnapshot] | None:
     """The newest whole snapshot of a job; others are removed."""
-    found: list[tuple[Path, Snapshot]] = []
+    found: list[tuple[Path, LoraSnapshot]] = []
     for path in (folder / "snapshots").glob("checkpoint-*"):
         try:
-            said = json.loads((path / _WHOLE).read_text())
+            values = json.loads((path / _WHOLE).read_text())
         except FileNotFoundError:  # cut off by a kill
             shutil.rmtree(path)
             continue
-        found.append((path, Snapshot(**said)))
+        found.append((path, LoraSnapshot(**values)))
     return max(found, key=lambda one: one[1].step, default=None)
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
+class LoraProgress(TrainerCallback):  # type: ignore[misc]
     """Decides after each step what is logged, measured and saved, and when to stop."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         *,
         schedule: Schedule,
         base: Base,
-        teller: Teller,
+        teller: DurableReporter,
         stop: Callable[[], StopReason | None],
         folder: Path,
         validates: bool,
@@ -104,18 +104,18 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._team, self._leads = team, team.rank == 0
         self._every = max(1, schedule.steps // _REPORTS)
         self._saved_at = monotonic()
-        self._pending: Metrics | None = None
-        self._at = Snapshot(step=0, metrics=None, model="")
+        self._pending: StepMetrics | None = None
+        self._at = LoraSnapshot(step=0, metrics=None, model="")
         self._better = False
         self.stopped: StopReason | None = None
         self.ended_at: int | None = None
         """The last step, once the training has ended."""
 
-    def resume(self, snapshot: Snapshot) -> None:
+    def resume(self, snapshot: LoraSnapshot) -> None:
         """Go on from this one; its checkpoint is told again, in case it was not yet."""
         self._at = snapshot
         if snapshot.metrics is not None:
-            self._tell(Metrics(**snapshot.metrics), Path(snapshot.model))
+            self._tell(StepMetrics(**snapshot.metrics), Path(snapshot.model))
         if snapshot.ended:
             self.ended_at = snapshot.step
 
@@ -142,7 +142,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:  # an evaluation's, which `on_evaluate` gets, too
             return
         self._flush()
-        self._pending = Metrics(
+        self._pending = StepMetrics(
             step=state.global_step,
             total_steps=self._schedule.steps,
             train_loss=float(logs["loss"]),
@@ -222,11 +222,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if pending is not None:
             self._teller.metrics(pending)
 
-    def _tell(self, metrics: Metrics, model: Path) -> None:
+    def _tell(self, metrics: StepMetrics, model: Path) -> None:
         self._teller.checkpoint(metrics, model)
         self._teller.metrics(metrics)
 
-    def _with_best(self, snapshot: Path, ended: bool) -> tuple[Metrics, Path]:
+    def _with_best(self, snapshot: Path, ended: bool) -> tuple[StepMetrics, Path]:
         """Keep the best epoch's adapter; a training that ends hands out that one."""
         assert self._pending is not None
         best = self._folder / _BEST

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 from tuneproof_trainer.engines.lora.team import Team
 
-__all__ = ["Shares"]
+__all__ = ["MemberBatches"]
 
 AT_ONCE = 8
 """Rows that a device holds at once; larger shares are gathered over several passes."""
 
 
-class Shares:
+class MemberBatches:
     """A batch sampler for one member; `rows` are numbered from 0, and the next is the filler."""
 
     def __init__(self, rows: int, batch: int, team: Team, seed: int | None) -> None:

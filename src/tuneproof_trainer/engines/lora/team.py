@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Alone", "Team", "Together"]
+__all__ = ["Alone", "ProcessGroupTeam", "Team"]
 
 _T = TypeVar("_T")
 
@@ -53,7 +53,7 @@ class Alone:
         return [value]
 
 
-class Together:
+class ProcessGroupTeam:
     """The members of torch's process group, which must be there."""
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class Together:
 
     def agree(self, value: _T) -> _T:
         """The leader's value."""
-        said = [value]
-        self._group.broadcast_object_list(said, src=0, device=self._device)
-        return said[0]
+        values = [value]
+        self._group.broadcast_object_list(values, src=0, device=self._device)
+        return values[0]
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums in double precision."""

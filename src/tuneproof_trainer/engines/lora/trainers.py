@@ -16,12 +16,12 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from tuneproof_trainer.engines.lora.choices import learning_rate
 from tuneproof_trainer.engines.lora.conversations import IGNORED, Encoded, Pair
 from tuneproof_trainer.engines.lora.measures import tally
-from tuneproof_trainer.engines.lora.shares import Shares
+from tuneproof_trainer.engines.lora.shares import MemberBatches
 from tuneproof_trainer.engines.lora.team import Team
 from tuneproof_trainer.engines.protocol import Hyperparameters
 
 if TYPE_CHECKING:
-    from tuneproof_trainer.engines.lora.progress import Progress
+    from tuneproof_trainer.engines.lora.progress import LoraProgress
 
 __all__ = ["preference_trainer", "supervised_trainer"]
 
@@ -40,7 +40,7 @@ class _Member:
     """What both trainers do for their member of the team. They write no model cards."""
 
     team: Team
-    shares: Shares
+    shares: MemberBatches
     train_dataset: Any
     data_collator: Any
     args: Any
@@ -113,7 +113,7 @@ class _Preference(_Member, DPOTrainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss over pairs, and accuracy over tokens of preferred answers, on the validation."""
         count = len(self.validation)
-        shares = Shares(count, self.shares.width * self.team.size, self.team, None)
+        shares = MemberBatches(count, self.shares.width * self.team.size, self.team, None)
         rows = _pairs(self.validation, filled=True)
         self.model.eval()
         loss, accuracies, tokens = 0.0, [], []
@@ -138,11 +138,11 @@ def supervised_trainer(
     chosen: Hyperparameters,
     seed: int,
     folder: Path,
-    progress: Progress,
+    progress: LoraProgress,
     team: Team,
 ) -> Any:
     """An SFTTrainer; `model` bears its adapter."""
-    shares = Shares(len(rows), chosen.batch_size or 1, team, seed)
+    shares = MemberBatches(len(rows), chosen.batch_size or 1, team, seed)
     args = SFTConfig(
         **_arguments(model, chosen, "supervised", seed, folder, shares),
         max_length=None,
@@ -169,11 +169,11 @@ def preference_trainer(
     chosen: Hyperparameters,
     seed: int,
     folder: Path,
-    progress: Progress,
+    progress: LoraProgress,
     team: Team,
 ) -> Any:
     """A DPOTrainer; the reference is the model as it is now."""
-    shares = Shares(len(rows), chosen.batch_size or 1, team, seed)
+    shares = MemberBatches(len(rows), chosen.batch_size or 1, team, seed)
     args = DPOConfig(
         **_arguments(model, chosen, "dpo", seed, folder, shares),
         max_length=None,
@@ -218,7 +218,7 @@ def _count(inputs: Any) -> int:
 
 
 def _arguments(
-    model: Any, chosen: Hyperparameters, method: Any, seed: int, folder: Path, shares: Shares
+    model: Any, chosen: Hyperparameters, method: Any, seed: int, folder: Path, shares: MemberBatches
 ) -> dict[str, Any]:
     """What both trainers are told. `progress` alone decides when to log, measure and save."""
     on_gpu = model.device.type == "cuda"

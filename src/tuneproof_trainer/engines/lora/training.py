@@ -15,21 +15,21 @@ from tuneproof_trainer.engines.lora.conversations import Conversations, Encoded,
 from tuneproof_trainer.engines.lora.loading import limit_of, load_conversations, load_model
 from tuneproof_trainer.engines.lora.measures import knows_nothing, measure
 from tuneproof_trainer.engines.lora.options import Device, LoraOptions
-from tuneproof_trainer.engines.lora.progress import Progress, Teller, last_snapshot
+from tuneproof_trainer.engines.lora.progress import DurableReporter, LoraProgress, last_snapshot
 from tuneproof_trainer.engines.lora.team import Alone, Team
 from tuneproof_trainer.engines.lora.trainers import preference_trainer, supervised_trainer
 from tuneproof_trainer.engines.protocol import (
     EngineError,
-    Example,
     Hyperparameters,
-    Outcome,
     StopReason,
+    TrainingExample,
+    TrainingOutcome,
 )
 
-__all__ = ["Parent", "Training", "train_prepared"]
+__all__ = ["LoraTraining", "Parent", "train_prepared"]
 
 
-class Parent(Teller, Protocol):
+class Parent(DurableReporter, Protocol):
     """Who hears of a training, and may stop it."""
 
     def chosen(self, hyperparameters: Hyperparameters) -> None:
@@ -39,7 +39,7 @@ class Parent(Teller, Protocol):
         """Whether to stop."""
 
 
-class Training:
+class LoraTraining:
     """Trains one task, as one member of a team."""
 
     def __init__(
@@ -50,7 +50,9 @@ class Training:
         self._base = options.base(task.base)
         self._resumed = False
 
-    def run(self, training: Sequence[Example], validation: Sequence[Example]) -> Outcome:
+    def run(
+        self, training: Sequence[TrainingExample], validation: Sequence[TrainingExample]
+    ) -> TrainingOutcome:
         """Train to the end, or until told to stop; from the last snapshot if there is one.
 
         Raises EngineError for a job that cannot succeed.
@@ -93,7 +95,7 @@ class Training:
     def _rows(
         self,
         conversations: Conversations,
-        examples: Sequence[Example],
+        examples: Sequence[TrainingExample],
         limit: int,
         param: str,
     ) -> list[Any]:
@@ -101,27 +103,27 @@ class Training:
         if self._task.method == "dpo":
             whole: list[Any] = [conversations.pair(example) for example in examples]
             rows: list[Any] = [_cut_pair(pair, limit) for pair in whole]
-            kept = [row for row in rows if row.chosen and row.rejected and row.prompt]
+            usable = [row for row in rows if row.chosen and row.rejected and row.prompt]
         else:
             whole = [row for one in examples for row in conversations.encode(one.messages)]
             rows = [row.cut(limit) for row in whole]
-            kept = [row for row in rows if row.learned]
+            usable = [row for row in rows if row.learned]
         name = param.replace("_", " ")
         cut = sum(row != full for row, full in zip(rows, whole, strict=True))
         if cut and not self._resumed:
             self._parent.message(
                 f"{cut} of {len(rows)} examples of the {name} are longer than {limit} tokens and "
-                f"were cut; {len(rows) - len(kept)} of them had nothing left to learn and are "
+                f"were cut; {len(rows) - len(usable)} of them had nothing left to learn and are "
                 "left out."
             )
-        if examples and not kept:
+        if examples and not usable:
             raise EngineError(
                 f"invalid_{param}",
                 f"Every example of the {name} fills {limit} tokens before its answer begins. "
                 "Shorten the prompts.",
                 param,
             )
-        return kept
+        return usable
 
     # -- the model --------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class Training:
         from transformers import set_seed
 
         set_seed(self._task.seed)
-        asked, method = self._task.hyperparameters, self._task.method
+        requested, method = self._task.hyperparameters, self._task.method
         untrained = False
         if self._task.adapter is not None:
             model = continued_adapter(model, Path(self._task.adapter))
@@ -138,7 +140,7 @@ class Training:
             sample = [_as_encoded(row) for row in rows[:8]]
             untrained = self._team.agree(knows_nothing(model, sample))
             model = new_adapter(model, self._options.rank, untrained=untrained)
-        chosen = choices.choose(asked, method, count, untrained=untrained)
+        chosen = choices.choose(requested, method, count, untrained=untrained)
         self._parent.chosen(chosen)
         if untrained and not self._resumed:
             self._parent.message(
@@ -170,8 +172,8 @@ class Training:
                 f"Before training: validation loss {loss:.4f}, token accuracy {accuracy:.4f}."
             )
 
-    def _progress(self, schedule: choices.Schedule, validates: bool) -> Progress:
-        return Progress(
+    def _progress(self, schedule: choices.Schedule, validates: bool) -> LoraProgress:
+        return LoraProgress(
             schedule=schedule,
             base=self._base,
             teller=self._parent,
@@ -184,11 +186,11 @@ class Training:
         )
 
     def _outcome(
-        self, progress: Progress, schedule: choices.Schedule, rows: Sequence[Any], step: int
-    ) -> Outcome:
+        self, progress: LoraProgress, schedule: choices.Schedule, rows: Sequence[Any], step: int
+    ) -> TrainingOutcome:
         steps = step if progress.ended_at is None else progress.ended_at
         tokens = sum(_size(row) for row in rows)
-        return Outcome(
+        return TrainingOutcome(
             stopped=progress.stopped if progress.ended_at is None else None,
             trained_tokens=tokens * steps // schedule.per_epoch,
             steps=steps,
@@ -197,19 +199,19 @@ class Training:
 
 def train_prepared(
     folder: Path, parent: Parent, team: Team | None = None, device: Device | None = None
-) -> Outcome:
+) -> TrainingOutcome:
     """Train what `process.prepare` wrote into `folder`, on `device` if that is given."""
-    said = orjson.loads((folder / "task.json").read_bytes())
-    task = pipe.ChildTask.from_dict(said["task"])
-    options = LoraOptions.from_dict(said["options"])
+    stored = orjson.loads((folder / "task.json").read_bytes())
+    task = pipe.ChildTask.from_dict(stored["task"])
+    options = LoraOptions.from_dict(stored["options"])
     if device is not None:
         options = dataclasses.replace(options, device=device)
     validation = list(_examples(folder / "validation.jsonl")) if task.validation else []
     training = list(_examples(folder / "training.jsonl"))
-    return Training(task, options, parent, team or Alone()).run(training, validation)
+    return LoraTraining(task, options, parent, team or Alone()).run(training, validation)
 
 
-def _examples(path: Path) -> Iterator[Example]:
+def _examples(path: Path) -> Iterator[TrainingExample]:
     with path.open("rb") as file:
         for line in file:
             yield pipe.read_example(line)

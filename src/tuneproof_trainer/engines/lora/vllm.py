@@ -53,7 +53,9 @@ class VllmAnswers:
             self._paths[model] = path
 
     def _served(self) -> list[str]:
-        return [one.id for one in self._asked(lambda: list(self._client.models.list()))]
+        return [
+            one.id for one in self._explaining_failures(lambda: list(self._client.models.list()))
+        ]
 
     def _check_served(self, model: str) -> None:
         served = self._served()
@@ -94,7 +96,9 @@ class VllmAnswers:
     def _post(self, path: str, body: dict[str, Any]) -> None:
         import httpx2
 
-        self._asked(lambda: self._client.post(path, body=body, cast_to=httpx2.Response))
+        self._explaining_failures(
+            lambda: self._client.post(path, body=body, cast_to=httpx2.Response)
+        )
 
     # -- answers ----------------------------------------------------------------------------
 
@@ -157,21 +161,23 @@ class VllmAnswers:
 
         body = {"model": model, "messages": _wire(messages), "add_generation_prompt": True}
         url = self._url.rstrip("/").removesuffix("/v1") + "/tokenize"
-        answer = self._asked(lambda: self._client.post(url, body=body, cast_to=httpx2.Response))
+        answer = self._explaining_failures(
+            lambda: self._client.post(url, body=body, cast_to=httpx2.Response)
+        )
         return int(answer.json()["count"])
 
     def _known(self, model: str, ask: Any) -> Any:
         """Ask; once more with the adapter loaded anew if vLLM was restarted since."""
         try:
-            return self._asked(ask)
+            return self._explaining_failures(ask)
         except EngineError as error:
             path = self._paths.get(model)
             if error.code != "model_not_found" or path is None:
                 raise
             self.load(model, path)
-            return self._asked(ask)
+            return self._explaining_failures(ask)
 
-    def _asked(self, ask: Any) -> Any:
+    def _explaining_failures(self, ask: Any) -> Any:
         """Do it, and say which server was not there."""
         from openai import APIConnectionError, NotFoundError
 
@@ -196,12 +202,12 @@ def _finish(reason: str) -> Any:
 
 def _tokens(choice: Any) -> Iterator[Token]:
     text = choice.delta.content or ""
-    said = choice.logprobs.content if choice.logprobs else None
-    if not said:
+    tokens = choice.logprobs.content if choice.logprobs else None
+    if not tokens:
         if text:
             yield Token(text)
         return
-    for one in said:
+    for one in tokens:
         yield Token(one.token, one.logprob, tuple((t.token, t.logprob) for t in one.top_logprobs))
 
 
@@ -209,8 +215,8 @@ def _score(entry: dict[str, Any] | None) -> TokenScore:
     """The prompt's own token comes first in vLLM's list of candidates."""
     if not entry:
         return TokenScore(0, "", None)
-    number, said = next(iter(entry.items()))
-    return TokenScore(int(number), said["decoded_token"], said["logprob"], said["rank"])
+    number, values = next(iter(entry.items()))
+    return TokenScore(int(number), values["decoded_token"], values["logprob"], values["rank"])
 
 
 def _refused(model: str, error: Exception) -> EngineError:

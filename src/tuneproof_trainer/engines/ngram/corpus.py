@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from tuneproof_trainer.engines.ngram.phrases import BODIES, DOMAINS, HOOKS, INPUTS, SHARED
-from tuneproof_trainer.engines.protocol import Example, Message
+from tuneproof_trainer.engines.protocol import Message, TrainingExample
 
 __all__ = ["BODY_INSTRUCTIONS", "base_examples", "base_posts"]
 
@@ -62,7 +62,7 @@ def _chooser(
     return choose
 
 
-def base_examples(count: int = 3000, seed: int = _SEED) -> Iterator[Example]:
+def base_examples(count: int = 3000, seed: int = _SEED) -> Iterator[TrainingExample]:
     """The base model's training examples: a hook and a body for each of `count` posts."""
     rng = random.Random(seed + 1)
     for given, hook, body, _ in base_posts(count, seed):
@@ -71,8 +71,8 @@ def base_examples(count: int = 3000, seed: int = _SEED) -> Iterator[Example]:
         yield _example(f"{hook}\n\n{instruction}", body)
 
 
-def _example(prompt: str, answer: str) -> Example:
-    return Example(
+def _example(prompt: str, answer: str) -> TrainingExample:
+    return TrainingExample(
         messages=(
             Message(role="user", content=prompt),
             Message(role="assistant", content=answer),

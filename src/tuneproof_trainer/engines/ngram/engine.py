@@ -1,4 +1,4 @@
-"""The ngram engine: word models behind the `Engine` protocol.
+"""The ngram engine: word models behind the `TrainingEngine` protocol.
 
 numpy is imported when the first model is needed, so a server that only starts does not wait.
 """
@@ -20,17 +20,17 @@ from tuneproof_trainer.engines.protocol import (
     EngineError,
     Generation,
     Message,
-    Outcome,
     Reporter,
     ShouldStop,
     Token,
     TokenScore,
+    TrainingOutcome,
     TrainingTask,
 )
 
 if TYPE_CHECKING:
     from tuneproof_trainer.engines.ngram.mixture import WordModel
-    from tuneproof_trainer.engines.ngram.stage import Stage
+    from tuneproof_trainer.engines.ngram.stage import FittingStage
 
 __all__ = ["BASE_MODEL", "NgramEngine"]
 
@@ -71,7 +71,7 @@ class NgramEngine:
                 self._based()
                 return
             self._paths[model] = path
-            self._held(model)
+            self._loaded_model(model)
 
     def unload(self, model: str) -> None:
         """Forget a fine-tune."""
@@ -88,7 +88,7 @@ class NgramEngine:
         if model == BASE_MODEL and self._base is not None:
             return self._base
         with self._lock:
-            return self._held(model)
+            return self._loaded_model(model)
 
     def _based(self) -> WordModel:
         from tuneproof_trainer.engines.ngram.library import make_base
@@ -97,7 +97,7 @@ class NgramEngine:
             self._base = make_base()
         return self._base
 
-    def _held(self, model: str) -> WordModel:
+    def _loaded_model(self, model: str) -> WordModel:
         from tuneproof_trainer.engines.ngram.library import read_model
 
         found = self._models.get(model)
@@ -113,10 +113,12 @@ class NgramEngine:
 
     # -- training ---------------------------------------------------------------------------
 
-    def train(self, task: TrainingTask, report: Reporter, should_stop: ShouldStop) -> Outcome:
+    def train(
+        self, task: TrainingTask, report: Reporter, should_stop: ShouldStop
+    ) -> TrainingOutcome:
         """Count the task's file on top of its base model."""
         from tuneproof_trainer.engines.ngram.library import ModelWriter, pin, read_model
-        from tuneproof_trainer.engines.ngram.training import Training
+        from tuneproof_trainer.engines.ngram.training import NgramTraining
 
         with self._lock:
             base = self._based()
@@ -129,10 +131,10 @@ class NgramEngine:
                 "warn",
             )
 
-        def save(target: Path, stage: Stage) -> None:
+        def save(target: Path, stage: FittingStage) -> None:
             writer.write(target, stage, BASE_MODEL)
 
-        return Training(task, parent, report, should_stop, save, self._monotonic).run()
+        return NgramTraining(task, parent, report, should_stop, save, self._monotonic).run()
 
     # -- answers ----------------------------------------------------------------------------
 

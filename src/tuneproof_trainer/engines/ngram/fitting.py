@@ -18,7 +18,7 @@ from tuneproof_trainer.engines.ngram.mixture import Speaker, WordModel
 from tuneproof_trainer.engines.ngram.prompts import Prompt
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT
 
-__all__ = ["Answer", "fitted"]
+__all__ = ["AnswerTokens", "fitted"]
 
 _CACHES = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5)
 _BOOSTS = (1.0, 2.0, 4.0, 8.0)
@@ -30,7 +30,7 @@ _MOST_TOKENS = 4000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerTokens:
     """A prompt and the tokens of its answer."""
 
     prompt: Prompt
@@ -53,7 +53,7 @@ class _Seen:
     """The confidence of the stage's own counts (`mix.confidence`)."""
 
 
-def fitted(model: WordModel, answers: Iterable[Answer]) -> Mix:
+def fitted(model: WordModel, answers: Iterable[AnswerTokens]) -> Mix:
     """The mix of the model's last stage under which `answers` are likeliest."""
     mix = model.mix
     alone, grouped = _Seen(), _Seen()
@@ -71,7 +71,7 @@ def fitted(model: WordModel, answers: Iterable[Answer]) -> Mix:
     return _worth(mix, samples) if samples else mix
 
 
-def _collect(model: WordModel, answer: Answer, seen: _Seen) -> None:
+def _collect(model: WordModel, answer: AnswerTokens, seen: _Seen) -> None:
     speaker = model.speak(answer.prompt)
     own = len(model.stages) - 1
     for token in (*answer.tokens, EOS_TEXT):

@@ -17,7 +17,7 @@ from tuneproof_trainer.engines.ngram.kneser_ney import KneserNey
 from tuneproof_trainer.engines.ngram.mix import CONFIDENCES, Mix
 from tuneproof_trainer.engines.ngram.mixture import WordModel
 from tuneproof_trainer.engines.ngram.prompts import prompt_keys
-from tuneproof_trainer.engines.ngram.stage import Stage, Text, count_stage
+from tuneproof_trainer.engines.ngram.stage import AnswerTexts, FittingStage, count_stage
 from tuneproof_trainer.engines.ngram.tokens import Vocabulary, split
 from tuneproof_trainer.engines.protocol import EngineError
 
@@ -29,7 +29,7 @@ _BASE_MIX = Mix(grouped=((0.0, 0.15, 0.85),) * CONFIDENCES, cache=0.1, boost=4.0
 
 def make_base() -> WordModel:
     """The base model, counted from the package's own text: a quarter of a second."""
-    text = Text(Vocabulary())
+    text = AnswerTexts(Vocabulary())
     for example in base_examples():
         prompt, answer = example.messages
         text.add(split(answer.content), prompt_keys((prompt,)))
@@ -41,7 +41,7 @@ def read_model(path: Path, base: WordModel) -> WordModel:
     stages = list(base.stages)
     for stage in _described(path):
         mix = Mix.from_json(stage["mix"])
-        stages.append(Stage.load_counts(path / stage["counts"], stages[-1].vocabulary, mix))
+        stages.append(FittingStage.load_counts(path / stage["counts"], stages[-1].vocabulary, mix))
     return WordModel(stages)
 
 
@@ -85,7 +85,7 @@ class ModelWriter:
         self._inherited = _described(parent_path) if parent_path else []
         self._written: KneserNey | None = None
 
-    def write(self, path: Path, stage: Stage, base: str) -> None:
+    def write(self, path: Path, stage: FittingStage, base: str) -> None:
         """Write the model of the parent's stages and `stage` into the empty folder `path`."""
         described = [self._inherit(path, n) for n in range(len(self._inherited))]
         if self._written is not stage.pooled:

@@ -26,10 +26,10 @@ from tuneproof_trainer.engines.ngram.kneser_ney import Floats, KneserNey, Level,
 from tuneproof_trainer.engines.ngram.mix import confidence
 from tuneproof_trainer.engines.ngram.prompts import Prompt
 from tuneproof_trainer.engines.ngram.spelling import Spelling
-from tuneproof_trainer.engines.ngram.stage import Stage
+from tuneproof_trainer.engines.ngram.stage import FittingStage
 from tuneproof_trainer.engines.ngram.tokens import BOS, EOS, EOS_TEXT, FIRST_WORD, shape_of
 
-__all__ = ["Part", "Speaker", "WordModel"]
+__all__ = ["MixturePart", "Speaker", "WordModel"]
 
 _LEAST_WEIGHT = 0.003
 _SHORTER = 0.5
@@ -37,7 +37,7 @@ _SHORTER = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class MixturePart:
     """One model's say in the next word."""
 
     weight: float
@@ -55,7 +55,7 @@ Layer = tuple[int, KneserNey, KneserNey | None]
 class WordModel:
     """The stages of one model, oldest first. Read-only once made; safe to share by threads."""
 
-    def __init__(self, stages: Sequence[Stage], spelling: Spelling | None = None) -> None:
+    def __init__(self, stages: Sequence[FittingStage], spelling: Spelling | None = None) -> None:
         self.stages = list(stages)
         self.vocabulary = self.stages[-1].vocabulary
         self.mix = self.stages[-1].mix
@@ -106,8 +106,8 @@ class Speaker:
             left = sum(part.weight * part.model.left_over(part.rows) for part in self.parts)
             self._gate = self.model.mix.cache * left
 
-    def _weighed(self) -> list[Part]:
-        parts: list[Part] = []
+    def _weighed(self) -> list[MixturePart]:
+        parts: list[MixturePart] = []
         left = 1.0
         for number, pooled, group in self._layers:
             history = self._histories[number]
@@ -124,7 +124,7 @@ class Speaker:
                 own = [(share, pooled, rows), (group_share, group, group_rows)]
             if number == 0:
                 left, parent = left / (1.0 - parent), 0.0
-            parts += [Part(left * w, m, r, number) for w, m, r in own if left * w]
+            parts += [MixturePart(left * w, m, r, number) for w, m, r in own if left * w]
             left *= parent
             if left < _LEAST_WEIGHT:
                 break
@@ -345,5 +345,5 @@ class Speaker:
         return found
 
 
-def _scaled(part: Part, by: float) -> Part:
-    return Part(part.weight * by, part.model, part.rows, part.stage)
+def _scaled(part: MixturePart, by: float) -> MixturePart:
+    return MixturePart(part.weight * by, part.model, part.rows, part.stage)

@@ -20,13 +20,13 @@ from tuneproof_trainer.engines.ngram.mix import Mix
 from tuneproof_trainer.engines.ngram.prompts import MOST_KEYS, PLAIN
 from tuneproof_trainer.engines.ngram.tokens import BOS, EOS, FIRST_WORD, Vocabulary
 
-__all__ = ["Stage", "Text", "count_stage"]
+__all__ = ["AnswerTexts", "FittingStage", "count_stage"]
 
 _GROUP_MIN_EXAMPLES = 8
 _GROUP_MIN_SHARE = 0.02
 
 
-class Text:
+class AnswerTexts:
     """Answers collected for counting: word numbers, and the keys of their prompts."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -68,7 +68,7 @@ class Text:
         return {int(k): np.flatnonzero(chosen == k) for k in kinds[sizes >= least]}
 
 
-class Stage:
+class FittingStage:
     """The counts of one file, and the vocabulary up to here."""
 
     def __init__(
@@ -86,9 +86,9 @@ class Stage:
         self.groups = groups
         self.mix = mix
 
-    def with_mix(self, mix: Mix) -> Stage:
+    def with_mix(self, mix: Mix) -> FittingStage:
         """The same counts, mixed otherwise."""
-        return Stage(
+        return FittingStage(
             vocabulary=self.vocabulary,
             contexts=self.contexts,
             pooled=self.pooled,
@@ -96,10 +96,10 @@ class Stage:
             mix=mix,
         )
 
-    def emptied(self) -> Stage:
+    def emptied(self) -> FittingStage:
         """The words of this stage without its counts, all weight left to the parent."""
         none = np.zeros(0, dtype=np.int64)
-        return Stage(
+        return FittingStage(
             vocabulary=self.vocabulary,
             contexts=[],
             pooled=KneserNey.count(none, none, 0),
@@ -127,7 +127,7 @@ class Stage:
             os.fsync(file.fileno())
 
     @classmethod
-    def load_counts(cls, path: Path, parent: Vocabulary, mix: Mix) -> Stage:
+    def load_counts(cls, path: Path, parent: Vocabulary, mix: Mix) -> FittingStage:
         """The stage that `save_counts` wrote, on its parent's vocabulary."""
         with np.load(path, allow_pickle=False) as arrays:
             texts = json.loads(arrays["texts"].tobytes())
@@ -146,14 +146,14 @@ class Stage:
             )
 
 
-def count_stage(text: Text, mix: Mix) -> Stage:
+def count_stage(text: AnswerTexts, mix: Mix) -> FittingStage:
     """The stage that `text` makes: a pure function of the answers and their order of words."""
     vocabulary = text.vocabulary.extended()
     words = np.frombuffer(text.words, dtype=np.int32).astype(np.int64)
     seen = np.bincount(words, minlength=len(vocabulary))
     rare = _replaced(seen == 1, vocabulary)
     starts = text.starts()
-    return Stage(
+    return FittingStage(
         vocabulary=vocabulary,
         contexts=_replaced(seen == 0, vocabulary).tolist(),
         pooled=_count(words, starts, rare),

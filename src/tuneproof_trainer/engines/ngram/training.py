@@ -18,27 +18,27 @@ from pathlib import Path
 import numpy as np
 
 from tuneproof_trainer.engines.ngram import snapshots
-from tuneproof_trainer.engines.ngram.fitting import Answer, fitted
+from tuneproof_trainer.engines.ngram.fitting import AnswerTokens, fitted
 from tuneproof_trainer.engines.ngram.mix import Mix
 from tuneproof_trainer.engines.ngram.mixture import WordModel
 from tuneproof_trainer.engines.ngram.prompts import prompt_keys, read_prompt
-from tuneproof_trainer.engines.ngram.snapshots import Snapshot
-from tuneproof_trainer.engines.ngram.stage import Stage, Text, count_stage
+from tuneproof_trainer.engines.ngram.snapshots import NgramSnapshot
+from tuneproof_trainer.engines.ngram.stage import AnswerTexts, FittingStage, count_stage
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, split
 from tuneproof_trainer.engines.protocol import (
-    Example,
     Examples,
     Hyperparameters,
     Message,
-    Metrics,
-    Outcome,
     Reporter,
     ShouldStop,
+    StepMetrics,
     StopReason,
+    TrainingExample,
+    TrainingOutcome,
     TrainingTask,
 )
 
-__all__ = ["Training", "answers_of"]
+__all__ = ["NgramTraining", "answers_of"]
 
 _EPOCHS = 3
 _PASS_STRENGTH = 2.0
@@ -52,17 +52,17 @@ _FULL_MEASURED = 100
 _FULL_MEASURED_AT_END = 300
 _FIT_EXAMPLES = 200
 _SNAPSHOT_S = 1.0
-Save = Callable[[Path, Stage], None]
+Save = Callable[[Path, FittingStage], None]
 """Writes a model made of the parent's stages and this one into a folder."""
 
 
-def answers_of(example: Example) -> Iterator[Answer]:
+def answers_of(example: TrainingExample) -> Iterator[AnswerTokens]:
     """The answers of an example that count: weighted ones, or the preferred one."""
     for keys_from, text in _answer_texts(example):
-        yield Answer(read_prompt(keys_from), tuple(split(text)))
+        yield AnswerTokens(read_prompt(keys_from), tuple(split(text)))
 
 
-def _answer_texts(example: Example) -> Iterator[tuple[Sequence[Message], str]]:
+def _answer_texts(example: TrainingExample) -> Iterator[tuple[Sequence[Message], str]]:
     if example.preferred:
         yield example.messages, example.preferred[-1].content
         return
@@ -81,7 +81,7 @@ class _Progress:
     tokens: int = 0
 
 
-class Training:
+class NgramTraining:
     """One job from its first step, or from its snapshot, to its last."""
 
     def __init__(
@@ -102,12 +102,12 @@ class Training:
         self._steps = self._per_epoch * epochs
         self._every = max(1, self._steps // _REPORTS)
         self._order = np.random.default_rng(task.seed).permutation(len(task.training))
-        self._text = Text(parent.vocabulary.extended())
+        self._text = AnswerTexts(parent.vocabulary.extended())
         self._mix = Mix()
         self._model = parent
         self._at = _Progress()
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         """Train until the end or until told to stop, and say which."""
         self._resume()
         self._report.chosen(self._chosen)
@@ -121,15 +121,15 @@ class Training:
             if epoch_ended or self._monotonic() - last_saved > _SNAPSHOT_S:
                 self._snapshot()
                 last_saved = self._monotonic()
-        return Outcome(stopped=None, trained_tokens=self._tokens(), steps=self._at.step)
+        return TrainingOutcome(stopped=None, trained_tokens=self._tokens(), steps=self._at.step)
 
     def _tokens(self) -> int:
         return self._at.tokens * (self._chosen.n_epochs or 1)
 
-    def _stopped(self, reason: StopReason) -> Outcome:
+    def _stopped(self, reason: StopReason) -> TrainingOutcome:
         if reason is not StopReason.CANCEL:
             self._snapshot()
-        return Outcome(stopped=reason, trained_tokens=self._at.tokens, steps=self._at.step)
+        return TrainingOutcome(stopped=reason, trained_tokens=self._at.tokens, steps=self._at.step)
 
     # -- steps ------------------------------------------------------------------------------
 
@@ -147,14 +147,14 @@ class Training:
         if train is not None:
             self._tell(self._metrics(step + 1, train), place == self._per_epoch - 1)
 
-    def _tell(self, metrics: Metrics, epoch_ended: bool) -> None:
+    def _tell(self, metrics: StepMetrics, epoch_ended: bool) -> None:
         if epoch_ended:
             stage = self._model.stages[-1]
             self._report.checkpoint(metrics.step, metrics, lambda path: self._save(path, stage))
         self._report.metrics(metrics)
 
-    def _metrics(self, step: int, train: tuple[float, float]) -> Metrics:
-        metrics = Metrics(
+    def _metrics(self, step: int, train: tuple[float, float]) -> StepMetrics:
+        metrics = StepMetrics(
             step=step,
             total_steps=self._steps,
             train_loss=train[0],
@@ -187,8 +187,8 @@ class Training:
             example = self._task.training[int(row)]
             for messages, text in _answer_texts(example):
                 self._text.add(split(text), prompt_keys(messages))
-            said = (*example.messages, *example.preferred, *example.rejected)
-            self._at.tokens += sum(len(split(message.content)) for message in said)
+            messages = (*example.messages, *example.preferred, *example.rejected)
+            self._at.tokens += sum(len(split(message.content)) for message in messages)
         read = min((self._at.step + 1) * self._batch, len(self._order))
         nearly = not self._at.fitted and read >= 0.9 * len(self._order)
         doubled = len(self._text) >= 2 * max(self._at.counted, self._batch)
@@ -224,7 +224,7 @@ class Training:
         at = self._at
         snapshots.write(
             self._task.folder,
-            Snapshot(
+            NgramSnapshot(
                 step=at.step, counted=at.counted, fitted=at.fitted, tokens=at.tokens, mix=self._mix
             ),
             self._text,
@@ -252,16 +252,16 @@ class Training:
         self._text = whole
 
 
-def _resolved(asked: Hyperparameters, examples: int) -> Hyperparameters:
+def _resolved(requested: Hyperparameters, examples: int) -> Hyperparameters:
     return Hyperparameters(
-        n_epochs=asked.n_epochs or _EPOCHS,
-        batch_size=asked.batch_size or max(1, min(256, math.ceil(examples / 10))),
-        learning_rate_multiplier=asked.learning_rate_multiplier or 1.0,
-        beta=asked.beta,
+        n_epochs=requested.n_epochs or _EPOCHS,
+        batch_size=requested.batch_size or max(1, min(256, math.ceil(examples / 10))),
+        learning_rate_multiplier=requested.learning_rate_multiplier or 1.0,
+        beta=requested.beta,
     )
 
 
-def _measured(model: WordModel, answers: Sequence[Answer]) -> tuple[float, float]:
+def _measured(model: WordModel, answers: Sequence[AnswerTokens]) -> tuple[float, float]:
     """(mean loss in nats per token, share of tokens that were the likeliest word)."""
     loss, right, count = 0.0, 0, 0
     for answer in answers:

@@ -8,13 +8,13 @@ from pathlib import Path
 import orjson
 
 from tuneproof_trainer.engines.lora import child
-from tuneproof_trainer.engines.protocol import Outcome
+from tuneproof_trainer.engines.protocol import TrainingOutcome
 from tuneproof_trainer.engines.ray.options import RayOptions
 
 __all__: list[str] = []
 
 
-def _train(folder: Path, parent: child.Parent) -> Outcome:
+def _train(folder: Path, parent: child.ParentProcess) -> TrainingOutcome:
     from tuneproof_trainer.engines.ray.driver import drive
 
     options = RayOptions(**orjson.loads((folder / "ray.json").read_bytes()))

@@ -41,12 +41,12 @@ def connected(options: RayOptions) -> Iterator[None]:
             ray.init(address=options.address, logging_level="WARNING")
     except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         where = options.address or "this machine"
-        said = str(error).strip().split("\n")[0].rstrip(".")
+        first_line = str(error).strip().split("\n")[0].rstrip(".")
         mend = "Start it, or give another --ray-address."
         if isinstance(error, AuthenticationError):
             mend = "Give the server the cluster's RAY_AUTH_MODE and RAY_AUTH_TOKEN."
         raise EngineError(
-            "cluster_not_available", f"Ray at {where} cannot be used: {said}. {mend}"
+            "cluster_not_available", f"Ray at {where} cannot be used: {first_line}. {mend}"
         ) from error
     try:
         yield
@@ -80,9 +80,9 @@ def _start_own(options: RayOptions) -> None:
 
 def device_for(folder: Path, options: RayOptions) -> Device:
     """What the workers run on: as the job says, else CUDA where the cluster has any."""
-    asked: Device = orjson.loads((folder / "task.json").read_bytes())["options"]["device"]
-    if asked != "auto":
-        return asked
+    given: Device = orjson.loads((folder / "task.json").read_bytes())["options"]["device"]
+    if given != "auto":
+        return given
     return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
 
 

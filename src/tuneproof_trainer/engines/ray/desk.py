@@ -11,9 +11,9 @@ import ray
 from tuneproof_trainer.engines.protocol import (
     EngineError,
     Hyperparameters,
-    Metrics,
-    Outcome,
+    StepMetrics,
     StopReason,
+    TrainingOutcome,
 )
 
 __all__ = ["Desk", "Leader", "Silent"]
@@ -23,7 +23,7 @@ class Desk:
     """An actor: workers tell, the driver hears and says when what it heard is durable."""
 
     def __init__(self) -> None:
-        self._said: asyncio.Queue[tuple[int, str, dict[str, Any]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, str, dict[str, Any]]] = asyncio.Queue()
         self._durable: dict[int, asyncio.Event] = {}
         self._count = 0
         self._reason: StopReason | None = None
@@ -33,14 +33,14 @@ class Desk:
         """A worker's: returns when the server has it."""
         self._count += 1
         durable = self._durable[self._count] = asyncio.Event()
-        self._said.put_nowait((self._count, kind, content))
+        self._queue.put_nowait((self._count, kind, content))
         await durable.wait()
 
     async def hear(self) -> tuple[int, str, dict[str, Any]]:
         """The driver's: the number, kind and content of what is told next."""
-        return await self._said.get()
+        return await self._queue.get()
 
-    async def heard(self, number: int) -> None:
+    async def acknowledge(self, number: int) -> None:
         """The driver's: this is durable."""
         self._durable.pop(number).set()
 
@@ -76,11 +76,11 @@ class Leader:
         """The values in force."""
         self._tell("chosen", hyperparameters=hyperparameters)
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         """One step was done."""
         self._tell("metrics", metrics=metrics)
 
-    def checkpoint(self, metrics: Metrics, folder: Path) -> None:
+    def checkpoint(self, metrics: StepMetrics, folder: Path) -> None:
         """A model that can be used lies in `folder`."""
         self._tell("checkpoint", metrics=metrics, folder=folder)
 
@@ -88,7 +88,7 @@ class Leader:
         """Something to read."""
         self._tell("message", text=text, level=level)
 
-    def done(self, outcome: Outcome) -> None:
+    def done(self, outcome: TrainingOutcome) -> None:
         """The training ended."""
         self._tell("done", outcome=outcome)
 
@@ -109,10 +109,10 @@ class Silent:
     def chosen(self, hyperparameters: Hyperparameters) -> None:
         """The leader tells it."""
 
-    def metrics(self, metrics: Metrics) -> None:
+    def metrics(self, metrics: StepMetrics) -> None:
         """The leader tells it."""
 
-    def checkpoint(self, metrics: Metrics, folder: Path) -> None:
+    def checkpoint(self, metrics: StepMetrics, folder: Path) -> None:
         """The leader tells it."""
 
     def message(self, text: str, level: Literal["info", "warn", "error"] = "info") -> None:

@@ -11,9 +11,9 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from tuneproof_trainer.engines.lora.child import Parent
+from tuneproof_trainer.engines.lora.child import ParentProcess
 from tuneproof_trainer.engines.lora.options import Device
-from tuneproof_trainer.engines.protocol import EngineError, Outcome, StopReason
+from tuneproof_trainer.engines.protocol import EngineError, StopReason, TrainingOutcome
 from tuneproof_trainer.engines.ray.cluster import beside_driver, connected, device_for, shortage
 from tuneproof_trainer.engines.ray.desk import Desk
 from tuneproof_trainer.engines.ray.failures import meaning
@@ -28,7 +28,7 @@ _STOP_S = 60.0
 ended; the job goes on from the snapshot before."""
 
 
-def drive(folder: Path, options: RayOptions, parent: Parent) -> Outcome:
+def drive(folder: Path, options: RayOptions, parent: ParentProcess) -> TrainingOutcome:
     """Train the job that was prepared in `folder` on the cluster.
 
     Raises EngineError for a job that cannot succeed, and for a cluster that cannot be reached or
@@ -56,15 +56,15 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 class _Drive:
     """One worker group, and what is heard of it."""
 
-    def __init__(self, folder: Path, options: RayOptions, parent: Parent) -> None:
+    def __init__(self, folder: Path, options: RayOptions, parent: ParentProcess) -> None:
         self._folder, self._options, self._parent = folder, options, parent
         self._desk: Any = ray.remote(Desk).options(num_cpus=0, **beside_driver()).remote()
         self._thread = threading.Thread(target=self._fit, name="fit", daemon=True)
         self._error: Exception | None = None
         self._groups = 0
-        self._asked_at: float | None = None
+        self._stop_sent_at: float | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         """Hear to the end."""
         lacking = shortage(self._options, self._device())
         if lacking is not None:
@@ -78,13 +78,13 @@ class _Drive:
                 if kind == "done":
                     return self._done(number, content["outcome"])
                 self._pass_on(kind, content)
-                self._desk.heard.remote(number)
+                self._desk.acknowledge.remote(number)
                 hearing = self._desk.hear.remote()
             elif not self._thread.is_alive():
-                raise self._ended()
+                raise self._reason_for_end()
             stopped = self._stop()
             if stopped is not None:
-                return Outcome(stopped=stopped, trained_tokens=0, steps=0)
+                return TrainingOutcome(stopped=stopped, trained_tokens=0, steps=0)
 
     def _device(self) -> Device:
         return device_for(self._folder, self._options)
@@ -153,9 +153,9 @@ class _Drive:
             "warn",
         )
 
-    def _done(self, number: int, outcome: Outcome) -> Outcome:
+    def _done(self, number: int, outcome: TrainingOutcome) -> TrainingOutcome:
         """Let the group end in order."""
-        ray.get(self._desk.heard.remote(number))
+        ray.get(self._desk.acknowledge.remote(number))
         self._thread.join(_STOP_S)
         return outcome
 
@@ -164,13 +164,13 @@ class _Drive:
         reason = self._parent.stop()
         if reason is None:
             return None
-        if self._asked_at is None:
-            self._asked_at = time.monotonic()
+        if self._stop_sent_at is None:
+            self._stop_sent_at = time.monotonic()
             self._desk.stop.remote(reason)
-        late = time.monotonic() - self._asked_at > _STOP_S
+        late = time.monotonic() - self._stop_sent_at > _STOP_S
         return reason if late or not self._groups else None
 
-    def _ended(self) -> EngineError:
+    def _reason_for_end(self) -> EngineError:
         """Why there is nothing more to hear."""
         if self._error is None:
             return EngineError("server_error", "The workers ended without a result.")

@@ -1,4 +1,4 @@
-"""The ray engine behind the `Engine` protocol: the lora engine, trained on a cluster."""
+"""The ray engine behind the `TrainingEngine` protocol: the lora engine, trained on a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 from tuneproof_trainer.engines.lora.engine import Answers, LoraEngine
 from tuneproof_trainer.engines.lora.options import LoraOptions
 from tuneproof_trainer.engines.lora.process import train_in_child
-from tuneproof_trainer.engines.protocol import Outcome, Reporter, ShouldStop, TrainingTask
+from tuneproof_trainer.engines.protocol import Reporter, ShouldStop, TrainingOutcome, TrainingTask
 from tuneproof_trainer.engines.ray.options import RayOptions
 
 __all__ = ["RayEngine"]
@@ -45,7 +45,9 @@ class RayEngine(LoraEngine):
         super().__init__(options, answers, environment=own | dict(environment), created=created)
         self._ray = ray
 
-    def train(self, task: TrainingTask, report: Reporter, should_stop: ShouldStop) -> Outcome:
+    def train(
+        self, task: TrainingTask, report: Reporter, should_stop: ShouldStop
+    ) -> TrainingOutcome:
         """Train an adapter on the cluster, driven by a process of its own."""
         task = dataclasses.replace(task, folder=self._shared(task))
         self._prepare(task)

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from tuneproof_trainer.engines.lora.child import failure
-from tuneproof_trainer.engines.lora.team import Together
+from tuneproof_trainer.engines.lora.team import ProcessGroupTeam
 from tuneproof_trainer.engines.protocol import EngineError
 from tuneproof_trainer.engines.ray.desk import Leader, Silent
 
@@ -37,7 +37,7 @@ def _train(folder: Path, device: Any, leader: Leader) -> None:
 
     if not (folder / "task.json").exists():
         raise _not_shared(folder)
-    team = Together()
+    team = ProcessGroupTeam()
     places = team.gather(_place())
     if team.rank == 0:
         leader.begun(places)
