@@ -52,20 +52,20 @@ class Cleaner:
 
     def __init__(self, rule: str) -> None:
         self._rule = rule
-        self._found: Counter[str] = Counter()
+        self._findings: Counter[str] = Counter()
         self.redacted: Counter[str] = Counter()
 
     def __call__(self, text: str) -> ColumnText:
         fault = SPECIAL_TOKEN if has_special_token(text) else None
         if self._rule != "keep":
-            clean = redact(text, self._found)
-            if self._found:
+            clean = redact(text, self._findings)
+            if self._findings:
                 if self._rule == "drop":
                     fault = fault or PERSONAL_DATA
                 else:
-                    self.redacted.update(self._found)
+                    self.redacted.update(self._findings)
                     text = clean
-                self._found.clear()
+                self._findings.clear()
         try:
             return ColumnText(text, orjson.dumps(text)[1:-1], fault)
         except TypeError:  # a lone surrogate: bytes that were no UTF-8
@@ -97,16 +97,16 @@ class LineMaker:
             fault = found.fault if fault is None or found.fault == NOT_UTF8 else fault
             empty = empty and not found.text.strip()
         if empty:
-            asked = self._empty
+            prompt = self._empty
         else:
             parts = []
             for text, name in self._pieces:
                 parts.append(text)
                 if name is not None:
                     parts.append(texts[name].json)
-            asked = b"".join(parts)
-        line = b"".join((self._head, asked, _MIDDLE, answer.json, _END))
-        tokens = (len(asked) // 4 or 1) + (len(answer.json) // 4 or 1) + self._about
+            prompt = b"".join(parts)
+        line = b"".join((self._head, prompt, _MIDDLE, answer.json, _END))
+        tokens = (len(prompt) // 4 or 1) + (len(answer.json) // 4 or 1) + self._about
         return TrainingLine(line, answer.text, fault, tokens)
 
 

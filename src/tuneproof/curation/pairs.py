@@ -143,9 +143,9 @@ class _Pairing:
             self._dropped.add("invalid_time", post)
             return None
         rules = self._options.rules
-        shown, clicks = post.impressions, post.clicks
-        if not shown or clicks is None or not 0 <= clicks <= shown:
-            self._dropped.add("no_counts", post, shown)
+        impressions, clicks = post.impressions, post.clicks
+        if not impressions or clicks is None or not 0 <= clicks <= impressions:
+            self._dropped.add("no_counts", post, impressions)
             return None
         if post.id in rules.erased:
             self._dropped.add("erased", post)
@@ -193,10 +193,10 @@ class _Pairing:
     def finish(self) -> TrainingDataBatch:
         """Pair what was kept, write the manifest, move the dataset into place."""
         counts: Counter[str] = Counter()
-        for (task, side, asked), answers in sorted(self._answers.items()):
+        for (task, side, prompt), answers in sorted(self._answers.items()):
             lines, lineage = [], []
             for better, worse in self._pairs(answers):
-                lines.append(_line(asked, better, worse))
+                lines.append(_line(prompt, better, worse))
                 lineage += [f"{a.post_id},{task},{side}".encode() for a in (better, worse)]
                 self._used |= {better.post_id, worse.post_id}
             counts[task] += len(lines)
@@ -234,11 +234,11 @@ class _Pairing:
                 )
                 if bound > self._options.margin and better.messages != worse.messages:
                     found.append((-bound, better.post_id, worse.post_id, better, worse))
-        taken: set[str] = set()
+        used: set[str] = set()
         made = 0
         for _, a, b, better, worse in sorted(found, key=lambda f: f[:3]):
-            if made < self._options.most and not {a, b} & taken:
-                taken |= {a, b}
+            if made < self._options.most and not {a, b} & used:
+                used |= {a, b}
                 made += 1
                 yield better, worse
 
@@ -281,10 +281,10 @@ def _order(answer: _Answer) -> tuple[float, str]:
     return answer.rate, answer.post_id
 
 
-def _line(asked: bytes, better: _Answer, worse: _Answer) -> bytes:
+def _line(prompt: bytes, better: _Answer, worse: _Answer) -> bytes:
     return orjson.dumps(
         {
-            "input": {"messages": orjson.loads(asked)},
+            "input": {"messages": orjson.loads(prompt)},
             "preferred_output": list(better.messages),
             "non_preferred_output": list(worse.messages),
         }

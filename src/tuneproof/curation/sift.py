@@ -36,9 +36,9 @@ class Dropped:
         self.counts[reason] += 1
         samples = self.samples.setdefault(reason, [])
         if len(samples) < SAMPLES:
-            sample: dict[str, Any] = {"post": _shown(post.id)}
+            sample: dict[str, Any] = {"post": _abbreviated(post.id)}
             sample |= {} if task is None else {"task": task}
-            sample |= {} if value is None else {"value": _shown(value)}
+            sample |= {} if value is None else {"value": _abbreviated(value)}
             samples.append(sample)
 
 
@@ -90,14 +90,14 @@ class Placed:
         return found
 
     def own_surplus(
-        self, share: float, gone: dict[tuple[str, str], set[int]]
+        self, share: float, removed: dict[tuple[str, str], set[int]]
     ) -> dict[tuple[str, str], set[int]]:
         """The worst of our own versions' lines, where they make up more than `share`.
 
         Lines that are `gone` already do not count.
         """
-        left = self.lines - sum(len(numbers) for numbers in gone.values())
-        own = [(p, number) for p, number in self._own if number not in gone.get(p, ())]
+        left = self.lines - sum(len(numbers) for numbers in removed.values())
+        own = [(p, number) for p, number in self._own if number not in removed.get(p, ())]
         others = left - len(own)
         allowed = len(own) if share >= 1 else int(others * share / (1 - share))
         found: dict[tuple[str, str], set[int]] = {}
@@ -148,6 +148,6 @@ def _share(salt: str, key: str) -> float:
     return xxh3_64_intdigest((salt + key).encode("utf-8", "surrogatepass")) / _RANGE
 
 
-def _shown(value: object) -> str:
+def _abbreviated(value: object) -> str:
     text = str(value).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:80]}… ({len(text)} characters)"

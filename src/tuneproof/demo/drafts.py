@@ -61,7 +61,7 @@ class Drafts:
         self._hook_task = hook
         self._body_task = body
         self._slots = asyncio.Semaphore(concurrency)
-        self._asked: OrderedDict[tuple[object, ...], asyncio.Future[Sequence[Completion]]] = (
+        self._drafts: OrderedDict[tuple[object, ...], asyncio.Future[Sequence[Completion]]] = (
             OrderedDict()
         )
 
@@ -130,14 +130,14 @@ class Drafts:
         self, key: tuple[object, ...], ask: Callable[[], Awaitable[Sequence[Completion]]]
     ) -> Sequence[Completion]:
         """The answer to one question, asked by the first who needs it; a failure is not kept."""
-        future = self._asked.get(key)
+        future = self._drafts.get(key)
         if future is None:
             future = asyncio.ensure_future(ask())
-            self._asked[key] = future
-            if len(self._asked) > _KEPT:
-                self._asked.popitem(last=False)
+            self._drafts[key] = future
+            if len(self._drafts) > _KEPT:
+                self._drafts.popitem(last=False)
         try:
             return await future
         except BaseException:
-            self._asked.pop(key, None)
+            self._drafts.pop(key, None)
             raise

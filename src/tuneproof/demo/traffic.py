@@ -97,9 +97,9 @@ class DemoTraffic:
         Asked again for a stretch, it makes no second post: what was served stays as it was
         first, and the same events are sent again under their ids.
         """
-        kept = await self._posts.served_between(since, until)
-        new = await self._make(since, until, skip={served.post_id for served in kept})
-        served = sorted([*kept, *new], key=lambda one: one.at)
+        stored = await self._posts.served_between(since, until)
+        new = await self._make(since, until, skip={served.post_id for served in stored})
+        served = sorted([*stored, *new], key=lambda one: one.at)
         due = await self._posts.due_before(until)
         reactions = [self._measure(one, hook, body) for one, hook, body in due]
         exposures = [event for one in served if one.subject for event in self._exposures(one)]

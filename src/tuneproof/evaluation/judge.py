@@ -51,7 +51,7 @@ LONGEST = 20_000
 _THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _NUMBER = r"(-?\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*(\d+(?:\.\d+)?))?"
 _BARE = re.compile(rf"[\s*\"'`]*{_NUMBER}[\s*\"'`.]*")
-_SAID = re.compile(rf"(?:score|rating)\W{{0,8}}(?:is|of)?\W{{0,6}}{_NUMBER}", re.IGNORECASE)
+_GRADE = re.compile(rf"(?:score|rating)\W{{0,8}}(?:is|of)?\W{{0,6}}{_NUMBER}", re.IGNORECASE)
 
 
 class Judge:
@@ -85,11 +85,11 @@ class Judge:
         Raises `DataError` for a reply without a clear score (its cost is in `cost_usd` of the
         details), and what the provider raises.
         """
-        asked = self.question(messages, text)
+        question = self.question(messages, text)
         provider = self._provider() if callable(self._provider) else self._provider
         [reply] = await provider.complete(
             self._model,
-            [{"role": "user", "content": asked}],
+            [{"role": "user", "content": question}],
             max_tokens=self._max_tokens,
             temperature=0.0,
             timeout_s=self._timeout_s,
@@ -107,7 +107,7 @@ class Judge:
         conversation = "\n\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in messages)
         mark = hashlib.sha256(f"{text}\x1f{conversation}".encode(errors="replace")).hexdigest()[:8]
         lowest, highest = self._range
-        shown: Mapping[str, Any] = {
+        values: Mapping[str, Any] = {
             "rubric": self._rubric,
             "conversation": _shortened(conversation),
             "answer": _shortened(text),
@@ -115,14 +115,14 @@ class Judge:
             "highest": f"{highest:g}",
             "mark": f"text-{mark}",
         }
-        return self._prompt.format(**shown)
+        return self._prompt.format(**values)
 
     def most_usd(self, messages: Messages, text: str) -> float:
         """What one call costs at most: a token is at least a byte of the question."""
         if self._price is None:
             return 0.0
-        asked = len(self.question(messages, text).encode(errors="replace"))
-        return self._price.request_usd(prompt_tokens=asked, completion_tokens=self._max_tokens)
+        size = len(self.question(messages, text).encode(errors="replace"))
+        return self._price.request_usd(prompt_tokens=size, completion_tokens=self._max_tokens)
 
     def _cost(self, reply: Completion) -> float:
         if self._price is None:
@@ -154,7 +154,7 @@ def read_score(reply: str, lowest: float, highest: float) -> tuple[float, str]:
         found, reason = _in_prose(text, highest), text.strip()
     if found is None:
         raise DataError(
-            f"The judge's reply has no clear score: {_shown(reply)!r}.",
+            f"The judge's reply has no clear score: {_abbreviated(reply)!r}.",
             mend="Ask for one line of JSON with a score, or give it more max_tokens.",
         )
     if not lowest <= found <= highest:
@@ -197,8 +197,8 @@ def _in_prose(text: str, highest: float) -> float | None:
         return _of(bare, highest)
     if "{" in text and text.rstrip()[-1:].isdigit():
         return None  # JSON that was cut off, perhaps in the middle of its number
-    said = {_of(match, highest) for match in _SAID.finditer(text)}
-    return said.pop() if len(said) == 1 else None
+    grades = {_of(match, highest) for match in _GRADE.finditer(text)}
+    return grades.pop() if len(grades) == 1 else None
 
 
 def _of(match: re.Match[str], highest: float) -> float | None:
@@ -216,5 +216,5 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
 
 
-def _shown(reply: str) -> str:
+def _abbreviated(reply: str) -> str:
     return reply if len(reply) <= 200 else f"{reply[:200]}…"

@@ -262,7 +262,7 @@ class Fireworks(Native):
     def _job(self, row: Mapping[str, Any]) -> Job:
         raw = str(row.get("state"))
         status = STATES.get(raw, JobStatus.UNKNOWN)
-        said = row.get("status") or {}
+        details = row.get("status") or {}
         training = row.get("trainingConfig") or row
         progress = row.get("jobProgress") or {}
         failed = status is JobStatus.FAILED
@@ -272,8 +272,8 @@ class Fireworks(Native):
             status=status,
             raw_status=raw,
             fine_tuned_model=training.get("outputModel") if status is JobStatus.SUCCEEDED else None,
-            error_code=str(said.get("code") or raw) if failed else None,
-            error_message=said.get("message") if failed else None,
+            error_code=str(details.get("code") or raw) if failed else None,
+            error_message=details.get("message") if failed else None,
             trained_tokens=progress.get("inputTokens"),
             created_at=instant(row.get("createTime")),
             finished_at=instant(row.get("completedTime")) if status.final else None,
@@ -355,8 +355,8 @@ def chat_url(base_url: str) -> str:
 
 def _dataset_id(name: str) -> str:
     """A dataset's id: lower case letters, digits and hyphens, at most 63."""
-    said = "".join(c if c.isalnum() else "-" for c in name.lower().removesuffix(".jsonl"))
-    return said.strip("-")[:63]
+    dashed = "".join(c if c.isalnum() else "-" for c in name.lower().removesuffix(".jsonl"))
+    return dashed.strip("-")[:63]
 
 
 def _job_id(key: str, value: str) -> str:

@@ -101,8 +101,8 @@ def _refusal(answer: httpx2.Response) -> Refusal:
         body: Any = answer.json()
     except ValueError:
         body = {}
-    said: Mapping[str, Any] = body if isinstance(body, dict) else {}
-    error = said.get("error", said)
+    content: Mapping[str, Any] = body if isinstance(body, dict) else {}
+    error = content.get("error", content)
     if not isinstance(error, dict):
         error = {"message": str(error)}
     code = error.get("code") if isinstance(error.get("code"), str) else error.get("status")

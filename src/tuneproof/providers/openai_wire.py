@@ -281,7 +281,7 @@ class OpenAIWire:
             )
         if not self.dialect.probes_training:
             return TrainingReadiness(model=model, shutdown_at=shutdown, offered=offered)
-        account, tunable, detail = await self._asked(model, method)
+        account, tunable, detail = await self._probe(model, method)
         return TrainingReadiness(
             model=model,
             account=account,
@@ -291,7 +291,7 @@ class OpenAIWire:
             offered=offered,
         )
 
-    async def _asked(self, model: str, method: str) -> tuple[bool | None, bool | None, str]:
+    async def _probe(self, model: str, method: str) -> tuple[bool | None, bool | None, str]:
         request = JobRequest(model=model, training_file=ABSENT_FILE, method=method)
         try:
             job = await self.create_job(request)
@@ -343,9 +343,9 @@ class OpenAIWire:
         body: dict[str, Any] = {"n": n, "temperature": temperature, "seed": seed}
         body[self.dialect.max_tokens_field] = max_tokens
         body = {k: v for k, v in body.items() if v is not None}
-        began = self._clock.now()
+        started_at = self._clock.now()
         answer = await self._chat(model, messages, body, timeout_s=timeout_s)
-        latency_ms = (self._clock.now() - began).total_seconds() * 1000
+        latency_ms = (self._clock.now() - started_at).total_seconds() * 1000
         return completions_of(answer, latency_ms)
 
     async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
@@ -437,5 +437,5 @@ def _size(path: Path) -> int:
 
 def _about_file(error: TuneProofError) -> bool:
     """Whether a refusal speaks of the training file, and so of nothing before it."""
-    said = (error.details.get("param"), error.details.get("code"))
-    return "training_file" in said or ABSENT_FILE in error.message
+    place = (error.details.get("param"), error.details.get("code"))
+    return "training_file" in place or ABSENT_FILE in error.message

@@ -70,7 +70,7 @@ class Together(Native):
     async def upload(self, path: Path, *, name: str) -> str:
         """Ask for a place, put the file there, and have it validated (`file_ready` says when)."""
         size, digest = size_of(path), await asyncio.to_thread(_digest, path)
-        asked = await self._http.send(
+        placed = await self._http.send(
             "POST",
             f"{self._http.base_url.reveal()}/files",
             redirects=True,
@@ -84,11 +84,11 @@ class Together(Native):
                 )
             },
         )
-        place = asked.headers.get("location")
-        file_id = asked.headers.get("x-together-file-id")
+        place = placed.headers.get("location")
+        file_id = placed.headers.get("x-together-file-id")
         if not place or not file_id:
             raise ProviderUnavailableError(
-                f"Provider {self.name!r} answered an upload with {asked.status_code} and no place "
+                f"Provider {self.name!r} answered an upload with {placed.status_code} and no place "
                 "to put the file.",
                 mend="The upload is made again.",
             )
@@ -307,8 +307,8 @@ def _suffix(request: JobRequest) -> str | None:
     if not request.metadata:
         return request.suffix[:MAX_SUFFIX] if request.suffix else None
     mark = _mark(*next(iter(request.metadata.items())))
-    said = "".join(c if c.isalnum() else "-" for c in request.suffix or "")
-    return f"{said[: MAX_SUFFIX - len(mark) - 1]}-{mark}".lstrip("-")
+    dashed = "".join(c if c.isalnum() else "-" for c in request.suffix or "")
+    return f"{dashed[: MAX_SUFFIX - len(mark) - 1]}-{mark}".lstrip("-")
 
 
 def _event(job_id: str, number: int, row: Mapping[str, Any]) -> JobEvent:
@@ -323,8 +323,8 @@ def _event(job_id: str, number: int, row: Mapping[str, Any]) -> JobEvent:
 
 
 def _reason(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    told = [r for r in rows if str(r.get("type")).lower() in ("job_error", "job_user_error")]
-    return str(told[-1].get("message")) if told else None
+    failures = [r for r in rows if str(r.get("type")).lower() in ("job_error", "job_user_error")]
+    return str(failures[-1].get("message")) if failures else None
 
 
 def _words(metrics: Mapping[str, float]) -> dict[str, float]:

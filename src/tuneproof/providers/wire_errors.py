@@ -65,7 +65,7 @@ def _from_status(error: openai.APIStatusError, provider: str, address: str) -> T
 def from_refusal(error: Refusal, *, provider: str, address: str) -> TuneProofError:
     """The error of our tree that says what this refusal means for the caller."""
     who = f"Provider {provider!r} at {address}"
-    said = f"{error.status} {error.code or error.type or ''}".strip()
+    answer = f"{error.status} {error.code or error.type or ''}".strip()
     details: dict[str, Any] = {
         "status": error.status,
         "code": error.code,
@@ -74,57 +74,57 @@ def from_refusal(error: Refusal, *, provider: str, address: str) -> TuneProofErr
     text = error.message.rstrip(".")
     match error.status:
         case 401:
-            return _credentials(who, said, text, provider, details)
+            return _credentials(who, answer, text, provider, details)
         case 403 if error.code == "training_not_available":
             return TrainingNotAvailableError(
-                f"{who} has closed fine-tuning for this account ({said}: {text}).",
+                f"{who} has closed fine-tuning for this account ({answer}: {text}).",
                 mend=f"Point `base_url` of providers.{provider} (or OPENAI_BASE_URL) at a server "
                 "that trains, such as your own `tuneproof-trainer serve`, and retry the run from "
                 "its training stage; datasets and history stay as they are.",
                 **details,
             )
         case 403:
-            return _credentials(who, said, text, provider, details)
+            return _credentials(who, answer, text, provider, details)
         case 404:
             return NotFoundError(
-                f"{who} does not know what was asked for ({said}: {text}).",
+                f"{who} does not know what was asked for ({answer}: {text}).",
                 mend="Check the id of the model, file or job; it may have been deleted.",
                 **details,
             )
         case 402:
             return QuotaExhaustedError(
-                f"The account at {who} has no credit left ({said}: {text}).",
+                f"The account at {who} has no credit left ({answer}: {text}).",
                 mend="Add credit to that account or name another provider; waiting does not "
                 "help. Then retry the run.",
                 **details,
             )
         case 409:
-            return ConflictError(f"{who} refused: {text} ({said}).", **details)
+            return ConflictError(f"{who} refused: {text} ({answer}).", **details)
         case 429 if "insufficient_quota" in (error.code, error.type):
             return QuotaExhaustedError(
-                f"The quota at {who} is gone ({said}: {text}).",
+                f"The quota at {who} is gone ({answer}: {text}).",
                 mend="Raise the budget of that account or switch `base_url`; waiting does not "
                 "help. Then retry the run.",
                 **details,
             )
         case 429:
             return RateLimitedError(
-                f"{who} limits the rate of calls ({said}: {text}).",
+                f"{who} limits the rate of calls ({answer}: {text}).",
                 mend="The call is made again after the time that the provider named.",
                 retry_after_s=_retry_after_s(error),
                 **details,
             )
         case 408 | 425:
-            return ProviderUnavailableError(f"{who} did not answer in time ({said}).", **details)
+            return ProviderUnavailableError(f"{who} did not answer in time ({answer}).", **details)
         case status if status >= 500:
             return ProviderUnavailableError(
-                f"{who} failed ({said}: {text}).",
+                f"{who} failed ({answer}: {text}).",
                 mend="The call is made again later.",
                 **details,
             )
         case _:
             return DataError(
-                f"{who} refused the request ({said}: {text}).",
+                f"{who} refused the request ({answer}: {text}).",
                 mend="Mend the named parameter or file, then call again.",
                 param=error.param,
                 **details,
@@ -132,10 +132,10 @@ def from_refusal(error: Refusal, *, provider: str, address: str) -> TuneProofErr
 
 
 def _credentials(
-    who: str, said: str, text: str, provider: str, details: dict[str, Any]
+    who: str, answer: str, text: str, provider: str, details: dict[str, Any]
 ) -> CredentialsError:
     return CredentialsError(
-        f"{who} refused the key ({said}: {text}).",
+        f"{who} refused the key ({answer}: {text}).",
         mend=f"Set a valid key for providers.{provider} (OPENAI_API_KEY for the default one).",
         **details,
     )

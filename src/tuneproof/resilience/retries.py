@@ -61,7 +61,9 @@ def _pause(error: Exception, on: type[Exception] | tuple[type[Exception], ...]) 
     """Whether to try again, or the seconds to wait before that."""
     if not isinstance(error, on) or isinstance(error, CircuitBreakerError):
         return False
-    asked = error.details.get("retry_after_s") if isinstance(error, RateLimitedError) else None
-    if asked is None:
+    retry_after_s = (
+        error.details.get("retry_after_s") if isinstance(error, RateLimitedError) else None
+    )
+    if retry_after_s is None:
         return True
-    return float(asked) if 0 <= float(asked) <= MAX_RETRY_AFTER_S else False
+    return float(retry_after_s) if 0 <= float(retry_after_s) <= MAX_RETRY_AFTER_S else False

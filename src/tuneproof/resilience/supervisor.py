@@ -76,12 +76,12 @@ class TaskHealth:
         success = (
             "none yet" if self.last_success is None else f"{self.last_success:%Y-%m-%d %H:%M:%S}"
         )
-        said = f"{str(self.state).replace('_', ' ')}; last success {success}"
+        summary = f"{str(self.state).replace('_', ' ')}; last success {success}"
         if self.restarts:
-            said += f"; started again {self.restarts} times"
+            summary += f"; started again {self.restarts} times"
         if self.last_error:
-            said += f"; last error: {self.last_error}"
-        return said
+            summary += f"; last error: {self.last_error}"
+        return summary
 
 
 async def _always(_role: str) -> bool:

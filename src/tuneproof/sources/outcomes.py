@@ -101,7 +101,7 @@ class OutcomeTable:
         url = self.url
         if self._family in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
-        return _made(url)
+        return _engine(url)
 
     def _read_only(self) -> Any:
         import sqlite3
@@ -158,7 +158,7 @@ class OutcomeTable:
         return value
 
 
-def _made(url: URL) -> Engine:
+def _engine(url: URL) -> Engine:
     try:
         return sa.create_engine(url, poolclass=NullPool)
     except (NoSuchModuleError, ImportError) as error:

@@ -43,11 +43,11 @@ def e_bh(log_e_values: Sequence[float], *, alpha: float = 0.05) -> tuple[int, ..
         raise DataError("an e-value is NaN.", mend="Leave hypotheses without an answer out.")
     order = sorted(range(len(log_e_values)), key=lambda i: -log_e_values[i])
     count = len(order)
-    kept = 0
+    rejected = 0
     for k, i in enumerate(order, start=1):
         if log_e_values[i] >= math.log(count / (alpha * k)):
-            kept = k
-    return tuple(sorted(order[:kept]))
+            rejected = k
+    return tuple(sorted(order[:rejected]))
 
 
 def share_of_alpha(position: int) -> float:

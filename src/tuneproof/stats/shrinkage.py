@@ -275,7 +275,7 @@ def shrink(
         lower=_expm1(_quantile(parts, alpha / 2)),
         upper=_expm1(_quantile(parts, 1 - alpha / 2)),
         observed=_expm1(log_lift),
-        weight=sum(part.share * part.kept for part in parts),
+        weight=sum(part.share * part.weight_of_data for part in parts),
         prior=prior,
     )
 
@@ -287,12 +287,12 @@ class _Part:
     share: float
     mean: float
     sd: float
-    kept: float
+    weight_of_data: float
 
 
 def _posterior(seen: float, error: float, prior: Prior) -> list[_Part]:
     if error == 0:
-        return [_Part(share=1.0, mean=seen, sd=0.0, kept=1.0)]
+        return [_Part(share=1.0, mean=seen, sd=0.0, weight_of_data=1.0)]
     used = [(s, w) for s, w in zip(prior.scales, prior.weights, strict=True) if w > 0]
     logs = []
     for scale, weight in used:
@@ -302,15 +302,15 @@ def _posterior(seen: float, error: float, prior: Prior) -> list[_Part]:
     top = max(logs)
     shares = [math.exp(log - top) for log in logs]
     whole = sum(shares)
-    kept = [scale * scale / (scale * scale + error * error) for scale, _ in used]
+    weight_of_data = [scale * scale / (scale * scale + error * error) for scale, _ in used]
     return [
         _Part(
             share=share / whole,
             mean=prior.mode + k * (seen - prior.mode),
             sd=error * math.sqrt(k),
-            kept=k,
+            weight_of_data=k,
         )
-        for share, k in zip(shares, kept, strict=True)
+        for share, k in zip(shares, weight_of_data, strict=True)
     ]
 
 

@@ -137,9 +137,9 @@ def _texts(line: dict[str, Any]) -> Iterator[str]:
     if "messages" in line:
         yield from _contents(line["messages"])
         return
-    asked = list(_contents(line.get("input", {}).get("messages", [])))
+    prompt = list(_contents(line.get("input", {}).get("messages", [])))
     for side in ("preferred_output", "non_preferred_output"):
-        yield from asked
+        yield from prompt
         yield from _contents(line.get(side, []))
 
 
