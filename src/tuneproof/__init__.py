@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tuneproof.tracking import MLflowExperimentTracker, MLflowModelRegistry
     from tuneproof.training import ModelTrainer, ModelVersion
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "ABTest": "experiments",
