@@ -2,9 +2,9 @@
 
 Made before an event needs it, in a transaction of its own: the days of a batch, and the day after
 the newest, so that nobody waits for it at midnight. Late events get theirs the same way. What is
-from before 2000 or after 2099 (a sender's clock that was never set) shares one partition each.
-A new partition is attached, which stops neither readers nor writers; whole partitions are dropped
-by `retention`. SQLite knows none of this.
+from before 2000 or after 2099 (a sender's clock that was never set) shares one partition each, made
+by the first migration. A new partition is attached, which stops neither readers nor writers; whole
+partitions are dropped by `retention`. SQLite knows none of this.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from sqlalchemy import Connection, text
 from tuneproof.store.database import Database
 from tuneproof.workflow import Tx
 
-__all__ = ["DAY_US", "TABLES", "DayMissingError", "Partitions", "divide_by_day", "forget_days"]
+__all__ = ["DAY_US", "TABLES", "DayMissingError", "Partitions", "forget_days"]
 
 TABLES: Final = ("exposures", "outcomes")
 
 DAY_US: Final = 86_400_000_000
 
 _EPOCH: Final = date(1970, 1, 1)
-_FIRST_DAY: Final = (date(2000, 1, 1) - _EPOCH).days
-_END_DAY: Final = (date(2100, 1, 1) - _EPOCH).days
 _AT_ONCE: Final = 50
 """Days made in one transaction: each takes a dozen locks, and PostgreSQL has 64 a connection."""
 
@@ -39,22 +37,10 @@ FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid
 WHERE inhparent = to_regclass('{table}') ORDER BY 1
 """
 _BOUND: Final = re.compile(r"FROM \((?:MINVALUE|'(-?\d+)')\) TO \((?:MAXVALUE|'(-?\d+)')\)")
-_INDEXES: Final = {
-    "exposures": "CREATE INDEX ix_exposures_subject_at ON exposures (subject, at);",
-    "outcomes": "",
-}
 _PARTITION: Final = """
 CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS);
 ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({low}) TO ({high});
 """
-_BY_DAY: Final = """
-ALTER TABLE {table} RENAME TO {table}_undivided;
-CREATE TABLE {table} (LIKE {table}_undivided INCLUDING DEFAULTS) PARTITION BY RANGE (at);
-DROP TABLE {table}_undivided;
-ALTER TABLE {table} ADD CONSTRAINT pk_{table} PRIMARY KEY (subject, unit, id, at);
-{index}
-"""
-
 _SPAN: Final = "SELECT min(first_at), max(last_at) FROM units WHERE subject = :subject"
 _OTHERS: Final = """
 SELECT EXISTS (
@@ -126,20 +112,6 @@ async def forget_days(tx: Tx, subject: int) -> int:
     are dropped whole. Writers wait for that, until `tx` ends; readers are waited for.
     """
     return await tx.run_sync(_forget, subject)
-
-
-def divide_by_day(connection: Connection) -> None:
-    """Divide the tables of raw events by day, while they have no rows: for the migration."""
-    for table in TABLES:
-        _run(connection, _BY_DAY.format(table=table, index=_INDEXES[table]))
-        for name, low, high in (
-            ("past", "MINVALUE", _FIRST_DAY * DAY_US),
-            ("future", _END_DAY * DAY_US, "MAXVALUE"),
-        ):
-            _run(
-                connection,
-                _PARTITION.format(name=f"{table}_{name}", table=table, low=low, high=high),
-            )
 
 
 def _make(connection: Connection, days: Iterable[int]) -> None:
