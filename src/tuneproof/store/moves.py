@@ -53,7 +53,7 @@ class RolloutMoves:
         Raises `ConflictError` where somebody else moved it since it was read.
         """
         async with self._database.writing(tx) as own:
-            kept = await self._deployments.update(
+            moved = await self._deployments.update(
                 deployment.id,
                 expected_version=deployment.version,
                 tx=own,
@@ -66,19 +66,19 @@ class RolloutMoves:
                 cause=deployment.cause,
                 evidence=deployment.evidence,
             )
-            detail = {"state": str(kept.state), "share": kept.share, "step": kept.step}
+            detail = {"state": str(moved.state), "share": moved.share, "step": moved.step}
             await self._deployments.add_history(
-                kept.id, at, kind, who, reason, {**detail, "evidence": kept.evidence}, tx=own
+                moved.id, at, kind, who, reason, {**detail, "evidence": moved.evidence}, tx=own
             )
-            await self._activity.add(at, who, f"rollout {kind}", kept.id, reason, tx=own)
-            if kept.state is DeploymentState.ROLLED_BACK:
-                await self._return_to_previous(kept, own)
-            phase = await self._phase(kept, at, own)
-            for task in kept.tasks:
-                routing = replace(routing_of(kept, task, phase), updated_at=at)
-                if await self._mine(routing, kept, own):
+            await self._activity.add(at, who, f"rollout {kind}", moved.id, reason, tx=own)
+            if moved.state is DeploymentState.ROLLED_BACK:
+                await self._return_to_previous(moved, own)
+            phase = await self._phase(moved, at, own)
+            for task in moved.tasks:
+                routing = replace(routing_of(moved, task, phase), updated_at=at)
+                if await self._mine(routing, moved, own):
                     await self._routing.set(routing, tx=own)
-        return kept
+        return moved
 
     async def _return_to_previous(self, deployment: Deployment, tx: Tx) -> None:
         """A version that did harm is marked, so that it is not tried again by itself."""
