@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tuneproof.demo.audience import Audience
 from tuneproof.demo.draws import draws, poisson
 from tuneproof.demo.writing import write
+from tuneproof.workflow import Tx
 
 POSTS_PER_HOUR = 20.0
 HOUR = timedelta(hours=1)
@@ -116,7 +117,7 @@ class PostsTable:
             await self._insert(tx, SERVED_TABLE, [asdict(one) for one in served])
         return len(posts)
 
-    async def _insert(self, tx: Any, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    async def _insert(self, tx: Tx, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
             await tx.execute(insert(table).on_conflict_do_nothing(), list(rows))
