@@ -21,7 +21,7 @@ from tuneproof.errors import ConfigError
 
 if TYPE_CHECKING:
     from tuneproof.app.demonstration import Demonstration
-    from tuneproof.cli.serve import Served
+    from tuneproof.cli.serve import RunningServer
     from tuneproof.settings import Settings
     from tuneproof.store import Run
 
@@ -72,7 +72,7 @@ async def demo(
 
 
 @asynccontextmanager
-async def _served(shown: Demonstration, *, free: bool) -> AsyncIterator[tuple[str, Served]]:
+async def _served(shown: Demonstration, *, free: bool) -> AsyncIterator[tuple[str, RunningServer]]:
     """Serve the demo's App; on a free port where the usual one is taken and none was asked for."""
     from tuneproof.cli.serve import serving
 

@@ -57,7 +57,7 @@ def settle() -> None:
     gc.freeze()
 
 
-class Served:
+class RunningServer:
     """An HTTP server at work: `task` ends some time after `stop()`."""
 
     def __init__(self, service: Any, listening: socket.socket) -> None:
@@ -91,7 +91,7 @@ class Served:
 
 
 @contextmanager
-def _stopping(server: Served) -> Iterator[None]:
+def _stopping(server: RunningServer) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop the server, so that everything behind it is closed in order."""
     loop = asyncio.get_running_loop()
     for wanted in (signal.SIGINT, signal.SIGTERM):
@@ -104,7 +104,7 @@ def _stopping(server: Served) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving(app: App, settings: Settings) -> AsyncIterator[tuple[str, Served]]:
+async def serving(app: App, settings: Settings) -> AsyncIterator[tuple[str, RunningServer]]:
     """Serve an App: its address, and the server at work."""
     from tuneproof.server import create_app
 
@@ -112,7 +112,7 @@ async def serving(app: App, settings: Settings) -> AsyncIterator[tuple[str, Serv
     listening = listen(settings.server.host, settings.server.port)
     address = _address(settings, listening.getsockname()[1])
     service = create_app(app, local_token=token)
-    server = Served(service, listening)
+    server = RunningServer(service, listening)
     try:
         with _metrics(app, settings):
             await server.started()

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tuneproof.client.http import Service
+from tuneproof.client.http import ServiceAddress
 from tuneproof.client.journal import Journal
 from tuneproof.client.refresher import POLL_S, Refresher
 from tuneproof.client.sender import FLUSH_S, Sender
@@ -64,7 +64,7 @@ class Client:
         timeout_s: float = 10.0,
         first_wait_s: float = 2.0,
     ) -> None:
-        self._service = Service(base_url, token, timeout_s)
+        self._service = ServiceAddress(base_url, token, timeout_s)
         self._folder = None if state_dir is None else Path(state_dir)
         self._push, self._poll_s, self._flush_s = push, poll_s, flush_s
         self._first_wait_s = first_wait_s

@@ -24,7 +24,7 @@ HEARTBEAT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """A status and a body, with the seconds after which the service wants to be asked again."""
 
     status: int
@@ -45,7 +45,7 @@ class Answer:
             return self.body[:200].decode(errors="replace")
 
 
-class Service:
+class ServiceAddress:
     """The address of a service; each thread that calls it has a `Line` of its own."""
 
     def __init__(self, base_url: str, token: str | None, timeout_s: float) -> None:
@@ -70,7 +70,7 @@ class Service:
 class Line:
     """One kept-alive connection. Not for several threads at once, except `hang_up`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ServiceAddress) -> None:
         self._service = service
         self._connection: HTTPConnection | None = None
 
@@ -81,7 +81,7 @@ class Line:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> Reply:
         """One call; raises `OSError` where no whole answer came.
 
         A kept connection that the service closed meanwhile is replaced once.
@@ -97,7 +97,7 @@ class Line:
 
     def _call(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> Answer:
+    ) -> Reply:
         response = self._send(method, path, body, headers, self._service.timeout_s)
         try:
             content = response.read()
@@ -106,7 +106,7 @@ class Line:
             raise _as_os_error(error) from error
         if response.will_close:
             self.hang_up()
-        return Answer(response.status, content, _seconds(response.headers.get("retry-after")))
+        return Reply(response.status, content, _seconds(response.headers.get("retry-after")))
 
     def _send(
         self,

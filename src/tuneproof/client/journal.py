@@ -29,7 +29,7 @@ MOST_IN_MEMORY = 200_000
 application is never brought down by its measurements."""
 
 
-class Segment:
+class JournalSegment:
     """Some events: a closed file of lines, or the lines themselves."""
 
     def __init__(self, *, path: Path | None = None, lines: list[str] | None = None) -> None:
@@ -64,7 +64,7 @@ class Journal:
         self._lines: list[str] = []
         self._bytes = 0
         self._number = 0
-        self.closed: deque[Segment] = deque()
+        self.closed: deque[JournalSegment] = deque()
         self.lost = 0
 
     @property
@@ -120,13 +120,13 @@ class Journal:
             return
         if self._open is not None:
             self._open.close()
-            self.closed.append(Segment(path=self._open_path))
+            self.closed.append(JournalSegment(path=self._open_path))
         else:
-            self.closed.append(Segment(lines=self._lines))
+            self.closed.append(JournalSegment(lines=self._lines))
             self._give_up()
         self._open, self._open_path, self._lines, self._bytes = None, None, [], 0
 
-    def done(self, segment: Segment) -> None:
+    def done(self, segment: JournalSegment) -> None:
         """Forget a segment: the service has it."""
         segment.remove()
         if self.closed and self.closed[0] is segment:
@@ -170,7 +170,7 @@ class Journal:
                     self._number += 1
                     target = own / f"{self._number:09d}.jsonl"
                     os.replace(path, target)
-                    self.closed.append(Segment(path=target))
+                    self.closed.append(JournalSegment(path=target))
                     moved += 1
                 (other / "lock").unlink()
             other.rmdir()

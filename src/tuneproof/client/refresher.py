@@ -7,7 +7,7 @@ import random
 import threading
 import time
 
-from tuneproof.client.http import Service
+from tuneproof.client.http import ServiceAddress
 from tuneproof.client.state import HeldRouting
 
 log = logging.getLogger("tuneproof.client")
@@ -20,7 +20,7 @@ class Refresher:
     """Asks for the routing, then listens on the stream and asks again at each change."""
 
     def __init__(
-        self, service: Service, state: HeldRouting, *, push: bool, poll_s: float = POLL_S
+        self, service: ServiceAddress, state: HeldRouting, *, push: bool, poll_s: float = POLL_S
     ) -> None:
         self._service = service
         self._line = service.line()

@@ -10,8 +10,8 @@ import time
 from collections import deque
 from typing import Any
 
-from tuneproof.client.http import Answer, Line, Service
-from tuneproof.client.journal import Journal, Segment
+from tuneproof.client.http import Line, Reply, ServiceAddress
+from tuneproof.client.journal import Journal, JournalSegment
 
 log = logging.getLogger("tuneproof.client")
 
@@ -37,15 +37,17 @@ class Sender:
     service. A service that hangs therefore keeps no event from the disk.
     """
 
-    def __init__(self, service: Service, journal: Journal, *, flush_s: float = FLUSH_S) -> None:
+    def __init__(
+        self, service: ServiceAddress, journal: Journal, *, flush_s: float = FLUSH_S
+    ) -> None:
         self._line: Line = service.line()
         self._service = service
         self._journal = journal
         self._guard = threading.Lock()  # of the journal
         self._flush_s = flush_s
         self._queue: deque[dict[str, Any]] = deque()
-        self._wake = threading.Event()  # the keeper
-        self._kept = threading.Event()  # the sender
+        self._queued = threading.Event()  # the keeper
+        self._journaled = threading.Event()  # the sender
         self._urgent = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
@@ -71,8 +73,8 @@ class Sender:
         """Queue one event; returns at once, whatever the service and the disk do."""
         self._queue.append(event)
         self._idle.clear()
-        if not self._wake.is_set():
-            self._wake.set()
+        if not self._queued.is_set():
+            self._queued.set()
         if not self._threads:
             self.start()
 
@@ -93,7 +95,7 @@ class Sender:
         if not self._threads:
             return not self.waiting
         self._urgent.set()
-        self._kept.set()
+        self._journaled.set()
         return self._idle.wait(timeout_s)
 
     def close(self, timeout_s: float) -> None:
@@ -102,7 +104,7 @@ class Sender:
             return
         self.flush(timeout_s)
         self._stop = True
-        for event in (self._urgent, self._wake, self._kept):
+        for event in (self._urgent, self._queued, self._journaled):
             event.set()
         self._line.hang_up()
         for thread in self._threads:
@@ -115,14 +117,14 @@ class Sender:
 
     def _keep(self) -> None:
         while not self._stop:
-            self._wake.wait()
+            self._queued.wait()
             self._urgent.wait(GATHER_S)
             self._drain()
 
     def _drain(self) -> None:
         """Write what is queued to the journal."""
         with self._guard:
-            self._wake.clear()
+            self._queued.clear()
             lines = []
             while self._queue:
                 event = self._queue.popleft()
@@ -132,7 +134,7 @@ class Sender:
                     self._refuse(repr(event), str(error))
             if lines:
                 self._journal.append(lines)
-                self._kept.set()
+                self._journaled.set()
 
     # The sender's thread
 
@@ -156,7 +158,7 @@ class Sender:
     def _rest(self, send_at: float) -> None:
         """Wait for something to send, then until it is time to send it."""
         if self._idle.is_set():
-            self._kept.wait(ADOPT_S)
+            self._journaled.wait(ADOPT_S)
         left_s = send_at - time.monotonic()
         if left_s > 0:
             self._urgent.wait(left_s)
@@ -164,7 +166,7 @@ class Sender:
     def _deliver(self) -> float:
         """Send what is there, oldest first; returns for how long to rest."""
         self._urgent.clear()
-        self._kept.clear()
+        self._journaled.clear()
         self._drain()
         while not self._stop:
             with self._guard:
@@ -189,7 +191,7 @@ class Sender:
                 if self._queue:  # put() came between
                     self._idle.clear()
 
-    def _send(self, segment: Segment) -> float:
+    def _send(self, segment: JournalSegment) -> float:
         """Send one segment; a number of seconds means "not taken, rest"."""
         try:
             lines = segment.lines()
@@ -214,7 +216,7 @@ class Sender:
         self._taken(answer, len(lines))
         return 0.0
 
-    def _halve(self, lines: list[str], answer: Answer) -> float:
+    def _halve(self, lines: list[str], answer: Reply) -> float:
         """One bad event must not hold back the others: find it by halves."""
         if len(lines) == 1:
             self._refuse(lines[0], f"{answer.status} {answer.reason}")
@@ -223,7 +225,7 @@ class Sender:
         # The halves may be sent again after a failure: the service takes each event once.
         return self._post(lines[:middle]) or self._post(lines[middle:])
 
-    def _taken(self, answer: Answer, count: int) -> None:
+    def _taken(self, answer: Reply, count: int) -> None:
         try:
             body = answer.json()
             unknown = list(body.get("unknown", ()))

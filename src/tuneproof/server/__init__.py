@@ -51,7 +51,7 @@ Writes take `Idempotency-Key`, changes of state `If-Match`; errors are RFC 9457 
 """
 
 
-class Service(FastAPI):
+class HttpService(FastAPI):
     """The service, with what is asked for all the time answered in front of it."""
 
     def __init__(self, *, hot: Hot, **settings: Any) -> None:
@@ -90,7 +90,7 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
             finally:
                 await recorder.stop()
 
-    service = Service(
+    service = HttpService(
         hot=Hot(app, callers),
         title="TuneProof",
         version=metadata.version("tuneproof"),

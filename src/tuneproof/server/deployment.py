@@ -143,7 +143,7 @@ class HistoryLine(Answer):
     detail: dict[str, Any]
 
 
-class DeploymentState(Deployed):
+class RolloutState(Deployed):
     """Where a rollout stands."""
 
     run_id: str | None
@@ -258,7 +258,7 @@ def router() -> APIRouter:
         pipeline: str | None = None,
         cursor: Cursor = None,
         limit: Limit = 50,
-    ) -> Paged[DeploymentState]:
+    ) -> Paged[RolloutState]:
         page = await app.rollouts.page(pipeline=pipeline, cursor=cursor, limit=limit)
         alerts = await app.alerts.verified()
         items = [deployment_state(d, (), app, alerts) for d in page.items]
@@ -267,7 +267,7 @@ def router() -> APIRouter:
     @routes.get("/status/{deployment_id}", summary="Where a rollout stands")
     async def status(
         app: TheApp, _: Reader, deployment_id: str, response: Response
-    ) -> DeploymentState:
+    ) -> RolloutState:
         deployment = await app.rollouts.get(deployment_id)
         history = await app.rollouts.history(deployment_id)
         response.headers.update(etag(deployment.version))
@@ -294,7 +294,7 @@ def router() -> APIRouter:
         deployment_id: str,
         asked: OptionalReason | None = None,
         if_match: IfMatch = None,
-    ) -> DeploymentState:
+    ) -> RolloutState:
         acts = {
             "pause": app.rollouts.pause,
             "resume": app.rollouts.resume,
@@ -392,11 +392,11 @@ def rolled_back(result: RollbackResult) -> RolledBack:
 
 def deployment_state(
     deployment: Deployment, history: Sequence[Mapping[str, Any]], app: TheApp, alerts: bool
-) -> DeploymentState:
+) -> RolloutState:
     """A rollout as `GET /deployment/status` answers it; `alerts` says whether they arrive."""
     same = ["run_id", "pipeline", "ab_test_id", "step", "created_at", "step_started_at"]
     same += ["next_at", "ended_at", "cause", "version"]
-    return DeploymentState(
+    return RolloutState(
         **_deployed(deployment, app, alerts),
         **{name: getattr(deployment, name) for name in same},
         tasks=list(deployment.tasks),
