@@ -133,27 +133,12 @@ async def test_decisions_follow_a_change_at_once(routed):
 
 async def test_a_change_by_another_worker_is_seen_and_told(routed):
     first = (await routed.http.get("/routing")).json()
-    seen = []
-
-    async def listen() -> None:
-        async for event in routed.app.live.subscribe():
-            if event.kind != "routing":
-                open_now.set()
-                continue
-            seen.append(event)
-            if len(seen) == 2:
-                return
-
-    def heard() -> bool:
-        routed.app.live.publish("run", "any")
-        return open_now.is_set()
-
-    open_now = asyncio.Event()
-    listening = asyncio.create_task(listen())
-    await eventually(heard)
+    events = routed.app.live.listen()
     await routed.app.store.routing.set(at_share(0.25, task="body"))
     await routed.app.store.routing.set(at_share(1.0))
-    await asyncio.wait_for(listening, 5)
+    async with asyncio.timeout(20):
+        seen = [await events.get(), await events.get()]
+    routed.app.live.forget(events)
     assert {(e.kind, e.id) for e in seen} == {("routing", "body"), ("routing", "hook")}
     table = (await routed.http.get("/routing")).json()
     assert [(r["task"], r["share"]) for r in table["routing"]] == [("body", 0.25), ("hook", 1.0)]

@@ -123,7 +123,7 @@ async def test_gateway_and_decisions_go_on_without_the_database(
 async def test_another_worker_hears_of_a_change_without_asking(
     stored: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneproof.app.routing.board.WATCH_S", 3600.0)  # notices alone
+    monkeypatch.setattr("tuneproof.app.board.WATCH_S", 3600.0)  # notices alone
     async with worker(stored) as one:
         store, supervisor = await open_store(stored.store.url), Supervisor()
         board = Board(store.routing, Live(), prepare=nothing)
