@@ -34,7 +34,7 @@ async def test_doctor_and_log_tell_no_secret(tmp_path: Path, caplog: pytest.LogC
         },
     )
     async with App.open(settings, engine=False) as app:
-        found = await app.doctor()
+        found = await app.doctor.examine()
     failing = {finding.name for finding in found if finding.status != "ok"}
     assert failing >= {"redis", "mlflow", "provider", "alerts", "default: posts"}
     assert CANARY not in repr(found)

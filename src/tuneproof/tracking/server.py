@@ -86,7 +86,8 @@ class MLflowServer:
             self._client = MlflowClient(tracking_uri=self.uri.reveal())
         except (MlflowException, ImportError) as error:
             raise ConfigError(
-                f"MLFLOW_TRACKING_URI is {self.uri!r}, which cannot be opened: {error}",
+                f"MLFLOW_TRACKING_URI is {self.uri!r}, which cannot be opened: "
+                f"{str(error).replace(self.uri.reveal(), self.uri.masked)}",
                 mend="Name a server (http://host:5000); for a local registry install "
                 "tuneproof[mlflow].",
             ) from error
@@ -94,7 +95,7 @@ class MLflowServer:
 
     def _in_our_terms(self, error: Any) -> TuneProofError:
         status = error.get_http_status_code()
-        text = str(error)[:500]
+        text = str(error).replace(self.uri.reveal(), self.uri.masked)[:500]
         if status in (401, 403):
             host = urlsplit(self.uri.reveal()).netloc.rpartition("@")[2]
             return CredentialsError(
