@@ -23,7 +23,7 @@ from tuneproof.errors import ConfigError, RetryableError, TuneProofError, by_nam
 if TYPE_CHECKING:
     from tuneproof.app import App
     from tuneproof.cli.options import Options
-    from tuneproof.settings import Settings, revealed
+    from tuneproof.settings import Settings
 
 FILE = "service.json"
 TIMEOUT_S = 60.0
@@ -134,6 +134,8 @@ async def connect(
 
 
 async def _remote(settings: Settings) -> tuple[str, str | None] | None:
+    from tuneproof.settings import revealed
+
     token = revealed(settings.remote.token)
     if settings.remote.url:
         return settings.remote.url.reveal().rstrip("/"), token
