@@ -41,6 +41,6 @@ def test_a_clone_is_clean_after_its_setup_on_a_machine_without_uv(tmp_path: Path
     path = without_uv(tmp_path / "bin")
     run(["make", "setup"], clone, PATH=path)
     assert run(["git", "status", "--porcelain"], clone) == ""
-    assert "TuneProof" in run([".venv/bin/tuneproof", "--help"], clone, PATH=path)
+    assert "Usage: tuneproof" in run([".venv/bin/tuneproof", "--help"], clone, PATH=path)
     found = "from benchmarks.environments import uv; print(uv())"
     assert run([".venv/bin/python", "-c", found], clone, PATH=path).strip().endswith(".uv/bin/uv")
