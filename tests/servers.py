@@ -152,15 +152,18 @@ class Server:
             )
         self._wait_until_ready(self.process)
 
-    def stop(self, *, kill: bool = False) -> None:
-        """End the process and those it started; `kill` gives it no chance to tidy up."""
+    def stop(self, *, kill: bool = False, by: signal.Signals | None = None) -> None:
+        """End the process and those it started; `kill` gives it no chance to tidy up.
+
+        `by` is another signal than its usual one (SIGQUIT is PostgreSQL's immediate shutdown).
+        """
         process, self.process = self.process, None
         if process is None:
             return
         if kill:
             _signal_group(process, signal.SIGKILL)
         else:
-            process.send_signal(self.end_signal)
+            process.send_signal(by or self.end_signal)
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ from tests.servers import PostgresServer, postgres_server
 from tests.waiting import eventually
 
 from tuneproof.errors import StoreUnavailableError
+from tuneproof.rollout import DeploymentState
 from tuneproof.store import Store, open_store
 from tuneproof_trainer.embedded import serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 
 OUTAGES = int(os.environ.get("TUNEPROOF_OUTAGES", "2"))
+
+WATCHES = 3
+"""The test of a run, a test and a rollout that no run drives."""
 
 WITHIN_S = 30.0
 """Until each task runs again."""
@@ -93,12 +98,12 @@ def done(task: dict[str, Any], since: datetime) -> bool:
     return task["state"] == "standby" or (at is not None and datetime.fromisoformat(at) > since)
 
 
-async def looks(store: Store) -> int:
+async def watched(store: Store) -> dict[str, datetime | None]:
+    """When each test and rollout under way was last looked at."""
     try:
-        found = (await store.experiments.page()).items
-        return await store.experiments.count_looks(found[-1].id) if found else 0
+        return {one.subject: one.looked_at for one in await store.watches.under_way()}
     except StoreUnavailableError:
-        return -1
+        return {}
 
 
 @asynccontextmanager
@@ -130,8 +135,6 @@ async def one_leader(store: Store) -> AsyncIterator[Counter[int]]:
 
 
 async def all_run_again(workers: list[Worker], store: Store, since: datetime) -> None:
-    seen = await looks(store)
-
     async def again() -> bool:
         # Those that are due within the bound: rarer ones are asked about by their state.
         return all(
@@ -141,10 +144,14 @@ async def all_run_again(workers: list[Worker], store: Store, since: datetime) ->
         )
 
     async def looked() -> bool:
-        return await looks(store) > seen
+        found = await watched(store)
+        return len(found) == WATCHES and all(at and at > since for at in found.values())
 
-    await eventually(again, WITHIN_S, every_s=0.2)
-    await eventually(looked, WITHIN_S, every_s=0.2)
+    def how() -> str:
+        return str([worker.tasks() for worker in workers])
+
+    await eventually(again, WITHIN_S, every_s=0.2, otherwise=how)
+    await eventually(looked, WITHIN_S, every_s=0.2, otherwise=how)
 
 
 async def test_database_restarts_and_workers_die_and_all_goes_on_once(
@@ -154,18 +161,21 @@ async def test_database_restarts_and_workers_die_and_all_goes_on_once(
         "database": shared.database.url.render_as_string(hide_password=False),
         "trainer": trainer,
     }
-    workers = [await Worker(tmp_path / "0", **plan, start=True).ready()]
+    workers = [await Worker(tmp_path / "0", **plan, start=True, alone=True).ready()]
     workers.append(await Worker(tmp_path / "1", **plan).ready())
     started = 2
     try:
         async with one_leader(shared) as seen:
 
-            async def looked() -> bool:
-                return await looks(shared) > 0
+            async def all_looked_at() -> bool:
+                found = await watched(shared)
+                return len(found) == WATCHES and all(found.values())
 
-            await eventually(looked, 120, every_s=0.2)
-            for _ in range(OUTAGES):
-                await asyncio.to_thread(server.stop)
+            await eventually(all_looked_at, 180, every_s=0.2)
+            for number in range(OUTAGES):
+                # Fast and immediate in turns, as `pg_ctl restart -m`.
+                how = (signal.SIGINT, signal.SIGQUIT)[number % 2]
+                await asyncio.to_thread(partial(server.stop, by=how))
                 await asyncio.to_thread(server.start)
                 await all_run_again(workers, shared, datetime.now(UTC))
 
@@ -184,8 +194,14 @@ async def test_database_restarts_and_workers_die_and_all_goes_on_once(
 async def nothing_twice(store: Store, trainer: str) -> None:
     [run] = await store.runs.active()
     assert run.current_stage == "experiment"
-    [test] = (await store.experiments.page()).items
-    numbers = [look.number for look in await store.experiments.looks(test.id)]
-    assert numbers == list(range(1, len(numbers) + 1))
+    tests = (await store.experiments.page()).items
+    assert sorted(test.pipeline for test in tests) == ["default", "manual"]
+    for test in tests:
+        numbers = [look.number for look in await store.experiments.looks(test.id)]
+        assert numbers == list(range(1, len(numbers) + 1))
+    [rollout] = (await store.deployments.page()).items
+    assert (rollout.pipeline, rollout.state) == ("release", DeploymentState.STEPPING)
     client = AsyncOpenAI(base_url=trainer, api_key="any")
     assert len([job async for job in client.fine_tuning.jobs.list()]) == 1
+    files = [file.filename async for file in client.files.list(purpose="fine-tune")]
+    assert len(files) == len(set(files)) > 0

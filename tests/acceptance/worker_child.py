@@ -1,8 +1,9 @@
 """One worker of several on a PostgreSQL database, on the machine's own clock.
 
 Run as `python -m tests.acceptance.worker_child PLAN.json`; `start` in the plan makes it start a
-run over the demo's posts, `tasks` names a file into which it writes how its tasks do. It says
-"ready" when it is open, and lives until it is killed.
+run over the demo's posts, `alone` a test and a rollout that no run drives, `tasks` names a file
+into which it writes how its tasks do. It says "ready" when it is open, and lives until it is
+killed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 
 from tuneproof.app import App
 from tuneproof.demo import Audience, seed_posts
-from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, StoreConfig
+from tuneproof.experiments import ModelRef
+from tuneproof.pipeline import rollout_alone
+from tuneproof.settings import BODY, HOOK, PipelineConfig, ProviderConfig, Settings, StoreConfig
 
 LOOK_EVERY_S = 2.0
 
@@ -31,6 +34,29 @@ CONFIG = PipelineConfig(
 )
 
 
+MANUAL = replace(CONFIG, name="manual", tasks=("caption",))
+RELEASE = replace(CONFIG, name="release", tasks=("title",))
+TASKS = {
+    task.name: task
+    for task in (HOOK, BODY, replace(HOOK, name="caption"), replace(HOOK, name="title"))
+}
+PIPELINES = {"default": CONFIG, "manual": MANUAL, "release": RELEASE}
+
+
+async def begin_alone(app: App) -> None:
+    """A test that a person declared, and a rollout of a model that nobody trained here."""
+    base, tuned = ModelRef(model_id="base"), ModelRef(model_id="tuned")
+    await app.experiments.create(
+        baseline=base, candidates=[tuned], pipeline=MANUAL.name, tasks=MANUAL.tasks
+    )
+    manager = app.managers.of(RELEASE)
+    async with app.store.database.begin() as tx:
+        at = app.clock.now()
+        declared = await manager.declare(tuned, base, ab_test_id=None, salt="salt", at=at, tx=tx)
+        begun = await manager.begin(declared.id, at=at, tx=tx)
+    await app.engine.start(rollout_alone, begun.id, RELEASE)
+
+
 async def write_tasks(app: App, path: Path) -> None:
     found = [asdict(task) for task in app.supervisor.tasks]
     part = path.with_suffix(".part")
@@ -41,7 +67,8 @@ async def write_tasks(app: App, path: Path) -> None:
 async def main(plan: dict[str, Any]) -> None:
     settings = Settings(
         dir=Path(plan["dir"]),
-        pipelines={"default": CONFIG},
+        tasks=TASKS,
+        pipelines=PIPELINES,
         providers={"default": ProviderConfig(kind="compatible", base_url=plan["trainer"])},
         store=StoreConfig(url=plan["database"]),
     )
@@ -51,6 +78,8 @@ async def main(plan: dict[str, Any]) -> None:
                 app.store.database.engine, Audience(3), until=datetime.now(UTC), days=7
             )
             await app.runs.start(actor="test")
+        if plan.get("alone"):
+            await begin_alone(app)
         if plan.get("tasks"):
             report = partial(write_tasks, app, Path(plan["tasks"]))
             await report()
