@@ -21,7 +21,7 @@ from tuneproof.cli.service import connect, embedded
 from tuneproof.errors import DataError
 
 if TYPE_CHECKING:
-    from tuneproof.settings import Settings, Url
+    from tuneproof.settings import Settings
 
 BATCH = 2_000
 TAIL_S = 1.0
@@ -112,6 +112,7 @@ async def import_posts(
 async def _warn_of_absent_columns(file: Path, settings: Settings) -> None:
     """Say which columns the default pipeline would look for in vain."""
     from tuneproof.collection import DataCollector
+    from tuneproof.settings import Url
     from tuneproof.sources import open_source
 
     pipeline = settings.pipelines.get("default")
