@@ -59,6 +59,14 @@ def later(app: App, by: timedelta) -> None:
     app.clock.restore(app.clock.now() + by)
 
 
+async def until_it_waits(app: App, id: str) -> None:
+    """Until the durable function waits for its next look: then time may leap."""
+    assert isinstance(app.clock, VirtualClock)
+    async with asyncio.timeout(60):
+        while id not in app.clock._sleepers:
+            await asyncio.sleep(0.01)
+
+
 def watchdog(app: App, told: Told) -> Watchdog:
     return Watchdog(
         store=app.store,
@@ -76,6 +84,7 @@ async def test_look_that_is_overdue_by_an_hour_is_told_once(
         told = Told()
         dog = watchdog(app, told)
         [test] = await app.experiments.create(baseline=BASE, candidates=[BETTER])
+        await until_it_waits(app, test.id)
         later(app, LOOK + HOUR)
         await dog.look()
         [state] = await dog.states()
