@@ -125,7 +125,7 @@ async def test_another_worker_hears_of_a_change_without_asking(
 ) -> None:
     monkeypatch.setattr("tuneproof.app.board.WATCH_S", 3600.0)  # notices alone
     async with worker(stored) as one:
-        store, supervisor = await open_store(stored.store.url), Supervisor()
+        store, supervisor = await open_store(stored.store.url.reveal()), Supervisor()
         board = Board(store.routing, Live(), prepare=nothing)
         try:
             await board.refresh()
