@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Unpack
+from typing import Any
 
 from tuneproof import workflow
 from tuneproof.app.look_cache import LookCache
@@ -79,7 +79,7 @@ class ExperimentService:
         pipeline: str = "default",
         tasks: Sequence[str] | None = None,
         actor: str = "system",
-        **declared: Unpack[Declared],
+        **declared: object,
     ) -> Sequence[ABTest]:
         """Declare a test for each candidate at once, outside a run; they are looked at every hour.
 

@@ -8,36 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import Any
 
 from tuneproof.errors import InputError
 from tuneproof.experiments.records import Criteria, Criterion
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig, options
 
 __all__ = ["Declared", "declare"]
 
 
-class Declared(TypedDict, total=False):
-    """What is said of one test beside its models, share and duration.
+Declared = Mapping[str, object]
+"""What is said of one test beside its models, share and duration, by the names of `Declaration`.
 
-    What is absent or None is as the settings say. `criteria` are texts
-    ("quality non_inferior 0.02"), records, or mappings of `metric`, `kind`, `margin`;
-    `success_criteria` are the first users' three thresholds, any of them.
-    """
+What is absent or None is as the settings say. `criteria` are texts
+("quality non_inferior 0.02"), records, or mappings of `metric`, `kind`, `margin`;
+`success_criteria` are the first users' three thresholds, any of them.
+"""
 
-    success_criteria: Criteria | Mapping[str, float | None] | None
-    criteria: Sequence[str | Criterion | Mapping[str, Any]] | None
-    segments: Sequence[str] | None
-    segment_guardrail: bool | None
-    allocation: str | None
-    analysis_unit: str | None
-    cuped: bool | None
-    decision: str | None
-    cost_metric: str | None
-    maturation_hours: float | None
-    min_units: int | None
-    min_units_phase: int | None
-
+_OPTIONS = frozenset(option.name for option in options(Declaration))
 
 _THRESHOLDS = ("min_engagement_lift", "min_cost_efficiency_gain")
 
@@ -46,10 +34,18 @@ def declare(config: PipelineConfig, declared: Declared) -> PipelineConfig:
     """The settings of one test: the pipeline's, with what is declared in their place.
 
     Thresholds in `success_criteria` replace a list of criteria in the settings. Raises
-    `ConfigError` for values that no setting may have, `InputError` where a list of criteria and
+    `ConfigError` for values that no setting may have, `InputError` for an option that no
+    declaration has, where a list of criteria and
     such thresholds are both given, or a guardrail for segments without segments.
     """
-    given = {name: value for name, value in declared.items() if value is not None}
+    given: dict[str, Any] = {name: v for name, v in declared.items() if v is not None}
+    for name in given:
+        if name not in _OPTIONS and name != "success_criteria":
+            raise InputError(
+                f"A test declares no {name!r}.",
+                mend=f"Known are: {', '.join(sorted(_OPTIONS))}.",
+                field=name,
+            )
     thresholds = _thresholds(given.pop("success_criteria", {}))
     named = [name for name in _THRESHOLDS if name in thresholds]
     if "criteria" in given:

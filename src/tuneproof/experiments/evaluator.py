@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Unpack
 
 from tuneproof.errors import InputError, StateError
 from tuneproof.experiments.allocation import phase_counts, thompson_share
-from tuneproof.experiments.declaring import Declared, declare
+from tuneproof.experiments.declaring import declare
 from tuneproof.experiments.families import check_lanes, controls, settled, shared_control
 from tuneproof.experiments.judge import DeclaredLook, judge
 from tuneproof.experiments.ledger import allot, identity_of
@@ -54,7 +53,7 @@ class ModelEvaluator:
         run_id: str | None = None,
         at: datetime | None = None,
         tx: Tx | None = None,
-        **declared: Unpack[Declared],
+        **declared: object,
     ) -> tuple[ABTest, ...]:
         """Declare one test for each candidate against one baseline, all at once, and route them.
 
@@ -118,7 +117,7 @@ class ModelEvaluator:
         run_id: str | None = None,
         at: datetime | None = None,
         tx: Tx | None = None,
-        **declared: Unpack[Declared],
+        **declared: object,
     ) -> ABTest:
         """Declare the test of one candidate. Raises as `declare` does."""
         [test] = await self.declare(

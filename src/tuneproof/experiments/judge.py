@@ -138,7 +138,7 @@ def _harm(view: View, max_error_rate: float) -> str:
         max_p95_latency_ms=view.max_p95_latency_ms,
         alpha=guardrails.split_alpha(0.02, GUARDRAILS),
     )
-    if found or not view.test.declaration.segment_guardrail:
+    if found or not view.test.guards_segments:
         return found
     harmed = (f"{s.attribute} {s.value}: {s.reason}" for s in view.segments if s.harmed)
     return next(harmed, "")

@@ -164,6 +164,11 @@ class ABTest:
         return engagement_metric(self.declaration)
 
     @property
+    def guards_segments(self) -> bool:
+        """Whether a segment that is harmed ends the test."""
+        return self.declaration.segment_guardrail
+
+    @property
     def salt(self) -> str:
         """What units are drawn into lanes and arms by: the lanes of a family share it."""
         return self.family

@@ -267,7 +267,7 @@ def counted(test: ABTest) -> str:
 def _declared(test: ABTest) -> str:
     """What was said before the test began; nothing of it changes while it runs."""
     told = test.declaration
-    guarded = ", one that is harmed ends the test" if told.segment_guardrail else ""
+    guarded = ", one that is harmed ends the test" if test.guards_segments else ""
     rows = [
         ("criteria", ", ".join(str(c) for c in test.all_criteria)),
         ("significance threshold", f"{told.significance_threshold:g}"),

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, get_origin
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
-from tuneproof.experiments import Declared
 from tuneproof.server.families import EXAMPLE_FAMILY, FamilyAllocation
 from tuneproof.server.models import Answer, Instant, Model, Strict
+from tuneproof.settings import Declaration, Option, options
 
 if TYPE_CHECKING:
     from tuneproof.experiments import ABTest
 
 EXAMPLE_TEST = "ab-test-20261120-001"
-
-
-class SuccessCriteria(Strict):
-    """The thresholds of engagement and cost, and the error. Shares, not percent.
-
-    What a request leaves out is as the settings say.
-    """
-
-    min_engagement_lift: float | None = Field(default=None, ge=-1, allow_inf_nan=False)
-    min_cost_efficiency_gain: float | None = Field(default=None, ge=-10, le=1, allow_inf_nan=False)
-    significance_threshold: float | None = Field(default=None, gt=0, le=0.5)
 
 
 class CriterionAsked(Strict):
@@ -40,7 +29,85 @@ class CriterionAsked(Strict):
     margin: float = Field(allow_inf_nan=False, description="a share; of latency an absolute one")
 
 
-class CreateRequest(Strict):
+_THRESHOLDS = ("min_engagement_lift", "min_cost_efficiency_gain", "significance_threshold")
+"""Options that requests and answers hold in `success_criteria`."""
+
+_CRITERIA = ["engagement superior 0.15", "cost superior 0.1"]
+
+
+def _asked(option: Option) -> tuple[Any, Any]:
+    """The field of a request that sets an option: None is as the settings say."""
+    if option.name == "criteria":
+        kind: Any = list[str | CriterionAsked]
+        bounds: dict[str, Any] = {"min_length": 1, "max_length": 20}
+    elif get_origin(option.kind) is tuple:
+        kind, bounds = list[str], {"max_length": 20}
+    else:
+        kind, bounds = option.kind, {}
+        if option.kind in (int, float):
+            highest = 10**9 if option.kind is int else 24 * 365
+            at_most = highest if option.at_most is None else option.at_most
+            bounds = {"gt": option.above, "ge": option.at_least, "le": at_most}
+        if option.kind is float:
+            bounds["allow_inf_nan"] = False
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    examples = list(option.choices) or None
+    about = Field(default=None, description=option.plain_doc, examples=examples, **bounds)
+    return kind | None, about
+
+
+def _answered(option: Option) -> tuple[Any, Any]:
+    """The field of an answer that shows an option."""
+    kind = list[str] if get_origin(option.kind) is tuple else option.kind
+    examples = [_CRITERIA] if option.name == "criteria" else list(option.choices) or None
+    return kind, Field(description=option.plain_doc, examples=examples)
+
+
+def _fields(
+    field: Callable[[Option], tuple[Any, Any]], *, of: Iterable[str] = (), out: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Fields for the options of a declaration: for those named, or all but some."""
+    wanted, unwanted = set(of), set(out)
+    return {
+        option.request_key: field(option)
+        for option in options(Declaration)
+        if (option.name in wanted if wanted else option.name not in unwanted)
+    }
+
+
+_BASE = (*_THRESHOLDS, "traffic_split", "a_b_test_duration_hours")
+
+if TYPE_CHECKING:
+
+    class SuccessCriteria(Strict):
+        """As it is made below."""
+
+    class _Asked(Strict):
+        traffic_split: float | None
+        duration_hours: float | None
+        success_criteria: SuccessCriteria | None
+
+    class _Declared(Answer):
+        """As it is made below."""
+
+else:
+    SuccessCriteria = create_model(
+        "SuccessCriteria",
+        __base__=Strict,
+        __doc__="The thresholds of engagement and cost, and the error. Shares, not percent.\n\n"
+        "What a request leaves out is as the settings say.",
+        **_fields(_asked, of=_THRESHOLDS),
+    )
+    _Asked = create_model(
+        "_Asked",
+        __base__=Strict,
+        success_criteria=(SuccessCriteria | None, None),
+        **_fields(_asked, out=_THRESHOLDS),
+    )
+    _Declared = create_model("_Declared", __base__=Answer, **_fields(_answered, out=_BASE))
+
+
+class CreateRequest(_Asked):
     """A new test of a candidate against a baseline. What is left out is as the settings say.
 
     `criteria` is the whole list of what must hold, as objects or as texts; beside it,
@@ -57,7 +124,6 @@ class CreateRequest(Strict):
                 "criteria": ["engagement superior 0.15", "quality non_inferior 0.02"],
                 "success_criteria": {"significance_threshold": 0.05},
                 "segments": ["persona"],
-                "segment_guardrail": True,
                 "allocation": "fixed",
                 "decision": "spec",
             }
@@ -73,33 +139,6 @@ class CreateRequest(Strict):
         description="several candidates at once, instead of candidate_model: traffic_split is "
         "the share of each",
     )
-    traffic_split: float | None = Field(default=None, gt=0, le=0.5)
-    duration_hours: float | None = Field(default=None, gt=0, le=24 * 365)
-    success_criteria: SuccessCriteria | None = None
-    criteria: list[str | CriterionAsked] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=20,
-        description="all of it must hold at one look; latency's margin is absolute",
-    )
-    segments: list[str] | None = Field(
-        default=None, max_length=20, description="attributes of the exposures; [] for none"
-    )
-    segment_guardrail: bool | None = Field(
-        default=None, description="whether a segment that is harmed ends the test"
-    )
-    allocation: str | None = Field(default=None, description="fixed or thompson")
-    analysis_unit: str | None = Field(
-        default=None, description="unit, or item: each item of a unit is counted"
-    )
-    cuped: bool | None = Field(
-        default=None, description="whether the exposures' covariate adjusts the lift"
-    )
-    decision: str | None = Field(default=None, description="spec or confirmed")
-    cost_metric: str | None = Field(default=None, description="per_engagement or per_token")
-    maturation_hours: float | None = Field(default=None, ge=0, le=24 * 365)
-    min_units: int | None = Field(default=None, ge=2, le=10**9)
-    min_units_phase: int | None = Field(default=None, ge=2, le=10**9)
     pipeline: str = Field(default="default", max_length=200)
     tasks: list[str] | None = Field(default=None, min_length=1, max_length=100)
 
@@ -114,10 +153,10 @@ class CreateRequest(Strict):
         """All that are to be tested."""
         return self.candidate_models or [m for m in (self.candidate_model,) if m is not None]
 
-    def declared(self) -> Declared:
+    def declared(self) -> dict[str, Any]:
         """What of it is of the test itself, for `declare`."""
-        fields = self.model_dump(include=set(Declared.__annotations__))
-        return cast(Declared, fields)
+        facts = {"baseline_model", "candidate_model", "candidate_models", "pipeline", "tasks"}
+        return self.model_dump(exclude=facts | {"traffic_split", "duration_hours"})
 
 
 class Allocation(Answer):
@@ -158,7 +197,7 @@ class FamilyDeclared(Answer):
     tests: list[Test]
 
 
-class TestState(Test):
+class TestState(_Declared, Test):
     """A test, with what is declared of it and how it ended."""
 
     family: str | None = Field(description="the family that it was declared with")
@@ -169,19 +208,8 @@ class TestState(Test):
     baseline_model: Model
     candidate_model: Model
     success_criteria: SuccessCriteria
-    decision: str
-    cost_metric: str
     duration_hours: float
-    maturation_hours: float
-    min_units: int
-    min_units_phase: int
     last_look_at: Instant
-    criteria: list[str] = Field(examples=[["engagement superior 0.15", "cost superior 0.1"]])
-    segments: list[str]
-    segment_guardrail: bool
-    allocation: str = Field(examples=["fixed", "thompson"])
-    analysis_unit: str = Field(examples=["unit", "item"])
-    cuped: bool
     ledger_alpha: float | None = Field(
         description="the chance of a false promotion that the pipeline's ledger leaves"
     )
@@ -191,21 +219,10 @@ class TestState(Test):
     reason: str | None
 
 
-class DeclaredAnswer(Answer):
+class DeclaredAnswer(_Declared):
     """What was declared of the test, and does not change while it runs."""
 
-    criteria: list[str] = Field(examples=[["engagement superior 0.15", "cost superior 0.1"]])
     significance_threshold: float
-    decision: str
-    cost_metric: str
-    segments: list[str]
-    segment_guardrail: bool
-    allocation: str
-    analysis_unit: str
-    cuped: bool
-    maturation_hours: float
-    min_units: int
-    min_units_phase: int
 
 
 def declared_test(test: ABTest) -> dict[str, Any]:
@@ -248,23 +265,11 @@ def test_state(test: ABTest) -> TestState:
         baseline_model=Model.of(test.baseline),
         candidate_model=Model.of(test.candidate),
         success_criteria=SuccessCriteria(
-            min_engagement_lift=test.declaration.min_engagement_lift,
-            min_cost_efficiency_gain=test.declaration.min_cost_efficiency_gain,
-            significance_threshold=test.declaration.significance_threshold,
+            **{name: getattr(test.declaration, name) for name in _THRESHOLDS}
         ),
-        decision=test.declaration.decision,
-        cost_metric=test.declaration.cost_metric,
         duration_hours=test.declaration.a_b_test_duration_hours,
-        maturation_hours=test.declaration.maturation_hours,
-        min_units=test.declaration.min_units,
-        min_units_phase=test.declaration.min_units_phase,
         last_look_at=test.last_look_at,
-        criteria=[str(c) for c in test.all_criteria],
-        segments=list(test.declaration.segments),
-        segment_guardrail=test.declaration.segment_guardrail,
-        allocation=test.declaration.allocation,
-        analysis_unit=test.declaration.analysis_unit,
-        cuped=test.declaration.cuped,
+        **_shown(test),
         ledger_alpha=test.alpha,
         promotion_alpha=test.promotion_alpha,
         retest=test.retest,
@@ -275,16 +280,15 @@ def test_state(test: ABTest) -> TestState:
 
 def declared_answer(test: ABTest) -> DeclaredAnswer:
     return DeclaredAnswer(
-        criteria=[str(c) for c in test.all_criteria],
-        significance_threshold=test.declaration.significance_threshold,
-        decision=test.declaration.decision,
-        cost_metric=test.declaration.cost_metric,
-        segments=list(test.declaration.segments),
-        segment_guardrail=test.declaration.segment_guardrail,
-        allocation=test.declaration.allocation,
-        analysis_unit=test.declaration.analysis_unit,
-        cuped=test.declaration.cuped,
-        maturation_hours=test.declaration.maturation_hours,
-        min_units=test.declaration.min_units,
-        min_units_phase=test.declaration.min_units_phase,
+        significance_threshold=test.declaration.significance_threshold, **_shown(test)
     )
+
+
+def _shown(test: ABTest) -> dict[str, Any]:
+    """The options of a test's declaration by the names of an answer."""
+    told = {
+        option.request_key: getattr(test.declaration, option.name)
+        for option in options(Declaration)
+        if option.name not in _BASE
+    }
+    return {**told, "criteria": [str(c) for c in test.all_criteria]}
