@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack, cast
 
 import sqlalchemy as sa
 from dbos import DBOS, AsyncSQLAlchemyDatasource, DBOSConfig, SetWorkflowID
-from dbos._error import DBOSException
+from dbos._context import assert_current_dbos_context
+from dbos._error import DBOSException, DBOSUnexpectedStepError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof import errors
@@ -284,11 +285,25 @@ class Engine:
         await DBOS.rewind_workflow_async(run_id, start_step=min(ids))
 
     async def run_transaction(self, name: str, body: Callable[[], Awaitable[T]]) -> T:
-        """Run `body` in a transaction of the store, recorded in the same commit."""
+        """Run `body` in a transaction of the store, recorded in the same commit.
+
+        Its name is recorded with its answer: the engine compares the names of steps on replay,
+        but keeps none of a transaction that was committed just before a kill.
+        """
         assert self._datasource is not None, "the engine is not launched"
         level = "SERIALIZABLE" if self._store_url.startswith("sqlite") else "REPEATABLE READ"
         options: Any = {"name": name, "isolation_level": level}
-        return cast(T, await self._datasource.run_tx_step_async(options, cast(Any, body)))
+
+        async def named() -> dict[str, Any]:
+            return {"transaction": name, "answer": await body()}
+
+        recorded = await self._datasource.run_tx_step_async(options, named)
+        if recorded["transaction"] != name:
+            here = assert_current_dbos_context()
+            raise DBOSUnexpectedStepError(
+                here.workflow_id, here.function_id, name, recorded["transaction"]
+            )
+        return cast(T, recorded["answer"])
 
     async def connection(self) -> Tx:
         """The connection of the transaction that runs now."""
