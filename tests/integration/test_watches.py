@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dbos import DBOS
 from tests.integration.loop import QUICK, T0, Traffic, posts, settings
+from tests.waiting import eventually
 
 from tuneproof.app import App
 from tuneproof.app.watches import Watchdog
@@ -61,10 +62,9 @@ def later(app: App, by: timedelta) -> None:
 
 async def until_it_waits(app: App, id: str) -> None:
     """Until the durable function waits for its next look: then time may leap."""
-    assert isinstance(app.clock, VirtualClock)
-    async with asyncio.timeout(60):
-        while id not in app.clock._sleepers:
-            await asyncio.sleep(0.01)
+    clock = app.clock
+    assert isinstance(clock, VirtualClock)
+    await eventually(lambda: id in clock._sleepers)
 
 
 def watchdog(app: App, told: Told) -> Watchdog:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 from sqlalchemy import event
 from tests.integration.server.conftest import Service
 from tests.servers import PostgresServer, postgres_server
+from tests.waiting import eventually
 
 from tuneproof.app import App, Board, Live
 from tuneproof.cli.serve import serving
@@ -60,13 +60,6 @@ async def declared_test(app: App) -> str:
     return made.id
 
 
-async def until(good: Callable[[], Any]) -> None:
-    """Return once it is good."""
-    async with asyncio.timeout(SECONDS):
-        while not good():
-            await asyncio.sleep(0.01)
-
-
 def ask(unit: str) -> dict[str, Any]:
     return {
         "model": "tuneproof/hook",
@@ -105,10 +98,10 @@ async def test_gateway_and_decisions_go_on_without_the_database(
             assert (await http.get("/routing", headers=stranger)).status_code == 503
             age = app.routing.board.age_s
             assert age is not None
-            await until(lambda: (app.routing.board.age_s or 0.0) > age + 0.5)
+            await eventually(lambda: (app.routing.board.age_s or 0.0) > age + 0.5)
         finally:
             own_postgres.start()
-        await until(lambda: (app.routing.board.age_s or 0.0) < 0.5)
+        await eventually(lambda: (app.routing.board.age_s or 0.0) < 0.5)
         found = await service.until(
             f"/events?subject={test_id}",
             lambda events: isinstance(events, list) and len(events) == 6,
@@ -132,10 +125,10 @@ async def test_another_worker_hears_of_a_change_without_asking(
             assert board.snapshot.routing == ()
             board.watch(supervisor)
             test_id = await declared_test(one.app)
-            await until(lambda: board.snapshot.routing)
+            await eventually(lambda: board.snapshot.routing)
             assert board.snapshot.by_task["hook"].subjects == (test_id,)
             await one.app.experiments.end(test_id, reason="enough")
-            await until(lambda: not board.snapshot.by_task["hook"].subjects)
+            await eventually(lambda: not board.snapshot.by_task["hook"].subjects)
         finally:
             await supervisor.close()
             await store.close()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 
 import pytest
+from tests.waiting import eventually
 
 from tuneproof.app import Board, Live
 from tuneproof.errors import StoreUnavailableError
@@ -59,12 +60,6 @@ class Models:
         self.shown()
         if self.error is not None:
             raise self.error
-
-
-async def until(good: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not good():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -129,7 +124,7 @@ async def test_a_change_is_shown_also_where_nobody_can_say_who_serves_it(board, 
 async def test_those_who_ask_at_once_share_a_read_that_began_after_they_asked(board, rows):
     rows.gate = asyncio.Event()
     first = asyncio.create_task(board.refresh())
-    await until(lambda: rows.reads == 1)
+    await eventually(lambda: rows.reads == 1)
     rows.rows["hook"] = TESTED  # too late for the read under way
     later = [asyncio.create_task(board.refresh()) for _ in range(10)]
     await asyncio.sleep(0)
@@ -161,10 +156,10 @@ async def test_a_write_is_seen_by_notice_by_word_or_by_and_by(rows, board, notif
     try:
         rows.rows["hook"] = TESTED
         rows.told.put_nowait("hook")
-        await until(lambda: board.snapshot.routing == (TESTED,))
+        await eventually(lambda: board.snapshot.routing == (TESTED,))
         rows.rows["hook"] = replace(TESTED, version=3)
         board.changed()
-        await until(lambda: board.snapshot.version == 3)
+        await eventually(lambda: board.snapshot.version == 3)
         assert supervisor.runs("routing-notices") == notified
     finally:
         await supervisor.close()
@@ -179,9 +174,9 @@ async def test_an_outage_ends_with_the_state_read_anew(rows, board):
     board.watch(supervisor)
     try:
         rows.away = True
-        await until(lambda: supervisor.tasks[0].restarts > 2)
+        await eventually(lambda: supervisor.tasks[0].restarts > 2)
         assert board.snapshot.routing == (HOOK,)
         rows.rows["hook"], rows.away = TESTED, False
-        await until(lambda: board.snapshot.routing == (TESTED,))
+        await eventually(lambda: board.snapshot.routing == (TESTED,))
     finally:
         await supervisor.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
+from tests.waiting import eventually
 
 from tuneproof.errors import DataError, StoreUnavailableError
 from tuneproof.experiments import Arm, Exposure, Ingested, Outcome
@@ -44,12 +45,6 @@ class Writer:
         return Ingested(accepted=len(names), duplicates=0)
 
 
-async def until(good: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not good():
-            await asyncio.sleep(0.005)
-
-
 async def quick(_seconds: float) -> None:
     """A pause that takes no time."""
     await asyncio.sleep(0)
@@ -74,10 +69,10 @@ async def test_events_wait_for_a_store_that_is_away_and_arrive_in_order(writer, 
     names = [f"e{n}" for n in range(5000)]
     for name in names:
         recorder.add(exposure(name))
-    await until(lambda: writer.calls > 3)
+    await eventually(lambda: writer.calls > 3)
     assert (recorder.waiting, recorder.dropped) == (5000, 0)
     writer.away = False
-    await until(lambda: not recorder.waiting)
+    await eventually(lambda: not recorder.waiting)
     assert writer.kept == names
     await recorder.stop()
 
@@ -89,12 +84,12 @@ async def test_of_more_than_fit_the_oldest_go_and_are_counted(writer, supervisor
     recorder.start()
     for number in range(50):
         recorder.add(exposure(f"a{number}"))
-    await until(lambda: writer.calls > 1)
+    await eventually(lambda: writer.calls > 1)
     for number in range(100):
         recorder.add(exposure(f"b{number}"))
     assert (recorder.waiting, recorder.dropped, sum(lost)) == (100, 50, 50)
     writer.away = False
-    await until(lambda: not recorder.waiting)
+    await eventually(lambda: not recorder.waiting)
     assert (len(writer.kept), writer.kept[-1], recorder.dropped) == (100, "b99", 50)
     await recorder.stop()
 
@@ -106,7 +101,7 @@ async def test_one_event_that_is_refused_takes_no_other_along(writer, supervisor
     recorder.start()
     for number in range(1000):
         recorder.add(exposure(f"e{number}"))
-    await until(lambda: not recorder.waiting)
+    await eventually(lambda: not recorder.waiting)
     assert (recorder.dropped, sum(lost), len(writer.kept)) == (2, 2, 998)
     await recorder.stop()
 
