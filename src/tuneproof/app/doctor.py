@@ -20,7 +20,7 @@ from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor, TaskHealth
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
 from tuneproof.store import Store
-from tuneproof.telemetry import Alerts, Status
+from tuneproof.telemetry import Alerts, HealthStatus
 from tuneproof.training import find_model, preflight
 from tuneproof.workflow import Clock
 
@@ -77,7 +77,7 @@ class Doctor:
                 name=name,
                 status=_FINDINGS[c.status],
                 detail=c.detail or str(c.status).replace("_", " "),
-                mend=c.hint if c.status is not Status.HEALTHY else "",
+                mend=c.hint if c.status is not HealthStatus.HEALTHY else "",
             )
             for name, c in report.components.items()
         ]
@@ -224,10 +224,10 @@ class Doctor:
 
 
 _FINDINGS = {
-    Status.HEALTHY: "ok",
-    Status.NOT_CONFIGURED: "ok",
-    Status.DEGRADED: "warning",
-    Status.UNHEALTHY: "failed",
+    HealthStatus.HEALTHY: "ok",
+    HealthStatus.NOT_CONFIGURED: "ok",
+    HealthStatus.DEGRADED: "warning",
+    HealthStatus.UNHEALTHY: "failed",
 }
 
 

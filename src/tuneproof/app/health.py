@@ -19,9 +19,9 @@ from tuneproof.telemetry import (
     CallCheck,
     HealthCheck,
     HealthReport,
+    HealthStatus,
     Metrics,
     ProcessFigures,
-    Status,
     run_checks,
 )
 from tuneproof.tracking import MLflowExperimentTracker
@@ -101,12 +101,12 @@ class HealthService:
             },
         }
 
-    def _with_tasks(self, status: Status, watches: Sequence[WatchState]) -> Status:
+    def _with_tasks(self, status: HealthStatus, watches: Sequence[WatchState]) -> HealthStatus:
         """The whole's status: a task or a watch that stands still degrades it."""
         now = self._supervisor.now()
         stands = any(task.stands_still(now) for task in self._supervisor.tasks)
         stands = stands or any(watch.stalled for watch in watches)
-        return Status.DEGRADED if stands and status is Status.HEALTHY else status
+        return HealthStatus.DEGRADED if stands and status is HealthStatus.HEALTHY else status
 
     async def ready(self) -> Ready:
         """Whether the database answers; all else can be away for a while."""
@@ -114,7 +114,7 @@ class HealthService:
         bad = [
             f"{name}: {c.detail} {c.hint}".strip()
             for name, c in report.components.items()
-            if c.status is Status.UNHEALTHY
+            if c.status is HealthStatus.UNHEALTHY
         ]
         return Ready(ok=not bad, reasons=tuple(bad))
 

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tuneproof.cli import output
-from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK
 from tuneproof.cli.service import connect, embedded
 from tuneproof.errors import DataError
@@ -29,7 +29,7 @@ DATASET_SHOWN = 8
 """How many characters of a dataset's hash are shown."""
 
 
-async def models(*, pipeline: str | None = None, options: Options = NONE) -> int:
+async def models(*, pipeline: str | None = None, options: CommonOptions = NONE) -> int:
     """All versions with their lineage, newest first."""
     async with connect(options) as service:
         found = await service.get("/models", pipeline=pipeline)
@@ -66,7 +66,7 @@ async def export(
     /,
     *,
     to: Annotated[Path | None, Parameter(help="Write to this file instead of stdout.")] = None,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """The manifest of a run's dataset: its hash, its examples, what was dropped and why."""
     async with connect(options) as service:
@@ -85,7 +85,7 @@ async def import_posts(
     *,
     table: Annotated[str, Parameter(help="The table to load into.")] = "posts",
     database: Annotated[str | None, Parameter(help="Its database [our own].")] = None,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Load a file of posts (Parquet, CSV) into a table; posts that are there already stay."""
     if not file.is_file():
@@ -130,7 +130,7 @@ async def _warn_of_absent_columns(file: Path, settings: Settings) -> None:
         )
 
 
-async def import_events(file: Path, /, *, options: Options = NONE) -> int:
+async def import_events(file: Path, /, *, options: CommonOptions = NONE) -> int:
     """Send a file of events, a JSON object a line: exposures have an `arm`, outcomes a `value`."""
     total = {"accepted": 0, "duplicates": 0, "unknown": 0}
     unknown: list[str] = []
@@ -183,7 +183,7 @@ async def tail(
     ] = None,
     follow: Annotated[bool, Parameter(help="Wait for more.")] = True,
     limit: int = 20,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """The newest exposures, then each as it comes; one JSON object a line. Ctrl-C ends it."""
     seen: set[str] = set()

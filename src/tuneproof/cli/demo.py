@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tuneproof.cli import output
-from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK
 from tuneproof.cli.progress import STAGES, told
 from tuneproof.cli.service import usable
@@ -40,7 +40,7 @@ async def demo(
     ] = False,
     exit: Annotated[bool, Parameter(help="End when the turn has ended.", negative="")] = False,
     port: Annotated[int | None, Parameter(help="Where the service listens [8686].")] = None,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Watch one whole turn of the loop on simulated users, in under two minutes.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tuneproof.cli import output
-from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
 from tuneproof.cli.service import connect
 
@@ -62,7 +62,7 @@ async def create(
     min_units_phase: Annotated[
         int | None, Parameter(help="The least units an arm and phase.")
     ] = None,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Declare an experiment of two models or more; what is left out is as the settings say.
 
@@ -118,7 +118,9 @@ def _candidates(*models: str) -> dict[str, Any]:
     return {"candidate_models": named} if len(named) > 1 else {"candidate_model": named[0]}
 
 
-async def list_(*, pipeline: str | None = None, limit: int = 20, options: Options = NONE) -> int:
+async def list_(
+    *, pipeline: str | None = None, limit: int = 20, options: CommonOptions = NONE
+) -> int:
     """All experiments, newest first."""
     async with connect(options) as service:
         page = await service.get("/evaluation/tests", pipeline=pipeline, limit=limit)
@@ -141,7 +143,7 @@ async def show(
     /,
     *,
     html: Annotated[Path | None, Parameter(help="Write a page with the lift chart here.")] = None,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """What an experiment shows: its verdict, its criteria, its arms, the interval of the lift.
 
@@ -315,7 +317,7 @@ async def plan(
     lift: Annotated[float | None, Parameter(help="The true effect to plan for.")] = None,
     days_back: Annotated[float | None, Parameter(help="How far back to read posts.")] = None,
     candidates: Annotated[int | None, Parameter(help="How many are tested at once.")] = None,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """What a test would find on the traffic of the last days, how soon, and what it costs."""
     async with connect(options) as service:
@@ -351,7 +353,7 @@ async def end(
     /,
     *,
     reason: Annotated[str, Parameter(help="Why; kept in the history.")],
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """End an experiment before its time, or all of a family; no candidate is promoted."""
     if experiment_id.startswith("family-"):
@@ -369,7 +371,7 @@ async def end(
     return OK
 
 
-async def _show_family(family: str, options: Options) -> int:
+async def _show_family(family: str, options: CommonOptions) -> int:
     async with connect(options) as service:
         shown = await service.get(f"/evaluation/family/{family}")
     if options.json:
@@ -389,7 +391,7 @@ async def _show_family(family: str, options: Options) -> int:
     return OK
 
 
-async def _end_family(family: str, reason: str, options: Options) -> int:
+async def _end_family(family: str, reason: str, options: CommonOptions) -> int:
     async with connect(options, engine=True) as service:
         shown = await service.get(f"/evaluation/family/{family}")
         running = [t for t in shown["tests"] if t["status"] == "running"]

@@ -16,7 +16,7 @@ _EVERYWHERE = Group("Options of every command", sort_key=100)
 
 @Parameter(name="*", group=_EVERYWHERE)
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CommonOptions:
     """Where the data is, which service is meant, and how to answer."""
 
     dir: Annotated[Path | None, Parameter(help="The data directory [./.tuneproof].")] = None
@@ -35,4 +35,4 @@ class Options:
         )
 
 
-NONE = Options()
+NONE = CommonOptions()

@@ -8,14 +8,16 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tuneproof.cli import output
-from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK, WAITS
 from tuneproof.cli.service import connect
 
 Reason = Annotated[str, Parameter(help="Why; kept in the history.")]
 
 
-async def list_(*, pipeline: str | None = None, limit: int = 20, options: Options = NONE) -> int:
+async def list_(
+    *, pipeline: str | None = None, limit: int = 20, options: CommonOptions = NONE
+) -> int:
     """All rollouts, newest first."""
     async with connect(options) as service:
         page = await service.get("/deployment/rollouts", pipeline=pipeline, limit=limit)
@@ -39,7 +41,7 @@ async def list_(*, pipeline: str | None = None, limit: int = 20, options: Option
     return OK
 
 
-async def show(rollout_id: str, /, *, options: Options = NONE) -> int:
+async def show(rollout_id: str, /, *, options: CommonOptions = NONE) -> int:
     """Where a rollout stands. Exit 3 when it is paused and waits for a person."""
     async with connect(options) as service:
         rollout = await service.get(f"/deployment/status/{rollout_id}")
@@ -76,27 +78,27 @@ def _print(rollout: Mapping[str, Any]) -> None:
 
 
 async def pause(
-    rollout_id: str, /, *, reason: Reason = "paused by hand", options: Options = NONE
+    rollout_id: str, /, *, reason: Reason = "paused by hand", options: CommonOptions = NONE
 ) -> int:
     """Keep the share as it is until somebody resumes."""
     return await _change("pause", rollout_id, reason, options)
 
 
 async def resume(
-    rollout_id: str, /, *, reason: Reason = "resumed by hand", options: Options = NONE
+    rollout_id: str, /, *, reason: Reason = "resumed by hand", options: CommonOptions = NONE
 ) -> int:
     """Go on after a pause."""
     return await _change("resume", rollout_id, reason, options)
 
 
 async def advance(
-    rollout_id: str, /, *, reason: Reason = "advanced by hand", options: Options = NONE
+    rollout_id: str, /, *, reason: Reason = "advanced by hand", options: CommonOptions = NONE
 ) -> int:
     """Take the next step now, before its time; guardrails hold all the same."""
     return await _change("advance", rollout_id, reason, options)
 
 
-async def _change(action: str, rollout_id: str, reason: str, options: Options) -> int:
+async def _change(action: str, rollout_id: str, reason: str, options: CommonOptions) -> int:
     async with connect(options, engine=True) as service:
         before = await service.get(f"/deployment/status/{rollout_id}")
         served = output.percent(before["current_traffic"])
@@ -117,7 +119,7 @@ async def rollback(
     /,
     *,
     reason: Annotated[str, Parameter(help="Why; kept in the history for ever.")],
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Return all traffic of a task (or of a rollout, by its id) to the old model, now.
 

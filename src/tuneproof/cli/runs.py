@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tuneproof.cli import output
-from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK, WAITS
 from tuneproof.cli.progress import StageBars
 from tuneproof.cli.service import connect
@@ -49,7 +49,7 @@ async def start(
         bool, Parameter(help="Go on with fewer examples than the threshold.", negative="")
     ] = False,
     wait: Annotated[bool, Parameter(help="Follow it until it ends or meets real users.")] = True,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Start a run and follow it.
 
@@ -176,7 +176,9 @@ def _number(text: str) -> Any:
     return text
 
 
-async def list_(*, pipeline: str | None = None, limit: int = 20, options: Options = NONE) -> int:
+async def list_(
+    *, pipeline: str | None = None, limit: int = 20, options: CommonOptions = NONE
+) -> int:
     """All runs, newest first."""
     async with connect(options) as service:
         page = await service.get("/fine-tuning/runs", pipeline=pipeline, limit=limit)
@@ -200,7 +202,7 @@ async def list_(*, pipeline: str | None = None, limit: int = 20, options: Option
     return OK
 
 
-async def show(run_id: str, /, *, options: Options = NONE) -> int:
+async def show(run_id: str, /, *, options: CommonOptions = NONE) -> int:
     """Where a run stands. Exit 3 when a person must decide."""
     async with connect(options) as service:
         run = await service.get(f"/fine-tuning/status/{run_id}")
@@ -257,7 +259,7 @@ def _detail(stage: Mapping[str, Any]) -> str:
     return text if len(text) <= MAX_FIGURES else text[: MAX_FIGURES - 1].rstrip() + "…"
 
 
-async def logs(run_id: str, /, *, options: Options = NONE) -> int:
+async def logs(run_id: str, /, *, options: CommonOptions = NONE) -> int:
     """What a run did, line by line, oldest first."""
     async with connect(options) as service:
         lines = await service.get(f"/fine-tuning/log/{run_id}")
@@ -275,7 +277,7 @@ async def abort(
     /,
     *,
     reason: Annotated[str, Parameter(help="Why; kept in the history.")] = "aborted by hand",
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """End a run: its job is cancelled, its candidate loses its traffic."""
     async with connect(options, engine=True) as service:
@@ -295,7 +297,7 @@ async def retry(
     /,
     *,
     stage: Annotated[str | None, Parameter(help="From this stage [the one that failed].")] = None,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Take a failed run up again."""
     async with connect(options, engine=True) as service:

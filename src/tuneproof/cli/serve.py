@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tuneproof.cli import output
-from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
 from tuneproof.cli.service import Running, announce, usable, withdraw
 from tuneproof.errors import ConfigError
@@ -33,7 +33,7 @@ async def serve(
     host: Annotated[str | None, Parameter(help="The address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, Parameter(help="The port; 0 takes a free one [8686].")] = None,
     log_level: Annotated[str, Parameter(help="debug, info, warning, error.")] = "info",
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Run the service until Ctrl-C. Runs that were under way go on."""
     from tuneproof.app import App

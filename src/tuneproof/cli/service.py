@@ -22,7 +22,7 @@ from tuneproof.errors import ConfigError, RetryableError, TuneProofError, by_nam
 
 if TYPE_CHECKING:
     from tuneproof.app import App
-    from tuneproof.cli.options import Options
+    from tuneproof.cli.options import CommonOptions
     from tuneproof.settings import Settings
 
 FILE = "service.json"
@@ -111,7 +111,7 @@ def error_of(response: httpx2.Response) -> TuneProofError:
 
 @asynccontextmanager
 async def connect(
-    options: Options, *, engine: bool = False, needs_store: bool = True, **arguments: Any
+    options: CommonOptions, *, engine: bool = False, needs_store: bool = True, **arguments: Any
 ) -> AsyncIterator[Service]:
     """The service that the options mean; one in this process where none runs.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from tuneproof.cli import output
-from tuneproof.cli.options import NONE, Options
+from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK, WAITS
 from tuneproof.cli.service import Service, connect
 from tuneproof.errors import ConflictError
@@ -53,7 +53,7 @@ time_zone = "UTC"
 """
 
 
-def init(*, options: Options = NONE) -> int:
+def init(*, options: CommonOptions = NONE) -> int:
     """Write a settings file to start from."""
     path = options.config or Path("tuneproof.toml")
     if path.exists() and not options.yes:
@@ -68,7 +68,7 @@ def init(*, options: Options = NONE) -> int:
 async def status(
     *,
     watch: Annotated[bool, Parameter(help="Keep it on the screen.", negative="")] = False,
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """All pipelines at a glance. Exit 3 when something waits for a person."""
     async with connect(options) as service:
@@ -128,7 +128,7 @@ def _shutdown(announced: Mapping[str, Any] | None) -> str | None:
     return f"{said}; {follows} follows" if follows else said
 
 
-async def doctor(*, options: Options = NONE) -> int:
+async def doctor(*, options: CommonOptions = NONE) -> int:
     """Check everything by real calls, and say how to mend what is wrong. Exit 1 if it must be."""
     async with connect(options, needs_store=False) as service:
         found = await service.get("/doctor")
@@ -140,7 +140,7 @@ async def doctor(*, options: Options = NONE) -> int:
     return FAILED if any(f["status"] == "failed" for f in found) else OK
 
 
-def config(*, options: Options = NONE) -> int:
+def config(*, options: CommonOptions = NONE) -> int:
     """What holds, and where each value came from. Secrets are masked."""
     settings = options.settings()
     rows = [(name, value, f"({origin})") for name, value, origin in settings.describe()]
@@ -159,7 +159,7 @@ async def token(
         list[Literal["read", "write", "admin"]],
         Parameter(name="--scope", help="What it may do; may be given twice.", negative=""),
     ],
-    options: Options = NONE,
+    options: CommonOptions = NONE,
 ) -> int:
     """Make a bearer token. It is shown this once; we keep only its hash."""
     async with connect(options) as service:

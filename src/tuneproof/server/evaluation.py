@@ -22,7 +22,7 @@ from tuneproof.server.declared import (
     test_state,
 )
 from tuneproof.server.families import family_of
-from tuneproof.server.figures import LookAnswer, Metrics, look_answer, metrics_of
+from tuneproof.server.figures import LookAnswer, MetricsAnswer, look_answer, metrics_of
 from tuneproof.server.models import Answer, Cursor, IdempotencyKey, Limit, Paged, Reason
 from tuneproof.server.once import once
 from tuneproof.server.problems import RESPONSES
@@ -59,7 +59,7 @@ class ScoringAnswer(Answer):
     waits: str | None = Field(description="why answers wait for their scores")
 
 
-class Plan(Answer):
+class PlanAnswer(Answer):
     """What a test of the next candidate would find on this traffic. Shares, hours, USD."""
 
     sentence: str
@@ -136,7 +136,7 @@ def router() -> APIRouter:
         lift: Annotated[float | None, Query(gt=-1, le=100, allow_inf_nan=False)] = None,
         days_back: Annotated[float | None, Query(gt=0, le=3660)] = None,
         candidates: Annotated[int | None, Query(ge=1, le=20)] = None,
-    ) -> Plan:
+    ) -> PlanAnswer:
         found = await app.experiments.plan(
             pipeline=pipeline,
             share=share,
@@ -145,7 +145,7 @@ def router() -> APIRouter:
             days_back=days_back,
             candidates=candidates,
         )
-        return Plan(sentence=found.sentence(), **asdict(found))
+        return PlanAnswer(sentence=found.sentence(), **asdict(found))
 
     @routes.get("/status/{ab_test_id}", summary="Where a test stands")
     async def status(app: TheApp, _: Reader, ab_test_id: str) -> TestState:
@@ -172,7 +172,7 @@ def router() -> APIRouter:
         )
 
     @routes.get("/metrics/{ab_test_id}", summary="What a test shows")
-    async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> Metrics:
+    async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> MetricsAnswer:
         test = await app.experiments.get(ab_test_id)
         found = metrics_of(test, await app.experiments.evaluation(ab_test_id))
         if test.siblings is not None:

@@ -153,7 +153,7 @@ class LookAnswer(Answer):
     inputs: dict[str, Any]
 
 
-class Metrics(Answer):
+class MetricsAnswer(Answer):
     """A test as its last look sees it."""
 
     ab_test_id: str = Field(examples=[EXAMPLE_TEST])
@@ -174,10 +174,10 @@ class Metrics(Answer):
     )
 
 
-def metrics_of(test: ABTest, result: EvaluationResult | None) -> Metrics:
+def metrics_of(test: ABTest, result: EvaluationResult | None) -> MetricsAnswer:
     look = None if result is None else result.look
     nothing = ArmFigures.model_validate(dict.fromkeys(ArmFigures.model_fields) | {"sample_size": 0})
-    return Metrics(
+    return MetricsAnswer(
         ab_test_id=test.id,
         status=str(test.status),
         duration_hours=test.declaration.a_b_test_duration_hours,

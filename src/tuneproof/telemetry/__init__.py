@@ -11,7 +11,7 @@ from tuneproof.telemetry.health import (
     ComponentHealth,
     HealthCheck,
     HealthReport,
-    Status,
+    HealthStatus,
     run_checks,
 )
 from tuneproof.telemetry.memory import MemoryWatch, ProcessFigures
@@ -25,11 +25,11 @@ __all__ = [
     "ComponentHealth",
     "HealthCheck",
     "HealthReport",
+    "HealthStatus",
     "MemoryWatch",
     "Metrics",
     "ProcessFigures",
     "ResponseTimes",
-    "Status",
     "run_checks",
     "span",
 ]

@@ -20,14 +20,14 @@ __all__ = [
     "ComponentHealth",
     "HealthCheck",
     "HealthReport",
-    "Status",
+    "HealthStatus",
     "run_checks",
 ]
 
 log = logging.getLogger(__name__)
 
 
-class Status(StrEnum):
+class HealthStatus(StrEnum):
     """How a component, or the whole, does."""
 
     HEALTHY = "healthy"  # a real call came back
@@ -40,7 +40,7 @@ class Status(StrEnum):
 class ComponentHealth:
     """One component's health; `hint` says how to mend it."""
 
-    status: Status
+    status: HealthStatus
     detail: str = ""
     hint: str = ""
     latency_ms: float | None = None
@@ -84,7 +84,7 @@ class CallCheck:
     async def check(self) -> ComponentHealth:
         """Make the call."""
         if self.call is None:
-            return ComponentHealth(status=Status.NOT_CONFIGURED, hint=self.hint)
+            return ComponentHealth(status=HealthStatus.NOT_CONFIGURED, hint=self.hint)
         try:
             found = await self.call()
         except TuneProofError as error:
@@ -93,12 +93,12 @@ class CallCheck:
             log.warning("the health check of %s failed", self.name, exc_info=True)
             return self.failed(f"{type(error).__name__}: {error}", self.hint)
         return ComponentHealth(
-            status=Status.HEALTHY, detail=found if isinstance(found, str) else ""
+            status=HealthStatus.HEALTHY, detail=found if isinstance(found, str) else ""
         )
 
     def failed(self, detail: str, hint: str) -> ComponentHealth:
         """How this component's failure is reported."""
-        status = Status.UNHEALTHY if self.needed else Status.DEGRADED
+        status = HealthStatus.UNHEALTHY if self.needed else HealthStatus.DEGRADED
         return ComponentHealth(status=status, detail=detail, hint=hint)
 
 
@@ -114,7 +114,7 @@ class BreakerCheck:
         diagnosis = self.breaker.diagnose()
         closed = diagnosis.state is State.CLOSED
         return ComponentHealth(
-            status=Status.HEALTHY if closed else Status.DEGRADED,
+            status=HealthStatus.HEALTHY if closed else HealthStatus.DEGRADED,
             detail=" ".join((f"{diagnosis.state.value}.", *diagnosis.issues)),
             hint=" ".join(diagnosis.recommendations),
         )
@@ -124,7 +124,7 @@ class BreakerCheck:
 class HealthReport:
     """All components' health, and the whole's: the worst of them."""
 
-    status: Status
+    status: HealthStatus
     timestamp: datetime
     components: dict[str, ComponentHealth]
 
@@ -147,7 +147,10 @@ async def run_checks(
     found = await asyncio.gather(*(_run(check, timeout_s) for check in checks))
     components = {check.name: health for check, health in zip(checks, found, strict=True)}
     statuses = {health.status for health in found}
-    worst = next((s for s in (Status.UNHEALTHY, Status.DEGRADED) if s in statuses), Status.HEALTHY)
+    worst = next(
+        (s for s in (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED) if s in statuses),
+        HealthStatus.HEALTHY,
+    )
     return HealthReport(status=worst, timestamp=now(), components=components)
 
 
@@ -161,7 +164,7 @@ async def _run(check: HealthCheck, timeout_s: float) -> ComponentHealth:
     except Exception as error:
         log.warning("the health check of %s failed", check.name, exc_info=True)
         health = _failed(check, f"{type(error).__name__}: {error}")
-    if health.latency_ms is not None or health.status is Status.NOT_CONFIGURED:
+    if health.latency_ms is not None or health.status is HealthStatus.NOT_CONFIGURED:
         return health
     return replace(health, latency_ms=(time.perf_counter() - started) * 1000)
 
@@ -169,4 +172,4 @@ async def _run(check: HealthCheck, timeout_s: float) -> ComponentHealth:
 def _failed(check: HealthCheck, detail: str) -> ComponentHealth:
     if isinstance(check, CallCheck):
         return check.failed(detail, check.hint)
-    return ComponentHealth(status=Status.UNHEALTHY, detail=detail)
+    return ComponentHealth(status=HealthStatus.UNHEALTHY, detail=detail)

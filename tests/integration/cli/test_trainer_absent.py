@@ -9,7 +9,7 @@ import pytest
 from tests.servers import free_port
 
 from tuneproof import App, Settings
-from tuneproof.cli.options import Options
+from tuneproof.cli.options import CommonOptions
 from tuneproof.cli.system import doctor
 from tuneproof.errors import ProviderUnavailableError, StoreUnavailableError
 from tuneproof.experiments import ModelRef
@@ -56,7 +56,7 @@ async def test_doctor_finds_the_rest_where_the_database_is_dead(
         url = "{tmp_path / "absent.csv"}"
         """
     )
-    options = Options(dir=tmp_path / "data", config=file, json=True)
+    options = CommonOptions(dir=tmp_path / "data", config=file, json=True)
     assert await doctor(options=options) == 1
     found = {f["name"]: f for f in json.loads(capsys.readouterr().out)}
     failed = {name for name, f in found.items() if f["status"] == "failed"}

@@ -13,7 +13,7 @@ from tuneproof.telemetry import (
     BreakerCheck,
     CallCheck,
     ComponentHealth,
-    Status,
+    HealthStatus,
     run_checks,
 )
 
@@ -70,25 +70,25 @@ async def test_silent_component_fails_by_time_and_delays_no_other() -> None:
     ]
     async with asyncio.timeout(1):
         report = await run_checks(checks, 0.05)
-    assert report.status is Status.DEGRADED
+    assert report.status is HealthStatus.DEGRADED
     assert report.components["silent0"].detail == "No answer within 0.05 s."
     assert report.components["silent0"].hint == "Restart it."
-    assert report.components["database"].status is Status.HEALTHY
+    assert report.components["database"].status is HealthStatus.HEALTHY
 
 
 async def test_component_that_is_not_configured_is_not_missed() -> None:
     report = await run_checks(
         [CallCheck(name="mlflow", call=None, hint="Set MLFLOW_TRACKING_URI.")]
     )
-    assert report.status is Status.HEALTHY
-    assert report.components["mlflow"].status is Status.NOT_CONFIGURED
+    assert report.status is HealthStatus.HEALTHY
+    assert report.components["mlflow"].status is HealthStatus.NOT_CONFIGURED
     assert report.components["mlflow"].latency_ms is None
 
 
 async def test_open_breaker_degrades_and_explains() -> None:
     breaker = CircuitBreaker(1, 120, name="openai")
     check = BreakerCheck(name="openai_circuit_breaker", breaker=breaker)
-    assert (await run_checks([check])).status is Status.HEALTHY
+    assert (await run_checks([check])).status is HealthStatus.HEALTHY
 
     async def fail() -> None:
         raise ProviderUnavailableError("down")
@@ -96,7 +96,7 @@ async def test_open_breaker_degrades_and_explains() -> None:
     with pytest.raises(ProviderUnavailableError):
         await breaker.call(fail)
     report = await run_checks([check])
-    assert report.status is Status.DEGRADED
+    assert report.status is HealthStatus.DEGRADED
     assert "open" in report.components[check.name].detail
     assert "openai" in report.components[check.name].hint
 
@@ -109,5 +109,5 @@ async def test_own_checks_may_raise() -> None:
             raise OSError("gone")
 
     report = await run_checks([Own()])
-    assert report.components["own"].status is Status.UNHEALTHY
+    assert report.components["own"].status is HealthStatus.UNHEALTHY
     assert report.components["own"].detail == "OSError: gone"

@@ -13,7 +13,7 @@ from typing import Literal
 
 from tuneproof_trainer.engines.protocol import Hyperparameters
 
-__all__ = ["Schedule", "choose", "learning_rate", "schedule"]
+__all__ = ["StepCount", "choose", "learning_rate", "schedule"]
 
 _EPOCHS = 3
 _FEWEST_SEEN = 100
@@ -28,7 +28,7 @@ _UNTRAINED_RATE = 25.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
+class StepCount:
     """How many steps a job has."""
 
     epochs: int
@@ -79,7 +79,7 @@ def learning_rate(chosen: Hyperparameters, method: Literal["supervised", "dpo"])
     return _RATES[method] * (chosen.learning_rate_multiplier or 1.0)
 
 
-def schedule(chosen: Hyperparameters, examples: int) -> Schedule:
+def schedule(chosen: Hyperparameters, examples: int) -> StepCount:
     """The steps of a job with this many examples; the last batch of an epoch may be smaller."""
     batch = chosen.batch_size or 1
-    return Schedule(epochs=chosen.n_epochs or 1, per_epoch=-(-examples // batch))
+    return StepCount(epochs=chosen.n_epochs or 1, per_epoch=-(-examples // batch))

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from transformers import TrainerCallback
 
 from tuneproof_trainer.engines.lora.adapters import copy_adapter, mark_adapter
-from tuneproof_trainer.engines.lora.choices import Schedule
+from tuneproof_trainer.engines.lora.choices import StepCount
 from tuneproof_trainer.engines.lora.options import Base
 from tuneproof_trainer.engines.lora.team import Team
 from tuneproof_trainer.engines.protocol import StepMetrics, StopReason
@@ -87,7 +87,7 @@ class LoraProgress(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        schedule: Schedule,
+        schedule: StepCount,
         base: Base,
         teller: DurableReporter,
         stop: Callable[[], StopReason | None],

@@ -155,7 +155,7 @@ class LoraTraining:
         rows: Sequence[Any],
         held: Sequence[Any],
         chosen: Hyperparameters,
-        schedule: choices.Schedule,
+        schedule: choices.StepCount,
     ) -> None:
         """Say what is about to happen, and from where."""
         rate = choices.learning_rate(chosen, self._task.method)
@@ -172,7 +172,7 @@ class LoraTraining:
                 f"Before training: validation loss {loss:.4f}, token accuracy {accuracy:.4f}."
             )
 
-    def _progress(self, schedule: choices.Schedule, validates: bool) -> LoraProgress:
+    def _progress(self, schedule: choices.StepCount, validates: bool) -> LoraProgress:
         return LoraProgress(
             schedule=schedule,
             base=self._base,
@@ -186,7 +186,7 @@ class LoraTraining:
         )
 
     def _outcome(
-        self, progress: LoraProgress, schedule: choices.Schedule, rows: Sequence[Any], step: int
+        self, progress: LoraProgress, schedule: choices.StepCount, rows: Sequence[Any], step: int
     ) -> TrainingOutcome:
         steps = step if progress.ended_at is None else progress.ended_at
         tokens = sum(_size(row) for row in rows)
