@@ -176,7 +176,7 @@ async def _read_windows(app: App) -> tuple[float, float]:
         for arm in (Arm.BASELINE, Arm.CANDIDATE):
             for _ in range(reads):
                 began = time.perf_counter()
-                await app.experiments.arm_metrics("ab-test-1", arm)
+                await app.figures.of("ab-test-1", arm)
                 taken.append(time.perf_counter() - began)
     return app.cache.hit_rate or 0.0, statistics.median(taken) * 1e6
 

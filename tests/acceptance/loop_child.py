@@ -78,16 +78,16 @@ async def effects(demo: Demonstration) -> dict[str, int]:
     client = AsyncOpenAI(base_url=app.providers.trainer_url, api_key="any")
     jobs = [job async for job in client.fine_tuning.jobs.list()]
     files = [file.filename async for file in client.files.list(purpose="fine-tune")]
-    experiments = (await app.experiments.page()).items
-    rollouts = (await app.rollouts.page()).items
+    experiments = (await app.store.experiments.page()).items
+    rollouts = (await app.store.deployments.page()).items
     counted = {
         "jobs": len(jobs),
         "files": len(files),
         "file contents": len(set(files)),
         "experiments": len(experiments),
         "rollouts": len(rollouts),
-        "versions": len(await app.runs.models()),
-        "runs": len((await app.runs.page()).items),
+        "versions": len(await app.store.versions.list()),
+        "runs": len((await app.store.runs.page()).items),
     }
     for subject in [*(e.id for e in experiments), *(r.id for r in rollouts)]:
         kept, recounted = (

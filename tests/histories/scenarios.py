@@ -108,7 +108,7 @@ async def _tested(loop: Loop) -> str:
 async def _rolled_out(loop: Loop) -> str:
     """A rollout that no run drives."""
     test_id = await _tested(loop)
-    test = await loop.app.experiments.get(test_id)
+    test = await loop.app.store.experiments.get(test_id)
     deployment = await loop.app.rollouts.deploy(model=test.candidate, ab_test_id=test_id)
     await loop.app.engine.result(deployment.id)
     return deployment.id
@@ -195,15 +195,17 @@ async def _opened(
 async def end_of(loop: Loop, subject: str) -> dict[str, Any]:
     """How it ended: states, verdicts and effects, and each step in its order."""
     app = loop.app
-    tests = (await app.experiments.page()).items
+    tests = (await app.store.experiments.page()).items
     lifts = {t.id: [x.lift for x in await app.experiments.looks(t.id)] for t in tests}
-    runs = [await app.runs.get(subject)] if subject.startswith("ft-pipeline") else []
+    runs = [await app.store.runs.get(subject)] if subject.startswith("ft-pipeline") else []
+    rollouts = (await app.store.deployments.page()).items
+    versions = await app.store.versions.list()
     found = {
         "runs": [[str(r.status), {k: v["status"] for k, v in r.stages.items()}] for r in runs],
         "tests": [[t.id, str(t.status), t.verdict and str(t.verdict)] for t in tests],
         "lifts": {id: [x and round(x, 4) for x in each] for id, each in lifts.items()},
-        "rollouts": [[d.id, str(d.state), d.share] for d in (await app.rollouts.page()).items],
-        "versions": [[v.version, str(v.status), v.model_id] for v in await app.runs.models()],
+        "rollouts": [[d.id, str(d.state), d.share] for d in rollouts],
+        "versions": [[v.version, str(v.status), v.model_id] for v in versions],
         "routing": {r.task: r.baseline.model_id for r in await app.routing.all()},
         "jobs": loop.provider.calls.get("create_job", 0),
         "steps": await steps_of(subject),

@@ -63,7 +63,7 @@ async def test_run_whose_looks_fail_goes_on_and_ends_once_they_succeed(
             await steps.recorded(StepName.EXPERIMENT_NOTE)
             # beyond the last look that was due: it is tried for as long as it takes
             await loop.app.clock.sleep_until(T0 + timedelta(hours=120))
-            stands = await loop.app.runs.get(run.id)
+            stands = await loop.app.store.runs.get(run.id)
             detail = stands.stages["experiment"]["detail"]
             assert stands.status is RunStatus.RUNNING
             assert stands.stages["experiment"]["status"] == "in_progress"
@@ -83,7 +83,7 @@ async def test_rollout_whose_looks_fail_goes_on_and_ends_once_they_succeed(
         await steps.recorded(StepName.ROLLOUT_LOOK)
         async with away(loop, "deployments"):
             await steps.recorded(StepName.ROLLOUT_NOTE)
-            stands = await loop.app.runs.get(run.id)
+            stands = await loop.app.store.runs.get(run.id)
             assert not stands.status.final
             assert "failed" in stands.stages["rollout"]["detail"]["note"]
         ended = await loop.end(run.id)
@@ -99,7 +99,7 @@ async def test_failed_look_at_a_test_without_a_run_is_an_activity(
         async with away(loop, "looks"):
             await steps.recorded(StepName.EXPERIMENT_NOTE)
         await loop.app.engine.result(test.id)
-        ended = await loop.app.experiments.get(test.id)
+        ended = await loop.app.store.experiments.get(test.id)
         assert (ended.status, ended.verdict) == (ExperimentStatus.COMPLETED, Verdict.PROMOTE)
         said = [
             a.reason for a in (await loop.app.store.activity.page()).items if a.action == "look"

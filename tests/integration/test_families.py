@@ -51,7 +51,7 @@ async def test_best_candidate_is_promoted_and_the_others_are_rejected_for_it(
         assert [t.lane for t in tests] == [0, 1, 2]
         assert {t.salt for t in tests} == {family}
         won = await loop.app.engine.result(family)
-        ended = await loop.app.experiments.family(family)
+        ended = await loop.app.store.experiments.family(family)
         assert won == tests[1].id
         assert [t.verdict for t in ended] == [Verdict.REJECT, Verdict.PROMOTE, Verdict.REJECT]
         assert {t.status for t in ended} == {ExperimentStatus.COMPLETED}
@@ -166,7 +166,7 @@ async def test_lane_with_a_broken_split_leaves_the_shared_baseline(
     async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
         loop.traffic.lost = {"one": 0.5}
         await loop.app.engine.result(tests[0].family)
-        first, second = await loop.app.experiments.family(tests[0].family)
+        first, second = await loop.app.store.experiments.family(tests[0].family)
         assert first.verdict is Verdict.INVALID
         assert second.verdict is Verdict.REJECT
         looks = await loop.app.experiments.looks(second.id)
@@ -200,7 +200,7 @@ async def test_run_tests_its_best_trials_at_once_and_rolls_the_winner_out(
         assert [c["verdict"] for c in said] == ["reject", "promote"]
         assert [c["model_id"] for c in said] == models
         assert run.result["ab_test_id"] == said[1]["ab_test_id"]
-        versions = {v.model_id: v for v in await loop.app.runs.models()}
+        versions = {v.model_id: v for v in await loop.app.store.versions.list()}
         assert versions[models[0]].status is VersionStatus.REJECTED
         assert versions[models[1]].status is VersionStatus.LIVE
         assert sorted(v.version for v in versions.values()) == ["1.0.0", "1.1.0"]
@@ -211,7 +211,7 @@ async def _gated(loop: Loop, run_id: str) -> list[str]:
     """The models that are tested, best trial first, once their experiment began."""
     while True:
         await loop.app.runs.wait(run_id, seconds=0.01)
-        run = await loop.app.runs.get(run_id)
+        run = await loop.app.store.runs.get(run_id)
         if "experiment" in run.stages:
             candidates = run.stages["gate"]["detail"]["candidates"]
             return [c["model_id"] for c in candidates]
@@ -224,7 +224,7 @@ async def test_run_whose_candidates_are_no_better_is_rejected_with_all_of_them(
         run = await loop.turn()
         assert run.status is RunStatus.REJECTED
         assert (run.reason or "").startswith("None of 2 candidates is promoted.")
-        assert {v.status for v in await loop.app.runs.models()} == {VersionStatus.REJECTED}
+        assert {v.status for v in await loop.app.store.versions.list()} == {VersionStatus.REJECTED}
         assert all(not r.subjects for r in await loop.app.routing.all())
         [spent] = await loop.app.store.experiments.spent("default")
         assert (spent.candidates, spent.promoted) == (2, False)
@@ -238,7 +238,7 @@ async def test_aborted_run_takes_all_candidates_back(tmp_path: Path, database_ur
         await loop.app.runs.abort(run.id, reason="changed my mind", actor="cli")
         assert (await loop.end(run.id)).status is RunStatus.ABORTED
         assert all(not r.subjects for r in await loop.app.routing.all())
-        tests = (await loop.app.experiments.page()).items
+        tests = (await loop.app.store.experiments.page()).items
         assert {t.status for t in tests} == {ExperimentStatus.ABORTED}
 
 

@@ -47,9 +47,9 @@ async def test_run_calls_every_stage_in_order(tmp_path: Path, database_url: str)
         [routing, _] = await loop.app.routing.all()
         version = run.result["model_version"]["model_id"]
         assert (routing.baseline.model_id, routing.lanes) == (version, ())
-        [live] = await loop.app.runs.models()
+        [live] = await loop.app.store.versions.list()
         assert (live.status, live.version) == (VersionStatus.LIVE, "1.0.0")
-        told = (await loop.app.health.metrics_text(""))[0].decode()
+        told = (loop.app.metrics.render(""))[0].decode()
         assert 'tuneproof_runs_total{pipeline="default",status="success"} 1.0' in told
         examples = sum(run.result["training_data"]["examples"].values())
         assert f"fine_tuning_pipeline_training_examples_total {examples:.1f}" in told
@@ -90,7 +90,7 @@ async def test_no_better_candidate_is_rejected_and_loses_its_traffic(
         run = await loop.turn()
         assert run.status is RunStatus.REJECTED
         assert all(not r.lanes for r in await loop.app.routing.all())
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert version.status is VersionStatus.REJECTED
 
 
@@ -114,10 +114,10 @@ async def test_harm_during_the_rollout_is_taken_back_with_its_cause(
         run = await loop.end(run.id)
         assert run.status is RunStatus.ROLLED_BACK
         assert "fell by more than 15%" in (run.reason or "")
-        deployment = await loop.app.rollouts.get(run.result["deployment_id"])
+        deployment = await loop.app.store.deployments.get(run.result["deployment_id"])
         assert deployment.evidence["trigger"] == "engagement_rate_drop"
         assert {r.baseline.model_id for r in await loop.app.routing.all()} == {"base"}
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert version.status is VersionStatus.ROLLED_BACK
 
 
@@ -162,10 +162,10 @@ async def test_second_run_is_refused_until_the_first_holds_and_then_supersedes_i
         second = await loop.app.runs.start()
         ended = await loop.end(first.id)
         assert ended.status is RunStatus.SUCCESS
-        deployment = await loop.app.rollouts.get(ended.result["deployment_id"])
+        deployment = await loop.app.store.deployments.get(ended.result["deployment_id"])
         assert (deployment.state, deployment.share) == ("complete", 1.0)
         await loop.app.runs.wait(second.id, seconds=60, holding_is_end=True)
-        numbers = sorted(v.version for v in await loop.app.runs.models())
+        numbers = sorted(v.version for v in await loop.app.store.versions.list())
         assert numbers == ["1.0.0", "1.1.0"]
 
 
@@ -269,7 +269,7 @@ async def test_provider_outage_is_waited_for_and_noted(tmp_path: Path, database_
         run = await loop.app.runs.start()
         while loop.app.clock.now() < T0 + timedelta(minutes=10):
             await loop.app.runs.wait(run.id, seconds=0.05)
-        noted = (await loop.app.runs.get(run.id)).stages["train"]["detail"]["note"]
+        noted = (await loop.app.store.runs.get(run.id)).stages["train"]["detail"]["note"]
         assert noted.startswith("No answer. The next try is at")
         del loop.provider.raises["find_file"]
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
@@ -279,7 +279,7 @@ async def test_abort_cancels_the_job_and_ends_the_run(tmp_path: Path, database_u
     async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
         loop.provider._polls = 10**9
         run = await loop.app.runs.start()
-        while "job_id" not in (await loop.app.runs.get(run.id)).stages.get("train", {}).get(
+        while "job_id" not in (await loop.app.store.runs.get(run.id)).stages.get("train", {}).get(
             "detail", {}
         ):
             await loop.app.runs.wait(run.id, seconds=0.05)
@@ -306,7 +306,7 @@ async def test_deployment_refuses_what_fails_a_safety_check(
 ) -> None:
     async with open_loop(tmp_path, database_url, lift=0.0) as loop:
         run = await loop.turn()
-        test = await loop.app.experiments.get(run.result["ab_test_id"])
+        test = await loop.app.store.experiments.get(run.result["ab_test_id"])
         with pytest.raises(SafetyCheckError, match="performance: reject") as refused:
             await loop.app.rollouts.deploy(model=test.candidate, ab_test_id=test.id)
         checks = {c["name"]: c["passed"] for c in refused.value.details["checks"]}
@@ -334,7 +334,7 @@ async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(
         assert evaluation.recommendation == "promote"
         begun = await loop.app.rollouts.deploy(model=new, ab_test_id=test.id, strategy="immediate")
         await loop.app.engine.result(begun.id)
-        assert (await loop.app.rollouts.get(begun.id)).state == "complete"
+        assert (await loop.app.store.deployments.get(begun.id)).state == "complete"
         assert {r.baseline.model_id for r in await loop.app.routing.all()} == {"better"}
 
 
@@ -357,13 +357,13 @@ async def test_run_that_the_engine_gave_up_is_failed_and_can_be_retried(
     async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
         loop.provider._polls = 10**9
         run = await loop.app.runs.start()
-        while "job_id" not in (await loop.app.runs.get(run.id)).stages.get("train", {}).get(
+        while "job_id" not in (await loop.app.store.runs.get(run.id)).stages.get("train", {}).get(
             "detail", {}
         ):
             await loop.app.runs.wait(run.id, seconds=0.05)
         await DBOS.cancel_workflow_async(run.id)
         assert await loop.app.runs.fail_given_up() == [run.id]
-        failed = await loop.app.runs.get(run.id)
+        failed = await loop.app.store.runs.get(run.id)
         assert failed.status is RunStatus.FAILED
         assert failed.error is not None
         assert failed.error["stage"] == "train"

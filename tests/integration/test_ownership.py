@@ -75,7 +75,7 @@ class Workers:
             resume=self._runs.resume,
             clock=self._clock,
         )
-        await keeper.start()
+        await keeper.own()
         self.all.append(keeper)
         return keeper
 

@@ -92,7 +92,7 @@ async def test_estimate_and_cost_are_kept(tmp_path: Path, database_url: str) -> 
     async with open_providers(tmp_path, database_url, provider, more=PRICED) as loop:
         run = await loop.turn(last_stage="gate")
         cost = run.result["cost"]
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert version.trained_tokens is not None
         assert cost["spent_usd"] == pytest.approx(version.trained_tokens * 10 / 1e6)
         assert cost["final"] is True
@@ -166,11 +166,11 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
         calls = {p.name: dict(p.calls) for p in (old, new)}
         second = await loop.turn(pipeline=switched)
         assert second.status is RunStatus.SUCCESS, second.reason
-        after, before = await loop.app.runs.models()
+        after, before = await loop.app.store.versions.list()
         assert (before.version, before.provider) == ("1.0.0", "old")
         assert (after.version, after.provider) == ("2.0.0", "new")
         assert after.parent_id == before.id
-        test = await loop.app.experiments.get(second.result["ab_test_id"])
+        test = await loop.app.store.experiments.get(second.result["ab_test_id"])
         assert test.baseline.model_id == before.model_id
         # The way back was called at the old provider, the candidate at the new one.
         assert old.calls["complete"] == calls["old"]["complete"] + 1
@@ -178,8 +178,8 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
         assert new.calls["create_job"] == 1
         assert before.model_id is not None
         assert after.model_id is not None
-        assert (await loop.app.routing.endpoint(model_ref(before))).provider == "old"
-        assert (await loop.app.routing.endpoint(model_ref(after))).provider == "new"
+        assert (await loop.app.routing.endpoints.of(model_ref(before))).provider == "old"
+        assert (await loop.app.routing.endpoints.of(model_ref(after))).provider == "new"
 
 
 async def test_same_posts_give_the_same_dataset_across_a_switch(
@@ -208,7 +208,7 @@ async def test_base_in_use_is_looked_for_where_it_was_trained_on(
         )
         run = await loop.turn(pipeline=switched)
         assert run.status is RunStatus.SUCCESS, run.reason
-        test = await loop.app.experiments.get(run.result["ab_test_id"])
+        test = await loop.app.store.experiments.get(run.result["ab_test_id"])
         assert test.baseline.model_id == "base"
 
 
@@ -224,7 +224,7 @@ async def test_doctor_misses_the_provider_of_a_model_in_use(
         mend = found["hook: model in use"].mend
         assert '[providers.old]; kind = "compatible"' in mend
         assert 'base_url = "http://127.0.0.1:9/old/v1"' in mend
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert version.model_id is not None
         with pytest.raises(ConfigError, match="old, whose models are in use, is not set any more"):
             await loop.app.providers.serves(model_ref(version))
@@ -248,12 +248,12 @@ async def test_tasks_that_train_apart_have_runs_versions_and_providers_of_their_
         tmp_path, database_url, one, two, changes={"train_together": False}, tasks=tasks
     ) as loop:
         first = await loop.app.runs.start(last_stage="gate")
-        runs = {r.pipeline: r for r in (await loop.app.runs.page()).items}
+        runs = {r.pipeline: r for r in (await loop.app.store.runs.page()).items}
         assert sorted(runs) == ["default.body", "default.hook"]
         assert first.pipeline == "default.hook"
         for run in runs.values():
             assert (await loop.end(run.id)).status is RunStatus.SUCCESS
-        made = {v.pipeline: v for v in await loop.app.runs.models()}
+        made = {v.pipeline: v for v in await loop.app.store.versions.list()}
         assert made["default.hook"].provider == "one"
         assert (made["default.body"].provider, made["default.body"].base_model) == ("two", "small")
         assert {v.version for v in made.values()} == {"1.0.0"}
@@ -331,7 +331,7 @@ async def test_search_makes_a_job_for_each_point_and_one_version_of_the_best(
         assert uploads(provider) == 2  # training and validation, once for all trials
         keys = {r.metadata["tuneproof_run"] for r in provider.requests.values()}
         assert keys == {f"{run.id}/trial-{i}" for i in range(3)}
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert (version.model_id or "").endswith("0002")
         shown = run.stages["train"]["detail"]["trials"]
         assert [t["heldout_loss"] for t in shown] == [1.7, 1.4, 1.6]
@@ -369,7 +369,7 @@ async def test_search_goes_on_after_a_trial_that_failed(
         assert run.status is RunStatus.SUCCESS
         shown = run.stages["train"]["detail"]["trials"]
         assert "tired" in shown[1]["error"]
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert (version.model_id or "").endswith("0003")
 
 
@@ -449,7 +449,7 @@ async def test_shutdown_is_warned_of_once_and_counted_down(
         ]
         assert "in 59 days" in warned.reason
         assert "name a training.successor_model" in warned.reason
-        text = (await app.health.metrics_text())[0].decode()
+        text = (app.metrics.render())[0].decode()
         [line] = [x for x in text.splitlines() if x.startswith("tuneproof_model_shutdown_seconds{")]
         assert float(line.split()[-1]) == pytest.approx(100 * 86400)
 
@@ -464,7 +464,7 @@ async def test_successor_is_trained_on_in_an_extra_run_and_ever_after(
         [run_id] = await loop.app.shutdown_watch.look(T0)
         ended = await loop.end(run_id)
         assert ended.config["base_model"] == "next"
-        assert [v.base_model for v in await loop.app.runs.models()] == ["next"]
+        assert [v.base_model for v in await loop.app.store.versions.list()] == ["next"]
         assert await loop.app.shutdown_watch.look(T0 + timedelta(days=8)) == []
         later = await loop.turn(last_stage="gate")
         assert later.config["base_model"] == "next"
@@ -522,7 +522,7 @@ async def test_webhook_wakes_the_run_that_waits_for_its_job(
         loop.app.clock.participants.append(frozen)  # type: ignore[attr-defined]
         run = await loop.app.runs.start(last_stage="gate")
         await asyncio.wait_for(frozen.reached.wait(), 60)
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         polled, provider._polls = provider.calls["job"], 0
         woken = await loop.app.runs.webhook(*signed(ended(version.training_job_id or "")))
         assert woken == run.id

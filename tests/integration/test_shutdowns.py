@@ -75,7 +75,7 @@ async def test_retry_of_a_successor_s_run_trains_on_the_successor(
         provider.says = None
         await loop.app.runs.retry(run_id)
         await loop.end(run_id)
-        assert [v.base_model for v in await loop.app.runs.models()] == ["next"]
+        assert [v.base_model for v in await loop.app.store.versions.list()] == ["next"]
 
 
 async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
@@ -99,7 +99,7 @@ async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
         tmp_path, sqlite_store_url, one, two, changes=apart, tasks=tasks("one", "base")
     ) as loop:
         await loop.app.runs.start(last_stage="gate")
-        runs = [r.id for r in (await loop.app.runs.page()).items]
+        runs = [r.id for r in (await loop.app.store.runs.page()).items]
         for run_id in runs:
             assert (await loop.end(run_id)).status is RunStatus.FAILED
     async with open_providers(
@@ -108,5 +108,6 @@ async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
         for run_id in runs:
             await loop.app.runs.retry(run_id)
             assert (await loop.end(run_id)).status is RunStatus.SUCCESS
-        made = {v.pipeline: (v.provider, v.base_model) for v in await loop.app.runs.models()}
+        versions = await loop.app.store.versions.list()
+        made = {v.pipeline: (v.provider, v.base_model) for v in versions}
         assert made == dict.fromkeys(("default.hook", "default.body"), ("two", "small"))

@@ -47,15 +47,15 @@ async def test_moved_address_leaves_the_model_in_use_where_it_was_trained(
     ) as loop:
         second = await loop.turn()
         assert second.status is RunStatus.SUCCESS, second.reason
-        newest, oldest = await loop.app.runs.models()
+        newest, oldest = await loop.app.store.versions.list()
         assert (newest.provider, newest.parent_id) == ("default", oldest.id)
         assert oldest.provider == f"default@127.0.0.1:{old.url.split(':')[2]}"
         # The safety check called the baseline at the old server, the candidate at the new one.
         assert old.count("POST /chat/completions") == asked + 1
         assert old.count("POST /fine_tuning/jobs") == new.count("POST /fine_tuning/jobs") == 1
-        endpoint = await loop.app.routing.endpoint(model_ref(oldest))
+        endpoint = await loop.app.routing.endpoints.of(model_ref(oldest))
         assert (endpoint.base_url, endpoint.api_key) == (old.url, "sk-old")
-        endpoint = await loop.app.routing.endpoint(model_ref(newest))
+        endpoint = await loop.app.routing.endpoints.of(model_ref(newest))
         assert (endpoint.base_url, endpoint.api_key) == (new.url, "sk-new")
 
 
@@ -81,20 +81,20 @@ async def test_former_key_is_used_only_while_it_is_the_same(
     env = {"OPENAI_API_KEY": "sk-old"}
     async with open_wires(tmp_path, sqlite_store_url, before, env=env) as loop:
         assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
     after = provider("default", new.url, api_key="sk-new")
     env = {"OPENAI_API_KEY": "sk-new"}
     requests = len(old.requests)
     async with open_wires(tmp_path, sqlite_store_url, after, env=env) as loop:
         with pytest.raises(ConfigError, match="another key than OPENAI_API_KEY holds") as caught:
-            await loop.app.routing.endpoint(model_ref(version))
+            await loop.app.routing.endpoints.of(model_ref(version))
         assert f'base_url = "{old.url}"' in caught.value.mend
         kept = await loop.app.store.meta.get("places")
         assert "sk-old" not in str(kept)
         assert len(old.requests) == requests  # the new key was not shown to the old server
     kept_beside = provider("before", old.url, api_key="sk-old")
     async with open_wires(tmp_path, sqlite_store_url, after, kept_beside, env=env) as loop:
-        endpoint = await loop.app.routing.endpoint(model_ref(version))
+        endpoint = await loop.app.routing.endpoints.of(model_ref(version))
         assert (endpoint.provider, endpoint.api_key) == ("before", "sk-old")
 
 
@@ -104,7 +104,7 @@ async def test_password_in_an_address_is_not_kept(
     secret = provider("default", old.url.replace("http://", "http://ann:hunter2@"))
     async with open_wires(tmp_path, sqlite_store_url, secret) as loop:
         assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert "hunter2" not in str(await loop.app.store.meta.get("places"))
     async with open_wires(tmp_path, sqlite_store_url, provider("default", new.url)) as loop:
         with pytest.raises(ConfigError, match="Keep it in the settings"):
@@ -116,13 +116,13 @@ async def test_server_that_moves_with_its_models_takes_them_along(
 ) -> None:
     async with open_wires(tmp_path, sqlite_store_url, provider("default", old.url)) as loop:
         assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
     other_name = old.url.replace("127.0.0.1", "localhost")
     async with open_wires(tmp_path, sqlite_store_url, provider("default", other_name)) as loop:
         assert await loop.app.providers.settle() == [version.model_id]
-        [version] = await loop.app.runs.models()
+        [version] = await loop.app.store.versions.list()
         assert version.provider == "default"
-        assert (await loop.app.routing.endpoint(model_ref(version))).base_url == other_name
+        assert (await loop.app.routing.endpoints.of(model_ref(version))).base_url == other_name
         assert await loop.app.providers.settle() == []
 
 
@@ -133,11 +133,11 @@ async def test_same_model_name_at_two_providers_is_asked_where_its_reference_say
     async with open_wires(tmp_path, sqlite_store_url, *servers) as loop:
         assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
         for name, wire in (("one", old), ("two", new)):
-            endpoint = await loop.app.routing.endpoint(
+            endpoint = await loop.app.routing.endpoints.of(
                 ModelRef(model_id="base-model", provider=name)
             )
             assert endpoint.base_url == wire.url
-        bare = await loop.app.routing.endpoint(ModelRef(model_id="base-model"))
+        bare = await loop.app.routing.endpoints.of(ModelRef(model_id="base-model"))
         assert bare.base_url == old.url  # where it was last trained on
 
 
@@ -158,7 +158,7 @@ async def test_model_in_use_before_the_first_rollout_is_asked_where_its_task_say
     async with open_wires(tmp_path, sqlite_store_url, *servers, tasks=tasks) as loop:
         run = await loop.turn()
         assert run.status is RunStatus.SUCCESS, run.reason
-        test = await loop.app.experiments.get(run.result["ab_test_id"])
+        test = await loop.app.store.experiments.get(run.result["ab_test_id"])
         assert test.baseline.model_id == "old-model"
         assert old.count("POST /chat/completions") == 1
         assert [b["model"] for b in old.bodies] == ["old-model"]

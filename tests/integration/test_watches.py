@@ -156,7 +156,7 @@ async def test_test_whose_watch_was_ended_is_followed_again_to_its_verdict(
         assert (line.object_id, "CANCELLED" in line.reason) == (test.id, True)
         app.let_time_pass(Traffic(app, lift=0.5))
         await app.engine.result(test.id)
-        assert (await app.experiments.get(test.id)).status is ExperimentStatus.COMPLETED
+        assert (await app.store.experiments.get(test.id)).status is ExperimentStatus.COMPLETED
         await dog.look()
         await dog.look()
         assert len(told.of) == 1
@@ -190,7 +190,7 @@ async def test_run_that_the_engine_gave_up_leaves_no_candidate_unwatched(
         assert watched.run_id == run.id
         await DBOS.cancel_workflow_async(run.id)
         assert await app.runs.fail_given_up() == [run.id]
-        assert (await app.runs.get(run.id)).status is RunStatus.FAILED
+        assert (await app.store.runs.get(run.id)).status is RunStatus.FAILED
         assert await app.store.watches.under_way() == []
-        assert (await app.experiments.get(watched.subject)).status is ExperimentStatus.ABORTED
+        assert (await app.store.experiments.get(watched.subject)).status is ExperimentStatus.ABORTED
         assert all(not routing.subjects for routing in await app.routing.all())

@@ -3,7 +3,7 @@
 `async with App.open(settings) as app` starts everything: database, cache, trainer, engine,
 schedule, tracking. `app` opens and closes, in one list; each other module is a service, which
 gets what it needs by its constructor. What can be asked of them is asked by the command line, the
-HTTP service and Python alike: `app.runs.start()`, `app.experiments.get(id)`.
+HTTP service and Python alike: `app.runs.start()`, `app.store.experiments.get(id)`.
 """
 
 from tuneproof.app.app import App, AppAdapters

@@ -484,7 +484,7 @@ class App:
                 tracking.uri.reveal(),
                 experiment=tracking.experiment_name,
                 breaker=self.providers.breakers["mlflow"],
-                on_delivered=self.metrics.tracking_delivered,
+                on_delivered=self.metrics.delivered.inc,
             )
 
     def _compose_reports(self) -> None:

@@ -178,7 +178,7 @@ class Board:
         self._reading = asyncio.Lock()
         self._asked = 0
         self._answered = 0
-        self._stale = asyncio.Event()
+        self.stale = asyncio.Event()  # set by who has written: it is read again soon
         self._snapshot: RoutingSnapshot | None = None
         self._read_at: float | None = None
 
@@ -208,10 +208,6 @@ class Board:
     def age_s(self) -> float | None:
         """How long ago the state was true for certain; None before the first read."""
         return None if self._read_at is None else self._clock() - self._read_at
-
-    def changed(self) -> None:
-        """Something was written: read it soon."""
-        self._stale.set()
 
     async def refresh(self) -> RoutingSnapshot:
         """Read the state now and tell of what changed; those who ask meanwhile share a read.
@@ -255,14 +251,14 @@ class Board:
 
     async def _keep_reading(self, supervisor: Supervisor) -> None:
         while True:
-            self._stale.clear()
+            self.stale.clear()
             await self.refresh()
             supervisor.succeeded(READING)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
-                    await self._stale.wait()
+                    await self.stale.wait()
 
     async def _follow(self, supervisor: Supervisor) -> None:
         async for _ in self._store.notices():
-            self.changed()
+            self.stale.set()
             supervisor.succeeded(FOLLOWING)

@@ -80,7 +80,7 @@ class Demonstration:
 
     async def outcome(self) -> dict[str, Any]:
         """The whole turn as one object; parts that were not reached are None."""
-        run = await self.app.runs.get(self.run_id)
+        run = await self.app.store.runs.get(self.run_id)
         result = run.result
         version = result.get("model_version", {})
         data = result.get("training_data", {})
@@ -101,7 +101,7 @@ class Demonstration:
     async def _experiment(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
         if "ab_test_id" not in result:
             return None
-        test = await self.app.experiments.get(result["ab_test_id"])
+        test = await self.app.store.experiments.get(result["ab_test_id"])
         look = await self.app.store.experiments.last_look(test.id)
         units = look.baseline.sample_size + look.candidate.sample_size if look else 0
         return {
@@ -124,7 +124,7 @@ class Demonstration:
     async def _rollout(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
         if "deployment_id" not in result:
             return None
-        deployment = await self.app.rollouts.get(result["deployment_id"])
+        deployment = await self.app.store.deployments.get(result["deployment_id"])
         return {
             "id": deployment.id,
             "state": str(deployment.state),
@@ -175,7 +175,7 @@ async def demonstration(
 
 
 async def _run_of(app: App, audience: Audience, wanted: Mapping[str, Any]) -> str:
-    page = await app.runs.page(limit=1)
+    page = await app.store.runs.page(limit=1)
     if page.items:
         return page.items[0].id
     await seed_posts(app.store.database.engine, audience, until=START, days=HISTORY_DAYS)

@@ -83,10 +83,10 @@ class EventService:
         if not found.fired:
             return
         if await self._store.subjects.kind(subject) is SubjectKind.ROLLOUT:
-            deployment = await self._rollouts.get(subject)
+            deployment = await self._store.deployments.get(subject)
             if not deployment.state.final:
                 await self._rollouts.rollback(subject, reason=found.reason, actor="guardrail")
         else:
-            test = await self._experiments.get(subject)
+            test = await self._store.experiments.get(subject)
             if test.status is ExperimentStatus.RUNNING:
                 await self._experiments.end(subject, reason=found.reason, actor="guardrail")

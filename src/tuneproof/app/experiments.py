@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
 
 from tuneproof import workflow
 from tuneproof.app.look_cache import LookCache
@@ -18,7 +17,6 @@ from tuneproof.collection import Window
 from tuneproof.errors import NotFoundError, StateError
 from tuneproof.experiments import (
     ABTest,
-    Arm,
     Declared,
     EvaluationResult,
     ExperimentStatus,
@@ -31,7 +29,7 @@ from tuneproof.experiments import (
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone
 from tuneproof.settings import PipelineConfig
-from tuneproof.store import Page, Store
+from tuneproof.store import Store
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["ExperimentService", "Sibling"]
@@ -97,7 +95,7 @@ class ExperimentService:
                     self._clock.now(), actor, "experiment start", test.id, tx=tx
                 )
         await self._engine.start(experiment_alone, tests[0].family, config)
-        await self._routing.changed()
+        await self._routing.board.refresh_if_possible()
         return tests
 
     def _declared(
@@ -108,16 +106,12 @@ class ExperimentService:
             config = replace(config, tasks=tuple(tasks))
         return declare(config, declared)
 
-    async def family(self, id: str) -> Sequence[ABTest]:
-        """The tests of a family by lane. Raises `NotFoundError`."""
-        return await self._store.experiments.family(id)
-
     async def siblings(self, family: str) -> Sequence[Sibling]:
         """The tests of a family by lane, each with its last look.
 
         Raises `NotFoundError`, also for a test that was declared alone.
         """
-        tests = await self.family(family)
+        tests = await self._store.experiments.family(family)
         if tests[0].siblings is None:
             raise NotFoundError(
                 f"{family} is a test alone, no family.",
@@ -169,24 +163,14 @@ class ExperimentService:
             candidates=candidates,
         )
 
-    async def get(self, id: str) -> ABTest:
-        """The test of this id. Raises `NotFoundError`."""
-        return await self._store.experiments.get(id)
-
-    async def page(
-        self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
-    ) -> Page[ABTest]:
-        """Tests, newest first."""
-        return await self._store.experiments.page(pipeline, cursor, limit)
-
     async def looks(self, id: str) -> Sequence[Look]:
         """All looks of a test, oldest first. Raises `NotFoundError`."""
-        await self.get(id)
+        await self._store.experiments.get(id)
         return await self._store.experiments.looks(id)
 
     async def evaluation(self, id: str) -> EvaluationResult | None:
         """The test as its last look saw it; None before the first look."""
-        test = await self.get(id)
+        test = await self._store.experiments.get(id)
         look = await self._store.experiments.last_look(id)
         if look is None:
             return None
@@ -199,10 +183,6 @@ class ExperimentService:
             reason=test.reason or look.reason,
             looks=look.number,
         )
-
-    async def arm_metrics(self, id: str, arm: Arm) -> Mapping[str, Any] | None:
-        """One arm's figures from the cache, which each look warms; else from the last look."""
-        return await self._figures.of(id, arm)
 
     async def end(self, id: str, *, reason: str, actor: str = "system") -> Sequence[ABTest]:
         """End a running test by hand, or all of a family: traffic goes back to the baseline.
@@ -222,7 +202,7 @@ class ExperimentService:
                 )
             await self._write_end(running, reason, actor, tx)
         await wake(self._engine, tests[0].run_id or tests[0].family)
-        await self._routing.changed()
+        await self._routing.board.refresh_if_possible()
         return await self._store.experiments.named(id)
 
     async def _write_end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Tx) -> None:

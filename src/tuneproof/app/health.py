@@ -139,14 +139,6 @@ class HealthService:
         """How long this service takes to answer: mean and quantiles, in ms."""
         return dict(self._metrics.response_times.read())
 
-    async def metrics_text(self, accept: str = "") -> tuple[bytes, str]:
-        """The Prometheus exposition and its content type."""
-        return self._metrics.render(accept)
-
-    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered."""
-        self._metrics.request_finished(method, route, status, seconds)
-
     def _checks(self) -> list[HealthCheck]:
         first = next(iter(self._settings.pipelines.values()))
         redis = None if self._settings.cache.url.scheme == "mem" else self._cache.ping

@@ -40,7 +40,8 @@ class RunHooks:
 
     def memory(self, limit_mb: float) -> MemoryWatch:
         """Watch memory while a stage works."""
-        return MemoryWatch(limit_mb, on_warning=self._metrics.on_memory_warning)
+        warnings = self._metrics.memory_warnings
+        return MemoryWatch(limit_mb, on_warning=lambda _used, _limit: warnings.inc())
 
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
         """A stage ended after working this long."""
@@ -54,7 +55,7 @@ class RunHooks:
 
     def collected(self, batch: TrainingDataBatch) -> None:
         """A dataset was made."""
-        self._metrics.examples_collected(sum(batch.examples.values()))
+        self._metrics.examples.inc(sum(batch.examples.values()))
         for reason, posts in batch.dropped.items():
             self._metrics.posts_dropped(reason, posts)
 
@@ -62,7 +63,7 @@ class RunHooks:
         """A run ended, `seconds` after its start, waits included."""
         self._metrics.run_finished(str(result.status), seconds, pipeline=pipeline)
         if result.memory_peak_mb is not None:
-            self._metrics.memory_peak(result.memory_peak_mb)
+            self._metrics.peak_mb.set(result.memory_peak_mb)
         if result.status is RunStatus.FAILED:
             once, said = f"{seconds:.3f}", result.reason
             self._alert("run_failed", result.run_id, said, once=once, pipeline=pipeline)
@@ -74,11 +75,11 @@ class RunHooks:
         if look.verdict is Verdict.CONTINUE:
             self._metrics.test_looked_at(test.id, _share_met(test, look))
         else:
-            self._metrics.test_ended(test.id)
+            self._metrics.success_rate.remove(test.id)
         self._figures.warm_soon(look)
         self._live.publish("look", test.id, look.number)
         if "next_share" in look.inputs:
-            self._routing.board.changed()
+            self._routing.board.stale.set()
 
     def look_failed(self, subject: str, error: Exception) -> None:
         """A look raised; it is tried again at the next interval."""
@@ -97,7 +98,7 @@ class RunHooks:
 
     def routing_changed(self, tasks: Sequence[str]) -> None:
         """These tasks may be served by other models or shares now."""
-        self._routing.board.changed()
+        self._routing.board.stale.set()
 
 
 def _figures(arm: ArmMetrics) -> dict[str, float | None]:

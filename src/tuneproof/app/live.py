@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 RECENT = 1000
@@ -37,30 +38,24 @@ class Live:
         for queue in self._queues:
             queue.put_nowait(event)
 
-    def listen(self, *, after: int | None = None) -> asyncio.Queue[LiveEvent | None]:
-        """A queue of events from now on, or after `after`; None in it is the end.
-
-        The reader gives it back by `forget`.
-        """
+    @contextmanager
+    def listen(self, *, after: int | None = None) -> Iterator[asyncio.Queue[LiveEvent | None]]:
+        """A queue of events from now on, or after `after`; None in it is the end."""
         queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         for event in self._recent if after is not None else ():
             if after is not None and event.seq > after:
                 queue.put_nowait(event)
         self._queues.add(queue)
-        return queue
-
-    def forget(self, queue: asyncio.Queue[LiveEvent | None]) -> None:
-        """Put nothing more into this queue."""
-        self._queues.discard(queue)
+        try:
+            yield queue
+        finally:
+            self._queues.discard(queue)
 
     async def subscribe(self, *, after: int | None = None) -> AsyncGenerator[LiveEvent, None]:
         """Events from now on, or after `after`; ends when the App closes."""
-        queue = self.listen(after=after)
-        try:
+        with self.listen(after=after) as queue:
             while (event := await queue.get()) is not None:
                 yield event
-        finally:
-            self.forget(queue)
 
     def close(self) -> None:
         """End all subscriptions."""

@@ -116,7 +116,8 @@ class OutcomeService:
         first = min(subjects.values())
         since = first if kept is None else min(datetime.fromisoformat(kept) - overlap, until)
         since = max(since, first - overlap)
-        url = source.url.reveal() if source.url else self._own_url()
+        own = self._store.database.url
+        url = source.url.reveal() if source.url else own.render_as_string(hide_password=False)
         new = 0
         async for rows in OutcomeTable(source, url).rows(since, until):
             new += await self._take(source, sorted(subjects), rows)
@@ -127,9 +128,6 @@ class OutcomeService:
         if config.outcome_source is None:
             return None
         return self._settings.outcome_sources[config.outcome_source]
-
-    def _own_url(self) -> str:
-        return self._store.database.url.render_as_string(hide_password=False)
 
     async def _open_subjects(self, config: PipelineConfig) -> Mapping[str, datetime]:
         """The experiments and rollouts of a pipeline that outcomes still count for: since when."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 from tuneproof import workflow
 from tuneproof.app.alerting import Alerting
@@ -17,7 +17,7 @@ from tuneproof.errors import ConflictError, InputError, NotFoundError
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import rollout_alone
 from tuneproof.rollout import Deployment, RollbackResult
-from tuneproof.store import Page, Store, SubjectKind
+from tuneproof.store import Store, SubjectKind
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["RolloutService"]
@@ -61,7 +61,7 @@ class RolloutService:
 
         Raises `SafetyCheckError`, which names each check that failed.
         """
-        test = await self._experiments.get(ab_test_id)
+        test = await self._store.experiments.get(ab_test_id)
         config = self._pipelines.get(pipeline or test.pipeline).override(**(rollout or {}))
         config = replace(
             config,
@@ -84,9 +84,9 @@ class RolloutService:
             )
             begun = await manager.begin(declared.id, at=at, tx=tx)
             await self._store.activity.add(at, actor, "rollout start", begun.id, tx=tx)
-        await manager.apply(begun)
+        await manager.apply(begun.tasks)
         await self._engine.start(rollout_alone, begun.id, config)
-        await self._routing.changed()
+        await self._routing.board.refresh_if_possible()
         return begun
 
     async def _refuse_second(self, pipeline: str, tx: Tx) -> None:
@@ -97,19 +97,9 @@ class RolloutService:
                 mend=f"tuneproof rollout show {active[0].id}",
             )
 
-    async def get(self, id: str) -> Deployment:
-        """The rollout of this id. Raises `NotFoundError`."""
-        return await self._store.deployments.get(id)
-
-    async def page(
-        self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
-    ) -> Page[Deployment]:
-        """Rollouts, newest first."""
-        return await self._store.deployments.page(pipeline, cursor, limit)
-
     async def history(self, id: str) -> Sequence[Mapping[str, Any]]:
         """What happened to a rollout, oldest first, automatic and human alike."""
-        await self.get(id)
+        await self._store.deployments.get(id)
         return [asdict(entry) for entry in await self._store.deployments.history(id)]
 
     async def rollback(
@@ -131,18 +121,18 @@ class RolloutService:
             deployment.id, reason, actor=actor
         )
         await self._tell_of_rollback(deployment.id)
-        await self._routing.changed()
+        await self._routing.board.refresh_if_possible()
         await wake(self._engine, deployment.run_id or deployment.id)
         return result
 
     async def _tell_of_rollback(self, id: str) -> None:
-        done = await self.get(id)
+        done = await self._store.deployments.get(id)
         once, said = str(done.version), done.cause or "rolled back"
         self._alert("rolled_back", id, said, once=once, pipeline=done.pipeline)
 
     async def _target(self, target: str) -> Deployment:
         if await self._store.subjects.kind(target) is SubjectKind.ROLLOUT:
-            return await self.get(target)
+            return await self._store.deployments.get(target)
         active = [d for d in await self._store.deployments.active() if target in d.tasks]
         if active:
             return active[-1]
@@ -165,32 +155,24 @@ class RolloutService:
                 share=deployment.share,
             )
 
-    async def pause(
-        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
+    async def act(
+        self,
+        id: str,
+        verb: Literal["pause", "resume", "advance"],
+        *,
+        reason: str,
+        actor: str = "system",
+        expected_version: int | None = None,
     ) -> Deployment:
-        """Stay at this share until somebody resumes."""
-        return await self._act(id, "pause", reason, actor, expected_version)
+        """Stay at this share until somebody resumes, go on, or take the next step now.
 
-    async def resume(
-        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
-    ) -> Deployment:
-        """Go on; the step's time starts anew."""
-        return await self._act(id, "resume", reason, actor, expected_version)
-
-    async def advance(
-        self, id: str, *, reason: str, actor: str = "system", expected_version: int | None = None
-    ) -> Deployment:
-        """Take the next step now."""
-        return await self._act(id, "advance", reason, actor, expected_version)
-
-    async def _act(
-        self, id: str, verb: str, reason: str, actor: str, expected_version: int | None
-    ) -> Deployment:
-        deployment = await self.get(id)
+        A step's time starts anew where it goes on.
+        """
+        deployment = await self._store.deployments.get(id)
         await self._expect(deployment, expected_version)
         manager = self._managers.for_rollout(deployment)
         moved = await manager.act(id, verb, actor=actor, reason=reason)
-        await manager.apply(moved)
-        await self._routing.changed()
+        await manager.apply(moved.tasks)
+        await self._routing.board.refresh_if_possible()
         await wake(self._engine, moved.run_id or moved.id)
         return moved

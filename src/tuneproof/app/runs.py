@@ -19,8 +19,7 @@ from tuneproof.errors import ConfigError, DeniedError, NotFoundError, StateError
 from tuneproof.pipeline import RunArguments, Stage, StepName, turn
 from tuneproof.providers import JobEnded, read_webhook
 from tuneproof.settings import PipelineConfig, Settings
-from tuneproof.store import Page, Run, RunStatus, Store
-from tuneproof.training import ModelVersion
+from tuneproof.store import Run, RunStatus, Store
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["AbortedRun", "LogEntry", "RunService"]
@@ -163,22 +162,12 @@ class RunService:
                 run_id=busy[0].id,
             )
 
-    async def get(self, run_id: str) -> Run:
-        """The run of this id. Raises `NotFoundError`."""
-        return await self._store.runs.get(run_id)
-
-    async def page(
-        self, *, pipeline: str | None = None, cursor: str | None = None, limit: int = 50
-    ) -> Page[Run]:
-        """Runs, newest first."""
-        return await self._store.runs.page(pipeline, cursor, limit)
-
     async def wait(self, run_id: str, *, seconds: float, holding_is_end: bool = False) -> Run:
         """The run once it has ended, or as it stands after `seconds` of real time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
-            run = await self.get(run_id)
+            run = await self._store.runs.get(run_id)
             done = run.status.final or (holding_is_end and run.status is RunStatus.HOLDING)
             if done or loop.time() >= deadline:
                 return run
@@ -188,20 +177,20 @@ class RunService:
         self, run_id: str, *, reason: str, actor: str = "system", wait_s: float = 10.0
     ) -> AbortedRun:
         """End a run: its job is cancelled, its candidate loses its traffic. Safe to repeat."""
-        run = await self.get(run_id)
+        run = await self._store.runs.get(run_id)
         if not run.status.final:
             signal = workflow.Signal(kind="abort", reason=reason, actor=actor)
             await self._store.activity.add(self._clock.now(), actor, "run abort", run_id, reason)
             await self._engine.send(run_id, signal)
             run = await self.wait(run_id, seconds=wait_s)
-            await self._routing.changed()  # who aborted reads the routing as it is now
+            await self._routing.board.refresh_if_possible()  # who aborted reads it as it is now
         cleaned = tuple(run.result.get("resources_cleaned", ()))
         status = "completed" if run.status.final else "pending"
         return AbortedRun(run=run, cleanup_status=status, resources_cleaned=cleaned)
 
     async def retry(self, run_id: str, *, stage: str | None = None, actor: str = "system") -> Run:
         """Take an ended run up again from a stage (default: the one that failed)."""
-        run = await self.get(run_id)
+        run = await self._store.runs.get(run_id)
         if not run.status.final or run.status is RunStatus.SUCCESS:
             raise StateError(
                 f"Run {run_id} is {run.status}: only one that ended without success is retried.",
@@ -232,7 +221,7 @@ class RunService:
 
     async def log(self, run_id: str) -> Sequence[LogEntry]:
         """What happened in a run, oldest first: its stages and its job's events."""
-        run = await self.get(run_id)
+        run = await self._store.runs.get(run_id)
         lines = []
         for stage, entry in run.stages.items():
             for key, word in (("started_at", "began"), ("ended_at", str(entry["status"]))):
@@ -257,15 +246,11 @@ class RunService:
             return [LogEntry(at=at, level="warning", stage="train", message=f"no job log: {e}")]
         return [LogEntry(at=e.at, level=e.level, stage="train", message=e.message) for e in events]
 
-    async def models(self, *, pipeline: str | None = None) -> Sequence[ModelVersion]:
-        """All versions, newest first."""
-        return await self._store.versions.list(pipeline)
-
     async def dataset_manifest(self, run_id: str) -> Mapping[str, Any]:
         """The manifest of a run's dataset. Raises `NotFoundError` where it has none here."""
         import json
 
-        run = await self.get(run_id)
+        run = await self._store.runs.get(run_id)
         found = run.result.get("training_data", {}).get("hash")
         path = self._settings.dir / "datasets" / str(found) / "manifest.json"
         if not found or not path.exists():
@@ -319,8 +304,8 @@ class RunService:
         self._live.publish("run", run.id, run.version + 1)
         self._alert("run_failed", run.id, message, once=at.isoformat(), pipeline=run.pipeline)
         if tasks:
-            await self._routing.changed()
-            await self._managers.of(PipelineConfig.from_dict(run.config)).apply_tasks(tasks)
+            await self._routing.board.refresh_if_possible()
+            await self._managers.of(PipelineConfig.from_dict(run.config)).apply(tasks)
 
     # --- what providers say ----------------------------------------------------------
 

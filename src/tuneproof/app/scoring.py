@@ -222,20 +222,15 @@ class ScoringService:
             async with asyncio.timeout(self._scorers.config(name).timeout_seconds + GRACE_S):
                 found = await ask(scorer, waiting.messages, waiting.text)
         except (RetryableError, StopError, ConfigError, NotFoundError) as error:
-            await self._settle(config, day, most, 0.0, called=False)
+            await self._store.scores.settle(config.name, day, most, 0.0, called=False)
             await self._wait_for_scorer(config, name, error)
             return None
         except asyncio.CancelledError:
             raise  # the call stays in the budget: it may have been answered
         except Exception as error:  # the scorer may be anybody's, and raise anything
-            await self._settle(config, day, most, _cost_of(error, most))
+            await self._store.scores.settle(config.name, day, most, _cost_of(error, most))
             return await self._failed(waiting, name, error)
         return await self._keep(waiting, config, name, day, most, found)
-
-    async def _settle(
-        self, config: PipelineConfig, day: str, most: float, cost: float, *, called: bool = True
-    ) -> None:
-        await self._store.scores.settle(config.name, day, most, cost, called=called)
 
     async def _keep(
         self,

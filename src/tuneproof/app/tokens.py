@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuneproof.store import Store, TokenInfo
+from tuneproof.store import Store
 from tuneproof.workflow import Clock
 
 __all__ = ["TokenService"]
@@ -24,7 +24,3 @@ class TokenService:
             token = await self._store.tokens.create(name, scopes, now, tx=tx)
             await self._store.activity.add(now, actor, "token create", name, tx=tx)
         return token
-
-    async def verify(self, token: str) -> TokenInfo | None:
-        """Whose token this is and what it may do; None where nobody's."""
-        return await self._store.tokens.find(token)

@@ -94,7 +94,7 @@ async def _watch(shown: Demonstration) -> Run:
     ended = asyncio.create_task(shown.wait())
     try:
         while True:
-            run = await shown.app.runs.get(shown.run_id)
+            run = await shown.app.store.runs.get(shown.run_id)
             for text in teller.news(run, f"{shown.app.clock.now():{DAY}}"):
                 output.say(text)
             if ended.done():

@@ -82,7 +82,7 @@ class DatasetFiles:
 
     def __exit__(self, *error: object) -> None:
         if self.folder.exists():
-            self._close()
+            self.finish_lines()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def note_lineage(self, lines: Sequence[bytes]) -> None:
@@ -93,10 +93,6 @@ class DatasetFiles:
     def drop_lineage(self, unwanted: set[int]) -> None:
         """Forget lines of the lineage (numbered from 0), after `finish_lines`."""
         _without(self.folder / "lineage.csv", {number + 1 for number in unwanted})
-
-    def finish_lines(self) -> None:
-        """No more lines will come."""
-        self._close()
 
     def finish(self, manifest: dict[str, Any]) -> tuple[str, dict[str, Dataset], Path]:
         """Merge, name by content, and move into place: the hash, the datasets, the folder.
@@ -145,7 +141,8 @@ class DatasetFiles:
             target.flush()
             os.fsync(target.fileno())
 
-    def _close(self) -> None:
+    def finish_lines(self) -> None:
+        """No more lines will come."""
         if not self._lineage.closed:
             self._lineage.close()
             for files in self.tasks.values():

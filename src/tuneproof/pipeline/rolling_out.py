@@ -89,12 +89,10 @@ class RolloutStage:
     async def read(self, deployment_id: str) -> Deployment:
         """A rollout that was declared outside a run, as it stands. Raises `NotFoundError`."""
         self._run.stage = Stage.ROLLOUT
-        deployment = await workflow.step(StepName.ROLLOUT_READ, self._read, deployment_id)
+        read = self._run.parts.store.deployments.get
+        deployment = await workflow.step(StepName.ROLLOUT_READ, read, deployment_id)
         self._run.subjects.append(deployment.id)
         return deployment
-
-    async def _read(self, deployment_id: str) -> Deployment:
-        return await self._run.parts.store.deployments.get(deployment_id)
 
     async def follow(self, deployment: Deployment) -> Deployment:
         """Watch every hour and step on, until it is complete or rolled back.

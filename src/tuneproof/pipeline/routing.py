@@ -26,7 +26,7 @@ async def route(run: RunContext, name: StepName) -> None:
     """Tell clients and the targets outside our router; who does not answer delays nothing."""
     run.parts.hooks.routing_changed(run.config.tasks)
     if run.parts.targets:
-        await workflow.step(name, manager_of(run).apply_tasks, run.config.tasks)
+        await workflow.step(name, manager_of(run).apply, run.config.tasks)
 
 
 async def withdraw(run: RunContext, tx: Tx, cause: str) -> None:

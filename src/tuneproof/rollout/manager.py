@@ -138,7 +138,7 @@ class DeploymentManager:
             config=config,
         )
         begun = await self.begin(made.id)
-        await self.apply(begun)
+        await self.apply(begun.tasks)
         return self.result(begun)
 
     async def ensure_safe(
@@ -273,7 +273,7 @@ class DeploymentManager:
         began = time.perf_counter()
         deployment = await self.act(deployment_id, "rollback", actor=actor, reason=reason)
         seconds = time.perf_counter() - began
-        await self.apply(deployment)
+        await self.apply(deployment.tasks)
         return RollbackResult(
             deployment_id=deployment_id,
             status=deployment.state,
@@ -282,11 +282,7 @@ class DeploymentManager:
             seconds=seconds,
         )
 
-    async def apply(self, deployment: Deployment) -> list[str]:
-        """Tell each target what the rollout's tasks serve now; the names of those that failed."""
-        return await self.apply_tasks(deployment.tasks)
-
-    async def apply_tasks(self, tasks: Sequence[str]) -> list[str]:
+    async def apply(self, tasks: Sequence[str]) -> list[str]:
         """Tell each target, in order, what these tasks serve now; the names of those that failed.
 
         Our own routing is written already: a target that does not answer delays nothing.

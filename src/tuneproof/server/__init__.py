@@ -81,7 +81,7 @@ def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
         limits = httpx2.Limits(max_connections=200, max_keepalive_connections=50)
-        recorder = Recorder(app.events.record, app.supervisor, lost=app.metrics.events_lost)
+        recorder = Recorder(app.events.record, app.supervisor, lost=app.metrics.events_lost.inc)
         async with httpx2.AsyncClient(limits=limits, trust_env=False) as client:
             service.state.gateway = gateway.Gateway(app, client, recorder)
             recorder.start()

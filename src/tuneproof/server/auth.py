@@ -165,7 +165,7 @@ async def identify(request: Request, *, any_key: bool = False) -> Caller:
     local = request.app.state.local_token
     if local is not None and secrets.compare_digest(token.encode(), local.encode()):
         return LOCAL
-    known = await callers.verified(token, app.tokens.verify, recent=any_key)
+    known = await callers.verified(token, app.store.tokens.find, recent=any_key)
     if known is None and any_key and not app.settings.server.token_needed:
         _check_own(request, app.settings)
         return LOCAL

@@ -39,7 +39,7 @@ def router() -> APIRouter:
 
     @routes.get("/models", tags=["models"], summary="All versions, newest first")
     async def models(app: TheApp, _: Reader, pipeline: str | None = None) -> list[VersionOut]:
-        return [VersionOut.model_validate(v) for v in await app.runs.models(pipeline=pipeline)]
+        return [VersionOut.model_validate(v) for v in await app.store.versions.list(pipeline)]
 
     @routes.get("/data/manifest/{run_id}", tags=["data"], summary="What a run's dataset is made of")
     async def manifest(app: TheApp, _: Reader, run_id: str) -> dict[str, Any]:

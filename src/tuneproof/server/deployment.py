@@ -259,7 +259,7 @@ def router() -> APIRouter:
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Paged[RolloutState]:
-        page = await app.rollouts.page(pipeline=pipeline, cursor=cursor, limit=limit)
+        page = await app.store.deployments.page(pipeline=pipeline, cursor=cursor, limit=limit)
         alerts = await app.alerts.verified()
         items = [deployment_state(d, (), app, alerts) for d in page.items]
         return Paged(items=items, next_cursor=page.next_cursor)
@@ -268,7 +268,7 @@ def router() -> APIRouter:
     async def status(
         app: TheApp, _: Reader, deployment_id: str, response: Response
     ) -> RolloutState:
-        deployment = await app.rollouts.get(deployment_id)
+        deployment = await app.store.deployments.get(deployment_id)
         history = await app.rollouts.history(deployment_id)
         response.headers.update(etag(deployment.version))
         return deployment_state(deployment, history, app, await app.alerts.verified())
@@ -295,13 +295,9 @@ def router() -> APIRouter:
         asked: OptionalReason | None = None,
         if_match: IfMatch = None,
     ) -> RolloutState:
-        acts = {
-            "pause": app.rollouts.pause,
-            "resume": app.rollouts.resume,
-            "advance": app.rollouts.advance,
-        }
-        deployment = await acts[action](
+        deployment = await app.rollouts.act(
             deployment_id,
+            action,
             reason=(asked.reason if asked else "") or f"asked by {caller.name}",
             actor=caller.actor,
             expected_version=expected(if_match),
@@ -366,17 +362,12 @@ def decide_router() -> APIRouter:
 
 async def _newer(app: TheApp, after: int, wait: float) -> RoutingSnapshot:
     """The state once it is newer than `after`, or what it is when the wait is over."""
-    events = app.live.listen()
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                while (
-                    app.routing.board.snapshot.version <= after and await events.get() is not None
-                ):
-                    pass
-    finally:
-        app.live.forget(events)
-    return app.routing.board.snapshot
+    board = app.routing.board
+    with app.live.listen() as events, contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait):
+            while board.snapshot.version <= after and await events.get() is not None:
+                pass
+    return board.snapshot
 
 
 def rolled_back(result: RollbackResult) -> RolledBack:

@@ -123,7 +123,7 @@ def router() -> APIRouter:
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Paged[TestState]:
-        page = await app.experiments.page(pipeline=pipeline, cursor=cursor, limit=limit)
+        page = await app.store.experiments.page(pipeline=pipeline, cursor=cursor, limit=limit)
         return Paged(items=[test_state(t) for t in page.items], next_cursor=page.next_cursor)
 
     @routes.get("/plan", summary="What a test would find on this traffic, and when")
@@ -149,11 +149,11 @@ def router() -> APIRouter:
 
     @routes.get("/status/{ab_test_id}", summary="Where a test stands")
     async def status(app: TheApp, _: Reader, ab_test_id: str) -> TestState:
-        return test_state(await app.experiments.get(ab_test_id))
+        return test_state(await app.store.experiments.get(ab_test_id))
 
     @routes.get("/looks/{ab_test_id}", summary="All looks at a test, oldest first")
     async def looks(app: TheApp, _: Reader, ab_test_id: str) -> list[LookAnswer]:
-        await app.experiments.get(ab_test_id)
+        await app.store.experiments.get(ab_test_id)
         return [look_answer(look) for look in await app.experiments.looks(ab_test_id)]
 
     @routes.get("/scores/{ab_test_id}", summary="How the answers of a test are scored")
@@ -173,7 +173,7 @@ def router() -> APIRouter:
 
     @routes.get("/metrics/{ab_test_id}", summary="What a test shows")
     async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> MetricsAnswer:
-        test = await app.experiments.get(ab_test_id)
+        test = await app.store.experiments.get(ab_test_id)
         found = metrics_of(test, await app.experiments.evaluation(ab_test_id))
         if test.siblings is not None:
             found.family = await family_of(app, test.siblings)
@@ -183,15 +183,15 @@ def router() -> APIRouter:
         "/report/{ab_test_id}", response_class=HTMLResponse, summary="A test as one HTML page"
     )
     async def report(app: TheApp, _: Reader, ab_test_id: str) -> HTMLResponse:
-        test = await app.experiments.get(ab_test_id)
-        family = [] if test.siblings is None else await app.experiments.family(test.siblings)
+        test = await app.store.experiments.get(ab_test_id)
+        family = [] if test.siblings is None else await app.store.experiments.family(test.siblings)
         beside = [(t, await app.experiments.looks(t.id)) for t in family]
         page = report_html(test, await app.experiments.looks(ab_test_id), beside)
         return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @routes.post("/end/{ab_test_id}", summary="End a test before its time")
     async def end(app: TheApp, caller: Writer, ab_test_id: str, asked: Reason) -> TestState:
-        test = await app.experiments.get(ab_test_id)
+        test = await app.store.experiments.get(ab_test_id)
         [ended] = await app.experiments.end(test.id, reason=asked.reason, actor=caller.actor)
         return test_state(ended)
 

@@ -210,7 +210,7 @@ def router() -> APIRouter:
     async def take(request: Request, app: TheApp, caller: Writer) -> Taken:
         batch = _parsed(await _body(request))
         for _ in range(batch.naive()):
-            app.metrics.naive_time_read()
+            app.metrics.naive_times.inc()
         outcomes = [event.record() for event in batch.outcomes]
         request.app.state.shares.check(outcomes)
         taken = await app.events.record(

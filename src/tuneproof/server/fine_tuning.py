@@ -197,7 +197,7 @@ def router() -> APIRouter:
 
     @routes.get("/status/{pipeline_id}", summary="Where a run stands")
     async def status(app: TheApp, _: Reader, pipeline_id: str, response: Response) -> RunState:
-        run = await app.runs.get(pipeline_id)
+        run = await app.store.runs.get(pipeline_id)
         response.headers.update(etag(run.version))
         return state(run)
 
@@ -240,7 +240,7 @@ def router() -> APIRouter:
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Paged[RunState]:
-        page = await app.runs.page(pipeline=pipeline, cursor=cursor, limit=limit)
+        page = await app.store.runs.page(pipeline=pipeline, cursor=cursor, limit=limit)
         return Paged(items=[state(run) for run in page.items], next_cursor=page.next_cursor)
 
     @routes.get("/log/{pipeline_id}", summary="A run's log, oldest first")
@@ -254,7 +254,7 @@ async def _expect(app: TheApp, run_id: str, version: int | None) -> None:
     """Raise `ConflictError`, with what the run is now, where it is not at `version`."""
     if version is None:
         return
-    run = await app.runs.get(run_id)
+    run = await app.store.runs.get(run_id)
     if run.version != version:
         raise ConflictError(
             f"Run {run_id} is at version {run.version}, not {version}.",

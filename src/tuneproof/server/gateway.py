@@ -177,7 +177,7 @@ class Gateway:
         return decide(routing, _unit(request, body))
 
     async def _complete(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.routing.endpoint(decision.model)
+        endpoint = await self._app.routing.endpoints.of(decision.model)
         asked = {**body, "model": decision.model.model_id}
         answer = await upstream.complete(self._client, endpoint, asked)
         text = (
@@ -188,7 +188,7 @@ class Gateway:
         return JSONResponse(answer, headers=_headers(decision))
 
     async def _stream(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.routing.endpoint(decision.model)
+        endpoint = await self._app.routing.endpoints.of(decision.model)
         options = dict(body.get("stream_options") or {})
         asked_usage = bool(options.get("include_usage"))
         options["include_usage"] = True
@@ -263,7 +263,7 @@ class Gateway:
                 latency_ms=(time.perf_counter() - began) * 1000,
                 error=error or decision.failed,
                 tokens=prompt + completion,
-                cost_usd=self._app.routing.cost_usd(
+                cost_usd=self._app.routing.endpoints.cost_usd(
                     decision.model, prompt_tokens=prompt, completion_tokens=completion
                 ),
                 covariate=decision.covariate,
@@ -298,7 +298,7 @@ class Gateway:
             reason = "No experiment or rollout was under way when this was answered."
             return JSONResponse({"accepted": 0, "reason": reason})
         if asked.at is not None and asked.at.tzinfo is None:
-            self._app.metrics.naive_time_read()
+            self._app.metrics.naive_times.inc()
         at = utc(asked.at) if asked.at else self._app.clock.now()
         outcome = Outcome(
             id=asked.id or _outcome_id(ticket, asked),

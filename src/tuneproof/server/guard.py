@@ -49,7 +49,8 @@ class Guard:
                 await self._app(scope, _bounded(receive), sending)
         finally:
             seconds = time.perf_counter() - began
-            self._tuneproof.health.observe_request(scope["method"], _route(scope), status, seconds)
+            metrics = self._tuneproof.metrics
+            metrics.request_finished(scope["method"], _route(scope), status, seconds)
 
 
 def _announced(scope: Scope) -> int:

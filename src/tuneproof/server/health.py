@@ -149,7 +149,7 @@ def router() -> APIRouter:
 
     @routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def metrics(request: Request, app: TheApp, _: Reader) -> Response:
-        body, kind = await app.health.metrics_text(request.headers.get("accept", ""))
+        body, kind = app.metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": kind})
 
     return routes

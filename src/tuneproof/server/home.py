@@ -31,9 +31,9 @@ def router() -> APIRouter:
     async def home(app: TheApp, _: Reader) -> HTMLResponse:
         body = _body(
             app.routing.board.snapshot.routing,
-            (await app.runs.page(limit=NEWEST)).items,
-            (await app.experiments.page(limit=NEWEST)).items,
-            (await app.rollouts.page(limit=NEWEST)).items,
+            (await app.store.runs.page(limit=NEWEST)).items,
+            (await app.store.experiments.page(limit=NEWEST)).items,
+            (await app.store.deployments.page(limit=NEWEST)).items,
             app.supervisor.tasks,
         )
         page = document("Overview", "TuneProof", body, now=app.clock.now(), changes=True)

@@ -51,7 +51,7 @@ class Hot:
         status, body, headers = found
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        self._app.health.observe_request("GET", path, status, time.perf_counter() - began)
+        self._app.metrics.request_finished("GET", path, status, time.perf_counter() - began)
         return True
 
     def _may_read(self, scope: Scope) -> bool:

@@ -59,18 +59,18 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client leaves or the App closes."""
-        queue = self._live.listen(after=self._after)
-        leaving = asyncio.create_task(_leave(receive, queue))
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _part(send, BEGINNING)
-            with contextlib.suppress(asyncio.CancelledError):  # the service stops: end it well
-                while (found := await _next(queue)) is not None:
-                    await _part(send, found)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            self._live.forget(queue)
-            leaving.cancel()
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        with self._live.listen(after=self._after) as queue:
+            leaving = asyncio.create_task(_leave(receive, queue))
+            try:
+                await send(start)
+                await _part(send, BEGINNING)
+                with contextlib.suppress(asyncio.CancelledError):  # the service stops: end it well
+                    while (found := await _next(queue)) is not None:
+                        await _part(send, found)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            finally:
+                leaving.cancel()
 
 
 async def _part(send: Send, body: bytes) -> None:

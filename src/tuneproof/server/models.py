@@ -74,9 +74,8 @@ class Model(Strict):
 
     async def ref(self, app: App) -> ModelRef:
         """As a record; `version` is our id where the model is one that we trained."""
-        known = (v for v in await app.runs.models() if v.model_id == self.model_id)
-        version = next(known, None)
-        return ModelRef(model_id=self.model_id, version=version.id if version else None)
+        known = await app.store.versions.list(model_id=self.model_id, limit=1)
+        return ModelRef(model_id=self.model_id, version=known[0].id if known else None)
 
     @classmethod
     def of(cls, ref: ModelRef) -> Model:

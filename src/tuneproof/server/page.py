@@ -60,7 +60,7 @@ def router() -> APIRouter:
         "/deployment/{deployment_id}", response_class=HTMLResponse, summary="A rollout as a page"
     )
     async def page(app: TheApp, _: Reader, deployment_id: str) -> HTMLResponse:
-        deployment = await app.rollouts.get(deployment_id)
+        deployment = await app.store.deployments.get(deployment_id)
         history = await app.rollouts.history(deployment_id)
         config = app.settings.pipelines.get(deployment.pipeline)
         limits = [] if config is None else triggers(config)

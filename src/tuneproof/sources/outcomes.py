@@ -54,6 +54,7 @@ class OutcomeTable:
                 f"The outcome source {config.name!r} has a malformed address.",
                 mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
             ) from error
+        self._family = self.url.get_backend_name()
 
     async def rows(self, since: datetime, until: datetime) -> AsyncIterator[list[OutcomeRow]]:
         """The rows that were changed from `since` on and before `until`, in chunks.
@@ -90,10 +91,6 @@ class OutcomeTable:
         bound = {"since": self._time(since), "until": self._time(until)}
         query = sa.text(self.config.query)
         return connection.execute(query, bound, execution_options={"stream_results": True})
-
-    @property
-    def _family(self) -> str:
-        return self.url.get_backend_name()
 
     def _engine(self) -> Engine:
         if self._family == "sqlite":

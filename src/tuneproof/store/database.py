@@ -122,7 +122,3 @@ class Database:
         """Return when the database answered; raise `StoreUnavailableError` when not."""
         async with self.read() as tx:
             await tx.execute(text("SELECT 1"))
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self.engine.dispose()

@@ -96,7 +96,7 @@ class Events:
                     return await self._ingest(own, exposures, outcomes, made)
             except DayMissingError as missing:
                 if missing.dropped:
-                    self._partitions.forget(missing.days)
+                    self._partitions.days.difference_update(missing.days)
                     if tx is not None:
                         break
                 else:

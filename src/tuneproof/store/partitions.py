@@ -71,7 +71,7 @@ class Partitions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._days: set[int] = set()
+        self.days: set[int] = set()
 
     def check(self, instants: Iterable[int], made: frozenset[int] = frozenset()) -> None:
         """Return where all these instants (in microseconds) have a partition, as far as known.
@@ -80,13 +80,9 @@ class Partitions:
 
         Raises `DayMissingError`: then `make` them, and begin again.
         """
-        missing = {at // DAY_US for at in instants} - self._days - made
+        missing = {at // DAY_US for at in instants} - self.days - made
         if missing:
             raise DayMissingError(missing)
-
-    def forget(self, days: Iterable[int]) -> None:
-        """No longer take it that these days have partitions: another process dropped one."""
-        self._days.difference_update(days)
 
     async def make(self, days: Iterable[int], *, tx: Tx | None = None) -> frozenset[int]:
         """Make the partitions of these days that are missing, and of the day after the last.
@@ -101,7 +97,7 @@ class Partitions:
             async with self._database.writing(tx) as own:
                 await own.run_sync(_make, part)
             if tx is None:
-                self._days.update(part)
+                self.days.update(part)
         return frozenset(wanted)
 
 

@@ -95,7 +95,7 @@ class Store:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.database.close()
+        await self.database.engine.dispose()
 
 
 def unopened_store(url: str | URL, *, clock: TimeSource) -> Store:

@@ -49,20 +49,16 @@ class ResponseTimes:
     """The last `size` response times, for averages and percentiles on the health page."""
 
     def __init__(self, size: int = 1000) -> None:
-        self._seconds: deque[float] = deque(maxlen=size)
-
-    def add(self, seconds: float) -> None:
-        """Remember one."""
-        self._seconds.append(seconds)
+        self.seconds: deque[float] = deque(maxlen=size)
 
     @property
     def avg_ms(self) -> float:
         """Their mean in milliseconds; 0 before the first."""
-        return 1000 * sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
+        return 1000 * sum(self.seconds) / len(self.seconds) if self.seconds else 0.0
 
     def read(self) -> dict[str, float | int]:
         """`count`, `avg_ms`, `p50_ms`, `p95_ms`, `p99_ms` and `max_ms` (nearest rank)."""
-        ordered = sorted(self._seconds)
+        ordered = sorted(self.seconds)
 
         def rank(share: float) -> float:
             if not ordered:
@@ -146,18 +142,6 @@ class Metrics:
         """A tick started no run, because of `reason`."""
         self._skipped.labels(pipeline, reason).inc()
 
-    def memory_peak(self, peak_mb: float) -> None:
-        """The most memory that the last run took."""
-        self._peak_mb.set(peak_mb)
-
-    def on_memory_warning(self, resident_mb: float, limit_mb: float) -> None:
-        """Memory went over its limit (`MemoryWatch(on_warning=…)`)."""
-        self._memory_warnings.inc()
-
-    def examples_collected(self, examples: int) -> None:
-        """A run's dataset was made of `examples`."""
-        self._examples.inc(examples)
-
     def posts_dropped(self, reason: str, posts: int = 1) -> None:
         """Curation left `posts` out, because of `reason`."""
         self._dropped.labels(reason).inc(posts)
@@ -182,11 +166,7 @@ class Metrics:
 
     def test_looked_at(self, test_id: str, success_rate: float) -> None:
         """A look found this share of the test's success criteria met, 0–1."""
-        self._success_rate.labels(test_id).set(success_rate)
-
-    def test_ended(self, test_id: str) -> None:
-        """The test is over: its series ends, so that series don't pile up."""
-        self._success_rate.remove(test_id)
+        self.success_rate.labels(test_id).set(success_rate)
 
     def model_shuts_down(self, pipeline: str, model: str, left_s: Callable[[], float]) -> None:
         """A model of a pipeline answers for `left_s()` more seconds (below 0: no longer)."""
@@ -199,7 +179,7 @@ class Metrics:
 
     def request_finished(self, method: str, route: str, status: int, seconds: float) -> None:
         """An HTTP request on the route pattern `route` was answered."""
-        self.response_times.add(seconds)
+        self.response_times.seconds.append(seconds)
         series = self._answered.get((method, route, status))
         if series is None:  # finding a series by its labels costs more than counting
             series = self._requests.labels(method, route, str(status))
@@ -220,18 +200,6 @@ class Metrics:
         """A background task that died was started again."""
         self._task_restarts.labels(task).inc()
 
-    def naive_time_read(self) -> None:
-        """A time without a zone came in and was read as UTC."""
-        self._naive_times.inc()
-
-    def events_lost(self, events: int) -> None:
-        """Events of the gateway were dropped: the buffer was full, or they were refused."""
-        self._events_lost.inc(events)
-
-    def tracking_delivered(self, items: int) -> None:
-        """The outbox delivered `items` to MLflow."""
-        self._delivered.inc(items)
-
     def _make_theirs(self) -> None:
         self._stage_seconds = self._histogram(
             "fine_tuning_pipeline_execution_duration_seconds",
@@ -244,10 +212,10 @@ class Metrics:
             "Time from a run's start to its end",
             _RUN_BUCKETS,
         )
-        self._peak_mb = self._gauge(
+        self.peak_mb = self._gauge(
             "fine_tuning_pipeline_memory_peak_mb", "Peak memory of the last run"
         )
-        self._examples = self._counter(
+        self.examples = self._counter(
             "fine_tuning_pipeline_training_examples", "Training examples made"
         )
         self._engagement_rate = self._gauge(
@@ -259,7 +227,7 @@ class Metrics:
         self._quality_score = self._gauge(
             "fine_tuning_model_quality_score", "Mean quality score by the last look", *_ARM
         )
-        self._success_rate = self._gauge(
+        self.success_rate = self._gauge(
             "fine_tuning_ab_test_success_rate",
             "Share of a running test's success criteria that its last look found met",
             "test_id",
@@ -273,7 +241,7 @@ class Metrics:
         self._breaker_events = self._counter(
             "tuneproof_breaker_events", "Changes of a breaker's state", "breaker", "kind"
         )
-        self._memory_warnings = self._counter(
+        self.memory_warnings = self._counter(
             "tuneproof_memory_warnings", "Times that memory went over its limit"
         )
         self._dropped = self._counter(
@@ -308,13 +276,13 @@ class Metrics:
         self._task_restarts = self._counter(
             "tuneproof_task_restarts", "Times that a background task died and began again", "task"
         )
-        self._naive_times = self._counter(
+        self.naive_times = self._counter(
             "tuneproof_naive_times", "Times without a zone, read as UTC"
         )
-        self._events_lost = self._counter(
+        self.events_lost = self._counter(
             "tuneproof_events_lost", "Events of the gateway that could not be kept"
         )
-        self._delivered = self._counter(
+        self.delivered = self._counter(
             "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"
         )
 

@@ -119,10 +119,6 @@ class MLflowExperimentTracker:
         pending = await self._outbox.pending()
         return f"{found}; {pending} items wait in the outbox." if pending else f"{found}."
 
-    async def pending(self) -> int:
-        """How many items have not arrived."""
-        return await self._outbox.pending()
-
     def close(self) -> None:
         """Let the worker thread go once its call is done."""
         if self._server is not None:

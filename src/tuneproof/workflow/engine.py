@@ -100,6 +100,7 @@ class Engine:
         self._store_url = store_url
         self._store_engine = store_engine
         self._system_url = system_url
+        self._on_sqlite = system_url.startswith("sqlite")  # the embedded form: one process
         self.executor_id = executor_id
         self.clock = clock
         self.resources = resources
@@ -110,11 +111,6 @@ class Engine:
         self._datasource: AsyncSQLAlchemyDatasource | None = None
         self._system_engine: sa.Engine | None = None
         self._keeper: Keeper | None = None
-
-    @property
-    def on_sqlite(self) -> bool:
-        """Whether this is the embedded form: one process, SQLite."""
-        return self._system_url.startswith("sqlite")
 
     async def launch(self) -> None:
         """Start the engine in the running loop and take up this executor's pending runs."""
@@ -133,7 +129,7 @@ class Engine:
 
     async def _launch(self) -> None:
         serializer = RecordSerializer()
-        if not self.on_sqlite:
+        if not self._on_sqlite:
             self._keeper = Keeper(
                 self.executor_id,
                 self._system_url,
@@ -141,7 +137,7 @@ class Engine:
                 pending=_pending_by_owner,
                 resume=_resumed_elsewhere,
             )
-            await self._keeper.start()
+            await self._keeper.own()
         else:
             self._system_engine = _sqlite_engine(self._system_url)
         config: DBOSConfig = {
@@ -172,7 +168,7 @@ class Engine:
     def _pending_before_launch(self) -> list[str]:
         # The virtual clock must not run ahead of runs that recovery is about to resume.
         made = self._system_engine or sa.create_engine(self._system_url)
-        table = "workflow_status" if self.on_sqlite else "dbos.workflow_status"
+        table = "workflow_status" if self._on_sqlite else "dbos.workflow_status"
         statement = f"SELECT workflow_uuid FROM {table} WHERE status IN ('PENDING', 'ENQUEUED')"
         try:
             with made.connect() as conn:

@@ -109,10 +109,6 @@ class Keeper:
         self._connection: AsyncConnection | None = None
         self._free_since: dict[str, float] = {}
 
-    async def start(self) -> None:
-        """Take the lock of this executor id. Raises `StateError` where another worker has it."""
-        await self._own()
-
     async def stop(self) -> None:
         """Give all locks back."""
         if self._connection is not None:
@@ -139,7 +135,7 @@ class Keeper:
         Raises `StoreUnavailableError` where the database does not answer, and `StateError` where
         somebody else took this worker's lock.
         """
-        await self._own()
+        await self.own()
         pending = await self._pending()
         held, now = await self._held(), self._clock()
         free = {
@@ -164,7 +160,8 @@ class Keeper:
         finally:
             await self._ask("SELECT pg_advisory_unlock(%s, %s)", _LOCK_SPACE, _lock_key(owner))
 
-    async def _own(self) -> None:
+    async def own(self) -> None:
+        """Hold the lock of this executor id. Raises `StateError` where another worker has it."""
         if self._connection is None:
             await self._connect()
         if not await self._take(self._executor_id):

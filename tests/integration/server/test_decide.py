@@ -133,12 +133,11 @@ async def test_decisions_follow_a_change_at_once(routed):
 
 async def test_a_change_by_another_worker_is_seen_and_told(routed):
     first = (await routed.http.get("/routing")).json()
-    events = routed.app.live.listen()
-    await routed.app.store.routing.set(at_share(0.25, task="body"))
-    await routed.app.store.routing.set(at_share(1.0))
-    async with asyncio.timeout(20):
-        seen = [await events.get(), await events.get()]
-    routed.app.live.forget(events)
+    with routed.app.live.listen() as events:
+        await routed.app.store.routing.set(at_share(0.25, task="body"))
+        await routed.app.store.routing.set(at_share(1.0))
+        async with asyncio.timeout(20):
+            seen = [await events.get(), await events.get()]
     assert {(e.kind, e.id) for e in seen} == {("routing", "body"), ("routing", "hook")}
     table = (await routed.http.get("/routing")).json()
     assert [(r["task"], r["share"]) for r in table["routing"]] == [("body", 0.25), ("hook", 1.0)]

@@ -61,7 +61,7 @@ async def test_everything_declared_is_shown_by_status_metrics_and_report(service
     page = (await service.http.get(f"/evaluation/report/{test['ab_test_id']}")).text
     assert "quality non_inferior 0.02" in page
     assert "persona, country, one that is harmed ends the test" in page
-    kept = await service.app.experiments.get(test["ab_test_id"])
+    kept = await service.app.store.experiments.get(test["ab_test_id"])
     assert [c.margin for c in kept.all_criteria] == [0.1, 0.02]
 
 

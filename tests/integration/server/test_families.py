@@ -123,7 +123,7 @@ async def test_gateway_answers_by_lane_and_counts_for_the_lane(
 async def test_family_is_shown_side_by_side_and_ended_as_a_whole(
     service: Service, family: dict[str, Any]
 ) -> None:
-    start = (await service.app.experiments.get(ids(family)[0])).start_at
+    start = (await service.app.store.experiments.get(ids(family)[0])).start_at
     evaluator = ModelEvaluator(store=service.app.store, clock=service.app.clock)
     await evaluator.look(family["family"], at=start + timedelta(hours=5))
     metrics = (await service.http.get(f"/evaluation/metrics/{ids(family)[1]}")).json()

@@ -29,7 +29,7 @@ async def rollout(service: Service) -> str:
             tx=tx,
         )
         begun = await manager.begin(declared.id, at=app.clock.now(), tx=tx)
-    await manager.apply(begun)
+    await manager.apply(begun.tasks)
     await app.routing.board.refresh()
     return begun.id
 

@@ -118,7 +118,7 @@ async def test_run_is_found_with_parameters_metrics_and_version(
     await add(store, whole_run(run_id))
     assert await tracker.deliver_once() == 7
     assert await tracker.deliver_once() == 0
-    assert await tracker.pending() == 0
+    assert await store.outbox.pending() == 0
     found = await tracker.find_run(run_id)
     assert found is not None
     assert found.params["training.n_epochs"] == "3"
@@ -157,7 +157,7 @@ async def test_delivery_that_was_cut_off_after_its_effect_is_not_made_twice(
     tracker = MLflowExperimentTracker(ForgetfulOutbox(store), mlflow.url, clock=clock)
     await add(store, whole_run(run_id))
     cuts = 0
-    while await tracker.pending():
+    while await store.outbox.pending():
         try:
             await tracker.deliver_once()
         except StoreUnavailableError:
@@ -182,12 +182,12 @@ async def test_refused_item_holds_back_its_own_run_only(
     assert await tracker.deliver_once() == 1 + 7
     assert_arrived_once(client, good)
     assert await tracker.deliver_once() == 0
-    assert await tracker.pending() == 7
+    assert await store.outbox.pending() == 7
     assert "nonsense" in caplog.text
     assert tracker.breaker.state is State.CLOSED
     clock.move(hours=2)
     assert await tracker.deliver_once() == 0
-    assert await tracker.pending() == 7
+    assert await store.outbox.pending() == 7
 
 
 async def test_failed_and_aborted_runs_end_as_such(
@@ -227,7 +227,7 @@ async def test_notes_are_lines_of_the_description_once_each(
     tracker = MLflowExperimentTracker(ForgetfulOutbox(store), mlflow.url, clock=clock)
     for number, text in enumerate(["The breaker is open.", "Taken up again."]):
         await store.outbox.add(f"{run_id}:{number}", "note", {"run_id": run_id, "text": text})
-    while await tracker.pending():
+    while await store.outbox.pending():
         with contextlib.suppress(StoreUnavailableError):
             await tracker.deliver_once()
     found = await tracker.find_run(run_id)
@@ -283,7 +283,7 @@ async def test_without_a_server_everything_is_kept(store: Store, run_id: str) ->
     tracker = MLflowExperimentTracker(store.outbox, None)
     await add(store, whole_run(run_id))
     assert await tracker.deliver_once() == 0
-    assert await tracker.pending() == 7
+    assert await store.outbox.pending() == 7
     with pytest.raises(TrackingUnavailableError, match="MLFLOW_TRACKING_URI"):
         await tracker.check()
 
@@ -303,7 +303,7 @@ async def test_silent_server_costs_its_timeout_and_no_more(store: Store, run_id:
     await add(store, whole_run(run_id))
     async with asyncio.timeout(10):
         assert await tracker.deliver_once() == 0
-    assert await tracker.pending() == 7
+    assert await store.outbox.pending() == 7
     assert tracker.breaker.failure_count == 1
     tracker.close()
     server.close()
@@ -326,7 +326,7 @@ async def test_host_check_is_explained_while_mlflow_itself_is_green(
     for _ in range(5):
         await tracker.deliver_once()
     assert tracker.breaker.state is State.OPEN
-    assert await tracker.pending() == 7
+    assert await store.outbox.pending() == 7
     tracker.close()
 
 
@@ -359,13 +359,13 @@ class TestOutage:
                 clock.move(seconds=5)
             assert breaker.state is State.OPEN
             assert breaker.diagnose().calls == 5
-            assert await tracker.pending() == 7
+            assert await store.outbox.pending() == 7
         finally:
             mlflow.start()
         assert await tracker.deliver_once() == 0  # the breaker still holds
         seconds += 60
         assert await tracker.deliver_once() == 7
         assert breaker.state is State.CLOSED
-        assert await tracker.pending() == 0
+        assert await store.outbox.pending() == 0
         assert_arrived_once(client, run_id)
         tracker.close()

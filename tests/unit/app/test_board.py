@@ -92,11 +92,11 @@ async def test_nothing_is_shown_before_the_first_read(board):
 
 async def test_a_change_is_told_once_and_after_it_is_shown(board, rows, live):
     await board.refresh()
-    events = live.listen()
-    rows.rows |= {"hook": TESTED, "body": replace(HOOK, task="body")}
-    await board.refresh()
-    await board.refresh()
-    found = [events.get_nowait() for _ in range(events.qsize())]
+    with live.listen() as events:
+        rows.rows |= {"hook": TESTED, "body": replace(HOOK, task="body")}
+        await board.refresh()
+        await board.refresh()
+        found = [events.get_nowait() for _ in range(events.qsize())]
     assert [(e.kind, e.id, e.version) for e in found] == [
         ("routing", "body", 1),
         ("routing", "hook", 2),
@@ -158,7 +158,7 @@ async def test_a_write_is_seen_by_notice_by_word_or_by_and_by(rows, board, notif
         rows.told.put_nowait("hook")
         await eventually(lambda: board.snapshot.routing == (TESTED,))
         rows.rows["hook"] = replace(TESTED, version=3)
-        board.changed()
+        board.stale.set()
         await eventually(lambda: board.snapshot.version == 3)
         assert supervisor.runs("routing-notices") == notified
     finally:

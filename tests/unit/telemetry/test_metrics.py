@@ -123,8 +123,8 @@ def test_stages_and_runs_are_timed(metrics: Metrics) -> None:
     metrics.stage_finished("collect", 3.0)
     metrics.run_finished("success", 86400 * 16)
     metrics.run_skipped("predecessor_running")
-    metrics.examples_collected(120)
-    metrics.memory_peak(345.5)
+    metrics.examples.inc(120)
+    metrics.peak_mb.set(345.5)
     found = read(metrics)
     stage = "fine_tuning_pipeline_execution_duration_seconds"
     assert found[f"{stage}_count", labels(stage="collect")] == 2
@@ -148,8 +148,8 @@ def test_arms_show_their_last_look_and_tests_end(metrics: Metrics) -> None:
     assert found["fine_tuning_model_cost_per_token", arm] == 2e-6
     assert found["fine_tuning_model_quality_score", arm] == 0.9
     assert found["fine_tuning_ab_test_success_rate", test] == pytest.approx(2 / 3)
-    metrics.test_ended("ab-test-20261120-001")
-    metrics.test_ended("ab-test-20261120-001")
+    metrics.success_rate.remove("ab-test-20261120-001")
+    metrics.success_rate.remove("ab-test-20261120-001")
     assert ("fine_tuning_ab_test_success_rate", test) not in read(metrics)
 
 
@@ -158,11 +158,11 @@ def test_our_own_hooks_count(metrics: Metrics) -> None:
     metrics.events_ingested(3, 2)
     metrics.rollout_moved(0.3, "advancing")
     metrics.posts_dropped("too_short", 7)
-    metrics.naive_time_read()
-    metrics.events_lost(3)
+    metrics.naive_times.inc()
+    metrics.events_lost.inc(3)
     metrics.task_restarted("schedule")
-    metrics.tracking_delivered(4)
-    metrics.on_memory_warning(2100, 2048)
+    metrics.delivered.inc(4)
+    metrics.memory_warnings.inc()
     metrics.watch("outbox_pending", "Outbox items", lambda: 12)
     found = read(metrics)
     route = labels(method="GET", route="/fine-tuning/status/{id}", status="200")
@@ -180,7 +180,7 @@ def test_our_own_hooks_count(metrics: Metrics) -> None:
 
 
 def test_two_services_in_one_process_do_not_mix(metrics: Metrics) -> None:
-    metrics.examples_collected(5)
+    metrics.examples.inc(5)
     assert read(Metrics())["fine_tuning_pipeline_training_examples_total", ()] == 0
 
 
@@ -198,7 +198,7 @@ def test_response_times_keep_the_last_ones_only() -> None:
     times = ResponseTimes(size=100)
     assert times.read()["p99_ms"] == 0
     for n in range(1, 201):
-        times.add(n / 1000)
+        times.seconds.append(n / 1000)
     found = times.read()
     assert found["count"] == 100
     assert found["avg_ms"] == pytest.approx(150.5)
