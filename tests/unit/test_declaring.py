@@ -76,6 +76,7 @@ def test_segments_can_be_none_at_all() -> None:
         ({"maturation_hours": -1}, "maturation_hours is -1"),
         ({"segments": [], "segment_guardrail": True}, "no segments"),
         ({"success_criteria": {"min_lift": 0.1}}, "'min_lift'"),
+        ({"success_criteria": 0.1}, "must be a mapping"),
         ({"success_criteria": {"significance_threshold": 0.9}}, "significance_threshold is 0.9"),
         ({"criteria": ["cost superior 0.1"], "success_criteria": Criteria()}, "as well"),
     ],

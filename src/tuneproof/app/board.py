@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -133,19 +133,22 @@ class RoutingSnapshot:
         return frozenset(model for one in self.routing for model in (one.baseline, *one.candidates))
 
 
-def _document(routing: Routing) -> dict[str, Any]:
+def _document(routing: Routing) -> dict[str, object]:
     fields = routing.document()
     lanes = [
         {"subject": lane.subject, "candidate": _model(lane.candidate), "share": lane.share}
-        for lane in fields.pop("lanes")
+        for lane in fields["lanes"]
     ]
-    return {
+    document: dict[str, object] = {
         **fields,
         "baseline": _model(routing.baseline),
         "candidate": _model(fields["candidate"]),
         "updated_at": None if routing.updated_at is None else _rfc3339(routing.updated_at),
-        **({"lanes": lanes} if lanes else {}),
+        "lanes": lanes,
     }
+    if not lanes:
+        del document["lanes"]
+    return document
 
 
 def _model(model: ModelRef | None) -> dict[str, str | None] | None:

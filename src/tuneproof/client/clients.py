@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import ParamSpec, TypedDict, TypeVar, Unpack
 
 from tuneproof.client.http import ServiceAddress
 from tuneproof.client.journal import Journal
@@ -21,6 +21,7 @@ from tuneproof.client.refresher import POLL_S, Refresher
 from tuneproof.client.sender import FLUSH_S, Sender
 from tuneproof.client.state import Choice, HeldRouting
 
+P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger("tuneproof.client")
 
@@ -38,6 +39,43 @@ class Status:
     refused: int
     lost: int
     last_error: str | None
+
+
+class ClientOptions(TypedDict, total=False):
+    """What a client may be given beside its service's address; see `Client`."""
+
+    token: str | None
+    state_dir: str | os.PathLike[str] | None
+    defaults: Mapping[str, str] | None
+    push: bool
+    poll_s: float
+    flush_s: float
+    timeout_s: float
+    first_wait_s: float
+
+
+class ExposureFields(TypedDict, total=False):
+    """What may be said of an exposure beside its choice; see `Client.record`."""
+
+    latency_ms: float | None
+    error: bool
+    tokens: int
+    cost_usd: float
+    at: datetime | None
+    id: str | None
+    attributes: Mapping[str, str] | None
+    covariate: float | None
+    text: str | None
+    prompt: str | Sequence[Mapping[str, str]] | None
+
+
+class OutcomeFields(TypedDict, total=False):
+    """What may be said of an outcome beside its value; see `Client.outcome`."""
+
+    quality: float | None
+    at: datetime | None
+    id: str | None
+    item: str | None
 
 
 class Client:
@@ -168,10 +206,16 @@ class Client:
         of a unit counts; where the test declares `analysis_unit` "item", that of each `item` of
         the unit (the author's post). Never blocks, never raises.
         """
-        fields = {"subject": subject, "unit": unit, "value": value, "quality": quality}
-        return self._put(id, at, fields if item is None else {**fields, "item": item})
+        fields: dict[str, object] = {
+            "subject": subject,
+            "unit": unit,
+            "value": value,
+            "quality": quality,
+            **({} if item is None else {"item": item}),
+        }
+        return self._put(id, at, fields)
 
-    def _put(self, id: str | None, at: datetime | None, fields: dict[str, Any]) -> str | None:
+    def _put(self, id: str | None, at: datetime | None, fields: dict[str, object]) -> str | None:
         if fields["subject"] is None or self._closed:
             return None
         try:
@@ -227,7 +271,7 @@ class Client:
 class AsyncClient:
     """`Client` for event loops: what may wait is awaited, the loop is never blocked."""
 
-    def __init__(self, base_url: str, **options: Any) -> None:
+    def __init__(self, base_url: str, **options: Unpack[ClientOptions]) -> None:
         self._client = Client(base_url, **options)
 
     async def choose(self, task: str, unit: str) -> Choice:
@@ -237,11 +281,13 @@ class AsyncClient:
             return client.choose(task, unit)
         return await _in_thread(client.choose, task, unit)
 
-    def record(self, choice: Choice, **fields: Any) -> str | None:
+    def record(self, choice: Choice, **fields: Unpack[ExposureFields]) -> str | None:
         """Queue an exposure; see `Client.record`. Nothing to await."""
         return self._client.record(choice, **fields)
 
-    def outcome(self, *, subject: str | None, unit: str, value: float, **fields: Any) -> str | None:
+    def outcome(
+        self, *, subject: str | None, unit: str, value: float, **fields: Unpack[OutcomeFields]
+    ) -> str | None:
         """Queue an outcome; see `Client.outcome`. Nothing to await."""
         return self._client.outcome(subject=subject, unit=unit, value=value, **fields)
 
@@ -270,14 +316,14 @@ class AsyncClient:
         await self.close()
 
 
-async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+async def _in_thread(function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
     """Run what may wait beside the loop; asyncio is imported by those who have one."""
     import asyncio
 
-    return await asyncio.to_thread(function, *arguments)
+    return await asyncio.to_thread(function, *args, **options)
 
 
-def _asked(text: str | None, prompt: str | Sequence[Mapping[str, str]] | None) -> dict[str, Any]:
+def _asked(text: str | None, prompt: str | Sequence[Mapping[str, str]] | None) -> dict[str, object]:
     """What an exposure tells of an answer that is to be scored."""
     if text is None:
         return {}

@@ -11,7 +11,7 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tuneproof.errors import ConfigError
@@ -31,15 +31,11 @@ class Reply:
     body: bytes
     retry_after_s: float | None = None
 
-    def json(self) -> Any:
-        """The body as JSON; raises `ValueError` for what is none."""
-        return json.loads(self.body)
-
     @property
     def reason(self) -> str:
         """What a problem document says, else the body's beginning."""
         try:
-            problem = self.json()
+            problem = json.loads(self.body)
             return str(problem.get("detail") or problem.get("title") or self.status)
         except (ValueError, AttributeError):
             return self.body[:200].decode(errors="replace")

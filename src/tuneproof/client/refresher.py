@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
 import time
 
 from tuneproof.client.http import ServiceAddress
-from tuneproof.client.state import HeldRouting
+from tuneproof.client.state import HeldRouting, RoutingTable
 
 log = logging.getLogger("tuneproof.client")
 
@@ -58,7 +59,8 @@ class Refresher:
             answer = self._line.call("GET", "/routing")
             if answer.status != 200:
                 raise OSError(f"{answer.status} {answer.reason}")
-            self._state.update(answer.json())
+            table: RoutingTable = json.loads(answer.body)
+            self._state.update(table)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._lost(str(error))
             return False

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections import deque
-from typing import Any
 
 from tuneproof.client.http import Line, Reply, ServiceAddress
 from tuneproof.client.journal import Journal, JournalSegment
@@ -45,7 +44,7 @@ class Sender:
         self._journal = journal
         self._guard = threading.Lock()  # of the journal
         self._flush_s = flush_s
-        self._queue: deque[dict[str, Any]] = deque()
+        self._queue: deque[dict[str, object]] = deque()
         self._queued = threading.Event()  # the keeper
         self._journaled = threading.Event()  # the sender
         self._urgent = threading.Event()
@@ -69,7 +68,7 @@ class Sender:
         """Events given up because neither the service nor a disk took them for too long."""
         return self._journal.lost
 
-    def put(self, event: dict[str, Any]) -> None:
+    def put(self, event: dict[str, object]) -> None:
         """Queue one event; returns at once, whatever the service and the disk do."""
         self._queue.append(event)
         self._idle.clear()
@@ -227,7 +226,7 @@ class Sender:
 
     def _taken(self, answer: Reply, count: int) -> None:
         try:
-            body = answer.json()
+            body = json.loads(answer.body)
             unknown = list(body.get("unknown", ()))
             duplicates = int(body.get("duplicates", 0))
         except (ValueError, AttributeError, TypeError):

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict
 
 from xxhash import xxh3_64_intdigest
 
@@ -37,6 +37,39 @@ class Choice(NamedTuple):
     version: int
     model_version: str | None
     source: str
+
+
+class ModelRow(TypedDict):
+    """A model in the answer of `GET /routing`."""
+
+    model_id: str
+    version: NotRequired[str | None]
+
+
+class LaneRow(TypedDict):
+    """A candidate's part of a task's units."""
+
+    subject: NotRequired[str | None]
+    candidate: NotRequired[ModelRow | None]
+    share: NotRequired[float]
+
+
+class RouteRow(LaneRow):
+    """A task's routing; without `lanes`, its only lane's fields stand beside the task's own."""
+
+    task: str
+    baseline: ModelRow
+    salt: NotRequired[str]
+    phase: NotRequired[int]
+    version: NotRequired[int]
+    lanes: NotRequired[list[LaneRow]]
+
+
+class RoutingTable(TypedDict):
+    """The answer of `GET /routing`, as far as a client reads it."""
+
+    routing: list[RouteRow]
+    version: NotRequired[int]
 
 
 _Rest = tuple[str, str, str | None, int, int, str | None, str]
@@ -71,7 +104,7 @@ class HeldRouting:
             task: (model, "baseline", None, 0, 0, None, "default")
             for task, model in defaults.items()
         }
-        self._table: list[Any] | None = None
+        self._table: list[RouteRow] | None = None
         self._saving = threading.Lock()
         self.version = 0
         self.heard = False
@@ -137,14 +170,14 @@ class HeldRouting:
             return False
         return True
 
-    def update(self, answer: Mapping[str, Any]) -> None:
+    def update(self, answer: RoutingTable) -> None:
         """Take the answer of `GET /routing`, and keep it on disk when it changed."""
         changed = answer["routing"] != self._table
         self._take(answer, source="service")
         if changed:
             self._save(answer)
 
-    def _take(self, answer: Mapping[str, Any], *, source: str) -> None:
+    def _take(self, answer: RoutingTable, *, source: str) -> None:
         routes = {row["task"]: _route(row, source) for row in answer["routing"]}
         self._routes = routes
         self._table = list(answer["routing"])
@@ -152,7 +185,7 @@ class HeldRouting:
         self.heard = True
         self.filled.set()
 
-    def _save(self, answer: Mapping[str, Any]) -> None:
+    def _save(self, answer: RoutingTable) -> None:
         if self._path is None:
             return
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
@@ -165,14 +198,14 @@ class HeldRouting:
             log.warning("The routing could not be kept in %s: %s", self._path, error)
 
 
-def _route(row: Mapping[str, Any], source: str) -> _Route:
+def _route(row: RouteRow, source: str) -> _Route:
     baseline, phase = row["baseline"], int(row.get("phase", 0))
     version = int(row.get("version", 0))
 
-    def rest(model: Mapping[str, Any], arm: str, subject: str | None) -> _Rest:
+    def rest(model: ModelRow, arm: str, subject: str | None) -> _Rest:
         return model["model_id"], arm, subject, phase, version, model.get("version"), source
 
-    def lane(part: Mapping[str, Any]) -> _Lane:
+    def lane(part: LaneRow) -> _Lane:
         candidate, subject = part.get("candidate"), part.get("subject")
         share = 0.0 if candidate is None else float(part.get("share", 0.0))
         return _Lane(

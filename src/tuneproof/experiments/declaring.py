@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from tuneproof.errors import InputError
 from tuneproof.experiments.records import Criteria, Criterion
@@ -38,7 +37,7 @@ def declare(config: PipelineConfig, declared: Declared) -> PipelineConfig:
     declaration has, where a list of criteria and
     such thresholds are both given, or a guardrail for segments without segments.
     """
-    given: dict[str, Any] = {name: v for name, v in declared.items() if v is not None}
+    given: dict[str, object] = {name: v for name, v in declared.items() if v is not None}
     for name in given:
         if name not in _OPTIONS and name != "success_criteria":
             raise InputError(
@@ -64,8 +63,14 @@ def declare(config: PipelineConfig, declared: Declared) -> PipelineConfig:
     return found
 
 
-def _thresholds(given: Any) -> dict[str, float]:
-    fields: Mapping[str, Any] = asdict(given) if isinstance(given, Criteria) else given
+def _thresholds(given: object) -> dict[str, object]:
+    fields = asdict(given) if isinstance(given, Criteria) else given
+    if not isinstance(fields, Mapping):
+        raise InputError(
+            f"success_criteria is {given!r}, but must be a mapping.",
+            mend='For example {"min_engagement_lift": 0.15}.',
+            field="success_criteria",
+        )
     known = tuple(Criteria.__dataclass_fields__)
     for name in fields:
         if name not in known:
@@ -75,7 +80,7 @@ def _thresholds(given: Any) -> dict[str, float]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _criteria(given: Any) -> tuple[str, ...]:
+def _criteria(given: object) -> tuple[object, ...]:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise InputError(
             f"criteria is {given!r}, but must be a list.",
@@ -85,7 +90,7 @@ def _criteria(given: Any) -> tuple[str, ...]:
     return tuple(_text(criterion) for criterion in given)
 
 
-def _text(given: Any) -> Any:
+def _text(given: object) -> object:
     """A criterion as the settings write it; what is none stays as it is, for them to refuse."""
     if isinstance(given, Criterion):
         return f"{given.metric} {given.kind} {given.margin!r}"
@@ -100,7 +105,7 @@ def _text(given: Any) -> Any:
     return given
 
 
-def _said_twice(name: str, value: float) -> InputError:
+def _said_twice(name: str, value: object) -> InputError:
     return InputError(
         f"success_criteria.{name} is {value:g}, but a list of criteria is given as well.",
         mend="Say in one of them what must hold; beside a list, success_criteria may only have "

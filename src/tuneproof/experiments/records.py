@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import TypedDict
 
 from tuneproof.errors import InputError
 from tuneproof.settings import Declaration
@@ -329,6 +329,43 @@ class Segment:
     reason: str
 
 
+class CellInputs(TypedDict):
+    """The units of one phase and arm, as a look read them."""
+
+    phase: int
+    arm: str
+    units: Mapping[str, object]
+    exposed: int
+    quality: float | None
+
+
+class RequestInputs(TypedDict):
+    """An arm's requests, as a look read them."""
+
+    n: int
+    errors: int
+
+
+class LookInputs(TypedDict, total=False):
+    """All that went into a look, as JSON types, so that the look can be made again."""
+
+    cells: Sequence[CellInputs]
+    exposed: Sequence[Sequence[int | str]]
+    shares: Mapping[str, float]
+    requests: Mapping[str, RequestInputs]
+    fraction: float
+    fractions: Sequence[float]
+    information: float | None
+    metric: str
+    variance_saved: float | None
+    prior: Mapping[str, object]
+    control: Sequence[str]
+    """The tests of the family whose lanes' baselines were used."""
+    next_share: float
+    """With `next_phase`: the share that the candidate gets from this look on."""
+    next_phase: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Look:
     """One analysis, kept for ever: its inputs, its results, its verdict and the reason in words."""
@@ -349,7 +386,7 @@ class Look:
     method: str
     verdict: Verdict
     reason: str
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: LookInputs = field(default_factory=LookInputs)
     alpha: float | None = None
     """The two-sided error at which this look might promote."""
     standard_error: float | None = None

@@ -7,10 +7,11 @@ Every text is escaped. The chart is SVG: the lift with its interval at each look
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from html import escape
-from typing import Any, Final
+from typing import Final
 
-from tuneproof.experiments.records import ABTest, ArmMetrics, Look, Verdict
+from tuneproof.experiments.records import ABTest, ArmMetrics, Criterion, Look, Verdict
 
 __all__ = ["POINTS", "counted", "report_html", "thinned"]
 
@@ -243,16 +244,20 @@ def _findings(test: ABTest, last: Look) -> str:
 def _criteria(last: Look) -> str:
     rows = []
     for r in last.criteria:
-        asked = "nothing is asked: shown for the trade-off" if r.criterion is None else _asked(r)
+        asked = (
+            "nothing is asked: shown for the trade-off"
+            if r.criterion is None
+            else _asked(r.criterion)
+        )
         held = {True: "holds", False: "fails", None: "open"}[r.holds]
         change = f"{_signed(r.change)} ({_signed(r.lower)}, {_signed(r.upper)})"
         rows.append((r.metric, asked, change, "" if r.criterion is None else held, r.reason))
     return _table(("metric", "asked", "change, + is better", "", ""), rows)
 
 
-def _asked(result: Any) -> str:
-    margin = result.criterion.margin
-    if result.criterion.kind == "superior":
+def _asked(criterion: Criterion) -> str:
+    margin = criterion.margin
+    if criterion.kind == "superior":
         return f"better by more than {margin:.1%}"
     return f"worse by no more than {margin:.1%}"
 
@@ -359,7 +364,7 @@ def _t(text: str) -> str:
     return escape("".join(c if c.isprintable() else " " for c in text))
 
 
-def _at(at: Any) -> str:
+def _at(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M} UTC"
 
 

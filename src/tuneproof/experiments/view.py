@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 from tuneproof.experiments.records import (
     ABTest,
     Evidence,
     ExpectedLift,
     Halves,
+    LookInputs,
     Part,
     Segment,
     strata_of,
@@ -235,7 +235,7 @@ class View:
             reason=drop.reason if drop.fired else estimate.reason,
         )
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self) -> LookInputs:
         """All that went in, as JSON types, so that the look can be made again."""
         declared = self.declared
         return {

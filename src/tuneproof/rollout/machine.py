@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tuneproof.errors import StateError
 from tuneproof.experiments import ModelRef, engagement_metric
@@ -48,7 +48,7 @@ class Target(Protocol):
     async def apply(self, routing: Routing) -> None:
         """Make the target serve this routing; idempotent."""
 
-    async def observe(self, task: str) -> Mapping[str, Any] | None:
+    async def observe(self, task: str) -> Mapping[str, object] | None:
         """What the target serves now, read back; None where it cannot say."""
 
 
@@ -85,7 +85,7 @@ class Deployment:
     next_at: datetime | None = None
     ended_at: datetime | None = None
     cause: str | None = None
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, object] = field(default_factory=dict)
     version: int = 0
     declaration: Declaration = field(default_factory=Declaration)
     """As its test's; the pipeline's, where it had none."""
@@ -192,7 +192,7 @@ def resume(deployment: Deployment, now: datetime) -> Deployment:
 
 
 def roll_back(
-    deployment: Deployment, now: datetime, cause: str, evidence: Mapping[str, Any]
+    deployment: Deployment, now: datetime, cause: str, evidence: Mapping[str, object]
 ) -> Deployment:
     """Give all traffic back to the baseline; one that is rolled back already stays as it is."""
     if deployment.state is DeploymentState.ROLLED_BACK:

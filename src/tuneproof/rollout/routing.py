@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 from tuneproof import assignment
 from tuneproof.experiments import Arm, ModelRef
@@ -32,6 +32,22 @@ class Served:
     model: ModelRef
     arm: Arm
     subject: str | None
+
+
+class RoutingDocument(TypedDict):
+    """A routing by the names of every document; see `Routing.document`."""
+
+    task: str
+    baseline: ModelRef
+    candidate: ModelRef | None
+    share: float
+    salt: str
+    subject: str | None
+    phase: int
+    version: int
+    updated_at: datetime | None
+    cause: str
+    lanes: tuple[Lane, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +107,7 @@ class Routing:
             return Served(model=self.baseline, arm=Arm.BASELINE, subject=lane.subject)
         return Served(model=lane.candidate, arm=Arm.CANDIDATE, subject=lane.subject)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> RoutingDocument:
         """The fields as every document names them, models still as records.
 
         One lane's `candidate`, `share` and `subject` stand beside the task's own fields, and

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
 
 from tuneproof.experiments import Arm, Evidence, Requests, broken_split, harmful_requests
 from tuneproof.rollout.machine import Deployment, DeploymentState
@@ -40,7 +39,7 @@ class Watch:
 
     advice: Advice
     reason: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, object] = field(default_factory=dict)
 
 
 def watch(

@@ -110,17 +110,19 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _opener = urllib.request.build_opener(_NoRedirect)
 
 
-def _document(routing: Routing) -> dict[str, Any]:
+def _document(routing: Routing) -> dict[str, object]:
     fields = routing.document()
-    lanes = fields.pop("lanes")
-    return {
+    document: dict[str, object] = {
         **fields,
         "type": "routing",
         "baseline": _model(routing.baseline),
         "candidate": _model(fields["candidate"]),
         "updated_at": routing.updated_at.isoformat() if routing.updated_at else None,
-        **({"lanes": [_lane(lane) for lane in lanes]} if lanes else {}),
+        "lanes": [_lane(lane) for lane in fields["lanes"]],
     }
+    if not fields["lanes"]:
+        del document["lanes"]
+    return document
 
 
 def _lane(lane: Lane) -> dict[str, Any]:
