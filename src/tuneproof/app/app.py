@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack, cast
 
 from tuneproof import workflow
 from tuneproof.app.alerting import Alerting, alerts_of
@@ -65,6 +65,9 @@ from tuneproof.training import Provider
 
 __all__ = ["App", "AppAdapters"]
 
+if TYPE_CHECKING:
+    from redis.asyncio import BlockingConnectionPool
+
 log = logging.getLogger(__name__)
 
 VIRTUAL_NOW = "virtual_now"
@@ -80,6 +83,10 @@ TRIM_EVERY_S = 60.0
 """How often idle connections are closed."""
 
 CLOCK_TASK = "virtual-clock"
+
+
+class _MakesCache(Protocol):
+    def __call__(self, url: str, /, *, pool: BlockingConnectionPool | None = None) -> Cache: ...
 
 
 class AppAdapters(TypedDict, total=False):
@@ -236,7 +243,7 @@ class App:
 
     def _open_cache(self) -> None:
         config = self.settings.cache
-        make: Callable[..., Cache] = self.settings.adapter("cache")
+        make: _MakesCache = self.settings.adapter("cache")
         if config.url.scheme == "mem":
             self.cache = make(config.url.reveal())
         else:

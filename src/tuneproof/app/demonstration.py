@@ -11,12 +11,12 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tuneproof import workflow
 from tuneproof.app import App
@@ -62,6 +62,71 @@ def demo_settings(directory: Path, settings: Settings | None = None) -> Settings
     )
 
 
+class Wanted(TypedDict):
+    """What a demo was asked for; one with other wishes is another demo."""
+
+    seed: int
+    broken: bool
+    last_stage: str | None
+
+
+class RunOutcome(TypedDict):
+    """How a demo's run ended."""
+
+    id: str
+    status: str
+    reason: str | None
+
+
+class DatasetOutcome(TypedDict):
+    """What a demo trained on."""
+
+    hash: str | None
+    examples: int | None
+
+
+class TrainingOutcome(TypedDict):
+    """What a demo's training made."""
+
+    job_id: str | None
+    model: str | None
+    base_heldout_loss: float | None
+    heldout_loss: float | None
+
+
+class ExperimentOutcome(TypedDict):
+    """What a demo's experiment found, beside the truth that only the audience knows."""
+
+    id: str
+    verdict: str | None
+    reason: str | None
+    lift: float | None
+    interval: Sequence[float | None] | None
+    looks: int
+    units: int
+    true_effect: float | None
+
+
+class RolloutOutcome(TypedDict):
+    """Where a demo's rollout stands."""
+
+    id: str
+    state: str
+    share: float
+    cause: str | None
+
+
+class DemoOutcome(TypedDict):
+    """The whole turn of a demo."""
+
+    run: RunOutcome
+    dataset: DatasetOutcome
+    training: TrainingOutcome
+    experiment: ExperimentOutcome | None
+    rollout: RolloutOutcome | None
+    seconds: float
+
+
 class Demonstration:
     """A demo under way: its App, its run, and what it would print as JSON."""
 
@@ -78,7 +143,7 @@ class Demonstration:
         await asyncio.to_thread(memo.write_text, json.dumps({"over": run.id}))
         return run
 
-    async def outcome(self) -> dict[str, Any]:
+    async def outcome(self) -> DemoOutcome:
         """The whole turn as one object; parts that were not reached are None."""
         run = await self.app.store.runs.get(self.run_id)
         result = run.result
@@ -98,7 +163,7 @@ class Demonstration:
             "seconds": round(time.perf_counter() - self._began, 1),
         }
 
-    async def _experiment(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def _experiment(self, result: Mapping[str, str]) -> ExperimentOutcome | None:
         if "ab_test_id" not in result:
             return None
         test = await self.app.store.experiments.get(result["ab_test_id"])
@@ -121,7 +186,7 @@ class Demonstration:
         old, new = texts.get("baseline", []), texts.get("candidate", [])
         return self.audience.true_effect(old, new) if old and new else None
 
-    async def _rollout(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def _rollout(self, result: Mapping[str, str]) -> RolloutOutcome | None:
         if "deployment_id" not in result:
             return None
         deployment = await self.app.store.deployments.get(result["deployment_id"])
@@ -151,7 +216,7 @@ async def demonstration(
     """
     clock = VirtualClock(START)
     chosen = demo_settings(directory, settings)
-    wanted = {"seed": seed, "broken": broken, "last_stage": last_stage}
+    wanted: Wanted = {"seed": seed, "broken": broken, "last_stage": last_stage}
     await asyncio.to_thread(_clear_if_over, directory, wanted)
     async with App.open(
         chosen, clock=clock, poll_s=ENGINE_POLL_S, on_step=on_step, takeover_s=takeover_s
@@ -174,7 +239,7 @@ async def demonstration(
         yield Demonstration(app, run_id, audience)
 
 
-async def _run_of(app: App, audience: Audience, wanted: Mapping[str, Any]) -> str:
+async def _run_of(app: App, audience: Audience, wanted: Wanted) -> str:
     page = await app.store.runs.page(limit=1)
     if page.items:
         return page.items[0].id
@@ -209,7 +274,7 @@ class _Training:
                 await asyncio.sleep(SETTLE_POLL_S)
 
 
-def _clear_if_over(directory: Path, wanted: Mapping[str, Any]) -> None:
+def _clear_if_over(directory: Path, wanted: Wanted) -> None:
     """Remove a demo that has ended, or that was another one; one that was cut off stays."""
     kept = directory / MEMO
     if kept.exists() and json.loads(kept.read_text()) != dict(wanted):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
@@ -80,7 +79,7 @@ class HealthService:
         except StoreUnavailableError:
             return ()
 
-    async def report(self) -> Mapping[str, Any]:
+    async def report(self) -> Mapping[str, object]:
         """Each component by a real call, with pools and performance figures."""
         report, now = await self.components(), self._supervisor.now()
         figures, watches = self._process.read(), await self.watches()
@@ -118,7 +117,7 @@ class HealthService:
         ]
         return Ready(ok=not bad, reasons=tuple(bad))
 
-    async def model_performance(self) -> Mapping[str, Any]:
+    async def model_performance(self) -> Mapping[str, object]:
         """What the newest look of each running or last test says of its arms."""
         page = await self._store.experiments.page(limit=10)
         found = {}
@@ -135,7 +134,7 @@ class HealthService:
                 }
         return {"experiments": found}
 
-    async def response_time(self) -> Mapping[str, Any]:
+    async def response_time(self) -> Mapping[str, object]:
         """How long this service takes to answer: mean and quantiles, in ms."""
         return dict(self._metrics.response_times.read())
 

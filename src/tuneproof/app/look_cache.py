@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from tuneproof.cache import METRICS_TTL_S, Cache, metrics_key
 from tuneproof.experiments import Arm, Look
@@ -22,7 +21,7 @@ class LookCache:
         self._cache = cache
         self._supervisor = supervisor
 
-    async def of(self, id: str, arm: Arm) -> Mapping[str, Any] | None:
+    async def of(self, id: str, arm: Arm) -> Mapping[str, object] | None:
         """One arm's figures from the cache, which each look warms; else from the last look."""
         number = await self._cache.get_or_compute(
             _newest_key(id), METRICS_TTL_S, lambda: self._store.experiments.count_looks(id)
@@ -30,13 +29,13 @@ class LookCache:
         if not number:
             return None
 
-        async def read() -> Any:
+        async def read() -> Mapping[str, object] | None:
             look = await self._store.experiments.last_look(id)
             if look is None:
                 return None
             return asdict(look.baseline if arm is Arm.BASELINE else look.candidate)
 
-        found: Mapping[str, Any] | None = await self._cache.get_or_compute(
+        found: Mapping[str, object] | None = await self._cache.get_or_compute(
             metrics_key(id, str(arm), number), METRICS_TTL_S, read
         )
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TypedDict
 
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.routing import RoutingService
@@ -12,11 +12,54 @@ from tuneproof.app.schedule import Schedule
 from tuneproof.app.shutdowns import Shutdowns
 from tuneproof.app.watches import Watchdog, WatchState
 from tuneproof.rollout import Deployment, Routing
+from tuneproof.rollout.routing import RoutingDocument
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Run, Store
 from tuneproof.workflow import Clock
 
 __all__ = ["Overview"]
+
+
+class Countdown(TypedDict):
+    """When the model that a pipeline trains from shuts down."""
+
+    model: str
+    provider: str
+    at: str
+    days: int
+    successor: str | None
+
+
+class ActiveRun(TypedDict):
+    """The run that a pipeline is at."""
+
+    id: str
+    status: str
+    current_stage: str | None
+
+
+class PipelineStatus(TypedDict):
+    """A pipeline: the model in use, what runs, what happens next and when."""
+
+    name: str
+    enabled: bool
+    model_in_use: Mapping[str, str | None]
+    run: ActiveRun | None
+    experiment_id: str | None
+    deployment_id: str | None
+    traffic: float | None
+    next_start_at: str | None
+    shutdown: Countdown | None
+    next_action: str
+    stalled_watches: Sequence[str]
+    waits_for_person: Sequence[str]
+
+
+class ServiceStatus(TypedDict):
+    """All pipelines, and the routing of all tasks."""
+
+    pipelines: Sequence[PipelineStatus]
+    routing: Sequence[RoutingDocument]
 
 
 class Overview:
@@ -41,7 +84,7 @@ class Overview:
         self._shutdowns = shutdowns
         self._watchdog = watchdog
 
-    async def status(self) -> Mapping[str, Any]:
+    async def status(self) -> ServiceStatus:
         """Each pipeline: the model in use, what runs, what happens next and when."""
         routing = (await self._routing.board.refresh_if_possible()).routing
         watches = await self._watchdog.states()
@@ -58,7 +101,7 @@ class Overview:
         config: PipelineConfig,
         routing: Mapping[str, Routing],
         watches: Sequence[WatchState],
-    ) -> dict[str, Any]:
+    ) -> PipelineStatus:
         now = self._clock.now()
         active = await self._store.runs.active(config.name)
         run = active[-1] if active else None
@@ -92,7 +135,7 @@ class Overview:
             ],
         }
 
-    async def _countdown(self, config: PipelineConfig, now: datetime) -> dict[str, Any] | None:
+    async def _countdown(self, config: PipelineConfig, now: datetime) -> Countdown | None:
         found = await self._shutdowns.known(config)
         if found is None:
             return None

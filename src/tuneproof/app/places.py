@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from tuneproof.errors import ConfigError, TuneProofError
@@ -122,7 +120,7 @@ class Places:
 
     async def read(self) -> None:
         """Read what is remembered."""
-        kept: Mapping[str, Any] = await self._store.meta.get(KEPT) or {}
+        kept = await self._store.meta.get(KEPT) or {}
         self._known = {name: Place(**place) for name, place in kept.items()}
 
     async def remember(self) -> list[str]:

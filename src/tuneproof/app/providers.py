@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Never, Protocol, cast
 
 from tuneproof import workflow
 from tuneproof.app.places import Places
@@ -35,14 +35,26 @@ class _NoTrainer:
 
     name = "trainer"
 
-    def __getattr__(self, name: str) -> Any:
-        async def refuse(*_: Any, **__: Any) -> Any:
+    def __getattr__(self, name: str) -> object:
+        async def refuse(*_: object, **__: object) -> Never:
             raise ProviderUnavailableError(
                 "The embedded trainer starts with the service, and no service runs.",
                 mend="Start it: tuneproof serve",
             )
 
         return refuse
+
+
+class _MakesProvider(Protocol):
+    def __call__(
+        self,
+        config: ProviderConfig,
+        /,
+        *,
+        clock: workflow.Clock,
+        breaker: CircuitBreaker,
+        timeout_s: float,
+    ) -> Provider: ...
 
 
 class Providers:
@@ -115,7 +127,7 @@ class Providers:
 
     def _open(self, config: ProviderConfig) -> Provider:
         if config.name not in self._opened:
-            make: Callable[..., Provider] = self._settings.adapter("provider")
+            make: _MakesProvider = self._settings.adapter("provider")
             self._opened[config.name] = make(
                 config,
                 clock=self._clock,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 from tuneproof import workflow
 from tuneproof.app.alerting import Alerting
@@ -17,7 +17,7 @@ from tuneproof.errors import ConflictError, InputError, NotFoundError
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import rollout_alone
 from tuneproof.rollout import Deployment, RollbackResult
-from tuneproof.store import Store, SubjectKind
+from tuneproof.store import HistoryEntry, Store, SubjectKind
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["RolloutService"]
@@ -53,7 +53,7 @@ class RolloutService:
         model: ModelRef,
         ab_test_id: str,
         strategy: str | None = None,
-        rollout: Mapping[str, Any] | None = None,
+        rollout: Mapping[str, object] | None = None,
         pipeline: str | None = None,
         actor: str = "system",
     ) -> Deployment:
@@ -97,10 +97,10 @@ class RolloutService:
                 mend=f"tuneproof rollout show {active[0].id}",
             )
 
-    async def history(self, id: str) -> Sequence[Mapping[str, Any]]:
+    async def history(self, id: str) -> Sequence[HistoryEntry]:
         """What happened to a rollout, oldest first, automatic and human alike."""
         await self._store.deployments.get(id)
-        return [asdict(entry) for entry in await self._store.deployments.history(id)]
+        return await self._store.deployments.history(id)
 
     async def rollback(
         self,

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from tuneproof import workflow
 from tuneproof.app.alerting import Alerting
@@ -90,7 +89,7 @@ class RunService:
         self,
         pipeline: str | PipelineConfig = "default",
         *,
-        config_overrides: Mapping[str, Any] | None = None,
+        config_overrides: Mapping[str, object] | None = None,
         force: bool = False,
         posts: str | None = None,
         as_of: datetime | None = None,
@@ -246,7 +245,7 @@ class RunService:
             return [LogEntry(at=at, level="warning", stage="train", message=f"no job log: {e}")]
         return [LogEntry(at=e.at, level=e.level, stage="train", message=e.message) for e in events]
 
-    async def dataset_manifest(self, run_id: str) -> Mapping[str, Any]:
+    async def dataset_manifest(self, run_id: str) -> Mapping[str, object]:
         """The manifest of a run's dataset. Raises `NotFoundError` where it has none here."""
         import json
 
@@ -258,7 +257,7 @@ class RunService:
                 f"Run {run_id} has no dataset in {self._settings.dir}.",
                 mend=f"tuneproof run show {run_id}",
             )
-        manifest: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
+        manifest: dict[str, object] = json.loads(await asyncio.to_thread(path.read_text))
         return manifest
 
     async def start_forgotten(self) -> None:
@@ -378,7 +377,7 @@ def _aware(at: datetime | None) -> datetime | None:
     return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
 
 
-def _described(arguments: RunArguments) -> dict[str, Any]:
+def _described(arguments: RunArguments) -> dict[str, object]:
     return {
         "until": arguments.until.isoformat() if arguments.until else None,
         "force": arguments.force,
@@ -387,17 +386,17 @@ def _described(arguments: RunArguments) -> dict[str, Any]:
     }
 
 
-def _arguments(described: Mapping[str, Any]) -> RunArguments:
-    until = described.get("until")
+def _arguments(described: Mapping[str, object]) -> RunArguments:
+    until, posts, only = (described.get(name) for name in ("until", "posts", "only"))
     return RunArguments(
-        until=datetime.fromisoformat(until) if until else None,
+        until=datetime.fromisoformat(str(until)) if until else None,
         force=bool(described.get("force")),
-        posts=described.get("posts"),
-        only=_stage(described.get("only")),
+        posts=None if posts is None else str(posts),
+        only=None if only is None else _stage(str(only)),
     )
 
 
-def _said(detail: Mapping[str, Any]) -> str:
+def _said(detail: Mapping[str, object]) -> str:
     reason = detail.get("reason")
     if reason:
         return str(reason)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TypedDict
 
 from tuneproof.app.alerting import Alerting
 from tuneproof.app.live import Live
@@ -30,6 +29,22 @@ SHUTDOWN_WARNING = timedelta(days=60)
 
 ASK_EVERY = timedelta(hours=24)
 """How often providers are asked for shutdown dates."""
+
+
+class _Announced(TypedDict):
+    """A `Shutdown` as it is stored."""
+
+    model: str
+    provider: str
+    at: str
+    base: str
+
+
+class _Heard(TypedDict):
+    """What was last heard, and when; `shutdown` is None where none is announced."""
+
+    asked_at: str
+    shutdown: _Announced | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +91,34 @@ class Shutdowns:
 
     async def known(self, config: PipelineConfig) -> Shutdown | None:
         """The shutdown that was last heard of, without asking; None where none is announced."""
-        kept: Mapping[str, Any] | None = await self._store.meta.get(f"shutdown:{config.name}")
-        if not kept or not kept.get("at"):
+        heard = await self._last_heard(config)
+        found = heard["shutdown"] if heard else None
+        if found is None:
             return None
-        at = datetime.fromisoformat(kept["at"])
-        base = kept.get("base") or kept["model"]
-        return Shutdown(model=kept["model"], provider=kept["provider"], at=at, base=base)
+        at = datetime.fromisoformat(found["at"])
+        base = found["base"] or found["model"]
+        return Shutdown(model=found["model"], provider=found["provider"], at=at, base=base)
+
+    async def _last_heard(self, config: PipelineConfig) -> _Heard | None:
+        heard: _Heard | None = await self._store.meta.get(f"shutdown:{config.name}")
+        return heard
 
     async def daily(self, config: PipelineConfig, now: datetime) -> Shutdown | None:
         """The first shutdown, asked for once a day."""
-        kept = await self._store.meta.get(f"shutdown:{config.name}")
-        if kept and now - datetime.fromisoformat(kept["asked_at"]) < ASK_EVERY:
+        heard = await self._last_heard(config)
+        if heard and now - datetime.fromisoformat(heard["asked_at"]) < ASK_EVERY:
             return await self.known(config)
         found = await self.ask(config)
-        value = {
-            "asked_at": now.isoformat(),
-            "model": found.model if found else None,
-            "provider": found.provider if found else None,
-            "at": found.at.isoformat() if found else None,
-            "base": found.base if found else None,
-        }
-        await self._store.meta.set(f"shutdown:{config.name}", value)
+        announced: _Announced | None = None
+        if found is not None:
+            announced = {
+                "model": found.model,
+                "provider": found.provider,
+                "at": found.at.isoformat(),
+                "base": found.base,
+            }
+        heard = {"asked_at": now.isoformat(), "shutdown": announced}
+        await self._store.meta.set(f"shutdown:{config.name}", heard)
         return found
 
     async def ask(self, config: PipelineConfig) -> Shutdown | None:

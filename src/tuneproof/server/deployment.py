@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tuneproof.app import RoutingSnapshot
     from tuneproof.rollout import Deployment, RollbackResult
     from tuneproof.settings import PipelineConfig
+    from tuneproof.store import HistoryEntry
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
 ROLLBACK_S = 30
@@ -382,7 +384,7 @@ def rolled_back(result: RollbackResult) -> RolledBack:
 
 
 def deployment_state(
-    deployment: Deployment, history: Sequence[Mapping[str, Any]], app: TheApp, alerts: bool
+    deployment: Deployment, history: Sequence[HistoryEntry], app: TheApp, alerts: bool
 ) -> RolloutState:
     """A rollout as `GET /deployment/status` answers it; `alerts` says whether they arrive."""
     same = ["run_id", "pipeline", "ab_test_id", "step", "created_at", "step_started_at"]
@@ -398,7 +400,7 @@ def deployment_state(
         holdback=deployment.plan.holdback,
         holdback_days=deployment.plan.holdback_days,
         evidence=dict(deployment.evidence),
-        history=[HistoryLine.model_validate(entry) for entry in history],
+        history=[HistoryLine.model_validate(asdict(entry)) for entry in history],
     )
 
 

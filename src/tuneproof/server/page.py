@@ -7,7 +7,7 @@ Every text is escaped; the policy allows nothing but this page's own style sheet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -25,6 +25,7 @@ from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
     from tuneproof.rollout import Deployment
+    from tuneproof.store import HistoryEntry
 
 POLICY = (
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -80,7 +81,7 @@ HEADERS = {
 
 def render(
     deployment: Deployment,
-    history: Iterable[Mapping[str, Any]],
+    history: Iterable[HistoryEntry],
     limits: Iterable[str],
     *,
     now: datetime,
@@ -172,8 +173,8 @@ def _sentence(text: str) -> str:
     return f"{text.rstrip('.')}."
 
 
-def _history(history: Iterable[Mapping[str, Any]]) -> str:
-    rows = [(instant(x["at"]), x["kind"], x["who"], x["reason"]) for x in history]
+def _history(history: Iterable[HistoryEntry]) -> str:
+    rows = [(instant(x.at), x.kind, x.who, x.reason) for x in history]
     return table(["when", "what", "who", "why"], rows) if rows else "<p>Nothing yet.</p>"
 
 

@@ -26,7 +26,7 @@ from tuneproof.server.fine_tuning import state
 from tuneproof.server.gateway import Ticket
 from tuneproof.server.models import expected, rfc3339, utc
 from tuneproof.settings import PipelineConfig
-from tuneproof.store import Run, RunStatus
+from tuneproof.store import HistoryEntry, Run, RunStatus
 
 NOW = datetime(2026, 11, 20, 9, 0, tzinfo=UTC)
 
@@ -135,17 +135,23 @@ def test_the_page_opens_with_one_sentence(changes, said):
     assert said in page.verdict(replace(DEPLOYMENT, **changes), NOW)
 
 
+def _entry(text: str) -> HistoryEntry:
+    return HistoryEntry(
+        seq=1, deployment_id="d", at=NOW, kind=text, who=text, reason=text, detail={}
+    )
+
+
 @given(text=st.text(alphabet="<>&\"'abc/", max_size=30))
 def test_no_text_becomes_markup(text):
     shown = page.render(
         replace(DEPLOYMENT, candidate=ModelRef(model_id=text), cause=text, evidence={text: text}),
-        [{"at": NOW, "kind": text, "who": text, "reason": text}],
+        [_entry(text)],
         [text],
         now=NOW,
     )
     plain = page.render(
         replace(DEPLOYMENT, candidate=ModelRef(model_id=""), cause="", evidence={"": ""}),
-        [{"at": NOW, "kind": "", "who": "", "reason": ""}],
+        [_entry("")],
         [""],
         now=NOW,
     )
