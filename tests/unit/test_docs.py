@@ -59,11 +59,13 @@ def _differing(told: Mapping[str, Any], known: Mapping[str, Any], page: str) -> 
 # --- settings ---------------------------------------------------------------------------
 
 
-def test_the_tables_of_the_settings_are_what_the_code_says() -> None:
-    page = _text("settings.md")
-    mend = "run: python -m tuneproof.settings.reference docs/reference/settings.md"
-    assert reference.written(page) == page, mend
-    named = re.findall(r"<!-- settings: (\w+) -->", page)
+def test_the_tables_of_settings_and_declarations_are_what_the_code_says() -> None:
+    named: list[str] = []
+    for name in ("settings.md", "rest.md", "cli.md"):
+        page = _text(name)
+        mend = f"run: python -m tuneproof.settings.reference docs/reference/{name}"
+        assert reference.written(page) == page, mend
+        named += re.findall(r"<!-- settings: (\w+) -->", page)
     assert sorted(named) == sorted(reference.TABLES)
 
 

@@ -10,9 +10,16 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tuneproof.cli import output
+from tuneproof.cli.declared import (
+    NOTHING_DECLARED,
+    DeclaredOptions,
+    answered_values,
+    asked_of,
+)
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
 from tuneproof.cli.service import connect
+from tuneproof.settings import declared_rows
 
 
 async def create(
@@ -24,74 +31,19 @@ async def create(
     task: Annotated[
         list[str] | None, Parameter(help="A task that it serves; again for more.", negative="")
     ] = None,
-    share: Annotated[
-        float | None, Parameter(help="The share of each candidate, 0.1 is 10 %.")
-    ] = None,
-    hours: Annotated[float | None, Parameter(help="How long it enrols.")] = None,
-    criterion: Annotated[
-        list[str] | None,
-        Parameter(help='What must hold, "quality non_inferior 0.02"; again for more.', negative=""),
-    ] = None,
-    min_engagement_lift: Annotated[
-        float | None, Parameter(help="Instead of --criterion: the least lift.")
-    ] = None,
-    min_cost_efficiency_gain: Annotated[
-        float | None, Parameter(help="Instead of --criterion: the least gain in cost.")
-    ] = None,
-    significance_threshold: Annotated[float | None, Parameter(help="Two-sided error.")] = None,
-    segment: Annotated[
-        list[str] | None,
-        Parameter(help="An attribute to look into; again for more.", negative=""),
-    ] = None,
-    segment_guardrail: Annotated[
-        bool | None, Parameter(help="Whether a segment that is harmed ends it.")
-    ] = None,
-    allocation: Annotated[str | None, Parameter(help="fixed or thompson.")] = None,
-    analysis_unit: Annotated[
-        str | None, Parameter(help="unit, or item: each item of a unit is counted.")
-    ] = None,
-    cuped: Annotated[
-        bool | None, Parameter(help="Whether the exposures' covariate adjusts the lift.")
-    ] = None,
-    decision: Annotated[str | None, Parameter(help="spec or confirmed.")] = None,
-    cost_metric: Annotated[str | None, Parameter(help="per_engagement or per_token.")] = None,
-    maturation_hours: Annotated[
-        float | None, Parameter(help="How old a unit must be to count.")
-    ] = None,
-    min_units: Annotated[int | None, Parameter(help="The least units an arm.")] = None,
-    min_units_phase: Annotated[
-        int | None, Parameter(help="The least units an arm and phase.")
-    ] = None,
+    declared: DeclaredOptions = NOTHING_DECLARED,
     options: CommonOptions = NONE,
 ) -> int:
     """Declare an experiment of two models or more; what is left out is as the settings say.
 
     A share of the units gets each candidate at once. It is looked at under `tuneproof serve`.
     """
-    thresholds = {
-        "min_engagement_lift": min_engagement_lift,
-        "min_cost_efficiency_gain": min_cost_efficiency_gain,
-        "significance_threshold": significance_threshold,
-    }
     asked = {
         "baseline_model": {"model_id": baseline},
         **_candidates(candidate, *more),
         "pipeline": pipeline,
         "tasks": task,
-        "traffic_split": share,
-        "duration_hours": hours,
-        "criteria": criterion,
-        "success_criteria": {k: v for k, v in thresholds.items() if v is not None} or None,
-        "segments": segment,
-        "segment_guardrail": segment_guardrail,
-        "allocation": allocation,
-        "analysis_unit": analysis_unit,
-        "cuped": cuped,
-        "decision": decision,
-        "cost_metric": cost_metric,
-        "maturation_hours": maturation_hours,
-        "min_units": min_units,
-        "min_units_phase": min_units_phase,
+        **asked_of(declared),
     }
     body = {name: value for name, value in asked.items() if value is not None}
     async with connect(options, engine=True) as service:
@@ -221,16 +173,14 @@ def _expected(found: Mapping[str, Any] | None) -> str | None:
     return f"{output.signed(found['lift'])} ({span}), shrunk by {source}"
 
 
-def _declared(test: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _declared(test: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was said of it before it began."""
     guarded = ", guarded" if test["segment_guardrail"] else ""
-    return [
-        ("criteria", ", ".join(test["criteria"])),
-        ("decision", test["decision"]),
-        ("segments", ", ".join(test["segments"]) + guarded if test["segments"] else None),
-        ("allocation", test["allocation"]),
-        ("counted", _counted(test)),
-    ]
+    texts = {
+        "segments": (", ".join(test["segments"]) or "none") + guarded,
+        "analysis_unit": _counted(test),
+    }
+    return declared_rows(answered_values(test), texts)
 
 
 def _counted(test: Mapping[str, Any]) -> str:

@@ -7,13 +7,15 @@ Every text is escaped. The chart is SVG: the lift with its interval at each look
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from html import escape
 from typing import Final
 
 from tuneproof.experiments.records import ABTest, ArmMetrics, Criterion, Look, Verdict
+from tuneproof.settings import declared_rows
 
-__all__ = ["POINTS", "counted", "report_html", "thinned"]
+__all__ = ["POINTS", "report_html", "thinned"]
 
 POINTS: Final = 240
 """The chart shows at most this many looks; declared ones and the last are always among them."""
@@ -262,8 +264,7 @@ def _asked(criterion: Criterion) -> str:
     return f"worse by no more than {margin:.1%}"
 
 
-def counted(test: ABTest) -> str:
-    """What a test counts, in words."""
+def _counted(test: ABTest) -> str:
     if test.metric.denominator is not None:
         return "items (each with its newest outcome), judged by the units that hold them"
     return "units, adjusted by their covariate" if test.metric.adjusted else "units"
@@ -271,20 +272,13 @@ def counted(test: ABTest) -> str:
 
 def _declared(test: ABTest) -> str:
     """What was said before the test began; nothing of it changes while it runs."""
-    told = test.declaration
     guarded = ", one that is harmed ends the test" if test.guards_segments else ""
-    rows = [
-        ("criteria", ", ".join(str(c) for c in test.all_criteria)),
-        ("significance threshold", f"{told.significance_threshold:g}"),
-        ("decision", told.decision),
-        ("cost", told.cost_metric.replace("_", " ")),
-        ("segments", (", ".join(told.segments) or "none") + guarded),
-        ("allocation", told.allocation),
-        ("counted", counted(test)),
-        ("outcomes mature after", f"{told.maturation_hours:g} h"),
-        ("least units", f"{told.min_units} an arm, {told.min_units_phase} an arm and phase"),
-    ]
-    return _table(None, rows)
+    texts = {
+        "criteria": ", ".join(str(c) for c in test.all_criteria),
+        "segments": (", ".join(test.declaration.segments) or "none") + guarded,
+        "analysis_unit": _counted(test),
+    }
+    return _table(None, declared_rows(asdict(test.declaration), texts))
 
 
 def _arms(test: ABTest, last: Look) -> str:

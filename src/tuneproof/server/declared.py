@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, get_origin
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ConfigDict, Field, create_model, model_validator
 
@@ -29,8 +29,7 @@ class CriterionAsked(Strict):
     margin: float = Field(allow_inf_nan=False, description="a share; of latency an absolute one")
 
 
-_THRESHOLDS = ("min_engagement_lift", "min_cost_efficiency_gain", "significance_threshold")
-"""Options that requests and answers hold in `success_criteria`."""
+_THRESHOLDS = tuple(o.name for o in options(Declaration) if o.within == "success_criteria")
 
 _CRITERIA = ["engagement superior 0.15", "cost superior 0.1"]
 
@@ -40,7 +39,7 @@ def _asked(option: Option) -> tuple[Any, Any]:
     if option.name == "criteria":
         kind: Any = list[str | CriterionAsked]
         bounds: dict[str, Any] = {"min_length": 1, "max_length": 20}
-    elif get_origin(option.kind) is tuple:
+    elif option.is_list:
         kind, bounds = list[str], {"max_length": 20}
     else:
         kind, bounds = option.kind, {}
@@ -58,24 +57,29 @@ def _asked(option: Option) -> tuple[Any, Any]:
 
 def _answered(option: Option) -> tuple[Any, Any]:
     """The field of an answer that shows an option."""
-    kind = list[str] if get_origin(option.kind) is tuple else option.kind
+    kind = list[str] if option.is_list else option.kind
     examples = [_CRITERIA] if option.name == "criteria" else list(option.choices) or None
     return kind, Field(description=option.plain_doc, examples=examples)
 
 
-def _fields(
-    field: Callable[[Option], tuple[Any, Any]], *, of: Iterable[str] = (), out: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Fields for the options of a declaration: for those named, or all but some."""
-    wanted, unwanted = set(of), set(out)
-    return {
-        option.request_key: field(option)
-        for option in options(Declaration)
-        if (option.name in wanted if wanted else option.name not in unwanted)
-    }
-
-
 _BASE = (*_THRESHOLDS, "traffic_split", "a_b_test_duration_hours")
+"""What an answer shows elsewhere than by its key at the top."""
+
+
+def threshold_fields(record: type[Declaration] = Declaration) -> dict[str, Any]:
+    """What `success_criteria` holds."""
+    return {o.request_key: _asked(o) for o in options(record) if o.name in _THRESHOLDS}
+
+
+def request_fields(record: type[Declaration] = Declaration) -> dict[str, Any]:
+    """What a request holds beside `success_criteria`."""
+    return {o.request_key: _asked(o) for o in options(record) if o.name not in _THRESHOLDS}
+
+
+def shown_fields(record: type[Declaration] = Declaration) -> dict[str, Any]:
+    """What answers show by the keys of a request."""
+    return {o.request_key: _answered(o) for o in options(record) if o.name not in _BASE}
+
 
 if TYPE_CHECKING:
 
@@ -96,15 +100,15 @@ else:
         __base__=Strict,
         __doc__="The thresholds of engagement and cost, and the error. Shares, not percent.\n\n"
         "What a request leaves out is as the settings say.",
-        **_fields(_asked, of=_THRESHOLDS),
+        **threshold_fields(),
     )
     _Asked = create_model(
         "_Asked",
         __base__=Strict,
         success_criteria=(SuccessCriteria | None, None),
-        **_fields(_asked, out=_THRESHOLDS),
+        **request_fields(),
     )
-    _Declared = create_model("_Declared", __base__=Answer, **_fields(_answered, out=_BASE))
+    _Declared = create_model("_Declared", __base__=Answer, **shown_fields())
 
 
 class CreateRequest(_Asked):

@@ -6,7 +6,7 @@ each source sets) → `loading` (`Settings.load` merges arguments, environment, 
 Nothing else in TuneProof reads the environment.
 """
 
-from tuneproof.settings.declaration import Declaration
+from tuneproof.settings.declaration import Declaration, declared_rows
 from tuneproof.settings.fields import Option, options
 from tuneproof.settings.loading import ADAPTERS, WITHOUT_EFFECT, Settings, resolved
 from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig
@@ -58,6 +58,7 @@ __all__ = [
     "TrackingConfig",
     "Url",
     "WebhookUrl",
+    "declared_rows",
     "options",
     "resolved",
     "revealed",

@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings import checks, fields
-from tuneproof.settings.fields import Option, option
+from tuneproof.settings.fields import Option, option, options
 
 VERSION = 1
 """Of the stored form."""
@@ -45,6 +45,7 @@ class Declaration:
             aliases=("evaluation.a_b_test_duration_hours",),
             above=0,
             flag="hours",
+            unit="h",
             doc="how long the test enrols units",
         ),
     )
@@ -52,6 +53,7 @@ class Declaration:
         0.05,
         evaluation(
             aliases=("evaluation.success_criteria.significance_threshold",),
+            within="success_criteria",
             above=0,
             at_most=0.5,
             doc="two-sided error of the test",
@@ -61,14 +63,18 @@ class Declaration:
         0.15,
         evaluation(
             aliases=("evaluation.success_criteria.min_engagement_lift",),
+            within="success_criteria",
+            told_with="criteria",
             at_least=-1,
-            doc="the lift that the test asks for; [how](../statistics.md) depends on `decision`",
+            doc="the lift that the test asks for; `decision` says [how](../statistics.md)",
         ),
     )
     min_cost_efficiency_gain: float = option(
         0.10,
         evaluation(
             aliases=("evaluation.success_criteria.min_cost_efficiency_gain",),
+            within="success_criteria",
+            told_with="criteria",
             at_least=-10,
             at_most=1,
             doc="how much cheaper it must be, by `cost_metric`",
@@ -79,13 +85,14 @@ class Declaration:
         evaluation(
             rule=checks.criteria,
             flag="criterion",
-            doc='criteria of your own instead of lift and cost: `["quality non_inferior 0.02"]`',
+            doc='criteria of your own instead of lift and cost, as `"quality non_inferior 0.02"`',
         ),
     )
     cost_metric: str = option(
         "per_engagement",
         evaluation(
             choices=("per_engagement", "per_token"),
+            label="cost",
             doc='what costs are compared by: `"per_engagement"` or `"per_token"`',
         ),
     )
@@ -99,13 +106,30 @@ class Declaration:
     )
     maturation_hours: float = option(
         24,
-        evaluation(at_least=0, doc="how long outcomes have to come in before a unit counts"),
+        evaluation(
+            at_least=0,
+            label="outcomes mature after",
+            unit="h",
+            doc="how long outcomes have to come in before a unit counts",
+        ),
     )
     min_units: int = option(
-        100, evaluation(at_least=2, doc="units of each arm before anything is estimated")
+        100,
+        evaluation(
+            at_least=2,
+            label="least units",
+            unit="an arm",
+            doc="units of each arm before anything is estimated",
+        ),
     )
     min_units_phase: int = option(
-        50, evaluation(at_least=2, doc="units of each arm before a phase is used")
+        50,
+        evaluation(
+            at_least=2,
+            label="least units of a phase",
+            unit="an arm",
+            doc="units of each arm before a phase is used",
+        ),
     )
     segments: tuple[str, ...] = option(
         (),
@@ -116,7 +140,8 @@ class Declaration:
         ),
     )
     segment_guardrail: bool = option(
-        False, evaluation(doc="whether a segment that is harmed ends the test")
+        False,
+        evaluation(told_with="segments", doc="whether a segment that is harmed ends the test"),
     )
     allocation: str = option(
         "fixed",
@@ -130,6 +155,7 @@ class Declaration:
         "unit",
         evaluation(
             choices=("unit", "item"),
+            label="counted",
             doc='`"unit"`, or `"item"`: outcomes are of items of a unit (an author\'s posts), and '
             "[each item counts](../statistics.md#what-is-compared)",
         ),
@@ -137,8 +163,9 @@ class Declaration:
     cuped: bool = option(
         False,
         evaluation(
+            told_with="analysis_unit",
             doc="adjust the lift by the `covariate` of the exposures, known before the test; not "
-            'with `"item"`'
+            'with `"item"`',
         ),
     )
 
@@ -176,3 +203,21 @@ class Declaration:
         values = {name: value for name, value in data.items() if name != "version"}
         fields.refuse_unknown(Declaration, values)
         return Declaration(**values)
+
+
+def declared_rows(
+    values: Mapping[str, Any],
+    texts: Mapping[str, str],
+    *,
+    record: type[Declaration] = Declaration,
+) -> list[tuple[str, str]]:
+    """What was declared, for people: a label and words for each option that has a row.
+
+    `values` and `texts` are by the names of the options; a value without a text is told as its
+    option tells it.
+    """
+    return [
+        (known.row_label, texts.get(known.name) or known.readable(values[known.name]))
+        for known in options(record)
+        if not known.told_with
+    ]

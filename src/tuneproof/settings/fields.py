@@ -74,6 +74,14 @@ class Option:
     """How the default is told to a reader, where it is no value; empty: as the value."""
     flag: str = ""
     """The CLI option that sets it, without dashes; empty: its key."""
+    within: str = ""
+    """The object of a request, and of an answer, in which it stands; empty: at its top."""
+    label: str = ""
+    """What it is called where people read its value; empty: its key in words."""
+    unit: str = ""
+    """What its number counts, where people read it: "h"."""
+    told_with: str = ""
+    """The option beside whose value people read it, where it has no row of its own."""
 
     name: str = ""
     hint: Any = None
@@ -88,6 +96,31 @@ class Option:
     def request_key(self) -> str:
         """What it is called in a request and in an answer."""
         return self.key or self.name
+
+    @property
+    def cli_flag(self) -> str:
+        """The CLI option that sets it, with dashes."""
+        return f"--{(self.flag or self.request_key).replace('_', '-')}"
+
+    @property
+    def row_label(self) -> str:
+        """What it is called where people read its value."""
+        return self.label or self.request_key.replace("_", " ")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its values are lists of texts."""
+        return get_origin(self.kind) is tuple
+
+    def readable(self, value: Any) -> str:
+        """A value for people; `declared_rows` puts it beside `row_label`."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, int | float):
+            return f"{value:g} {self.unit}".rstrip()
+        if isinstance(value, str):
+            return value.replace("_", " ")
+        return ", ".join(value) or "none"
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -119,6 +152,11 @@ class Option:
     def plain_doc(self) -> str:
         """`doc` without Markdown, for a terminal or a schema."""
         return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", self.doc).replace("`", "")
+
+    @property
+    def sentence(self) -> str:
+        """`plain_doc` as a sentence."""
+        return f"{self.plain_doc[0].upper()}{self.plain_doc[1:]}."
 
     def checked(self, value: Any) -> Any:
         """The value to hold. Raises `ConfigError` for one that breaks the setting's rules."""

@@ -1,4 +1,4 @@
-"""The tables of `docs/reference/settings.md`, made from what the fields say of themselves.
+"""Tables of `docs/reference`, of settings and declarations, made from what their fields say.
 
 `python -m tuneproof.settings.reference PAGE` writes them into the page, between its markers
 `<!-- settings: NAME -->` and `<!-- end -->`; a test compares. It knows no prose.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneproof.settings import environment, layers, tables
+from tuneproof.settings.declaration import Declaration
 from tuneproof.settings.fields import Option, options
 from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import key_variable
@@ -112,11 +113,34 @@ def variables() -> str:
     return markdown(("variable", "setting", "default"), rows())
 
 
+def request() -> str:
+    """Each option of a declaration, as a request has it."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        for option in options(Declaration):
+            holder = f"{option.within}." if option.within else ""
+            yield f"`{holder}{option.request_key}`", f"`{option.name}`", option.doc
+
+    return markdown(("field", "the setting that holds without it", "meaning"), rows())
+
+
+def flags() -> str:
+    """Each option of a declaration, as the command line has it."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        for option in options(Declaration):
+            yield f"`{option.cli_flag}`", f"`{option.name}`", option.doc
+
+    return markdown(("option", "the setting that holds without it", "meaning"), rows())
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "pipelines": pipelines,
     "named": named,
     "service": service,
     "variables": variables,
+    "request": request,
+    "flags": flags,
 }
 """Name in a marker -> what makes the table."""
 
