@@ -137,7 +137,9 @@ async def _follow(service: Service, run_id: str) -> dict[str, Any]:
         while True:
             run: dict[str, Any] = await service.get(f"/fine-tuning/status/{run_id}")
             bars.update(run)
-            if run["status"] in ENDED or run["current_stage"] in ("experiment", "rollout"):
+            tested = "ab_test_id" in run["result"]  # the stage begins before its test is declared
+            live = tested and run["current_stage"] in ("experiment", "rollout")
+            if live or run["status"] in ENDED:
                 return run
             await asyncio.sleep(POLL_S)
 
