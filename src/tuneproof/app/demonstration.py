@@ -82,7 +82,7 @@ class DatasetOutcome(TypedDict):
     """What a demo trained on."""
 
     hash: str | None
-    examples: int | None
+    examples: Mapping[str, int] | None
 
 
 class TrainingOutcome(TypedDict):
