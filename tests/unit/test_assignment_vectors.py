@@ -15,7 +15,7 @@ from tuneproof.app import RoutingSnapshot
 from tuneproof.client.state import HeldRouting
 from tuneproof.experiments import ModelRef
 from tuneproof.rollout import Lane, Routing
-from tuneproof.server.deployment import RoutingTable
+from tuneproof.server.deployment import RoutingAnswer
 from tuneproof.server.gateway import decide
 
 VECTORS = json.loads((Path(__file__).parents[1] / "assignment_vectors.json").read_text())
@@ -102,7 +102,7 @@ def test_a_client_that_read_the_routing(case: Case) -> None:
 def test_routing_is_sent_as_documented(case: Case) -> None:
     body = RoutingSnapshot.of([routing_of(case["routing"])]).body
     assert json.loads(body) == {"version": 3, "routing": [case["routing"]]}
-    assert RoutingTable.model_validate_json(body).model_dump_json().encode() == body
+    assert RoutingAnswer.model_validate_json(body).model_dump_json().encode() == body
 
 
 def test_each_arm_and_an_empty_lane_are_among_the_vectors() -> None:

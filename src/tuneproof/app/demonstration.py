@@ -85,7 +85,7 @@ class DatasetOutcome(TypedDict):
     examples: Mapping[str, int] | None
 
 
-class TrainingOutcome(TypedDict):
+class TunedModelOutcome(TypedDict):
     """What a demo's training made."""
 
     job_id: str | None
@@ -121,7 +121,7 @@ class DemoOutcome(TypedDict):
 
     run: RunOutcome
     dataset: DatasetOutcome
-    training: TrainingOutcome
+    training: TunedModelOutcome
     experiment: ExperimentOutcome | None
     rollout: RolloutOutcome | None
     seconds: float

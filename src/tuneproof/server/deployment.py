@@ -219,7 +219,7 @@ class Decided(Answer):
     unit: str
 
 
-class RoutingTable(Answer):
+class RoutingAnswer(Answer):
     """All tasks; `version` grows with each change of any of them."""
 
     version: int
@@ -314,7 +314,7 @@ def routing_router() -> APIRouter:
     """The routes under `/routing`: what clients decide by."""
     routes = APIRouter(prefix="/routing", tags=["routing"], responses=RESPONSES)
 
-    @routes.get("", response_model=RoutingTable, summary="Which model serves each task")
+    @routes.get("", response_model=RoutingAnswer, summary="Which model serves each task")
     async def table(
         app: TheApp,
         _: Reader,
