@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tuneproof.errors import ConfigError, InputError
-from tuneproof.experiments import Criteria, Criterion, declare
-from tuneproof.settings import PipelineConfig
+from tuneproof.experiments import Criteria, Criterion, declare, told_by
+from tuneproof.settings import Declaration, PipelineConfig
 
 SETTINGS = PipelineConfig(
     criteria=("engagement superior 0.2", "quality non_inferior 0.05"),
@@ -90,3 +90,12 @@ def test_a_bad_declaration_is_refused_with_value_and_mend(declared: dict, told: 
 def test_the_settings_refuse_a_margin_that_no_test_could_have() -> None:
     with pytest.raises(ConfigError, match="above 0"):
         PipelineConfig(criteria=("quality non_inferior 0",))
+
+
+def test_a_whole_declaration_holds_in_place_of_what_the_settings_declare() -> None:
+    config = PipelineConfig(name="x", min_units=7, holdback=0.1)
+    told = told_by(config, Declaration(cuped=True))
+    assert (told.name, told.holdback) == ("x", 0.1)
+    assert told.declaration == Declaration(cuped=True)
+    assert declare(told, {"min_units": 9}).declaration == Declaration(cuped=True, min_units=9)
+    assert told_by(config, None) is config

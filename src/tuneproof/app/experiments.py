@@ -25,10 +25,11 @@ from tuneproof.experiments import (
     ModelRef,
     allot,
     declare,
+    told_by,
 )
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.store import Store
 from tuneproof.workflow import Clock, Tx
 
@@ -77,14 +78,16 @@ class ExperimentService:
         pipeline: str = "default",
         tasks: Sequence[str] | None = None,
         actor: str = "system",
+        declaration: Declaration | None = None,
         **declared: object,
     ) -> Sequence[ABTest]:
         """Declare a test for each candidate at once, outside a run; they are looked at every hour.
 
-        `traffic_split` is each candidate's share of all units. What `declared` leaves out is as
-        the pipeline's settings say. Raises as `ModelEvaluator.declare` does.
+        `traffic_split` is each candidate's share of all units. A `declaration` holds
+        whole, in place of what the pipeline's settings declare; `declared` are single options in
+        place of theirs. Raises as `ModelEvaluator.declare` does.
         """
-        config = self._declared(pipeline, tasks, declared)
+        config = self._declared(pipeline, tasks, declaration, declared)
         evaluator = ModelEvaluator(store=self._store, clock=self._clock, config=config)
         async with self._store.database.begin() as tx:
             tests = await evaluator.declare(
@@ -99,12 +102,16 @@ class ExperimentService:
         return tests
 
     def _declared(
-        self, pipeline: str, tasks: Sequence[str] | None, declared: Declared
+        self,
+        pipeline: str,
+        tasks: Sequence[str] | None,
+        declaration: Declaration | None,
+        declared: Declared,
     ) -> PipelineConfig:
         config = self._pipelines.get(pipeline)
         if tasks is not None:
             config = replace(config, tasks=tuple(tasks))
-        return declare(config, declared)
+        return declare(told_by(config, declaration), declared)
 
     async def siblings(self, family: str) -> Sequence[Sibling]:
         """The tests of a family by lane, each with its last look.

@@ -5,7 +5,7 @@ Assignment is `assignment.py`, the arithmetic is `stats/`; this stage declares t
 database and no wire.
 """
 
-from tuneproof.experiments.declaring import Declared, declare
+from tuneproof.experiments.declaring import Declared, declare, told_by
 from tuneproof.experiments.evaluator import ModelEvaluator, model_ref
 from tuneproof.experiments.families import largest_split, winner
 from tuneproof.experiments.judge import DeclaredLook, broken_split, harmful_requests, judge
@@ -75,5 +75,6 @@ __all__ = [
     "largest_split",
     "model_ref",
     "strata_of",
+    "told_by",
     "winner",
 ]

@@ -7,13 +7,13 @@ settings and a refusal names field, value, rule and mend.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from tuneproof.errors import InputError
 from tuneproof.experiments.records import Criteria, Criterion
 from tuneproof.settings import Declaration, PipelineConfig, options
 
-__all__ = ["Declared", "declare"]
+__all__ = ["Declared", "declare", "told_by"]
 
 
 Declared = Mapping[str, object]
@@ -27,6 +27,13 @@ What is absent or None is as the settings say. `criteria` are texts
 _OPTIONS = frozenset(option.name for option in options(Declaration))
 
 _THRESHOLDS = ("min_engagement_lift", "min_cost_efficiency_gain")
+
+
+def told_by(config: PipelineConfig, declaration: Declaration | None) -> PipelineConfig:
+    """The settings of a pipeline, with a declaration in place of theirs where one is given."""
+    if declaration is None:
+        return config
+    return replace(config, **{name: getattr(declaration, name) for name in _OPTIONS})
 
 
 def declare(config: PipelineConfig, declared: Declared) -> PipelineConfig:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from tuneproof.errors import InputError, StateError
 from tuneproof.experiments.allocation import phase_counts, thompson_share
-from tuneproof.experiments.declaring import declare
+from tuneproof.experiments.declaring import declare, told_by
 from tuneproof.experiments.families import check_lanes, controls, settled, shared_control
 from tuneproof.experiments.judge import DeclaredLook, judge
 from tuneproof.experiments.ledger import allot, identity_of
@@ -23,7 +23,7 @@ from tuneproof.experiments.records import (
     Verdict,
 )
 from tuneproof.experiments.store import ExperimentStore
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.stats.shrinkage import Prior, fit_prior
 from tuneproof.training import ModelVersion
 from tuneproof.workflow import Clock, SystemClock, Tx
@@ -53,18 +53,20 @@ class ModelEvaluator:
         run_id: str | None = None,
         at: datetime | None = None,
         tx: Tx | None = None,
+        declaration: Declaration | None = None,
         **declared: object,
     ) -> tuple[ABTest, ...]:
         """Declare one test for each candidate against one baseline, all at once, and route them.
 
         `traffic_split` is the share of *all* units that each candidate gets. The tests of several
-        share the baseline's units and the error of one test. What `declared` leaves out is as the
-        settings say. Raises `InputError` for a model that is named twice, a split that leaves the
+        share the baseline's units and the error of one test. A `declaration` holds
+        whole, in place of what the settings declare; `declared` are single options in place of
+        theirs. Raises `InputError` for a model that is named twice, a split that leaves the
         baseline fewer units than a candidate, a duration that is not positive, shares of several
         that adapt, or what `declare` refuses; `ConflictError` where one of the tasks is being
         tested or rolled out.
         """
-        config = declare(self._config, declared)
+        config = declare(told_by(self._config, declaration), declared)
         split = config.traffic_split if traffic_split is None else traffic_split
         hours = config.a_b_test_duration_hours if duration_hours is None else duration_hours
         models = [model_ref(candidate) for candidate in candidates]
@@ -117,9 +119,10 @@ class ModelEvaluator:
         run_id: str | None = None,
         at: datetime | None = None,
         tx: Tx | None = None,
+        declaration: Declaration | None = None,
         **declared: object,
     ) -> ABTest:
-        """Declare the test of one candidate. Raises as `declare` does."""
+        """Declare the test of one candidate: arguments and errors are those of `declare`."""
         [test] = await self.declare(
             baseline_model,
             [candidate_model],
@@ -128,6 +131,7 @@ class ModelEvaluator:
             run_id=run_id,
             at=at,
             tx=tx,
+            declaration=declaration,
             **declared,
         )
         return test

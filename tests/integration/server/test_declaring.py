@@ -6,12 +6,15 @@ import asyncio
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.integration.server.conftest import Service
 
 from tuneproof import cli
+from tuneproof.experiments import ModelRef
+from tuneproof.settings import Declaration
 
 MODELS = {"baseline_model": {"model_id": "base"}, "candidate_model": {"model_id": "cand"}}
 CREATE = "/evaluation/create-ab-test"
@@ -83,6 +86,16 @@ async def test_what_is_left_out_is_as_the_settings_say(service: Service) -> None
     assert test["maturation_hours"] == config.maturation_hours
     assert (test["segments"], test["segment_guardrail"]) == ([], False)
     assert test["traffic_allocation"]["candidate"] == config.traffic_split
+
+
+async def test_a_whole_declaration_is_what_the_test_keeps(service: Service) -> None:
+    told = Declaration(cuped=True, traffic_split=0.3, a_b_test_duration_hours=24)
+    base, cand = ModelRef(model_id="base"), ModelRef(model_id="cand")
+    [test] = await service.app.experiments.create(
+        baseline=base, candidates=[cand], declaration=told, min_units=9
+    )
+    kept = await service.app.store.experiments.get(test.id)
+    assert kept.declaration == replace(told, min_units=9)
 
 
 @pytest.mark.parametrize(
