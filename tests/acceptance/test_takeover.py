@@ -68,7 +68,7 @@ async def until_looks(store: Store, more_than: int, *, seconds: float) -> float:
 async def test_killed_workers_run_goes_on_elsewhere_within_15_seconds(
     tmp_path: Path, shared: Store, trainer: str
 ) -> None:
-    database = shared.url.render_as_string(hide_password=False)
+    database = shared.database.url.render_as_string(hide_password=False)
     plan = {"database": database, "trainer": trainer}
     first = worker(tmp_path / "one", **plan, start=True)
     second = worker(tmp_path / "two", **plan)
