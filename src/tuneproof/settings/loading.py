@@ -223,8 +223,9 @@ class Settings(Tables):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON types, secrets masked."""
-        fields = (f.name for f in dataclasses.fields(self) if f.name not in ("origins", "env"))
+        """All settings as JSON types, secrets masked; where they are kept comes first."""
+        fields = [f.name for f in dataclasses.fields(self) if f.name not in ("origins", "env")]
+        fields.sort(key=lambda name: name != "dir")
         return {name: shown(getattr(self, name)) for name in fields}
 
     def describe(self) -> list[tuple[str, str, str]]:
