@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dbos import DBOS
 from tests.integration.loop import QUICK, T0, open_loop
-from tests.waiting import stays
+from tests.waiting import eventually, stays
 
 from tuneproof import FineTuningPipeline
 from tuneproof.app import newest_tick, next_tick
@@ -49,8 +49,13 @@ async def test_run_calls_every_stage_in_order(tmp_path: Path, database_url: str)
         assert (routing.baseline.model_id, routing.lanes) == (version, ())
         [live] = await loop.app.store.versions.list()
         assert (live.status, live.version) == (VersionStatus.LIVE, "1.0.0")
-        told = (loop.app.metrics.render(""))[0].decode()
-        assert 'tuneproof_runs_total{pipeline="default",status="success"} 1.0' in told
+
+        def counted() -> str:  # after its end is written
+            told = loop.app.metrics.render("")[0].decode()
+            ended = 'tuneproof_runs_total{pipeline="default",status="success"} 1.0'
+            return told if ended in told else ""
+
+        told = await eventually(counted)
         examples = sum(run.result["training_data"]["examples"].values())
         assert f"fine_tuning_pipeline_training_examples_total {examples:.1f}" in told
 
