@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,9 +15,12 @@ import numpy as np
 from tuneproof.app import App
 from tuneproof.collection import Post
 from tuneproof.experiments import Arm, Exposure, Outcome
-from tuneproof.settings import PipelineConfig, Settings, StoreConfig
+from tuneproof.settings import AlertsConfig, PipelineConfig, Settings, StoreConfig
 from tuneproof.store import Run
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
+
+SECRET = "whsec_" + base64.b64encode(b"thirty-two bytes of a secret....").decode()
+"""What webhooks of alerts are signed with."""
 
 T0 = datetime(2025, 1, 6, 2, 0, tzinfo=UTC)
 
@@ -145,13 +149,15 @@ async def open_loop(
     changes: Mapping[str, Any] | None = None,
     provider: MemoryProvider | None = None,
     source: MemorySource | None = None,
+    alerts: AlertsConfig | None = None,
     **adapters: Any,
 ) -> AsyncIterator[Loop]:
     clock = VirtualClock(T0)
     made = provider or MemoryProvider(clock=clock)
     chosen = replace(config, **(changes or {}))
+    told = {} if alerts is None else {"alerts": alerts, "env": {alerts.webhook_secret_env: SECRET}}
     async with App.open(
-        settings(directory, database, chosen),
+        settings(directory, database, chosen, **told),
         clock=clock,
         provider=made,
         source=source or MemorySource(posts()),

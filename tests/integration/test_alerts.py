@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from tests.integration.loop import SECRET
 from tests.integration.providing import Provider, open_providers
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -29,7 +29,6 @@ from tuneproof.store import RunStatus
 from tuneproof.telemetry import Alerts
 from tuneproof.training import TrainingReadiness
 
-SECRET = "whsec_" + base64.b64encode(b"thirty-two bytes of a secret....").decode()
 RULE = {"type": "alerting", "query": 'tuneproof_rollout_steps_total{state="rolled_back"} > 0'}
 
 

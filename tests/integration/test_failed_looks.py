@@ -9,13 +9,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
 from tests.integration.loop import T0, Loop, open_loop
+from tests.integration.test_alerts import Receiver, listening
+from tests.waiting import eventually
 
 from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
 from tuneproof.pipeline import StepName
+from tuneproof.settings import AlertsConfig, WebhookUrl
 from tuneproof.store import RunStatus
 from tuneproof.workflow import Moment
 
@@ -108,16 +112,34 @@ async def test_failed_look_at_a_test_without_a_run_is_an_activity(
         assert said[0] == "The look succeeded again."
 
 
-async def test_run_that_failed_to_look_is_replayed_to_the_same_end(
+async def test_run_that_failed_to_look_is_replayed_to_the_same_end_and_told_once(
     tmp_path: Path, database_url: str
 ) -> None:
     steps = Steps()
-    async with open_loop(tmp_path, database_url, on_step=steps) as loop:
-        run = await loop.app.runs.start()
-        await steps.recorded(StepName.EXPERIMENT_DECLARE)
-        async with away(loop, "looks"):
-            await steps.recorded(StepName.EXPERIMENT_NOTE)
-        provider = loop.provider
-    async with open_loop(tmp_path, database_url, provider=provider) as loop:
-        ended = await loop.end(run.id)
-        assert ended.status is RunStatus.SUCCESS
+    with listening() as receiver:
+        alerts = AlertsConfig(webhook_url=WebhookUrl(f"{receiver.url}/hook"))
+        told = partial(failures_told, receiver)
+        async with open_loop(tmp_path, database_url, on_step=steps, alerts=alerts) as loop:
+            run = await loop.app.runs.start()
+            await steps.recorded(StepName.EXPERIMENT_DECLARE)
+            async with away(loop, "looks"):
+                await steps.recorded(StepName.EXPERIMENT_NOTE)
+                await eventually(told)
+                first = told()[0]
+                await eventually(partial(recorded, loop, first))
+            provider = loop.provider
+        async with open_loop(tmp_path, database_url, provider=provider, alerts=alerts) as loop:
+            ended = await loop.end(run.id)
+            assert ended.status is RunStatus.SUCCESS
+        assert told().count(first) == 1
+
+
+async def recorded(loop: Loop, failure: tuple[str, str]) -> str | None:
+    """When it was recorded that this one was told."""
+    return await loop.app.store.meta.get("alerted:look_failed:" + ":".join(failure))
+
+
+def failures_told(receiver: Receiver) -> list[tuple[str, str]]:
+    """Of which looks it was told that they failed: whose, and when they were due."""
+    failed = (m["data"] for m in receiver.messages if m["type"] == "tuneproof.look_failed")
+    return [(data["subject"], data["due_at"]) for data in failed]

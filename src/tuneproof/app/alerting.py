@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tuneproof import workflow
+from tuneproof.errors import RetryableError
 from tuneproof.resilience import Supervisor
 from tuneproof.settings import Settings
 from tuneproof.store import Store
 from tuneproof.telemetry import Alerts
 
 __all__ = ["Alerting", "alerts_of"]
+
+ATTEMPTS, LONGEST_PAUSE_S = 300, 300.0
+"""Somebody who is away is told when they are back, for about a day."""
 
 
 def alerts_of(settings: Settings) -> Alerts:
@@ -25,7 +29,10 @@ def alerts_of(settings: Settings) -> Alerts:
 
 
 class Alerting:
-    """Sends each alert in the background, and remembers which were told."""
+    """Sends each alert in the background, and remembers which were taken.
+
+    One that nobody takes is tried for a day, by this process; those that wait end with it.
+    """
 
     def __init__(
         self, *, alerts: Alerts, store: Store, clock: workflow.Clock, supervisor: Supervisor
@@ -45,15 +52,24 @@ class Alerting:
         tells occasions of one subject from each other.
         """
         key = f"alerted:{kind}:{subject}:{once}"
-        if self._alerts.configured and key not in self._sending:
+        if self._alerts.sends and key not in self._sending:
             self._sending.add(key)
-            self._supervisor.soon("alert", lambda: self._send(key, kind, subject, summary, details))
+            self._supervisor.soon(
+                "alert",
+                lambda: self._send(key, kind, subject, summary, details),
+                attempts=ATTEMPTS,
+                longest_pause_s=LONGEST_PAUSE_S,
+            )
 
     async def _send(
         self, key: str, kind: str, subject: str, summary: str, details: Mapping[str, object]
     ) -> None:
-        """It counts as told once somebody took it, so that a kill loses none."""
+        """It counts as told only once somebody took it. Raises `RetryableError` until then."""
         if await self._store.meta.get(key) is None:
-            await self._alerts.send(kind, subject, summary, **details)
+            if not await self._alerts.send(kind, subject, summary, **details):
+                raise RetryableError(
+                    f"Nobody took the alert {kind} of {subject}.",
+                    mend="Check [alerts] in the settings, and that the webhook is up.",
+                )
             await self._store.meta.set(key, self._clock.now().isoformat())
         self._sending.discard(key)

@@ -355,7 +355,6 @@ class App:
                 if t.model
             },
             hooks=RunHooks(
-                clock=self.clock,
                 metrics=self.metrics,
                 live=self.live,
                 alert=self.alert,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from tuneproof.app.alerting import Alerting
 from tuneproof.app.live import Live
@@ -13,7 +14,7 @@ from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
 from tuneproof.pipeline import PipelineResult
 from tuneproof.rollout import Deployment, DeploymentState
 from tuneproof.telemetry import MemoryWatch, Metrics
-from tuneproof.workflow import Clock, RunStatus
+from tuneproof.workflow import RunStatus
 
 __all__ = ["RunHooks"]
 
@@ -24,14 +25,12 @@ class RunHooks:
     def __init__(
         self,
         *,
-        clock: Clock,
         metrics: Metrics,
         live: Live,
         alert: Alerting,
         routing: RoutingService,
         figures: LookCache,
     ) -> None:
-        self._clock = clock
         self._metrics = metrics
         self._live = live
         self._alert = alert
@@ -81,10 +80,10 @@ class RunHooks:
         if "next_share" in look.inputs:
             self._routing.board.stale.set()
 
-    def look_failed(self, subject: str, error: Exception) -> None:
-        """A look raised; it is tried again at the next interval."""
-        once = f"{self._clock.now():%Y-%m-%dT%H}"
-        self._alert("look_failed", subject, f"{type(error).__name__}: {error}", once=once)
+    def look_failed(self, subject: str, why: str, at: datetime) -> None:
+        """The look that was due at `at` raised; it is tried again at the next interval."""
+        due = at.isoformat()
+        self._alert("look_failed", subject, why, once=due, due_at=due)
 
     def rollout_moved(self, deployment: Deployment) -> None:
         """A rollout is at another step or state."""

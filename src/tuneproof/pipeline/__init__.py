@@ -46,6 +46,7 @@ __all__ = [
     "PipelineResult",
     "RunArguments",
     "RunHandle",
+    "RunRequest",
     "RunStarter",
     "RunStore",
     "Stage",
@@ -65,20 +66,27 @@ class StartedRun(Protocol):
         """The run's id."""
 
 
+class RunRequest(TypedDict, total=False):
+    """What one run is told beside its pipeline."""
+
+    config_overrides: Mapping[str, object] | None
+    """Settings of the pipeline that this run has otherwise."""
+    force: bool
+    """Go on with fewer examples than the threshold."""
+    posts: str | None
+    """A file or an address that replaces the pipeline's source."""
+    as_of: datetime | None
+    """Posts are those known at this instant; now, where it is not said."""
+    last_stage: str | None
+    """The last one to do: "gate" trains and checks, and serves nothing."""
+    actor: str
+    """Who starts it, for the activity; "system", where it is not said."""
+
+
 class RunStarter(Protocol):
     """Who starts runs."""
 
-    async def start(
-        self,
-        pipeline: PipelineConfig,
-        *,
-        config_overrides: Mapping[str, object] | None = None,
-        force: bool = False,
-        posts: str | None = None,
-        as_of: datetime | None = None,
-        last_stage: str | None = None,
-        actor: str = "system",
-    ) -> StartedRun:
+    async def start(self, pipeline: PipelineConfig, **request: Unpack[RunRequest]) -> StartedRun:
         """Start one turn of the loop and return at once."""
 
 
@@ -168,45 +176,16 @@ class FineTuningPipeline:
         self._settings = settings
         self._adapters = adapters
 
-    async def run(
-        self,
-        *,
-        config_overrides: Mapping[str, object] | None = None,
-        force: bool = False,
-        posts: str | None = None,
-        as_of: datetime | None = None,
-        last_stage: str | None = None,
-        actor: str = "system",
-    ) -> PipelineResult:
+    async def run(self, **request: Unpack[RunRequest]) -> PipelineResult:
         """One turn of the loop, waited for.
 
-        `force` goes on with fewer examples than the threshold; `posts` (a file or an address)
-        replaces the pipeline's source; posts are those known at `as_of`; `last_stage` is the
-        last one to do ("gate" trains and checks, and serves nothing). Raises `StateError` where
-        a run of this pipeline is under way.
+        Raises `StateError` where a run of this pipeline is under way.
         """
         async with self._opened() as app:
-            started = await app.runs.start(
-                self.config,
-                config_overrides=config_overrides,
-                force=force,
-                posts=posts,
-                as_of=as_of,
-                last_stage=last_stage,
-                actor=actor,
-            )
+            started = await app.runs.start(self.config, **request)
             return await RunHandle(started.id).wait()
 
-    async def start(
-        self,
-        *,
-        config_overrides: Mapping[str, object] | None = None,
-        force: bool = False,
-        posts: str | None = None,
-        as_of: datetime | None = None,
-        last_stage: str | None = None,
-        actor: str = "system",
-    ) -> RunHandle:
+    async def start(self, **request: Unpack[RunRequest]) -> RunHandle:
         """Start one turn, as `run` does, and return at once; needs an open `app`.
 
         Raises `ConfigError` without one, `StateError` where a run of this pipeline is under way.
@@ -216,15 +195,7 @@ class FineTuningPipeline:
                 "start() returns before the run has ended, so it needs an App that lives on.",
                 mend="Open one (`async with App.open(settings) as app`) and pass it as app=.",
             )
-        started = await self._app.runs.start(
-            self.config,
-            config_overrides=config_overrides,
-            force=force,
-            posts=posts,
-            as_of=as_of,
-            last_stage=last_stage,
-            actor=actor,
-        )
+        started = await self._app.runs.start(self.config, **request)
         return RunHandle(started.id)
 
     @asynccontextmanager

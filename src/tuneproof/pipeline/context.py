@@ -162,32 +162,38 @@ class RunContext:
             await self.tell(tx, "note", {"text": text}, f"note:{self.now.isoformat()}")
 
     async def attempt(
-        self, subject: str, look: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts
+        self,
+        subject: str,
+        at: datetime,
+        look: Callable[[Unpack[Ts]], Awaitable[T]],
+        *args: *Ts,
     ) -> T | None:
-        """One look at a test or rollout; None where it raised.
+        """The look at a test or rollout that was due at `at`; None where it raised.
 
-        That is kept and told, and the watch goes on: no failed look ends it.
+        That is kept and told, and the watch goes on: no failed look ends it. `at` is the same on
+        replay, so the same failure is told once.
         """
         try:
             found = await look(*args)
         except workflow.EngineError:
             raise
         except Exception as e:  # whatever it is, users still meet the candidate
-            await self._look_failed(subject, e)
+            await self._look_failed(subject, e, at)
             return None
         if self._last_look_failed:
             self._last_look_failed = False
             await self.note("")
         return found
 
-    async def _look_failed(self, subject: str, error: Exception) -> None:
+    async def _look_failed(self, subject: str, error: Exception, at: datetime) -> None:
         log.error("the look at %s failed", subject, exc_info=error)
         self._last_look_failed = True
-        self.parts.hooks.look_failed(subject, error)
-        at, hours = f"{self.now:%Y-%m-%d %H:%M} UTC", self.config.look_interval_hours
-        why = next(iter(str(error).splitlines()), "")  # a database's error goes on for pages
-        said = f"The look at {at} failed, {type(error).__name__}: {why}"
+        first = next(iter(str(error).splitlines()), "")  # a database's error goes on for pages
+        why = f"{type(error).__name__}: {first}"
+        self.parts.hooks.look_failed(subject, why, at)
+        said = f"The look at {at:%Y-%m-%d %H:%M} UTC failed, {why}"
         try:
+            hours = self.config.look_interval_hours
             await self.note(f"{said} The next one is tried within {hours:g} h.")
         except workflow.EngineError:
             raise

@@ -156,10 +156,13 @@ class ExperimentStage:
             now = await workflow.now()
             due = first.start_at + ((now - first.start_at) // interval + 1) * interval
             if now < first.last_look_at:
-                await run.wait(min(due, first.last_look_at))
+                due = min(due, first.last_look_at)
+                await run.wait(due)
             elif failed:
                 await run.wait(due)
-            looked = await run.attempt(first.family, self._look, found)
+            else:
+                due = now
+            looked = await run.attempt(first.family, due, self._look, found)
             failed = looked is None
             found = looked or found
             if looked is not None and not looked.running:

@@ -285,7 +285,7 @@ class Hooks(Protocol):
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """A look was taken."""
 
-    def look_failed(self, subject: str, error: Exception) -> None:
+    def look_failed(self, subject: str, why: str, at: datetime) -> None:
         """A look at this test, family or rollout raised; it is tried again at the next interval."""
 
     def rollout_moved(self, deployment: Deployment) -> None:
@@ -329,7 +329,7 @@ class NoHooks:
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """Ignored."""
 
-    def look_failed(self, subject: str, error: Exception) -> None:
+    def look_failed(self, subject: str, why: str, at: datetime) -> None:
         """Ignored."""
 
     def rollout_moved(self, deployment: Deployment) -> None:

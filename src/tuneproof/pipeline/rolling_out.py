@@ -104,8 +104,10 @@ class RolloutStage:
         while not deployment.state.final:
             now = await workflow.now()
             since = now - deployment.created_at
-            await run.wait(deployment.created_at + (since // interval + 1) * interval)
-            deployment = await run.attempt(deployment.id, self._look, deployment) or deployment
+            due = deployment.created_at + (since // interval + 1) * interval
+            await run.wait(due)
+            looked = await run.attempt(deployment.id, due, self._look, deployment)
+            deployment = looked or deployment
         return deployment
 
     async def _look(self, before: Deployment) -> Deployment:

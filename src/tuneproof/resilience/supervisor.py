@@ -153,7 +153,14 @@ class Supervisor:
         """
         self._begin(name, self._record(name, None), fn, FIRST_PAUSE_S, longest_pause_s)
 
-    def soon(self, name: str, fn: Work, *, attempts: int = JOB_ATTEMPTS) -> None:
+    def soon(
+        self,
+        name: str,
+        fn: Work,
+        *,
+        attempts: int = JOB_ATTEMPTS,
+        longest_pause_s: float = LONGEST_PAUSE_S,
+    ) -> None:
         """Call `fn` in the background until it has returned once, at most `attempts` times.
 
         Jobs of one name may run side by side; once closed, nothing is begun any more.
@@ -162,7 +169,8 @@ class Supervisor:
             log.debug("%s is not begun: the supervisor is closed", name)
             return
         record = self._records.setdefault(name, _Record(name, None, self.now()))
-        job = asyncio.create_task(self._until_done(record, fn, attempts), name=f"tuneproof-{name}")
+        trying = self._until_done(record, fn, attempts, longest_pause_s)
+        job = asyncio.create_task(trying, name=f"tuneproof-{name}")
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
@@ -219,7 +227,7 @@ class Supervisor:
             await self._sleep(_pause_s(record.failures, first_s, longest_s))
             self._again(record)
 
-    async def _until_done(self, record: _Record, fn: Work, attempts: int) -> None:
+    async def _until_done(self, record: _Record, fn: Work, attempts: int, longest_s: float) -> None:
         for attempt in range(1, attempts + 1):
             error = await _death(fn)
             if error is None:
@@ -227,7 +235,7 @@ class Supervisor:
                 return
             record.failed(error, self.now())
             if attempt < attempts:
-                await self._sleep(_pause_s(attempt, FIRST_PAUSE_S, LONGEST_PAUSE_S))
+                await self._sleep(_pause_s(attempt, FIRST_PAUSE_S, longest_s))
                 self._again(record)
         record.state = TaskState.GIVEN_UP
         log.error("%s was given up after %d attempts: %s", record.name, attempts, record.last_error)

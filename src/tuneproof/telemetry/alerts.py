@@ -64,6 +64,11 @@ class Alerts:
         """Whether the settings name a way at all."""
         return self._webhook_url is not None or self._prometheus_url is not None
 
+    @property
+    def sends(self) -> bool:
+        """Whether there is a webhook to be told; Prometheus sees for itself."""
+        return self._webhook_url is not None
+
     async def verified(self) -> bool:
         """Whether one of the ways was seen to work, a short while ago or now."""
         try:

@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import math
 import re
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from tuneproof_trainer.engines.ngram.corpus import base_examples, base_posts
 from tuneproof_trainer.engines.ngram.engine import BASE_MODEL, NgramEngine
 from tuneproof_trainer.engines.ngram.fitting import AnswerTokens
+from tuneproof_trainer.engines.ngram.library import pin
 from tuneproof_trainer.engines.ngram.prompts import key_names, prompt_keys, read_prompt
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, split
 from tuneproof_trainer.engines.protocol import (
@@ -487,3 +489,21 @@ def test_a_parent_that_is_gone_is_told(engine: NgramEngine, tmp_path: Path) -> N
     with pytest.raises(EngineError) as failed:
         trained(engine, tmp_path, styled("list", 20), model_path=tmp_path / "nothing")
     assert (failed.value.code, failed.value.param) == ("model_not_found", "model")
+
+
+class DeletedOnceListed(type(Path())):  # type: ignore[misc]
+    """A folder that somebody deletes right after its files were listed."""
+
+    def iterdir(self) -> Iterator[Path]:
+        found = list(super().iterdir())
+        shutil.rmtree(self)
+        return iter(found)
+
+
+def test_a_model_that_is_deleted_while_it_is_pinned_is_not_found(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.json").write_text("{}")
+    with pytest.raises(EngineError, match="was deleted") as failed:
+        pin(DeletedOnceListed(model), tmp_path)
+    assert failed.value.code == "model_not_found"

@@ -62,7 +62,7 @@ def adapter_base(folder: Path) -> str:
     try:
         found: str = json.loads((folder / _MARK).read_text())["base"]
     except FileNotFoundError:
-        raise EngineError("model_not_found", "The model was deleted.", "model") from None
+        raise _deleted() from None
     return found
 
 
@@ -71,9 +71,16 @@ def copy_adapter(source: Path, target: Path) -> None:
     power; `target` exists and is empty. Raises EngineError if the source was deleted."""
     adapter_base(source)
     for name in _FILES:
-        shutil.copyfile(source / name, target / name)
+        try:
+            shutil.copyfile(source / name, target / name)
+        except FileNotFoundError:
+            raise _deleted() from None  # at this moment
         with (target / name).open("rb") as written:
             os.fsync(written.fileno())
+
+
+def _deleted() -> EngineError:
+    return EngineError("model_not_found", "The model was deleted.", "model")
 
 
 def merge(model: Any, adapter: Path, target: Path, tokenizer: Any) -> None:

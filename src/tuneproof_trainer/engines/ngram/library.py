@@ -60,16 +60,23 @@ def pin(model: Path, folder: Path) -> Path:
     if (pinned / "model.json").exists():
         return pinned
     if not (model / "model.json").exists():
-        raise EngineError(
-            "model_not_found",
-            "The model to go on from was deleted before the job began. Start from another.",
-            "model",
-        )
+        raise _gone()
     pinned.mkdir(exist_ok=True)
-    for path in sorted(model.iterdir(), key=lambda p: p.name == "model.json"):
-        (pinned / path.name).unlink(missing_ok=True)
-        os.link(path, pinned / path.name)
+    try:
+        for path in sorted(model.iterdir(), key=lambda p: p.name == "model.json"):
+            (pinned / path.name).unlink(missing_ok=True)
+            os.link(path, pinned / path.name)
+    except FileNotFoundError:
+        raise _gone() from None  # it is being deleted at this moment
     return pinned
+
+
+def _gone() -> EngineError:
+    return EngineError(
+        "model_not_found",
+        "The model to go on from was deleted before the job began. Start from another.",
+        "model",
+    )
 
 
 class ModelWriter:
