@@ -10,6 +10,7 @@ import time
 
 from tuneproof.client.http import ServiceAddress
 from tuneproof.client.state import HeldRouting, RoutingTable
+from tuneproof.client.threads import lasting
 
 log = logging.getLogger("tuneproof.client")
 
@@ -40,8 +41,8 @@ class Refresher:
         """Start the thread, once."""
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="tuneproof-refresher", daemon=True
+                self._thread = lasting(
+                    "tuneproof-refresher", self._run, stop=self._stop, failed=self._lost
                 )
                 self._thread.start()
 

@@ -11,6 +11,7 @@ from collections import deque
 
 from tuneproof.client.http import Line, Reply, ServiceAddress
 from tuneproof.client.journal import Journal, JournalSegment
+from tuneproof.client.threads import lasting
 
 log = logging.getLogger("tuneproof.client")
 
@@ -50,7 +51,7 @@ class Sender:
         self._urgent = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._stop = False
+        self._stop = threading.Event()
         self._threads: tuple[threading.Thread, ...] = ()
         self._starting = threading.Lock()
         self._backoff_s = BACKOFF_S[0]
@@ -83,8 +84,8 @@ class Sender:
             if self._threads:
                 return
             self._threads = (
-                threading.Thread(target=self._keep, name="tuneproof-keeper", daemon=True),
-                threading.Thread(target=self._run, name="tuneproof-sender", daemon=True),
+                lasting("tuneproof-keeper", self._keep, stop=self._stop, failed=self._died),
+                lasting("tuneproof-sender", self._run, stop=self._stop, failed=self._died),
             )
             for thread in self._threads:
                 thread.start()
@@ -102,7 +103,7 @@ class Sender:
         if not self._threads:
             return
         self.flush(timeout_s)
-        self._stop = True
+        self._stop.set()
         for event in (self._urgent, self._queued, self._journaled):
             event.set()
         self._line.hang_up()
@@ -115,7 +116,7 @@ class Sender:
     # The keeper's thread
 
     def _keep(self) -> None:
-        while not self._stop:
+        while not self._stop.is_set():
             self._queued.wait()
             self._urgent.wait(GATHER_S)
             self._drain()
@@ -141,7 +142,7 @@ class Sender:
         self._adopt()
         adopt_at = time.monotonic() + ADOPT_S
         send_at = time.monotonic()
-        while not self._stop:
+        while not self._stop.is_set():
             self._rest(send_at)
             if time.monotonic() >= adopt_at:
                 self._adopt()
@@ -167,7 +168,7 @@ class Sender:
         self._urgent.clear()
         self._journaled.clear()
         self._drain()
-        while not self._stop:
+        while not self._stop.is_set():
             with self._guard:
                 self._journal.cut()
                 segment = self._journal.closed[0] if self._journal.closed else None
@@ -254,6 +255,10 @@ class Sender:
         pause_s = self._backoff_s * random.uniform(0.5, 1.0)
         self._backoff_s = min(2 * self._backoff_s, BACKOFF_S[1])
         return max(pause_s, min(retry_after_s or 0.0, BACKOFF_S[1]))
+
+    def _died(self, reason: str) -> None:
+        self.failures += 1
+        self.last_error = reason
 
     def _refuse(self, line: str, reason: str) -> None:
         self.refused += 1

@@ -11,7 +11,7 @@ from tuneproof.errors import ConfigError
 from tuneproof.settings.secrets import Secret, Url
 
 
-def refuse(field: str, value: Any, rule: str, *, mend: str = "") -> ConfigError:
+def refuse(field: str, value: object, rule: str, *, mend: str = "") -> ConfigError:
     """The error for a field whose value breaks a rule; the caller raises it."""
     return ConfigError(
         f"{field} is {value!r}, but {rule}.",
@@ -22,7 +22,7 @@ def refuse(field: str, value: Any, rule: str, *, mend: str = "") -> ConfigError:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Secret):
         return value.masked
     if isinstance(value, float) and math.isfinite(value):
@@ -32,7 +32,7 @@ def _plain(value: Any) -> Any:
 
 def number(
     field: str,
-    value: Any,
+    value: object,
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -42,8 +42,9 @@ def number(
 ) -> None:
     """Refuse what is not a finite number within the bounds (`above` excludes its bound)."""
     rule = _rule(at_least, above, at_most, whole)
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise refuse(field, value, rule, mend=mend)
+    if not math.isfinite(value):
         raise refuse(field, value, rule, mend=mend)
     low = (at_least is not None and value < at_least) or (above is not None and value <= above)
     if low or (at_most is not None and value > at_most):
@@ -62,13 +63,13 @@ def _rule(at_least: float | None, above: float | None, at_most: float | None, wh
     return f"must be a {'whole ' if whole else ''}number{' ' + bounds if bounds else ''}"
 
 
-def text(field: str, value: Any, *, empty: bool = False) -> None:
+def text(field: str, value: object, *, empty: bool = False) -> None:
     """Refuse what is not a string, or is empty where that is not allowed."""
     if not _is_text(value, empty):
         raise refuse(field, value, _TEXT)
 
 
-def secret(field: str, value: Any, *, empty: bool = False) -> None:
+def secret(field: str, value: object, *, empty: bool = False) -> None:
     """Refuse what `text` refuses, without showing it."""
     if not _is_text(value, empty):
         raise refuse(field, Secret(str(value)), _TEXT)
@@ -77,17 +78,17 @@ def secret(field: str, value: Any, *, empty: bool = False) -> None:
 _TEXT = "must be a text that is not empty"
 
 
-def _is_text(value: Any, empty: bool) -> bool:
+def _is_text(value: object, empty: bool) -> bool:
     return isinstance(value, str) and (empty or bool(value.strip()))
 
 
-def truth(field: str, value: Any) -> None:
+def truth(field: str, value: object) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise refuse(field, value, "must be true or false")
 
 
-def choice(field: str, value: Any, allowed: Sequence[str]) -> None:
+def choice(field: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse what is not one of the allowed words."""
     if value not in allowed:
         names = ", ".join(f'"{name}"' for name in allowed)
@@ -111,12 +112,11 @@ _LEAP_YEARS = 8
 """29 February comes at the latest after so many years (1896 to 1904)."""
 
 
-def cron(field: str, value: Any) -> Any:
+def cron(field: str, value: object) -> str:
     """Refuse what is not a cron expression of five fields."""
     from croniter import croniter
 
-    good = isinstance(value, str) and len(value.split()) == 5 and croniter.is_valid(value)
-    if not good:
+    if not isinstance(value, str) or len(value.split()) != 5 or not croniter.is_valid(value):
         mend = 'Write minute, hour, day, month, weekday, such as "0 2 * * 0" (Sundays at 02:00).'
         raise refuse(field, value, "must be a cron expression of five fields", mend=mend)
     if not _ever_fires(value):
@@ -136,19 +136,19 @@ def _ever_fires(expression: str) -> bool:
     return True
 
 
-def time_zone(field: str, value: Any) -> Any:
+def time_zone(field: str, value: object) -> str:
     """Refuse what the time zone database does not know."""
     from zoneinfo import ZoneInfo
 
     try:
-        ZoneInfo(value)
-    except (KeyError, ValueError, TypeError, OSError) as error:
+        ZoneInfo(str(value))
+    except (KeyError, ValueError, OSError) as error:
         mend = 'Write a name such as "UTC" or "Europe/Berlin".'
         raise refuse(field, value, "must be an IANA time zone", mend=mend) from error
-    return value
+    return str(value)
 
 
-def names(field: str, value: Any) -> tuple[str, ...]:
+def names(field: str, value: object) -> tuple[str, ...]:
     """A tuple of distinct names that is not empty, from any list of texts."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise refuse(field, value, "must be a list of names that is not empty")
@@ -159,7 +159,7 @@ def names(field: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def address(field: str, value: Any, schemes: Sequence[str]) -> None:
+def address(field: str, value: object, schemes: Sequence[str]) -> None:
     """Refuse an address whose scheme is not among `schemes` (`postgresql+x` counts as its stem)."""
     scheme = value.partition(":")[0].partition("+")[0] if isinstance(value, str) else ""
     if ":" not in str(value) or scheme not in schemes:
@@ -168,14 +168,14 @@ def address(field: str, value: Any, schemes: Sequence[str]) -> None:
         raise refuse(field, shown, rule)
 
 
-def dotted(value: Any) -> bool:
+def dotted(value: object) -> bool:
     """Whether this is written as the dotted name of something: "package.module:name"."""
     if not isinstance(value, str) or value.count(":") != 1:
         return False
     return all(p.isidentifier() for part in value.split(":") for p in part.split("."))
 
 
-def criteria(field: str, value: Any) -> tuple[str, ...]:
+def criteria(field: str, value: object) -> tuple[str, ...]:
     """Distinct criteria, maybe none, from any list of texts."""
     found = names(field, value) if value else ()
     for one in found:
@@ -183,7 +183,7 @@ def criteria(field: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-def criterion(field: str, value: Any) -> None:
+def criterion(field: str, value: object) -> None:
     """Refuse what is not "METRIC superior SHARE" or "METRIC non_inferior SHARE"."""
     parts = value.split() if isinstance(value, str) else []
     rule = "must be a metric, superior or non_inferior, and a share"
