@@ -172,11 +172,13 @@ class Board:
         live: Live,
         *,
         prepare: Callable[[Iterable[ModelRef]], Awaitable[None]],
+        watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._live = live
         self._prepare = prepare
+        self._watch_s = watch_s
         self._clock = clock
         self._reading = asyncio.Lock()
         self._asked = 0
@@ -258,7 +260,7 @@ class Board:
             await self.refresh()
             supervisor.succeeded(READING)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_S):
+                async with asyncio.timeout(self._watch_s):
                     await self.stale.wait()
 
     async def _follow(self, supervisor: Supervisor) -> None:

@@ -66,17 +66,19 @@ class HttpService(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def create_app(app: App, *, local_token: str | None = None) -> FastAPI:
+def create_app(
+    app: App, *, local_token: str | None = None, callers: Callers | None = None
+) -> FastAPI:
     """The service over an App that is open; the caller closes the App after the service.
 
     `local_token` is accepted beside the store's tokens, with every scope: the command line
-    on the same machine uses it.
+    on the same machine uses it. `callers` remembers whom it let in; its own by default.
 
     Serve it with uvicorn and `timeout_graceful_shutdown=2`: open event streams never end by
     themselves.
     """
 
-    callers = Callers()
+    callers = callers or Callers()
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:

@@ -78,7 +78,10 @@ class _Checked:
 class Callers:
     """Who was let in a moment ago: a token is looked up in the database, a request is not."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, trust_s: float = TRUST_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._trust_s = trust_s
         self._clock = clock
         self._tokens: dict[str, _Checked] = {}
         self._hosts: set[bytes] = set()
@@ -98,7 +101,7 @@ class Callers:
         if recent and known is not None and now < known.trusted_until:
             return known.found
         if known is not None:  # this request checks it anew, those beside it do not wait
-            known.trusted_until = min(now + CHECK_S, known.ended_at + 2 * TRUST_S)
+            known.trusted_until = min(now + CHECK_S, known.ended_at + 2 * self._trust_s)
         try:
             async with asyncio.timeout(CHECK_S):
                 found = await verify(token)
@@ -106,7 +109,7 @@ class Callers:
             now = self._clock()
             if known is None or known.found is None or now - known.found_at > OUTAGE_S:
                 raise _unchecked() from error
-            known.ended_at, known.trusted_until = now, now + TRUST_S
+            known.ended_at, known.trusted_until = now, now + self._trust_s
             return known.found
         self._remember(token, found)
         return found
@@ -115,7 +118,7 @@ class Callers:
         if len(self._tokens) >= MOST_TOKENS:
             self._tokens.clear()
         now = self._clock()
-        self._tokens[token] = _Checked(found, now, now, now + TRUST_S)
+        self._tokens[token] = _Checked(found, now, now, now + self._trust_s)
 
     def let_in(self, host: bytes) -> None:
         """A request by this name, without a token, may read: settings alone decide that."""

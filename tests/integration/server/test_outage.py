@@ -20,6 +20,7 @@ from tuneproof.cli.serve import serving
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor
 from tuneproof.server import create_app
+from tuneproof.server.auth import Callers
 from tuneproof.settings import Settings
 from tuneproof.store import open_store
 from tuneproof.testing import MemoryProvider
@@ -113,13 +114,10 @@ async def test_gateway_and_decisions_go_on_without_the_database(
         assert health["routing_age_s"] < 30
 
 
-async def test_another_worker_hears_of_a_change_without_asking(
-    stored: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tuneproof.app.board.WATCH_S", 3600.0)  # notices alone
+async def test_another_worker_hears_of_a_change_without_asking(stored: Settings) -> None:
     async with worker(stored) as one:
         store, supervisor = await open_store(stored.store.url.reveal()), Supervisor()
-        board = Board(store.routing, Live(), prepare=nothing)
+        board = Board(store.routing, Live(), prepare=nothing, watch_s=3600.0)  # notices alone
         try:
             await board.refresh()
             assert board.snapshot.routing == ()
@@ -144,9 +142,8 @@ ASKING: ContextVar[bool] = ContextVar("ASKING", default=False)
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_of_the_gateway_makes_no_statement(
-    settings: Settings, stream: bool, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, stream: bool
 ) -> None:
-    monkeypatch.setattr("tuneproof.server.auth.TRUST_S", 3600.0)
     locked = replace(settings, server=replace(settings.server, require_token=True))
     async with App.open(locked, provider=MemoryProvider()) as app:
         statements: list[str] = []
@@ -156,7 +153,7 @@ async def test_a_request_of_the_gateway_makes_no_statement(
             if ASKING.get():
                 statements.append(statement)
 
-        service = create_app(app)
+        service = create_app(app, callers=Callers(trust_s=3600.0))
         transport = httpx2.ASGITransport(app=service)
         async with (
             service.router.lifespan_context(service),

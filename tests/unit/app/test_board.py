@@ -10,6 +10,7 @@ import pytest
 from tests.waiting import eventually
 
 from tuneproof.app import Board, Live
+from tuneproof.app.board import WATCH_S
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor
@@ -146,10 +147,10 @@ async def test_the_last_known_state_stays_while_the_store_is_away(rows, live, mo
 
 
 @pytest.mark.parametrize("notified", [True, False])
-async def test_a_write_is_seen_by_notice_by_word_or_by_and_by(rows, board, notified, monkeypatch):
-    if notified:
-        monkeypatch.setattr("tuneproof.app.board.WATCH_S", 3600.0)
+async def test_a_write_is_seen_by_notice_by_word_or_by_and_by(rows, models, live, notified):
     rows.notifies = notified
+    watch_s = 3600.0 if notified else WATCH_S
+    board = Board(rows, live, prepare=models.prepare, watch_s=watch_s)
     supervisor = Supervisor()
     await board.refresh()
     board.watch(supervisor)
