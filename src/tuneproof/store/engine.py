@@ -2,14 +2,16 @@
 
 SQLite: WAL, a busy time-out of 30 s, foreign keys on, and `BEGIN IMMEDIATE` for every
 transaction that may write, so that a read followed by a write never deadlocks with another.
+A connection rolls back before it closes, whatever a cancelled task left unread on it.
 PostgreSQL: psycopg 3 through the pool of `resilience`. Errors of the driver that mean "the
 database did not answer" become `StoreUnavailableError`; all others pass through.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ def make_engine(address: str | URL, **pool: Any) -> AsyncEngine:
         pool_size=pool.get("pool_size", 10),
         max_overflow=pool.get("max_overflow", 0),
         pool_timeout=pool.get("pool_timeout_s", 30.0),
+        connect_args={"factory": _SqliteConnection},
     )
     event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
     event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
@@ -117,6 +120,19 @@ def unavailable_as_error(address: str | URL) -> Iterator[None]:
             f"The database {mask(address)} did not answer: {error}.",
             mend="Check that it runs and can be reached, then try again.",
         ) from error
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """Ends its transaction when it closes.
+
+    SQLite puts the end off while a statement is unfinished, and the cursor of a cancelled
+    task may live on in its traceback: the write lock with it.
+    """
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
 
 
 def _on_sqlite_connect(connection: Any, record: object) -> None:

@@ -223,6 +223,22 @@ async def test_writing_transaction_takes_the_lock_at_its_start(sqlite_store_url:
     await store.close()
 
 
+async def test_dropped_connection_gives_its_lock_back(sqlite_store_url: str) -> None:
+    engine = make_engine(sqlite_store_url)
+    try:
+        async with engine.connect() as cancelled:
+            driver = (await cancelled.get_raw_connection()).driver_connection
+            assert driver is not None
+            await cancelled.execute(text("CREATE TABLE written (number INTEGER)"))
+            unread = await driver.execute("VALUES (1), (2)")  # as a cancelled task leaves it
+            await cancelled.invalidate()
+            async with asyncio.timeout(5), engine.begin() as tx:
+                await tx.execute(text("CREATE TABLE written (number INTEGER)"))
+        assert unread is not None
+    finally:
+        await engine.dispose()
+
+
 @pytest.mark.postgres
 async def test_store_works_again_after_an_outage(postgres: PostgresServer) -> None:
     with postgres_server() as server:
