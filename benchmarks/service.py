@@ -94,6 +94,7 @@ async def _rollout(app: Any) -> str:
             tx=tx,
         )
         begun = await manager.begin(declared.id, at=app.clock.now(), tx=tx)
+    await app.routing.board.refresh()
     return str(begun.id)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,23 +17,21 @@ from tuneproof.app.demonstration import demonstration
 
 pytestmark = pytest.mark.slow
 
-TWO_MINUTES = 120.0
 SEEDS = range(1, 21)
 
 
-def demo(directory: Path, *arguments: str) -> tuple[dict[str, Any], float]:
-    began = time.monotonic()
+def demo(directory: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tuneproof", "demo", "--dir", str(directory)]
     done = subprocess.run(
         [*command, "--json", "--exit", *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
-    return found, time.monotonic() - began
+    return found
 
 
 def test_candidate_that_truly_wins_is_promoted_and_rolled_out(tmp_path: Path) -> None:
-    found, seconds = demo(tmp_path, "--seed", "7")
+    found = demo(tmp_path, "--seed", "7")
     assert found["run"]["status"] == "success"
     assert found["experiment"]["verdict"] == "promote"
     assert (found["rollout"]["state"], found["rollout"]["share"]) == ("complete", 1.0)
@@ -42,16 +39,14 @@ def test_candidate_that_truly_wins_is_promoted_and_rolled_out(tmp_path: Path) ->
     assert found["dataset"]["examples"]["hook"] > 100
     lower, upper = found["experiment"]["interval"]
     assert lower < found["experiment"]["true_effect"] < upper
-    assert seconds < TWO_MINUTES
 
 
 def test_candidate_that_turns_harmful_is_rolled_back_with_its_cause(tmp_path: Path) -> None:
-    found, seconds = demo(tmp_path, "--seed", "7", "--break")
+    found = demo(tmp_path, "--seed", "7", "--break")
     assert found["run"]["status"] == "rolled_back"
     assert found["rollout"]["state"] == "rolled_back"
     assert found["rollout"]["share"] == 0
     assert "fell by more than 15%" in found["rollout"]["cause"].replace(" %", "%")
-    assert seconds < TWO_MINUTES
 
 
 def experiment_of(seed: int, directory: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ async def demo(
     port: Annotated[int | None, Parameter(help="Where the service listens [8686].")] = None,
     options: CommonOptions = NONE,
 ) -> int:
-    """Watch one whole turn of the loop on simulated users, in under two minutes.
+    """Watch one whole turn of the loop on simulated users, in about two minutes.
 
     Everything is real but the users and the clock: collect, curate, train, gate, a week's A/B
     test, a rollout of two. Ctrl-C at any time; run it again and it goes on.

@@ -9,7 +9,9 @@ database did not answer" become `StoreUnavailableError`; all others pass through
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +32,7 @@ READ_OPTION = "tuneproof_read"
 """Execution option of a connection that only reads: SQLite then begins without a write lock."""
 
 BUSY_TIMEOUT_MS = 30_000
+WAL_PAUSE_S = 0.02
 
 _POSTGRES = {"postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"}
 _POSTGRES |= {"postgresql+psycopg_async", "postgresql+asyncpg"}
@@ -140,10 +143,24 @@ def _on_sqlite_connect(connection: Any, record: object) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(connection, cursor)
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _write_ahead(connection: Any, cursor: Any) -> None:
+    """Set WAL, which SQLite refuses at once, without its busy time-out, to one of two processes
+    that open a new file at the same moment."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        connection.run_async(lambda _: asyncio.sleep(WAL_PAUSE_S))
 
 
 def _on_sqlite_begin(connection: Connection) -> None:

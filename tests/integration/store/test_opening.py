@@ -189,6 +189,28 @@ async def test_processes_that_open_a_new_file_at_once_migrate_once(tmp_path: Pat
         await store.close()
 
 
+async def test_opening_waits_for_another_s_first_write(sqlite_store_url: str) -> None:
+    engine = make_engine(sqlite_store_url)
+    path = Path(str(engine.url.database))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # SQLite lets nobody set WAL now, nor wait for it
+    try:
+        opening = asyncio.create_task(scalar(engine, "PRAGMA journal_mode"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(opening), 0.2)
+        other.execute("COMMIT")
+        assert await opening == "wal"
+    finally:
+        other.close()
+        await engine.dispose()
+
+
+async def scalar(engine: AsyncEngine, statement: str) -> object:
+    async with engine.connect() as connection:
+        return (await connection.execute(text(statement))).scalar_one()
+
+
 async def test_unreachable_database_is_an_outage_without_its_password() -> None:
     url = f"postgresql://ada:secret@127.0.0.1:{free_port()}/db"
     with pytest.raises(StoreUnavailableError, match="did not answer") as caught:
