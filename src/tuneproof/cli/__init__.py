@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _COMMANDS: Mapping[str, tuple[str, str]] = {
-    "demo": ("demo:demo", "Watch one whole turn of the loop on simulated users, in about two minutes."),
+    "demo": ("demo:demo", "Watch a whole turn of the loop on simulated users: two minutes or so."),
     "init": ("system:init", "Write a settings file to start from."),
     "serve": ("serve:serve", "Run the service: the loop, its API, the gateway."),
     "status": ("system:status", "All pipelines at a glance."),
