@@ -80,6 +80,7 @@ DELIVER_EVERY_S = 2.0
 """How often the outbox is emptied."""
 
 TRIM_EVERY_S = 60.0
+FORGET_EVERY_S = 3600.0
 """How often idle connections are closed."""
 
 CLOCK_TASK = "virtual-clock"
@@ -550,6 +551,7 @@ class App:
         every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
         every("probes", PROBE_EVERY_S, self.providers.probe)
         every("pools", TRIM_EVERY_S, self.pools.trim)
+        every("answers", FORGET_EVERY_S, self.store.idempotency.forget, leader="answers")
         if self.tracker is not None:
             every("tracking", DELIVER_EVERY_S, self.tracker.deliver_once, leader="tracking")
         self.outcomes.watch(self.supervisor)

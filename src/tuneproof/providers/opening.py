@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import openai
@@ -17,8 +18,12 @@ from tuneproof.settings import Secret, Url
 from tuneproof.training import Price
 from tuneproof.workflow import Clock, SystemClock
 
-OPENAI_URL = "https://api.openai.com/v1"
-URLS = {"together": together.URL, "fireworks": fireworks.URL}
+URLS: Mapping[str, str] = {
+    "openai": "https://api.openai.com/v1",
+    "together": together.URL,
+    "fireworks": fireworks.URL,
+}
+"""Where a kind of provider is, if `base_url` says nothing else."""
 
 
 class Endpoint(Protocol):
@@ -82,8 +87,17 @@ def _dialect(config: Endpoint) -> Dialect:
 
 
 def address(config: Endpoint) -> Url:
-    """Where the provider's fine-tuning wire is spoken."""
-    return Url(config.base_url or URLS.get(config.kind, OPENAI_URL))
+    """Where the provider's fine-tuning wire is spoken.
+
+    Raises `ConfigError` where neither `base_url` nor the kind says it.
+    """
+    given = config.base_url or URLS.get(config.kind)
+    if given is None:
+        raise ConfigError(
+            f"providers.{config.name} of kind {config.kind} has no base_url.",
+            mend=f"Set providers.{config.name}.base_url to where it speaks OpenAI's wire.",
+        )
+    return Url(given)
 
 
 def chat_address(config: Endpoint) -> Url:

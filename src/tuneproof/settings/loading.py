@@ -20,7 +20,7 @@ from tuneproof.errors import ConfigError
 from tuneproof.settings import checks, environment, layers, tables
 from tuneproof.settings.layers import DEFAULT_DIR, Layer
 from tuneproof.settings.pipelines import PipelineConfig
-from tuneproof.settings.records import BODY, HOOK, TargetConfig, shown
+from tuneproof.settings.records import BODY, CLUSTER_KINDS, HOOK, TargetConfig, shown
 from tuneproof.settings.secrets import Secret, Url
 from tuneproof.settings.tables import Tables
 
@@ -189,7 +189,7 @@ class Settings(Tables):
     def target(self, name: str) -> TargetConfig:
         """The target of this name; `[kubernetes]` says what a cluster's leaves out."""
         config, common = self.targets[name], self.kubernetes
-        if config.kind not in ("configmap", "istio"):
+        if config.kind not in CLUSTER_KINDS:
             return config
         options: dict[str, Any] = {
             "connection_pool": common.connection_pool_enabled,

@@ -539,9 +539,16 @@ def _options(field: str, value: Mapping[str, Any]) -> Options:
     return value if isinstance(value, Options) else Options(value)
 
 
+CLUSTER_KINDS = ("configmap", "istio")
+"""Kinds of target in a cluster: `[kubernetes]` says how it is reached."""
+
+TARGET_KINDS = (*CLUSTER_KINDS, "webhook", "envfile")
+"""What `kind` of a target may say, if it is one of ours."""
+
+
 def _target_kind(field: str, value: Any) -> Any:
     if not checks.dotted(value):
-        checks.choice(field, value, ("configmap", "istio", "webhook", "envfile"))
+        checks.choice(field, value, TARGET_KINDS)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, insert, select
@@ -15,7 +15,10 @@ from tuneproof.store.database import Database
 from tuneproof.store.tables import idempotency
 from tuneproof.workflow import Tx
 
-__all__ = ["Idempotency", "KeptAnswer"]
+__all__ = ["KEPT", "Idempotency", "KeptAnswer"]
+
+KEPT = timedelta(days=7)
+"""For how long a request that is sent again gets its first answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,9 @@ class Idempotency:
                 mend="Send the same request to get its answer, or take a new key.",
             ) from error
 
-    async def forget(self, before: datetime, *, tx: Tx | None = None) -> int:
-        """Drop answers older than `before`; how many there were."""
+    async def forget(self, *, tx: Tx | None = None) -> int:
+        """Drop the answers that are older than `KEPT`; how many there were."""
+        before = self._clock.now() - KEPT
         async with self._database.writing(tx) as own:
             done = await own.execute(delete(idempotency).where(idempotency.c.created_at < before))
             return int(done.rowcount)

@@ -14,7 +14,7 @@ from tuneproof.targets.env_file import EnvFileTarget
 from tuneproof.targets.istio import IstioTarget
 from tuneproof.targets.webhook import WebhookTarget
 
-_KINDS: Mapping[str, Callable[..., Target]] = {
+KINDS: Mapping[str, Callable[..., Target]] = {
     "configmap": ConfigMapTarget,
     "istio": IstioTarget,
     "webhook": WebhookTarget,
@@ -39,12 +39,12 @@ def open_target(config: Described) -> Target:
     Options of the cluster (`server`, `token_file`, `kubeconfig`, ...) stand beside the target's
     own. Raises `ConfigError` for an unknown kind or option, and for a missing one.
     """
-    if config.kind not in _KINDS:
+    if config.kind not in KINDS:
         raise ConfigError(
             f"Target {config.name!r} has kind {config.kind!r}, which is unknown.",
-            mend=f"Use one of {', '.join(sorted(_KINDS))}.",
+            mend=f"Use one of {', '.join(sorted(KINDS))}.",
         )
-    make = _KINDS[config.kind]
+    make = KINDS[config.kind]
     options = dict(config.options)
     own = _names(make) - {"name", "cluster"}
     of_cluster = _names(Cluster) if "cluster" in _names(make) else set()
