@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -31,10 +32,11 @@ def test_every_import_is_declared() -> None:
     base = names_of(project["dependencies"])
     lora = base | names_of(extras["lora"])
     ray = lora | names_of(extras["ray"])
+    installed = packages_distributions()
     for path in SOURCES.rglob("*.py"):
         folder = path.relative_to(SOURCES).parts[:2]
         declared = {("engines", "lora"): lora, ("engines", "ray"): ray}.get(folder, base)
-        undeclared = imported(path) - declared - {"tuneproof-trainer"}
+        undeclared = imported(path, installed) - declared - {"tuneproof-trainer"}
         assert not undeclared, f"{path} imports what pyproject.toml does not declare: {undeclared}"
 
 
@@ -43,7 +45,7 @@ def names_of(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=~! ;]", text)[0].lower() for text in requirements}
 
 
-def imported(path: Path) -> set[str]:
+def imported(path: Path, installed: Mapping[str, Sequence[str]]) -> set[str]:
     """The distributions outside the standard library that a file imports, anywhere in it."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -51,7 +53,6 @@ def imported(path: Path) -> set[str]:
             modules |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules.add(node.module.partition(".")[0])
-    installed = packages_distributions()
     found = set()
     for module in modules - sys.stdlib_module_names:
         name = WITH.get(module) or installed.get(module, [module])[0]
