@@ -49,8 +49,8 @@ LEADERS = """
 
 @pytest.fixture
 def server() -> Iterator[PostgresServer]:
-    """A server of this test's own: it restarts."""
-    with postgres_server() as made:
+    """A server of this test's own: it restarts, and keeps each commit that it acknowledged."""
+    with postgres_server(synchronous_commit="on") as made:
         yield made
 
 
