@@ -96,6 +96,7 @@ class Doctor:
             for w in await self._health.watches()
             if w.stalled
         ]
+        found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())
         for name in self._scorers.used():
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
@@ -112,6 +113,15 @@ class Doctor:
             return await looking
         except TuneProofError as e:
             return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
+
+    async def _commit_findings(self) -> list[Finding]:
+        """Whether what the database acknowledged outlives its crash: runs are resumed by it."""
+        unsafe = await self._store.database.unsafe_settings()
+        detail = f"{' and '.join(unsafe)} is off: a run that goes on after a crash may fail"
+        mend = "Turn it on for this database: its last commits are lost when it crashes."
+        if not unsafe:
+            return []
+        return [Finding(name="commits", status="warning", detail=detail, mend=mend)]
 
     async def _alert_findings(self) -> list[Finding]:
         """Whether somebody is told when a person should look."""

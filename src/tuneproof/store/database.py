@@ -7,7 +7,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,12 @@ from tuneproof.store.engine import READ_OPTION, mask, unavailable_as_error
 from tuneproof.workflow import Tx
 
 __all__ = ["Database"]
+
+_OFF = """
+    SELECT name FROM pg_settings
+    WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
+    ORDER BY name
+"""
 
 _DEAD_PEER = {
     "keepalives": 1,
@@ -117,6 +123,13 @@ class Database:
                 f"{mask(self.url)} tells of no changes: {str(error).strip()}",
                 mend="Check that it runs and can be reached.",
             ) from error
+
+    async def unsafe_settings(self) -> Sequence[str]:
+        """The server's settings by which a crash of it loses commits that it acknowledged."""
+        if self.dialect != "postgresql":
+            return ()
+        async with self.read() as tx:
+            return list((await tx.execute(text(_OFF))).scalars())
 
     async def ping(self) -> None:
         """Return when the database answered; raise `StoreUnavailableError` when not."""

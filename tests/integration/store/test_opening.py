@@ -16,6 +16,7 @@ from tests.servers import PostgresServer, free_port, postgres_server
 
 from tuneproof.errors import ConfigError, StateError, StoreUnavailableError
 from tuneproof.store import Store, database_url, make_engine, metadata, open_store
+from tuneproof.store.database import Database
 from tuneproof.store.migrate import HEAD
 
 VERSIONS = "tuneproof_migration"
@@ -259,6 +260,17 @@ async def test_dropped_connection_gives_its_lock_back(sqlite_store_url: str) -> 
         assert unread is not None
     finally:
         await engine.dispose()
+
+
+@pytest.mark.postgres
+async def test_settings_that_lose_commits_are_named(postgres_url: str) -> None:
+    store = await open_store(postgres_url, clock=HandClock())
+    lost = ["fsync", "full_page_writes", "synchronous_commit"]  # the tests' server is quick
+    assert await store.database.unsafe_settings() == lost
+    await store.close()
+    careful = make_engine(f"{postgres_url}?options=-csynchronous_commit%3Don")
+    assert await Database(careful).unsafe_settings() == lost[:2]
+    await careful.dispose()
 
 
 @pytest.mark.postgres
