@@ -6,6 +6,7 @@ Events may come late, twice and in any order; the result does not depend on it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ from tuneproof.store.tables import (
 )
 from tuneproof.store.types import from_micros, to_micros
 from tuneproof.workflow import Tx
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Events", "RecentRequest"]
 
@@ -265,6 +268,7 @@ class Events:
     ) -> Evidence:
         """All that a look is made from: matured units, exposures, shares, requests.
 
+        Exposures of a phase that the subject never had are left out, with a warning.
         `halfway` asks for the units before it as well; `segments` names attributes of the
         exposures to split the units by, which reads units instead of rollups.
         """
@@ -274,16 +278,27 @@ class Events:
                 own, key, before, halfway, declared=bool(declared)
             )
             qualities = await read_qualities(own, key, before) if scored else None
-            return Evidence(
-                cells=tuple(_cell(s, qualities) for s in seen),
-                exposed=exposed,
-                shares=shares,
-                requests=await read_requests(own, key, None, None),
-                first_half=tuple(_cell(s) for s in first),
-                segments=(
-                    await read_segments(own, key, before, segments, declared) if segments else {}
-                ),
-            )
+            requests = await read_requests(own, key, None, None)
+            split = await read_segments(own, key, before, segments, declared) if segments else {}
+        strays = {at: n for at, n in exposed.items() if shares and at[0] not in shares}
+        if strays:
+            told = ", ".join(str(phase) for phase in sorted({phase for phase, _ in strays}))
+            log.warning(
+                "%d units of %s were exposed in phase %s, which it never had: they are left out.",
+                sum(strays.values()), subject, told,
+            )  # fmt: skip
+
+        def known(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+            return tuple(cell for cell in cells if not shares or cell.phase in shares)
+
+        return Evidence(
+            cells=known(_cell(s, qualities) for s in seen),
+            exposed={at: n for at, n in exposed.items() if at not in strays},
+            shares=shares,
+            requests=requests,
+            first_half=known(_cell(s) for s in first),
+            segments={part: cells for part, all_ in split.items() if (cells := known(all_))},
+        )
 
     async def recount(self, subject: str, *, tx: Tx | None = None) -> Rollups:
         """The rollups made anew from the raw events: equal to `stored` unless there is a bug.

@@ -249,6 +249,20 @@ async def test_evidence_holds_all_that_a_look_needs(store: Store) -> None:
     assert evidence.cells[0].units.n == 1
 
 
+async def test_phase_that_never_was_is_left_out_of_a_look(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    subject = await subject_of(store)
+    await store.experiments.open_phase(subject, 0, 0.1, T0)
+    exposures = [shown(subject, "u1"), shown(subject, "stray", phase=7)]
+    await store.events.ingest(exposures, [told(subject, unit, 0.05) for unit in ("u1", "stray")])
+    evidence = await store.events.evidence(subject, before=T0 + HOUR)
+    assert evidence.exposed == {(0, Arm.BASELINE): 1}
+    assert [(cell.phase, cell.units.n) for cell in evidence.cells] == [(0, 1)]
+    assert "1 units" in caplog.text
+    assert "in phase 7, which it never had" in caplog.text
+
+
 # --- the property: no order of arrival shows --------------------------------------------
 
 
