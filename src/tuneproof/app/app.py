@@ -80,8 +80,10 @@ DELIVER_EVERY_S = 2.0
 """How often the outbox is emptied."""
 
 TRIM_EVERY_S = 60.0
-FORGET_EVERY_S = 3600.0
 """How often idle connections are closed."""
+
+FORGET_EVERY_S = 3600.0
+"""How often answers kept by idempotency key are looked through for old ones."""
 
 CLOCK_TASK = "virtual-clock"
 

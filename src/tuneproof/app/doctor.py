@@ -117,10 +117,10 @@ class Doctor:
     async def _commit_findings(self) -> list[Finding]:
         """Whether what the database acknowledged outlives its crash: runs are resumed by it."""
         unsafe = await self._store.database.unsafe_settings()
-        detail = f"{' and '.join(unsafe)} is off: a run that goes on after a crash may fail"
-        mend = "Turn it on for this database: its last commits are lost when it crashes."
         if not unsafe:
             return []
+        detail = f"off: {', '.join(unsafe)}; a run that goes on after a crash may fail"
+        mend = "Turn it on: commits are lost when the database, or its machine, crashes."
         return [Finding(name="commits", status="warning", detail=detail, mend=mend)]
 
     async def _alert_findings(self) -> list[Finding]:

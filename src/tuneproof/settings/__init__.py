@@ -1,8 +1,9 @@
 """Settings: what the user set, validated, with where it came from. Read once, passed on.
 
 `secrets`, `checks` (rules for values) → `fields` (what is known of one setting) → `declaration`,
-`pipelines`, `records` (what can be set) → `tables` (of the file) → `environment`, `layers` (what
-each source sets) → `loading` (`Settings.load` merges arguments, environment, file, defaults).
+`pipelines`, `records`, `service` (what can be set) → `tables` (of the file) → `environment`,
+`layers` (what each source sets) → `loading` (`Settings.load` merges arguments, environment, file,
+defaults).
 Nothing else in TuneProof reads the environment.
 """
 
@@ -14,21 +15,23 @@ from tuneproof.settings.records import (
     BODY,
     HOOK,
     POST_COLUMNS,
+    OutcomeSourceConfig,
+    ProviderConfig,
+    ScorerConfig,
+    SourceConfig,
+    TargetConfig,
+    TaskConfig,
+)
+from tuneproof.settings.secrets import Options, Secret, Url, WebhookUrl, revealed
+from tuneproof.settings.service import (
     AlertsConfig,
     CacheConfig,
     KubernetesConfig,
-    OutcomeSourceConfig,
-    ProviderConfig,
     RemoteConfig,
-    ScorerConfig,
     ServerConfig,
-    SourceConfig,
     StoreConfig,
-    TargetConfig,
-    TaskConfig,
     TrackingConfig,
 )
-from tuneproof.settings.secrets import Options, Secret, Url, WebhookUrl, revealed
 
 __all__ = [
     "ADAPTERS",

@@ -10,6 +10,9 @@ from typing import Any
 from tuneproof.errors import ConfigError
 from tuneproof.settings.secrets import Secret, Url
 
+HTTP = ("http", "https")
+"""Schemes of an address that is asked over HTTP."""
+
 
 def refuse(field: str, value: object, rule: str, *, mend: str = "") -> ConfigError:
     """The error for a field whose value breaks a rule; the caller raises it."""

@@ -17,18 +17,20 @@ from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import (
     BODY,
     HOOK,
+    OutcomeSourceConfig,
+    ProviderConfig,
+    ScorerConfig,
+    SourceConfig,
+    TargetConfig,
+    TaskConfig,
+)
+from tuneproof.settings.service import (
     AlertsConfig,
     CacheConfig,
     KubernetesConfig,
-    OutcomeSourceConfig,
-    ProviderConfig,
     RemoteConfig,
-    ScorerConfig,
     ServerConfig,
-    SourceConfig,
     StoreConfig,
-    TargetConfig,
-    TaskConfig,
     TrackingConfig,
 )
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, AdaptedConnection, make_url
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -32,7 +33,9 @@ READ_OPTION = "tuneproof_read"
 """Execution option of a connection that only reads: SQLite then begins without a write lock."""
 
 BUSY_TIMEOUT_MS = 30_000
+
 WAL_PAUSE_S = 0.02
+"""Before WAL is asked for again in a file that somebody else is just making."""
 
 _POSTGRES = {"postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"}
 _POSTGRES |= {"postgresql+psycopg_async", "postgresql+asyncpg"}
@@ -149,7 +152,7 @@ def _on_sqlite_connect(connection: Any, record: object) -> None:
     cursor.close()
 
 
-def _write_ahead(connection: Any, cursor: Any) -> None:
+def _write_ahead(connection: AdaptedConnection, cursor: DBAPICursor) -> None:
     """Set WAL, which SQLite refuses at once, without its busy time-out, to one of two processes
     that open a new file at the same moment."""
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000

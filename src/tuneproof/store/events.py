@@ -278,27 +278,17 @@ class Events:
                 own, key, before, halfway, declared=bool(declared)
             )
             qualities = await read_qualities(own, key, before) if scored else None
-            requests = await read_requests(own, key, None, None)
-            split = await read_segments(own, key, before, segments, declared) if segments else {}
-        strays = {at: n for at, n in exposed.items() if shares and at[0] not in shares}
-        if strays:
-            told = ", ".join(str(phase) for phase in sorted({phase for phase, _ in strays}))
-            log.warning(
-                "%d units of %s were exposed in phase %s, which it never had: they are left out.",
-                sum(strays.values()), subject, told,
-            )  # fmt: skip
-
-        def known(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-            return tuple(cell for cell in cells if not shares or cell.phase in shares)
-
-        return Evidence(
-            cells=known(_cell(s, qualities) for s in seen),
-            exposed={at: n for at, n in exposed.items() if at not in strays},
-            shares=shares,
-            requests=requests,
-            first_half=known(_cell(s) for s in first),
-            segments={part: cells for part, all_ in split.items() if (cells := known(all_))},
-        )
+            found = Evidence(
+                cells=tuple(_cell(s, qualities) for s in seen),
+                exposed=exposed,
+                shares=shares,
+                requests=await read_requests(own, key, None, None),
+                first_half=tuple(_cell(s) for s in first),
+                segments=(
+                    await read_segments(own, key, before, segments, declared) if segments else {}
+                ),
+            )
+        return _without_strays(subject, found)
 
     async def recount(self, subject: str, *, tx: Tx | None = None) -> Rollups:
         """The rollups made anew from the raw events: equal to `stored` unless there is a bug.
@@ -335,6 +325,32 @@ async def _keys(tx: Tx, ids: Iterable[str], *, open_only: bool = False) -> dict[
         part = query.where(subjects.c.id.in_(wanted[start : start + 1000]))
         found.update((id, key) for id, key in await tx.execute(part))
     return found
+
+
+def _without_strays(subject: str, evidence: Evidence) -> Evidence:
+    """The evidence of the phases that the subject had; units of others are told and left out."""
+    shares = evidence.shares
+    strays = {at: n for at, n in evidence.exposed.items() if shares and at[0] not in shares}
+    if not strays:  # each cell's units were exposed, so none of them is of another phase
+        return evidence
+    log.warning(
+        "%d units of %s were exposed in phase %s, which it never had: they are left out.",
+        sum(strays.values()),
+        subject,
+        ", ".join(str(phase) for phase in sorted({phase for phase, _ in strays})),
+    )
+
+    def known(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+        return tuple(cell for cell in cells if cell.phase in shares)
+
+    split = {part: known(cells) for part, cells in evidence.segments.items()}
+    return replace(
+        evidence,
+        cells=known(evidence.cells),
+        exposed={at: n for at, n in evidence.exposed.items() if at not in strays},
+        first_half=known(evidence.first_half),
+        segments={part: cells for part, cells in split.items() if cells},
+    )
 
 
 async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], bool, DeclaredKeys]:

@@ -8,11 +8,6 @@ import pytest
 
 from tuneproof.errors import ConfigError
 from tuneproof.providers import DIALECTS, dialect_for, open_provider
-from tuneproof.providers.dialects import NATIVE, NATIVE_CHAT
-from tuneproof.settings import ProviderConfig, TargetConfig, fields
-from tuneproof.settings.loading import PROVIDER_KINDS
-from tuneproof.settings.records import TARGET_KINDS
-from tuneproof.targets.opening import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +43,6 @@ def test_unknown_kind_is_refused_with_the_known_ones() -> None:
         ConfigError, match="azure, compatible, fireworks, nebius, openai, together, trainer"
     ):
         dialect_for("vertex", None)
-
-
-def test_settings_take_the_kinds_that_can_be_opened() -> None:
-    assert set(PROVIDER_KINDS) == {*DIALECTS, *NATIVE}
-    assert set(NATIVE_CHAT) == set(NATIVE)
-    assert all(f"`{kind}`" in doc_of_kind(ProviderConfig) for kind in PROVIDER_KINDS)
-
-
-def doc_of_kind(record: type[object]) -> str:
-    return next(one.doc for one in fields.options(record) if one.name == "kind")
-
-
-def test_settings_take_the_targets_that_can_be_opened() -> None:
-    assert set(TARGET_KINDS) == set(KINDS)
-    assert all(f"`{kind}`" in doc_of_kind(TargetConfig) for kind in TARGET_KINDS)
 
 
 @pytest.mark.parametrize("kind", ["azure", "nebius", "compatible"])

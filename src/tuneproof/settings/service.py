@@ -1,0 +1,260 @@
+"""What the settings say about the service itself: its database, cache, tracking, address, alerts.
+
+Each is one table of the file. The tables that the user names are `records`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from tuneproof.settings import checks, fields
+from tuneproof.settings.checks import HTTP
+from tuneproof.settings.fields import Option, option
+from tuneproof.settings.secrets import Secret, Url, WebhookUrl
+
+DATABASES = ("postgresql", "postgres", "sqlite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Our own database. An empty `url` is a SQLite file in the data directory."""
+
+    url: Url = option(
+        Url(""),
+        Option(
+            schemes=DATABASES,
+            empty=True,
+            env="DATABASE_URL",
+            argument="database_url",
+            doc="PostgreSQL address; empty: `DIR/tuneproof.db`",
+        ),
+    )
+    pool_size: int = option(
+        10, Option(at_least=1, at_most=1000, env="DATABASE_POOL_SIZE", doc="connections")
+    )
+    max_overflow: int = option(
+        0,
+        Option(at_least=0, at_most=1000, env="DATABASE_MAX_OVERFLOW", doc="connections beyond"),
+    )
+    pool_timeout: float = option(
+        30, Option(above=0, env="DATABASE_POOL_TIMEOUT", doc="seconds to wait for one")
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The cache: `mem://` in this process, or a Redis."""
+
+    url: Url = option(
+        Url("mem://"),
+        Option(
+            schemes=("mem", "redis", "rediss", "unix"),
+            env="REDIS_URL",
+            argument="redis_url",
+            doc="or `redis://...`",
+        ),
+    )
+    max_connections: int = option(
+        20, Option(at_least=1, env="REDIS_MAX_CONNECTIONS", doc="to Redis")
+    )
+    keepalive: bool = option(
+        True, Option(env="REDIS_SOCKET_KEEPALIVE", doc="TCP keepalive to Redis")
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow. Without `uri` the outbox keeps what it should get; without `autolog` runs are not
+    logged by themselves, and nothing is put there."""
+
+    uri: Url | None = option(
+        None,
+        Option(env="MLFLOW_TRACKING_URI", argument="mlflow_tracking_uri", doc="MLflow's address"),
+    )
+    experiment_name: str = option(
+        "fine_tuning_pipeline",
+        Option(env="MLFLOW_EXPERIMENT_NAME", doc="the experiment that runs are logged to"),
+    )
+    autolog: bool = option(
+        True,
+        Option(
+            env="MLFLOW_AUTOLOG_ENABLED",
+            doc="runs are logged by themselves; `false`: nothing is put into the outbox",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The HTTP service. Any bind but loopback asks for a bearer token on each call."""
+
+    host: str = option(
+        "127.0.0.1", Option(env="TUNEPROOF_HOST", argument="host", doc="where it listens")
+    )
+    port: int = option(
+        8686,
+        Option(
+            at_least=0,
+            at_most=65535,
+            env="TUNEPROOF_PORT",
+            argument="port",
+            doc="0: a free one",
+        ),
+    )
+    public_url: Url | None = option(
+        None,
+        Option(
+            schemes=HTTP,
+            env="TUNEPROOF_PUBLIC_URL",
+            argument="public_url",
+            doc="how people reach it, behind a proxy",
+        ),
+    )
+    metrics_enabled: bool = option(
+        True,
+        Option(
+            env="PROMETHEUS_METRICS_ENABLED",
+            doc="metrics on a port of their own (`/metrics` is there anyway)",
+        ),
+    )
+    metrics_port: int = option(
+        9090,
+        Option(
+            at_least=0,
+            at_most=65535,
+            env="PROMETHEUS_METRICS_PORT",
+            argument="metrics_port",
+            doc="that port; 0: a free one",
+        ),
+    )
+    grafana_dashboard_enabled: bool = option(
+        True,
+        Option(
+            env="GRAFANA_DASHBOARD_ENABLED",
+            without_effect="no dashboards come with this version: build yours on the metrics of "
+            "/metrics",
+            doc="(see [not in effect](#read-but-without-effect))",
+        ),
+    )
+    require_token: bool | None = option(None, Option(doc="none: on any bind but loopback"))
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+        if self.require_token is False and not self.loopback:
+            rule = f"must be true where host ({self.host}) is not loopback"
+            raise checks.refuse("require_token", False, rule)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def token_needed(self) -> bool:
+        """Whether each call must carry a bearer token."""
+        return not self.loopback if self.require_token is None else self.require_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertsConfig:
+    """Whom to tell when a person should look: a webhook of yours, Prometheus, or both.
+
+    The webhook's messages are signed by the secret in the variable `webhook_secret_env`, as
+    Standard Webhooks says. Of Prometheus it is only asked whether its rules watch us.
+    """
+
+    webhook_url: WebhookUrl | None = option(
+        None,
+        Option(schemes=HTTP, doc="gets a [message](../how-to/alerts.md) when a person should look"),
+    )
+    webhook_secret_env: str = option(
+        "TUNEPROOF_ALERTS_SECRET", Option(doc="the variable with the secret that signs it")
+    )
+    prometheus_url: Url | None = option(
+        None,
+        Option(
+            schemes=HTTP,
+            doc="whose rules are looked for, so that it is known whether alerts are configured",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteConfig:
+    """The service that the command line speaks to, where it is not the local one."""
+
+    url: Url | None = option(
+        None,
+        Option(
+            schemes=HTTP,
+            env="TUNEPROOF_URL",
+            argument="url",
+            doc="the service that the command line speaks to",
+        ),
+    )
+    token: Secret | None = option(
+        None, Option(env="TUNEPROOF_TOKEN", argument="token", doc="its token")
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubernetesConfig:
+    """What targets in a cluster share that their own options don't say.
+
+    `namespace` comes from the pod when it is not set. `cluster_name` is the kubeconfig's context,
+    outside a pod. The other two: connections are kept, and a breaker guards the calls.
+    """
+
+    cluster_name: str | None = option(
+        None,
+        Option(
+            env="K8S_CLUSTER_NAME",
+            doc="the kubeconfig's context of [targets](../how-to/route-traffic.md) that name none, "
+            "outside a pod",
+        ),
+    )
+    namespace: str | None = option(
+        None,
+        Option(
+            env="K8S_NAMESPACE",
+            doc="of targets that name none; the pod's, where it runs in one",
+        ),
+    )
+    connection_pool_enabled: bool = option(
+        True,
+        Option(
+            env="K8S_CONNECTION_POOL_ENABLED",
+            doc="connections to the API server are kept for the next call",
+        ),
+    )
+    circuit_breaker_enabled: bool = option(
+        True,
+        Option(
+            env="K8S_CIRCUIT_BREAKER_ENABLED",
+            doc="after 5 failures in a row the API server is left alone for a minute",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
