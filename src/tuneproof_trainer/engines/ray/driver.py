@@ -10,6 +10,9 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
+)
 
 from tuneproof_trainer.engines.lora.child import ParentProcess
 from tuneproof_trainer.engines.lora.options import Device
@@ -35,12 +38,35 @@ def drive(folder: Path, options: RayOptions, parent: ParentProcess) -> TrainingO
     loses workers more often than `options` allow.
     """
     with connected(options):
+        reservation = _Reservation(folder)
+        reservation.give_back()
         try:
-            return _Drive(folder, options, parent).run()
+            return _Drive(folder, options, parent, reservation).run()
         except EngineError as error:
             # Now: leaving Ray while a worker group is at work may end this process.
             parent.failed(error)
             raise
+        finally:
+            reservation.give_back()
+
+
+class _Reservation:
+    """What the cluster keeps for a job's worker group, also for three minutes after the group was
+    ended hard: an elastic job that starts meanwhile would get what is left, or nothing. The job's
+    folder has its name, so that a driver gives back what a killed one before it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "ray-reservation"
+
+    def taken(self, name: str) -> None:
+        """Remember the name, before it is asked for."""
+        self._file.write_text(name)
+
+    def give_back(self) -> None:
+        """Let others have it. Nothing is known: nothing is done."""
+        if self._file.exists():
+            TrainAutoscalingCoordinatorClient(self._file.read_text()).cancel_resource_request()
+            self._file.unlink()
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -56,8 +82,11 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 class _Drive:
     """One worker group, and what is heard of it."""
 
-    def __init__(self, folder: Path, options: RayOptions, parent: ParentProcess) -> None:
+    def __init__(
+        self, folder: Path, options: RayOptions, parent: ParentProcess, reservation: _Reservation
+    ) -> None:
         self._folder, self._options, self._parent = folder, options, parent
+        self._reservation = reservation
         self._desk: Any = ray.remote(Desk).options(num_cpus=0, **beside_driver()).remote()
         self._thread = threading.Thread(target=self._fit, name="fit", daemon=True)
         self._error: Exception | None = None
@@ -91,7 +120,9 @@ class _Drive:
 
     def _fit(self) -> None:
         try:
-            self._trainer().fit()
+            trainer = self._trainer()
+            self._reservation.taken(f"train-{trainer.train_run_context.run_id}")
+            trainer.fit()
         except Exception as error:
             self._error = error
 
