@@ -143,7 +143,12 @@ class Service:
         duplicates = sum(event["id"] in self.events for event in known)
         self.events |= {event["id"]: event for event in known}
         return JSONResponse(
-            {"accepted": len(known) - duplicates, "duplicates": duplicates, "unknown": unknown}
+            {
+                "accepted": len(known) - duplicates,
+                "duplicates": duplicates,
+                "unknown": unknown,
+                "rejected": [{"id": id, "reason": "no such subject"} for id in unknown],
+            }
         )
 
 

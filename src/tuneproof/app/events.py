@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
+from tuneproof.app.door import Door
 from tuneproof.app.experiments import ExperimentService
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
@@ -42,15 +44,19 @@ class EventService:
         self._scoring = scoring
         self._experiments = experiments
         self._rollouts = rollouts
+        self._door = Door(store=store, clock=clock)
 
     async def record(
         self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
     ) -> Ingested:
         """Take events in, each once; late and out of order is fine.
 
-        A candidate whose requests fail grossly is taken back at once. Texts that are to be scored
-        are queued in the same transaction.
+        What names no phase, arm or subject that was ever open, or an instant at which it cannot
+        have been, is left out and named in `rejected`. A candidate whose requests fail grossly is
+        taken back at once. Texts that are to be scored are queued in the same transaction.
         """
+        admitted = await self._door.admit(exposures, outcomes)
+        exposures, outcomes = admitted.exposures, admitted.outcomes
         texts = await self._scoring.texts_of(exposures)
         if texts:
             async with self._store.database.begin() as tx:
@@ -58,7 +64,13 @@ class EventService:
                 await self._store.scores.add(texts, self._clock.now(), tx=tx)
         else:
             taken = await self._store.events.ingest(exposures, outcomes, now=self._clock.now())
+        taken = replace(
+            taken,
+            rejected=(*admitted.rejected, *taken.rejected),
+            unknown=(*admitted.unknown, *taken.unknown),
+        )
         self._metrics.events_ingested(len(exposures), len(outcomes))
+        self._metrics.events_rejected.inc(len(taken.rejected))
         failing = {e.subject for e in exposures if e.error and e.arm is Arm.CANDIDATE}
         for subject in failing - set(taken.unknown):
             await self._stop_gross_failure(subject)

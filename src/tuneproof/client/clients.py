@@ -28,7 +28,11 @@ log = logging.getLogger("tuneproof.client")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """How a client stands with its service."""
+    """How a client stands with its service.
+
+    `refused` counts the events that the service will never take, `last_refused` is the last of
+    them with the reason; where there is a `state_dir` they lie in `events/refused`.
+    """
 
     connected: bool
     routing_version: int
@@ -39,6 +43,7 @@ class Status:
     refused: int
     lost: int
     last_error: str | None
+    last_refused: str | None
 
 
 class ClientOptions(TypedDict, total=False):
@@ -246,6 +251,7 @@ class Client:
             refused=sender.refused,
             lost=sender.lost,
             last_error=self._refresher.last_error or sender.last_error,
+            last_refused=sender.last_refused,
         )
 
     def close(self, timeout_s: float = 5.0) -> None:

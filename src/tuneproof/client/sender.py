@@ -58,6 +58,7 @@ class Sender:
         self.sent = self.duplicates = self.refused = 0
         self.failures = 0
         self.last_error: str | None = None
+        self.last_refused: str | None = None
 
     @property
     def waiting(self) -> bool:
@@ -213,7 +214,7 @@ class Sender:
             return self._halve(lines, answer)
         if answer.status >= 300:
             return self._failed(f"{answer.status} {answer.reason}", answer.retry_after_s)
-        self._taken(answer, len(lines))
+        self._taken(answer, lines)
         return 0.0
 
     def _halve(self, lines: list[str], answer: Reply) -> float:
@@ -225,20 +226,16 @@ class Sender:
         # The halves may be sent again after a failure: the service takes each event once.
         return self._post(lines[:middle]) or self._post(lines[middle:])
 
-    def _taken(self, answer: Reply, count: int) -> None:
+    def _taken(self, answer: Reply, lines: list[str]) -> None:
         try:
             body = json.loads(answer.body)
-            unknown = list(body.get("unknown", ()))
-            duplicates = int(body.get("duplicates", 0))
-        except (ValueError, AttributeError, TypeError):
-            unknown, duplicates = [], 0
-        self.sent += count - len(unknown)
+            reasons = {str(event["id"]): str(event["reason"]) for event in body["rejected"]}
+            duplicates = int(body["duplicates"])
+        except (ValueError, LookupError, TypeError):
+            reasons, duplicates = {}, 0
+        self._refuse_some(lines, reasons)
+        self.sent += len(lines) - len(reasons)
         self.duplicates += duplicates
-        self.refused += len(unknown)
-        if unknown:
-            log.warning(
-                "The service knows no subject for %d events, such as %s", len(unknown), unknown[0]
-            )
         if self.failures:
             log.info("The service at %s takes events again", self._service.base_url)
         self.failures, self.last_error, self._backoff_s = 0, None, BACKOFF_S[0]
@@ -260,9 +257,23 @@ class Sender:
         self.failures += 1
         self.last_error = reason
 
+    def _refuse_some(self, lines: list[str], reasons: dict[str, str]) -> None:
+        """Put aside those that the service named, with one word in the log for all of them."""
+        if not reasons:
+            return
+        for line in lines:
+            reason = reasons.get(str(json.loads(line)["id"]))
+            if reason is not None:
+                self._put_aside(line, reason)
+        log.error("%d events were refused; the last: %s", len(reasons), self.last_refused)
+
     def _refuse(self, line: str, reason: str) -> None:
+        self._put_aside(line, reason)
+        log.error("An event was refused and is not sent: %s", self.last_refused)
+
+    def _put_aside(self, line: str, reason: str) -> None:
         self.refused += 1
-        log.error("An event was refused and is not sent: %s (%s)", reason, line[:300])
+        self.last_refused = f"{reason} ({line[:300]})"
         self._journal.refuse(line)
 
 

@@ -464,12 +464,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RejectedEvent:
+    """An event that was not kept, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What became of a batch of events."""
+    """What became of a batch of events. `unknown` are those of no subject that takes any;
+    `rejected` are all that were not kept."""
 
     accepted: int
     duplicates: int
     unknown: Sequence[str] = ()
+    rejected: Sequence[RejectedEvent] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

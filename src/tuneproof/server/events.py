@@ -31,6 +31,8 @@ MAX_TOLD = 1000
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Unit = Annotated[str, Field(min_length=1, max_length=500)]
 
+_ARMS = {str(arm): arm for arm in Arm}
+
 _Event = TypeVar("_Event", Exposure, Outcome)
 
 
@@ -52,8 +54,8 @@ class ExposureIn(Strict):
 
     id: Id
     subject: Id = Field(description="The experiment's or the rollout's id.")
-    phase: int = Field(ge=0, le=10_000)
-    arm: Arm
+    phase: int = Field(ge=0, le=10_000, description="As routing named it; the first is 1.")
+    arm: str = Field(max_length=100, json_schema_extra={"enum": [str(arm) for arm in Arm]})
     unit: Unit
     at: datetime
     task: str = Field(default="", max_length=200)
@@ -75,7 +77,8 @@ class ExposureIn(Strict):
     def record(self) -> Exposure:
         """As a record; a naive time is read as UTC."""
         messages = [{"role": m.role, "content": m.content} for m in self.messages]
-        return _record(Exposure, self, at=utc(self.at), messages=messages)
+        arm = _ARMS.get(self.arm, self.arm)
+        return _record(Exposure, self, at=utc(self.at), arm=arm, messages=messages)
 
 
 class OutcomeIn(Strict):
@@ -115,7 +118,7 @@ class Batch(Strict):
                     {
                         "id": "0192f3a1",
                         "subject": "ab-test-20261120-001",
-                        "phase": 0,
+                        "phase": 1,
                         "arm": "candidate",
                         "unit": "post-42",
                         "at": "2026-11-20T09:00:00Z",
@@ -147,12 +150,21 @@ class Batch(Strict):
         return sum(at.tzinfo is None for at in times)
 
 
+class RejectedOut(Answer):
+    """An event that was not kept, and why. To send it again as it is will not help."""
+
+    id: str
+    reason: str
+
+
 class Taken(Answer):
-    """What became of a batch. `unknown` are the events whose subject this service does not have."""
+    """What became of a batch. `rejected` are the events that were not kept, the rest was;
+    `unknown` are those of them whose subject takes no events."""
 
     accepted: int
     duplicates: int
     unknown: list[str]
+    rejected: list[RejectedOut]
 
 
 class ExposureOut(Answer):
@@ -216,9 +228,7 @@ def router() -> APIRouter:
         taken = await app.events.record(
             exposures=[event.record() for event in batch.exposures], outcomes=outcomes
         )
-        return Taken(
-            accepted=taken.accepted, duplicates=taken.duplicates, unknown=list(taken.unknown)
-        )
+        return Taken.model_validate(taken)
 
     @routes.get("", summary="The newest exposures, oldest first")
     async def tail(

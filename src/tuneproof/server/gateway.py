@@ -311,6 +311,8 @@ class Gateway:
         )
         request.app.state.shares.check([outcome])
         taken = await self._app.events.record(exposures=[], outcomes=[outcome])
+        if taken.rejected:
+            return JSONResponse({"accepted": 0, "reason": taken.rejected[0].reason})
         return JSONResponse({"accepted": taken.accepted, "duplicates": taken.duplicates})
 
 

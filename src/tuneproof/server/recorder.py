@@ -128,8 +128,14 @@ class Recorder:
             await self._keep(batch[:middle])
             await self._keep(batch[middle:])
             return
-        if taken.unknown:
-            log.warning("Events of unknown subjects were refused: %s", list(taken.unknown)[:10])
+        if taken.rejected:
+            first = taken.rejected[0]
+            log.warning(
+                "%d events of the gateway were refused, such as %s: %s.",
+                len(taken.rejected),
+                first.id,
+                first.reason,
+            )
 
     def _drop(self, events: int, why: str) -> None:
         before, self.dropped = self.dropped, self.dropped + events

@@ -16,7 +16,16 @@ from typing import Any, Final
 from sqlalchemy import exists, func, or_, select
 
 from tuneproof.errors import DataError, NotFoundError, StateError, StoreUnavailableError
-from tuneproof.experiments import Arm, Cell, Evidence, Exposure, Ingested, Outcome, Requests
+from tuneproof.experiments import (
+    Arm,
+    Cell,
+    Evidence,
+    Exposure,
+    Ingested,
+    Outcome,
+    RejectedEvent,
+    Requests,
+)
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.store import ingest_postgres, ingest_sqlite
 from tuneproof.store.database import Database
@@ -54,6 +63,8 @@ log = logging.getLogger(__name__)
 __all__ = ["Events", "RecentRequest"]
 
 _ARM_NUMBERS: Final = {arm: number for number, arm in enumerate(ARMS)}
+
+_NO_SUBJECT: Final = "its subject takes no events: there is none of that id, or they are gone"
 
 MAX_VALUE: Final = 9.0e9
 """Outcomes, qualities and costs up to here fit into 64 bits of billionths."""
@@ -132,7 +143,10 @@ class Events:
             self._partitions.check(instants, made)
             new = await ingest_postgres.ingest(tx, exposure_rows, outcome_rows, declared)
         return Ingested(
-            accepted=new, duplicates=len(exposure_rows) + len(outcome_rows) - new, unknown=unknown
+            accepted=new,
+            duplicates=len(exposure_rows) + len(outcome_rows) - new,
+            unknown=unknown,
+            rejected=[RejectedEvent(id=id, reason=_NO_SUBJECT) for id in unknown],
         )
 
     async def strata(

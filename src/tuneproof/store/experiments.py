@@ -168,6 +168,22 @@ class Experiments:
             await own.execute(insert(phases), to_row(phase))
         return phase
 
+    async def phase_starts(
+        self, subjects: Sequence[str], *, tx: Tx | None = None
+    ) -> dict[str, dict[int, datetime]]:
+        """When each phase of these subjects began, by subject and number; without those that have
+        none."""
+        found: dict[str, dict[int, datetime]] = {}
+        query = select(phases.c.subject, phases.c.number, phases.c.at)
+        async with self._database.reading(tx) as own:
+            for start in range(0, len(subjects), 1000):
+                part = subjects[start : start + 1000]
+                for subject, number, at in await own.execute(
+                    query.where(phases.c.subject.in_(part))
+                ):
+                    found.setdefault(subject, {})[number] = at
+        return found
+
     async def phases(self, subject: str, *, tx: Tx | None = None) -> list[Phase]:
         """The phases of an experiment or a rollout, in order."""
         query = select(phases).where(phases.c.subject == subject).order_by(phases.c.number)

@@ -279,6 +279,9 @@ class Metrics:
         self.naive_times = self._counter(
             "tuneproof_naive_times", "Times without a zone, read as UTC"
         )
+        self.events_rejected = self._counter(
+            "tuneproof_events_rejected", "Events that were not kept, as their answers say"
+        )
         self.events_lost = self._counter(
             "tuneproof_events_lost", "Events of the gateway that could not be kept"
         )

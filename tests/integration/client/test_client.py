@@ -243,12 +243,19 @@ def test_one_bad_event_does_not_hold_back_the_others(
     assert [json.loads(line)["id"] for line in kept.read_text().splitlines()] == ["e7"]
 
 
-def test_events_without_a_known_subject_are_counted_as_refused(
-    served: Service, client: Client
+def test_events_that_the_service_names_are_put_aside_and_told(
+    served: Service, client: Client, tmp_path: Path
 ) -> None:
-    client.outcome(subject="ab-test-9", unit="1", value=0.5)
+    choice = client.choose("hook", "1")
+    client.outcome(subject="ab-test-9", unit="1", value=0.5, id="stray")
+    client.outcome(subject=choice.subject, unit="1", value=0.5)
     assert client.flush()
-    assert (client.status().sent, client.status().refused) == (0, 1)
+    status = client.status()
+    assert (status.sent, status.refused) == (1, 1)
+    assert status.last_refused is not None
+    assert status.last_refused.startswith("no such subject (")
+    (kept,) = (tmp_path / "state" / "events" / "refused").iterdir()
+    assert [json.loads(line)["id"] for line in kept.read_text().splitlines()] == ["stray"]
 
 
 def test_what_cannot_be_an_event_never_reaches_the_caller(served: Service, client: Client) -> None:

@@ -37,7 +37,7 @@ async def looked(service: Service) -> ABTest:
         )  # fmt: skip
         value = float(rng.beta(mean * 20, (1 - mean) * 20))
         told.append(Outcome(id=f"o{i}", subject=test.id, unit=f"u{i}", at=at, value=value))
-    await app.events.record(exposures=shown, outcomes=told)
+    await app.store.events.ingest(shown, told)
     await evaluator.look(test.family, at=test.start_at + timedelta(hours=HOURS))
     return test
 

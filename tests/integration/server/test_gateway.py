@@ -161,11 +161,15 @@ async def test_a_stream_that_breaks_off_counts_as_an_error(service, chat, test_i
 async def test_feedback_by_response_id_becomes_the_units_outcome(service, test_id):
     unit = "größe-漢字"
     answered = (await service.post("/v1/chat/completions", ask(unit))).json()
-    body = {"response_id": answered["id"], "value": 0.08, "at": "2026-11-20T09:00:00"}
+    naive = f"{service.app.clock.now():%Y-%m-%dT%H:%M:%S}"
+    body = {"response_id": answered["id"], "value": 0.08, "at": naive}
     first = await service.post("/v1/feedback", body)
     again = await service.post("/v1/feedback", body)
     assert first.json() == {"accepted": 1, "duplicates": 0}
     assert again.json() == {"accepted": 0, "duplicates": 1}
+    old = (await service.post("/v1/feedback", {**body, "at": "2001-01-01T00:00:00Z"})).json()
+    assert old["accepted"] == 0
+    assert "at is 2001-01-01T00:00:00+00:00, before ab-test-" in old["reason"]
     wrong = await service.post("/v1/feedback", {"response_id": "chatcmpl-1", "value": 1})
     assert wrong.status_code == 422
     assert wrong.json()["error"]["type"] == "invalid_request_error"
@@ -176,7 +180,7 @@ async def test_feedback_sent_again_without_a_time_or_an_id_counts_once(service, 
     body = {"response_id": answered["id"], "value": 0.08}
     sent = [(await service.post("/v1/feedback", body)).json() for _ in range(2)]
     assert sent == [{"accepted": 1, "duplicates": 0}, {"accepted": 0, "duplicates": 1}]
-    changes = [{"value": 0.09}, {"at": "2026-11-20T09:00:00Z"}, {"id": "mine"}]
+    changes = [{"value": 0.09}, {"at": service.app.clock.now().isoformat()}, {"id": "mine"}]
     for change in changes:
         taken = (await service.post("/v1/feedback", {**body, **change})).json()
         assert taken == {"accepted": 1, "duplicates": 0}
@@ -187,7 +191,12 @@ async def test_a_value_that_is_no_share_is_taken_and_warned_of_once(service, tes
     for value in (7.1, 8.2, 0.5):
         body = {"response_id": answered["id"], "value": value}
         assert (await service.post("/v1/feedback", body)).json()["accepted"] == 1
-    outcome = {"id": "o", "subject": test_id, "unit": "u", "at": "2026-11-20T09:00:00Z"}
+    outcome = {
+        "id": "o",
+        "subject": test_id,
+        "unit": "u",
+        "at": service.app.clock.now().isoformat(),
+    }
     await service.post("/events", {"outcomes": [{**outcome, "value": -1}]})
     warned = [r.getMessage() for r in caplog.records if "is a share" in r.getMessage()]
     assert len(warned) == 1

@@ -55,7 +55,7 @@ async def test_bad_declaration_is_refused(
 
 async def test_items_and_covariates_are_taken_with_the_events(service: Service) -> None:
     test = await declared(service, analysis_unit="item")
-    seen = {"subject": test["ab_test_id"], "unit": "ann", "at": "2026-11-20T09:00:00Z"}
+    seen = {"subject": test["ab_test_id"], "unit": "ann", "at": test["start_time"]}
     exposure = {"id": "e", "phase": 1, "arm": "baseline", "covariate": 0.05, **seen}
     outcomes = [{"id": f"o{i}", "item": f"post-{i % 2}", "value": 0.1, **seen} for i in range(3)]
     answer = await service.post("/events", {"exposures": [exposure], "outcomes": outcomes})

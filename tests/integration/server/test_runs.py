@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from tests.integration.server.conftest import Service
@@ -232,30 +232,35 @@ async def test_a_test_declared_by_hand(service):
 async def test_events_are_taken_once_and_naive_times_are_utc(service, run_id):
     run = (await service.http.get(f"/fine-tuning/status/{run_id}")).json()
     subject = run["result"]["ab_test_id"]
+    [phase, *_] = await service.app.store.experiments.phases(subject)
+    began = phase.at.replace(microsecond=0) + timedelta(minutes=1)
     exposure = {
         "id": "e1",
         "subject": subject,
-        "phase": 0,
+        "phase": 1,
         "arm": "candidate",
         "unit": "post-1",
-        "at": "2026-11-20T09:00:00",
+        "at": f"{began:%Y-%m-%dT%H:%M:%S}",
         "tokens": 10,
     }
     outcome = {
         "id": "o1",
         "subject": subject,
         "unit": "post-1",
-        "at": "2026-11-20T10:00:00+01:00",
+        "at": began.astimezone(timezone(timedelta(hours=1))).isoformat(),
         "value": 0.07,
     }
     stranger = {**exposure, "id": "e2", "subject": "ab-test-20000101-001"}
     batch = {"exposures": [exposure, stranger], "outcomes": [outcome]}
     first = (await service.post("/events", batch)).json()
+    [told] = first.pop("rejected")
+    assert told["id"] == "e2"
+    assert "'ab-test-20000101-001'" in told["reason"]
     assert first == {"accepted": 2, "duplicates": 0, "unknown": ["e2"]}
     again = (await service.post("/events", batch)).json()
-    assert again == {"accepted": 0, "duplicates": 2, "unknown": ["e2"]}
+    assert (again["accepted"], again["duplicates"], again["unknown"]) == (0, 2, ["e2"])
     kept = (await service.http.get("/events", params={"subject": subject})).json()
-    assert [e["at"] for e in kept] == ["2026-11-20T09:00:00.000Z"]
+    assert [e["at"] for e in kept] == [f"{began:%Y-%m-%dT%H:%M:%S}.000Z"]
     metrics = (await service.http.get("/metrics")).text
     assert "tuneproof_naive_times_total 4.0" in metrics
 
@@ -267,7 +272,7 @@ async def test_a_zipped_batch_is_taken_and_a_broken_one_refused(service):
     body = gzip.compress(json.dumps({"exposures": [], "outcomes": []}).encode())
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     taken = await service.http.post("/events", content=body, headers=headers)
-    assert taken.json() == {"accepted": 0, "duplicates": 0, "unknown": []}
+    assert taken.json() == {"accepted": 0, "duplicates": 0, "unknown": [], "rejected": []}
     for broken in (body[:-9], b"not gzip", gzip.compress(b" " * 20_000_000)):
         answer = await service.http.post("/events", content=broken, headers=headers)
         assert answer.status_code in (413, 422)

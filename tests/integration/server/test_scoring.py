@@ -109,7 +109,7 @@ async def test_an_application_hands_its_texts_in(
             "phase": 1,
             "arm": arm,
             "unit": f"u{i}",
-            "at": "2026-11-20T09:00:00Z",
+            "at": service.app.clock.now().isoformat(),
             "task": "hook",
             "text": "A hook about tea",
             "messages": [{"role": "user", "content": "tea"}],

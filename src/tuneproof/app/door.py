@@ -1,0 +1,125 @@
+"""The door for events: what no test or rollout can mean is turned away by name, the rest goes in.
+
+Kept in the store, an exposure of a phase that never was, or from before its phase began, would
+count in looks as if it had been drawn then. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from tuneproof.experiments import Arm, Exposure, Outcome, RejectedEvent
+from tuneproof.store import Store
+from tuneproof.workflow import Clock
+
+__all__ = ["Admitted", "Door"]
+
+SKEW = timedelta(minutes=5)
+"""How far a sender's clock may be off."""
+
+COARSE = timedelta(days=1)
+"""How long before its test an outcome may be dated: many a table knows only the day."""
+
+_ARMS = frozenset(Arm)
+
+PhaseStarts = Mapping[int, datetime]
+"""When each phase of a subject began, by the phase's number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """The events of a batch that may be kept, and those that may not."""
+
+    exposures: Sequence[Exposure]
+    outcomes: Sequence[Outcome]
+    rejected: Sequence[RejectedEvent] = ()
+    unknown: Sequence[str] = ()
+    """Those of `rejected` whose subject takes no events."""
+
+
+class Door:
+    """Knows when the phases of each test and rollout began; phases are only ever added."""
+
+    def __init__(self, *, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._phases: dict[str, PhaseStarts] = {}
+
+    async def admit(
+        self, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+    ) -> Admitted:
+        """Divide events. An instant that is off by no more than a clock may be is set right.
+
+        An exposure has an arm, and a phase that its subject had, and is not from before that
+        phase began; an outcome is not from before its subject's first phase. Nothing is from the
+        future.
+        """
+        await self._learn(exposures, outcomes)
+        latest = self._clock.now() + SKEW
+        kept: list[Exposure] = []
+        measured: list[Outcome] = []
+        rejected: list[RejectedEvent] = []
+        for exposure in exposures:
+            found = self._exposure(exposure, latest)
+            if isinstance(found, str):
+                rejected.append(RejectedEvent(id=exposure.id, reason=found))
+            else:
+                kept.append(found)
+        for outcome in outcomes:
+            seen = self._outcome(outcome, latest)
+            if isinstance(seen, str):
+                rejected.append(RejectedEvent(id=outcome.id, reason=seen))
+            else:
+                measured.append(seen)
+        events: list[Exposure | Outcome] = [*exposures, *outcomes]
+        unknown = [event.id for event in events if event.subject not in self._phases]
+        return Admitted(exposures=kept, outcomes=measured, rejected=rejected, unknown=unknown)
+
+    async def _learn(self, exposures: Sequence[Exposure], outcomes: Sequence[Outcome]) -> None:
+        """Read the phases of subjects that are new here, or have one that is new here."""
+        known = self._phases
+        asked = {e.subject for e in exposures if e.phase not in known.get(e.subject, ())}
+        asked |= {o.subject for o in outcomes if o.subject not in known}
+        if asked:
+            known |= await self._store.experiments.phase_starts(sorted(asked))
+
+    def _exposure(self, event: Exposure, latest: datetime) -> Exposure | str:
+        phases = self._phases.get(event.subject)
+        if phases is None:
+            return _unknown(event.subject)
+        if event.arm not in _ARMS:
+            return f"arm is {str(event.arm)!r}; there are baseline and candidate"
+        began = phases.get(event.phase)
+        if began is None:
+            had = ", ".join(map(str, sorted(phases)))
+            return f"phase {event.phase} was never open; {event.subject} had {had}"
+        if event.at > latest:
+            return _future(event.at)
+        if event.at >= began:
+            return event
+        if event.at < began - SKEW:
+            return f"at is {event.at.isoformat()}, before phase {event.phase} began at {began}"
+        return replace(event, at=began)
+
+    def _outcome(self, event: Outcome, latest: datetime) -> Outcome | str:
+        phases = self._phases.get(event.subject)
+        if phases is None:
+            return _unknown(event.subject)
+        if event.at > latest:
+            return _future(event.at)
+        began = min(phases.values())
+        if event.at >= began:
+            return event
+        if event.at < began - COARSE:
+            return f"at is {event.at.isoformat()}, before {event.subject} began at {began}"
+        return replace(event, at=began)
+
+
+def _unknown(subject: str) -> str:
+    return f"subject {subject!r} is no test or rollout that serves, or served, anybody"
+
+
+def _future(at: datetime) -> str:
+    return f"at is {at.isoformat()}, which is yet to come"
