@@ -16,6 +16,7 @@ from tests.waiting import eventually
 from tuneproof.app import App
 from tuneproof.app.watches import Watchdog
 from tuneproof.experiments import ExperimentStatus, ModelRef
+from tuneproof.rollout import DeploymentState
 from tuneproof.store import RunStatus, SubjectKind
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
 
@@ -74,7 +75,17 @@ def watchdog(app: App, told: Told) -> Watchdog:
         clock=app.clock,
         config_of=app.settings.pipelines.get,
         alert=told,
+        take_back=app.rollouts.rollback,
     )
+
+
+async def unwatched_rollout(app: App) -> str:
+    """A rollout under way that no durable function looks at."""
+    manager = app.managers.of(replace(QUICK, holdback_days=0))
+    declared = await manager.declare(BETTER, BASE)
+    await manager.begin(declared.id)
+    await app.routing.board.refresh()
+    return declared.id
 
 
 async def test_look_that_is_overdue_by_an_hour_is_told_once(
@@ -139,6 +150,63 @@ async def until_ended(app: App, id: str) -> None:
     async with asyncio.timeout(60):
         while not await app.engine.ended(id):
             await asyncio.sleep(0)
+
+
+async def rounds(app: App, dog: Watchdog, hours: float) -> None:
+    """Rounds of the watchdog, a minute apart."""
+    for _ in range(round(hours * 60)):
+        later(app, timedelta(minutes=1))
+        await dog.look()
+
+
+async def test_rollout_that_cannot_be_watched_goes_back_to_its_baseline(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Before: it stayed at its share for ever."""
+    async with standing(tmp_path, database_url) as app:
+        id = await unwatched_rollout(app)
+        later(app, LOOK)
+        await app.store.watches.looked([id], app.clock.now())
+        limit = QUICK.unwatched_limit_hours
+        assert limit == 2 * QUICK.look_interval_hours == 8
+        await rounds(app, watchdog(app, Told()), QUICK.look_interval_hours + limit - 0.5)
+        later(app, 100 * HOUR)  # nobody was there: that does not count
+        dog = watchdog(app, Told())
+        await rounds(app, dog, 0.4)
+        assert (await app.store.deployments.get(id)).state is DeploymentState.STEPPING
+        await rounds(app, dog, 0.2)
+        gone = await app.store.deployments.get(id)
+        assert gone.state is DeploymentState.ROLLED_BACK
+        assert gone.cause == "Nobody could look at it for 8.0 h after a look was due."
+        assert app.routing.board.snapshot.by_task["hook"].baseline == BASE
+        assert app.routing.board.snapshot.by_task["hook"].lanes == ()
+
+
+async def test_a_look_begins_the_time_unwatched_anew(tmp_path: Path, database_url: str) -> None:
+    async with standing(tmp_path, database_url) as app:
+        id = await unwatched_rollout(app)
+        dog = watchdog(app, Told())
+        for _ in range(3):
+            await rounds(app, dog, 4)
+            await app.store.watches.looked([id], app.clock.now())
+        assert (await app.store.deployments.get(id)).state is DeploymentState.STEPPING
+
+
+async def test_after_an_outage_only_rollouts_go_back_that_nobody_looked_at(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with standing(tmp_path, database_url) as app:
+        id = await unwatched_rollout(app)
+        later(app, LOOK + timedelta(hours=9))
+        dog = watchdog(app, Told())
+        await dog.recall(["another"])
+        assert (await app.store.deployments.get(id)).state is DeploymentState.STEPPING
+        await app.store.watches.looked([id], app.clock.now())
+        await dog.recall([id])
+        assert (await app.store.deployments.get(id)).state is DeploymentState.STEPPING
+        later(app, LOOK + timedelta(hours=9))
+        await dog.recall([id])
+        assert (await app.store.deployments.get(id)).state is DeploymentState.ROLLED_BACK
 
 
 async def test_test_whose_watch_was_ended_is_followed_again_to_its_verdict(

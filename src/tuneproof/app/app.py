@@ -55,8 +55,8 @@ from tuneproof.resilience import (
     Supervisor,
     redis_pool,
 )
-from tuneproof.rollout import Target
-from tuneproof.settings import Settings, resolved
+from tuneproof.rollout import Routing, Target
+from tuneproof.settings import PipelineConfig, Settings, resolved
 from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import Participant, VirtualClock
@@ -314,7 +314,13 @@ class App:
             embedded=self.providers.endpoint,
             breakers=self.providers.breakers,
         )
-        board = Board(self.store.routing, self.live, prepare=endpoints.prepare)
+        board = Board(
+            self.store.routing,
+            self.live,
+            prepare=endpoints.prepare,
+            trust_s=self._trust_s,
+            recall=lambda subjects: self.watchdog.recall(subjects),
+        )
         self.routing = RoutingService(board=board, endpoints=endpoints, supervisor=self.supervisor)
         if self._with_engine:
             await board.refresh()
@@ -322,6 +328,13 @@ class App:
         else:
             with contextlib.suppress(StoreUnavailableError):
                 await board.refresh()
+
+    def _trust_s(self, routing: Routing) -> float:
+        """For how long a task's candidates may serve while nobody can look at them."""
+        known = self.pipelines.known.values()
+        configs = [c for c in known if routing.task in c.tasks] or [PipelineConfig()]
+        hours = min(c.look_interval_hours + c.unwatched_limit_hours for c in configs)
+        return hours * 3600
 
     def _open_alerts(self) -> None:
         self.alerts = alerts_of(self.settings)
@@ -503,6 +516,7 @@ class App:
             clock=self.clock,
             config_of=self.pipelines.known.get,
             alert=self.alert,
+            take_back=self.rollouts.rollback,
         )
         self.health = HealthService(
             settings=self.settings,

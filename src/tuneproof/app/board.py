@@ -3,7 +3,8 @@
 A change by this process is read at once. One by another worker is too on PostgreSQL, which
 notifies all of them; where no notice comes it is seen within `WATCH_S`. Whoever listens live is
 told once the board has it. While the database is away the last known state stays, and
-`age_s` says how old it is.
+`age_s` says how old it is: until it is so old that nobody can have looked at a candidate for too
+long. From then on its baseline serves all, until the database is back and `recall` has decided.
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -36,7 +46,10 @@ WATCH_S = 0.25
 LONGEST_PAUSE_S = 1.0
 """How long after an outage at most the routing is read again."""
 
-READING, FOLLOWING = "routing", "routing-notices"
+DOUBT_EVERY_S = 5.0
+"""How often the age of the state is compared with its limit."""
+
+READING, FOLLOWING, DOUBTING = "routing", "routing-notices", "routing-doubts"
 """The names of the board's background tasks."""
 
 
@@ -159,11 +172,17 @@ def _rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+async def _nothing(_subjects: Collection[str]) -> None:
+    """Where nobody is to be asked."""
+
+
 class Board:
     """App's memory of the routing.
 
     `prepare` is awaited with the models of a new state before that is shown, so that who serves
-    them need not be asked for within a request.
+    them need not be asked for within a request. `trust_s` says for how long a task's candidates
+    may be served on a state that cannot be read; `recall` is awaited with the subjects for which
+    that was too long, once it can be read again and before their candidates serve anybody.
     """
 
     def __init__(
@@ -174,12 +193,17 @@ class Board:
         prepare: Callable[[Iterable[ModelRef]], Awaitable[None]],
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.monotonic,
+        trust_s: Callable[[Routing], float] = lambda _routing: math.inf,
+        recall: Callable[[Collection[str]], Awaitable[None]] = _nothing,
     ) -> None:
         self._store = store
         self._live = live
         self._prepare = prepare
         self._watch_s = watch_s
         self._clock = clock
+        self._trust_s = trust_s
+        self._recall = recall
+        self._doubted: set[str] = set()
         self._reading = asyncio.Lock()
         self._asked = 0
         self._answered = 0
@@ -192,6 +216,7 @@ class Board:
         supervisor.keep(
             READING, lambda: self._keep_reading(supervisor), longest_pause_s=LONGEST_PAUSE_S
         )
+        supervisor.every(DOUBTING, DOUBT_EVERY_S, self.doubt)
         if self._store.notifies:
             supervisor.keep(
                 FOLLOWING, lambda: self._follow(supervisor), longest_pause_s=LONGEST_PAUSE_S
@@ -236,17 +261,55 @@ class Board:
 
     async def _read(self) -> None:
         began = self._clock()
-        routing = tuple(await self._store.all())
+        routing = tuple(self._trusted(one) for one in await self._store.all())
         before = self._snapshot
         if before is None or routing != before.routing:
             new = RoutingSnapshot.of(routing)
             await self._prepared(new)
-            self._snapshot = new
-            if before is not None:
-                for one in routing:
-                    if one != before.by_task.get(one.task):
-                        self._live.publish("routing", one.task, one.version)
+            self._show(new)
         self._read_at = began
+
+    def _show(self, new: RoutingSnapshot) -> None:
+        before, self._snapshot = self._snapshot, new
+        if before is not None:
+            for one in new.routing:
+                if one != before.by_task.get(one.task):
+                    self._live.publish("routing", one.task, one.version)
+
+    async def doubt(self) -> None:
+        """Serve the baselines of tasks whose state is too old for their candidates."""
+        age_s, held = self.age_s, self._snapshot
+        if age_s is None or held is None:
+            return
+        for one in held.routing:
+            if one.lanes and age_s > self._trust_s(one):
+                log.error(
+                    "the routing could not be read for %.1f h: %s serves its baseline alone",
+                    age_s / 3600,
+                    one.task,
+                )
+                self._doubted.update(one.subjects)
+        routing = tuple(map(self._trusted, held.routing))
+        if routing != held.routing:
+            self._show(RoutingSnapshot.of(routing))
+
+    def _trusted(self, routing: Routing) -> Routing:
+        """This routing, without candidates that are in doubt."""
+        if self._doubted.isdisjoint(routing.subjects):
+            return routing
+        return Routing(
+            task=routing.task,
+            baseline=routing.baseline,
+            version=routing.version + 1,
+            updated_at=routing.updated_at,
+            cause="The database is away: nobody can look at the candidate.",
+        )
+
+    async def _settle(self) -> None:
+        """The database is back: have it decided what becomes of those in doubt."""
+        await self._recall(frozenset(self._doubted))
+        self._doubted.clear()
+        await self.refresh()
 
     async def _prepared(self, new: RoutingSnapshot) -> None:
         try:
@@ -258,6 +321,8 @@ class Board:
         while True:
             self.stale.clear()
             await self.refresh()
+            if self._doubted:
+                await self._settle()
             supervisor.succeeded(READING)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._watch_s):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -18,6 +18,12 @@ __all__ = ["WatchState", "Watchdog"]
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 60.0
+
+LONGEST_ROUND = timedelta(seconds=2 * LOOK_EVERY_S)
+"""What a round adds at most to the time unwatched: a process that slept did not run."""
+
+_UNWATCHED = "unwatched"
+"""The key in `meta` of the seconds that each rollout has been unwatched."""
 
 PATIENCE = timedelta(hours=1)
 """How long a look may be overdue before somebody is told."""
@@ -35,6 +41,8 @@ class WatchState:
     due_at: datetime
     stalled: bool
     """Whether its look is overdue by more than an hour."""
+    limit: timedelta
+    """How long it may be overdue before a rollout goes back to its baseline."""
 
     def sentence(self) -> str:
         """How it stands, in words."""
@@ -44,6 +52,12 @@ class WatchState:
         return f"{self.subject} has been due since {self.due_at:%Y-%m-%d %H:%M} UTC; {seen}."
 
 
+class TakeBack(Protocol):
+    """Gives a rollout's traffic back to its baseline."""
+
+    async def __call__(self, target: str, *, reason: str, actor: str) -> object: ...
+
+
 class Alert(Protocol):
     """Tells whoever is to be told."""
 
@@ -51,9 +65,12 @@ class Alert(Protocol):
 
 
 class Watchdog:
-    """Finds watches that stand still, tells of them, and starts again those that have ended.
+    """Finds watches that stand still, tells of them, and starts again those that have ended; takes
+    back rollouts that could not be watched for too long.
 
-    `config_of` says how a pipeline is set now; None for one that left the settings.
+    `config_of` says how a pipeline is set now; None for one that left the settings. How long a
+    rollout goes unwatched is counted while the service runs, over its restarts: on start there is
+    time to look first.
     """
 
     def __init__(
@@ -64,12 +81,15 @@ class Watchdog:
         clock: workflow.Clock,
         config_of: Callable[[str], PipelineConfig | None],
         alert: Alert,
+        take_back: TakeBack,
     ) -> None:
         self._store = store
         self._engine = engine
         self._clock = clock
         self._config_of = config_of
         self._alert = alert
+        self._take_back = take_back
+        self._seen_at: datetime | None = None
         self._ended: set[str] = set()
 
     async def states(self) -> Sequence[WatchState]:
@@ -78,8 +98,9 @@ class Watchdog:
         return [self._state(one, now) for one in await self._store.watches.under_way()]
 
     def _state(self, watched: WatchedSubject, now: datetime) -> WatchState:
-        hours = (self._config_of(watched.pipeline) or PipelineConfig()).look_interval_hours
-        due = (watched.looked_at or watched.since) + timedelta(hours=hours)
+        config = self._config_of(watched.pipeline) or PipelineConfig()
+        since = watched.looked_at or watched.since
+        due = since + timedelta(hours=config.look_interval_hours)
         return WatchState(
             subject=watched.subject,
             kind=watched.kind,
@@ -88,17 +109,55 @@ class Watchdog:
             looked_at=watched.looked_at,
             due_at=due,
             stalled=now - due > PATIENCE,
+            limit=timedelta(hours=config.unwatched_limit_hours),
         )
 
     async def look(self) -> None:
         """Tell of each watch that stands still, and take up what ended before its subject did."""
-        for state in await self.states():
+        states = await self.states()
+        await self._take_back_unwatched(states)
+        for state in states:
             if state.stalled:
                 said = state.sentence()
                 log.warning("a watch stands still: %s", said)
                 once = "" if state.looked_at is None else state.looked_at.isoformat()
                 self._alert("watch_stalled", state.subject, said, once=once)
         await self._take_up()
+
+    async def recall(self, subjects: Collection[str]) -> None:
+        """Take back those of these rollouts whose look is overdue beyond their limit: the database
+        was away, and workers served their baselines meanwhile."""
+        now = self._clock.now()
+        for state in await self.states():
+            overdue = now - state.due_at
+            if state.subject in subjects and overdue > state.limit:
+                await self._go_back(state, overdue)
+
+    async def _take_back_unwatched(self, states: Sequence[WatchState]) -> None:
+        """Add this round to the time that each has been unwatched, and take back whose is up."""
+        now = self._clock.now()
+        passed = min(now - (self._seen_at or now), LONGEST_ROUND)
+        self._seen_at = now
+        before: Mapping[str, float] = await self._store.meta.get(_UNWATCHED) or {}
+        unwatched = {
+            state.subject: before.get(state.subject, 0.0) + passed.total_seconds()
+            for state in states
+            if state.kind is SubjectKind.ROLLOUT and now > state.due_at
+        }
+        if unwatched != before:
+            await self._store.meta.set(_UNWATCHED, unwatched)
+        for state in states:
+            overdue = timedelta(seconds=unwatched.get(state.subject, 0.0))
+            if overdue > state.limit:
+                await self._go_back(state, overdue)
+
+    async def _go_back(self, state: WatchState, overdue: timedelta) -> None:
+        if state.kind is not SubjectKind.ROLLOUT:
+            return
+        hours = overdue.total_seconds() / 3600
+        reason = f"Nobody could look at it for {hours:.1f} h after a look was due."
+        log.error("%s goes back to its baseline: %s", state.subject, reason)
+        await self._take_back(state.subject, reason=reason, actor="guardrail")
 
     async def _take_up(self) -> None:
         alone = {

@@ -436,6 +436,15 @@ class PipelineConfig(Declaration):
         ),
     )
 
+    max_unwatched_hours: float = option(
+        6,
+        deployment(
+            above=0,
+            doc="how long after a look was due a rollout may go unwatched before it goes back to "
+            "its baseline; twice `look_interval_hours` where that is more",
+        ),
+    )
+
     weekly_schedule: str = option(
         "0 2 * * 0",
         schedule(rule=checks.cron, env="FINE_TUNING_SCHEDULE", doc="cron of five fields"),
@@ -481,6 +490,11 @@ class PipelineConfig(Declaration):
         if self.traffic_split > most + 1e-9:
             rule = f"must be at most {most:.4g} with candidates = {self.candidates}: each has it"
             raise checks.refuse("traffic_split", self.traffic_split, rule)
+
+    @property
+    def unwatched_limit_hours(self) -> float:
+        """How long after a look was due a rollout may go unwatched."""
+        return max(self.max_unwatched_hours, 2 * self.look_interval_hours)
 
     def _trials(self) -> int:
         """How many trials a search makes at most; 0 where nothing is searched."""

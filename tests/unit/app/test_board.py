@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -144,6 +144,47 @@ async def test_the_last_known_state_stays_while_the_store_is_away(rows, live, mo
         await board.refresh()
     assert (await board.refresh_if_possible()).routing == (HOOK,)
     assert board.age_s == 5.0
+
+
+async def test_nobody_gets_a_candidate_that_nobody_could_look_at_for_too_long(rows, live, models):
+    """Before: it was served for as long as the outage lasted."""
+    now, decided, seen = [0.0], asyncio.Event(), []
+
+    async def recall(subjects: Collection[str]) -> None:
+        seen.append((subjects, board.snapshot.by_task["hook"].lanes))
+        await decided.wait()
+        rows.rows["hook"] = replace(HOOK, version=3)  # it was rolled back
+
+    board = Board(
+        rows, live, prepare=models.prepare, clock=lambda: now[0], trust_s=lambda _: 60.0,
+        recall=recall, watch_s=0.001,
+    )  # fmt: skip
+    rows.rows["hook"] = TESTED
+    await board.refresh()
+    rows.away, now[0] = True, 60.0
+    await board.doubt()
+    assert board.snapshot.routing == (TESTED,)
+    now[0] = 61.0
+    with live.listen() as events:
+        await board.doubt()
+        await board.doubt()
+        assert events.qsize() == 1
+    shown = board.snapshot.by_task["hook"]
+    assert (shown.lanes, shown.baseline, shown.version) == ((), BASE, TESTED.version + 1)
+
+    rows.away = False
+    supervisor = Supervisor()
+    board.watch(supervisor)
+    try:
+        await eventually(lambda: seen)
+        assert seen == [(frozenset(TESTED.subjects), ())]
+        assert board.snapshot.by_task["hook"].lanes == ()
+        decided.set()
+        await eventually(lambda: board.snapshot.routing == (rows.rows["hook"],))
+        rows.rows["hook"] = replace(TESTED, version=4)
+        await eventually(lambda: board.snapshot.routing == (rows.rows["hook"],))
+    finally:
+        await supervisor.close()
 
 
 @pytest.mark.parametrize("notified", [True, False])
