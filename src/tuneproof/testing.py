@@ -50,7 +50,7 @@ class VirtualClock:
         wake: Callable[[str], Awaitable[None]] | None = None,
         stride: timedelta = timedelta(hours=1),
     ) -> None:
-        self._now = start.astimezone(UTC)
+        self._now = self._told_until = start.astimezone(UTC)
         self.participants = list(participants)
         self.save = save
         self.wake = wake
@@ -64,6 +64,10 @@ class VirtualClock:
     def now(self) -> datetime:
         """The virtual instant."""
         return self._now
+
+    def told_until(self) -> datetime:
+        """Up to when events may have happened: the end of the stretch that is being filled."""
+        return max(self._now, self._told_until)
 
     def restore(self, at: datetime) -> None:
         """Go on from a saved instant, if it is later."""
@@ -121,6 +125,7 @@ class VirtualClock:
     async def _advance_to(self, target: datetime) -> None:
         while self._now < target:
             until = min(target, _floor(self._now, self._stride) + self._stride)
+            self._told_until = until
             for participant in self.participants:
                 await participant.advance(self._now, until)
             if self._busy or (self._next_deadline() or target) < target:

@@ -19,7 +19,7 @@ def test_declaration_is_the_part_of_a_pipelines_settings_that_a_test_keeps():
 
 
 def test_a_declaration_is_stored_as_json_with_its_version():
-    declared = Declaration(criteria=["quality non_inferior 0.02"], cuped=True, min_units=7)
+    declared = Declaration(criteria=["quality non_inferior 0.02"], cuped=True, min_units=17)
     stored = json.loads(json.dumps(declared.to_stored()))
     assert stored["version"] == 1
     assert Declaration.from_stored(stored) == declared

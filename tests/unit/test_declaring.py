@@ -72,7 +72,7 @@ def test_segments_can_be_none_at_all() -> None:
         ({"decision": "yes"}, "'yes'"),
         ({"cost_metric": "per_word"}, "'per_word'"),
         ({"segments": ["persona", "persona"]}, "twice"),
-        ({"min_units": 1}, "min_units is 1"),
+        ({"min_units": 11}, "min_units is 11"),
         ({"maturation_hours": -1}, "maturation_hours is -1"),
         ({"segments": [], "segment_guardrail": True}, "no segments"),
         ({"success_criteria": {"min_lift": 0.1}}, "'min_lift'"),
@@ -93,9 +93,9 @@ def test_the_settings_refuse_a_margin_that_no_test_could_have() -> None:
 
 
 def test_a_whole_declaration_holds_in_place_of_what_the_settings_declare() -> None:
-    config = PipelineConfig(name="x", min_units=7, holdback=0.1)
+    config = PipelineConfig(name="x", min_units=17, holdback=0.1)
     told = told_by(config, Declaration(cuped=True))
     assert (told.name, told.holdback) == ("x", 0.1)
     assert told.declaration == Declaration(cuped=True)
-    assert declare(told, {"min_units": 9}).declaration == Declaration(cuped=True, min_units=9)
+    assert declare(told, {"min_units": 19}).declaration == Declaration(cuped=True, min_units=19)
     assert told_by(config, None) is config

@@ -17,6 +17,7 @@ from tuneproof.experiments import (
     DeclaredLook,
     Evidence,
     ExperimentStatus,
+    HourRequests,
     Look,
     ModelRef,
     Requests,
@@ -104,6 +105,93 @@ def test_no_difference_is_never_promoted_and_ends_as_rejected() -> None:
         same, 192, declared_before=(DeclaredLook(fraction=3 / 7), DeclaredLook(fraction=5 / 7))
     )
     assert found.verdict is Verdict.REJECT
+
+
+def requests_of(hours: int, candidate: int, baseline: int) -> dict[str, object]:
+    """Hours of 10 requests of the candidate and 90 of the baseline, with these errors each."""
+    one = HourRequests(
+        phase=1,
+        baseline=Requests(n=90, errors=baseline),
+        candidate=Requests(n=10, errors=candidate),
+    )
+    total = {
+        Arm.BASELINE: Requests(n=90 * hours, errors=baseline * hours),
+        Arm.CANDIDATE: Requests(n=10 * hours, errors=candidate * hours),
+    }
+    return {"hours": (one,) * hours, "requests": total}
+
+
+def test_an_outage_of_both_arms_is_said_and_no_fault_of_the_candidate() -> None:
+    """Before: a provider that answered 500 to both arms for 1.3 s ended the test as rejected."""
+    out = replace(evidence(0.0, n=400), **requests_of(10, 7, 63))  # type: ignore[arg-type]
+    found = look(out, 50)
+    assert found.verdict is Verdict.CONTINUE
+    assert "Both arms fail alike, which is waited out: error rate" in found.reason
+    alone = replace(evidence(0.0, n=400), **requests_of(10, 3, 1))  # type: ignore[arg-type]
+    found = look(alone, 50)
+    assert found.verdict is Verdict.REJECT
+    assert "30 of 100 (30.0%), the baseline's at the same time 1.1%" in found.reason
+
+
+def test_a_slow_candidate_is_rejected_and_slowness_of_both_is_waited_out() -> None:
+    def slow(share: float, n: int) -> Requests:
+        late = round(share * n)
+        latency = Histogram.of([300.0] * (n - late) + [2500.0] * late, LATENCY_MS_EDGES)
+        return Requests(n=n, latency=latency)
+
+    def seen(candidate: float, baseline: float) -> Evidence:
+        hour = HourRequests(phase=1, baseline=slow(baseline, 90), candidate=slow(candidate, 10))
+        total = {Arm.BASELINE: slow(baseline, 900), Arm.CANDIDATE: slow(candidate, 100)}
+        return replace(evidence(0.0, n=400), hours=(hour,) * 10, requests=total)
+
+    rejected = look(seen(0.4, 0.01), 50)
+    assert rejected.verdict is Verdict.REJECT
+    assert "slower than 2000 ms is above its limit of 5.0%: 40 of 100" in rejected.reason
+    waited = look(seen(0.4, 0.4), 50)
+    assert waited.verdict is Verdict.CONTINUE
+    assert "Both arms fail alike" in waited.reason
+
+
+def lacking(found: Evidence, n: int, arm: Arm = Arm.CANDIDATE) -> Evidence:
+    """The same, where an arm lacks n outcomes that are due."""
+    cells = [replace(c, exposed=c.exposed + n) if c.arm is arm else c for c in found.cells]
+    return replace(found, cells=tuple(cells))
+
+
+def test_arms_that_lack_outcomes_unlike_prove_nothing() -> None:
+    """Before: where the weak candidate posts never reported, 82.5 % of tests of no effect were
+    promoted, by +25.9 % on average."""
+    found = look(lacking(evidence(0.5), 100), 96)
+    assert found.verdict is Verdict.INVALID
+    assert "baseline lacks 0.0% of its outcomes (0 of 3060)" in found.reason
+    assert "candidate 22.7% (100 of 440)" in found.reason
+    for rule in ("zero", "worst"):
+        declared = ab_test(missing=rule)
+        assert look(lacking(evidence(0.5), 100), 96, declared).verdict is Verdict.PROMOTE
+
+
+def test_bounds_of_absent_outcomes_are_kept_with_the_look() -> None:
+    both = lacking(lacking(evidence(0.5), 34), 306, Arm.BASELINE)
+    found = look(both, 96)
+    assert found.verdict is Verdict.PROMOTE
+    absent = found.inputs["absent"]
+    assert absent is not None
+    assert found.lift is not None
+    assert (absent["candidate"], absent["candidate_due"]) == (34, 374)
+    assert absent["lift_lowest"] == pytest.approx((1 + found.lift) * 340 / 374 - 1)
+    assert absent["lift_highest"] == pytest.approx((1 + found.lift) * 3366 / 3060 - 1)
+
+
+def test_a_heavy_tail_is_told_until_a_cap_is_declared() -> None:
+    draws = np.random.default_rng(3)
+    cells = tuple(
+        Cell(phase=1, arm=a, units=Aggregate.of(draws.lognormal(0, 1.8, n).tolist()), exposed=n)
+        for a, n in ((Arm.BASELINE, 3000), (Arm.CANDIDATE, 330))
+    )
+    heavy = Evidence(cells=cells, exposed={(1, c.arm): c.exposed for c in cells}, shares={1: 0.1})
+    assert "carry their sum" in look(heavy, 96).reason
+    assert "carry their sum" not in look(heavy, 96, ab_test(cap=20.0)).reason
+    assert "carry their sum" not in look(evidence(0.5), 96).reason
 
 
 def test_too_few_units_give_no_estimate_but_a_reason() -> None:

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tuneproof.assignment import arm, bucket
 from tuneproof.errors import StateError
-from tuneproof.experiments import Arm, Cell, Evidence, ModelRef, Requests
+from tuneproof.experiments import Arm, Cell, Evidence, HourRequests, ModelRef, Requests
 from tuneproof.rollout import Advice, Deployment, DeploymentState, machine, plan, routing_of, watch
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.stats.aggregates import Aggregate
 
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
@@ -234,11 +234,90 @@ def test_healthy_error_rate_never_rolls_back() -> None:
     assert seen.advice is Advice.STAY
 
 
+def hourly(phase: int, hours: int, candidate: int, baseline: int) -> list[HourRequests]:
+    """Hours of 10 requests of the candidate and 90 of the baseline, with these errors each."""
+    return [
+        HourRequests(
+            phase=phase,
+            baseline=Requests(n=90, errors=baseline),
+            candidate=Requests(n=10, errors=candidate),
+        )
+    ] * hours
+
+
+def failing(hours: list[HourRequests]) -> tuple[Evidence, dict[int, Requests]]:
+    def total(part: list[HourRequests]) -> Requests:
+        return Requests(
+            n=sum(h.candidate.n for h in part), errors=sum(h.candidate.errors for h in part)
+        )
+
+    newest = max(h.phase for h in hours)
+    seen = evidence(0.08, phases=newest)
+    found = replace(seen, requests={Arm.CANDIDATE: total(hours)}, hours=tuple(hours))
+    return found, {newest: total([h for h in hours if h.phase == newest])}
+
+
+def test_what_fails_in_both_arms_alike_is_waited_out() -> None:
+    """Before: a provider that answered 500 to both arms rolled the candidate back."""
+    seen = watch(stepping(), *failing(hourly(1, 8, 6, 54)), PipelineConfig(), DUE)
+    assert seen.advice is Advice.WAIT
+    assert seen.reason.startswith("Both arms fail alike, which is waited out: error rate")
+    assert "48 of 80 (60.0%), the baseline's at the same time 60.0%" in seen.reason
+
+
+def test_what_fails_in_the_candidate_alone_rolls_back() -> None:
+    seen = watch(stepping(), *failing(hourly(1, 8, 3, 1)), PipelineConfig(), DUE)
+    assert (seen.advice, seen.evidence["phase"]) == (Advice.ROLL_BACK, "all")
+
+
+def test_errors_are_carried_over_the_phases() -> None:
+    """Before: each step began anew, so 10 % of errors at 20 requests an hour lived 143 h."""
+    hours = [hour for phase in range(1, 6) for hour in hourly(phase, 8, 1, 1)]
+    seen = watch(stepping(), *failing(hours), PipelineConfig(), DUE)
+    assert seen.advice is Advice.ROLL_BACK
+    assert "40 of 400" in seen.reason
+    alone = watch(stepping(), *failing(hourly(5, 8, 1, 1)), PipelineConfig(), DUE)
+    assert alone.advice is not Advice.ROLL_BACK
+
+
+def test_harm_that_comes_in_the_newest_phase_only_is_found() -> None:
+    hours = [*hourly(1, 300, 0, 0), *hourly(2, 8, 4, 0)]
+    seen = watch(stepping(), *failing(hours), PipelineConfig(), DUE)
+    assert (seen.advice, seen.evidence["phase"]) == (Advice.ROLL_BACK, 2)
+
+
+def test_a_burst_of_an_hour_is_not_yet_harm_where_bursts_are_usual() -> None:
+    calm = [h for i in range(6) for h in hourly(1, 1, 0, (0, 0, 30)[i % 3])]
+    burst = [*calm, *hourly(1, 1, 6, 0)]
+    seen = watch(stepping(), *failing(burst), PipelineConfig(), DUE)
+    assert seen.advice is not Advice.ROLL_BACK
+
+
 def test_broken_split_pauses_and_says_which_phase() -> None:
     broken = replace(evidence(0.08), shares={1: 0.1, 2: 0.1})
     seen = watch(stepping(), broken, {}, PipelineConfig(), DUE)
     assert seen.advice is Advice.PAUSE
     assert seen.reason.startswith("Phase 1: the split is broken")
+
+
+def lacking(found: Evidence, n: int) -> Evidence:
+    """The same, where the candidate's phases lack n outcomes more."""
+    cells = [replace(c, exposed=c.exposed + n * (c.arm is Arm.CANDIDATE)) for c in found.cells]
+    return replace(found, cells=tuple(cells))
+
+
+def test_arms_that_lack_outcomes_unlike_pause_and_say_which_lacks_how_many() -> None:
+    seen = watch(stepping(), lacking(evidence(0.08), 150), {}, PipelineConfig(), DUE)
+    assert seen.advice is Advice.PAUSE
+    assert "candidate 20.0% (150 of 750)" in seen.reason
+
+
+def test_absent_outcomes_that_count_as_0_are_no_data() -> None:
+    declared = replace(stepping(), declaration=Declaration(missing="zero"))
+    silent = evidence(0.08)
+    cells = [replace(c, units=replace(c.units, sum_y=0.0, sum_yy=0.0)) for c in silent.cells]
+    seen = watch(declared, replace(silent, cells=tuple(cells)), {}, PipelineConfig(), DUE)
+    assert seen.advice is Advice.WAIT
 
 
 DUE = T0 + timedelta(hours=25)

@@ -352,6 +352,7 @@ class App:
             pipelines=self.pipelines,
             providers=providers,
             targets=self.targets,
+            tasks=settings.tasks,
         )
         self.parts = Parts(
             store=self.store,
@@ -370,6 +371,7 @@ class App:
                 for n, t in settings.tasks.items()
                 if t.model
             },
+            asks=self.managers.asks,
             hooks=RunHooks(
                 metrics=self.metrics,
                 live=self.live,
@@ -461,6 +463,7 @@ class App:
             sources=self.sources,
             routing=self.routing,
             figures=self.figures,
+            managers=self.managers,
         )
         self.rollouts = RolloutService(
             store=self.store,

@@ -59,6 +59,9 @@ class RoutingStore(Protocol):
     async def all(self) -> Sequence[Routing]:
         """The routing of all tasks, by task."""
 
+    async def renew(self, task: str, above: int) -> None:
+        """Give a task's routing, as it is, a version above this one, if it has none."""
+
     @property
     def notifies(self) -> bool:
         """Whether `notices` tells of writes; else only asking helps."""
@@ -203,7 +206,8 @@ class Board:
         self._clock = clock
         self._trust_s = trust_s
         self._recall = recall
-        self._doubted: set[str] = set()
+        self._doubted: set[str] = set()  # subjects
+        self._shown_alone: set[str] = set()  # their tasks
         self._reading = asyncio.Lock()
         self._asked = 0
         self._answered = 0
@@ -289,6 +293,7 @@ class Board:
                     one.task,
                 )
                 self._doubted.update(one.subjects)
+                self._shown_alone.add(one.task)
         routing = tuple(map(self._trusted, held.routing))
         if routing != held.routing:
             self._show(RoutingSnapshot.of(routing))
@@ -308,7 +313,10 @@ class Board:
     async def _settle(self) -> None:
         """The database is back: have it decided what becomes of those in doubt."""
         await self._recall(frozenset(self._doubted))
+        for task in self._shown_alone:  # who waits for what is newer than that has to hear of it
+            await self._store.renew(task, self.snapshot.by_task[task].version)
         self._doubted.clear()
+        self._shown_alone.clear()
         await self.refresh()
 
     async def _prepared(self, new: RoutingSnapshot) -> None:

@@ -6,13 +6,12 @@ count in looks as if it had been drawn then. Nothing here writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from tuneproof.experiments import Arm, Exposure, Outcome, RejectedEvent
 from tuneproof.store import Store
-from tuneproof.workflow import Clock
 
 __all__ = ["Admitted", "Door"]
 
@@ -21,6 +20,9 @@ SKEW = timedelta(minutes=5)
 
 COARSE = timedelta(days=1)
 """How long before its test an outcome may be dated: many a table knows only the day."""
+
+SMALLEST = 1e-7
+"""The smallest outcome beside 0: what is kept of it is then right to 1 %."""
 
 _ARMS = frozenset(Arm)
 
@@ -42,9 +44,9 @@ class Admitted:
 class Door:
     """Knows when the phases of each test and rollout began; phases are only ever added."""
 
-    def __init__(self, *, store: Store, clock: Clock) -> None:
+    def __init__(self, *, store: Store, now: Callable[[], datetime]) -> None:
         self._store = store
-        self._clock = clock
+        self._now = now
         self._phases: dict[str, PhaseStarts] = {}
 
     async def admit(
@@ -57,7 +59,7 @@ class Door:
         future.
         """
         await self._learn(exposures, outcomes)
-        latest = self._clock.now() + SKEW
+        latest = self._now() + SKEW
         kept: list[Exposure] = []
         measured: list[Outcome] = []
         rejected: list[RejectedEvent] = []
@@ -109,6 +111,11 @@ class Door:
             return _unknown(event.subject)
         if event.at > latest:
             return _future(event.at)
+        if 0 < abs(event.value) < SMALLEST:
+            return (
+                f"value is {event.value:g}: outcomes are kept in billionths, so one is 0 or at "
+                f"least {SMALLEST:g} in size; measure in a smaller unit"
+            )
         began = min(phases.values())
         if event.at >= began:
             return event

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from tuneproof.app.door import Door
 from tuneproof.app.experiments import ExperimentService
@@ -15,9 +16,18 @@ from tuneproof.experiments import Arm, ExperimentStatus, Exposure, Ingested, Out
 from tuneproof.stats import guardrails
 from tuneproof.store import Store, SubjectKind
 from tuneproof.telemetry import Metrics
+from tuneproof.testing import VirtualClock
 from tuneproof.workflow import Clock
 
 __all__ = ["EventService"]
+
+log = logging.getLogger(__name__)
+
+BESIDE = timedelta(minutes=5)
+"""How long before the candidate's last requests the baseline's still tell of the same time."""
+
+BASELINE_WINDOW = 200
+"""How many of the baseline's requests at that time are read."""
 
 GROSS_WINDOW = 20
 """The breaker for gross failure reads this many of the candidate's last requests."""
@@ -44,7 +54,8 @@ class EventService:
         self._scoring = scoring
         self._experiments = experiments
         self._rollouts = rollouts
-        self._door = Door(store=store, clock=clock)
+        now = clock.told_until if isinstance(clock, VirtualClock) else clock.now
+        self._door = Door(store=store, now=now)
 
     async def record(
         self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
@@ -89,9 +100,23 @@ class EventService:
         ]
         return sorted(found, key=lambda e: (e.at, e.id))[-limit:]
 
+    async def _beside(self, subject: str, since: datetime) -> list[bool]:
+        """Which of the baseline's requests since then failed; the last few before, where it had
+        none since."""
+        recent = self._store.events.recent
+        found = await recent(subject, Arm.BASELINE, limit=BASELINE_WINDOW, since=since)
+        if not found:
+            found = await recent(subject, Arm.BASELINE, limit=5, since=since - BESIDE)
+        return [request.error for request in found]
+
     async def _stop_gross_failure(self, subject: str) -> None:
         recent = await self._store.events.recent(subject, Arm.CANDIDATE, limit=GROSS_WINDOW)
-        found = guardrails.gross_failure([r.error for r in recent])
+        if not guardrails.gross_failure([r.error for r in recent]).fired:
+            return
+        beside = await self._beside(subject, recent[0].at)
+        found = guardrails.gross_failure([r.error for r in recent], baseline=beside)
+        if found.shared:
+            log.warning("%s fails as its baseline does, which is waited out.", subject)
         if not found.fired:
             return
         if await self._store.subjects.kind(subject) is SubjectKind.ROLLOUT:

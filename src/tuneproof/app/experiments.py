@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from tuneproof import workflow
 from tuneproof.app.look_cache import LookCache
+from tuneproof.app.managers import Managers
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.sources import Sources
 from tuneproof.app.waking import wake
 from tuneproof.collection import Window
-from tuneproof.errors import NotFoundError, StateError
+from tuneproof.errors import NotFoundError, StateError, TuneProofError
 from tuneproof.experiments import (
     ABTest,
     Declared,
@@ -29,9 +32,12 @@ from tuneproof.experiments import (
 )
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone
+from tuneproof.rollout import Routing
 from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.store import Store
 from tuneproof.workflow import Clock, Tx
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ExperimentService", "Sibling"]
 
@@ -58,6 +64,7 @@ class ExperimentService:
         sources: Sources,
         routing: RoutingService,
         figures: LookCache,
+        managers: Managers,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -67,6 +74,7 @@ class ExperimentService:
         self._sources = sources
         self._routing = routing
         self._figures = figures
+        self._managers = managers
 
     async def create(
         self,
@@ -79,20 +87,35 @@ class ExperimentService:
         tasks: Sequence[str] | None = None,
         actor: str = "system",
         declaration: Declaration | None = None,
+        replace_baseline: bool = False,
         **declared: object,
     ) -> Sequence[ABTest]:
         """Declare a test for each candidate at once, outside a run; they are looked at every hour.
 
         `traffic_split` is each candidate's share of all units. A `declaration` holds
         whole, in place of what the pipeline's settings declare; `declared` are single options in
-        place of theirs. Raises as `ModelEvaluator.declare` does.
+        place of theirs. All models are asked first, but where the application alone can ask them.
+
+        Raises as `ModelEvaluator.declare` does, and `InputError` for a model that does not
+        answer; nothing moves then.
         """
         config = self._declared(pipeline, tasks, declaration, declared)
+        if declaration is None:
+            config = await self._planned(config, duration_hours)
+        await self._ensure_allowed(config, baseline, replace_baseline)
+        await self._ensure_answer(config, [baseline, *candidates])
         evaluator = ModelEvaluator(store=self._store, clock=self._clock, config=config)
         async with self._store.database.begin() as tx:
+            replaced = await self._others_in_use(config, baseline, tx)
             tests = await evaluator.declare(
-                baseline, candidates, traffic_split, duration_hours, tx=tx
+                baseline,
+                candidates,
+                traffic_split,
+                duration_hours,
+                replace_baseline=replace_baseline,
+                tx=tx,
             )
+            await self._note_replaced(replaced, baseline, actor, tx)
             for test in tests:
                 await self._store.activity.add(
                     self._clock.now(), actor, "experiment start", test.id, tx=tx
@@ -100,6 +123,46 @@ class ExperimentService:
         await self._engine.start(experiment_alone, tests[0].family, config)
         await self._routing.board.refresh_if_possible()
         return tests
+
+    async def _planned(self, config: PipelineConfig, hours: float | None) -> PipelineConfig:
+        """With the units that the pipeline's posts let expect, where none are declared."""
+        if config.planned_units is not None:
+            return config
+        hours = config.a_b_test_duration_hours if hours is None else hours
+        try:
+            per_hour = (await self.plan(pipeline=config.name)).units_per_hour
+        except TuneProofError as error:  # a plan is advice
+            log.info("the units of a test could not be planned: %s", error)
+            return config
+        return replace(config, planned_units=per_hour * hours) if per_hour else config
+
+    async def _ensure_allowed(
+        self, config: PipelineConfig, baseline: ModelRef, replace_baseline: bool
+    ) -> None:
+        """What will be refused is refused before models are asked."""
+        if not replace_baseline:
+            for routing in await self._others_in_use(config, baseline):
+                routing.ensure_in_use(baseline)
+
+    async def _others_in_use(
+        self, config: PipelineConfig, baseline: ModelRef, tx: Tx | None = None
+    ) -> list[Routing]:
+        """The routings of the tasks that another model than this one serves."""
+        found = [await self._store.routing.get(task, tx=tx) for task in config.tasks]
+        return [r for r in found if r is not None and not r.baseline.same_as(baseline)]
+
+    async def _ensure_answer(self, config: PipelineConfig, models: Sequence[ModelRef]) -> None:
+        manager = self._managers.of(config)
+        await asyncio.gather(*map(manager.ensure_answers, dict.fromkeys(models)))
+
+    async def _note_replaced(
+        self, replaced: Sequence[Routing], baseline: ModelRef, actor: str, tx: Tx
+    ) -> None:
+        for routing in replaced:
+            said = f"{baseline.model_id} takes the place of {routing.baseline.model_id}."
+            await self._store.activity.add(
+                self._clock.now(), actor, "baseline replace", routing.task, said, tx=tx
+            )
 
     def _declared(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -16,7 +17,7 @@ from tuneproof.app.waking import wake
 from tuneproof.errors import ConflictError, InputError, NotFoundError
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import rollout_alone
-from tuneproof.rollout import Deployment, RollbackResult
+from tuneproof.rollout import Deployment, DeploymentState, RollbackResult, Routing
 from tuneproof.store import HistoryEntry, Store, SubjectKind
 from tuneproof.workflow import Clock, Tx
 
@@ -112,10 +113,13 @@ class RolloutService:
     ) -> RollbackResult:
         """Give all traffic back to the model before, at once.
 
-        `target` is a rollout's id or a task's name. Needs the database only: neither the
+        `target` is a rollout's id or a task's name; a task whose baseline was replaced since its
+        last rollout returns to the one before. Needs the database only: neither the
         engine nor a provider, MLflow or cache.
         """
         deployment = await self._target(target)
+        if isinstance(deployment, Routing):
+            return await self._return_to_previous(deployment, reason, actor)
         await self._expect(deployment, expected_version)
         result = await self._managers.for_rollout(deployment).rollback_model(
             deployment.id, reason, actor=actor
@@ -130,7 +134,42 @@ class RolloutService:
         once, said = str(done.version), done.cause or "rolled back"
         self._alert("rolled_back", id, said, once=once, pipeline=done.pipeline)
 
-    async def _target(self, target: str) -> Deployment:
+    async def _return_to_previous(
+        self, routing: Routing, reason: str, actor: str
+    ) -> RollbackResult:
+        """Give a task back the baseline that another took the place of; its test ends."""
+        began = time.perf_counter()
+        assert routing.previous is not None
+        task, back = routing.task, routing.previous
+        async with self._store.database.begin() as tx:
+            now = self._clock.now()
+            tests = await self._store.withdrawal.withdraw(routing.subjects, now, reason, tx)
+            for one in {task, *tests}:
+                current = await self._store.routing.get(one, tx=tx)
+                if current is None or not current.baseline.same_as(routing.baseline):
+                    continue
+                old = Routing(task=one, baseline=back, updated_at=now, cause=reason)
+                await self._store.routing.set(old, taken_back=True, tx=tx)
+            said = f"{reason} ({routing.baseline.model_id} gives way to {back.model_id})"
+            await self._store.activity.add(now, actor, "baseline rollback", task, said, tx=tx)
+        seconds = time.perf_counter() - began
+        await self._managers.of(next(iter(self._pipelines.known.values()))).apply(
+            sorted({task, *tests})
+        )
+        self._alert("rolled_back", task, reason, once=now.isoformat())
+        await self._routing.board.refresh_if_possible()
+        for subject in routing.subjects:
+            test = await self._store.experiments.get(subject)
+            await wake(self._engine, test.run_id or test.family)
+        return RollbackResult(
+            deployment_id=task,
+            status=DeploymentState.ROLLED_BACK,
+            restored_model=back.model_id,
+            reason=reason,
+            seconds=seconds,
+        )
+
+    async def _target(self, target: str) -> Deployment | Routing:
         if await self._store.subjects.kind(target) is SubjectKind.ROLLOUT:
             return await self._store.deployments.get(target)
         active = [d for d in await self._store.deployments.active() if target in d.tasks]
@@ -138,6 +177,10 @@ class RolloutService:
             return active[-1]
         page = await self._store.deployments.page(limit=100)
         done = [d for d in page.items if target in d.tasks and str(d.state) == "complete"]
+        routing = await self._store.routing.get(target)
+        by_rollout = routing is not None and done and done[0].candidate.same_as(routing.baseline)
+        if routing is not None and routing.previous is not None and not by_rollout:
+            return routing
         if not done:
             raise NotFoundError(
                 f"No rollout serves {target!r}: there is nothing to take back.",

@@ -31,6 +31,10 @@ async def create(
     task: Annotated[
         list[str] | None, Parameter(help="A task that it serves; again for more.", negative="")
     ] = None,
+    replace_baseline: Annotated[
+        bool,
+        Parameter(help="Put a baseline into production that is not in use.", negative=""),
+    ] = False,
     declared: DeclaredOptions = NOTHING_DECLARED,
     options: CommonOptions = NONE,
 ) -> int:
@@ -43,6 +47,7 @@ async def create(
         **_candidates(candidate, *more),
         "pipeline": pipeline,
         "tasks": task,
+        "replace_baseline": replace_baseline or None,
         **asked_of(declared),
     }
     body = {name: value for name, value in asked.items() if value is not None}

@@ -8,7 +8,15 @@ database and no wire.
 from tuneproof.experiments.declaring import Declared, declare, told_by
 from tuneproof.experiments.evaluator import ModelEvaluator, model_ref
 from tuneproof.experiments.families import largest_split, winner
-from tuneproof.experiments.judge import DeclaredLook, broken_split, harmful_requests, judge
+from tuneproof.experiments.judge import (
+    DeclaredLook,
+    RequestHarm,
+    broken_split,
+    candidate_harm,
+    harmful_requests,
+    judge,
+    unlike_absence,
+)
 from tuneproof.experiments.ledger import Allotment, Spent, allot, identity_of
 from tuneproof.experiments.records import (
     ABTest,
@@ -24,6 +32,7 @@ from tuneproof.experiments.records import (
     ExperimentStatus,
     Exposure,
     Halves,
+    HourRequests,
     Ingested,
     Look,
     ModelRef,
@@ -56,6 +65,7 @@ __all__ = [
     "ExperimentStore",
     "Exposure",
     "Halves",
+    "HourRequests",
     "Ingested",
     "Look",
     "ModelEvaluator",
@@ -63,12 +73,14 @@ __all__ = [
     "Outcome",
     "Part",
     "RejectedEvent",
+    "RequestHarm",
     "Requests",
     "Segment",
     "Spent",
     "Verdict",
     "allot",
     "broken_split",
+    "candidate_harm",
     "declare",
     "engagement_metric",
     "harmful_requests",
@@ -78,5 +90,6 @@ __all__ = [
     "model_ref",
     "strata_of",
     "told_by",
+    "unlike_absence",
     "winner",
 ]

@@ -161,6 +161,7 @@ def _slow_difference(view: View, strata: Sequence[Stratum]) -> sequential.LiftEs
         alpha=view.test.promotion_alpha,
         min_units=view.test.declaration.min_units,
         min_units_phase=view.test.declaration.min_units_phase,
+        optimum_n=view.optimum_n,
     )
 
 

@@ -11,7 +11,7 @@ from tuneproof.errors import InputError, StateError
 from tuneproof.experiments.allocation import phase_counts, thompson_share
 from tuneproof.experiments.declaring import declare, told_by
 from tuneproof.experiments.families import check_lanes, controls, settled, shared_control
-from tuneproof.experiments.judge import DeclaredLook, judge
+from tuneproof.experiments.judge import DeclaredLook, candidate_harm, judge
 from tuneproof.experiments.ledger import allot, identity_of
 from tuneproof.experiments.records import (
     ABTest,
@@ -54,6 +54,7 @@ class ModelEvaluator:
         at: datetime | None = None,
         tx: Tx | None = None,
         declaration: Declaration | None = None,
+        replace_baseline: bool = False,
         **declared: object,
     ) -> tuple[ABTest, ...]:
         """Declare one test for each candidate against one baseline, all at once, and route them.
@@ -64,7 +65,8 @@ class ModelEvaluator:
         theirs. Raises `InputError` for a model that is named twice, a split that leaves the
         baseline fewer units than a candidate, a duration that is not positive, shares of several
         that adapt, or what `declare` refuses; `ConflictError` where one of the tasks is being
-        tested or rolled out.
+        tested or rolled out, or is served by another model than this baseline, unless that may be
+        replaced (`replace_baseline`).
         """
         config = declare(told_by(self._config, declaration), declared)
         split = config.traffic_split if traffic_split is None else traffic_split
@@ -106,7 +108,7 @@ class ModelEvaluator:
                         identity=identity,
                     )
                 )
-            await self._store.lanes.start(tests, tx=own)
+            await self._store.lanes.start(tests, replace_baseline=replace_baseline, tx=own)
         return tuple(tests)
 
     async def create_a_b_test(
@@ -120,6 +122,7 @@ class ModelEvaluator:
         at: datetime | None = None,
         tx: Tx | None = None,
         declaration: Declaration | None = None,
+        replace_baseline: bool = False,
         **declared: object,
     ) -> ABTest:
         """Declare the test of one candidate: arguments and errors are those of `declare`."""
@@ -132,6 +135,7 @@ class ModelEvaluator:
             at=at,
             tx=tx,
             declaration=declaration,
+            replace_baseline=replace_baseline,
             **declared,
         )
         return test
@@ -216,13 +220,21 @@ class ModelEvaluator:
 
     async def _evidence(self, test: ABTest, at: datetime, tx: Tx) -> Evidence:
         matured = at - timedelta(hours=test.declaration.maturation_hours)
-        return await self._store.events.evidence(
+        found = await self._store.events.evidence(
             test.id,
             before=matured,
             halfway=test.start_at + (matured - test.start_at) / 2,
             segments=test.declaration.segments,
             tx=tx,
         )
+        suspected = candidate_harm(
+            found,
+            max_error_rate=self._config.max_error_rate,
+            max_p95_latency_ms=self._config.max_p95_latency_ms,
+        )
+        if suspected.harm:
+            found = replace(found, hours=await self._store.events.hours(test.id, tx=tx))
+        return found
 
     def _judged(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from tuneproof.experiments.allocation import reweighted_lift
 from tuneproof.experiments.criteria import judge_criteria
@@ -12,15 +13,25 @@ from tuneproof.experiments.records import (
     Arm,
     CriterionResult,
     Evidence,
+    HourRequests,
     Look,
     Requests,
     Verdict,
 )
 from tuneproof.experiments.view import DeclaredLook, View
+from tuneproof.settings import Declaration
 from tuneproof.stats import guardrails, sequential
 from tuneproof.stats.shrinkage import Prior, default_prior
 
-__all__ = ["DeclaredLook", "broken_split", "harmful_requests", "judge"]
+__all__ = [
+    "DeclaredLook",
+    "RequestHarm",
+    "broken_split",
+    "candidate_harm",
+    "harmful_requests",
+    "judge",
+    "unlike_absence",
+]
 
 FULL_DAYS = 7
 """`decision="confirmed"` promotes at any look after this many full days."""
@@ -51,11 +62,12 @@ def judge(
     """One analysis of an experiment, pure.
 
     `declared_before` are the declared looks already taken, `prior` what past experiments of the
-    pipeline were worth. In this order: a broken split is `invalid`; a candidate that fails its
-    guardrails (a segment's too, where the test says so) or is significantly worse is rejected; a
-    candidate that meets all criteria at a look that may promote, at the level that the
-    pipeline's ledger leaves, is promoted; one that can no longer reach the required lift, or did
-    not by the last look, is rejected; else the test continues.
+    pipeline were worth. In this order: a broken split is `invalid`, and so are arms that lack
+    unlike shares of their outcomes; a candidate that fails its guardrails (a segment's too, where
+    the test says so) or is significantly worse is rejected; a candidate that meets all criteria
+    at a look that may promote, at the level that the pipeline's ledger leaves, is promoted; one
+    that can no longer reach the required lift, or did not by the last look, is rejected; else the
+    test continues.
     """
     matured = at - timedelta(hours=test.declaration.maturation_hours)
     view = View(
@@ -69,7 +81,12 @@ def judge(
         max_p95_latency_ms=max_p95_latency_ms,
     )
     results = judge_criteria(view)
-    verdict, reason = _decide(view, results, max_error_rate)
+    requests = candidate_harm(
+        evidence, max_error_rate=max_error_rate, max_p95_latency_ms=max_p95_latency_ms
+    )
+    verdict, reason = _decide(view, results, requests)
+    notes = (reason, _outage(requests), view.heavy_tail)
+    reason = " ".join(note for note in notes if note)
     lift, declared = view.lift, view.declared
     return Look(
         experiment_id=test.id,
@@ -81,7 +98,7 @@ def judge(
         lift=lift.lift,
         lower=lift.lower,
         upper=lift.upper,
-        p_value=declared.p_value if declared else lift.p_value,
+        p_value=_p_value(view),
         cost_gain=view.cost_gain,
         is_significant=view.significant,
         declared=declared is not None,
@@ -104,12 +121,15 @@ def judge(
 
 
 def _decide(
-    view: View, results: Sequence[CriterionResult], max_error_rate: float
+    view: View, results: Sequence[CriterionResult], requests: RequestHarm
 ) -> tuple[Verdict, str]:
     broken = broken_split(view.evidence)
     if broken:
         return Verdict.INVALID, f"{broken} Nothing can be concluded."
-    harm = _harm(view, max_error_rate)
+    unlike = unlike_absence(view.evidence, view.test.declaration)
+    if unlike:
+        return Verdict.INVALID, f"{unlike} Those that are there are no fair sample of either arm."
+    harm = requests.harm or _segment_harm(view)
     if harm:
         return Verdict.REJECT, f"The candidate does harm: {harm}."
     lift = view.lift
@@ -131,15 +151,36 @@ def _decide(
     return Verdict.CONTINUE, f"So far {missing}: {_range(lift)}."
 
 
-def _harm(view: View, max_error_rate: float) -> str:
-    found = harmful_requests(
-        view.evidence.requests.get(Arm.CANDIDATE, Requests()),
+def _p_value(view: View) -> float | None:
+    """Two-sided, of no difference: anytime-valid, and stage-wise at a declared look."""
+    if view.declared is None:
+        return view.lift.p_value
+    upwards = view.declared.p_value
+    return None if upwards is None else 2 * min(upwards, 1 - upwards)
+
+
+def _outage(requests: RequestHarm) -> str:
+    if not requests.shared:
+        return ""
+    return f"Both arms fail alike, which is waited out: {requests.shared}."
+
+
+def candidate_harm(
+    evidence: Evidence, *, max_error_rate: float, max_p95_latency_ms: float
+) -> RequestHarm:
+    """What the candidate's requests in a test say, at the error that its guardrails have."""
+    return harmful_requests(
+        evidence.requests.get(Arm.CANDIDATE, Requests()),
         max_error_rate=max_error_rate,
-        max_p95_latency_ms=view.max_p95_latency_ms,
+        max_p95_latency_ms=max_p95_latency_ms,
         alpha=guardrails.split_alpha(0.02, GUARDRAILS),
+        hours=evidence.hours,
     )
-    if found or not view.test.guards_segments:
-        return found
+
+
+def _segment_harm(view: View) -> str:
+    if not view.test.guards_segments:
+        return ""
     harmed = (f"{s.attribute} {s.value}: {s.reason}" for s in view.segments if s.harmed)
     return next(harmed, "")
 
@@ -211,18 +252,88 @@ def broken_split(evidence: Evidence) -> str:
     return " ".join(f"{c.reason[:1].upper()}{c.reason[1:]}." for c in found.values() if c.broken)
 
 
+def unlike_absence(evidence: Evidence, declaration: Declaration) -> str:
+    """Which phase's arms lack unlike shares of the outcomes that are due; empty where none does, or
+    where absent outcomes count by rule."""
+    if declaration.missing != "exclude":
+        return ""
+    exposed: dict[str, dict[str, int]] = {}
+    reported: dict[str, dict[str, int]] = {}
+    for cell in evidence.cells:
+        due = max(cell.exposed, cell.units.n)
+        exposed.setdefault(str(cell.phase), {})[str(cell.arm)] = due
+        reported.setdefault(str(cell.phase), {})[str(cell.arm)] = cell.units.n
+    found = guardrails.absent_outcomes(exposed, reported)
+    return " ".join(f"{c.reason[:1].upper()}{c.reason[1:]}." for c in found.values() if c.unlike)
+
+
+class RequestHarm(NamedTuple):
+    """Which limit the candidate's requests are shown to break, in words; empty where none is.
+
+    `shared`: which one the requests of both arms break alike, so that it is nobody's fault.
+    """
+
+    harm: str = ""
+    shared: str = ""
+
+
 def harmful_requests(
-    requests: Requests, *, max_error_rate: float, max_p95_latency_ms: float, alpha: float
-) -> str:
-    """Which limit the requests are shown to break (at error `alpha` each); empty when none."""
+    requests: Requests,
+    *,
+    max_error_rate: float,
+    max_p95_latency_ms: float,
+    alpha: float,
+    hours: Sequence[HourRequests] = (),
+) -> RequestHarm:
+    """Which limit the candidate's `requests` are shown to break, at error `alpha` each.
+
+    With `hours` it must also be shown that they do worse than the baseline's at the same time, and
+    that it is no burst (`guardrails.excess_failures`); without, they are a suspicion only.
+    """
     errors = guardrails.error_rate(requests.errors, requests.n, limit=max_error_rate, alpha=alpha)
+    found = RequestHarm()
     if errors.fired:
-        return errors.reason
-    if requests.latency is not None:
+        stretches = [_failed_stretch(hour) for hour in hours]
+        found = _beside_baseline(errors, stretches, alpha, "error rate")
+    if not found.harm and requests.latency is not None:
         slow = guardrails.latency(requests.latency, limit_ms=max_p95_latency_ms, alpha=alpha)
         if slow.fired:
-            return slow.reason
-    return ""
+            slower = [_slow_stretch(h, max_p95_latency_ms) for h in hours]
+            name = f"share of requests slower than {max_p95_latency_ms:g} ms"
+            late = _beside_baseline(slow, slower, alpha, name)
+            found = RequestHarm(harm=late.harm, shared=found.shared or late.shared)
+    return found
+
+
+def _beside_baseline(
+    suspected: guardrails.EValue, stretches: Sequence[guardrails.Stretch], alpha: float, name: str
+) -> RequestHarm:
+    if not stretches:
+        return RequestHarm(harm=suspected.reason)
+    found = guardrails.excess_failures(stretches, suspected.limit, alpha=alpha, name=name)
+    if found.fired:
+        return RequestHarm(harm=found.reason)
+    return RequestHarm(shared=found.reason if found.shared else "")
+
+
+def _failed_stretch(hour: HourRequests) -> guardrails.Stretch:
+    baseline, candidate = hour.baseline, hour.candidate
+    return guardrails.Stretch(
+        baseline=baseline.n,
+        baseline_failures=baseline.errors,
+        candidate=candidate.n,
+        candidate_failures=candidate.errors,
+    )
+
+
+def _slow_stretch(hour: HourRequests, limit_ms: float) -> guardrails.Stretch:
+    (slow_b, n_b), (slow_c, n_c) = (
+        (0, 0) if r.latency is None else (r.latency.above(limit_ms), r.latency.n)
+        for r in (hour.baseline, hour.candidate)
+    )
+    return guardrails.Stretch(
+        baseline=n_b, baseline_failures=slow_b, candidate=n_c, candidate_failures=slow_c
+    )
 
 
 def _range(lift: sequential.LiftEstimate) -> str:

@@ -346,6 +346,20 @@ class RequestInputs(TypedDict):
     errors: int
 
 
+class AbsentInputs(TypedDict):
+    """Units whose outcomes are due: how many lack theirs, of how many.
+
+    `lift_lowest` is the lift if all of the candidate's were 0, `lift_highest` if the baseline's.
+    """
+
+    baseline: int
+    candidate: int
+    baseline_due: int
+    candidate_due: int
+    lift_lowest: float | None
+    lift_highest: float | None
+
+
 class LookInputs(TypedDict, total=False):
     """All that went into a look, as JSON types, so that the look can be made again."""
 
@@ -358,6 +372,7 @@ class LookInputs(TypedDict, total=False):
     information: float | None
     metric: str
     variance_saved: float | None
+    absent: AbsentInputs | None
     prior: Mapping[str, object]
     control: Sequence[str]
     """The tests of the family whose lanes' baselines were used."""
@@ -507,11 +522,21 @@ class Requests:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HourRequests:
+    """The requests of both arms in one hour of a phase."""
+
+    phase: int
+    baseline: Requests
+    candidate: Requests
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All that a look is made from. `exposed` counts every exposure, matured or not.
 
     `first_half` are the cells of the units exposed in the first half of the matured time, where
-    it was asked for; `segments` the cells by attribute and value.
+    it was asked for; `segments` the cells by attribute and value. `hours` are the requests hour by
+    hour, read where those of the candidate are suspected of breaking a limit.
     """
 
     cells: tuple[Cell, ...] = ()
@@ -520,6 +545,7 @@ class Evidence:
     requests: Mapping[Arm, Requests] = field(default_factory=dict)
     first_half: tuple[Cell, ...] = ()
     segments: Mapping[tuple[str, str], tuple[Cell, ...]] = field(default_factory=dict)
+    hours: tuple[HourRequests, ...] = ()
 
     def strata(self) -> list[Stratum]:
         """The phases with their two arms, in order."""

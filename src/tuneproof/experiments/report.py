@@ -12,7 +12,7 @@ from datetime import datetime
 from html import escape
 from typing import Final
 
-from tuneproof.experiments.records import ABTest, ArmMetrics, Criterion, Look, Verdict
+from tuneproof.experiments.records import AbsentInputs, ABTest, ArmMetrics, Criterion, Look, Verdict
 from tuneproof.settings import declared_rows
 
 __all__ = ["POINTS", "report_html", "thinned"]
@@ -234,6 +234,9 @@ def _findings(test: ABTest, last: Look) -> str:
     saved = last.inputs.get("variance_saved")
     if saved is not None:
         rows.append(("variance that the covariate saved", _percent(saved)))
+    absent = last.inputs.get("absent")
+    if absent is not None:
+        rows.append(("absent outcomes", _absent(absent)))
     if last.halves is not None and last.halves.reason:
         rows.append(("first half, second half (exploratory)", last.halves.reason))
     if test.alpha is not None:
@@ -241,6 +244,16 @@ def _findings(test: ABTest, last: Look) -> str:
         level = test.promotion_alpha
         rows.append(("error left by the ledger", f"{level:.3g}, two-sided{again}"))
     return _table(None, rows)
+
+
+def _absent(absent: AbsentInputs) -> str:
+    shares = (
+        f"baseline {_percent(absent['baseline'] / absent['baseline_due'])}, "
+        f"candidate {_percent(absent['candidate'] / absent['candidate_due'])} of those due"
+    )
+    bounds = (_signed(absent["lift_highest"]), _signed(absent["lift_lowest"]))
+    low = f"{bounds[1]} if all of the candidate's are"
+    return f"{shares}; the lift is {bounds[0]} if all of the baseline's are 0, {low}"
 
 
 def _criteria(last: Look) -> str:

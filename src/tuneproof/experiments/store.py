@@ -8,7 +8,14 @@ from datetime import datetime
 from typing import Protocol
 
 from tuneproof.experiments.ledger import Spent
-from tuneproof.experiments.records import ABTest, Evidence, ExperimentStatus, Look, Verdict
+from tuneproof.experiments.records import (
+    ABTest,
+    Evidence,
+    ExperimentStatus,
+    HourRequests,
+    Look,
+    Verdict,
+)
 from tuneproof.workflow import Tx
 
 
@@ -67,10 +74,13 @@ class LaneRecords(Protocol):
     ) -> tuple[str, list[str]]:
         """The next ids of a family and of its tests, by lane. A test alone is its own family."""
 
-    async def start(self, tests: Sequence[ABTest], *, tx: Tx | None = None) -> None:
+    async def start(
+        self, tests: Sequence[ABTest], *, replace_baseline: bool = False, tx: Tx | None = None
+    ) -> None:
         """Keep a family's tests, open their first phase together, route their tasks.
 
-        Raises `ConflictError` where one of the tasks is being tested or rolled out.
+        Raises `ConflictError` where one of the tasks is being tested or rolled out, or where its
+        model in use is not the tests' baseline, unless that may `replace_baseline`.
         """
 
     async def begin_phase(
@@ -104,6 +114,9 @@ class LookEvidence(Protocol):
 
         `halfway` asks for those before it as well, `segments` for the cells by attribute.
         """
+
+    async def hours(self, subject: str, *, tx: Tx | None = None) -> tuple[HourRequests, ...]:
+        """The requests of both arms in each hour of each phase, oldest first."""
 
 
 class DatasetRecords(Protocol):

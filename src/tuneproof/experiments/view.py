@@ -9,7 +9,9 @@ from datetime import datetime
 from functools import cached_property
 
 from tuneproof.experiments.records import (
+    AbsentInputs,
     ABTest,
+    Arm,
     Evidence,
     ExpectedLift,
     Halves,
@@ -19,7 +21,7 @@ from tuneproof.experiments.records import (
     strata_of,
 )
 from tuneproof.stats import fixed, guardrails, multiplicity, sequential, shrinkage
-from tuneproof.stats.aggregates import Stratum
+from tuneproof.stats.aggregates import Stratum, merge
 from tuneproof.stats.declared import GroupSequentialEstimate, group_sequential
 from tuneproof.stats.effects import Metric
 
@@ -28,6 +30,13 @@ DECLARED = (3 / 7, 5 / 7, 1.0)
 
 SEGMENT_ALPHA = 0.01
 """The chance that the guardrail of any segment fires where none is harmed."""
+
+LEAST_OPTIMUM = 500.0
+"""Bounds are tuned to no fewer units: a plan from few posts may be far too low."""
+
+HEAVY = 0.2
+"""Below this share of units that carry their sum, an arm's outcomes have a heavy tail: their
+coefficient of variation is above 2."""
 
 VALUE_PER_COST = {
     "per_engagement": Metric(name="engagement per cost", numerator="y", denominator="c"),
@@ -77,7 +86,14 @@ class View:
             alpha=alpha or self.test.declaration.significance_threshold,
             min_units=self.test.declaration.min_units,
             min_units_phase=self.test.declaration.min_units_phase,
+            optimum_n=self.optimum_n,
         )
+
+    @property
+    def optimum_n(self) -> float:
+        """The number of units at which bounds are tightest: half of those declared beforehand."""
+        planned = self.test.declaration.planned_units
+        return sequential.OPTIMUM_N if planned is None else max(planned / 2, LEAST_OPTIMUM)
 
     @cached_property
     def lift(self) -> sequential.LiftEstimate:
@@ -235,6 +251,49 @@ class View:
             reason=drop.reason if drop.fired else estimate.reason,
         )
 
+    @cached_property
+    def heavy_tail(self) -> str:
+        """Which arm's sum a few units carry, in words; empty where none's, or a cap is declared.
+
+        A sum is carried by about (Σy)²/Σy² units (Kish 1965): all of them where they are alike.
+        """
+        if self.test.declaration.cap is not None:
+            return ""
+        for arm in (Arm.BASELINE, Arm.CANDIDATE):
+            units = merge(c.units for c in self.evidence.cells if c.arm is arm)
+            if units.n < self.test.declaration.min_units or not units.sum_yy:
+                continue
+            carrying = units.sum_y**2 / units.sum_yy
+            if carrying < HEAVY * units.n:
+                return (
+                    f"Outcomes have a heavy tail: about {carrying:.0f} of the {units.n} units of "
+                    f"the {arm} carry their sum, so bounds can be wrong more often than they say. "
+                    "Declare a cap in the next test."
+                )
+        return ""
+
+    @cached_property
+    def absent(self) -> AbsentInputs | None:
+        """The units whose outcomes are due and absent, and what the lift would be if all of one
+        arm's were 0; None before any is due, and where a rule counts them."""
+        if self.test.declaration.missing != "exclude":
+            return None
+        arms = (Arm.BASELINE, Arm.CANDIDATE)
+        due = {arm: sum(c.exposed for c in self.evidence.cells if c.arm is arm) for arm in arms}
+        n = {arm: sum(c.units.n for c in self.evidence.cells if c.arm is arm) for arm in arms}
+        if not all(due.values()) or not all(n.values()):
+            return None
+        lift = self.lift.lift
+        kept = {arm: n[arm] / due[arm] for arm in arms}
+        return {
+            "baseline": due[Arm.BASELINE] - n[Arm.BASELINE],
+            "candidate": due[Arm.CANDIDATE] - n[Arm.CANDIDATE],
+            "baseline_due": due[Arm.BASELINE],
+            "candidate_due": due[Arm.CANDIDATE],
+            "lift_lowest": None if lift is None else (1 + lift) * kept[Arm.CANDIDATE] - 1,
+            "lift_highest": None if lift is None else (1 + lift) / kept[Arm.BASELINE] - 1,
+        }
+
     def inputs(self) -> LookInputs:
         """All that went in, as JSON types, so that the look can be made again."""
         declared = self.declared
@@ -259,6 +318,7 @@ class View:
             "information": declared.information if declared else None,
             "metric": self.test.metric.name,
             "variance_saved": self.lift.saved,
+            "absent": self.absent,
             "prior": asdict(self.prior),
         }
 

@@ -48,8 +48,9 @@ class RunContext:
     """One run, rebuilt by replay after a kill: its id, settings, marks, patience and memory.
 
     `config` may change once, where a retry trains as the settings say then. `subjects` are the
-    tests and rollouts that serve its candidates. Where a test or rollout is followed that no
-    run drives (`alone`), nothing is marked of a run, and notes go into the activity.
+    tests and rollouts that serve its candidates, `units_per_hour` what its plan expects. Where a
+    test or rollout is followed that no run drives (`alone`), nothing is marked of a run, and notes
+    go into the activity.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class RunContext:
         self.wait = wait
         self.stage = Stage.COLLECT
         self.subjects: list[str] = []
+        self.units_per_hour: float | None = None
         self.seconds = 0.0
         self.memory: dict[str, float] = {}
         self._alone = alone

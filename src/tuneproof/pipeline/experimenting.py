@@ -12,17 +12,16 @@ from tuneproof.experiments import (
     ExperimentStatus,
     Look,
     ModelEvaluator,
-    ModelRef,
     Verdict,
     winner,
 )
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VerdictDetail
 from tuneproof.pipeline.records import Stage, StageStatus
-from tuneproof.pipeline.routing import route, withdraw
+from tuneproof.pipeline.routing import model_in_use, route, withdraw
 from tuneproof.pipeline.steps import StepName
 from tuneproof.rollout import plan
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.training import ModelVersion, VersionStatus
 from tuneproof.workflow import Tx
 
@@ -101,8 +100,15 @@ class ExperimentStage:
 
     async def _declare(self, tx: Tx, versions: tuple[ModelVersion, ...]) -> tuple[ABTest, ...]:
         run = self._run
-        baseline = await self._baseline(tx, versions[0])
-        tests = await self._evaluator.declare(baseline, versions, run_id=run.id, at=run.now, tx=tx)
+        baseline = await model_in_use(run, versions[0].base_model, tx)
+        tests = await self._evaluator.declare(
+            baseline,
+            versions,
+            run_id=run.id,
+            at=run.now,
+            tx=tx,
+            declaration=self._declaration(),
+        )
         first, names = tests[0], [test.id for test in tests]
         shared = {"family": first.family, "ab_test_ids": names} if len(tests) > 1 else {}
         detail = {
@@ -120,16 +126,13 @@ class ExperimentStage:
         await run.mark_run(tx, known)
         return tests
 
-    async def _baseline(self, tx: Tx, version: ModelVersion) -> ModelRef:
-        """The model in use: as it is routed, else as the settings name it, else the base."""
-        config, parts = self._run.config, self._run.parts
-        for task in config.tasks:
-            routing = await parts.store.routing.get(task, tx=tx)
-            if routing is not None:
-                return routing.baseline
-        named = (parts.models_in_use.get(task) for task in config.tasks)
-        found = next((m for m in named if m), ModelRef(model_id=version.base_model))
-        return replace(found, provider=parts.place(found.provider or config.provider))
+    def _declaration(self) -> Declaration:
+        """As the settings say; the units that the plan expects where they say nothing of them."""
+        config, per_hour = self._run.config, self._run.units_per_hour
+        if config.planned_units is not None or not per_hour:
+            return config.declaration
+        planned = per_hour * config.a_b_test_duration_hours
+        return replace(config.declaration, planned_units=planned)
 
     # --- follow -------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
 from tuneproof.pipeline.records import Stage, StageStatus
+from tuneproof.pipeline.routing import manager_of, model_in_use
 from tuneproof.pipeline.steps import StepName
 from tuneproof.training import Deploys, ModelVersion, Provider, VersionStatus
 from tuneproof.workflow import Tx
@@ -64,7 +65,17 @@ class GateStage:
             min_scores={**run.parts.min_scores, **(run.config.gate_min_scores or {})},
             seed=run.config.seed,
         )
-        return await gate.check(version, batch.validation_path)
+        report = await gate.check(version, batch.validation_path)
+        if report.passed:
+            await self._ensure_answers(version)
+        return report
+
+    async def _ensure_answers(self, version: ModelVersion) -> None:
+        """Both models that users are about to meet answer."""
+        run = self._run
+        manager = manager_of(run)
+        await manager.ensure_answers(model_ref(version))
+        await manager.ensure_answers(await model_in_use(run, version.base_model))
 
     def _scorers(self) -> dict[str, Scorer]:
         """Those that every gate asks, and those that this pipeline names."""

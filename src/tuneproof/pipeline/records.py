@@ -353,8 +353,8 @@ class Parts:
     `scorers` are asked by every gate, `scorer(name)` is one that a pipeline's settings name;
     `serves(model)` is the provider that answers for a model (None: the pipeline's for all),
     `settings_now(pipeline)` is what a run that started now would be given;
-    `place(provider)` a name that finds the provider also after it has moved; `directory`
-    holds datasets and temporary files.
+    `place(provider)` a name that finds the provider also after it has moved; `asks(tasks)` whether
+    checks may ask the models of any of these tasks; `directory` holds datasets and temporary files.
     """
 
     store: RunStore
@@ -374,6 +374,7 @@ class Parts:
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None
     serves: Callable[[ModelRef], Awaitable[Provider]] | None = None
     place: Callable[[str], str] = str
+    asks: Callable[[Sequence[str]], bool] = lambda tasks: True
     tracks_runs: bool = True
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tuneproof import workflow
+from tuneproof.experiments import ModelRef
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.steps import StepName
 from tuneproof.rollout import DeploymentManager
@@ -19,7 +22,20 @@ def manager_of(run: RunContext) -> DeploymentManager:
         clock=parts.clock,
         config=run.config,
         serves=parts.serves,
+        asks=parts.asks(run.config.tasks),
     )
+
+
+async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -> ModelRef:
+    """The model in use: as it is routed, else as the settings name it, else the base."""
+    config, parts = run.config, run.parts
+    for task in config.tasks:
+        routing = await parts.store.routing.get(task, tx=tx)
+        if routing is not None:
+            return routing.baseline
+    named = (parts.models_in_use.get(task) for task in config.tasks)
+    found = next((m for m in named if m), ModelRef(model_id=base_model))
+    return replace(found, provider=parts.place(found.provider or config.provider))
 
 
 async def route(run: RunContext, name: StepName) -> None:

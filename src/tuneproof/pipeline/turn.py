@@ -126,6 +126,7 @@ class _Turn:
         if config.plan_gate == "off" or arguments.only is Stage.GATE:
             return
         plan = await PlanStage(self._run).plan(batch)
+        self._run.units_per_hour = plan.units_per_hour
         why_not = refusal(plan, config)
         if why_not and not arguments.force:
             raise _Ended(RunStatus.SKIPPED, why_not)

@@ -9,8 +9,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from tuneproof.errors import SafetyCheckError, StateError, TuneProofError
+from tuneproof.errors import (
+    ConflictError,
+    InputError,
+    RetryableError,
+    SafetyCheckError,
+    StateError,
+    TuneProofError,
+)
 from tuneproof.experiments import (
+    ABTest,
     EvaluationResult,
     ModelRef,
     Verdict,
@@ -25,12 +33,15 @@ from tuneproof.rollout.machine import (
     Target,
 )
 from tuneproof.rollout.store import RolloutStore
-from tuneproof.rollout.watch import Advice, Watch, watch
+from tuneproof.rollout.watch import Advice, Watch, request_harm, watch
 from tuneproof.settings import PipelineConfig
-from tuneproof.training import ModelVersion, Provider
+from tuneproof.training import Completion, ModelVersion, Provider
 from tuneproof.workflow import Clock, SystemClock, Tx
 
 log = logging.getLogger(__name__)
+
+FLAPPING = 3
+"""So many changes of a task within a day, this one too, and a rollout waits for a person."""
 
 CHECK_TIMEOUT_S = 30.0
 """How long a model may take to answer the safety check's call."""
@@ -50,6 +61,7 @@ class DeploymentManager:
 
     Usable by itself, with a store and the provider that serves the models; `serves` says
     which provider answers for a model, where baseline and candidate are not at the same one.
+    `asks=False`: the application alone can ask the models, so no check does.
     """
 
     def __init__(
@@ -61,10 +73,12 @@ class DeploymentManager:
         clock: Clock | None = None,
         config: PipelineConfig | None = None,
         serves: Callable[[ModelRef], Awaitable[Provider]] | None = None,
+        asks: bool = True,
     ) -> None:
         self._store = store
         self._provider = provider
         self._serves = serves
+        self._asks = asks
         self._targets = tuple(targets)
         self._clock = clock or SystemClock()
         self._config = config or PipelineConfig()
@@ -95,19 +109,41 @@ class DeploymentManager:
 
     async def _answers(self, name: str, model: ModelRef) -> SafetyCheck:
         limit, model_id = self._config.max_p95_latency_ms, model.model_id
+        if not self._asks:
+            return SafetyCheck(name=name, passed=True, detail=f"{model_id}: not ours to ask")
         try:
-            provider = await self._serves(model) if self._serves else self._provider
-            [answer] = await provider.complete(
-                model_id,
-                [{"role": "user", "content": "Create engaging content"}],
-                max_tokens=32,
-                timeout_s=CHECK_TIMEOUT_S,
-            )
+            answer = await self._ask(model)
         except TuneProofError as e:
             return SafetyCheck(name=name, passed=False, detail=f"{model_id}: {e}")
         passed = bool(answer.text.strip()) and answer.latency_ms <= limit
         detail = f"{model_id} answered in {answer.latency_ms:.0f} ms (limit {limit:g} ms)"
         return SafetyCheck(name=name, passed=passed, detail=detail)
+
+    async def ensure_answers(self, model: ModelRef) -> None:
+        """Return where a model answers a call; raises `InputError` with what it said instead.
+
+        An error that may pass (`RetryableError`) is raised as it is.
+        """
+        if not self._asks:
+            return
+        try:
+            answer = await self._ask(model)
+        except RetryableError:
+            raise
+        except TuneProofError as error:
+            raise _silent(model, str(error)) from error
+        if not answer.text.strip():
+            raise _silent(model, "its answer is empty")
+
+    async def _ask(self, model: ModelRef) -> Completion:
+        provider = await self._serves(model) if self._serves else self._provider
+        [answer] = await provider.complete(
+            model.model_id,
+            [{"role": "user", "content": "Create engaging content"}],
+            max_tokens=32,
+            timeout_s=CHECK_TIMEOUT_S,
+        )
+        return answer
 
     async def deploy_model(
         self,
@@ -179,13 +215,17 @@ class DeploymentManager:
     ) -> Deployment:
         """Keep a new rollout in state `pending`; no traffic moves.
 
-        What it counts is what its test declared, or the pipeline where it had no test.
+        What it counts is what its test declared, or the pipeline where it had no test. Raises
+        `ConflictError` for a candidate that was rolled back since its test began: that verdict is
+        refuted.
         """
         chosen = config or self._config
         instant = at or self._clock.now()
         declaration = chosen.declaration
         if ab_test_id is not None:
-            declaration = (await self._store.experiments.get(ab_test_id, tx=tx)).declaration
+            test = await self._store.experiments.get(ab_test_id, tx=tx)
+            await self._refuse_refuted(candidate, test, tx)
+            declaration = test.declaration
         deployment_id = await self._store.ids.next("deploy", instant, tx=tx)
         deployment = Deployment(
             id=deployment_id,
@@ -207,17 +247,48 @@ class DeploymentManager:
         await self._store.deployments.add(deployment, tx=tx)
         return deployment
 
+    async def _refuse_refuted(self, candidate: ModelRef, test: ABTest, tx: Tx | None) -> None:
+        for other in await self._store.deployments.since(test.start_at, tx=tx):
+            if other.state is DeploymentState.ROLLED_BACK and other.candidate.same_as(candidate):
+                raise ConflictError(
+                    f"{candidate.model_id} was rolled back by {other.id} ({other.cause}), after "
+                    f"{test.id} began: what that test said of it does not hold any more.",
+                    mend="Test it again: tuneproof experiment create BASELINE CANDIDATE.",
+                    deployment_id=other.id,
+                )
+
     async def begin(
         self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> Deployment:
-        """Take the first step."""
+        """Take the first step; it is paused there where the task has changed too often today."""
         now = at or self._clock.now()
         async with self._store.database.writing(tx) as own:
             deployment = await self._store.deployments.get(deployment_id, lock=True, tx=own)
             moved = machine.begin(deployment, now)
-            return await self._store.moves.move(
+            begun = await self._store.moves.move(
                 moved, "begin", "system", f"serves {moved.share:.0%}", now, own
             )
+            changes = await self._changes(begun, now, own)
+            if changes < FLAPPING or begun.state is not DeploymentState.STEPPING:
+                return begun
+            reason = f"{', '.join(begun.tasks)} changed {changes} times within a day."
+            paused = machine.pause(begun, reason)
+            return await self._store.moves.move(paused, "pause", "system", reason, now, own)
+
+    async def _changes(self, begun: Deployment, now: datetime, tx: Tx) -> int:
+        """How often rollouts of its tasks began or were taken back within the last day."""
+        day = now - timedelta(days=1)
+        recent = [
+            d
+            for d in await self._store.deployments.since(day, tx=tx)
+            if set(d.tasks) & set(begun.tasks)
+        ]
+        began = sum(d.created_at > day for d in recent)
+        back = sum(
+            d.state is DeploymentState.ROLLED_BACK and d.ended_at is not None and d.ended_at > day
+            for d in recent
+        )
+        return began + back
 
     async def look(
         self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
@@ -234,6 +305,9 @@ class DeploymentManager:
             before = now - timedelta(hours=self._config.maturation_hours)
             evidence = await self._store.events.evidence(deployment_id, before=before, tx=own)
             requests = await self._store.events.newest_requests(deployment_id, tx=own)
+            if request_harm(deployment, evidence, requests, self._config)[0].harm:
+                hours = await self._store.events.hours(deployment_id, tx=own)
+                evidence = replace(evidence, hours=hours)
             seen = watch(deployment, evidence, requests, self._config, now)
             moved = _follow(deployment, seen, now)
             if moved is deployment:
@@ -308,6 +382,15 @@ class DeploymentManager:
             previous_model=deployment.previous.model_id,
             triggers=self.triggers,
         )
+
+
+def _silent(model: ModelRef, why: str) -> InputError:
+    return InputError(
+        f"The model {model.model_id!r} does not answer: {why}",
+        mend="Check its name and its provider. Models that only the application can ask: "
+        'served_by = "application" in [tasks.NAME].',
+        model=model.model_id,
+    )
 
 
 def _asked(deployment: Deployment, verb: str, now: datetime, actor: str, reason: str) -> Deployment:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TypedDict
 
 from tuneproof import assignment
+from tuneproof.errors import ConflictError
 from tuneproof.experiments import Arm, ModelRef
 
 
@@ -66,6 +67,8 @@ class Routing:
     version: int = 0
     updated_at: datetime | None = None
     cause: str = ""
+    previous: ModelRef | None = None
+    """The baseline that served before this one, where that was not taken back."""
 
     @property
     def only(self) -> Lane | None:
@@ -87,6 +90,17 @@ class Routing:
         """The share of the units that any candidate serves; None where there is none."""
         shares = [lane.share for lane in self.lanes if lane.candidate is not None]
         return sum(shares) if shares else None
+
+    def ensure_in_use(self, baseline: ModelRef) -> None:
+        """Return where this is the model in use; raises `ConflictError`, which names both."""
+        if not self.baseline.same_as(baseline):
+            raise ConflictError(
+                f"The baseline {baseline.model_id} is not the model in use of {self.task}, "
+                f"{self.baseline.model_id}: the test would put it into production.",
+                mend=f"Test against {self.baseline.model_id}, or say replace_baseline.",
+                in_use=self.baseline.model_id,
+                baseline=baseline.model_id,
+            )
 
     @cached_property
     def buckets(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
-from tuneproof.experiments import ABTest, Evidence, Requests
+from tuneproof.experiments import ABTest, Evidence, HourRequests, Requests
 from tuneproof.experiments.store import Transactions
 from tuneproof.rollout.machine import Deployment
 from tuneproof.rollout.routing import Routing
@@ -36,6 +36,9 @@ class RolloutRecords(Protocol):
         `lock`: whoever else would move it waits until `tx` is over.
         """
 
+    async def since(self, at: datetime, *, tx: Tx | None = None) -> list[Deployment]:
+        """Rollouts that were made, or ended, at or after this instant, oldest first."""
+
     async def add(self, deployment: Deployment, *, tx: Tx | None = None) -> None:
         """Keep a new rollout."""
 
@@ -62,6 +65,9 @@ class RolloutEvidence(Protocol):
         self, subject: str, *, before: datetime | None = None, tx: Tx | None = None
     ) -> Evidence:
         """What is known of units whose first exposure hour ended by `before`."""
+
+    async def hours(self, subject: str, *, tx: Tx | None = None) -> tuple[HourRequests, ...]:
+        """The requests of both arms in each hour of each phase, oldest first."""
 
     async def newest_requests(
         self, subject: str, *, tx: Tx | None = None

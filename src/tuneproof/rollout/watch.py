@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from tuneproof.experiments import Arm, Evidence, Requests, broken_split, harmful_requests
+from tuneproof.experiments import (
+    Arm,
+    Evidence,
+    RequestHarm,
+    Requests,
+    broken_split,
+    harmful_requests,
+    unlike_absence,
+)
 from tuneproof.rollout.machine import Deployment, DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats import guardrails, sequential
@@ -51,21 +59,55 @@ def watch(
 ) -> Watch:
     """Judge a rollout, pure. `by_phase` counts the candidate's requests phase by phase.
 
-    Errors and latency are judged on the current phase (each phase has its own statistics),
-    engagement on all phases and on the newest two, stratified; the error `ALPHA` is split over
-    all of them, since any one rolls back. A broken split pauses: it is our fault, not harm.
+    Errors and latency are judged on all phases and on the newest alone, engagement on all phases
+    and on the newest two, stratified; the error `ALPHA` is split over all of them, since any one
+    rolls back. A broken split pauses: it is our fault, not harm; so do
+    arms that lack unlike shares of their outcomes, since no bound holds then.
     """
     harm = _harm(deployment, evidence, by_phase, config)
     if harm is not None:
         return harm
     if deployment.state is DeploymentState.PAUSED or deployment.next_at is None:
         return Watch(advice=Advice.STAY, reason="Paused: waits for a person or for data.")
-    broken = broken_split(evidence)
+    broken = broken_split(evidence) or unlike_absence(evidence, deployment.declaration)
     if broken and deployment.state is DeploymentState.STEPPING:
         return Watch(advice=Advice.PAUSE, reason=broken)
     if now < deployment.next_at:
         return Watch(advice=Advice.STAY, reason=f"The next step is due at {deployment.next_at}.")
+    shared = request_harm(deployment, evidence, by_phase, config)[0].shared
+    if shared:
+        reason = f"Both arms fail alike, which is waited out: {shared}."
+        return Watch(advice=Advice.WAIT, reason=reason)
     return _due(deployment, evidence, config, now)
+
+
+def request_harm(
+    deployment: Deployment,
+    evidence: Evidence,
+    by_phase: Mapping[int, Requests],
+    config: PipelineConfig,
+) -> tuple[RequestHarm, int | None]:
+    """What the candidate's requests say: of all phases, and of the newest alone (its number), since
+    harm that begins late is diluted by the others."""
+    phases = max(1, len(deployment.plan.steps))
+    current = max(by_phase, default=0)
+    parts: list[tuple[int | None, Requests, int]] = [
+        (None, evidence.requests.get(Arm.CANDIDATE, Requests()), 2),
+        (current, by_phase.get(current, Requests()), 2 * phases),
+    ]
+    shared = ""
+    for phase, requests, among in parts:
+        found = harmful_requests(
+            requests,
+            max_error_rate=config.max_error_rate,
+            max_p95_latency_ms=config.max_p95_latency_ms,
+            alpha=guardrails.split_alpha(ALPHA / 3, among),
+            hours=[h for h in evidence.hours if phase is None or h.phase == phase],
+        )
+        if found.harm:
+            return found, phase
+        shared = shared or found.shared
+    return RequestHarm(shared=shared), None
 
 
 def _harm(
@@ -74,19 +116,15 @@ def _harm(
     by_phase: Mapping[int, Requests],
     config: PipelineConfig,
 ) -> Watch | None:
-    phases = max(1, len(deployment.plan.steps))
-    current = max(by_phase, default=0)
-    requests = by_phase.get(current, Requests())
-    found = harmful_requests(
-        requests,
-        max_error_rate=config.max_error_rate,
-        max_p95_latency_ms=config.max_p95_latency_ms,
-        alpha=guardrails.split_alpha(ALPHA * 2 / 3, 2 * phases),
-    )
-    if found:
+    found, phase = request_harm(deployment, evidence, by_phase, config)
+    if found.harm:
+        newest = evidence.requests.get(Arm.CANDIDATE, Requests())
+        requests = newest if phase is None else by_phase[phase]
         detail = {"trigger": ERROR_OR_LATENCY, "requests": requests.n, "errors": requests.errors}
         return Watch(
-            advice=Advice.ROLL_BACK, reason=_sentence(found), evidence={**detail, "phase": current}
+            advice=Advice.ROLL_BACK,
+            reason=_sentence(found.harm),
+            evidence={**detail, "phase": phase or "all"},
         )
     strata = evidence.strata()
     alpha = guardrails.split_alpha(ALPHA / 3, 2)
@@ -131,6 +169,8 @@ def _due(
     seen = sum(c.units.n for c in candidate)
     fresh = sum(c.units.n for c in candidate if c.phase == current)
     needed = config.min_step_units
+    if deployment.declaration.missing != "exclude" and not any(c.units.sum_y for c in candidate):
+        fresh = seen = 0  # all that count are absent ones, counted as 0
     if fresh >= needed or (deployment.state is DeploymentState.HOLDING and seen >= needed):
         return Watch(
             advice=Advice.ADVANCE,

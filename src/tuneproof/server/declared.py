@@ -58,6 +58,7 @@ def _asked(option: Option) -> tuple[Any, Any]:
 def _answered(option: Option) -> tuple[Any, Any]:
     """The field of an answer that shows an option."""
     kind = list[str] if option.is_list else option.kind
+    kind = kind | None if option.optional else kind
     examples = [_CRITERIA] if option.name == "criteria" else list(option.choices) or None
     return kind, Field(description=option.plain_doc, examples=examples)
 
@@ -145,6 +146,11 @@ class CreateRequest(_Asked):
     )
     pipeline: str = Field(default="default", max_length=200)
     tasks: list[str] | None = Field(default=None, min_length=1, max_length=100)
+    replace_baseline: bool = Field(
+        default=False,
+        description="put a baseline into production that is not the model in use: both are asked "
+        "first, and POST /routing/TASK/rollback returns to the model before",
+    )
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:

@@ -27,7 +27,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ConfigDict, Field, ValidationError
 
-from tuneproof.errors import InputError, NotFoundError, TuneProofError
+from tuneproof.errors import ConflictError, InputError, NotFoundError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, ModelRef, Outcome
 from tuneproof.server import upstream
 from tuneproof.server.auth import Scope, authorise
@@ -174,16 +174,22 @@ class Gateway:
                 f"The model {str(body['model'])[:100]!r} does not exist here.",
                 mend='Use "tuneproof/TASK"; GET /v1/models lists all.',
             )
+        if not self._app.managers.asks([task]):
+            raise ConflictError(
+                f"The models of {task} are asked by the application itself, not by this gateway.",
+                mend="Ask GET /decide or the client which model serves a unit; or set "
+                f'served_by = "gateway" in [tasks.{task}].',
+            )
         return decide(routing, _unit(request, body))
 
     async def _complete(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
         endpoint = await self._app.routing.endpoints.of(decision.model)
         asked = {**body, "model": decision.model.model_id}
         answer = await upstream.complete(self._client, endpoint, asked)
-        text = (
-            _answer_text(answer) if self._app.scoring.scores_task(decision.routing.task) else None
-        )
-        self._record(decision, began, usage=answer.get("usage"), text=text, asked=body)
+        written = _answer_text(answer)
+        text = written if self._app.scoring.scores_task(decision.routing.task) else None
+        usage = answer.get("usage") or _estimated(body, _size(written))
+        self._record(decision, began, usage=usage, text=text, asked=body)
         answer["id"] = decision.ticket.encode()
         return JSONResponse(answer, headers=_headers(decision))
 
@@ -210,8 +216,10 @@ class Gateway:
         """The provider's chunks under our id; usage that the caller did not ask for is kept.
 
         An answer that its reader broke off is not scored: nobody knows how it would have gone on.
+        What it cost is estimated from what was written until then, where the provider says nothing.
         """
         usage: Any = None
+        written = 0
         failed, whole = False, False
         texts: list[str] | None = (
             [] if self._app.scoring.scores_task(decision.routing.task) else None
@@ -220,8 +228,10 @@ class Gateway:
         try:
             async for chunk in chunks:
                 usage = chunk.get("usage") or usage
+                part = _answer_text(chunk, "delta")
+                written += _size(part)
                 if texts is not None:
-                    texts.append(_answer_text(chunk, "delta"))
+                    texts.append(part)
                 if usage and not chunk.get("choices") and not asked_usage:
                     continue
                 yield _sse({**chunk, "id": id})
@@ -234,6 +244,7 @@ class Gateway:
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
             text = "".join(texts) if texts is not None and whole else None
+            usage = usage or _estimated(body, written)
             self._record(decision, began, usage=usage, error=failed, text=text, asked=body)
 
     def _record(
@@ -282,6 +293,7 @@ class Gateway:
                 "owned_by": "tuneproof",
             }
             for routing in self._app.routing.board.snapshot.routing
+            if self._app.managers.asks([routing.task])
         ]
         return JSONResponse({"object": "list", "data": entries})
 
@@ -385,6 +397,23 @@ def _answer_text(answer: Mapping[str, Any], part: str = "message") -> str:
             content = (choice.get(part) or {}).get("content")
             return content if isinstance(content, str) else ""
     return ""
+
+
+BYTES_PER_TOKEN = 4
+"""About how long a token is: where a provider does not say how many an answer has."""
+
+
+def _estimated(asked: Mapping[str, Any], written: int) -> dict[str, int]:
+    """The usage of a request for which its provider names none; `written` are bytes of answer."""
+    read = sum(_size(message["content"]) for message in _messages(asked))
+    return {
+        "prompt_tokens": -(-read // BYTES_PER_TOKEN),
+        "completion_tokens": -(-written // BYTES_PER_TOKEN),
+    }
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="replace"))
 
 
 def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:

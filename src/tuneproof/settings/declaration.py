@@ -116,7 +116,7 @@ class Declaration:
     min_units: int = option(
         100,
         evaluation(
-            at_least=2,
+            at_least=12,  # below, bounds are wrong too often: 6 % at 2 units, 2 % at 12
             label="least units",
             unit="an arm",
             doc="units of each arm before anything is estimated",
@@ -125,7 +125,7 @@ class Declaration:
     min_units_phase: int = option(
         50,
         evaluation(
-            at_least=2,
+            at_least=12,
             label="least units of a phase",
             unit="an arm",
             doc="units of each arm before a phase is used",
@@ -169,12 +169,54 @@ class Declaration:
         ),
     )
 
+    missing: str = option(
+        "exclude",
+        evaluation(
+            choices=("exclude", "zero", "worst"),
+            label="absent outcomes",
+            doc='units without an outcome: `"exclude"` leaves them out, and a test whose arms lack '
+            'unlike shares is invalid; `"zero"` counts them as 0; `"worst"` those of the candidate '
+            "as 0, and leaves the baseline's out",
+        ),
+    )
+    cap: float | None = option(
+        None,
+        evaluation(
+            above=0,
+            at_most=9e9,
+            label="outcomes capped at",
+            doc="what an outcome counts at most, in both arms: for [heavy "
+            "tails](../statistics.md#heavy-tails), where a few units carry the sum",
+        ),
+    )
+
+    planned_units: float | None = option(
+        None,
+        evaluation(
+            above=0,
+            at_most=1e12,
+            label="units expected",
+            doc="units that the test is expected to enrol, both arms together: its bounds are "
+            "tightest at half of them; none: as its plan says, from the posts",
+        ),
+    )
+
     def __post_init__(self) -> None:
         fields.check(self)
-        if self.cuped and self.analysis_unit == "item":
-            rule = 'must be false where analysis_unit is "item"'
+        if self.analysis_unit == "item":
+            self._refuse_of_items()
+
+    def _refuse_of_items(self) -> None:
+        where = 'where analysis_unit is "item"'
+        if self.cuped:
             mend = "A covariate adjusts the mean over units: choose one of the two."
-            raise checks.refuse("cuped", True, rule, mend=mend)
+            raise checks.refuse("cuped", True, f"must be false {where}", mend=mend)
+        if self.missing != "exclude":
+            mend = "A unit without an outcome has no item that could be absent."
+            raise checks.refuse("missing", self.missing, f'must be "exclude" {where}', mend=mend)
+        if self.cap is not None:
+            mend = "Cap the values of the items before you send them."
+            raise checks.refuse("cap", self.cap, f"must be left out {where}", mend=mend)
 
     @property
     def declaration(self) -> Declaration:

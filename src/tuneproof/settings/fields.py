@@ -120,7 +120,7 @@ class Option:
             return f"{value:g} {self.unit}".rstrip()
         if isinstance(value, str):
             return value.replace("_", " ")
-        return ", ".join(value) or "none"
+        return ", ".join(value or ()) or "none"
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -60,6 +60,14 @@ class TaskConfig:
     model_provider: str | None = option(
         None, Option(doc="who serves that model; none: the pipeline's provider")
     )
+    served_by: str = option(
+        "gateway",
+        Option(
+            choices=("gateway", "application"),
+            doc="who asks the task's models; `application`: it asks them itself, told by the "
+            "client or a target, and our checks cannot",
+        ),
+    )
     provider: str | None = option(
         None, Option(doc="who trains this task, where it is not the pipeline's")
     )
@@ -74,6 +82,11 @@ class TaskConfig:
         except ValueError as error:
             mend = 'Write columns in braces, such as "{original_input}"; double a brace to keep it.'
             raise checks.refuse("prompt", self.prompt, "must be a template", mend=mend) from error
+
+    @property
+    def asked_here(self) -> bool:
+        """Whether the gateway, and so our checks, may ask this task's models."""
+        return self.served_by == "gateway"
 
     @property
     def columns(self) -> tuple[str, ...]:

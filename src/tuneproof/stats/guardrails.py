@@ -19,13 +19,18 @@ from tuneproof.stats.sequential import LiftEstimate
 
 __all__ = [
     "SRM_THRESHOLD",
+    "AbsenceCheck",
     "EValue",
     "EngagementDrop",
+    "ExcessFailures",
     "GrossFailure",
     "SplitCheck",
+    "Stretch",
+    "absent_outcomes",
     "bernoulli_evalue",
     "engagement_drop",
     "error_rate",
+    "excess_failures",
     "gross_failure",
     "latency",
     "log_bernoulli_evalue",
@@ -36,6 +41,17 @@ __all__ = [
 
 SRM_THRESHOLD: Final = 1000.0
 """A split is broken from this e-value on: by chance in at most 1 of 1000 phases, ever."""
+
+ABSENCE_THRESHOLD: Final = 100.0
+"""Arms lack outcomes unlike from this e-value on. Simulated: below 1 in 1000 tests by chance, since
+the draw without replacement makes it cautious."""
+
+_ODDS: Final = (1.5, 2.0, 3.0, 5.0, 10.0)
+"""How many times the baseline's odds of failing the candidate's may be, alike likely."""
+
+_BURSTS: Final = (0.09, 4.0)
+"""The correlation of failures within an hour that is assumed beforehand (a rate that is drawn anew
+each hour, beta-distributed with κ = 10), and the hours that this is worth."""
 
 SPLIT_CONCENTRATION: Final = 300.0
 """Weight of the split's prior, in exposures: sharpest for shares off by about 2 points."""
@@ -62,6 +78,32 @@ class EValue:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stretch:
+    """The requests of both arms in a stretch of time, and how many of them failed."""
+
+    baseline: int
+    baseline_failures: int
+    candidate: int
+    candidate_failures: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExcessFailures:
+    """Whether the candidate fails more often than allowed, and than the baseline.
+
+    `shared`: it is above its limit, and no more so than the baseline is at the same time.
+    """
+
+    fired: bool
+    shared: bool
+    log_e: float
+    failures: int
+    trials: int
+    limit: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SplitCheck:
     """Whether a phase's exposures came in the shares that were set."""
 
@@ -74,6 +116,19 @@ class SplitCheck:
     expected_shares: Mapping[str, float]
     observed_shares: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AbsenceCheck:
+    """Whether the arms of a phase lack unlike shares of their outcomes."""
+
+    unlike: bool
+    phase: str
+    log_e: float
+    threshold: float
+    absent: Mapping[str, int]
+    exposed: Mapping[str, int]
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +149,7 @@ class GrossFailure:
     failures: int
     seen: int
     reason: str
+    shared: bool = False
 
 
 def bernoulli_evalue(
@@ -206,6 +262,104 @@ def latency(
     return bernoulli_evalue(slow, histogram.n, round(1 - quantile, 12), alpha=alpha, name=name)
 
 
+def excess_failures(
+    stretches: Sequence[Stretch], limit: float, *, alpha: float = 0.01, name: str = "error rate"
+) -> ExcessFailures:
+    """Does the candidate fail more often than `limit`, and more often than the baseline then?
+
+    `stretches` are stretches of time (hours), each with both arms' requests and failures. Estimand:
+    the candidate's failure probability against the limit, and against the baseline's in the same
+    stretch. Null: it is at most the higher of the two. Fires where both are refuted, so a limit
+    that the provider of both arms breaks is nobody's fault. Against the limit: `bernoulli_evalue`.
+    Against the baseline: given a stretch's failures, each is the candidate's with the odds of its
+    requests under the null and with θ times these under the alternative, a likelihood ratio mixed
+    over θ (`_ODDS`).
+
+    Failures that come in bursts are no independent trials. How far from it is read from the
+    baseline's stretches: ρ, the correlation within a stretch, from Pearson's X² (Williams 1982),
+    beginning at what bursts usually are.
+    Both log e-values are divided by the variance inflation that it means, 1 + (n - 1)ρ, so bursts
+    cost time, not error.
+
+    Edge cases: no requests of the candidate: e = 1. No requests of the baseline beside it: the
+    limit alone decides. Raises as `bernoulli_evalue` does.
+
+    >>> hours = [Stretch(baseline=90, baseline_failures=2, candidate=10, candidate_failures=3)] * 9
+    >>> excess_failures(hours, 0.05).fired
+    True
+    >>> outage = [Stretch(baseline=90, baseline_failures=60, candidate=10, candidate_failures=7)]
+    >>> found = excess_failures(outage * 4, 0.05)
+    >>> found.fired, found.shared
+    (False, True)
+    """
+    _check_alpha(alpha)
+    needed = -math.log(alpha)
+    n = sum(s.candidate for s in stretches)
+    k = sum(s.candidate_failures for s in stretches)
+    alone, alike = _inflation(stretches)
+    against_limit = float(log_bernoulli_evalue(k, n, limit)) / alone
+    beside = [s for s in stretches if s.baseline and s.candidate]
+    against_baseline = _log_excess(beside) / alike if beside else math.inf
+    above = against_limit >= needed
+    base_n, base_k = sum(s.baseline for s in beside), sum(s.baseline_failures for s in beside)
+    seen = f"{k} of {n} ({k / n:.1%})" if n else "no requests yet"
+    other = f", the baseline's at the same time {base_k / base_n:.1%}" if base_n else ""
+    finding = "is above" if above else "is not shown to be above"
+    return ExcessFailures(
+        fired=above and against_baseline >= needed,
+        shared=above and against_baseline < needed,
+        log_e=min(against_limit, against_baseline),
+        failures=k,
+        trials=n,
+        limit=limit,
+        reason=f"{name} {finding} its limit of {limit:.1%}: {seen}{other}",
+    )
+
+
+def _log_excess(stretches: Sequence[Stretch]) -> float:
+    """The logarithm of the mixture of likelihood ratios that the candidate's odds are θ times."""
+    parts = []
+    for odds in _ODDS:
+        total = 0.0
+        for s in stretches:
+            failures = s.candidate_failures + s.baseline_failures
+            if failures:
+                share = s.candidate / (s.candidate + s.baseline)
+                total += s.candidate_failures * math.log(odds)
+                total -= failures * math.log1p(share * (odds - 1))
+        parts.append(total)
+    highest = max(parts)
+    return highest + math.log(sum(math.exp(part - highest) for part in parts) / len(parts))
+
+
+def _inflation(stretches: Sequence[Stretch]) -> tuple[float, float]:
+    """How much larger the variance is than of independent trials: of the candidate's failures, and
+    of how both arms' failures are split."""
+    rho = _correlation([(s.baseline, s.baseline_failures) for s in stretches if s.baseline > 1])
+    candidate = 1 + (_typical([s.candidate for s in stretches]) - 1) * rho
+    baseline = 1 + (_typical([s.baseline for s in stretches]) - 1) * rho
+    n = sum(s.candidate for s in stretches)
+    share = n / max(1, n + sum(s.baseline for s in stretches))
+    return max(1.0, candidate), max(1.0, (1 - share) * candidate + share * baseline)
+
+
+def _typical(sizes: Sequence[int]) -> float:
+    """The size of the stretch that a request is in, on average."""
+    return sum(n * n for n in sizes) / max(1, sum(sizes))
+
+
+def _correlation(counts: Sequence[tuple[int, int]]) -> float:
+    """The correlation of failures within a stretch, by Pearson's X², from `_BURSTS` on."""
+    n, k = sum(n for n, _ in counts), sum(k for _, k in counts)
+    correlation, weight = _BURSTS
+    if len(counts) < 2 or not 0 < k < n:
+        return correlation
+    rate, known = k / n, len(counts) - 1
+    squares = sum((k - n * rate) ** 2 / (n * rate * (1 - rate)) for n, k in counts)
+    found = (squares / known - 1) / max(1.0, _typical([n for n, _ in counts]) - 1)
+    return min(1.0, max(0.0, (known * found + weight * correlation) / (known + weight)))
+
+
 def split_alpha(alpha: float, guardrails: int) -> float:
     """The error for each of several guardrails of which any one rolls back: alpha / number.
 
@@ -251,17 +405,25 @@ def engagement_drop(estimate: LiftEstimate, *, drop: float = 0.15) -> Engagement
 
 
 def gross_failure(
-    outcomes: Sequence[bool], *, failures: int = 10, window: int = 20
+    outcomes: Sequence[bool],
+    *,
+    baseline: Sequence[bool] = (),
+    failures: int = 10,
+    window: int = 20,
 ) -> GrossFailure:
     """The immediate breaker: at least `failures` of the last `window` requests failed.
 
     `outcomes` in order of time, newest last, True where the request failed; only the last
-    `window` are read. At a true error rate of 5 % it fires by chance about once in 100 million
-    requests. Fires before the window is full, too. Raises `InputError` unless
-    0 < failures <= window.
+    `window` are read. `baseline` are those of the baseline at the same time: where they fail at
+    least half as often, it is an outage of both and no fault of the candidate (`shared`). At a
+    true error rate of 5 % it fires by chance about once in 100 million requests. Fires before the
+    window is full, too. Raises `InputError` unless 0 < failures <= window.
 
     >>> gross_failure([False] * 30 + [True] * 10).fired, gross_failure([True] * 9).fired
     (True, False)
+    >>> outage = gross_failure([True] * 12, baseline=[True] * 60 + [False] * 40)
+    >>> outage.fired, outage.shared
+    (False, True)
     """
     if not 0 < failures <= window:
         raise InputError(
@@ -269,12 +431,19 @@ def gross_failure(
         )
     last = outcomes[-window:]
     failed = sum(map(bool, last))
+    many = failed >= failures
+    alike = many and _share_of(baseline) >= failed / len(last) / 2
     return GrossFailure(
-        fired=failed >= failures,
+        fired=many and not alike,
+        shared=many and alike,
         failures=failed,
         seen=len(last),
         reason=f"{failed} of the last {len(last)} requests failed; the breaker opens at {failures}",
     )
+
+
+def _share_of(failed: Sequence[bool]) -> float:
+    return sum(map(bool, failed)) / len(failed) if failed else 0.0
 
 
 def srm(
@@ -309,6 +478,90 @@ def srm(
         phase: _split_check(phase, counts, expected_shares, threshold, concentration)
         for phase, counts in counts_by_phase.items()
     }
+
+
+def absent_outcomes(
+    exposed_by_phase: Mapping[str, Mapping[str, int]],
+    reported_by_phase: Mapping[str, Mapping[str, int]],
+    *,
+    threshold: float = ABSENCE_THRESHOLD,
+    concentration: float = SPLIT_CONCENTRATION,
+) -> dict[str, AbsenceCheck]:
+    """For each phase by itself: do both arms lack outcomes alike?
+
+    `exposed_by_phase[phase][arm]` counts units whose outcomes are due, `reported_by_phase` those
+    of them that have one. Estimand: the share of due units without an outcome, by arm. Null:
+    whether a unit reports does not depend on its arm. Then the units that are absent fall to the
+    arms as a draw without replacement from those exposed, and so do those that reported. Formula:
+    the mean of `srm`'s e-values of both counts, against the shares in which units were exposed. A
+    draw without replacement is below the binomial in the convex order (Hoeffding 1963, theorem
+    4), and the Bayes factor is convex in a count, so its expectation is at most 1 at each look.
+    That nobody looks too often is held by the threshold, and by simulation.
+
+    Edge cases: nobody absent, nobody reported, or one arm without units: e = 1. Raises
+    `DataError` where more reported than were exposed.
+
+    >>> found = absent_outcomes({"1": {"baseline": 9000, "candidate": 1000}},
+    ...                         {"1": {"baseline": 8100, "candidate": 800}})
+    >>> found["1"].unlike
+    True
+    >>> found["1"].reason.partition(", ")[2]
+    'candidate 20.0% (200 of 1000)'
+    >>> absent_outcomes({"1": {"baseline": 9000, "candidate": 1000}},
+    ...                 {"1": {"baseline": 8100, "candidate": 900}})["1"].unlike
+    False
+    """
+    if not threshold > 1:
+        raise InputError(f"threshold {threshold!r} is not above 1.", mend="Use 100.")
+    return {
+        phase: _absence_check(
+            phase, exposed, reported_by_phase.get(phase, {}), threshold, concentration
+        )
+        for phase, exposed in exposed_by_phase.items()
+    }
+
+
+def _absence_check(
+    phase: str,
+    exposed: Mapping[str, int],
+    reported: Mapping[str, int],
+    threshold: float,
+    concentration: float,
+) -> AbsenceCheck:
+    absent = {arm: n - reported.get(arm, 0) for arm, n in exposed.items()}
+    if any(n < 0 for n in absent.values()):
+        raise DataError(
+            f"phase {phase}: {dict(reported)} units reported of {dict(exposed)} exposed.",
+            mend="Count both from one place.",
+        )
+    log_e = 0.0
+    if len(exposed) > 1 and all(exposed.values()):
+        total = sum(exposed.values())
+        shares = [n / total for n in exposed.values()]
+        parts = [
+            log_split_evalue(counts, shares, concentration=concentration)
+            for counts in (list(absent.values()), [reported.get(arm, 0) for arm in exposed])
+        ]
+        highest = max(parts)
+        log_e = highest + math.log(sum(math.exp(part - highest) for part in parts) / len(parts))
+    told = ", ".join(
+        f"{arm} {'lacks ' if place == 0 else ''}{_share(n, exposed[arm])}"
+        f"{' of its outcomes' if place == 0 else ''} ({n} of {exposed[arm]})"
+        for place, (arm, n) in enumerate(absent.items())
+    )
+    return AbsenceCheck(
+        unlike=log_e >= math.log(threshold),
+        phase=phase,
+        log_e=log_e,
+        threshold=threshold,
+        absent=absent,
+        exposed=dict(exposed),
+        reason=f"phase {phase}: {told}",
+    )
+
+
+def _share(n: int, total: int) -> str:
+    return f"{n / total:.1%}" if total else "none"
 
 
 def _split_check(

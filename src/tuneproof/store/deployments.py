@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
@@ -98,6 +98,15 @@ class Deployments:
         query = select(deployments).where(deployments.c.state.not_in(final))
         if pipeline is not None:
             query = query.where(deployments.c.pipeline == pipeline)
+        async with self._database.reading(tx) as own:
+            rows = await own.execute(query.order_by(deployments.c.created_at, deployments.c.id))
+            return [_deployment(row) for row in rows]
+
+    async def since(self, at: datetime, *, tx: Tx | None = None) -> list[Deployment]:
+        """Rollouts that were made, or ended, at or after this instant, oldest first."""
+        query = select(deployments).where(
+            or_(deployments.c.created_at >= at, deployments.c.ended_at >= at)
+        )
         async with self._database.reading(tx) as own:
             rows = await own.execute(query.order_by(deployments.c.created_at, deployments.c.id))
             return [_deployment(row) for row in rows]

@@ -21,6 +21,7 @@ from tuneproof.experiments import (
     Cell,
     Evidence,
     Exposure,
+    HourRequests,
     Ingested,
     Outcome,
     RejectedEvent,
@@ -36,6 +37,7 @@ from tuneproof.store.rollups import (
     ArmStratum,
     exposed_days,
     read_exposed,
+    read_hours,
     read_looked,
     read_requests,
     read_strata,
@@ -186,6 +188,11 @@ class Events:
         async with self._database.reading(tx) as own:
             return await read_requests(own, await _key(own, subject), since, phase)
 
+    async def hours(self, subject: str, *, tx: Tx | None = None) -> tuple[HourRequests, ...]:
+        """The requests of both arms in each hour of each phase, oldest first."""
+        async with self._database.reading(tx) as own:
+            return await read_hours(own, await _key(own, subject))
+
     async def newest_requests(self, subject: str, *, tx: Tx | None = None) -> dict[int, Requests]:
         """The candidate's requests in a subject's newest phase, under that phase's number."""
         async with self._database.reading(tx) as own:
@@ -289,7 +296,7 @@ class Events:
         async with self._database.reading(tx) as own:
             key, shares, scored, declared = await _key_and_shares(own, subject)
             seen, first, exposed = await read_looked(
-                own, key, before, halfway, declared=bool(declared)
+                own, key, before, halfway, declared=declared.sums_more
             )
             qualities = await read_qualities(own, key, before) if scored else None
             found = Evidence(
@@ -379,7 +386,7 @@ async def _key_and_shares(tx: Tx, subject: str) -> tuple[int, dict[int, float], 
     if not rows:
         return await _key(tx, subject), {}, False, NOTHING
     shares = {row.number: row.share for row in rows if row.number is not None}
-    declared = DeclaredKeys.of([(rows[0].key, rows[0].counts_items, rows[0].adjusts)])
+    declared = DeclaredKeys.of([rows[0][: len(KNOWN)]])
     return rows[0].key, shares, bool(rows[0].scored), declared
 
 

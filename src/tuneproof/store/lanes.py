@@ -41,33 +41,30 @@ class Lanes:
             ids = [await self._ids.next("ab-test", at, tx=own) for _ in range(lanes)]
         return together or ids[0], ids
 
-    async def start(self, tests: Sequence[ABTest], *, tx: Tx | None = None) -> None:
+    async def start(
+        self, tests: Sequence[ABTest], *, replace_baseline: bool = False, tx: Tx | None = None
+    ) -> None:
         """Record the tests of a family, open their first phase together and route their tasks.
 
-        Raises `ConflictError` where one of the tasks is being tested or rolled out.
+        Raises `ConflictError` where one of the tasks is being tested or rolled out, or where its
+        model in use is not the tests' baseline, unless that may `replace_baseline`.
         """
         first = tests[0]
         async with self._database.writing(tx) as own:
             for task in first.tasks:
-                await self._refuse_busy(task, own)
+                routing = await self._routing.get(task, tx=own)
+                if routing is not None:
+                    _refuse_busy(routing)
+                    if not replace_baseline:
+                        routing.ensure_in_use(first.baseline)
             for test in tests:
                 await self._experiments.add(test, tx=own)
                 await self._experiments.open_phase(
                     test.id, 1, test.declaration.traffic_split, test.start_at, tx=own
                 )
             for task in first.tasks:
-                await self._routing.set(_first_routing(task, tests), tx=own)
-
-    async def _refuse_busy(self, task: str, tx: Tx) -> None:
-        routing = await self._routing.get(task, tx=tx)
-        if routing is not None and routing.subjects:
-            busy = ", ".join(routing.subjects)
-            raise ConflictError(
-                f"Task {task} is busy with {busy}: one candidate at a time, or several as one "
-                "family.",
-                mend=f"End {busy} first, or wait for it.",
-                subject=routing.subjects[0],
-            )
+                routing = await self._routing.get(task, tx=own)
+                await self._routing.set(_first_routing(task, tests, routing), tx=own)
 
     async def begin_phase(
         self,
@@ -101,12 +98,24 @@ class Lanes:
         return number
 
 
-def _first_routing(task: str, tests: Sequence[ABTest]) -> Routing:
+def _refuse_busy(routing: Routing) -> None:
+    if routing.subjects:
+        busy = ", ".join(routing.subjects)
+        raise ConflictError(
+            f"Task {routing.task} is busy with {busy}: one candidate at a time, or several as one "
+            "family.",
+            mend=f"End {busy} first, or wait for it.",
+            subject=routing.subjects[0],
+        )
+
+
+def _first_routing(task: str, tests: Sequence[ABTest], before: Routing | None) -> Routing:
     """A task's routing while the first phase of these tests runs: a lane each."""
     first = tests[0]
+    same = before is not None and before.baseline.same_as(first.baseline)
     return Routing(
         task=task,
-        baseline=first.baseline,
+        baseline=before.baseline if before is not None and same else first.baseline,
         lanes=tuple(
             Lane(subject=t.id, candidate=t.candidate, share=t.declaration.traffic_split)
             for t in tests

@@ -77,7 +77,8 @@ class RolloutMoves:
             for task in moved.tasks:
                 routing = replace(routing_of(moved, task, phase), updated_at=at)
                 if await self._mine(routing, moved, own):
-                    await self._routing.set(routing, tx=own)
+                    back = moved.state is DeploymentState.ROLLED_BACK
+                    await self._routing.set(routing, taken_back=back, tx=own)
         return moved
 
     async def _return_to_previous(self, deployment: Deployment, tx: Tx) -> None:

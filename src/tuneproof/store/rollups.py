@@ -22,7 +22,7 @@ from sqlalchemy import (
     select,
 )
 
-from tuneproof.experiments import Arm, Requests
+from tuneproof.experiments import Arm, HourRequests, Requests
 from tuneproof.stats.aggregates import (
     ENGAGEMENT_EDGES,
     LATENCY_MS_EDGES,
@@ -63,6 +63,7 @@ __all__ = [
     "ArmStratum",
     "exposed_days",
     "read_exposed",
+    "read_hours",
     "read_looked",
     "read_requests",
     "read_strata",
@@ -122,7 +123,8 @@ class ArmStratum:
 
 async def read_strata(tx: Tx, subject: int, before: datetime | None) -> list[ArmStratum]:
     """The arms of each phase, of units whose first exposure's hour ended by `before`."""
-    names = _DECLARED_COLUMNS if await read_declared(tx, subject) else _COLUMNS
+    declared = await read_declared(tx, subject)
+    names = _DECLARED_COLUMNS if declared.sums_more else _COLUMNS
     sums = await _sums(tx, subject, before, names)
     return _strata(sums, await _histograms(tx, subject, before))
 
@@ -221,6 +223,32 @@ async def read_requests(
     if since is not None:
         rows += await tx.execute(_rest_of_hour(subject, since, phase))
     return _requests(rows)
+
+
+async def read_hours(tx: Tx, subject: int) -> tuple[HourRequests, ...]:
+    """The requests of both arms in each hour of each phase, oldest first."""
+    table = requests
+    query = select(
+        table.c.hour,
+        table.c.phase,
+        table.c.arm,
+        table.c.bucket,
+        table.c.n,
+        table.c.errors,
+        table.c.latency_us,
+    ).where(table.c.subject == subject, table.c.hour >= 0)
+    hours: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    for hour, phase, *counts in await tx.execute(query.order_by(table.c.hour, table.c.phase)):
+        hours[hour, phase].append(counts)
+    found = ((phase, _requests(rows)) for (_, phase), rows in hours.items())
+    return tuple(
+        HourRequests(
+            phase=phase,
+            baseline=arms.get(Arm.BASELINE, Requests()),
+            candidate=arms.get(Arm.CANDIDATE, Requests()),
+        )
+        for phase, arms in found
+    )
 
 
 async def exposed_days(tx: Tx, subject: int) -> list[ColumnElement[bool]]:

@@ -54,12 +54,15 @@ class Routings:
         wanted: Routing,
         expected_version: int | None = None,
         *,
+        taken_back: bool = False,
         tx: Tx | None = None,
     ) -> Routing:
         """Write a task's routing at the next version and return it as written.
 
         `wanted.version` is not read; `updated_at` None becomes now. `expected_version` is the
         version that the caller read, 0 for "none yet": `ConflictError` where it is another.
+        `previous` is kept here: the baseline that another takes the place of, unless it is
+        `taken_back`.
         """
         async with self._database.writing(tx) as own:
             old = await _load(own, wanted.task, lock=True)
@@ -67,7 +70,12 @@ class Routings:
             if expected_version is not None and found != expected_version:
                 raise _changed(wanted.task, expected_version, found)
             at = wanted.updated_at or self._clock.now()
-            new = replace(wanted, version=found + 1, updated_at=at)
+            new = replace(
+                wanted,
+                version=found + 1,
+                updated_at=at,
+                previous=None if old is None else _previous(old, wanted, taken_back),
+            )
             if old is not None:
                 statement = update(routing).where(routing.c.task == wanted.task)
                 await own.execute(statement.values(to_row(new)))
@@ -76,10 +84,22 @@ class Routings:
                     await own.execute(insert(routing), to_row(new))
                 except IntegrityError as error:  # another worker wrote the first one meanwhile
                     raise _changed(wanted.task, 0, 1) from error
-            if self.notifies:
-                notify = text("SELECT pg_notify(:channel, :task)")
-                await own.execute(notify, {"channel": CHANNEL, "task": new.task})
+            await self._notify(new.task, own)
         return new
+
+    async def _notify(self, task: str, tx: Tx) -> None:
+        if self.notifies:
+            notify = text("SELECT pg_notify(:channel, :task)")
+            await tx.execute(notify, {"channel": CHANNEL, "task": task})
+
+    async def renew(self, task: str, above: int, *, tx: Tx | None = None) -> None:
+        """Give a task's routing, as it is, a version above this one, if it has none."""
+        async with self._database.writing(tx) as own:
+            old = await _load(own, task, lock=True)
+            if old is not None and old.version <= above:
+                newer = update(routing).where(routing.c.task == task).values(version=above + 1)
+                await own.execute(newer)
+                await self._notify(task, own)
 
     @property
     def notifies(self) -> bool:
@@ -92,6 +112,12 @@ class Routings:
         Raises `StoreUnavailableError` where the connection breaks.
         """
         return self._database.listen(CHANNEL)
+
+
+def _previous(old: Routing, new: Routing, taken_back: bool) -> ModelRef | None:
+    if old.baseline.same_as(new.baseline):
+        return old.previous
+    return None if taken_back else old.baseline
 
 
 def _changed(task: str, expected: int, found: int) -> ConflictError:
@@ -114,6 +140,7 @@ def _routing(row: Any) -> Routing:
         **{
             **values,
             "baseline": model_ref(values["baseline"]),
+            "previous": _model(values["previous"]),
             "lanes": tuple(
                 Lane(**{**lane, "candidate": _model(lane["candidate"])}) for lane in values["lanes"]
             ),

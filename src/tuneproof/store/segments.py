@@ -81,14 +81,17 @@ def _query(
             cast(value, Text).label("value"),
             cast(case((baseline, u.b_phase), else_=u.c_phase), Integer).label("phase"),
             arm.label("arm"),
-            (cast(u.y, Double) / NANO).label("y"),
+            (cast(_counted(subject, arm, declared), Double) / NANO).label("y"),
             (cast(cost, Double) / NANO).label("c"),
             cast(func.coalesce(u.m, 0), Double).label("m"),
             (cast(func.coalesce(known, 0), Double) / NANO).label("x"),
         )
         .join_from(units, exposures, and_(e.subject == u.subject, e.unit == u.unit, e.id == first))
-        .where(u.subject == subject, u.y.is_not(None), value.is_not(None))
+        .where(u.subject == subject, value.is_not(None))
     )
+    if not declared.absent_counts(subject, 0):
+        whole = u.y.is_not(None)
+        inner = inner.where(or_(whole, arm == 1) if declared.absent_counts(subject, 1) else whole)
     if before is not None:
         inner = inner.where(at < hour_of(before) * HOUR_US)
     part = inner.subquery("part").c
@@ -109,6 +112,15 @@ def _query(
         .group_by(*keys)
         .order_by(*keys)
     )
+
+
+def _counted(subject: int, arm: Any, declared: DeclaredKeys) -> Any:
+    """What a unit's outcome counts, as `DeclaredKeys.counted` says."""
+    y: Any = units.c.y
+    cap = declared.caps.get(subject)
+    if cap is not None:
+        y = case((y > cap, cap), else_=y)
+    return func.coalesce(y, 0) if subject in declared.absent else y
 
 
 def _cell(row: Any) -> Cell:

@@ -7,8 +7,10 @@ from typing import Protocol
 
 from sqlalchemy import insert, select
 
+from tuneproof.settings import Declaration
 from tuneproof.stats.effects import Metric
 from tuneproof.store.database import Database
+from tuneproof.store.sums import NANO
 from tuneproof.store.tables import subjects
 from tuneproof.workflow import Tx
 
@@ -31,6 +33,8 @@ class Declaring(Protocol):
     def id(self) -> str: ...
     @property
     def metric(self) -> Metric: ...
+    @property
+    def declaration(self) -> Declaration: ...
 
 
 class Subjects:
@@ -49,10 +53,13 @@ class Subjects:
 
 async def add_subject(tx: Tx, declared: Declaring, kind: SubjectKind) -> None:
     """Take the events of a test or rollout from now on."""
+    told = declared.declaration
     row = {
         "id": declared.id,
         "kind": kind.value,
         "counts_items": declared.metric.denominator is not None,
         "adjusts": declared.metric.adjusted,
+        "absent": None if told.missing == "exclude" else told.missing,
+        "cap": None if told.cap is None else round(told.cap * NANO),
     }
     await tx.execute(insert(subjects), row)

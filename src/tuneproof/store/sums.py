@@ -311,7 +311,7 @@ class Rollups:
     def _add_declared(
         self, subject: int, names: dict[str, Unit], sign: int, declared: DeclaredKeys
     ) -> None:
-        """The same for units of which items or a covariate count."""
+        """The same for units of subjects that declare how they are counted."""
         together: dict[tuple[int, int, int], list[tuple[Any, ...]]] = defaultdict(list)
         for unit in names.values():
             arm = arm_of(unit)
@@ -319,7 +319,8 @@ class Rollups:
                 at, _, phase, x, tokens, cost = unit[_ARM * arm : _ARM * arm + _ARM]
                 m = unit[_M] or 0
                 known = (x or 0) if subject in declared.covariates else 0
-                added = (tokens, cost, unit[_Y], unit[_QUALITY], m, known)
+                y = declared.counted(subject, arm, unit[_Y])
+                added = (tokens, cost, y, unit[_QUALITY], m, known)
                 together[at // HOUR_US, phase, arm].append(added)
         for (hour, phase, arm), added_up in together.items():
             measured = [unit for unit in added_up if unit[2] is not None]

@@ -115,6 +115,8 @@ subjects = Table(
     Column("counts_items", Boolean, nullable=False),
     Column("adjusts", Boolean, nullable=False),
     Column("looked_at", Instant),
+    Column("absent", Text),
+    Column("cap", BigInteger),
 )
 
 experiments = Table(
@@ -346,6 +348,7 @@ routing = Table(
     Column("version", Integer, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("cause", Text, nullable=False),
+    Column("previous", Json),
 )
 
 # Answers to be scored, at most one of each unit and task. The texts go when a score comes.

@@ -14,6 +14,7 @@ from tuneproof.cli.system import doctor
 from tuneproof.errors import ProviderUnavailableError, StoreUnavailableError
 from tuneproof.experiments import ModelRef
 from tuneproof.settings import StoreConfig
+from tuneproof.testing import MemoryProvider
 
 
 async def test_doctor_says_that_the_trainer_starts_with_the_service(tmp_path: Path) -> None:
@@ -31,7 +32,8 @@ async def test_absent_trainer_is_not_replaced_by_a_hosted_provider(tmp_path: Pat
 
 
 async def test_status_shows_the_share_of_a_test_that_no_run_drives(tmp_path: Path) -> None:
-    async with App.open(Settings(dir=tmp_path), background=False) as app:
+    provider = MemoryProvider(base_models=("old", "new"))
+    async with App.open(Settings(dir=tmp_path), background=False, provider=provider) as app:
         await app.experiments.create(
             baseline=ModelRef(model_id="old"),
             candidates=[ModelRef(model_id="new")],

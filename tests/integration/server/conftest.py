@@ -20,6 +20,9 @@ from tuneproof.collection import Post
 from tuneproof.settings import Settings
 from tuneproof.testing import MemoryProvider, MemorySource
 
+MODELS = ("base", "cand", "better", "one", "two", "three")
+"""Models that answer."""
+
 
 @dataclass
 class Service:
@@ -104,7 +107,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """A service on loopback, which needs no token."""
     async with (
         App.open(
-            settings, source=MemorySource(posts()), provider=MemoryProvider(), poll_s=0.02
+            settings,
+            source=MemorySource(posts()),
+            provider=MemoryProvider(base_models=MODELS),
+            poll_s=0.02,
         ) as app,
         serving(app, settings) as (address, _),
         httpx2.AsyncClient(base_url=address, timeout=30, trust_env=False) as http,

@@ -92,10 +92,10 @@ async def test_a_whole_declaration_is_what_the_test_keeps(service: Service) -> N
     told = Declaration(cuped=True, traffic_split=0.3, a_b_test_duration_hours=24)
     base, cand = ModelRef(model_id="base"), ModelRef(model_id="cand")
     [test] = await service.app.experiments.create(
-        baseline=base, candidates=[cand], declaration=told, min_units=9
+        baseline=base, candidates=[cand], declaration=told, min_units=19
     )
     kept = await service.app.store.experiments.get(test.id)
-    assert kept.declaration == replace(told, min_units=9)
+    assert kept.declaration == replace(told, min_units=19)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ async def test_a_whole_declaration_is_what_the_test_keeps(service: Service) -> N
         ({"allocation": "bandit"}, "'bandit'"),
         ({"decision": "maybe"}, "'maybe'"),
         ({"segment_guardrail": True}, "no segments"),
-        ({"min_units": 1}, "min_units"),
+        ({"min_units": 11}, "min_units"),
         (
             {"criteria": ["cost superior 0.1"], "success_criteria": {"min_engagement_lift": 0.1}},
             "as well",

@@ -115,3 +115,15 @@ async def test_600_events_of_600_days_make_no_day(service: Service, test_id: str
     ]
     taken = (await service.post("/events", {"exposures": days})).json()
     assert (taken["accepted"], len(taken["rejected"])) == (0, 600)
+
+
+async def test_a_value_that_would_be_kept_as_0_is_rejected(service: Service, test_id: str) -> None:
+    """Before: 1e-11 was stored as 0."""
+    now = service.app.clock.now().isoformat()
+    outcomes = [
+        {"id": f"o{i}", "subject": test_id, "unit": f"u{i}", "value": value, "at": now}
+        for i, value in enumerate((1e-11, -1e-11, 0.0, 1e-7))
+    ]
+    taken = (await service.post("/events", {"outcomes": outcomes})).json()
+    assert (taken["accepted"], [e["id"] for e in taken["rejected"]]) == (2, ["o0", "o1"])
+    assert "at least 1e-07 in size" in taken["rejected"][0]["reason"]

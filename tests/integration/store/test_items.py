@@ -23,7 +23,13 @@ HOUR = timedelta(hours=1)
 T0 = datetime(2025, 1, 20, 10, 0, tzinfo=UTC)
 _numbers = count()
 
-DECLARATIONS: list[dict[str, Any]] = [{"analysis_unit": "item"}, {"cuped": True}, {}]
+DECLARATIONS: list[dict[str, Any]] = [
+    {"analysis_unit": "item"},
+    {"cuped": True},
+    {},
+    {"missing": "zero", "cuped": True},
+    {"missing": "worst", "cap": 0.7},
+]
 
 
 async def subject_of(store: Store, **declared: Any) -> str:
@@ -197,6 +203,50 @@ async def test_items_that_sum_up_to_more_than_is_kept_are_refused_and_leave_noth
     assert await store.events.stored(subject) == await store.events.recount(subject)
 
 
+@pytest.mark.parametrize(
+    ("declared", "baseline", "candidate"),
+    [
+        ({}, (2, 1.0), (2, 1.0)),
+        ({"missing": "zero"}, (3, 1.0), (3, 1.0)),
+        ({"missing": "worst"}, (2, 1.0), (3, 1.0)),
+        ({"cap": 0.3}, (2, 0.5), (2, 0.5)),
+        ({"missing": "worst", "cap": 0.3}, (2, 0.5), (3, 0.5)),
+    ],
+)
+async def test_absent_and_large_outcomes_count_as_declared(
+    store: Store,
+    declared: dict[str, Any],
+    baseline: tuple[int, float],
+    candidate: tuple[int, float],
+) -> None:
+    subject = await subject_of(store, segments=("persona",), **declared)
+    kinds = {"persona": "anna"}
+    shows = [
+        shown(subject, f"{arm}{i}", arm=arm, attributes=kinds) for arm in Arm for i in range(3)
+    ]
+    tells = [told(subject, f"{arm}{i}", "", v) for arm in Arm for i, v in enumerate((0.2, 0.8))]
+    await ingest(store, [*shows, *tells])
+    for arm, (n, total) in ((Arm.BASELINE, baseline), (Arm.CANDIDATE, candidate)):
+        found = await units(store, subject, arm)
+        assert (found.n, found.sum_y) == (n, pytest.approx(total))
+        assert found.sum_yy == pytest.approx(0.68 if total == 1.0 else 0.13)
+    seen = await store.events.evidence(subject, segments=("persona",))
+    cells = {cell.arm: cell.units for cell in seen.segments["persona", "anna"]}
+    for arm, (n, total) in ((Arm.BASELINE, baseline), (Arm.CANDIDATE, candidate)):
+        assert (cells[arm].n, cells[arm].sum_y) == (n, pytest.approx(total))
+    assert await store.events.stored(subject) == await store.events.recount(subject)
+
+
+async def test_an_outcome_that_comes_late_takes_the_place_of_the_0(store: Store) -> None:
+    subject = await subject_of(store, missing="zero")
+    await ingest(store, [shown(subject, "u")])
+    assert (await units(store, subject)).sum_y == 0
+    await ingest(store, [told(subject, "u", "", 0.5)])
+    found = await units(store, subject)
+    assert (found.n, found.sum_y) == (1, 0.5)
+    assert await store.events.stored(subject) == await store.events.recount(subject)
+
+
 # --- the property: no order of arrival shows --------------------------------------------
 
 _UNIT = st.integers(0, 2)
@@ -251,7 +301,7 @@ async def test_any_order_with_duplicates_gives_the_recount(
         accepted += await ingest(store, arrivals[:size])
         arrivals = arrivals[size:]
 
-    assert accepted == 3 * len(set(raw))
+    assert accepted == len(DECLARATIONS) * len(set(raw))
     for one, other in zip(straight, mixed, strict=True):
         assert await store.events.stored(other) == await store.events.recount(other)
         assert await store.events.strata(other) == await store.events.strata(one)

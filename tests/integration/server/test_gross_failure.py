@@ -1,0 +1,54 @@
+"""Requests that fail grossly take the candidate back, unless the baseline fails as well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.integration.server.conftest import Service
+
+
+async def begun(service: Service) -> str:
+    models = {"baseline_model": {"model_id": "base"}, "candidate_model": {"model_id": "cand"}}
+    made = await service.post("/evaluation/create-ab-test", {**models, "traffic_split": 0.5})
+    assert made.status_code == 201, made.text
+    id: str = made.json()["ab_test_id"]
+    return id
+
+
+async def told(service: Service, test_id: str, arm: str, failed: list[bool]) -> None:
+    now = service.app.clock.now().isoformat()
+    common: dict[str, Any] = {"subject": test_id, "phase": 1, "arm": arm, "at": now}
+    events = [
+        {**common, "id": f"{arm}-{i}-{now}", "unit": f"{arm}{i}", "error": error}
+        for i, error in enumerate(failed)
+    ]
+    taken = await service.post("/events", {"exposures": events})
+    assert taken.json()["accepted"] == len(failed), taken.text
+
+
+async def status(service: Service, test_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = (await service.http.get(f"/evaluation/status/{test_id}")).json()
+    return found
+
+
+async def test_an_outage_of_both_arms_ends_no_test(service: Service) -> None:
+    """Before: "10 of the last 20 requests failed: reject", after 1.3 s of 500 to both arms."""
+    id = await begun(service)
+    await told(service, id, "baseline", [True] * 15 + [False] * 5)
+    await told(service, id, "candidate", [False] * 5 + [True] * 15)
+    assert (await status(service, id))["status"] == "running"
+
+
+async def test_a_candidate_that_fails_alone_is_taken_back_at_once(service: Service) -> None:
+    id = await begun(service)
+    await told(service, id, "baseline", [False] * 18 + [True] * 2)
+    await told(service, id, "candidate", [True] * 12)
+    found = await status(service, id)
+    assert found["status"] == "aborted"
+    assert "12 of the last 12 requests failed" in found["reason"]
+
+
+async def test_a_candidate_with_nothing_beside_it_is_taken_back_too(service: Service) -> None:
+    id = await begun(service)
+    await told(service, id, "candidate", [True] * 12)
+    assert (await status(service, id))["status"] == "aborted"
