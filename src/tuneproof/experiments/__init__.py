@@ -6,6 +6,7 @@ database and no wire.
 """
 
 from tuneproof.experiments.declaring import Declared, declare, told_by
+from tuneproof.experiments.effect_sizes import EffectSize, effect_size
 from tuneproof.experiments.evaluator import ModelEvaluator, model_ref
 from tuneproof.experiments.families import largest_split, winner
 from tuneproof.experiments.judge import DeclaredLook, broken_split, harmful_requests, judge
@@ -49,6 +50,7 @@ __all__ = [
     "CriterionResult",
     "Declared",
     "DeclaredLook",
+    "EffectSize",
     "EvaluationResult",
     "Evidence",
     "ExpectedLift",
@@ -70,6 +72,7 @@ __all__ = [
     "allot",
     "broken_split",
     "declare",
+    "effect_size",
     "engagement_metric",
     "harmful_requests",
     "identity_of",
