@@ -104,7 +104,7 @@ class RollbackPlan(Answer):
     """The way back."""
 
     previous_model: str
-    rollback_time_seconds: float
+    rollback_time_seconds: int
     health_check_endpoints: list[str]
 
 
