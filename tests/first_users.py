@@ -100,7 +100,7 @@ def _fits(shape: Any, found: Any) -> bool:
     return type(found) is shape
 
 
-# --- REST -----------------------------------------------------------------------------------
+# --- REST -------------------------------------------------------------------------------
 
 _MODEL = {"model_id": str, "version": str}
 _ARM = {
@@ -319,7 +319,7 @@ IDS = {
 }
 """How ids are made."""
 
-# --- metrics, rules, dashboards, cache --------------------------------------------------------
+# --- metrics, rules, dashboards, cache --------------------------------------------------
 
 METRICS = {
     "fine_tuning_pipeline_execution_duration_seconds": "histogram",
@@ -396,7 +396,7 @@ PANELS = {
 REDIS_LINES = ('redis-cli --scan --pattern "model_metrics:*" | wc -l', "redis-cli info memory")
 """How the cache is looked into."""
 
-# --- settings -----------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------
 
 ENVIRONMENT = {
     "FINE_TUNING_ENABLED": "true",
@@ -456,7 +456,7 @@ TRAINING_CONFIG: dict[str, Any] = {
 }
 """The settings of a pipeline as one document."""
 
-# --- Python --------------------------------------------------------------------------------------
+# --- Python -----------------------------------------------------------------------------
 
 PYTHON: dict[str, dict[str, tuple[str, ...]]] = {
     "PipelineConfig": {
@@ -549,7 +549,7 @@ EVALUATION_METRICS = {
 """What the cache keeps of an arm."""
 
 
-# --- the documents themselves ---------------------------------------------------------------------
+# --- the documents themselves -----------------------------------------------------------
 
 
 def documents() -> dict[str, str]:
