@@ -14,10 +14,10 @@ The modules, in the order in which data flows:
                   your application imports
     blocking      the components again, with methods that block
 
-Below them: `workflow` (durable steps), `stats`, `resilience`, `settings`, `assignment`,
-`errors`. Beside them: `store`, `sources`, `providers`, `targets`, `tracking`, `telemetry`,
-`cache`, `testing`. Names are loaded when they are first used, so an application that only
-chooses a model pays for nothing else.
+Below them: `workflow` (durable steps), `standalone`, `stats`, `resilience`, `settings`,
+`assignment`, `errors`. Beside them: `store`, `sources`, `providers`, `targets`, `tracking`,
+`telemetry`, `cache`, `testing`. Names are loaded when they are first used, so an application that
+only chooses a model pays for nothing else.
 """
 
 from __future__ import annotations

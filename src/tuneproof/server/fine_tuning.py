@@ -218,7 +218,7 @@ def router() -> APIRouter:
     async def status(app: TheApp, _: Reader, pipeline_id: str, response: Response) -> RunState:
         run = await app.store.runs.get(pipeline_id)
         response.headers.update(etag(run.version))
-        return state(run)
+        return state(run, app.clock.now())
 
     @routes.post("/abort/{pipeline_id}", summary="End a run")
     async def abort(
@@ -249,7 +249,8 @@ def router() -> APIRouter:
     ) -> RunState:
         await _expect(app, pipeline_id, expected(if_match))
         stage = asked.stage if asked else None
-        return state(await app.runs.retry(pipeline_id, stage=stage, actor=caller.actor))
+        run = await app.runs.retry(pipeline_id, stage=stage, actor=caller.actor)
+        return state(run, app.clock.now())
 
     @routes.get("/runs", summary="All runs, newest first")
     async def runs(
@@ -260,7 +261,8 @@ def router() -> APIRouter:
         limit: Limit = 50,
     ) -> Paged[RunState]:
         page = await app.store.runs.page(pipeline=pipeline, cursor=cursor, limit=limit)
-        return Paged(items=[state(run) for run in page.items], next_cursor=page.next_cursor)
+        now = app.clock.now()
+        return Paged(items=[state(run, now) for run in page.items], next_cursor=page.next_cursor)
 
     @routes.get("/log/{pipeline_id}", summary="A run's log, oldest first")
     async def log(app: TheApp, _: Reader, pipeline_id: str) -> list[LogLine]:
@@ -298,8 +300,8 @@ def started(run: Run) -> Started:
     )
 
 
-def state(run: Run) -> RunState:
-    """A run as `GET /fine-tuning/status` answers it."""
+def state(run: Run, now: datetime) -> RunState:
+    """A run as `GET /fine-tuning/status` answers it at this instant."""
     return RunState(
         pipeline_id=run.id,
         status=TRAINING if _trains(run) else str(run.status),
@@ -308,7 +310,7 @@ def state(run: Run) -> RunState:
         current_stage=next((p for p, s in PARTS.items() if run.current_stage in s), None),
         stage=run.current_stage,
         estimated_completion=instant(run.result.get("estimated_completion")),
-        metrics=_metrics(run),
+        metrics=_metrics(run, now),
         reason=run.reason,
         pipeline=run.pipeline,
         stages={name: dict(stage) for name, stage in run.stages.items()},
@@ -356,11 +358,11 @@ def _training_data(run: Run) -> TrainingData:
     )
 
 
-def _metrics(run: Run) -> RunMetrics:
+def _metrics(run: Run, now: datetime) -> RunMetrics:
     examples = sum((_training_data(run).examples or {}).values()) or None
     train = run.stages.get("train", {})
     begun, ended = instant(train.get("started_at")), instant(train.get("ended_at"))
-    minutes = (ended - begun).total_seconds() / 60 if begun and ended else None
+    minutes = ((ended or now) - begun).total_seconds() / 60 if begun else None
     memory = Memory.model_validate(run.result.get("memory") or {})
     grown = None
     if memory.peak_mb is not None and memory.initial_mb is not None and examples:

@@ -53,6 +53,7 @@ async def test_a_run_whose_job_trains_says_training(training: Service) -> None:
     assert differences(REST["status.response"], run) == []
     assert (run["status"], run["state"], run["stage"]) == ("training", "running", "train")
     assert run["progress"]["data_collection"] == "completed"
+    assert run["metrics"]["training_duration_minutes"] >= 0  # until now; it was null until the end
     data = run["training_data"]
     assert data["total_records"] == data["hook_examples"] + data["body_examples"] > 0
     assert data["total_records"] == run["metrics"]["training_examples"]
@@ -154,7 +155,7 @@ async def looked(service: Service, value: Any) -> ABTest:
             )
         )  # fmt: skip
         told.append(Outcome(id=f"o{i}", value=value(arm), **one))
-    await app.events.record(exposures=shown, outcomes=told)
+    await app.store.events.ingest(shown, told)
     await evaluator.look(test.family, at=test.start_at + timedelta(hours=HOURS + 100))
     return test
 
