@@ -13,7 +13,7 @@ from typing import Any, Self
 from tuneproof.app import App
 from tuneproof.cache import METRICS_TTL_S, metrics_key
 from tuneproof.collection import DataCollector, TrainingDataBatch
-from tuneproof.errors import InputError
+from tuneproof.errors import InputError, StateError
 from tuneproof.experiments import Arm
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.settings import PipelineConfig, Settings
@@ -45,11 +45,14 @@ class KubernetesOptimizedPipeline:
 
     @property
     def _app(self) -> App:
-        assert self._given is not None  # `opening` saw to it
+        if self._given is None:
+            raise StateError(
+                "This pipeline has no App open.", mend="Use it in `async with x.opened()`."
+            )
         return self._given
 
     @property
-    def config(self) -> PipelineConfig:
+    def _config(self) -> PipelineConfig:
         """The settings of its pipeline."""
         return self._told or next(iter(self._app.settings.pipelines.values()))
 
@@ -74,7 +77,7 @@ class KubernetesOptimizedPipeline:
         `hook_examples`, `body_examples` and `total_records` are those of the batch, which is in
         `batch` itself. Raises as `DataCollector.collect_training_data` does.
         """
-        config = self.config
+        config = self._config
         if engagement_threshold is not None:
             config = config.override(engagement_threshold=engagement_threshold)
         app = self._app
@@ -113,7 +116,7 @@ class KubernetesOptimizedPipeline:
                 mend="Pass what collect_training_data_optimized() returned.",
             )
         trainer = ModelTrainer.of(
-            self.config, provider=self._provider(), settings=self._app.settings
+            self._config, provider=self._provider(), settings=self._app.settings
         )
         version = await self.openai_circuit_breaker.call(trainer.start_fine_tuning, batch)
         told = {
@@ -127,7 +130,7 @@ class KubernetesOptimizedPipeline:
 
     def _provider(self) -> Provider | None:
         """Who trains; None is the embedded trainer, which the trainer then opens itself."""
-        name = self.config.provider
+        name = self._config.provider
         return self._app.providers.get(name) if self._app.providers.serves_now(name) else None
 
     @opening
