@@ -10,13 +10,14 @@ The modules, in the order in which data flows:
     experiments   the online test against the model in use, looked at every hour
     rollout       the stepwise move of traffic, its guardrails, and the way back
     pipeline      all of it as one durable run
-    app           the use cases; `server` and `cli` are its faces, `client` is what your
-                  application imports
+    app           the use cases; `server`, `cli` and `kubernetes` are its faces, `client` is what
+                  your application imports
+    blocking      the components again, with methods that block
 
-Below them: `workflow` (durable steps), `stats`, `resilience`, `settings`, `assignment`,
-`errors`. Beside them: `store`, `sources`, `providers`, `targets`, `tracking`, `telemetry`,
-`cache`, `testing`. Names are loaded when they are first used, so an application that only
-chooses a model pays for nothing else.
+Below them: `workflow` (durable steps), `standalone`, `stats`, `resilience`, `settings`,
+`assignment`, `errors`. Beside them: `store`, `sources`, `providers`, `targets`, `tracking`,
+`telemetry`, `cache`, `testing`. Names are loaded when they are first used, so an application that
+only chooses a model pays for nothing else.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tuneproof.collection import DataCollector, TrainingDataBatch
     from tuneproof.errors import TuneProofError
     from tuneproof.experiments import ABTest, EvaluationResult, ModelEvaluator
+    from tuneproof.kubernetes import KubernetesOptimizedPipeline
     from tuneproof.pipeline import FineTuningPipeline, PipelineResult
     from tuneproof.resilience import CircuitBreaker, ConnectionPoolManager
     from tuneproof.rollout import DeploymentManager, DeploymentResult, RollbackResult
@@ -51,6 +53,7 @@ _WHERE = {
     "DeploymentResult": "rollout",
     "EvaluationResult": "experiments",
     "FineTuningPipeline": "pipeline",
+    "KubernetesOptimizedPipeline": "kubernetes",
     "MLflowExperimentTracker": "tracking",
     "MLflowModelRegistry": "tracking",
     "ModelEvaluator": "experiments",
@@ -76,6 +79,7 @@ __all__ = [
     "DeploymentResult",
     "EvaluationResult",
     "FineTuningPipeline",
+    "KubernetesOptimizedPipeline",
     "MLflowExperimentTracker",
     "MLflowModelRegistry",
     "ModelEvaluator",

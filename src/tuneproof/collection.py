@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from tuneproof.errors import ConfigError, DataError
 from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig
@@ -28,6 +28,7 @@ __all__ = [
     "DataCollector",
     "Dataset",
     "Example",
+    "ExampleObject",
     "Post",
     "PostQuery",
     "Source",
@@ -42,6 +43,9 @@ __all__ = [
 
 CURATOR = "tuneproof.curation:curate"
 """What curates where no curator is given. A name, since imports point down."""
+
+EXAMPLES = "tuneproof.curation:read_examples"
+"""What reads the examples of a batch from the files that curation wrote. A name, likewise."""
 
 NO_TIME = datetime.min.replace(tzinfo=UTC)
 """The time of a post of a file whose time is absent or none; curation leaves it out."""
@@ -245,12 +249,23 @@ class Dataset:
         return self.train_examples + self.validation_examples
 
 
+class ExampleObject(TypedDict):
+    """One example as an object: the chat that is trained on, and the rate of its post.
+
+    The rate is what it was when the dataset was made, None where that was not noted. Files that
+    are uploaded do not have it: trainers refuse keys that they do not know.
+    """
+
+    messages: list[dict[str, str]]
+    engagement_rate: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingDataBatch:
     """What a run trains on: a dataset for each task, and the merged files of all.
 
-    `hash` names it all by content. `posts` were read, `total_records` of them gave examples.
-    `examples` counts lines by task, training and validation together. `dropped` counts by
+    `hash` names it all by content. `posts` were read. `examples` counts lines by task, training
+    and validation together, `total_records` those of all tasks. `dropped` counts by
     reason what curation left out; `note` says in words why there is nothing, where there is
     nothing. Paths are absolute.
     """
@@ -270,14 +285,23 @@ class TrainingDataBatch:
     note: str = ""
 
     @property
-    def hook_examples(self) -> int:
-        """Examples of the task `hook`."""
-        return self.examples.get("hook", 0)
+    def hook_examples(self) -> list[ExampleObject]:
+        """The examples of the task `hook`, as `examples_of` reads them."""
+        return self.examples_of("hook")
 
     @property
-    def body_examples(self) -> int:
-        """Examples of the task `body`."""
-        return self.examples.get("body", 0)
+    def body_examples(self) -> list[ExampleObject]:
+        """The examples of the task `body`, as `examples_of` reads them."""
+        return self.examples_of("body")
+
+    def examples_of(self, task: str) -> list[ExampleObject]:
+        """The examples of a task, each with the rate of its post; read from its files anew.
+
+        Those to train on come first. Of a pair it is the answer that did better. Raises
+        `DataError` where the files are not on this machine.
+        """
+        found: list[ExampleObject] = pkgutil.resolve_name(EXAMPLES)(self, task)
+        return found
 
     @property
     def train_examples(self) -> int:

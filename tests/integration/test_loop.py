@@ -65,7 +65,7 @@ async def test_pipeline_runs_as_the_first_example_says(tmp_path: Path, database_
         result = await FineTuningPipeline(config=QUICK, app=loop.app).run()
         assert result.status == "success"
         assert result.training_data is not None
-        assert result.training_data.hook_examples > 0
+        assert len(result.training_data.hook_examples) > 0
         assert result.experiment is not None
         assert result.experiment.verdict == "promote"
 

@@ -6,10 +6,10 @@ import doctest
 
 import pytest
 
-from tuneproof.experiments import allocation, ledger
+from tuneproof.experiments import allocation, effect_sizes, ledger
 
 
-@pytest.mark.parametrize("module", [allocation, ledger], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [allocation, effect_sizes, ledger], ids=lambda m: m.__name__)
 def test_examples_run(module):
     result = doctest.testmod(module)
     assert result.attempted

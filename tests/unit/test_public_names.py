@@ -31,7 +31,9 @@ def test_every_error_is_public_and_drawn() -> None:
     assert all(name in (errors.__doc__ or "") for name in names)
 
 
-@pytest.mark.parametrize("module", ["tuneproof", "tuneproof.client", "tuneproof.assignment"])
+@pytest.mark.parametrize(
+    "module", ["tuneproof", "tuneproof.client", "tuneproof.assignment", "tuneproof.blocking"]
+)
 def test_light_import_stays_light(module: str) -> None:
     heavy = ("numpy", "scipy", "pydantic", "httpx2", "fastapi", "sqlalchemy", "dbos", "openai")
     code = f"import {module}, sys; print([m for m in {heavy!r} if m in sys.modules])"

@@ -53,10 +53,10 @@ from tuneproof.resilience import (
     DatabasePool,
     RedisPool,
     Supervisor,
-    redis_pool,
 )
 from tuneproof.rollout import Routing, Target
-from tuneproof.settings import PipelineConfig, Settings, resolved
+from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.standalone import cache_pool, opened_targets, pool_arguments
 from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import Participant, VirtualClock
@@ -203,13 +203,8 @@ class App:
 
     async def _opened_store(self) -> Store:
         config = self.settings.store
-        pool = {
-            "pool_size": config.pool_size,
-            "max_overflow": config.max_overflow,
-            "pool_timeout_s": config.pool_timeout,
-        }
         opened = self.settings.adapter("store")(
-            config.url.reveal(), pool=None if self._embedded else pool, clock=self.clock
+            config.url.reveal(), pool=pool_arguments(config), clock=self.clock
         )
         try:
             store: Store = await opened
@@ -250,11 +245,7 @@ class App:
         if config.url.scheme == "mem":
             self.cache = make(config.url.reveal())
         else:
-            pool = redis_pool(
-                config.url.reveal(),
-                max_connections=config.max_connections,
-                socket_keepalive=config.keepalive,
-            )
+            pool = cache_pool(config)
             self.pools.add("redis", RedisPool(pool))
             self.cache = make(config.url.reveal(), pool=pool)
         self._closing.push_async_callback(self.cache.close)
@@ -345,7 +336,7 @@ class App:
     def _compose_parts(self) -> None:
         """What the durable functions get."""
         settings, providers = self.settings, self.providers
-        self.targets = list(self._given.get("targets") or ()) or self._opened_targets()
+        self.targets = list(self._given.get("targets") or ()) or opened_targets(settings)
         self.managers = Managers(
             store=self.store,
             clock=self.clock,
@@ -385,15 +376,6 @@ class App:
             place=self.places.label if providers.given is None else str,
             tracks_runs=settings.tracking.autolog,
         )
-
-    def _opened_targets(self) -> list[Target]:
-        made = []
-        for config in self.settings.targets.values():
-            own = ":" in config.kind
-            where = f"targets.{config.name}.kind"
-            make = resolved(where, config.kind) if own else self.settings.adapter("target")
-            made.append(make(self.settings.target(config.name)))
-        return made
 
     async def _open_engine(self) -> None:
         if not self._with_engine:

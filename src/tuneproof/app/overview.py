@@ -35,7 +35,7 @@ class ActiveRun(TypedDict):
 
     id: str
     status: str
-    current_stage: str | None
+    stage: str | None
 
 
 class PipelineStatus(TypedDict):
@@ -116,7 +116,7 @@ class Overview:
             "model_in_use": {
                 t: routing[t].baseline.model_id if t in routing else None for t in config.tasks
             },
-            "run": {"id": run.id, "status": str(run.status), "current_stage": run.current_stage}
+            "run": {"id": run.id, "status": str(run.status), "stage": run.current_stage}
             if run
             else None,
             "experiment_id": run.result.get("ab_test_id") if run else None,

@@ -45,14 +45,15 @@ async def show(rollout_id: str, /, *, options: CommonOptions = NONE) -> int:
     """Where a rollout stands. Exit 3 when it is paused and waits for a person."""
     async with connect(options) as service:
         rollout = await service.get(f"/deployment/status/{rollout_id}")
+        address = "" if service.local else service.address
     if options.json:
         output.data(rollout)
     else:
-        _print(rollout)
+        _print(rollout, address)
     return WAITS if rollout["status"] == "paused" else OK
 
 
-def _print(rollout: Mapping[str, Any]) -> None:
+def _print(rollout: Mapping[str, Any], address: str) -> None:
     output.facts(
         [
             ("rollout", rollout["deployment_id"]),
@@ -66,7 +67,7 @@ def _print(rollout: Mapping[str, Any]) -> None:
             ("holdback", output.percent(rollout["holdback"])),
             ("rolls back at", rollout["monitoring"]["rollback_triggers"]),
             ("evidence", rollout["evidence"]),
-            ("address", rollout["monitoring"]["deployment_dashboard"]),
+            ("address", f"{address}{rollout['monitoring']['deployment_dashboard']}"),
         ]
     )
     rows = [

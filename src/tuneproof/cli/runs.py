@@ -138,7 +138,7 @@ async def _follow(service: Service, run_id: str) -> dict[str, Any]:
             run: dict[str, Any] = await service.get(f"/fine-tuning/status/{run_id}")
             bars.update(run)
             tested = "ab_test_id" in run["result"]  # the stage begins before its test is declared
-            live = tested and run["current_stage"] in ("experiment", "rollout")
+            live = tested and run["stage"] in ("experiment", "rollout")
             if live or run["status"] in ENDED:
                 return run
             await asyncio.sleep(POLL_S)
@@ -152,7 +152,7 @@ def _finish(run: Mapping[str, Any], service: Service, *, as_json: bool) -> int:
     if run["status"] not in ENDED:
         stays = "serve the run with `tuneproof serve`: it goes on where it stands."
         if service.local:
-            output.say(f"The {run['current_stage']} takes days of real traffic; {stays}")
+            output.say(f"The {run['stage']} takes days of real traffic; {stays}")
         return OK
     return FAILED if run["status"] in ("failed", "aborted") else OK
 
@@ -192,7 +192,7 @@ async def list_(
             r["pipeline_id"],
             r["pipeline"],
             r["status"],
-            r["current_stage"],
+            r["stage"],
             output.moment(r["created_at"]),
         )
         for r in page["items"]
@@ -278,7 +278,7 @@ async def abort(
     run_id: str,
     /,
     *,
-    reason: Annotated[str, Parameter(help="Why; kept in the history.")] = "aborted by hand",
+    reason: Annotated[str, Parameter(help="Why; kept in the history.")] = "user_requested",
     options: CommonOptions = NONE,
 ) -> int:
     """End a run: its job is cancelled, its candidate loses its traffic."""

@@ -165,6 +165,7 @@ class _Curation:
             if side is None:
                 continue
             used, post_id = False, _csv(post.id)
+            rate = "" if post.engagement_rate is None else repr(post.engagement_rate)
             texts = {column: self._cleaner(post.text(column)) for column in self._columns}
             for maker in self._makers:
                 line = self._example(post, maker, texts)
@@ -173,7 +174,7 @@ class _Curation:
                     own = post.version is not None
                     self._placed.add(maker.name, side, line.answer, own=own)
                     lines[maker.name, side].append(line.json)
-                    lineage.append(f"{post_id},{maker.name},{side}".encode())
+                    lineage.append(f"{post_id},{maker.name},{side},{rate}".encode())
             self._used += used
         for (name, side), found in lines.items():
             self.files.tasks[name].write(side, found)
@@ -257,7 +258,7 @@ class _Curation:
             window=self._collected.query.window,
             hash=digest,
             posts=self._posts,
-            total_records=self._used,
+            total_records=sum(examples.values()),
             examples=examples,
             datasets=datasets,
             train_path=str(place / f"{TRAIN}.jsonl"),

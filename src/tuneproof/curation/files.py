@@ -2,7 +2,7 @@
 
 DIR/datasets/HASH/train.jsonl  validation.jsonl      all tasks, for training together
                   TASK/train.jsonl  validation.jsonl  one task
-                  lineage.csv                         which post made which line
+                  lineage.csv                         which post made which line, and its rate
                   manifest.json                       what, from where, and what was left out
 """
 
@@ -21,8 +21,9 @@ from typing import Any, BinaryIO, Final
 from tuneproof.collection import Dataset
 from tuneproof.curation.sift import TRAIN, VALIDATION
 
-__all__ = ["DatasetFiles", "TaskFiles"]
+__all__ = ["LINEAGE", "DatasetFiles", "TaskFiles"]
 
+LINEAGE: Final = "lineage.csv"
 SIDES: Final = (TRAIN, VALIDATION)
 _BUFFER: Final = 1 << 20
 _STALE_S: Final = 24 * 3600
@@ -74,8 +75,8 @@ class DatasetFiles:
         _sweep(self.root)
         self.folder = self.root / f"{_TEMPORARY}{uuid.uuid4().hex}"
         self.tasks = {task: TaskFiles(self.folder / task) for task in tasks}
-        self._lineage = _open(self.folder / "lineage.csv")
-        self._lineage.write(b"post_id,task,side\n")
+        self._lineage = _open(self.folder / LINEAGE)
+        self._lineage.write(b"post_id,task,side,engagement_rate\n")
 
     def __enter__(self) -> DatasetFiles:
         return self
@@ -92,7 +93,7 @@ class DatasetFiles:
 
     def drop_lineage(self, unwanted: set[int]) -> None:
         """Forget lines of the lineage (numbered from 0), after `finish_lines`."""
-        _without(self.folder / "lineage.csv", {number + 1 for number in unwanted})
+        _without(self.folder / LINEAGE, {number + 1 for number in unwanted})
 
     def finish(self, manifest: dict[str, Any]) -> tuple[str, dict[str, Dataset], Path]:
         """Merge, name by content, and move into place: the hash, the datasets, the folder.

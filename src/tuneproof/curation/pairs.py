@@ -197,7 +197,9 @@ class _Pairing:
             lines, lineage = [], []
             for better, worse in self._pairs(answers):
                 lines.append(_line(prompt, better, worse))
-                lineage += [f"{a.post_id},{task},{side}".encode() for a in (better, worse)]
+                lineage += [
+                    f"{a.post_id},{task},{side},{a.rate!r}".encode() for a in (better, worse)
+                ]
                 self._used |= {better.post_id, worse.post_id}
             counts[task] += len(lines)
             self.files.tasks[task].write(side, lines)
@@ -210,7 +212,7 @@ class _Pairing:
             window=self._collected.query.window,
             hash=digest,
             posts=self._posts,
-            total_records=len(self._used),
+            total_records=sum(examples.values()),
             examples=examples,
             datasets=datasets,
             train_path=str(place / f"{TRAIN}.jsonl"),

@@ -6,6 +6,7 @@ database and no wire.
 """
 
 from tuneproof.experiments.declaring import Declared, declare, told_by
+from tuneproof.experiments.effect_sizes import EffectSize, effect_size
 from tuneproof.experiments.evaluator import ModelEvaluator, model_ref
 from tuneproof.experiments.families import largest_split, winner
 from tuneproof.experiments.judge import (
@@ -58,6 +59,7 @@ __all__ = [
     "CriterionResult",
     "Declared",
     "DeclaredLook",
+    "EffectSize",
     "EvaluationResult",
     "Evidence",
     "ExpectedLift",
@@ -82,6 +84,7 @@ __all__ = [
     "broken_split",
     "candidate_harm",
     "declare",
+    "effect_size",
     "engagement_metric",
     "harmful_requests",
     "identity_of",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Self
 
 from tuneproof.errors import InputError, StateError
 from tuneproof.experiments.allocation import phase_counts, thompson_share
@@ -23,26 +25,58 @@ from tuneproof.experiments.records import (
     Verdict,
 )
 from tuneproof.experiments.store import ExperimentStore
-from tuneproof.settings import Declaration, PipelineConfig
+from tuneproof.settings import Declaration, PipelineConfig, Settings
+from tuneproof.standalone import loaded, opened_store, opening
 from tuneproof.stats.shrinkage import Prior, fit_prior
 from tuneproof.training import ModelVersion
 from tuneproof.workflow import Clock, SystemClock, Tx
 
 
 class ModelEvaluator:
-    """Declares online tests and judges them. Usable by itself, with a store."""
+    """Declares online tests and judges them. Usable by itself: it needs a store and its config.
+
+    Each that is left out is the settings': the database is opened for each call, or for as long
+    as `async with evaluator.opened()`, and the config is the first pipeline's. What is declared
+    so is looked at when somebody asks, or by the next service on this database.
+    """
 
     def __init__(
         self,
         *,
-        store: ExperimentStore,
+        store: ExperimentStore | None = None,
         clock: Clock | None = None,
         config: PipelineConfig | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        self._store = store
+        self._given = store
         self._clock = clock or SystemClock()
-        self._config = config or PipelineConfig()
+        self._told = config
+        self._settings = settings
 
+    @property
+    def _store(self) -> ExperimentStore:
+        if self._given is None:
+            raise StateError(
+                "This evaluator has no store open.", mend="Use it in `async with x.opened()`."
+            )
+        return self._given
+
+    @property
+    def _config(self) -> PipelineConfig:
+        return self._told or PipelineConfig()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """This evaluator with its store open: its own, or the settings' until the block ends."""
+        if self._given is not None:
+            yield self
+            return
+        settings = await loaded(self._settings)
+        async with opened_store(settings, self._clock) as store:
+            config = self._told or next(iter(settings.pipelines.values()))
+            yield type(self)(store=store, clock=self._clock, config=config)
+
+    @opening
     async def declare(
         self,
         baseline: str | ModelRef | ModelVersion,
@@ -111,6 +145,7 @@ class ModelEvaluator:
             await self._store.lanes.start(tests, replace_baseline=replace_baseline, tx=own)
         return tuple(tests)
 
+    @opening
     async def create_a_b_test(
         self,
         baseline_model: str | ModelRef | ModelVersion,
@@ -144,6 +179,7 @@ class ModelEvaluator:
         dataset = await self._store.versions.dataset_of(candidate.model_id, tx=tx)
         return identity_of(candidate.model_id, dataset)
 
+    @opening
     async def look(
         self, family: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> tuple[Look, ...]:
@@ -296,6 +332,7 @@ class ModelEvaluator:
         past = await self._store.experiments.final_lifts(test.pipeline, tx=tx)
         return fit_prior([math.log1p(lift) for lift, _ in past], [error for _, error in past])
 
+    @opening
     async def evaluate_performance(
         self, ab_test_id: str, significance_threshold: float | None = None
     ) -> EvaluationResult:

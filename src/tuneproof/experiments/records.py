@@ -117,6 +117,8 @@ class ModelRef:
     model_id: str
     version: str | None = None
     provider: str | None = None
+    label: str | None = field(default=None, compare=False)
+    """What whoever named a model that is none of ours calls its version; told again, no more."""
 
     def same_as(self, other: ModelRef) -> bool:
         """Whether both mean one model: two versions may bear one name at two providers."""

@@ -173,24 +173,11 @@ class Jobs:
 
 def trainer_of(run: RunContext, point: Point) -> ModelTrainer:
     """The trainer as the run's settings say, with the hyperparameters of one trial."""
-    config = run.config
-    chosen: dict[str, float | int | str] = {
-        "n_epochs": config.n_epochs,
-        "batch_size": config.batch_size,
-        "learning_rate_multiplier": config.learning_rate_multiplier,
-        **({"beta": config.beta} if config.method == "dpo" else {}),
-        **point,
-    }
-    return ModelTrainer(
-        config.base_model,
-        provider=run.parts.provider(config.provider),
+    return ModelTrainer.of(
+        run.config,
+        point,
+        provider=run.parts.provider(run.config.provider),
         clock=run.parts.clock,
-        method=config.method,
-        hyperparameters={k: v for k, v in chosen.items() if v != "auto"},
-        seed=config.seed,
-        suffix=config.suffix,
-        timeout_s=config.timeout_seconds,
-        poll_s=config.poll_seconds,
         waits=False,
     )
 

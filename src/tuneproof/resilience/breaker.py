@@ -51,9 +51,9 @@ _PROBE_POLL_S = 1.0
 class State(StrEnum):
     """Where a breaker stands."""
 
-    CLOSED = "closed"  # calls go through; failures in a row are counted
-    OPEN = "open"  # calls are refused until the time-out has passed
-    HALF_OPEN = "half_open"  # one probe is through; its answer decides
+    CLOSED = "CLOSED"  # calls go through; failures in a row are counted
+    OPEN = "OPEN"  # calls are refused until the time-out has passed
+    HALF_OPEN = "HALF_OPEN"  # one probe is through; its answer decides
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +77,11 @@ class Diagnosis:
     name: str
     state: State
     health_score: float
-    """1 is well, 0 is down: the share of recent calls that succeeded, halved while half-open
-    and 0 while open."""
+    """100 is well, 0 is down: the percentage of recent calls that succeeded, halved while
+    half-open and 0 while open."""
     failure_count: int
+    failure_threshold: int
+    timeout: float
     retry_after_s: float
     calls: int
     failures: int
@@ -260,6 +262,8 @@ class CircuitBreaker:
             state=self._state,
             health_score=self._health_score(),
             failure_count=self._failure_count,
+            failure_threshold=self.failure_threshold,
+            timeout=self.timeout,
             retry_after_s=self.retry_after_s,
             calls=self._calls,
             failures=self._failures,
@@ -340,7 +344,7 @@ class CircuitBreaker:
     def _health_score(self) -> float:
         if self._state is State.OPEN:
             return 0.0
-        score = sum(self._recent) / len(self._recent) if self._recent else 1.0
+        score = 100 * sum(self._recent) / len(self._recent) if self._recent else 100.0
         return score / 2 if self._state is State.HALF_OPEN else score
 
     def _issues(self) -> Iterable[str]:
@@ -369,7 +373,7 @@ class CircuitBreaker:
             yield "The pause is at its maximum: after mending the service, `reset()` skips it."
         if self._probing_since is not None:
             yield f"If the probe hangs, give the call to {service} a time-out."
-        if self._state is State.CLOSED and self._recent and self._health_score() < 0.9:
+        if self._state is State.CLOSED and self._recent and self._health_score() < 90:
             yield f"{service} fails now and then without opening the breaker: see its log."
 
 

@@ -8,6 +8,7 @@ for health and metrics. The drivers are imported when a pool is made, not before
 from __future__ import annotations
 
 import asyncio
+import pkgutil
 import socket
 import time
 from collections.abc import Callable
@@ -35,6 +36,9 @@ __all__ = [
 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 30, 10, 3
 _PREFIXES = {"database": "db"}
+
+POOLS = "tuneproof.standalone:pools_of"
+"""What makes the pools that the settings name. A name, since imports point down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +174,10 @@ class RedisPool:
 
 
 class ConnectionPoolManager:
-    """The connection pools of this process by name: `database`, `redis`."""
+    """The connection pools of this process by name: `database`, `redis`.
+
+    The service gives it its own. By itself it is empty until `initialize_pools`.
+    """
 
     def __init__(self, **pools: Pool) -> None:
         self._pools: dict[str, Pool] = dict(pools)
@@ -191,6 +198,26 @@ class ConnectionPoolManager:
                 f"There is no pool {name!r}.", mend=f"One of: {', '.join(self._pools) or 'none'}."
             )
         return self._pools[name]
+
+    async def initialize_pools(self, settings: object = None) -> None:
+        """Open what is not held yet of the pools that the settings name, ready for use.
+
+        That is the database, and Redis where the cache is one. Raises `StoreUnavailableError`
+        where one does not answer; nothing of this call stays open then.
+        """
+        named: dict[str, Pool] = await asyncio.to_thread(pkgutil.resolve_name(POOLS), settings)
+        opened = {name: pool for name, pool in named.items() if name not in self._pools}
+        try:
+            for pool in opened.values():
+                await pool.ping()
+        except BaseException:
+            await asyncio.gather(*(pool.close() for pool in opened.values()))
+            raise
+        self._pools |= opened
+
+    def get_pool_stats(self) -> dict[str, int]:
+        """What `counts` says: connections active and idle, of the database and of Redis."""
+        return self.counts()
 
     def counts(self) -> dict[str, int]:
         """`db_connections_active`, `db_connections_idle` and the same of Redis; 0 if absent."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Self
 
 from tuneproof.errors import (
     ConflictError,
@@ -34,7 +36,14 @@ from tuneproof.rollout.machine import (
 )
 from tuneproof.rollout.store import RolloutStore
 from tuneproof.rollout.watch import Advice, Watch, request_harm, watch
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.standalone import (
+    loaded,
+    opened_provider,
+    opened_store,
+    opened_targets,
+    opening,
+)
 from tuneproof.training import Completion, ModelVersion, Provider
 from tuneproof.workflow import Clock, SystemClock, Tx
 
@@ -45,6 +54,9 @@ FLAPPING = 3
 
 CHECK_TIMEOUT_S = 30.0
 """How long a model may take to answer the safety check's call."""
+
+
+_Serves = Callable[[ModelRef], Awaitable[Provider]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +71,67 @@ class SafetyCheck:
 class DeploymentManager:
     """Moves traffic to a promoted version step by step, and takes it back.
 
-    Usable by itself, with a store and the provider that serves the models; `serves` says
-    which provider answers for a model, where baseline and candidate are not at the same one.
+    Usable by itself: it needs a store, the provider that serves the models, targets and its
+    config. With no store given all that is left out is the settings', opened for each call or for
+    as long as `async with manager.opened()`; the provider only where a model is asked. A rollout
+    that is begun so is watched by the next service on this database.
+
+    `serves` says which provider answers for a model, where baseline and candidate are not at the
+    same one.
     `asks=False`: the application alone can ask the models, so no check does.
     """
 
     def __init__(
         self,
         *,
-        store: RolloutStore,
-        provider: Provider,
+        store: RolloutStore | None = None,
+        provider: Provider | None = None,
         targets: Sequence[Target] = (),
         clock: Clock | None = None,
         config: PipelineConfig | None = None,
-        serves: Callable[[ModelRef], Awaitable[Provider]] | None = None,
+        serves: _Serves | None = None,
+        settings: Settings | None = None,
         asks: bool = True,
     ) -> None:
-        self._store = store
+        self._given = store
         self._provider = provider
         self._serves = serves
         self._asks = asks
         self._targets = tuple(targets)
         self._clock = clock or SystemClock()
-        self._config = config or PipelineConfig()
+        self._told = config
+        self._settings = settings
+
+    @property
+    def _store(self) -> RolloutStore:
+        if self._given is None:
+            raise StateError(
+                "This manager has no store open.", mend="Use it in `async with x.opened()`."
+            )
+        return self._given
+
+    @property
+    def _config(self) -> PipelineConfig:
+        return self._told or PipelineConfig()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """This manager with its store open: its own, or the settings' until the block ends."""
+        if self._given is not None:
+            yield self
+            return
+        settings = await loaded(self._settings)
+        async with opened_store(settings, self._clock) as store:
+            yield type(self)(
+                store=store,
+                provider=self._provider,
+                targets=self._targets or opened_targets(settings),
+                clock=self._clock,
+                config=self._told or next(iter(settings.pipelines.values())),
+                serves=self._serves,
+                settings=settings,
+                asks=self._asks,
+            )
 
     @property
     def triggers(self) -> tuple[str, ...]:
@@ -93,6 +143,7 @@ class DeploymentManager:
             f"response_time_above_{config.max_p95_latency_ms:g}ms",
         )
 
+    @opening
     async def check_safety(
         self,
         candidate: ModelRef,
@@ -101,18 +152,31 @@ class DeploymentManager:
     ) -> list[SafetyCheck]:
         """Performance, significance, resources, and the way back: each really looked at."""
         found = [_performance(evaluation), _significance(evaluation)]
-        found += await asyncio.gather(
-            self._answers("candidate answers", candidate),
-            self._answers("baseline answers", previous),
-        )
+        async with self._answering() as serves:
+            found += await asyncio.gather(
+                self._answers("candidate answers", candidate, serves),
+                self._answers("baseline answers", previous, serves),
+            )
         return found
 
-    async def _answers(self, name: str, model: ModelRef) -> SafetyCheck:
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[_Serves]:
+        """Who says which provider answers for a model."""
+        if self._serves is not None:
+            yield self._serves
+        elif self._provider is not None:
+            yield _always(self._provider)
+        else:
+            settings = await loaded(self._settings)
+            async with opened_provider(settings, self._config.provider) as provider:
+                yield _always(provider)
+
+    async def _answers(self, name: str, model: ModelRef, serves: _Serves) -> SafetyCheck:
         limit, model_id = self._config.max_p95_latency_ms, model.model_id
         if not self._asks:
             return SafetyCheck(name=name, passed=True, detail=f"{model_id}: not ours to ask")
         try:
-            answer = await self._ask(model)
+            answer = await self._ask(model, serves)
         except TuneProofError as e:
             return SafetyCheck(name=name, passed=False, detail=f"{model_id}: {e}")
         passed = bool(answer.text.strip()) and answer.latency_ms <= limit
@@ -127,7 +191,8 @@ class DeploymentManager:
         if not self._asks:
             return
         try:
-            answer = await self._ask(model)
+            async with self._answering() as serves:
+                answer = await self._ask(model, serves)
         except RetryableError:
             raise
         except TuneProofError as error:
@@ -135,8 +200,8 @@ class DeploymentManager:
         if not answer.text.strip():
             raise _silent(model, "its answer is empty")
 
-    async def _ask(self, model: ModelRef) -> Completion:
-        provider = await self._serves(model) if self._serves else self._provider
+    async def _ask(self, model: ModelRef, serves: _Serves) -> Completion:
+        provider = await serves(model)
         [answer] = await provider.complete(
             model.model_id,
             [{"role": "user", "content": "Create engaging content"}],
@@ -145,6 +210,7 @@ class DeploymentManager:
         )
         return answer
 
+    @opening
     async def deploy_model(
         self,
         model_version: ModelVersion | ModelRef | str,
@@ -177,6 +243,7 @@ class DeploymentManager:
         await self.apply(begun.tasks)
         return self.result(begun)
 
+    @opening
     async def ensure_safe(
         self, candidate: ModelRef, previous: ModelRef, evaluation: EvaluationResult | None
     ) -> list[SafetyCheck]:
@@ -191,6 +258,7 @@ class DeploymentManager:
             )
         return checks
 
+    @opening
     async def baseline(self) -> ModelRef:
         """The model in use of the pipeline's first task. Raises `StateError` where none is."""
         routing = await self._store.routing.get(self._config.tasks[0])
@@ -201,6 +269,7 @@ class DeploymentManager:
             )
         return routing.baseline
 
+    @opening
     async def declare(
         self,
         candidate: ModelRef,
@@ -257,6 +326,7 @@ class DeploymentManager:
                     deployment_id=other.id,
                 )
 
+    @opening
     async def begin(
         self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> Deployment:
@@ -290,6 +360,7 @@ class DeploymentManager:
         )
         return began + back
 
+    @opening
     async def look(
         self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> tuple[Deployment, Watch]:
@@ -317,6 +388,7 @@ class DeploymentManager:
             )
         return kept, seen
 
+    @opening
     async def act(
         self,
         deployment_id: str,
@@ -340,6 +412,7 @@ class DeploymentManager:
                 return deployment
             return await self._store.moves.move(moved, verb, actor, reason, now, own)
 
+    @opening
     async def rollback_model(
         self, deployment_id: str, reason: str, *, actor: str = "system"
     ) -> RollbackResult:
@@ -356,6 +429,7 @@ class DeploymentManager:
             seconds=seconds,
         )
 
+    @opening
     async def apply(self, tasks: Sequence[str]) -> list[str]:
         """Tell each target, in order, what these tasks serve now; the names of those that failed.
 
@@ -391,6 +465,13 @@ def _silent(model: ModelRef, why: str) -> InputError:
         'served_by = "application" in [tasks.NAME].',
         model=model.model_id,
     )
+
+
+def _always(provider: Provider) -> _Serves:
+    async def serves(model: ModelRef) -> Provider:
+        return provider
+
+    return serves
 
 
 def _asked(deployment: Deployment, verb: str, now: datetime, actor: str, reason: str) -> Deployment:

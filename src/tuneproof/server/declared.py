@@ -233,6 +233,7 @@ class DeclaredAnswer(_Declared):
     """What was declared of the test, and does not change while it runs."""
 
     significance_threshold: float
+    duration_hours: float
 
 
 def declared_test(test: ABTest) -> dict[str, Any]:
@@ -290,7 +291,9 @@ def test_state(test: ABTest) -> TestState:
 
 def declared_answer(test: ABTest) -> DeclaredAnswer:
     return DeclaredAnswer(
-        significance_threshold=test.declaration.significance_threshold, **_shown(test)
+        significance_threshold=test.declaration.significance_threshold,
+        duration_hours=test.declaration.a_b_test_duration_hours,
+        **_shown(test),
     )
 
 

@@ -104,14 +104,17 @@ class RollbackPlan(Answer):
     """The way back."""
 
     previous_model: str
-    rollback_time_seconds: float
+    rollback_time_seconds: int
     health_check_endpoints: list[str]
 
 
 class Monitoring(Answer):
     """Where to watch the rollout. `alerts_configured` is true only where it was verified."""
 
-    deployment_dashboard: str
+    deployment_dashboard: str = Field(
+        description="a path of this service",
+        examples=[f"/dashboard/deployment/{EXAMPLE_DEPLOYMENT}"],
+    )
     alerts_configured: bool
     rollback_triggers: list[str] = Field(
         examples=[
@@ -125,10 +128,11 @@ class Monitoring(Answer):
 
 
 class Deployed(Answer):
-    """A rollout as it was begun."""
+    """A rollout that was accepted: `status` says so, `state` where it stands."""
 
     deployment_id: str = Field(examples=[EXAMPLE_DEPLOYMENT])
-    status: str = Field(examples=["stepping"])
+    status: str = Field(examples=["success"])
+    state: str = Field(examples=["stepping"])
     deployment_strategy: str
     current_traffic: float
     rollback_plan: RollbackPlan
@@ -146,7 +150,7 @@ class HistoryLine(Answer):
 
 
 class RolloutState(Deployed):
-    """Where a rollout stands."""
+    """Where a rollout stands: `status` and `state` are the same word here."""
 
     run_id: str | None
     pipeline: str
@@ -249,7 +253,7 @@ def router() -> APIRouter:
                 actor=caller.actor,
             )
             alerts = await app.alerts.verified()
-            return Deployed.model_validate(_deployed(deployment, app, alerts))
+            return Deployed(status="success", **_deployed(deployment, app, alerts))
 
         return await once(request, caller, key, begin, status=202)
 
@@ -390,6 +394,7 @@ def deployment_state(
     same = ["run_id", "pipeline", "ab_test_id", "step", "created_at", "step_started_at"]
     same += ["next_at", "ended_at", "cause", "version"]
     return RolloutState(
+        status=str(deployment.state),
         **_deployed(deployment, app, alerts),
         **{name: getattr(deployment, name) for name in same},
         tasks=list(deployment.tasks),
@@ -410,16 +415,19 @@ def _deployed(deployment: Deployment, app: TheApp, alerts: bool) -> dict[str, An
     config = known.get(deployment.pipeline)
     return {
         "deployment_id": deployment.id,
-        "status": str(deployment.state),
+        "state": str(deployment.state),
         "deployment_strategy": deployment.plan.strategy,
         "current_traffic": deployment.share,
         "rollback_plan": {
             "previous_model": deployment.previous.model_id,
             "rollback_time_seconds": ROLLBACK_S,
-            "health_check_endpoints": ["/health", "/health/model-performance", "/ready"],
+            "health_check_endpoints": [
+                "/health/model-performance",
+                "/health/response-time",
+            ],
         },
         "monitoring": {
-            "deployment_dashboard": f"{settings.address}/dashboard/deployment/{deployment.id}",
+            "deployment_dashboard": f"/dashboard/deployment/{deployment.id}",
             "alerts_configured": alerts,
             "rollback_triggers": [] if config is None else triggers(config),
         },

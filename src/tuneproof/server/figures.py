@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from tuneproof.experiments import ExperimentStatus, effect_size
 from tuneproof.server.declared import EXAMPLE_TEST, DeclaredAnswer, declared_answer
 from tuneproof.server.families import FamilyState
 from tuneproof.server.models import Answer, Instant, Share
@@ -65,13 +67,17 @@ class Expected(Answer):
 
 
 class Statistics(Answer):
-    """`p_value` is the anytime-valid one; `effect_size` the relative lift."""
+    """`p_value` is the anytime-valid one; `effect_size_value` is Cohen's h of shares of yes and no,
+    else Cohen's d, and `effect_size` his word for it."""
 
     is_significant: bool
     confidence_level: Share
     p_value: float | None
     interval: Interval
-    effect_size: float | None
+    effect_size: str | None = Field(
+        examples=["large"], description="negligible, small, medium or large"
+    )
+    effect_size_value: float | None
     method: str | None
     expected_effect: Expected | None = None
 
@@ -158,7 +164,9 @@ class MetricsAnswer(Answer):
 
     ab_test_id: str = Field(examples=[EXAMPLE_TEST])
     status: str
-    duration_hours: float
+    duration_hours: float = Field(
+        description="how long it has run; `declared` says how long it may"
+    )
     declared: DeclaredAnswer
     metrics: Arms
     performance_comparison: Comparison
@@ -174,13 +182,14 @@ class MetricsAnswer(Answer):
     )
 
 
-def metrics_of(test: ABTest, result: EvaluationResult | None) -> MetricsAnswer:
+def metrics_of(test: ABTest, result: EvaluationResult | None, now: datetime) -> MetricsAnswer:
+    """A test at this instant, as its last look saw it."""
     look = None if result is None else result.look
     nothing = ArmFigures.model_validate(dict.fromkeys(ArmFigures.model_fields) | {"sample_size": 0})
     return MetricsAnswer(
         ab_test_id=test.id,
         status=str(test.status),
-        duration_hours=test.declaration.a_b_test_duration_hours,
+        duration_hours=_hours(test, look, now),
         declared=declared_answer(test),
         metrics=Arms(
             baseline=_arm(look.baseline) if look else nothing,
@@ -193,6 +202,14 @@ def metrics_of(test: ABTest, result: EvaluationResult | None) -> MetricsAnswer:
         reason=result.reason if result else "There is no look yet.",
         looks=result.looks if result else 0,
     )
+
+
+def _hours(test: ABTest, look: Look | None, now: datetime) -> float:
+    """How long a test has enrolled units, or had when it ended."""
+    running = test.status is ExperimentStatus.RUNNING
+    until = now if running else test.start_at if look is None else look.at
+    hours = (min(until, test.end_at) - test.start_at).total_seconds() / 3600
+    return round(max(0.0, hours), 3)
 
 
 def _open_criteria(test: ABTest) -> list[CriterionAnswer]:
@@ -218,6 +235,7 @@ def _comparison(look: Look | None) -> Comparison:
 
 
 def _statistics(test: ABTest, look: Look | None) -> Statistics:
+    effect = effect_size(look)
     return Statistics(
         is_significant=look is not None and look.is_significant,
         confidence_level=1 - test.declaration.significance_threshold,
@@ -226,7 +244,8 @@ def _statistics(test: ABTest, look: Look | None) -> Statistics:
             lower=None if look is None else look.lower,
             upper=None if look is None else look.upper,
         ),
-        effect_size=None if look is None else look.lift,
+        effect_size=None if effect is None else effect.word,
+        effect_size_value=None if effect is None else effect.value,
         method=None if look is None else look.method,
         expected_effect=_expected(look),
     )

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field
 
 from tuneproof.errors import ConflictError
+from tuneproof.pipeline import Stage, StageStatus
 from tuneproof.server.auth import Reader, Writer
 from tuneproof.server.models import (
     Answer,
@@ -28,6 +29,7 @@ from tuneproof.server.models import (
 from tuneproof.server.once import once
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
+from tuneproof.store import RunStatus
 
 if TYPE_CHECKING:
     from tuneproof.store import Run
@@ -41,6 +43,15 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 """The four parts of a run that callers know -> the stages in each."""
 
 EXAMPLE_RUN = "ft-pipeline-20261120-001"
+
+SUCCESS = "success"
+"""What a start answers for a run that was accepted."""
+
+TRAINING = "training"
+"""How a run stands while its job trains."""
+
+USER_REQUESTED = "user_requested"
+"""The reason of an abort that gives none."""
 
 
 class StartRequest(Strict):
@@ -78,7 +89,7 @@ class Version(Answer):
 
 
 class TrainingData(Answer):
-    """The run's examples after curation."""
+    """The run's examples after curation; `total_records` are those of all its tasks."""
 
     hook_examples: int | None = None
     body_examples: int | None = None
@@ -95,9 +106,13 @@ class Memory(Answer):
 
 
 class Started(Answer):
-    """A run as it was started: known fields filled, the others null until they come."""
+    """A run that was accepted: known fields filled, the others null until they come.
 
-    status: str = Field(examples=["running"])
+    `status` is `success` unless the run has ended otherwise by now; `state` is where it stands.
+    """
+
+    status: str = Field(examples=["success"])
+    state: str = Field(examples=["running"])
     pipeline_id: str = Field(examples=[EXAMPLE_RUN])
     model_version: Version
     training_data: TrainingData
@@ -123,12 +138,16 @@ class RunMetrics(Answer):
 
 
 class RunState(Answer):
-    """Where a run stands."""
+    """Where a run stands: `status` is its `state`, but `training` while a job trains."""
 
     pipeline_id: str = Field(examples=[EXAMPLE_RUN])
-    status: str = Field(examples=["running"])
+    status: str = Field(examples=["training"])
+    state: str = Field(examples=["running"])
     progress: Progress
-    current_stage: str | None = Field(examples=["train"])
+    current_stage: str | None = Field(
+        examples=["model_training"], description="one of the four of `progress`"
+    )
+    stage: str | None = Field(examples=["train"], description="one of `stages`")
     estimated_completion: Instant | None
     metrics: RunMetrics
     reason: str | None
@@ -199,7 +218,7 @@ def router() -> APIRouter:
     async def status(app: TheApp, _: Reader, pipeline_id: str, response: Response) -> RunState:
         run = await app.store.runs.get(pipeline_id)
         response.headers.update(etag(run.version))
-        return state(run)
+        return state(run, app.clock.now())
 
     @routes.post("/abort/{pipeline_id}", summary="End a run")
     async def abort(
@@ -210,7 +229,7 @@ def router() -> APIRouter:
         if_match: IfMatch = None,
     ) -> Aborted:
         await _expect(app, pipeline_id, expected(if_match))
-        reason = (asked.reason if asked else "") or f"aborted by {caller.name}"
+        reason = (asked.reason if asked else "") or USER_REQUESTED
         done = await app.runs.abort(pipeline_id, reason=reason, actor=caller.actor)
         return Aborted(
             pipeline_id=done.run.id,
@@ -230,7 +249,8 @@ def router() -> APIRouter:
     ) -> RunState:
         await _expect(app, pipeline_id, expected(if_match))
         stage = asked.stage if asked else None
-        return state(await app.runs.retry(pipeline_id, stage=stage, actor=caller.actor))
+        run = await app.runs.retry(pipeline_id, stage=stage, actor=caller.actor)
+        return state(run, app.clock.now())
 
     @routes.get("/runs", summary="All runs, newest first")
     async def runs(
@@ -241,7 +261,8 @@ def router() -> APIRouter:
         limit: Limit = 50,
     ) -> Paged[RunState]:
         page = await app.store.runs.page(pipeline=pipeline, cursor=cursor, limit=limit)
-        return Paged(items=[state(run) for run in page.items], next_cursor=page.next_cursor)
+        now = app.clock.now()
+        return Paged(items=[state(run, now) for run in page.items], next_cursor=page.next_cursor)
 
     @routes.get("/log/{pipeline_id}", summary="A run's log, oldest first")
     async def log(app: TheApp, _: Reader, pipeline_id: str) -> list[LogLine]:
@@ -267,8 +288,10 @@ async def _expect(app: TheApp, run_id: str, version: int | None) -> None:
 
 def started(run: Run) -> Started:
     """A run as `POST /fine-tuning/start` answers it."""
+    ended_otherwise = run.status.final and run.status is not RunStatus.SUCCESS
     return Started(
-        status=str(run.status),
+        status=str(run.status) if ended_otherwise else SUCCESS,
+        state=str(run.status),
         pipeline_id=run.id,
         model_version=_version(run),
         training_data=_training_data(run),
@@ -277,15 +300,17 @@ def started(run: Run) -> Started:
     )
 
 
-def state(run: Run) -> RunState:
-    """A run as `GET /fine-tuning/status` answers it."""
+def state(run: Run, now: datetime) -> RunState:
+    """A run as `GET /fine-tuning/status` answers it at this instant."""
     return RunState(
         pipeline_id=run.id,
-        status=str(run.status),
+        status=TRAINING if _trains(run) else str(run.status),
+        state=str(run.status),
         progress=Progress(**{part: _part(run, stages) for part, stages in PARTS.items()}),
-        current_stage=run.current_stage,
+        current_stage=next((p for p, s in PARTS.items() if run.current_stage in s), None),
+        stage=run.current_stage,
         estimated_completion=instant(run.result.get("estimated_completion")),
-        metrics=_metrics(run),
+        metrics=_metrics(run, now),
         reason=run.reason,
         pipeline=run.pipeline,
         stages={name: dict(stage) for name, stage in run.stages.items()},
@@ -297,6 +322,12 @@ def state(run: Run) -> RunState:
         ended_at=run.ended_at,
         version=run.version,
     )
+
+
+def _trains(run: Run) -> bool:
+    """Whether its job is at work."""
+    stage = run.stages.get(str(Stage.TRAIN), {})
+    return run.status is RunStatus.RUNNING and stage.get("status") == StageStatus.IN_PROGRESS
 
 
 def _part(run: Run, stages: tuple[str, ...]) -> str:
@@ -322,16 +353,16 @@ def _training_data(run: Run) -> TrainingData:
     return TrainingData(
         hook_examples=examples.get("hook", 0),
         body_examples=examples.get("body", 0),
-        total_records=data.get("total_records"),
+        total_records=sum(examples.values()),
         examples=examples,
     )
 
 
-def _metrics(run: Run) -> RunMetrics:
+def _metrics(run: Run, now: datetime) -> RunMetrics:
     examples = sum((_training_data(run).examples or {}).values()) or None
     train = run.stages.get("train", {})
     begun, ended = instant(train.get("started_at")), instant(train.get("ended_at"))
-    minutes = (ended - begun).total_seconds() / 60 if begun and ended else None
+    minutes = ((ended or now) - begun).total_seconds() / 60 if begun else None
     memory = Memory.model_validate(run.result.get("memory") or {})
     grown = None
     if memory.peak_mb is not None and memory.initial_mb is not None and examples:

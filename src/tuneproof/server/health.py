@@ -29,8 +29,8 @@ class Readiness(Answer):
     reasons: list[str]
 
 
-class Component(Answer):
-    """One dependency, by a real call; `hint` says how to mend it."""
+class Check(Answer):
+    """What a real call of one dependency found; `hint` says how to mend it."""
 
     status: str = Field(examples=["healthy"])
     detail: str = ""
@@ -70,8 +70,13 @@ class Health(Answer):
     model_config = ConfigDict(extra="allow")
 
     status: str = Field(examples=["healthy"])
-    timestamp: Instant
-    components: dict[str, Component]
+    timestamp: float = Field(description="Seconds since 1970.", examples=[1704196800.0])
+    components: dict[str, str] = Field(
+        description="A word each: healthy, degraded, unhealthy, not_configured; "
+        "a circuit breaker's is its state: CLOSED, OPEN, HALF_OPEN.",
+        examples=[{"database": "healthy", "openai_circuit_breaker": "CLOSED"}],
+    )
+    checks: dict[str, Check] = Field(description="What stands behind each word.")
     routing_age_s: float | None = Field(
         description="For how long the routing in memory could not be compared with the database."
     )

@@ -63,7 +63,10 @@ class Answer(BaseModel):
 
 
 class Model(Strict):
-    """A model by the provider's name, and our version's id where it is one of ours."""
+    """A model by the provider's name, and our version's id where it is one of ours.
+
+    A version that is none of ours is kept as it was told, and shown again.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"model_id": "ft:ngram:hook:7f3a", "version": "1.4.0"}}
@@ -75,12 +78,14 @@ class Model(Strict):
     async def ref(self, app: App) -> ModelRef:
         """As a record; `version` is our id where the model is one that we trained."""
         known = await app.store.versions.list(model_id=self.model_id, limit=1)
-        return ModelRef(model_id=self.model_id, version=known[0].id if known else None)
+        if known:
+            return ModelRef(model_id=self.model_id, version=known[0].id)
+        return ModelRef(model_id=self.model_id, label=self.version)
 
     @classmethod
     def of(cls, ref: ModelRef) -> Model:
         """Of a record."""
-        return cls(model_id=ref.model_id, version=ref.version)
+        return cls(model_id=ref.model_id, version=ref.version or ref.label)
 
 
 class Reason(Strict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from importlib import metadata
 
 from tuneproof.settings import checks, fields
 from tuneproof.settings.checks import HTTP
@@ -14,6 +15,9 @@ from tuneproof.settings.fields import Option, option
 from tuneproof.settings.secrets import Secret, Url, WebhookUrl
 
 DATABASES = ("postgresql", "postgres", "sqlite")
+
+LOCAL = ("file", "sqlite")
+"""Where MLflow may keep what it is told on this machine, without a server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,13 @@ class TrackingConfig:
 
     uri: Url | None = option(
         None,
-        Option(env="MLFLOW_TRACKING_URI", argument="mlflow_tracking_uri", doc="MLflow's address"),
+        Option(
+            schemes=(*HTTP, *LOCAL),
+            env="MLFLOW_TRACKING_URI",
+            argument="mlflow_tracking_uri",
+            doc="MLflow's address: `http(s)://...`, or with the extra `[mlflow]` "
+            "`sqlite:///FILE` or `file:FOLDER`",
+        ),
     )
     experiment_name: str = option(
         "fine_tuning_pipeline",
@@ -92,6 +102,21 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         fields.check(self)
+        if self.uri is not None and self.uri.scheme in HTTP and not self.uri.host:
+            raise checks.refuse("uri", self.uri, "must name a host")
+        if self.uri is not None and self.uri.scheme in LOCAL and not _whole_mlflow():
+            rule = "needs the whole of MLflow, and only its client is installed"
+            mend = "pip install tuneproof[mlflow], or name a server: http://HOST:5000"
+            raise checks.refuse("uri", self.uri, rule, mend=mend)
+
+
+def _whole_mlflow() -> bool:
+    """Whether MLflow is installed, not its client alone; told without importing it."""
+    try:
+        metadata.distribution("mlflow")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

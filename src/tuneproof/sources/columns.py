@@ -12,6 +12,9 @@ __all__ = ["checked", "find_columns", "need_columns"]
 
 REQUIRED: Final = ("id", "engagement_rate", "ts")
 
+OPTIONAL: Final = ("original_input",)
+"""What a table may lack, though a task's prompt names it: its task's `empty_prompt` is asked."""
+
 # Words for the same that other tables use; the first that exists is taken.
 _ALSO: Final[Mapping[str, Sequence[str]]] = {
     "ts": ("created_at", "published_at", "timestamp"),
@@ -36,14 +39,21 @@ def find_columns(
     return found
 
 
-def missing_columns(found: Mapping[str, str], query: PostQuery) -> tuple[str, ...]:
+def missing_columns(
+    found: Mapping[str, str], named: Mapping[str, str], query: PostQuery
+) -> tuple[str, ...]:
     """Our words for what the query cannot do without and the table does not have."""
-    return tuple(word for word in dict.fromkeys((*REQUIRED, *query.columns)) if word not in found)
+    needed = dict.fromkeys((*REQUIRED, *query.columns))
+    return tuple(
+        word for word in needed if word not in found and (word in named or word not in OPTIONAL)
+    )
 
 
-def need_columns(found: Mapping[str, str], query: PostQuery, where: str) -> None:
+def need_columns(
+    found: Mapping[str, str], named: Mapping[str, str], query: PostQuery, where: str
+) -> None:
     """Raise `DataError` where a column is missing."""
-    missing = missing_columns(found, query)
+    missing = missing_columns(found, named, query)
     if missing:
         raise DataError(
             f"{where} has no column for {', '.join(missing)}.",
@@ -60,6 +70,6 @@ def checked(
     found = find_columns(existing, named, query)
     return SourceCheck(
         found=existing,
-        missing=missing_columns(found, query),
+        missing=missing_columns(found, named, query),
         **more,  # type: ignore[arg-type]
     )

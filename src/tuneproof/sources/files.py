@@ -79,7 +79,7 @@ class FileSource(ABC):
         """The best posts, in chunks."""
         names, _ = await asyncio.to_thread(self.describe)
         found = find_columns(names, self.config.columns, query)
-        need_columns(found, query, str(self))
+        need_columns(found, self.config.columns, query, str(self))
         chunks = await asyncio.to_thread(self.best, found, query)
         while chunk := await asyncio.to_thread(next, chunks, None):
             yield chunk

@@ -82,7 +82,7 @@ class SqlSource(ABC):
         if table is None:
             table = await asyncio.to_thread(self._look)
         found = find_columns(table.columns, self.config.columns, query)
-        need_columns(found, query, str(self))
+        need_columns(found, self.config.columns, query, str(self))
         async for chunk in self.read(table, found, query):
             yield chunk
 
@@ -93,7 +93,7 @@ class SqlSource(ABC):
             table = await asyncio.to_thread(self._look)
         query = PostQuery(window=window, threshold=0.0, max_records=None)
         found = find_columns(table.columns, self.config.columns, query)
-        need_columns(found, query, str(self))
+        need_columns(found, self.config.columns, query, str(self))
         summed = [table.columns[found[w]] for w in ("engagement_rate", "tokens_used") if w in found]
         if not self.adds_up(summed):
             return None

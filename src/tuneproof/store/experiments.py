@@ -295,7 +295,10 @@ class Experiments:
 def model_ref(data: Mapping[str, Any]) -> ModelRef:
     """The model that JSON describes."""
     return ModelRef(
-        model_id=data["model_id"], version=data.get("version"), provider=data.get("provider")
+        model_id=data["model_id"],
+        version=data.get("version"),
+        provider=data.get("provider"),
+        label=data.get("label"),
     )
 
 

@@ -38,12 +38,21 @@ class HealthStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComponentHealth:
-    """One component's health; `hint` says how to mend it."""
+    """One component's health; `hint` says how to mend it.
+
+    `state` is what the component calls its own state, where it has a word for it.
+    """
 
     status: HealthStatus
+    state: str = ""
     detail: str = ""
     hint: str = ""
     latency_ms: float | None = None
+
+    @property
+    def word(self) -> str:
+        """The component in one word."""
+        return self.state or self.status.value
 
     def to_dict(self) -> dict[str, Any]:
         """This record as JSON types."""
@@ -115,6 +124,7 @@ class BreakerCheck:
         closed = diagnosis.state is State.CLOSED
         return ComponentHealth(
             status=HealthStatus.HEALTHY if closed else HealthStatus.DEGRADED,
+            state=diagnosis.state.value,
             detail=" ".join((f"{diagnosis.state.value}.", *diagnosis.issues)),
             hint=" ".join(diagnosis.recommendations),
         )
@@ -129,11 +139,15 @@ class HealthReport:
     components: dict[str, ComponentHealth]
 
     def to_dict(self) -> dict[str, Any]:
-        """This report as JSON types."""
+        """This report as JSON types: `components` in a word each, `checks` with all there is.
+
+        `timestamp` is in seconds since 1970.
+        """
         return {
             "status": self.status.value,
-            "timestamp": self.timestamp.isoformat().replace("+00:00", "Z"),
-            "components": {name: c.to_dict() for name, c in self.components.items()},
+            "timestamp": self.timestamp.timestamp(),
+            "components": {name: c.word for name, c in self.components.items()},
+            "checks": {name: c.to_dict() for name, c in self.components.items()},
         }
 
 

@@ -125,6 +125,7 @@ def quoted(value: str) -> str:
 def _configure(timeout_s: float) -> None:
     """mlflow is configured by the environment alone; what the user set there stays."""
     wanted = {
+        "MLFLOW_ALLOW_FILE_STORE": "true",  # who names a folder means it
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(timeout_s))),

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
 
 from tuneproof.collection import TimeSource
 from tuneproof.errors import (
     CircuitBreakerError,
     CredentialsError,
     DataError,
+    StateError,
     TrackingUnavailableError,
 )
 from tuneproof.resilience import CircuitBreaker
+from tuneproof.settings import Settings
+from tuneproof.standalone import loaded, opened_store, opening
 from tuneproof.tracking.outbox import Outbox, PendingItem
 from tuneproof.tracking.registry import MLflowModelRegistry, TrackedVersion, find_version
 from tuneproof.tracking.runs import KINDS, find_run
 from tuneproof.tracking.server import MLflowServer
+from tuneproof.workflow import SystemClock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["MLflowExperimentTracker", "TrackedRun"]
 
 log = logging.getLogger(__name__)
+
+EXPERIMENT = "fine_tuning_pipeline"
+"""Where runs go if nobody says where."""
 
 _LIMIT = 100
 _NO_SERVICE = (TrackingUnavailableError, CredentialsError)
@@ -54,6 +62,9 @@ class TrackedRun:
 class MLflowExperimentTracker:
     """Delivers an outbox to the MLflow server at `tracking_uri`; without one, keeps everything.
 
+    With no outbox given it is that of the settings' database, opened for each call or for as long
+    as `async with tracker.opened()`, and address and experiment are the settings' where left out.
+
     MLflow being down costs the pipeline nothing: items wait, in order. After five failures in a
     row the breaker leaves MLflow alone for 60 s and longer, up to four minutes. An item that
     MLflow refuses holds back its own run only, is tried again ever more seldom (up to an hour),
@@ -62,23 +73,59 @@ class MLflowExperimentTracker:
 
     def __init__(
         self,
-        outbox: Outbox,
-        tracking_uri: str | None,
+        outbox: Outbox | None = None,
+        tracking_uri: str | None = None,
         *,
-        experiment: str = "fine_tuning_pipeline",
+        experiment: str | None = None,
         breaker: CircuitBreaker | None = None,
         clock: TimeSource | None = None,
         timeout_s: float = 30.0,
         on_delivered: Callable[[int], None] = lambda items: None,
+        settings: Settings | None = None,
     ) -> None:
         self.breaker = breaker or CircuitBreaker.named(
             "mlflow", max_timeout=_LONGEST_OUTAGE_PAUSE_S, counts=_NO_SERVICE
         )
-        self._outbox = outbox
-        self._experiment = experiment
-        self._clock = clock or _SystemClock()
+        self._given = outbox
+        self._settings = settings
+        self._uri = tracking_uri
+        self._timeout_s = timeout_s
+        self._told = experiment
+        self._clock = clock or SystemClock()
         self._on_delivered = on_delivered
         self._server = MLflowServer(tracking_uri, timeout_s=timeout_s) if tracking_uri else None
+
+    @property
+    def _outbox(self) -> Outbox:
+        if self._given is None:
+            raise StateError(
+                "This tracker has no outbox open.", mend="Use it in `async with x.opened()`."
+            )
+        return self._given
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """This tracker with its outbox open: its own, or the settings' until the block ends."""
+        if self._given is not None:
+            yield self
+            return
+        settings = await loaded(self._settings)
+        tracking = settings.tracking
+        uri = self._uri or (tracking.uri.reveal() if tracking.uri else None)
+        async with opened_store(settings, SystemClock()) as store:
+            at = type(self)(
+                store.outbox,
+                uri,
+                experiment=self._told or tracking.experiment_name,
+                breaker=self.breaker,
+                clock=self._clock,
+                timeout_s=self._timeout_s,
+                on_delivered=self._on_delivered,
+            )
+            try:
+                yield at
+            finally:
+                at.close()
 
     @property
     def registry(self) -> MLflowModelRegistry:
@@ -86,6 +133,7 @@ class MLflowExperimentTracker:
         server = self._configured()
         return MLflowModelRegistry(server.uri, server=server)
 
+    @opening
     async def deliver_once(self) -> int:
         """Deliver what is due, until MLflow fails; says how many items arrived."""
         if self._server is None:
@@ -106,10 +154,12 @@ class MLflowExperimentTracker:
             self._on_delivered(arrived)
         return arrived
 
+    @opening
     async def find_run(self, run_id: str) -> TrackedRun | None:
         """Our run `run_id` as MLflow has it, with its latest metrics; None where it has none."""
         return await self._configured().call(lambda client: _tracked(client, run_id))
 
+    @opening
     async def check(self) -> str:
         """Make a real call, for health; says how MLflow does and what waits for it.
 
@@ -125,7 +175,7 @@ class MLflowExperimentTracker:
             self._server.close()
 
     async def _deliver(self, server: MLflowServer, item: PendingItem) -> str:
-        payload = {"experiment": self._experiment, **item.payload}
+        payload = {"experiment": self._told or EXPERIMENT, **item.payload}
         try:
             await self.breaker.call(server.call, lambda client: _act(client, item.kind, payload))
         except CircuitBreakerError:
@@ -150,11 +200,6 @@ class MLflowExperimentTracker:
                 mend="Set MLFLOW_TRACKING_URI.",
             )
         return self._server
-
-
-class _SystemClock:
-    def now(self) -> datetime:
-        return datetime.now(UTC)
 
 
 def _act(client: MlflowClient, kind: str, payload: Mapping[str, Any]) -> None:

@@ -7,11 +7,13 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from tuneproof.errors import (
     ConfigError,
@@ -23,7 +25,8 @@ from tuneproof.errors import (
     TrainingFailedError,
 )
 from tuneproof.resilience import retrying
-from tuneproof.settings import Settings
+from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.standalone import loaded, opened_provider, opening
 from tuneproof.training.records import (
     Job,
     JobEvent,
@@ -64,8 +67,12 @@ class ModelTrainer:
 
     Usable by itself: `start_fine_tuning` uploads and creates the job, `monitor_training_job`
     waits for its end. Both find what they made before, so calling them again after a kill
-    uploads nothing twice and trains nothing twice. With `waits` False a file that the provider
-    is still reading raises `ProviderUnavailableError` at once, for a caller with a timer.
+    uploads nothing twice and trains nothing twice. With `waits` False a file that the provider is
+    still reading raises `ProviderUnavailableError` at once, for a caller with a timer.
+
+    A provider that is left out is the settings' first, opened for each call, or for as long as
+    `async with trainer.opened()`; the embedded trainer goes on with a job where the call before
+    left it.
     """
 
     def __init__(
@@ -84,7 +91,9 @@ class ModelTrainer:
         upload_timeout_s: float = 30.0,
         waits: bool = True,
     ) -> None:
-        self.provider = provider or _default_provider(settings)
+        self._given = provider
+        self._settings = settings
+        self._named: str | None = None
         self.base_model = base_model
         self._clock = clock or SystemClock()
         self._method = method
@@ -96,6 +105,58 @@ class ModelTrainer:
         self._upload_timeout_s = upload_timeout_s
         self._waits = waits
 
+    @classmethod
+    def of(
+        cls,
+        config: PipelineConfig,
+        point: Mapping[str, int | float | str] | None = None,
+        **arguments: Any,
+    ) -> ModelTrainer:
+        """The trainer that a pipeline's config asks for; `point` are hyperparameters of one trial
+        in place of the config's."""
+        chosen: dict[str, float | int | str] = {
+            "n_epochs": config.n_epochs,
+            "batch_size": config.batch_size,
+            "learning_rate_multiplier": config.learning_rate_multiplier,
+            **({"beta": config.beta} if config.method == "dpo" else {}),
+            **(point or {}),
+        }
+        made = cls(
+            config.base_model,
+            method=config.method,
+            hyperparameters={k: v for k, v in chosen.items() if v != "auto"},
+            seed=config.seed,
+            suffix=config.suffix,
+            timeout_s=config.timeout_seconds,
+            poll_s=config.poll_seconds,
+            **arguments,
+        )
+        made._named = config.provider
+        return made
+
+    @property
+    def provider(self) -> Provider:
+        """Who trains. Raises `StateError` where none was given and none is open."""
+        if self._given is None:
+            raise StateError(
+                "This trainer has no provider open.", mend="Use it in `async with x.opened()`."
+            )
+        return self._given
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """This trainer with its provider open: its own, or the settings' until the block ends."""
+        if self._given is not None:
+            yield self
+            return
+        settings = await loaded(self._settings)
+        name = self._named or next(iter(settings.providers))
+        async with opened_provider(settings, name) as provider:
+            at = copy(self)
+            at._given = provider
+            yield at
+
+    @opening
     async def start_fine_tuning(
         self,
         training_data: TrainingDataBatch,
@@ -135,6 +196,7 @@ class ModelTrainer:
             parent_id=parent_id,
         )
 
+    @opening
     async def base(self) -> str:
         """The base model to tune: the configured one, or the provider's only base model."""
         if self.base_model is not None:
@@ -215,6 +277,7 @@ class ModelTrainer:
 
         return await retrying(once, attempts=3, timeout=120.0)
 
+    @opening
     async def poll(self, version: ModelVersion) -> JobProgress:
         """The version's job as it stands now, with its newest metrics."""
         job_id = _job_of(version)
@@ -239,6 +302,7 @@ class ModelTrainer:
             log.info("%s has no events of job %s: %s", self.provider.name, job_id, e)
             return ()
 
+    @opening
     async def monitor_training_job(self, model_version: ModelVersion) -> ModelVersion:
         """Wait for the job's end and return the trained version.
 
@@ -311,6 +375,7 @@ class ModelTrainer:
             job_id=version.training_job_id,
         )
 
+    @opening
     async def cancel(self, version: ModelVersion) -> bool:
         """Cancel the version's job; False when it had ended already."""
         try:
@@ -338,12 +403,6 @@ def new_version_id(at: datetime) -> str:
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     return f"ver-{uuid.UUID(int=value)}"
-
-
-def _default_provider(settings: Settings | None) -> Provider:
-    chosen = settings or Settings.load()
-    name = next(iter(chosen.providers))
-    return cast(Provider, chosen.adapter("provider")(chosen.providers[name]))
 
 
 def _digest(path: Path) -> str:

@@ -165,7 +165,7 @@ def test_posts_are_loaded_and_a_run_is_done_in_this_process(line, tmp_path):
     assert done.returncode == OK, done.stderr
     run = json.loads(done.stdout)
     assert run["status"] == "running"
-    assert run["current_stage"] == "experiment"
+    assert run["stage"] == "experiment"
     assert run["progress"]["model_training"] == "completed"
     assert run["result"]["heldout_loss"] < run["result"]["base_heldout_loss"]
     run_id = run["pipeline_id"]

@@ -103,15 +103,13 @@ def settings(tmp_path: Path, chat: Chat) -> Settings:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
+async def open_service(
+    settings: Settings, provider: MemoryProvider | None = None
+) -> AsyncIterator[Service]:
     """A service on loopback, which needs no token."""
+    made = provider or MemoryProvider(base_models=MODELS)
     async with (
-        App.open(
-            settings,
-            source=MemorySource(posts()),
-            provider=MemoryProvider(base_models=MODELS),
-            poll_s=0.02,
-        ) as app,
+        App.open(settings, source=MemorySource(posts()), provider=made, poll_s=0.02) as app,
         serving(app, settings) as (address, _),
         httpx2.AsyncClient(base_url=address, timeout=30, trust_env=False) as http,
     ):

@@ -243,8 +243,8 @@ async def test_health_is_by_real_calls(service):
         "memory_usage_mb",
         "cpu_usage_percent",
     }
-    assert health["components"]["database"]["status"] == "healthy"
-    assert health["components"]["provider"]["status"] == "healthy"
+    assert health["components"]["database"] == "healthy"
+    assert health["components"]["provider"] == "healthy"
 
 
 async def test_metrics_carry_the_names_of_the_original(service):

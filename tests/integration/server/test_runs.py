@@ -16,7 +16,7 @@ async def run_id(service: Service) -> str:
     run_id = started.json()["pipeline_id"]
     await service.until(
         f"/fine-tuning/status/{run_id}",
-        lambda r: r["current_stage"] == "experiment" and r["result"].get("ab_test_id"),
+        lambda r: r["stage"] == "experiment" and r["result"].get("ab_test_id"),
     )
     return run_id
 
@@ -27,6 +27,7 @@ async def test_a_start_answers_at_once_with_what_is_known(service):
     body = answer.json()
     assert set(body) == {
         "status",
+        "state",
         "pipeline_id",
         "model_version",
         "training_data",

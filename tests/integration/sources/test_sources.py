@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.first_users import NO_INPUT, POSTS
 from tests.posts import UNTIL, csv_file, parquet_file, row, sqlite_file
 from tests.servers import PostgresServer, free_port
 
@@ -156,6 +157,23 @@ async def test_absent_column_is_named_before_anything_is_read(make: Make) -> Non
     assert check.missing == ("audience",)
     with pytest.raises(DataError, match="audience"):
         await collected(source, query(columns=("audience",)))
+
+
+async def test_the_documented_table_of_posts_is_read_without_a_setting(
+    make: Make, tmp_path: Path
+) -> None:
+    """It has no `original_input`: "has no column for original_input", and the run stopped."""
+    source = make([{name: row(i)[name] for name in POSTS} for i in range(1, 40)])
+    batch = await DataCollector(source=source, dir=tmp_path).collect_training_data(until=UNTIL)
+    assert batch.examples["hook"] > 30
+    assert {one["messages"][0]["content"] for one in batch.hook_examples} == {NO_INPUT}
+
+
+async def test_an_input_whose_column_is_named_must_be_there(make: Make) -> None:
+    rows = [{name: row(1)[name] for name in POSTS}]
+    source = make(rows, columns={"original_input": "brief"})
+    check = await source.check(query(columns=("original_input",)))
+    assert check.missing == ("original_input",)
 
 
 async def test_rates_that_are_no_shares_are_left_to_curation(make: Make, tmp_path: Path) -> None:

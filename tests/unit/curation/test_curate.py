@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.first_users import BODY_INPUT, EXAMPLE, NO_INPUT, differences
 from tests.posts import post
 
 from tuneproof.collection import Post, Task, TrainingDataBatch
@@ -39,7 +41,7 @@ def manifest(batch: TrainingDataBatch) -> dict[str, Any]:
 async def test_each_task_gets_its_examples(tmp_path: Path) -> None:
     batch = await curated(tmp_path, [post(1), post(2)], tasks=(HOOK, BODY))
     assert batch.examples == {"hook": 2, "body": 2}
-    assert (batch.hook_examples, batch.body_examples, batch.total_records) == (2, 2, 2)
+    assert (len(batch.hook_examples), len(batch.body_examples), batch.total_records) == (2, 2, 4)
     assert chats(batch.datasets["body"].train_path)[0] == [
         {"role": "user", "content": "You will not believe topic 1\n\nWrite a detailed post:"},
         {"role": "assistant", "content": "Here is all there is to say on topic 1."},
@@ -192,3 +194,48 @@ def test_what_is_held_out_stays_held_out_when_the_share_grows(key: str, unit: st
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         CurationOptions(**options)
+
+
+async def test_examples_are_the_documented_objects_and_their_rate_is_not_uploaded(
+    tmp_path: Path,
+) -> None:
+    """`hook_examples` and `body_examples` were numbers."""
+    posts = [post(i, original_input=None, engagement_rate=0.06 + i / 100) for i in range(40)]
+    batch = await curate_posts(posts, (HOOK, BODY), tmp_path)
+    assert batch.total_records == len(batch.hook_examples) + len(batch.body_examples) > 50
+    for one in (*batch.hook_examples, *batch.body_examples):
+        assert differences(EXAMPLE, one, whole=True) == []
+    by_id = {f"You will not believe topic {i}": 0.06 + i / 100 for i in range(40)}
+    assert {one["messages"][0]["content"] for one in batch.hook_examples} == {NO_INPUT}
+    for one in batch.hook_examples:
+        assert one["engagement_rate"] == by_id[one["messages"][1]["content"]]
+    for one in batch.body_examples:
+        hook = one["messages"][0]["content"].partition("\n")[0]
+        assert one["messages"][0]["content"] == BODY_INPUT.format(hook=hook)
+        assert one["engagement_rate"] == by_id[hook]
+    assert "engagement_rate" not in Path(batch.train_path).read_text("utf-8")
+
+
+async def test_rates_stay_with_their_examples_where_some_were_taken_out(tmp_path: Path) -> None:
+    posts = [
+        post(i, version="ver-1" if i < 6 else None, engagement_rate=0.9 - i / 100)
+        for i in range(10)
+    ]
+    batch = await curated(tmp_path, posts, own_output_share=0.5)
+    found = [one["engagement_rate"] for one in batch.hook_examples]
+    assert found == [0.9 - i / 100 for i in (0, 1, 2, 3, 6, 7, 8, 9)]
+
+
+async def test_examples_of_a_dataset_that_is_elsewhere_say_so(tmp_path: Path) -> None:
+    batch = await curated(tmp_path, [post(1)])
+    shutil.rmtree(tmp_path)
+    with pytest.raises(DataError, match="not on this machine"):
+        batch.hook_examples  # noqa: B018
+    assert batch.examples_of("poem") == []
+
+
+async def test_datasets_from_before_rates_were_noted_keep_their_examples(tmp_path: Path) -> None:
+    batch = await curated(tmp_path, [post(1), post(2)])
+    lineage = Path(batch.manifest_path).with_name("lineage.csv")
+    lineage.write_text("post_id,task,side\n1,hook,train\n2,hook,train\n", "utf-8")
+    assert [one["engagement_rate"] for one in batch.hook_examples] == [None, None]

@@ -71,6 +71,11 @@ async def test_pair_prefers_the_post_that_clearly_did_better(tmp_path: Path) -> 
     batch = await paired(tmp_path, posts)
     found = lines(batch)
     assert batch.examples["hook"] == len(found) > 10
+    assert [one["messages"][-1] for one in batch.hook_examples[: len(found)]] == [
+        line["preferred_output"][0]  # type: ignore[index]
+        for line in found
+    ]
+    assert {one["engagement_rate"] for one in batch.hook_examples} == {0.15}
     for line in found:
         asked = line["input"]["messages"][0]["content"]  # type: ignore[index,call-overload]
         number = 4 * int(asked.removeprefix("cat "))  # the dogs differ too little
@@ -91,7 +96,7 @@ async def test_many_inputs_give_pairs_on_both_sides_and_no_input_on_two(tmp_path
     batch = await paired(tmp_path, posts)
     assert batch.train_examples > 100
     assert batch.validation_examples > 5
-    assert batch.total_records == 2 * sum(batch.examples.values())
+    assert batch.total_records == sum(batch.examples.values())
     sides = [
         {json.loads(line)["input"]["messages"][0]["content"] for line in read(path)}
         for path in (batch.train_path, batch.validation_path)

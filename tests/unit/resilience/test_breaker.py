@@ -251,7 +251,7 @@ async def test_failing_listener_is_logged_and_breaks_nothing(
 async def test_diagnosis_explains_each_state() -> None:
     clock = Clock()
     breaker = CircuitBreaker(2, 60, name="openai", clock=clock)
-    assert breaker.diagnose().health_score == 1.0
+    assert breaker.diagnose().health_score == 100
     assert breaker.diagnose().issues == ()
     await break_by(breaker, 1)
     assert "1 more" in breaker.diagnose().issues[0]
@@ -267,7 +267,7 @@ async def test_diagnosis_explains_each_state() -> None:
     await asyncio.sleep(0)
     clock.now += 7
     assert "7 s" in breaker.diagnose().issues[0]
-    assert breaker.diagnose().to_dict()["state"] == "half_open"
+    assert breaker.diagnose().to_dict()["state"] == "HALF_OPEN"
     probe.cancel()
 
 
@@ -357,7 +357,7 @@ class BreakerMachine(RuleBasedStateMachine):
         )
         self.loop = asyncio.new_event_loop()
         self.in_flight: list[tuple[Any, Any, int]] = []  # coroutine, its future, epoch
-        self.state, self.failures, self.epoch = "closed", 0, 0
+        self.state, self.failures, self.epoch = "CLOSED", 0, 0
         self.pause, self.reopen_at, self.probe = self.TIMEOUT, 0.0, False
         self.expected_events: list[str] = []
 
@@ -376,10 +376,10 @@ class BreakerMachine(RuleBasedStateMachine):
             self.begin_one()
 
     def begin_one(self) -> None:
-        admitted = self.state == "closed"
-        if self.state == "open" and self.clock.now >= self.reopen_at:
-            self.change("half_open", "half_opened")
-        if self.state == "half_open" and not self.probe:
+        admitted = self.state == "CLOSED"
+        if self.state == "OPEN" and self.clock.now >= self.reopen_at:
+            self.change("HALF_OPEN", "half_opened")
+        if self.state == "HALF_OPEN" and not self.probe:
             admitted = self.probe = True
         future = self.loop.create_future()
         coroutine = self.breaker.call(lambda: future)
@@ -410,7 +410,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.failures = 0
             if self.probe:
                 self.probe, self.pause = False, self.TIMEOUT
-                self.change("closed", "closed")
+                self.change("CLOSED", "closed")
 
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
@@ -426,7 +426,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if self.probe or self.failures >= self.THRESHOLD:
             self.pause = min(self.pause * 2, self.CAP) if self.probe else self.TIMEOUT
             self.reopen_at, self.probe = self.clock.now + self.pause, False
-            self.change("open", "opened")
+            self.change("OPEN", "opened")
 
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), error=st.sampled_from([asyncio.CancelledError(), DataError("bad")]))
@@ -446,9 +446,9 @@ class BreakerMachine(RuleBasedStateMachine):
     def operator_resets(self) -> None:
         self.breaker.reset()
         self.failures = 0
-        if self.state != "closed":
+        if self.state != "CLOSED":
             self.probe, self.pause = False, self.TIMEOUT
-            self.change("closed", "closed")
+            self.change("CLOSED", "closed")
 
     @invariant()
     def agrees_with_the_model(self) -> None:
@@ -456,11 +456,11 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.failure_count == self.failures
         assert self.events == self.expected_events
         assert self.breaker.retry_after_s >= 0
-        assert 0 <= self.breaker.diagnose().health_score <= 1
+        assert 0 <= self.breaker.diagnose().health_score <= 100
 
     @invariant()
     def at_most_one_probe_is_out(self) -> None:
-        if self.state == "half_open":
+        if self.state == "HALF_OPEN":
             assert sum(epoch == self.epoch for _, _, epoch in self.in_flight) <= 1
 
 

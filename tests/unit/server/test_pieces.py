@@ -188,7 +188,7 @@ def test_progress_sums_the_stages_up(stages, data, training):
         stages={name: {"status": status} for name, status in stages.items()},
         created_at=NOW,
     )
-    progress = state(run).progress
+    progress = state(run, NOW).progress
     assert (progress.data_collection, progress.model_training) == (data, training)
 
 
@@ -210,7 +210,7 @@ def test_the_figures_of_a_run():
         },
         created_at=NOW,
     )
-    metrics = state(run).metrics
+    metrics = state(run, NOW).metrics
     assert metrics.training_examples == 100
     assert metrics.training_duration_minutes == 3
     assert metrics.memory_efficiency_mb_per_example == 0.5

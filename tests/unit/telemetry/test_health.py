@@ -40,18 +40,20 @@ async def test_healthy_components_say_so_with_their_latency() -> None:
     report = await run_checks([CallCheck(name="database", call=well)], now=lambda: NOW)
     found = report.to_dict()
     assert found["status"] == "healthy"
-    assert found["timestamp"] == "2026-11-20T08:00:00Z"
-    assert found["components"]["database"]["detail"] == "PostgreSQL 15"
-    assert 0 <= found["components"]["database"]["latency_ms"] < 5000
+    assert found["timestamp"] == NOW.timestamp()
+    assert found["components"] == {"database": "healthy"}
+    assert found["checks"]["database"]["detail"] == "PostgreSQL 15"
+    assert 0 <= found["checks"]["database"]["latency_ms"] < 5000
 
 
 @pytest.mark.parametrize(("needed", "status"), [(True, "unhealthy"), (False, "degraded")])
 async def test_our_errors_become_detail_and_hint(needed: bool, status: str) -> None:
     report = await run_checks([CallCheck(name="database", call=refused, needed=needed)])
     found = report.to_dict()
-    assert found["status"] == found["components"]["database"]["status"] == status
-    assert found["components"]["database"]["detail"] == "The database did not answer."
-    assert found["components"]["database"]["hint"] == "Start it."
+    check = found["checks"]["database"]
+    assert found["status"] == found["components"]["database"] == check["status"] == status
+    assert check["detail"] == "The database did not answer."
+    assert check["hint"] == "Start it."
 
 
 async def test_unexpected_errors_are_reported_and_logged(
@@ -88,7 +90,9 @@ async def test_component_that_is_not_configured_is_not_missed() -> None:
 async def test_open_breaker_degrades_and_explains() -> None:
     breaker = CircuitBreaker(1, 120, name="openai")
     check = BreakerCheck(name="openai_circuit_breaker", breaker=breaker)
-    assert (await run_checks([check])).status is HealthStatus.HEALTHY
+    report = await run_checks([check])
+    assert report.status is HealthStatus.HEALTHY
+    assert report.to_dict()["components"] == {check.name: "CLOSED"}
 
     async def fail() -> None:
         raise ProviderUnavailableError("down")
@@ -97,7 +101,8 @@ async def test_open_breaker_degrades_and_explains() -> None:
         await breaker.call(fail)
     report = await run_checks([check])
     assert report.status is HealthStatus.DEGRADED
-    assert "open" in report.components[check.name].detail
+    assert report.to_dict()["components"] == {check.name: "OPEN"}
+    assert "OPEN" in report.components[check.name].detail
     assert "openai" in report.components[check.name].hint
 
 

@@ -93,17 +93,17 @@ async def test_breaker_state_is_one_on_the_current_state(metrics: Metrics) -> No
     def states(name: str) -> dict[str, float]:
         found = read(metrics)
         key = f"fine_tuning_{name}_circuit_breaker_state"
-        return {s: found[key, labels(state=s)] for s in ("closed", "open", "half_open")}
+        return {s: found[key, labels(state=s)] for s in ("CLOSED", "OPEN", "HALF_OPEN")}
 
-    assert states("openai") == states("mlflow") == {"closed": 1, "open": 0, "half_open": 0}
+    assert states("openai") == states("mlflow") == {"CLOSED": 1, "OPEN": 0, "HALF_OPEN": 0}
 
     def fail() -> None:
         raise ProviderUnavailableError("down")
 
     with pytest.raises(ProviderUnavailableError):
         await breaker.call(fail)
-    assert states("openai") == {"closed": 0, "open": 1, "half_open": 0}
-    assert states("mlflow")["closed"] == 1
+    assert states("openai") == {"CLOSED": 0, "OPEN": 1, "HALF_OPEN": 0}
+    assert states("mlflow")["CLOSED"] == 1
     found = read(metrics)
     assert found["fine_tuning_openai_failures_total", ()] == 1
     assert found["fine_tuning_mlflow_failures_total", ()] == 0

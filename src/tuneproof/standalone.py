@@ -1,0 +1,162 @@
+"""Parts used by themselves: what they were not given is opened from the settings, a call long.
+
+`ModelEvaluator()` and its like need a database, maybe a provider. In the service `App` gives them
+its own; in a program of a user's they open what the settings name, do the call, and close it
+again: nothing is left open when the program's event loop ends, and no two calls need the same
+loop. `async with part.opened() as same:` keeps it open over many calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import wraps
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
+
+from tuneproof.errors import ProviderUnavailableError
+from tuneproof.resilience import CircuitBreaker, DatabasePool, Pool, RedisPool, redis_pool
+from tuneproof.settings import (
+    CacheConfig,
+    ProviderConfig,
+    Secret,
+    Settings,
+    StoreConfig,
+    Url,
+    resolved,
+)
+from tuneproof.workflow import SystemClock
+
+if TYPE_CHECKING:
+    from redis.asyncio import BlockingConnectionPool
+
+__all__ = [
+    "Opening",
+    "cache_pool",
+    "loaded",
+    "opened_provider",
+    "opened_store",
+    "opened_targets",
+    "opening",
+    "pool_arguments",
+    "pools_of",
+]
+
+ENGINE = "tuneproof.store:make_engine"
+"""What makes the database's engine, by name: imports point down."""
+
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+
+
+class Opening(Protocol):
+    """A part that can open what it was not given."""
+
+    def opened(self) -> AbstractAsyncContextManager[Self]:
+        """The part with all that it needs, for as long as the block."""
+        ...
+
+
+def opening(method: Method) -> Method:
+    """Have a method of an `Opening` run on its part `opened`."""
+
+    @wraps(method)
+    async def run(self: Opening, /, *args: Any, **kwargs: Any) -> Any:
+        async with self.opened() as part:
+            return await method(part, *args, **kwargs)
+
+    return cast(Method, run)
+
+
+async def loaded(settings: Settings | None) -> Settings:
+    """These settings, or those of the environment and the file."""
+    return settings if settings is not None else await asyncio.to_thread(lambda: Settings.load())
+
+
+def pool_arguments(config: StoreConfig) -> dict[str, Any] | None:
+    """How large the database's pool is, for the store; None: SQLite's own."""
+    if config.url.scheme == "sqlite":
+        return None
+    return {
+        "pool_size": config.pool_size,
+        "max_overflow": config.max_overflow,
+        "pool_timeout_s": config.pool_timeout,
+    }
+
+
+def cache_pool(config: CacheConfig) -> BlockingConnectionPool:
+    """The connections to the Redis that the settings name."""
+    return redis_pool(
+        config.url.reveal(),
+        max_connections=config.max_connections,
+        socket_keepalive=config.keepalive,
+    )
+
+
+def pools_of(settings: Settings | None) -> dict[str, Pool]:
+    """The pools that the settings name by the names of `ConnectionPoolManager`; none connects."""
+    known = settings if settings is not None else Settings.load()
+    store, cache = known.store, known.cache
+    engine = resolve_name(ENGINE)(store.url.reveal(), **pool_arguments(store) or {})
+    pools: dict[str, Pool] = {"database": DatabasePool(engine)}
+    if cache.url.scheme != "mem":
+        pools["redis"] = RedisPool(cache_pool(cache))
+    return pools
+
+
+@asynccontextmanager
+async def opened_store(settings: Settings, clock: object) -> AsyncIterator[Any]:
+    """The database that the settings name, its schema brought up to date."""
+    url, pool = settings.store.url, pool_arguments(settings.store)
+    store = await settings.adapter("store")(url.reveal(), pool=pool, clock=clock)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def opened_provider(settings: Settings, name: str) -> AsyncIterator[Any]:
+    """The provider of this name; where it is the embedded trainer, that runs as long.
+
+    Raises `ProviderUnavailableError` where the trainer cannot run in this process.
+    """
+    config = settings.providers[name]
+    async with AsyncExitStack() as stack:
+        if config.embedded:
+            config = await _with_trainer(settings, config, stack)
+        provider = settings.adapter("provider")(
+            config,
+            clock=SystemClock(),
+            breaker=CircuitBreaker.named(name, like="openai"),
+            timeout_s=config.timeout_seconds,
+        )
+        stack.push_async_callback(provider.close)
+        yield provider
+
+
+async def _with_trainer(
+    settings: Settings, config: ProviderConfig, stack: AsyncExitStack
+) -> ProviderConfig:
+    place = settings.dir / "trainer"
+    try:
+        trainer = await stack.enter_async_context(settings.adapter("trainer")(place))
+    except Exception as error:
+        raise ProviderUnavailableError(
+            f"The embedded trainer of {place} cannot run in this process: {error}",
+            mend="Where `tuneproof serve` runs on this directory, ask it over HTTP; or name a "
+            "provider by its base_url.",
+        ) from error
+    address, key = Url(str(trainer.base_url)), config.api_key or Secret("embedded")
+    return replace(config, base_url=address, api_key=key)
+
+
+def opened_targets(settings: Settings) -> list[Any]:
+    """The targets that the settings name, in their order."""
+    made = []
+    for config in settings.targets.values():
+        own, where = ":" in config.kind, f"targets.{config.name}.kind"
+        make = resolved(where, config.kind) if own else settings.adapter("target")
+        made.append(make(settings.target(config.name)))
+    return made
