@@ -30,7 +30,7 @@ from tuneproof.experiments import (
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone
 from tuneproof.settings import Declaration, PipelineConfig
-from tuneproof.store import Store
+from tuneproof.store import Claim, Store
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["ExperimentService", "Sibling"]
@@ -79,13 +79,14 @@ class ExperimentService:
         tasks: Sequence[str] | None = None,
         actor: str = "system",
         declaration: Declaration | None = None,
+        claim: Claim | None = None,
         **declared: object,
     ) -> Sequence[ABTest]:
         """Declare a test for each candidate at once, outside a run; they are looked at every hour.
 
         `traffic_split` is each candidate's share of all units. A `declaration` holds
         whole, in place of what the pipeline's settings declare; `declared` are single options in
-        place of theirs. Raises as `ModelEvaluator.declare` does.
+        place of theirs. `claim` is told the family. Raises as `ModelEvaluator.declare` does.
         """
         config = self._declared(pipeline, tasks, declaration, declared)
         evaluator = ModelEvaluator(store=self._store, clock=self._clock, config=config)
@@ -97,6 +98,8 @@ class ExperimentService:
                 await self._store.activity.add(
                     self._clock.now(), actor, "experiment start", test.id, tx=tx
                 )
+            if claim is not None:
+                await claim.made(tests[0].family, tx=tx)
         await self._engine.start(experiment_alone, tests[0].family, config)
         await self._routing.board.refresh_if_possible()
         return tests

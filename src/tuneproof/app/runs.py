@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from tuneproof import workflow
 from tuneproof.app.alerting import Alerting
@@ -18,7 +18,7 @@ from tuneproof.errors import ConfigError, DeniedError, NotFoundError, StateError
 from tuneproof.pipeline import RunArguments, Stage, StepName, turn
 from tuneproof.providers import JobEnded, read_webhook
 from tuneproof.settings import PipelineConfig, Settings
-from tuneproof.store import Run, RunStatus, Store
+from tuneproof.store import Claim, Run, RunStatus, Store
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["AbortedRun", "LogEntry", "RunService"]
@@ -95,45 +95,50 @@ class RunService:
         as_of: datetime | None = None,
         last_stage: str | None = None,
         actor: str = "system",
+        claim: Claim | None = None,
     ) -> Run:
         """Start one turn of the loop.
 
         `force` goes on with fewer examples than the threshold. Raises `StateError` with
         `reason` "predecessor_running" while a run of the pipeline is before `holding`. Where the
-        pipeline's tasks train apart, a run of each is started and the first is returned.
+        pipeline's tasks train apart, a run of each is started, or of none, and the first is
+        returned; `claim` is told it.
         """
         config = pipeline if isinstance(pipeline, PipelineConfig) else self._pipelines.get(pipeline)
         if config_overrides:
             config = config.override(**config_overrides)
         self._check_tasks(config)
-        first, *others = [await self._effective(c) for c in self._pipelines.parts(config)]
+        parts = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
         )
-        run = await self._started(first, arguments, actor)
-        for other in others:
-            await self._started(other, arguments, actor)
-        return run
-
-    async def _started(self, config: PipelineConfig, arguments: RunArguments, actor: str) -> Run:
         async with self._store.database.begin() as tx:
-            now = self._clock.now()
-            # The counter's row is locked first, so two starts at once see each other.
-            run_id = await self._store.ids.next("ft-pipeline", now, tx=tx)
-            await self._refuse_overlap(config.name, tx)
-            run = await self._store.runs.create(
-                Run(
-                    id=run_id,
-                    pipeline=config.name,
-                    config=config.to_dict(),
-                    arguments=_described(arguments),
-                    created_at=now,
-                ),
-                tx=tx,
-            )
-            await self._store.activity.add(now, actor, "run start", run.id, tx=tx)
-        await self._engine.start(turn, run.id, config, arguments)
-        self._live.publish("run", run.id, run.version)
+            runs = [await self._declared(part, arguments, actor, tx) for part in parts]
+            if claim is not None:
+                await claim.made(runs[0].id, tx=tx)
+        for run, part in zip(runs, parts, strict=True):
+            await self._engine.start(turn, run.id, part, arguments)
+            self._live.publish("run", run.id, run.version)
+        return runs[0]
+
+    async def _declared(
+        self, config: PipelineConfig, arguments: RunArguments, actor: str, tx: Tx
+    ) -> Run:
+        now = self._clock.now()
+        # The counter's row is locked first, so two starts at once see each other.
+        run_id = await self._store.ids.next("ft-pipeline", now, tx=tx)
+        await self._refuse_overlap(config.name, tx)
+        run = await self._store.runs.create(
+            Run(
+                id=run_id,
+                pipeline=config.name,
+                config=config.to_dict(),
+                arguments=_described(arguments),
+                created_at=now,
+            ),
+            tx=tx,
+        )
+        await self._store.activity.add(now, actor, "run start", run.id, tx=tx)
         return run
 
     def _check_tasks(self, config: PipelineConfig) -> None:
@@ -260,11 +265,15 @@ class RunService:
         manifest: dict[str, object] = json.loads(await asyncio.to_thread(path.read_text))
         return manifest
 
-    async def start_forgotten(self) -> None:
-        """Start, or take up again, runs whose process died before it could tell the engine."""
+    async def start_forgotten(self, older_than: timedelta = timedelta(0)) -> None:
+        """Start, or take up again, runs whose process died before it could tell the engine.
+
+        `older_than` leaves those be that a living process is just about to tell it of.
+        """
         await self.fail_given_up()
+        before = self._clock.now() - older_than
         for run in await self._store.runs.active():
-            if run.status is not RunStatus.PENDING:
+            if run.status is not RunStatus.PENDING or (run.updated_at or run.created_at) > before:
                 continue
             if not await self._engine.exists(run.id):
                 arguments = _arguments(run.arguments)

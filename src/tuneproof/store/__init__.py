@@ -9,7 +9,7 @@ from tuneproof.store.activity import Activity
 from tuneproof.store.deployments import HistoryEntry
 from tuneproof.store.engine import database_url, make_engine, mask
 from tuneproof.store.experiments import Phase
-from tuneproof.store.idempotency import KeptAnswer
+from tuneproof.store.idempotency import Claim, Idempotency, KeptAnswer
 from tuneproof.store.ids import uuid7
 from tuneproof.store.paging import Page
 from tuneproof.store.rollups import ArmStratum
@@ -24,7 +24,9 @@ from tuneproof.store.watches import WatchedSubject
 __all__ = [
     "Activity",
     "ArmStratum",
+    "Claim",
     "HistoryEntry",
+    "Idempotency",
     "KeptAnswer",
     "Page",
     "Phase",
