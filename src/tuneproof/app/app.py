@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack, cast
 
 from tuneproof import workflow
-from tuneproof.app.alerting import Alerting, alerts_of
+from tuneproof.app.alerting import TELL_EVERY_S, Alerting, alerts_of
 from tuneproof.app.board import Board
 from tuneproof.app.doctor import Doctor
 from tuneproof.app.endpoints import ModelEndpoints
@@ -84,6 +84,9 @@ TRIM_EVERY_S = 60.0
 
 FORGET_EVERY_S = 3600.0
 """How often answers kept by idempotency key are looked through for old ones."""
+
+CLOSE_S = 3.0
+"""How long jobs may still take when the App closes: an alert of the last moment is kept."""
 
 CLOCK_TASK = "virtual-clock"
 
@@ -183,7 +186,7 @@ class App:
 
     async def close(self) -> None:
         """End the tasks, then close what was opened, in the reverse order."""
-        await self.supervisor.close()
+        await self.supervisor.close(jobs_s=CLOSE_S)
         self.live.close()
         await self._closing.aclose()
 
@@ -338,9 +341,7 @@ class App:
 
     def _open_alerts(self) -> None:
         self.alerts = alerts_of(self.settings)
-        self.alert = Alerting(
-            alerts=self.alerts, store=self.store, clock=self.clock, supervisor=self.supervisor
-        )
+        self.alert = Alerting(alerts=self.alerts, store=self.store, supervisor=self.supervisor)
 
     def _compose_parts(self) -> None:
         """What the durable functions get."""
@@ -546,6 +547,7 @@ class App:
             clock=self.clock,
             supervisor=self.supervisor,
             alerts=self.alerts,
+            alerting=self.alert,
             pipelines=self.pipelines,
             places=self.places,
             providers=self.providers,
@@ -566,6 +568,7 @@ class App:
         every("schedule", SCHEDULE_EVERY_S, self.schedule.look, leader="schedule")
         every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
         every("probes", PROBE_EVERY_S, self.providers.probe)
+        every("alerts", TELL_EVERY_S, self.alert.tell, leader="alerts")
         every("pools", TRIM_EVERY_S, self.pools.trim)
         every("answers", FORGET_EVERY_S, self.store.idempotency.forget, leader="answers")
         if self.tracker is not None:

@@ -13,6 +13,8 @@ from tuneproof.settings.checks import HTTP
 from tuneproof.settings.fields import Option, option
 from tuneproof.settings.secrets import Secret, Url, WebhookUrl
 
+WEBHOOK_KINDS = ("standard", "slack")
+
 DATABASES = ("postgresql", "postgres", "sqlite")
 
 
@@ -181,6 +183,14 @@ class AlertsConfig:
     webhook_url: WebhookUrl | None = option(
         None,
         Option(schemes=HTTP, doc="gets a [message](../how-to/alerts.md) when a person should look"),
+    )
+    webhook_kind: str = option(
+        WEBHOOK_KINDS[0],
+        Option(
+            choices=WEBHOOK_KINDS,
+            doc="what it gets: `standard`, the whole message; `slack`, a text as Slack, Mattermost "
+            "and others take it",
+        ),
     )
     webhook_secret_env: str = option(
         "TUNEPROOF_ALERTS_SECRET", Option(doc="the variable with the secret that signs it")

@@ -6,6 +6,7 @@ each noun, `store` holds them together; events go through `events` into `ingest_
 """
 
 from tuneproof.store.activity import Activity
+from tuneproof.store.alerts import KeptAlert
 from tuneproof.store.deployments import HistoryEntry
 from tuneproof.store.engine import database_url, make_engine, mask
 from tuneproof.store.experiments import Phase
@@ -27,6 +28,7 @@ __all__ = [
     "Claim",
     "HistoryEntry",
     "Idempotency",
+    "KeptAlert",
     "KeptAnswer",
     "Page",
     "Phase",
