@@ -316,6 +316,7 @@ class App:
             self.places,
             embedded=self.providers.endpoint,
             breakers=self.providers.breakers,
+            on_event=self.metrics.on_breaker_event,
         )
         board = Board(
             self.store.routing,

@@ -18,7 +18,7 @@ from tuneproof.app.sources import Sources
 from tuneproof.collection import PostQuery, Window
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ModelRef
-from tuneproof.resilience import Supervisor, TaskHealth
+from tuneproof.resilience import Supervisor, TaskHealth, aside
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
 from tuneproof.store import KeptAlert, Store
 from tuneproof.telemetry import Alerts, HealthStatus
@@ -73,7 +73,14 @@ class Doctor:
         self._health = health
 
     async def examine(self) -> Sequence[Finding]:
-        """Everything that could keep the loop from turning, each with how to mend it."""
+        """Everything that could keep the loop from turning, each with how to mend it.
+
+        Its calls go past the breakers: looking changes nothing.
+        """
+        with aside():
+            return await self._examined()
+
+    async def _examined(self) -> Sequence[Finding]:
         report = await self._health.components()
         found = [
             Finding(
