@@ -25,6 +25,8 @@ from tuneproof.app.hooks import RunHooks
 from tuneproof.app.live import Live
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.managers import Managers
+from tuneproof.app.outages import LOOK_EVERY_S as OUTAGES_EVERY_S
+from tuneproof.app.outages import Outages
 from tuneproof.app.outcomes import OutcomeService
 from tuneproof.app.overview import Overview
 from tuneproof.app.pipelines import Pipelines
@@ -49,6 +51,7 @@ from tuneproof.evaluation import Scorer
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Parts
 from tuneproof.resilience import (
+    BreakerEvent,
     ConnectionPoolManager,
     DatabasePool,
     RedisPool,
@@ -173,9 +176,9 @@ class App:
         await self._open_store()
         await self._bind_virtual_clock()
         self._open_cache()
+        self._open_alerts()
         await self._open_providers()
         await self._open_routing()
-        self._open_alerts()
         self._compose_parts()
         await self._open_engine()
         self._compose_runs()
@@ -275,6 +278,7 @@ class App:
             store=self.store,
             clock=self.clock,
             metrics=self.metrics,
+            on_event=self._breaker_changed,
             places=self.places,
             supervisor=self.supervisor,
             given=given,
@@ -316,7 +320,7 @@ class App:
             self.places,
             embedded=self.providers.endpoint,
             breakers=self.providers.breakers,
-            on_event=self.metrics.on_breaker_event,
+            on_event=self._breaker_changed,
         )
         board = Board(
             self.store.routing,
@@ -343,6 +347,16 @@ class App:
     def _open_alerts(self) -> None:
         self.alerts = alerts_of(self.settings)
         self.alert = Alerting(alerts=self.alerts, store=self.store, supervisor=self.supervisor)
+        self.outages = Outages(
+            breakers=lambda: self.providers.breakers,
+            store=self.store,
+            now=self.clock.now,
+            alert=self.alert,
+        )
+
+    def _breaker_changed(self, event: BreakerEvent) -> None:
+        self.metrics.on_breaker_event(event)
+        self.outages.heard(event)
 
     def _compose_parts(self) -> None:
         """What the durable functions get."""
@@ -431,6 +445,7 @@ class App:
             providers=self.providers,
             managers=self.managers,
             routing=self.routing,
+            outages=self.outages,
             effective=self.shutdowns.effective,
         )
         self.shutdown_watch = ShutdownWatch(
@@ -541,6 +556,8 @@ class App:
             schedule=self.schedule,
             shutdowns=self.shutdowns,
             watchdog=self.watchdog,
+            outages=self.outages,
+            providers=self.providers,
         )
         self.doctor = Doctor(
             settings=self.settings,
@@ -568,6 +585,7 @@ class App:
         every = self.supervisor.every
         every("schedule", SCHEDULE_EVERY_S, self.schedule.look, leader="schedule")
         every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
+        every("outages", OUTAGES_EVERY_S, self.outages.look)
         every("probes", PROBE_EVERY_S, self.providers.probe)
         every("alerts", TELL_EVERY_S, self.alert.tell, leader="alerts")
         every("pools", TRIM_EVERY_S, self.pools.trim)

@@ -104,7 +104,7 @@ class Doctor:
         found += [
             Finding(name=f"watch: {w.subject}", status="failed", detail=w.sentence(), mend=_LOOK)
             for w in await self._health.watches()
-            if w.stalled
+            if w.blind
         ]
         found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())

@@ -79,6 +79,11 @@ class ModelEndpoints:
         known = self._known.get(model) or await self._find(model)
         return known.endpoint
 
+    def breaker_name(self, model: ModelRef) -> str | None:
+        """What the breaker of a model that is served is called; None where it is not known."""
+        known = self._known.get(model)
+        return None if known is None else known.endpoint.breaker.name
+
     async def prepare(self, models: Iterable[ModelRef]) -> None:
         """Find those that are not known yet, as far as possible."""
         for model in models:

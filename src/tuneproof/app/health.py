@@ -106,10 +106,10 @@ class HealthService:
         }
 
     def _with_tasks(self, status: HealthStatus, watches: Sequence[WatchState]) -> HealthStatus:
-        """The whole's status: a task or a watch that stands still degrades it."""
+        """The whole's status: a task that stands still or a blind watch degrades it."""
         now = self._supervisor.now()
         stands = any(task.stands_still(now) for task in self._supervisor.tasks)
-        stands = stands or any(watch.stalled for watch in watches)
+        stands = stands or any(watch.blind for watch in watches)
         return HealthStatus.DEGRADED if stands and status is HealthStatus.HEALTHY else status
 
     def ready(self) -> Ready:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 from tuneproof.app.alerting import Alerting
@@ -36,11 +38,31 @@ class RunHooks:
         self._alert = alert
         self._routing = routing
         self._figures = figures
+        self._watching: list[MemoryWatch] = []
+        metrics.peak_mb.set_function(self._peak_mb)
 
-    def memory(self, limit_mb: float) -> MemoryWatch:
-        """Watch memory while a stage works."""
-        warnings = self._metrics.memory_warnings
-        return MemoryWatch(limit_mb, on_warning=lambda _used, _limit: warnings.inc())
+    @contextmanager
+    def memory(self, run_id: str, limit_mb: float) -> Iterator[MemoryWatch]:
+        """Watch memory while a stage works; its peak can be read meanwhile."""
+        loop = asyncio.get_running_loop()
+
+        def warn(used_mb: float, _: float) -> None:  # called by the watch's own thread
+            self._metrics.memory_warnings.inc()
+            loop.call_soon_threadsafe(self._tell_of_memory, run_id, used_mb, limit_mb)
+
+        with MemoryWatch(limit_mb, on_warning=warn) as watch:
+            self._watching.append(watch)
+            try:
+                yield watch
+            finally:
+                self._watching.remove(watch)
+
+    def _tell_of_memory(self, run_id: str, used_mb: float, limit_mb: float) -> None:
+        said = f"The process takes {used_mb:.0f} MB, over the limit of {limit_mb:.0f} MB."
+        self._alert("memory_high", run_id, said)
+
+    def _peak_mb(self) -> float:
+        return max((watch.usage.peak_mb for watch in tuple(self._watching)), default=0.0)
 
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
         """A stage ended after working this long."""
@@ -61,8 +83,6 @@ class RunHooks:
     def run_ended(self, result: PipelineResult, pipeline: str, seconds: float) -> None:
         """A run ended, `seconds` after its start, waits included."""
         self._metrics.run_finished(str(result.status), seconds, pipeline=pipeline)
-        if result.memory_peak_mb is not None:
-            self._metrics.peak_mb.set(result.memory_peak_mb)
         if result.status is RunStatus.FAILED:
             once, said = f"{seconds:.3f}", result.reason
             self._alert("run_failed", result.run_id, said, once=once, pipeline=pipeline)

@@ -11,6 +11,7 @@ from tuneproof import workflow
 from tuneproof.app.alerting import Alerting
 from tuneproof.app.live import Live
 from tuneproof.app.managers import Managers
+from tuneproof.app.outages import Outages
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
@@ -71,6 +72,7 @@ class RunService:
         providers: Providers,
         managers: Managers,
         routing: RoutingService,
+        outages: Outages,
         effective: Callable[[PipelineConfig], Awaitable[PipelineConfig]],
     ) -> None:
         self._settings = settings
@@ -83,6 +85,7 @@ class RunService:
         self._providers = providers
         self._managers = managers
         self._routing = routing
+        self._outages = outages
         self._effective = effective
 
     async def start(
@@ -224,7 +227,7 @@ class RunService:
         return run
 
     async def log(self, run_id: str) -> Sequence[LogEntry]:
-        """What happened in a run, oldest first: its stages and its job's events."""
+        """What happened in a run, oldest first: its stages, its job's events, what it waits for."""
         run = await self._store.runs.get(run_id)
         lines = []
         for stage, entry in run.stages.items():
@@ -236,7 +239,19 @@ class RunService:
                     lines.append(
                         LogEntry(at=at, level=level, stage=stage, message=f"{word} {said}".strip())
                     )
-        return sorted(lines + await self._job_log(run), key=lambda x: x.at)
+        lines += await self._job_log(run)
+        return sorted(lines, key=lambda x: x.at) + await self._waiting_log(run)
+
+    async def _waiting_log(self, run: Run) -> list[LogEntry]:
+        """Why its stage waits, and whether who trains has been away for minutes."""
+        if run.status.final:
+            return []
+        stage, at = run.current_stage or "", run.updated_at or run.created_at
+        said = [(at, run.note)] if run.note else []
+        trains = self._providers.breaker_name(PipelineConfig.from_dict(run.config).provider)
+        away = [o for o in await self._outages.lasting() if o.breaker == trains]
+        said += [(outage.since, outage.sentence()) for outage in away]
+        return [LogEntry(at=at, level="warning", stage=stage, message=text) for at, text in said]
 
     async def _job_log(self, run: Run) -> list[LogEntry]:
         job_id = run.result.get("model_version", {}).get("training_job_id")
@@ -321,8 +336,7 @@ class RunService:
         """Wake the runs that wait for a provider; they try again at once."""
         woken = []
         for run in await self._store.runs.active():
-            waits = run.stages.get(run.current_stage or "", {}).get("detail", {}).get("note")
-            if not waits or run.config.get("provider") != name:
+            if not run.note or run.config.get("provider") != name:
                 continue
             if await self._engine.exists(run.id) and not await self._engine.ended(run.id):
                 signal = workflow.Signal(kind="wake", actor="breaker", reason=f"{name} is back")

@@ -43,13 +43,28 @@ class WatchState:
     """Whether its look is overdue by more than an hour."""
     limit: timedelta
     """How long it may be overdue before a rollout goes back to its baseline."""
+    last_error: str = ""
+    """Why its newest look failed; empty where it did not."""
+    last_error_at: datetime | None = None
+
+    @property
+    def blind(self) -> bool:
+        """Whether nobody judges its candidate now: its looks fail, or none comes."""
+        return self.stalled or bool(self.last_error)
 
     def sentence(self) -> str:
         """How it stands, in words."""
+        if self.last_error and not self.stalled:
+            return f"The look at {self.subject}{_at(self.last_error_at)} failed: {self.last_error}"
         seen = "it was never looked at"
         if self.looked_at is not None:
-            seen = f"its last look was at {self.looked_at:%Y-%m-%d %H:%M} UTC"
-        return f"{self.subject} has been due since {self.due_at:%Y-%m-%d %H:%M} UTC; {seen}."
+            seen = f"its last look was{_at(self.looked_at)}"
+        said = f"{self.subject} has been due since{_at(self.due_at).removeprefix(' at')}; {seen}."
+        return f"{said} It failed: {self.last_error}" if self.last_error else said
+
+
+def _at(instant: datetime | None) -> str:
+    return "" if instant is None else f" at {instant:%Y-%m-%d %H:%M} UTC"
 
 
 class TakeBack(Protocol):
@@ -110,6 +125,8 @@ class Watchdog:
             due_at=due,
             stalled=now - due > PATIENCE,
             limit=timedelta(hours=config.unwatched_limit_hours),
+            last_error=watched.failure,
+            last_error_at=watched.failed_at,
         )
 
     async def look(self) -> None:

@@ -62,6 +62,8 @@ class WatchOut(Answer):
     looked_at: Instant | None
     due_at: Instant
     stalled: bool = Field(description="Whether the look is overdue by more than an hour.")
+    last_error: str = Field(description="Why the newest look failed; empty where it did not.")
+    last_error_at: Instant | None
 
 
 class Health(Answer):

@@ -213,7 +213,8 @@ class Metrics:
             _RUN_BUCKETS,
         )
         self.peak_mb = self._gauge(
-            "fine_tuning_pipeline_memory_peak_mb", "Peak memory of the last run"
+            "fine_tuning_pipeline_memory_peak_mb",
+            "Peak memory of the stage that a run works at; 0 while none works",
         )
         self.examples = self._counter(
             "fine_tuning_pipeline_training_examples", "Training examples made"
