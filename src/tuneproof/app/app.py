@@ -20,6 +20,7 @@ from tuneproof.app.doctor import Doctor
 from tuneproof.app.endpoints import ModelEndpoints
 from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService
+from tuneproof.app.gauges import REFRESH_EVERY_S, Gauges
 from tuneproof.app.health import HealthService
 from tuneproof.app.hooks import RunHooks
 from tuneproof.app.live import Live
@@ -265,7 +266,10 @@ class App:
             self.cache = make(config.url.reveal(), pool=pool)
         self._closing.push_async_callback(self.cache.close)
         self.metrics.watch_cache(lambda: self.cache.hit_rate)
-        self.figures = LookCache(store=self.store, cache=self.cache, supervisor=self.supervisor)
+        used = not self._embedded if config.enabled is None else config.enabled
+        self.figures = LookCache(
+            store=self.store, cache=self.cache if used else None, supervisor=self.supervisor
+        )
 
     async def _open_providers(self) -> None:
         given = self._given.get("provider")
@@ -361,6 +365,14 @@ class App:
     def _compose_parts(self) -> None:
         """What the durable functions get."""
         settings, providers = self.settings, self.providers
+        self.gauges = Gauges(
+            store=self.store,
+            metrics=self.metrics,
+            pipelines=self.pipelines,
+            routing=self.routing,
+            figures=self.figures,
+            supervisor=self.supervisor,
+        )
         self.targets = list(self._given.get("targets") or ()) or self._opened_targets()
         self.managers = Managers(
             store=self.store,
@@ -392,6 +404,7 @@ class App:
                 alert=self.alert,
                 routing=self.routing,
                 figures=self.figures,
+                gauges=self.gauges,
             ),
             prices=providers.prices,
             price=providers.price,
@@ -547,6 +560,7 @@ class App:
             routing=self.routing,
             watchdog=self.watchdog,
             tracker=self.tracker,
+            figures=self.figures,
         )
         self.overview = Overview(
             store=self.store,
@@ -585,6 +599,7 @@ class App:
         every = self.supervisor.every
         every("schedule", SCHEDULE_EVERY_S, self.schedule.look, leader="schedule")
         every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
+        every("gauges", REFRESH_EVERY_S, self.gauges.refresh)
         every("outages", OUTAGES_EVERY_S, self.outages.look)
         every("probes", PROBE_EVERY_S, self.providers.probe)
         every("alerts", TELL_EVERY_S, self.alert.tell, leader="alerts")

@@ -128,10 +128,8 @@ class ExperimentService:
                 mend=f"tuneproof experiment show {family}",
                 id=family,
             )
-        return [
-            Sibling(test=test, look=await self._store.experiments.last_look(test.id))
-            for test in tests
-        ]
+        looks = await self._figures.newest(tests)
+        return [Sibling(test=test, look=look) for test, look in zip(tests, looks, strict=True)]
 
     async def plan(
         self,
@@ -179,20 +177,14 @@ class ExperimentService:
         return await self._store.experiments.looks(id)
 
     async def evaluation(self, id: str) -> EvaluationResult | None:
-        """The test as its last look saw it; None before the first look."""
+        """The test as its last look saw it, by the database; None before the first look."""
         test = await self._store.experiments.get(id)
-        look = await self._store.experiments.last_look(id)
-        if look is None:
-            return None
-        await self._figures.warm(look)
-        return EvaluationResult(
-            ab_test_id=id,
-            status=test.status,
-            look=look,
-            recommendation=test.verdict or look.verdict,
-            reason=test.reason or look.reason,
-            looks=look.number,
-        )
+        return _evaluated(test, await self._store.experiments.last_look(id))
+
+    async def shown(self, test: ABTest) -> EvaluationResult | None:
+        """The same for who only looks: read through the cache, where there is one."""
+        [look] = await self._figures.newest([test])
+        return _evaluated(test, look)
 
     async def end(self, id: str, *, reason: str, actor: str = "system") -> Sequence[ABTest]:
         """End a running test by hand, or all of a family: traffic goes back to the baseline.
@@ -221,3 +213,16 @@ class ExperimentService:
             await self._store.activity.add(at, actor, "experiment end", test.id, reason, tx=tx)
         cause = f"Ended by {actor}: {reason}"
         await self._store.withdrawal.withdraw([test.id for test in tests], at, cause, tx)
+
+
+def _evaluated(test: ABTest, look: Look | None) -> EvaluationResult | None:
+    if look is None:
+        return None
+    return EvaluationResult(
+        ab_test_id=test.id,
+        status=test.status,
+        look=look,
+        recommendation=test.verdict or look.verdict,
+        reason=test.reason or look.reason,
+        looks=look.number,
+    )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from tuneproof.app.look_cache import LookCache
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.watches import Watchdog, WatchState
@@ -58,6 +59,7 @@ class HealthService:
         routing: RoutingService,
         watchdog: Watchdog,
         tracker: MLflowExperimentTracker | None,
+        figures: LookCache,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -70,6 +72,7 @@ class HealthService:
         self._routing = routing
         self._watchdog = watchdog
         self._tracker = tracker
+        self._figures = figures
         self._process = ProcessFigures()
 
     async def components(self) -> HealthReport:
@@ -127,8 +130,8 @@ class HealthService:
         """What the newest look of each running or last test says of its arms."""
         page = await self._store.experiments.page(limit=10)
         found = {}
-        for test in page.items:
-            look = await self._store.experiments.last_look(test.id)
+        looks = await self._figures.newest(page.items)
+        for test, look in zip(page.items, looks, strict=True):
             if look is not None:
                 found[test.id] = {
                     "status": str(test.status),

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from tuneproof.app.alerting import Alerting
+from tuneproof.app.gauges import Gauges
 from tuneproof.app.live import Live
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.routing import RoutingService
 from tuneproof.collection import TrainingDataBatch
-from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
+from tuneproof.experiments import ABTest, Look, Verdict
 from tuneproof.pipeline import PipelineResult
 from tuneproof.rollout import Deployment, DeploymentState
 from tuneproof.telemetry import MemoryWatch, Metrics
@@ -32,12 +33,14 @@ class RunHooks:
         alert: Alerting,
         routing: RoutingService,
         figures: LookCache,
+        gauges: Gauges,
     ) -> None:
         self._metrics = metrics
         self._live = live
         self._alert = alert
         self._routing = routing
         self._figures = figures
+        self._gauges = gauges
         self._watching: list[MemoryWatch] = []
         metrics.peak_mb.set_function(self._peak_mb)
 
@@ -89,13 +92,12 @@ class RunHooks:
 
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """A look was taken."""
-        for name, arm in (("baseline", look.baseline), ("candidate", look.candidate)):
-            self._metrics.arm_looked_at(name, pipeline=test.pipeline, **_figures(arm))
         if look.verdict is Verdict.CONTINUE:
             self._metrics.test_looked_at(test.id, _share_met(test, look))
         else:
             self._metrics.success_rate.remove(test.id)
-        self._figures.warm_soon(look)
+        self._figures.warm_soon(test, look)
+        self._gauges.refresh_soon()
         self._live.publish("look", test.id, look.number)
         if "next_share" in look.inputs:
             self._routing.board.stale.set()
@@ -118,14 +120,6 @@ class RunHooks:
     def routing_changed(self, tasks: Sequence[str]) -> None:
         """These tasks may be served by other models or shares now."""
         self._routing.board.stale.set()
-
-
-def _figures(arm: ArmMetrics) -> dict[str, float | None]:
-    return {
-        "engagement_rate": arm.engagement_rate,
-        "cost_per_token": arm.cost_per_token,
-        "quality_score": arm.quality_score,
-    }
 
 
 def _share_met(test: ABTest, look: Look) -> float:

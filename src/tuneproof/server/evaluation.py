@@ -186,7 +186,7 @@ def router() -> APIRouter:
     @routes.get("/metrics/{ab_test_id}", summary="What a test shows")
     async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> MetricsAnswer:
         test = await app.store.experiments.get(ab_test_id)
-        found = metrics_of(test, await app.experiments.evaluation(ab_test_id))
+        found = metrics_of(test, await app.experiments.shown(test))
         if test.siblings is not None:
             found.family = await family_of(app, test.siblings)
         return found

@@ -49,8 +49,15 @@ class StoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """The cache: `mem://` in this process, or a Redis."""
+    """The cache of what looks show: `mem://` in this process, or a Redis."""
 
+    enabled: bool | None = option(
+        None,
+        Option(
+            doc="whether looks are read through it; none: where the database is PostgreSQL. Beside "
+            "SQLite it saves nothing: the database is read on the same machine"
+        ),
+    )
     url: Url = option(
         Url("mem://"),
         Option(

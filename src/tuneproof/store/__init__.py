@@ -9,7 +9,7 @@ from tuneproof.store.activity import Activity
 from tuneproof.store.alerts import KeptAlert
 from tuneproof.store.deployments import HistoryEntry
 from tuneproof.store.engine import database_url, make_engine, mask
-from tuneproof.store.experiments import Phase
+from tuneproof.store.experiments import Phase, look_document, look_of_document
 from tuneproof.store.idempotency import Claim, Idempotency, KeptAnswer
 from tuneproof.store.ids import uuid7
 from tuneproof.store.paging import Page
@@ -42,6 +42,8 @@ __all__ = [
     "Waiting",
     "WatchedSubject",
     "database_url",
+    "look_document",
+    "look_of_document",
     "make_engine",
     "mask",
     "metadata",
