@@ -15,7 +15,14 @@ from tuneproof.app.outages import Outages
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
-from tuneproof.errors import ConfigError, DeniedError, NotFoundError, StateError, TuneProofError
+from tuneproof.errors import (
+    ConfigError,
+    DeniedError,
+    InputError,
+    NotFoundError,
+    StateError,
+    TuneProofError,
+)
 from tuneproof.pipeline import RunArguments, Stage, StepName, turn
 from tuneproof.providers import JobEnded, read_webhook
 from tuneproof.settings import PipelineConfig, Settings
@@ -111,6 +118,7 @@ class RunService:
         if config_overrides:
             config = config.override(**config_overrides)
         self._check_tasks(config)
+        _check_window(as_of, config)
         parts = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
@@ -393,6 +401,20 @@ def _stage(name: str | None) -> Stage | None:
             f"There is no stage {name!r}.",
             mend=f"Use one of: {', '.join(Stage)}.",
             field="stage",
+        ) from e
+
+
+def _check_window(as_of: datetime | None, config: PipelineConfig) -> None:
+    """Raise `InputError` where the posts before this instant would lie outside all time."""
+    if as_of is None:
+        return
+    try:
+        _ = as_of.astimezone(UTC) - timedelta(days=config.days_back)
+    except OverflowError as e:
+        raise InputError(
+            f"as_of is {as_of.isoformat()}: {config.days_back:g} days before it, in UTC, no year "
+            "from 1 to 9999 is left.",
+            mend="Name an instant of your posts, or leave it out.",
         ) from e
 
 
