@@ -270,6 +270,28 @@ async def test_rollout_says_alerts_are_configured_only_where_they_arrive(
         assert receiver.messages[-1]["data"]["subject"] == deployment
 
 
+async def test_rollback_whose_process_died_before_telling_is_told_once(
+    tmp_path: Path, sqlite_store_url: str, receiver: Receiver
+) -> None:
+    alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
+    env = {"TUNEPROOF_ALERTS_SECRET": SECRET}
+    async with open_providers(
+        tmp_path, sqlite_store_url, Provider(name="p"), alerts=alerts, env=env
+    ) as loop:
+        run = await loop.turn()
+        id = run.result["deployment_id"]
+        deployment = await loop.app.store.deployments.get(id)
+        manager = loop.app.managers.for_rollout(deployment)
+        await manager.rollback_model(id, "seen harm", actor="ann")  # and it died
+        assert receiver.messages == []
+        for _ in range(3):
+            await loop.app.watchdog.look()
+            await eventually(lambda: not loop.app.alert._keeping)
+        [message] = receiver.messages
+        assert (message["type"], message["data"]["subject"]) == ("tuneproof.rolled_back", id)
+        assert "seen harm" in message["data"]["summary"]
+
+
 async def test_runs_are_not_logged_where_autolog_is_off(
     tmp_path: Path, sqlite_store_url: str
 ) -> None:

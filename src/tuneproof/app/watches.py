@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tuneproof import workflow
 from tuneproof.pipeline import experiment_alone, rollout_alone
+from tuneproof.rollout import DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Store, SubjectKind, WatchedSubject
 
@@ -27,6 +28,10 @@ _UNWATCHED = "unwatched"
 
 PATIENCE = timedelta(hours=1)
 """How long a look may be overdue before somebody is told."""
+
+
+TOLD_OF, NEWEST = timedelta(days=1), 20
+"""Which rollbacks are told of once more, if they have not been: those of a day, of the newest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +144,7 @@ class Watchdog:
                 log.warning("a watch stands still: %s", said)
                 once = "" if state.looked_at is None else state.looked_at.isoformat()
                 self._alert("watch_stalled", state.subject, said, once=once)
+        await self._tell_of_rollbacks()
         await self._take_up()
 
     async def recall(self, subjects: Collection[str]) -> None:
@@ -175,6 +181,15 @@ class Watchdog:
         reason = f"Nobody could look at it for {hours:.1f} h after a look was due."
         log.error("%s goes back to its baseline: %s", state.subject, reason)
         await self._take_back(state.subject, reason=reason, actor="guardrail")
+
+    async def _tell_of_rollbacks(self) -> None:
+        """Tell of each of the last day: who took a rollout back may have died before telling."""
+        since = self._clock.now() - TOLD_OF
+        for done in (await self._store.deployments.page(limit=NEWEST)).items:
+            ended = done.state is DeploymentState.ROLLED_BACK and done.ended_at
+            if ended and ended > since:
+                said = done.cause or "rolled back"
+                self._alert("rolled_back", done.id, said, once=str(done.version))
 
     async def _take_up(self) -> None:
         alone = {

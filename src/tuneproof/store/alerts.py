@@ -76,8 +76,10 @@ class KeptAlerts:
     async def take_due(self, now: datetime) -> KeptAlert | None:
         """One that is to be tried now; no other worker tries it meanwhile.
 
-        Drops those that are not even shown any more.
+        Drops those that are not even shown any more. Writes nothing where nothing waits.
         """
+        if not await self.waiting():
+            return None
         async with self._database.begin() as tx:
             locked = _waiting().with_for_update(skip_locked=True)
             for alert in _alerts((await tx.execute(locked)).scalars()):
