@@ -14,7 +14,7 @@ ASKED = {"model": "tuneproof/hook", "messages": [{"role": "user", "content": "hi
 
 
 @pytest.fixture
-async def test_id(service: Service) -> str:
+async def declared(service: Service) -> str:
     [test] = await service.app.experiments.create(
         baseline=ModelRef(model_id="base"), candidates=[ModelRef(model_id="cand")], tasks=["hook"]
     )
@@ -23,7 +23,7 @@ async def test_id(service: Service) -> str:
 
 @pytest.mark.parametrize("unit", ["post\0", "\ud800"])
 async def test_gateway_refuses_a_unit_that_cannot_be_kept(
-    service: Service, test_id: str, unit: str
+    service: Service, declared: str, unit: str
 ) -> None:
     """Seen: it was answered, and its exposure was lost."""
     body = json.dumps({**ASKED, "user": unit})
@@ -49,7 +49,7 @@ async def test_gateway_refuses_a_unit_that_cannot_be_kept(
     ],
 )
 async def test_nul_in_an_address_is_refused_by_name(
-    service: Service, test_id: str, path: str, named: str
+    service: Service, declared: str, path: str, named: str
 ) -> None:
     """Seen: `/decide?unit=%00` was answered with an arm."""
     answer = await service.http.get(path)
@@ -69,7 +69,7 @@ async def test_nul_in_an_address_is_refused_by_name(
     ],
 )
 async def test_nul_in_a_body_is_refused_by_name(
-    service: Service, test_id: str, path: str, body: Any
+    service: Service, declared: str, path: str, body: Any
 ) -> None:
     answer = await service.post(path, body)
     assert answer.status_code == 422
@@ -82,10 +82,10 @@ EARLY, LATE = "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"
 
 @pytest.mark.parametrize("at", [EARLY, LATE])
 async def test_time_outside_all_years_is_refused_by_name(
-    service: Service, test_id: str, at: str
+    service: Service, declared: str, at: str
 ) -> None:
     """Seen: each was a 500, `OverflowError: date value out of range`."""
-    event = {"id": "e", "subject": test_id, "unit": "u", "at": at}
+    event = {"id": "e", "subject": declared, "unit": "u", "at": at}
     exposure = {**event, "phase": 1, "arm": "baseline"}
     answers = [
         await service.post("/events", {"outcomes": [{**event, "value": 0.1}]}),
