@@ -204,7 +204,7 @@ async def test_experiment_and_its_looks_come_back(store: Store) -> None:
     assert await store.experiments.looks(test.id) == looks
     assert await store.experiments.looks(test.id, after=2) == looks[2:]
     assert await store.experiments.last_look(test.id) == looks[2]
-    assert await store.experiments.count_looks(test.id) == 3
+    assert (await store.experiments.numbers_of_looks([test.id]))[test.id] == 3
     with pytest.raises(ConflictError, match="takes no look 1"):
         await store.experiments.add_look(look(test.id, 1, reason="changed"))
     with pytest.raises(DataError, match="lift of a look is NaN"):
