@@ -32,8 +32,8 @@ __all__ = ["METRICS_TTL_S", "Cache", "metrics_key"]
 
 log = logging.getLogger(__name__)
 
-METRICS_TTL_S = 300.0
-"""How long an arm's evaluation metrics are kept."""
+METRICS_TTL_S = 7200.0
+"""How long evaluation metrics are kept: beyond the next look, so that all reads until then hit."""
 
 _MISSING = object()
 _FAILED = object()
@@ -53,8 +53,8 @@ def metrics_key(ab_test_id: str, arm: str, n: int) -> str:
 class Cache:
     """JSON values by key, each for a time, with a measured hit rate.
 
-    `url` is `mem://`, `redis://…` or `rediss://…`; keys get `prefix` so that several services may
-    share a Redis. `pool` (of `resilience.redis_pool`) makes the connections counted and bounded.
+    `url` is `mem://`, `redis://…` or `rediss://…`; keys begin with `prefix`, where one is given.
+    `pool` (of `resilience.redis_pool`) makes the connections counted and bounded.
     After an error Redis is left alone for a second, and longer while it stays away (up to 16 s),
     then one caller tries it for all, so an outage costs callers little.
     Raises `ConfigError` for any other url.
@@ -64,7 +64,7 @@ class Cache:
         self,
         url: str = "mem://",
         *,
-        prefix: str = "tuneproof",
+        prefix: str = "",
         pool: BlockingConnectionPool | None = None,
         size: int = 10_000,
         clock: Callable[[], float] = time.monotonic,

@@ -51,8 +51,8 @@ def worker(directory: Path, **plan: Any) -> subprocess.Popen[str]:
 
 
 async def looks(store: Store) -> int:
-    found = (await store.experiments.page()).items
-    return await store.experiments.count_looks(found[0].id) if found else 0
+    found = [test.id for test in (await store.experiments.page()).items]
+    return (await store.experiments.numbers_of_looks(found))[found[0]] if found else 0
 
 
 async def until_looks(store: Store, more_than: int, *, seconds: float) -> float:

@@ -22,10 +22,12 @@ from tests.servers import free_port
 from tests.waiting import eventually
 from tests.wire import serving
 
+from tuneproof.app.alerting import Alerting
 from tuneproof.errors import ConfigError
+from tuneproof.resilience import Supervisor
 from tuneproof.server import create_app
 from tuneproof.settings import AlertsConfig, TrackingConfig
-from tuneproof.store import RunStatus
+from tuneproof.store import KeptAlert, RunStatus, open_store
 from tuneproof.telemetry import Alerts
 from tuneproof.training import TrainingReadiness
 
@@ -39,12 +41,14 @@ class Receiver:
         self.url = url
         self.status = 200
         self.messages: list[dict[str, Any]] = []
+        self.ids: list[str] = []
         self.rules: list[dict[str, Any]] = [RULE]
         self.alertmanagers = [{"url": "http://alertmanager:9093/api/v2/alerts"}]
         self.checker = openai.OpenAI(api_key="none", webhook_secret=SECRET)
 
     async def hook(self, request: Request) -> Response:
         body = await request.body()
+        self.ids.append(request.headers["webhook-id"])
         if self.status == 200:
             # The SDK's own check of Standard Webhooks: raises where the signature is not ours.
             self.checker.webhooks.verify_signature(body, dict(request.headers))
@@ -88,7 +92,8 @@ async def test_nothing_configured_is_not_configured() -> None:
     alerts = Alerts(now=Clock().now)
     assert not alerts.configured
     assert not await alerts.verified()
-    assert not await alerts.send("rolled_back", "deploy-1", "harm")
+    with pytest.raises(ConfigError, match="no webhook"):
+        await alerts.send("rolled_back", "deploy-1", "harm")
 
 
 async def test_webhook_is_verified_by_one_test_message_a_day(receiver: Receiver) -> None:
@@ -102,7 +107,7 @@ async def test_webhook_is_verified_by_one_test_message_a_day(receiver: Receiver)
     assert not await alerts.verified()
     receiver.status = 200
     clock.at = datetime.now(UTC)
-    assert await alerts.send("rolled_back", "deploy-1", "harm", pipeline="default")
+    await alerts.send("rolled_back", "deploy-1", "harm", details={"pipeline": "default"})
     assert receiver.messages[-1]["data"] == {
         "subject": "deploy-1",
         "summary": "harm",
@@ -141,6 +146,107 @@ async def test_run_that_fails_tells_somebody_once_and_the_doctor_says_that_it_wo
         assert (found["alerts"].status, found["alerts"].detail) == ("ok", "webhook answers")
 
 
+async def test_alert_waits_for_a_webhook_that_is_away_and_doctor_shows_it(
+    tmp_path: Path, sqlite_store_url: str, receiver: Receiver
+) -> None:
+    """Seen: an alert whose webhook was away for three tries was marked as sent, and never told."""
+    clock = Clock()
+    receiver.status = 503
+    told = {"webhook_url": f"{receiver.url}/hook", "webhook_secret": SECRET}
+    store, supervisor = await open_store(sqlite_store_url), Supervisor()
+    alerting = Alerting(
+        alerts=Alerts(now=Clock().now, **told), store=store, supervisor=supervisor, now=clock.now
+    )
+    alerting("rolled_back", "deploy-1", "harm", once="3", pipeline="default")
+    alerting("rolled_back", "deploy-1", "harm", once="3", pipeline="default")
+    await eventually(lambda: supervisor.tasks[0].last_success)
+    for _ in range(4):
+        clock.at += timedelta(minutes=5)
+        await alerting.tell()
+    assert len(receiver.ids) == 5
+    await supervisor.close()
+    await store.close()
+
+    # The process that raised it is gone; another one has the same store.
+    provider, alerts = Provider(name="p"), AlertsConfig(webhook_url=f"{receiver.url}/hook")
+    env = {"TUNEPROOF_ALERTS_SECRET": SECRET}
+    async with open_providers(tmp_path, sqlite_store_url, provider, alerts=alerts, env=env) as loop:
+        found = {f.name: f for f in await loop.app.doctor.examine()}
+        assert found["alerts that wait"].status == "warning"
+        assert "rolled_back of deploy-1 since" in found["alerts that wait"].detail
+        assert "tried 5 times" in found["alerts that wait"].detail
+        receiver.status = 200
+        alerting = Alerting(
+            alerts=Alerts(now=Clock().now, **told),
+            store=loop.app.store,
+            supervisor=loop.app.supervisor,
+            now=clock.now,
+        )
+        clock.at += timedelta(minutes=6)
+        await alerting.tell()
+        await alerting.tell()
+        told_of = [m for m in receiver.messages if m["type"] == "tuneproof.rolled_back"]
+        assert [m["data"]["summary"] for m in told_of] == ["harm"]
+        assert receiver.ids.count(receiver.ids[0]) == 6  # a receiver knows it again
+        found = {f.name: f for f in await loop.app.doctor.examine()}
+        assert "alerts that wait" not in found
+        alerting("rolled_back", "deploy-1", "harm", once="3", pipeline="default")
+        await eventually(lambda: not alerting._keeping)
+        assert await loop.app.store.alerts.waiting() == []
+
+
+async def test_alert_that_nobody_took_for_a_day_is_given_up_and_shown(
+    tmp_path: Path, sqlite_store_url: str, receiver: Receiver
+) -> None:
+    receiver.status = 503
+    alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
+    env = {"TUNEPROOF_ALERTS_SECRET": SECRET}
+    async with open_providers(
+        tmp_path, sqlite_store_url, Provider(name="p"), alerts=alerts, env=env
+    ) as loop:
+        long_ago = datetime.now(UTC) - timedelta(days=1, minutes=1)
+        kept = KeptAlert(
+            key="k",
+            kind="paused",
+            subject="d",
+            summary="s",
+            details={},
+            since=long_ago,
+            due_at=long_ago,
+        )
+        assert await loop.app.store.alerts.add(kept)
+        await loop.app.alert.tell()
+        assert receiver.ids == []
+        found = {f.name: f for f in await loop.app.doctor.examine()}
+        assert found["alerts given up"].status == "failed"
+        assert "paused of d" in found["alerts given up"].detail
+
+
+async def test_alert_raised_as_the_app_closes_is_told(
+    tmp_path: Path, sqlite_store_url: str, receiver: Receiver
+) -> None:
+    alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
+    env = {"TUNEPROOF_ALERTS_SECRET": SECRET}
+    async with open_providers(
+        tmp_path, sqlite_store_url, Provider(name="p"), alerts=alerts, env=env
+    ) as loop:
+        loop.app.alert("paused", "deploy-1", "wait for me")
+    assert [m["data"]["subject"] for m in receiver.messages] == ["deploy-1"]
+
+
+async def test_webhook_of_slacks_kind_gets_a_text(receiver: Receiver) -> None:
+    url = f"{receiver.url}/hook"
+    alerts = Alerts(now=Clock().now, webhook_url=url, webhook_secret=SECRET, webhook_kind="slack")
+    assert await alerts.verified()
+    await alerts.send(
+        "rolled_back", "deploy-1", "error rate 12 % > 5 %", details={"pipeline": "default"}
+    )
+    assert receiver.messages == [
+        {"text": "TuneProof: test: test\nTuneProof can reach you."},
+        {"text": "TuneProof: rolled back: deploy-1\nerror rate 12 % &gt; 5 %\n(pipeline default)"},
+    ]
+
+
 async def test_rollout_says_alerts_are_configured_only_where_they_arrive(
     tmp_path: Path, sqlite_store_url: str, receiver: Receiver
 ) -> None:
@@ -162,6 +268,28 @@ async def test_rollout_says_alerts_are_configured_only_where_they_arrive(
         await loop.app.rollouts.rollback(deployment, reason="seen harm", actor="ann")
         await eventually(lambda: receiver.messages[-1]["type"] == "tuneproof.rolled_back")
         assert receiver.messages[-1]["data"]["subject"] == deployment
+
+
+async def test_rollback_whose_process_died_before_telling_is_told_once(
+    tmp_path: Path, sqlite_store_url: str, receiver: Receiver
+) -> None:
+    alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
+    env = {"TUNEPROOF_ALERTS_SECRET": SECRET}
+    async with open_providers(
+        tmp_path, sqlite_store_url, Provider(name="p"), alerts=alerts, env=env
+    ) as loop:
+        run = await loop.turn()
+        id = run.result["deployment_id"]
+        deployment = await loop.app.store.deployments.get(id)
+        manager = loop.app.managers.for_rollout(deployment)
+        await manager.rollback_model(id, "seen harm", actor="ann")  # and it died
+        assert receiver.messages == []
+        for _ in range(3):
+            await loop.app.watchdog.look()
+            await eventually(lambda: not loop.app.alert._keeping)
+        [message] = receiver.messages
+        assert (message["type"], message["data"]["subject"]) == ("tuneproof.rolled_back", id)
+        assert "seen harm" in message["data"]["summary"]
 
 
 async def test_runs_are_not_logged_where_autolog_is_off(

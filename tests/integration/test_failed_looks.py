@@ -73,9 +73,32 @@ async def test_run_whose_looks_fail_goes_on_and_ends_once_they_succeed(
             assert stands.stages["experiment"]["status"] == "in_progress"
             assert "failed" in detail["note"]
             assert "looks" in detail["note"]
+            await shown_everywhere(loop, stands.result["ab_test_id"], run.id)
         ended = await loop.end(run.id)
         assert ended.status is RunStatus.SUCCESS
         assert ended.stages["experiment"]["detail"]["note"] == ""
+        assert await loop.app.store.meta.under("look_failed:") == {}
+
+
+async def shown_everywhere(loop: Loop, subject: str, run_id: str | None) -> None:
+    """Seen: a look that kept failing stood in the log alone, until the alert after an hour."""
+    app = loop.app
+    health = await app.health.report()
+    assert health["status"] == "degraded"
+    [watch] = health["watches"]
+    assert (watch["subject"], watch["last_error_at"] is None) == (subject, False)
+    assert "looks" in watch["last_error"]
+    found = {f.name: f for f in await app.doctor.examine()}
+    assert found[f"watch: {subject}"].status == "failed"
+    assert "looks" in found[f"watch: {subject}"].detail
+    [pipeline] = (await app.overview.status())["pipelines"]
+    assert any(subject in said and "looks" in said for said in pipeline["waits_for_person"])
+    if run_id is not None:
+        assert pipeline["run"] is not None
+        assert "The look at" in pipeline["run"]["note"]
+        last = (await app.runs.log(run_id))[-1]
+        assert (last.level, last.stage) == ("warning", "experiment")
+        assert "The look at" in last.message
 
 
 async def test_rollout_whose_looks_fail_goes_on_and_ends_once_they_succeed(
@@ -102,6 +125,7 @@ async def test_failed_look_at_a_test_without_a_run_is_an_activity(
         [test] = await loop.app.experiments.create(baseline=BASE, candidates=[CANDIDATE])
         async with away(loop, "looks"):
             await steps.recorded(StepName.EXPERIMENT_NOTE)
+            await shown_everywhere(loop, test.id, None)
         await loop.app.engine.result(test.id)
         ended = await loop.app.store.experiments.get(test.id)
         assert (ended.status, ended.verdict) == (ExperimentStatus.COMPLETED, Verdict.PROMOTE)

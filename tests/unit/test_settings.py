@@ -444,3 +444,10 @@ def test_schedule_that_never_fires_is_refused(expression: str, good: bool) -> No
 def test_unknown_kind_of_provider_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="azur"):
         Settings(providers={"default": ProviderConfig(kind="azur")})
+
+
+@pytest.mark.parametrize("name", ["days_back", "maturation_hours", "timeout_seconds"])
+def test_duration_that_no_date_can_be_moved_by_is_refused(name: str) -> None:
+    """Seen: a run with `days_back` 1e9 was taken, and failed by `OverflowError`."""
+    with pytest.raises(ConfigError, match=f"{name} .* at most"):
+        PipelineConfig(**{name: 1e12})

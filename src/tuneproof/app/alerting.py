@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 
 from tuneproof import workflow
-from tuneproof.errors import RetryableError
+from tuneproof.errors import RetryableError, TuneProofError
 from tuneproof.resilience import Supervisor
 from tuneproof.settings import Settings
-from tuneproof.store import Store
+from tuneproof.store import KeptAlert, Store
 from tuneproof.telemetry import Alerts
 
-__all__ = ["Alerting", "alerts_of"]
+__all__ = ["TELL_EVERY_S", "Alerting", "alerts_of"]
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS, LONGEST_PAUSE_S = 300, 300.0
-"""Somebody who is away is told when they are back, for about a day."""
+"""For about a day it is tried to keep an alert, while the database is away."""
+
+TELL_EVERY_S = 5.0
+"""How often it is looked for alerts that are due again."""
+
+FIRST_PAUSE_S = 10.0
 
 
 def alerts_of(settings: Settings) -> Alerts:
@@ -24,24 +34,30 @@ def alerts_of(settings: Settings) -> Alerts:
         now=workflow.SystemClock().now,
         webhook_url=config.webhook_url,
         webhook_secret=settings.secret(config.webhook_secret_env),
+        webhook_kind=config.webhook_kind,
         prometheus_url=config.prometheus_url,
     )
 
 
 class Alerting:
-    """Sends each alert in the background, and remembers which were taken.
+    """Keeps each alert in the store, and sends it until somebody takes it or a day has passed.
 
-    One that nobody takes is tried for a day, by this process; those that wait end with it.
+    So one waits for a webhook that is away, whoever raised it has died meanwhile or not.
     """
 
     def __init__(
-        self, *, alerts: Alerts, store: Store, clock: workflow.Clock, supervisor: Supervisor
+        self,
+        *,
+        alerts: Alerts,
+        store: Store,
+        supervisor: Supervisor,
+        now: Callable[[], datetime] = workflow.SystemClock().now,
     ) -> None:
         self._alerts = alerts
         self._store = store
-        self._clock = clock
         self._supervisor = supervisor
-        self._sending: set[str] = set()
+        self._now = now
+        self._keeping: set[str] = set()
 
     def __call__(
         self, kind: str, subject: str, summary: str, *, once: str = "", **details: object
@@ -51,25 +67,62 @@ class Alerting:
         The same is told once only, also where a run is taken up again by another process; `once`
         tells occasions of one subject from each other.
         """
-        key = f"alerted:{kind}:{subject}:{once}"
-        if self._alerts.sends and key not in self._sending:
-            self._sending.add(key)
-            self._supervisor.soon(
-                "alert",
-                lambda: self._send(key, kind, subject, summary, details),
-                attempts=ATTEMPTS,
-                longest_pause_s=LONGEST_PAUSE_S,
-            )
+        key = f"{kind}:{subject}:{once}"
+        if not self._alerts.sends or key in self._keeping:
+            return
+        self._keeping.add(key)
+        now = self._now()
+        alert = KeptAlert(
+            key=key,
+            kind=kind,
+            subject=subject,
+            summary=summary.replace("\0", ""),  # PostgreSQL keeps none
+            details=details,
+            since=now,
+            due_at=now,
+        )
+        self._supervisor.soon(
+            "alert",
+            lambda: self._keep(alert),
+            attempts=ATTEMPTS,
+            longest_pause_s=LONGEST_PAUSE_S,
+        )
 
-    async def _send(
-        self, key: str, kind: str, subject: str, summary: str, details: Mapping[str, object]
-    ) -> None:
-        """It counts as told only once somebody took it. Raises `RetryableError` until then."""
-        if await self._store.meta.get(key) is None:
-            if not await self._alerts.send(kind, subject, summary, **details):
-                raise RetryableError(
-                    f"Nobody took the alert {kind} of {subject}.",
-                    mend="Check [alerts] in the settings, and that the webhook is up.",
-                )
-            await self._store.meta.set(key, self._clock.now().isoformat())
-        self._sending.discard(key)
+    async def _keep(self, alert: KeptAlert) -> None:
+        if await self._store.alerts.add(alert):
+            await self.tell()
+        self._keeping.discard(alert.key)
+
+    async def tell(self) -> None:
+        """Send what is due. Once nobody answers, the rest waits for the next time."""
+        if not self._alerts.sends:
+            return
+        while (alert := await self._store.alerts.take_due(self._now())) is not None:
+            try:
+                await self._send(alert)
+            except TuneProofError as error:
+                log.error("an alert reached nobody (%s: %s): %s", alert.subject, alert.kind, error)
+                await self._store.alerts.failed(alert, error.message, self._again(alert))
+                if isinstance(error, RetryableError):
+                    return
+            else:
+                await self._store.alerts.told(alert.key, self._now())
+
+    async def _send(self, alert: KeptAlert) -> None:
+        await self._alerts.send(
+            alert.kind,
+            alert.subject,
+            alert.summary,
+            id=hashlib.sha256(alert.key.encode()).hexdigest()[:32],
+            at=alert.since,
+            details=alert.details,
+        )
+
+    def _again(self, alert: KeptAlert) -> datetime:
+        pause_s = min(FIRST_PAUSE_S * 2.0**alert.attempts, LONGEST_PAUSE_S)
+        return self._now() + timedelta(seconds=pause_s)
+
+    async def waiting(self) -> Mapping[bool, Sequence[KeptAlert]]:
+        """What nobody has taken: under False what is still tried, under True what was given up."""
+        now, waiting = self._now(), await self._store.alerts.waiting()
+        return {up: [a for a in waiting if a.given_up(now) is up] for up in (False, True)}

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack, cast
 
 from tuneproof import workflow
-from tuneproof.app.alerting import Alerting, alerts_of
+from tuneproof.app.alerting import TELL_EVERY_S, Alerting, alerts_of
 from tuneproof.app.board import Board
 from tuneproof.app.doctor import Doctor
 from tuneproof.app.endpoints import ModelEndpoints
 from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService
+from tuneproof.app.gauges import REFRESH_EVERY_S, Gauges
 from tuneproof.app.health import HealthService
 from tuneproof.app.hooks import RunHooks
 from tuneproof.app.live import Live
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.managers import Managers
+from tuneproof.app.outages import LOOK_EVERY_S as OUTAGES_EVERY_S
+from tuneproof.app.outages import Outages
 from tuneproof.app.outcomes import OutcomeService
 from tuneproof.app.overview import Overview
 from tuneproof.app.pipelines import Pipelines
@@ -49,6 +52,7 @@ from tuneproof.evaluation import Scorer
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Parts
 from tuneproof.resilience import (
+    BreakerEvent,
     ConnectionPoolManager,
     DatabasePool,
     RedisPool,
@@ -84,6 +88,9 @@ TRIM_EVERY_S = 60.0
 
 FORGET_EVERY_S = 3600.0
 """How often answers kept by idempotency key are looked through for old ones."""
+
+CLOSE_S = 3.0
+"""How long jobs may still take when the App closes: an alert of the last moment is kept."""
 
 CLOCK_TASK = "virtual-clock"
 
@@ -170,9 +177,9 @@ class App:
         await self._open_store()
         await self._bind_virtual_clock()
         self._open_cache()
+        self._open_alerts()
         await self._open_providers()
         await self._open_routing()
-        self._open_alerts()
         self._compose_parts()
         await self._open_engine()
         self._compose_runs()
@@ -183,7 +190,7 @@ class App:
 
     async def close(self) -> None:
         """End the tasks, then close what was opened, in the reverse order."""
-        await self.supervisor.close()
+        await self.supervisor.close(jobs_s=CLOSE_S)
         self.live.close()
         await self._closing.aclose()
 
@@ -250,7 +257,10 @@ class App:
             self.cache = make(config.url.reveal(), pool=pool)
         self._closing.push_async_callback(self.cache.close)
         self.metrics.watch_cache(lambda: self.cache.hit_rate)
-        self.figures = LookCache(store=self.store, cache=self.cache, supervisor=self.supervisor)
+        used = not self._embedded if config.enabled is None else config.enabled
+        self.figures = LookCache(
+            store=self.store, cache=self.cache if used else None, supervisor=self.supervisor
+        )
 
     async def _open_providers(self) -> None:
         given = self._given.get("provider")
@@ -263,6 +273,7 @@ class App:
             store=self.store,
             clock=self.clock,
             metrics=self.metrics,
+            on_event=self._breaker_changed,
             places=self.places,
             supervisor=self.supervisor,
             given=given,
@@ -304,6 +315,7 @@ class App:
             self.places,
             embedded=self.providers.endpoint,
             breakers=self.providers.breakers,
+            on_event=self._breaker_changed,
         )
         board = Board(
             self.store.routing,
@@ -329,13 +341,29 @@ class App:
 
     def _open_alerts(self) -> None:
         self.alerts = alerts_of(self.settings)
-        self.alert = Alerting(
-            alerts=self.alerts, store=self.store, clock=self.clock, supervisor=self.supervisor
+        self.alert = Alerting(alerts=self.alerts, store=self.store, supervisor=self.supervisor)
+        self.outages = Outages(
+            breakers=lambda: self.providers.breakers,
+            store=self.store,
+            now=self.clock.now,
+            alert=self.alert,
         )
+
+    def _breaker_changed(self, event: BreakerEvent) -> None:
+        self.metrics.on_breaker_event(event)
+        self.outages.heard(event)
 
     def _compose_parts(self) -> None:
         """What the durable functions get."""
         settings, providers = self.settings, self.providers
+        self.gauges = Gauges(
+            store=self.store,
+            metrics=self.metrics,
+            pipelines=self.pipelines,
+            routing=self.routing,
+            figures=self.figures,
+            supervisor=self.supervisor,
+        )
         self.targets = list(self._given.get("targets") or ()) or opened_targets(settings)
         self.managers = Managers(
             store=self.store,
@@ -369,6 +397,7 @@ class App:
                 alert=self.alert,
                 routing=self.routing,
                 figures=self.figures,
+                gauges=self.gauges,
             ),
             prices=providers.prices,
             price=providers.price,
@@ -413,6 +442,7 @@ class App:
             providers=self.providers,
             managers=self.managers,
             routing=self.routing,
+            outages=self.outages,
             effective=self.shutdowns.effective,
         )
         self.shutdown_watch = ShutdownWatch(
@@ -515,6 +545,7 @@ class App:
             routing=self.routing,
             watchdog=self.watchdog,
             tracker=self.tracker,
+            figures=self.figures,
         )
         self.overview = Overview(
             store=self.store,
@@ -524,6 +555,8 @@ class App:
             schedule=self.schedule,
             shutdowns=self.shutdowns,
             watchdog=self.watchdog,
+            outages=self.outages,
+            providers=self.providers,
         )
         self.doctor = Doctor(
             settings=self.settings,
@@ -531,6 +564,7 @@ class App:
             clock=self.clock,
             supervisor=self.supervisor,
             alerts=self.alerts,
+            alerting=self.alert,
             pipelines=self.pipelines,
             places=self.places,
             providers=self.providers,
@@ -550,7 +584,10 @@ class App:
         every = self.supervisor.every
         every("schedule", SCHEDULE_EVERY_S, self.schedule.look, leader="schedule")
         every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
+        every("gauges", REFRESH_EVERY_S, self.gauges.refresh)
+        every("outages", OUTAGES_EVERY_S, self.outages.look)
         every("probes", PROBE_EVERY_S, self.providers.probe)
+        every("alerts", TELL_EVERY_S, self.alert.tell, leader="alerts")
         every("pools", TRIM_EVERY_S, self.pools.trim)
         every("answers", FORGET_EVERY_S, self.store.idempotency.forget, leader="answers")
         if self.tracker is not None:

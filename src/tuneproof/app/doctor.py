@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tuneproof.app.alerting import Alerting
 from tuneproof.app.health import HealthService
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
@@ -17,9 +18,9 @@ from tuneproof.app.sources import Sources
 from tuneproof.collection import PostQuery, Window
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ModelRef
-from tuneproof.resilience import Supervisor, TaskHealth
+from tuneproof.resilience import Supervisor, TaskHealth, aside
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
-from tuneproof.store import Store
+from tuneproof.store import KeptAlert, Store
 from tuneproof.telemetry import Alerts, HealthStatus
 from tuneproof.training import find_model, preflight
 from tuneproof.workflow import Clock
@@ -48,6 +49,7 @@ class Doctor:
         clock: Clock,
         supervisor: Supervisor,
         alerts: Alerts,
+        alerting: Alerting,
         pipelines: Pipelines,
         places: Places,
         providers: Providers,
@@ -61,6 +63,7 @@ class Doctor:
         self._clock = clock
         self._supervisor = supervisor
         self._alerts = alerts
+        self._alerting = alerting
         self._pipelines = pipelines
         self._places = places
         self._providers = providers
@@ -70,7 +73,14 @@ class Doctor:
         self._health = health
 
     async def examine(self) -> Sequence[Finding]:
-        """Everything that could keep the loop from turning, each with how to mend it."""
+        """Everything that could keep the loop from turning, each with how to mend it.
+
+        Its calls go past the breakers: looking changes nothing.
+        """
+        with aside():
+            return await self._examined()
+
+    async def _examined(self) -> Sequence[Finding]:
         report = await self._health.components()
         found = [
             Finding(
@@ -94,10 +104,11 @@ class Doctor:
         found += [
             Finding(name=f"watch: {w.subject}", status="failed", detail=w.sentence(), mend=_LOOK)
             for w in await self._health.watches()
-            if w.stalled
+            if w.blind
         ]
         found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())
+        found += await self._tried("alerts that wait", self._waiting_findings())
         for name in self._scorers.used():
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
         for config in self._pipelines.running:
@@ -129,6 +140,20 @@ class Doctor:
             return [Finding(name="alerts", status="ok", detail=await self._alerts.check())]
         hint = "Name a webhook or Prometheus in [alerts], so that somebody is told."
         return [Finding(name="alerts", status="ok", detail="not configured", mend=hint)]
+
+    async def _waiting_findings(self) -> list[Finding]:
+        """What nobody was told yet, and what nobody was told for a day."""
+        mend = "Check [alerts] in the settings, and that the webhook is up."
+        return [
+            Finding(
+                name="alerts given up" if given_up else "alerts that wait",
+                status="failed" if given_up else "warning",
+                detail=_alerts_in_words(alerts),
+                mend=mend,
+            )
+            for given_up, alerts in (await self._alerting.waiting()).items()
+            if alerts
+        ]
 
     async def _scorer_findings(self, name: str) -> list[Finding]:
         """Whether the model that judges is known where it is asked."""
@@ -249,6 +274,14 @@ def _countdown(name: str, model: str, shutdown_at: datetime | None, now: datetim
     mend = "" if status == "ok" else "Name what follows it in training.successor_model."
     detail = f"{model} shuts down on {shutdown_at:%Y-%m-%d}, in {left.days} days"
     return Finding(name=name, status=status, detail=detail, mend=mend)
+
+
+def _alerts_in_words(alerts: Sequence[KeptAlert]) -> str:
+    first = alerts[0]
+    said = f"{first.kind} of {first.subject} since {first.since:%Y-%m-%d %H:%M} UTC"
+    said += f", tried {first.attempts} times" if first.attempts else ""
+    said += f" ({first.error})" if first.error else ""
+    return said if len(alerts) == 1 else f"{len(alerts)}, the oldest: {said}"
 
 
 _LOOK = "Nobody judges its candidate: look at the log of the service, or end it by hand."

@@ -11,12 +11,15 @@ from tuneproof.app.providing import longest_prefix, price_at, provider_of
 from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.providers import NATIVE, chat_address
-from tuneproof.resilience import CircuitBreaker
+from tuneproof.resilience import BreakerEvent, CircuitBreaker
 from tuneproof.settings import ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
 from tuneproof.training import Price
 
 __all__ = ["ChatEndpoint", "ModelEndpoints"]
+
+CHAT = "chat:"
+"""How the names of the gateway's breakers begin: one for each provider and model."""
 
 RENEW_S = 10.0
 """How often what is known is asked for again: another worker may have trained or moved models."""
@@ -58,12 +61,14 @@ class ModelEndpoints:
         *,
         embedded: Callable[[str], ProviderConfig],
         breakers: MutableMapping[str, CircuitBreaker],
+        on_event: Callable[[BreakerEvent], None] = lambda event: None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._places = places
         self._embedded = embedded
         self._breakers = breakers
+        self._on_event = on_event
         self._known: dict[ModelRef, _Serving] = {}
 
     async def of(self, model: ModelRef) -> ChatEndpoint:
@@ -73,6 +78,11 @@ class ModelEndpoints:
         """
         known = self._known.get(model) or await self._find(model)
         return known.endpoint
+
+    def breaker_name(self, model: ModelRef) -> str | None:
+        """What the breaker of a model that is served is called; None where it is not known."""
+        known = self._known.get(model)
+        return None if known is None else known.endpoint.breaker.name
 
     async def prepare(self, models: Iterable[ModelRef]) -> None:
         """Find those that are not known yet, as far as possible."""
@@ -88,6 +98,9 @@ class ModelEndpoints:
             await self._try(model)
         for model in self._known.keys() - wanted:
             del self._known[model]
+        used = {serving.endpoint.breaker.name for serving in self._known.values()}
+        for name in [n for n in self._breakers if n.startswith(CHAT) and n not in used]:
+            del self._breakers[name]  # nobody is asked any more, so it would stand as it is
 
     async def _try(self, model: ModelRef) -> None:
         """Find it; what is wrong with it is told to whoever asks for it."""
@@ -115,9 +128,9 @@ class ModelEndpoints:
         return found
 
     def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
-        key = f"chat:{provider}:{model_id}"
+        key = f"{CHAT}{provider}:{model_id}"
         if key not in self._breakers:
-            self._breakers[key] = CircuitBreaker.named(key, like="openai")
+            self._breakers[key] = CircuitBreaker.named(key, like="openai", on_event=self._on_event)
         return self._breakers[key]
 
     def cost_usd(self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int) -> float:

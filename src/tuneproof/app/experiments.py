@@ -34,7 +34,7 @@ from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline import experiment_alone
 from tuneproof.rollout import Routing
 from tuneproof.settings import Declaration, PipelineConfig
-from tuneproof.store import Store
+from tuneproof.store import Claim, Store
 from tuneproof.workflow import Clock, Tx
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class ExperimentService:
         actor: str = "system",
         declaration: Declaration | None = None,
         replace_baseline: bool = False,
+        claim: Claim | None = None,
         **declared: object,
     ) -> Sequence[ABTest]:
         """Declare a test for each candidate at once, outside a run; they are looked at every hour.
@@ -95,6 +96,7 @@ class ExperimentService:
         `traffic_split` is each candidate's share of all units. A `declaration` holds
         whole, in place of what the pipeline's settings declare; `declared` are single options in
         place of theirs. All models are asked first, but where the application alone can ask them.
+        `claim` is told the family.
 
         Raises as `ModelEvaluator.declare` does, and `InputError` for a model that does not
         answer; nothing moves then.
@@ -120,6 +122,8 @@ class ExperimentService:
                 await self._store.activity.add(
                     self._clock.now(), actor, "experiment start", test.id, tx=tx
                 )
+            if claim is not None:
+                await claim.made(tests[0].family, tx=tx)
         await self._engine.start(experiment_alone, tests[0].family, config)
         await self._routing.board.refresh_if_possible()
         return tests
@@ -188,10 +192,8 @@ class ExperimentService:
                 mend=f"tuneproof experiment show {family}",
                 id=family,
             )
-        return [
-            Sibling(test=test, look=await self._store.experiments.last_look(test.id))
-            for test in tests
-        ]
+        looks = await self._figures.newest(tests)
+        return [Sibling(test=test, look=look) for test, look in zip(tests, looks, strict=True)]
 
     async def plan(
         self,
@@ -239,20 +241,14 @@ class ExperimentService:
         return await self._store.experiments.looks(id)
 
     async def evaluation(self, id: str) -> EvaluationResult | None:
-        """The test as its last look saw it; None before the first look."""
+        """The test as its last look saw it, by the database; None before the first look."""
         test = await self._store.experiments.get(id)
-        look = await self._store.experiments.last_look(id)
-        if look is None:
-            return None
-        await self._figures.warm(look)
-        return EvaluationResult(
-            ab_test_id=id,
-            status=test.status,
-            look=look,
-            recommendation=test.verdict or look.verdict,
-            reason=test.reason or look.reason,
-            looks=look.number,
-        )
+        return _evaluated(test, await self._store.experiments.last_look(id))
+
+    async def shown(self, test: ABTest) -> EvaluationResult | None:
+        """The same for who only looks: read through the cache, where there is one."""
+        [look] = await self._figures.newest([test])
+        return _evaluated(test, look)
 
     async def end(self, id: str, *, reason: str, actor: str = "system") -> Sequence[ABTest]:
         """End a running test by hand, or all of a family: traffic goes back to the baseline.
@@ -281,3 +277,16 @@ class ExperimentService:
             await self._store.activity.add(at, actor, "experiment end", test.id, reason, tx=tx)
         cause = f"Ended by {actor}: {reason}"
         await self._store.withdrawal.withdraw([test.id for test in tests], at, cause, tx)
+
+
+def _evaluated(test: ABTest, look: Look | None) -> EvaluationResult | None:
+    if look is None:
+        return None
+    return EvaluationResult(
+        ab_test_id=test.id,
+        status=test.status,
+        look=look,
+        recommendation=test.verdict or look.verdict,
+        reason=test.reason or look.reason,
+        looks=look.number,
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from tuneproof.app.look_cache import LookCache
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.watches import Watchdog, WatchState
@@ -27,6 +29,9 @@ from tuneproof.tracking import MLflowExperimentTracker
 from tuneproof.workflow import Clock
 
 __all__ = ["HealthService", "Ready"]
+
+DATABASE_S = 5.0
+"""How long a report waits for the database."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class HealthService:
         routing: RoutingService,
         watchdog: Watchdog,
         tracker: MLflowExperimentTracker | None,
+        figures: LookCache,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -66,6 +72,7 @@ class HealthService:
         self._routing = routing
         self._watchdog = watchdog
         self._tracker = tracker
+        self._figures = figures
         self._process = ProcessFigures()
 
     async def components(self) -> HealthReport:
@@ -75,14 +82,15 @@ class HealthService:
     async def watches(self) -> Sequence[WatchState]:
         """How each watch stands; nothing while the database does not answer."""
         try:
-            return await self._watchdog.states()
-        except StoreUnavailableError:
+            async with asyncio.timeout(DATABASE_S):
+                return await self._watchdog.states()
+        except (StoreUnavailableError, TimeoutError):
             return ()
 
     async def report(self) -> Mapping[str, object]:
         """Each component by a real call, with pools and performance figures."""
-        report, now = await self.components(), self._supervisor.now()
-        figures, watches = self._process.read(), await self.watches()
+        report, watches = await asyncio.gather(self.components(), self.watches())
+        figures, now = self._process.read(), self._supervisor.now()
         return {
             **report.to_dict(),
             "status": self._with_tasks(report.status, watches),
@@ -101,28 +109,29 @@ class HealthService:
         }
 
     def _with_tasks(self, status: HealthStatus, watches: Sequence[WatchState]) -> HealthStatus:
-        """The whole's status: a task or a watch that stands still degrades it."""
+        """The whole's status: a task that stands still or a blind watch degrades it."""
         now = self._supervisor.now()
         stands = any(task.stands_still(now) for task in self._supervisor.tasks)
-        stands = stands or any(watch.stalled for watch in watches)
+        stands = stands or any(watch.blind for watch in watches)
         return HealthStatus.DEGRADED if stands and status is HealthStatus.HEALTHY else status
 
-    async def ready(self) -> Ready:
-        """Whether the database answers; all else can be away for a while."""
-        report = await self.components()
-        bad = [
-            f"{name}: {c.detail} {c.hint}".strip()
-            for name, c in report.components.items()
-            if c.status is HealthStatus.UNHEALTHY
-        ]
-        return Ready(ok=not bad, reasons=tuple(bad))
+    def ready(self) -> Ready:
+        """Whether the routing is in memory, from which requests are answered. Asks nobody.
+
+        All else can be away for a while: taking a worker out for it would take out every one.
+        """
+        try:
+            _ = self._routing.board.snapshot
+        except StoreUnavailableError as e:
+            return Ready(ok=False, reasons=(f"routing: {e.message} {e.mend}",))
+        return Ready(ok=True)
 
     async def model_performance(self) -> Mapping[str, object]:
         """What the newest look of each running or last test says of its arms."""
         page = await self._store.experiments.page(limit=10)
         found = {}
-        for test in page.items:
-            look = await self._store.experiments.last_look(test.id)
+        looks = await self._figures.newest(page.items)
+        for test, look in zip(page.items, looks, strict=True):
             if look is not None:
                 found[test.id] = {
                     "status": str(test.status),
@@ -169,6 +178,8 @@ class HealthService:
                 if provider
                 else "The embedded trainer starts with the service: tuneproof serve",
             ),
-            BreakerCheck(name="openai_circuit_breaker", breaker=self._providers.breakers["openai"]),
-            BreakerCheck(name="mlflow_circuit_breaker", breaker=self._providers.breakers["mlflow"]),
+            *(
+                BreakerCheck(name=f"{name}_circuit_breaker", breaker=breaker)
+                for name, breaker in self._providers.breakers.items()
+            ),
         ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 from tuneproof.app.alerting import Alerting
+from tuneproof.app.gauges import Gauges
 from tuneproof.app.live import Live
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.routing import RoutingService
 from tuneproof.collection import TrainingDataBatch
-from tuneproof.experiments import ABTest, ArmMetrics, Look, Verdict
+from tuneproof.experiments import ABTest, Look, Verdict
 from tuneproof.pipeline import PipelineResult
 from tuneproof.rollout import Deployment, DeploymentState
 from tuneproof.telemetry import MemoryWatch, Metrics
@@ -30,17 +33,39 @@ class RunHooks:
         alert: Alerting,
         routing: RoutingService,
         figures: LookCache,
+        gauges: Gauges,
     ) -> None:
         self._metrics = metrics
         self._live = live
         self._alert = alert
         self._routing = routing
         self._figures = figures
+        self._gauges = gauges
+        self._watching: list[MemoryWatch] = []
+        metrics.peak_mb.set_function(self._peak_mb)
 
-    def memory(self, limit_mb: float) -> MemoryWatch:
-        """Watch memory while a stage works."""
-        warnings = self._metrics.memory_warnings
-        return MemoryWatch(limit_mb, on_warning=lambda _used, _limit: warnings.inc())
+    @contextmanager
+    def memory(self, run_id: str, limit_mb: float) -> Iterator[MemoryWatch]:
+        """Watch memory while a stage works; its peak can be read meanwhile."""
+        loop = asyncio.get_running_loop()
+
+        def warn(used_mb: float, _: float) -> None:  # called by the watch's own thread
+            self._metrics.memory_warnings.inc()
+            loop.call_soon_threadsafe(self._tell_of_memory, run_id, used_mb, limit_mb)
+
+        with MemoryWatch(limit_mb, on_warning=warn) as watch:
+            self._watching.append(watch)
+            try:
+                yield watch
+            finally:
+                self._watching.remove(watch)
+
+    def _tell_of_memory(self, run_id: str, used_mb: float, limit_mb: float) -> None:
+        said = f"The process takes {used_mb:.0f} MB, over the limit of {limit_mb:.0f} MB."
+        self._alert("memory_high", run_id, said)
+
+    def _peak_mb(self) -> float:
+        return max((watch.usage.peak_mb for watch in tuple(self._watching)), default=0.0)
 
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
         """A stage ended after working this long."""
@@ -61,21 +86,18 @@ class RunHooks:
     def run_ended(self, result: PipelineResult, pipeline: str, seconds: float) -> None:
         """A run ended, `seconds` after its start, waits included."""
         self._metrics.run_finished(str(result.status), seconds, pipeline=pipeline)
-        if result.memory_peak_mb is not None:
-            self._metrics.peak_mb.set(result.memory_peak_mb)
         if result.status is RunStatus.FAILED:
             once, said = f"{seconds:.3f}", result.reason
             self._alert("run_failed", result.run_id, said, once=once, pipeline=pipeline)
 
     def experiment_looked(self, test: ABTest, look: Look) -> None:
         """A look was taken."""
-        for name, arm in (("baseline", look.baseline), ("candidate", look.candidate)):
-            self._metrics.arm_looked_at(name, pipeline=test.pipeline, **_figures(arm))
         if look.verdict is Verdict.CONTINUE:
             self._metrics.test_looked_at(test.id, _share_met(test, look))
         else:
             self._metrics.success_rate.remove(test.id)
-        self._figures.warm_soon(look)
+        self._figures.warm_soon(test, look)
+        self._gauges.refresh_soon()
         self._live.publish("look", test.id, look.number)
         if "next_share" in look.inputs:
             self._routing.board.stale.set()
@@ -98,14 +120,6 @@ class RunHooks:
     def routing_changed(self, tasks: Sequence[str]) -> None:
         """These tasks may be served by other models or shares now."""
         self._routing.board.stale.set()
-
-
-def _figures(arm: ArmMetrics) -> dict[str, float | None]:
-    return {
-        "engagement_rate": arm.engagement_rate,
-        "cost_per_token": arm.cost_per_token,
-        "quality_score": arm.quality_score,
-    }
 
 
 def _share_met(test: ABTest, look: Look) -> float:

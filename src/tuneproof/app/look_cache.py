@@ -1,59 +1,75 @@
-"""What the newest look says of each arm, in the cache."""
+"""The newest look of each test, read through the cache.
+
+Its two arms stand under `model_metrics:TEST:ARM:vN`, and what is said beside them under
+`model_metrics:TEST:look:vN`; N is the look's number, so nothing that is kept ever gets old. Each
+part names when its test began: of two services with one Redis none believes the other's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import asyncio
+from collections.abc import Mapping, Sequence
 
 from tuneproof.cache import METRICS_TTL_S, Cache, metrics_key
-from tuneproof.experiments import Arm, Look
+from tuneproof.experiments import ABTest, Arm, Look
 from tuneproof.resilience import Supervisor
-from tuneproof.store import Store
+from tuneproof.store import Store, look_document, look_of_document
 
 __all__ = ["LookCache"]
 
+_PARTS = (str(Arm.BASELINE), str(Arm.CANDIDATE), "look")
+_BEGAN = "test_began"
+
 
 class LookCache:
-    """Reads them through the cache, which each look warms."""
+    """Reads looks by way of `cache`, which each look warms; None: from the store."""
 
-    def __init__(self, *, store: Store, cache: Cache, supervisor: Supervisor) -> None:
+    def __init__(self, *, store: Store, cache: Cache | None, supervisor: Supervisor) -> None:
         self._store = store
         self._cache = cache
         self._supervisor = supervisor
 
-    async def of(self, id: str, arm: Arm) -> Mapping[str, object] | None:
-        """One arm's figures from the cache, which each look warms; else from the last look."""
-        number = await self._cache.get_or_compute(
-            _newest_key(id), METRICS_TTL_S, lambda: self._store.experiments.count_looks(id)
-        )
+    async def newest(self, tests: Sequence[ABTest]) -> Sequence[Look | None]:
+        """The newest look of each of these tests; None where it has none yet."""
+        if self._cache is None:
+            return [await self._store.experiments.last_look(test.id) for test in tests]
+        numbers = await self._store.experiments.numbers_of_looks([test.id for test in tests])
+        return [await self._read(self._cache, test, numbers.get(test.id, 0)) for test in tests]
+
+    async def _read(self, cache: Cache, test: ABTest, number: int) -> Look | None:
         if not number:
             return None
+        keys = [metrics_key(test.id, part, number) for part in _PARTS]
+        parts = await asyncio.gather(*(cache.get(key) for key in keys))
+        began = test.start_at.isoformat()
+        if all(isinstance(part, dict) and part.get(_BEGAN) == began for part in parts):
+            return _joined(parts)
+        look = await self._store.experiments.last_look(test.id)
+        if look is not None:
+            await self._keep(cache, test, look)
+        return look
 
-        async def read() -> Mapping[str, object] | None:
-            look = await self._store.experiments.last_look(id)
-            if look is None:
-                return None
-            return asdict(look.baseline if arm is Arm.BASELINE else look.candidate)
+    async def _keep(self, cache: Cache, test: ABTest, look: Look) -> None:
+        baseline, candidate, rest = _divided(look)
+        began = {_BEGAN: test.start_at.isoformat()}
+        for part, value in zip(_PARTS, (baseline, candidate, rest), strict=True):
+            key = metrics_key(test.id, part, look.number)
+            await cache.set(key, {**value, **began}, METRICS_TTL_S)
 
-        found: Mapping[str, object] | None = await self._cache.get_or_compute(
-            metrics_key(id, str(arm), number), METRICS_TTL_S, read
-        )
-        return found
-
-    def warm_soon(self, look: Look) -> None:
-        """Put a look's figures into the cache, without keeping the run waiting for it."""
-        self._supervisor.soon("warm", lambda: self.warm(look), attempts=1)
-
-    async def warm(self, look: Look) -> None:
-        """Put a look's figures into the cache."""
-        id = look.experiment_id
-        for arm, figures in ((Arm.BASELINE, look.baseline), (Arm.CANDIDATE, look.candidate)):
-            await self._cache.set(
-                metrics_key(id, str(arm), look.number), asdict(figures), METRICS_TTL_S
-            )
-        await self._cache.set(_newest_key(id), look.number, METRICS_TTL_S)
+    def warm_soon(self, test: ABTest, look: Look) -> None:
+        """Put a look into the cache, without keeping the run waiting for it."""
+        cache = self._cache
+        if cache is not None:
+            self._supervisor.soon("warm", lambda: self._keep(cache, test, look), attempts=1)
 
 
-def _newest_key(id: str) -> str:
-    """Where the cache keeps the number of an experiment's newest look."""
-    return f"model_metrics:{id}:newest"
+def _divided(look: Look) -> list[dict[str, object]]:
+    document = look_document(look)
+    return [dict(document.pop(arm)) for arm in _PARTS[:2]] + [document]
+
+
+def _joined(parts: Sequence[Mapping[str, object]]) -> Look:
+    baseline, candidate, rest = (
+        {name: value for name, value in part.items() if name != _BEGAN} for part in parts
+    )
+    return look_of_document({**rest, "baseline": baseline, "candidate": candidate})

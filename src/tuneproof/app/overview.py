@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from typing import TypedDict
 
+from tuneproof.app.outages import Outage, Outages
 from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.schedule import Schedule
 from tuneproof.app.shutdowns import Shutdowns
@@ -36,6 +38,8 @@ class ActiveRun(TypedDict):
     id: str
     status: str
     stage: str | None
+    note: str
+    """Why its stage waits, or what went wrong last; empty where all goes well."""
 
 
 class PipelineStatus(TypedDict):
@@ -75,6 +79,8 @@ class Overview:
         schedule: Schedule,
         shutdowns: Shutdowns,
         watchdog: Watchdog,
+        outages: Outages,
+        providers: Providers,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -83,14 +89,16 @@ class Overview:
         self._schedule = schedule
         self._shutdowns = shutdowns
         self._watchdog = watchdog
+        self._outages = outages
+        self._providers = providers
 
     async def status(self) -> ServiceStatus:
         """Each pipeline: the model in use, what runs, what happens next and when."""
         routing = (await self._routing.board.refresh_if_possible()).routing
-        watches = await self._watchdog.states()
+        watches, outages = await self._watchdog.states(), await self._outages.lasting()
         return {
             "pipelines": [
-                await self._pipeline_status(config, {r.task: r for r in routing}, watches)
+                await self._pipeline_status(config, {r.task: r for r in routing}, watches, outages)
                 for config in self._pipelines.running
             ],
             "routing": [r.document() for r in routing],
@@ -101,6 +109,7 @@ class Overview:
         config: PipelineConfig,
         routing: Mapping[str, Routing],
         watches: Sequence[WatchState],
+        outages: Sequence[Outage],
     ) -> PipelineStatus:
         now = self._clock.now()
         active = await self._store.runs.active(config.name)
@@ -109,16 +118,15 @@ class Overview:
         deployment = deployments[-1] if deployments else None
         starts = self._schedule.next_start(config, now)
         served = [routing[t] for t in config.tasks if t in routing]
-        stalled = [w.sentence() for w in watches if w.stalled and w.pipeline == config.name]
+        blind = [w for w in watches if w.blind and w.pipeline == config.name]
+        names = self._breakers_of(config, served)
         return {
             "name": config.name,
             "enabled": config.enabled,
             "model_in_use": {
                 t: routing[t].baseline.model_id if t in routing else None for t in config.tasks
             },
-            "run": {"id": run.id, "status": str(run.status), "stage": run.current_stage}
-            if run
-            else None,
+            "run": _active(run) if run else None,
             "experiment_id": run.result.get("ab_test_id") if run else None,
             "deployment_id": deployment.id if deployment else None,
             "traffic": max(
@@ -127,13 +135,21 @@ class Overview:
             "next_start_at": starts.isoformat() if starts else None,
             "shutdown": await self._countdown(config, now),
             "next_action": _next_action(run, deployment, starts),
-            "stalled_watches": stalled,
+            "stalled_watches": [w.sentence() for w in blind if w.stalled],
             "waits_for_person": [
-                *stalled,
-                *([f"{run.id}: {needed}"] if run and (needed := _needed(run)) else []),
+                *(w.sentence() for w in blind),
+                *(o.sentence() for o in outages if o.breaker in names),
+                *([f"{run.id}: {run.needs}"] if run and run.needs else []),
                 *(f"{d.id} is paused: {d.cause}" for d in deployments if str(d.state) == "paused"),
             ],
         }
+
+    def _breakers_of(self, config: PipelineConfig, served: Sequence[Routing]) -> Set[str]:
+        """The breakers of who trains for a pipeline, and of who serves its models."""
+        models = [m for routing in served for m in (routing.baseline, *routing.candidates)]
+        serving = (self._routing.endpoints.breaker_name(model) for model in models)
+        trains = self._providers.breaker_name(config.provider)
+        return {trains, *(name for name in serving if name is not None)}
 
     async def _countdown(self, config: PipelineConfig, now: datetime) -> Countdown | None:
         found = await self._shutdowns.known(config)
@@ -148,12 +164,13 @@ class Overview:
         }
 
 
-def _needed(run: Run) -> str:
-    """What a run that waits needs a person for; empty where it goes on by itself."""
-    stage = run.stages.get(run.current_stage or "", {})
-    if stage.get("status") != "in_progress":
-        return ""
-    return str(stage.get("detail", {}).get("needs") or "")
+def _active(run: Run) -> ActiveRun:
+    return {
+        "id": run.id,
+        "status": str(run.status),
+        "stage": run.current_stage,
+        "note": run.note,
+    }
 
 
 def _next_action(run: Run | None, deployment: Deployment | None, starts: datetime | None) -> str:

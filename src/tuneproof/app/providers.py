@@ -71,6 +71,7 @@ class Providers:
         store: Store,
         clock: workflow.Clock,
         metrics: Metrics,
+        on_event: Callable[[BreakerEvent], None],
         places: Places,
         supervisor: Supervisor,
         given: Provider | None,
@@ -81,6 +82,7 @@ class Providers:
         self._store = store
         self._clock = clock
         self._metrics = metrics
+        self._on_event = on_event
         self._places = places
         self._supervisor = supervisor
         self._is_back = is_back
@@ -92,9 +94,7 @@ class Providers:
 
     def _watch_breakers(self) -> None:
         for name in ("openai", "mlflow"):
-            breaker = CircuitBreaker.named(
-                name, clock=self._seconds, on_event=self._metrics.on_breaker_event
-            )
+            breaker = CircuitBreaker.named(name, clock=self._seconds, on_event=self._on_event)
             self.breakers[name] = breaker
             self._metrics.watch_breaker(name, breaker)
         self._hear_of(self._first)
@@ -141,16 +141,20 @@ class Providers:
 
         The first pipeline's is called `openai`, as health and metrics know it.
         """
-        key = "openai" if name == self._first else f"provider:{name}"
+        key = self.breaker_name(name)
         if key not in self.breakers:
             self.breakers[key] = CircuitBreaker.named(
                 key,
                 like="openai",
                 clock=self._seconds,
-                on_event=self._metrics.on_breaker_event,
+                on_event=self._on_event,
             )
             self._hear_of(name)
         return self.breakers[key]
+
+    def breaker_name(self, name: str) -> str:
+        """What a provider's breaker is called."""
+        return "openai" if name == self._first else f"provider:{name}"
 
     async def at(self, name: str) -> Provider:
         """The provider of this name, at the place where it was, if it has moved (`Places`)."""

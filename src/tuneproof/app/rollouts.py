@@ -18,7 +18,7 @@ from tuneproof.errors import ConflictError, InputError, NotFoundError
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import rollout_alone
 from tuneproof.rollout import Deployment, DeploymentState, RollbackResult, Routing
-from tuneproof.store import HistoryEntry, Store, SubjectKind
+from tuneproof.store import Claim, HistoryEntry, Store, SubjectKind
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["RolloutService"]
@@ -57,10 +57,11 @@ class RolloutService:
         rollout: Mapping[str, object] | None = None,
         pipeline: str | None = None,
         actor: str = "system",
+        claim: Claim | None = None,
     ) -> Deployment:
         """Roll a model out that its experiment promoted. The experiment is looked up, not believed.
 
-        Raises `SafetyCheckError`, which names each check that failed.
+        `claim` is told the rollout. Raises `SafetyCheckError`, which names each check that failed.
         """
         test = await self._store.experiments.get(ab_test_id)
         config = self._pipelines.get(pipeline or test.pipeline).override(**(rollout or {}))
@@ -85,6 +86,8 @@ class RolloutService:
             )
             begun = await manager.begin(declared.id, at=at, tx=tx)
             await self._store.activity.add(at, actor, "rollout start", begun.id, tx=tx)
+            if claim is not None:
+                await claim.made(begun.id, tx=tx)
         await manager.apply(begun.tasks)
         await self._engine.start(rollout_alone, begun.id, config)
         await self._routing.board.refresh_if_possible()

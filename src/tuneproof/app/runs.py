@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from tuneproof import workflow
 from tuneproof.app.alerting import Alerting
 from tuneproof.app.live import Live
 from tuneproof.app.managers import Managers
+from tuneproof.app.outages import Outages
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
-from tuneproof.errors import ConfigError, DeniedError, NotFoundError, StateError, TuneProofError
+from tuneproof.errors import (
+    ConfigError,
+    DeniedError,
+    InputError,
+    NotFoundError,
+    StateError,
+    TuneProofError,
+)
 from tuneproof.pipeline import RunArguments, Stage, StepName, turn
 from tuneproof.providers import JobEnded, read_webhook
 from tuneproof.settings import PipelineConfig, Settings
-from tuneproof.store import Run, RunStatus, Store
+from tuneproof.store import Claim, Run, RunStatus, Store
 from tuneproof.workflow import Clock, Tx
 
 __all__ = ["AbortedRun", "LogEntry", "RunService"]
@@ -71,6 +79,7 @@ class RunService:
         providers: Providers,
         managers: Managers,
         routing: RoutingService,
+        outages: Outages,
         effective: Callable[[PipelineConfig], Awaitable[PipelineConfig]],
     ) -> None:
         self._settings = settings
@@ -83,6 +92,7 @@ class RunService:
         self._providers = providers
         self._managers = managers
         self._routing = routing
+        self._outages = outages
         self._effective = effective
 
     async def start(
@@ -95,45 +105,51 @@ class RunService:
         as_of: datetime | None = None,
         last_stage: str | None = None,
         actor: str = "system",
+        claim: Claim | None = None,
     ) -> Run:
         """Start one turn of the loop.
 
         `force` goes on with fewer examples than the threshold. Raises `StateError` with
         `reason` "predecessor_running" while a run of the pipeline is before `holding`. Where the
-        pipeline's tasks train apart, a run of each is started and the first is returned.
+        pipeline's tasks train apart, a run of each is started, or of none, and the first is
+        returned; `claim` is told it.
         """
         config = pipeline if isinstance(pipeline, PipelineConfig) else self._pipelines.get(pipeline)
         if config_overrides:
             config = config.override(**config_overrides)
         self._check_tasks(config)
-        first, *others = [await self._effective(c) for c in self._pipelines.parts(config)]
+        _check_window(as_of, config)
+        parts = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
         )
-        run = await self._started(first, arguments, actor)
-        for other in others:
-            await self._started(other, arguments, actor)
-        return run
-
-    async def _started(self, config: PipelineConfig, arguments: RunArguments, actor: str) -> Run:
         async with self._store.database.begin() as tx:
-            now = self._clock.now()
-            # The counter's row is locked first, so two starts at once see each other.
-            run_id = await self._store.ids.next("ft-pipeline", now, tx=tx)
-            await self._refuse_overlap(config.name, tx)
-            run = await self._store.runs.create(
-                Run(
-                    id=run_id,
-                    pipeline=config.name,
-                    config=config.to_dict(),
-                    arguments=_described(arguments),
-                    created_at=now,
-                ),
-                tx=tx,
-            )
-            await self._store.activity.add(now, actor, "run start", run.id, tx=tx)
-        await self._engine.start(turn, run.id, config, arguments)
-        self._live.publish("run", run.id, run.version)
+            runs = [await self._declared(part, arguments, actor, tx) for part in parts]
+            if claim is not None:
+                await claim.made(runs[0].id, tx=tx)
+        for run, part in zip(runs, parts, strict=True):
+            await self._engine.start(turn, run.id, part, arguments)
+            self._live.publish("run", run.id, run.version)
+        return runs[0]
+
+    async def _declared(
+        self, config: PipelineConfig, arguments: RunArguments, actor: str, tx: Tx
+    ) -> Run:
+        now = self._clock.now()
+        # The counter's row is locked first, so two starts at once see each other.
+        run_id = await self._store.ids.next("ft-pipeline", now, tx=tx)
+        await self._refuse_overlap(config.name, tx)
+        run = await self._store.runs.create(
+            Run(
+                id=run_id,
+                pipeline=config.name,
+                config=config.to_dict(),
+                arguments=_described(arguments),
+                created_at=now,
+            ),
+            tx=tx,
+        )
+        await self._store.activity.add(now, actor, "run start", run.id, tx=tx)
         return run
 
     def _check_tasks(self, config: PipelineConfig) -> None:
@@ -219,7 +235,7 @@ class RunService:
         return run
 
     async def log(self, run_id: str) -> Sequence[LogEntry]:
-        """What happened in a run, oldest first: its stages and its job's events."""
+        """What happened in a run, oldest first: its stages, its job's events, what it waits for."""
         run = await self._store.runs.get(run_id)
         lines = []
         for stage, entry in run.stages.items():
@@ -231,7 +247,19 @@ class RunService:
                     lines.append(
                         LogEntry(at=at, level=level, stage=stage, message=f"{word} {said}".strip())
                     )
-        return sorted(lines + await self._job_log(run), key=lambda x: x.at)
+        lines += await self._job_log(run)
+        return sorted(lines, key=lambda x: x.at) + await self._waiting_log(run)
+
+    async def _waiting_log(self, run: Run) -> list[LogEntry]:
+        """Why its stage waits, and whether who trains has been away for minutes."""
+        if run.status.final:
+            return []
+        stage, at = run.current_stage or "", run.updated_at or run.created_at
+        said = [(at, run.note)] if run.note else []
+        trains = self._providers.breaker_name(PipelineConfig.from_dict(run.config).provider)
+        away = [o for o in await self._outages.lasting() if o.breaker == trains]
+        said += [(outage.since, outage.sentence()) for outage in away]
+        return [LogEntry(at=at, level="warning", stage=stage, message=text) for at, text in said]
 
     async def _job_log(self, run: Run) -> list[LogEntry]:
         job_id = run.result.get("model_version", {}).get("training_job_id")
@@ -260,11 +288,15 @@ class RunService:
         manifest: dict[str, object] = json.loads(await asyncio.to_thread(path.read_text))
         return manifest
 
-    async def start_forgotten(self) -> None:
-        """Start, or take up again, runs whose process died before it could tell the engine."""
+    async def start_forgotten(self, older_than: timedelta = timedelta(0)) -> None:
+        """Start, or take up again, runs whose process died before it could tell the engine.
+
+        `older_than` leaves those be that a living process is just about to tell it of.
+        """
         await self.fail_given_up()
+        before = self._clock.now() - older_than
         for run in await self._store.runs.active():
-            if run.status is not RunStatus.PENDING:
+            if run.status is not RunStatus.PENDING or (run.updated_at or run.created_at) > before:
                 continue
             if not await self._engine.exists(run.id):
                 arguments = _arguments(run.arguments)
@@ -312,8 +344,7 @@ class RunService:
         """Wake the runs that wait for a provider; they try again at once."""
         woken = []
         for run in await self._store.runs.active():
-            waits = run.stages.get(run.current_stage or "", {}).get("detail", {}).get("note")
-            if not waits or run.config.get("provider") != name:
+            if not run.note or run.config.get("provider") != name:
                 continue
             if await self._engine.exists(run.id) and not await self._engine.ended(run.id):
                 signal = workflow.Signal(kind="wake", actor="breaker", reason=f"{name} is back")
@@ -370,6 +401,20 @@ def _stage(name: str | None) -> Stage | None:
             f"There is no stage {name!r}.",
             mend=f"Use one of: {', '.join(Stage)}.",
             field="stage",
+        ) from e
+
+
+def _check_window(as_of: datetime | None, config: PipelineConfig) -> None:
+    """Raise `InputError` where the posts before this instant would lie outside all time."""
+    if as_of is None:
+        return
+    try:
+        _ = as_of.astimezone(UTC) - timedelta(days=config.days_back)
+    except OverflowError as e:
+        raise InputError(
+            f"as_of is {as_of.isoformat()}: {config.days_back:g} days before it, in UTC, no year "
+            "from 1 to 9999 is left.",
+            mend="Name an instant of your posts, or leave it out.",
         ) from e
 
 

@@ -21,6 +21,9 @@ __all__ = ["LOOK_EVERY_S", "Schedule", "newest_tick", "next_tick"]
 
 LOOK_EVERY_S = 20.0
 
+FORGOTTEN_AFTER = timedelta(minutes=1)
+"""A run that waits for the engine for longer was declared by a process that died."""
+
 
 class Schedule:
     """Starts the runs that are due."""
@@ -52,7 +55,7 @@ class Schedule:
             if await self._providers.settle():
                 self._routing.endpoints_changed()
             self._settled = True
-        await self._runs.fail_given_up()
+        await self._runs.start_forgotten(older_than=FORGOTTEN_AFTER)
         await self.tick(now)
         await self._shutdowns.look(now)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tuneproof import workflow
 from tuneproof.pipeline import experiment_alone, rollout_alone
+from tuneproof.rollout import DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Store, SubjectKind, WatchedSubject
 
@@ -29,6 +30,10 @@ PATIENCE = timedelta(hours=1)
 """How long a look may be overdue before somebody is told."""
 
 
+TOLD_OF, NEWEST = timedelta(days=1), 20
+"""Which rollbacks are told of once more, if they have not been: those of a day, of the newest."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WatchState:
     """A test or rollout under way: when it was looked at, and when it should be."""
@@ -43,13 +48,28 @@ class WatchState:
     """Whether its look is overdue by more than an hour."""
     limit: timedelta
     """How long it may be overdue before a rollout goes back to its baseline."""
+    last_error: str = ""
+    """Why its newest look failed; empty where it did not."""
+    last_error_at: datetime | None = None
+
+    @property
+    def blind(self) -> bool:
+        """Whether nobody judges its candidate now: its looks fail, or none comes."""
+        return self.stalled or bool(self.last_error)
 
     def sentence(self) -> str:
         """How it stands, in words."""
+        if self.last_error and not self.stalled:
+            return f"The look at {self.subject}{_at(self.last_error_at)} failed: {self.last_error}"
         seen = "it was never looked at"
         if self.looked_at is not None:
-            seen = f"its last look was at {self.looked_at:%Y-%m-%d %H:%M} UTC"
-        return f"{self.subject} has been due since {self.due_at:%Y-%m-%d %H:%M} UTC; {seen}."
+            seen = f"its last look was{_at(self.looked_at)}"
+        said = f"{self.subject} has been due since{_at(self.due_at).removeprefix(' at')}; {seen}."
+        return f"{said} It failed: {self.last_error}" if self.last_error else said
+
+
+def _at(instant: datetime | None) -> str:
+    return "" if instant is None else f" at {instant:%Y-%m-%d %H:%M} UTC"
 
 
 class TakeBack(Protocol):
@@ -110,6 +130,8 @@ class Watchdog:
             due_at=due,
             stalled=now - due > PATIENCE,
             limit=timedelta(hours=config.unwatched_limit_hours),
+            last_error=watched.failure,
+            last_error_at=watched.failed_at,
         )
 
     async def look(self) -> None:
@@ -122,6 +144,7 @@ class Watchdog:
                 log.warning("a watch stands still: %s", said)
                 once = "" if state.looked_at is None else state.looked_at.isoformat()
                 self._alert("watch_stalled", state.subject, said, once=once)
+        await self._tell_of_rollbacks()
         await self._take_up()
 
     async def recall(self, subjects: Collection[str]) -> None:
@@ -158,6 +181,15 @@ class Watchdog:
         reason = f"Nobody could look at it for {hours:.1f} h after a look was due."
         log.error("%s goes back to its baseline: %s", state.subject, reason)
         await self._take_back(state.subject, reason=reason, actor="guardrail")
+
+    async def _tell_of_rollbacks(self) -> None:
+        """Tell of each of the last day: who took a rollout back may have died before telling."""
+        since = self._clock.now() - TOLD_OF
+        for done in (await self._store.deployments.page(limit=NEWEST)).items:
+            ended = done.state is DeploymentState.ROLLED_BACK and done.ended_at
+            if ended and ended > since:
+                said = done.cause or "rolled back"
+                self._alert("rolled_back", done.id, said, once=str(done.version))
 
     async def _take_up(self) -> None:
         alone = {

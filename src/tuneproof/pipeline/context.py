@@ -99,7 +99,7 @@ class RunContext:
         """Measure the seconds and the memory that the stage works, its waits left out."""
         stage, hooks = self.stage, self.parts.hooks
         began, rested_s = time.perf_counter(), self._rested_s
-        with hooks.memory(self.config.memory_warning_mb) as watch:
+        with hooks.memory(self.id, self.config.memory_warning_mb) as watch:
             try:
                 yield
             finally:
@@ -184,7 +184,7 @@ class RunContext:
             return None
         if self._last_look_failed:
             self._last_look_failed = False
-            await self.note("")
+            await self._note_look(subject, "", "")
         return found
 
     async def _look_failed(self, subject: str, error: Exception, at: datetime) -> None:
@@ -196,11 +196,21 @@ class RunContext:
         said = f"The look at {at:%Y-%m-%d %H:%M} UTC failed, {why}"
         try:
             hours = self.config.look_interval_hours
-            await self.note(f"{said} The next one is tried within {hours:g} h.")
+            said += f" The next one is tried within {hours:g} h."
+            await self._note_look(subject, said, why)
         except workflow.EngineError:
             raise
         except Exception:
             log.exception("that the look at %s failed could not be kept", subject)
+
+    async def _note_look(self, subject: str, text: str, why: str) -> None:
+        """Keep that a look failed and why, or by empty texts that the one after it succeeded."""
+        name = StepName(f"{self.stage}.note")
+        await workflow.transaction(name, self._write_look, subject, text, why)
+
+    async def _write_look(self, tx: Tx, subject: str, text: str, why: str) -> None:
+        await self._note(tx, text, "")
+        await self.parts.store.watches.failed(subject, why, self.now, tx=tx)
 
     # --- inside a transaction -----------------------------------------------------------
 

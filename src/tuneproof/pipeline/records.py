@@ -188,6 +188,9 @@ class WatchNotes(Protocol):
     async def looked(self, ids: Sequence[str], at: datetime, *, tx: Tx | None = None) -> None:
         """A look at these tests or rollouts succeeded."""
 
+    async def failed(self, id: str, why: str, at: datetime, *, tx: Tx | None = None) -> None:
+        """A look of a family or rollout raised; an empty `why`: the one after it succeeded."""
+
 
 class Withdrawals(Protocol):
     """How candidates are taken away from users."""
@@ -267,7 +270,7 @@ class MemoryWatched(Protocol):
 class Hooks(Protocol):
     """Who wants to know what a run does: metrics, live events. Must not raise."""
 
-    def memory(self, limit_mb: float) -> AbstractContextManager[MemoryWatched]:
+    def memory(self, run_id: str, limit_mb: float) -> AbstractContextManager[MemoryWatched]:
         """Watch memory while a stage works; warns at the limit."""
 
     def stage_finished(self, run_id: str, stage: str, seconds: float) -> None:
@@ -310,7 +313,7 @@ class _Unwatched:
 class NoHooks:
     """Nobody listens."""
 
-    def memory(self, limit_mb: float) -> AbstractContextManager[MemoryWatched]:
+    def memory(self, run_id: str, limit_mb: float) -> AbstractContextManager[MemoryWatched]:
         """Nothing is measured."""
         return nullcontext(_Unwatched())
 

@@ -84,10 +84,10 @@ async def chunks(path: Path) -> AsyncIterator[bytes]:
 
 def instant(value: Any) -> datetime | None:
     """An instant of a wire, as text or in seconds; None where it is neither."""
-    if isinstance(value, (int, float)) and value > 0:
-        return datetime.fromtimestamp(value, UTC)
     try:
+        if isinstance(value, (int, float)) and value > 0:
+            return datetime.fromtimestamp(value, UTC)
         found = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return None
     return found.replace(tzinfo=found.tzinfo or UTC) if found else None

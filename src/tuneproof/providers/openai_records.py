@@ -99,7 +99,11 @@ def chosen_logprob(entry: Mapping[str, Any]) -> float:
 
 
 def _instant(seconds: int | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    """An instant of the wire; None where it is absent or lies outside all years."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _day(text: str | None) -> datetime | None:

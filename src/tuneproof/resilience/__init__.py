@@ -6,6 +6,7 @@ again that died. None of them knows which service it guards, and none imports a 
 pool is made.
 """
 
+from tuneproof.resilience.aside import aside
 from tuneproof.resilience.breaker import (
     DEFAULTS,
     BreakerEvent,
@@ -42,6 +43,7 @@ __all__ = [
     "Supervisor",
     "TaskHealth",
     "TaskState",
+    "aside",
     "at_fault",
     "heeding_cancellation",
     "postgres_engine",

@@ -25,6 +25,7 @@ from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from tuneproof.errors import CircuitBreakerError, ConfigError, InputError, StopError
+from tuneproof.resilience.aside import stands_aside
 
 __all__ = ["DEFAULTS", "BreakerEvent", "CircuitBreaker", "Diagnosis", "State", "at_fault"]
 
@@ -228,7 +229,10 @@ class CircuitBreaker:
 
         Raises `CircuitBreakerError` with `details["retry_after_s"]` without calling `fn` while
         the breaker is open, or half-open with its probe under way; else whatever `fn` raises.
+        Within `aside()` it only calls.
         """
+        if stands_aside():
+            return await _called(fn(*args, **kwargs))
         if self._state is not State.CLOSED:
             self._take_probe()
         generation = self._generation
@@ -375,6 +379,10 @@ class CircuitBreaker:
             yield f"If the probe hangs, give the call to {service} a time-out."
         if self._state is State.CLOSED and self._recent and self._health_score() < 90:
             yield f"{service} fails now and then without opening the breaker: see its log."
+
+
+async def _called(result: Any) -> Any:
+    return await result if hasattr(result, "__await__") else result
 
 
 def _predicate(counts: Counts) -> Callable[[BaseException], bool]:

@@ -194,9 +194,11 @@ class Supervisor:
             self._records.pop(name, None)
         await _cancelled(ending)
 
-    async def close(self) -> None:
-        """End everything; nothing is begun from now on."""
+    async def close(self, *, jobs_s: float = 0.0) -> None:
+        """End everything; nothing is begun from now on. Jobs may take `jobs_s` to be done."""
         self._closed = True
+        if self._jobs and jobs_s > 0:
+            await asyncio.wait(self._jobs, timeout=jobs_s)
         ending = [*self._tasks.values(), *self._jobs]
         self._tasks.clear()
         await _cancelled(ending)

@@ -35,7 +35,6 @@ from tuneproof.server import (
 from tuneproof.server.auth import Callers
 from tuneproof.server.guard import Guard
 from tuneproof.server.hot import PATHS, Hot
-from tuneproof.server.once import Once
 from tuneproof.server.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -103,7 +102,6 @@ def create_app(
     )
     service.state.tuneproof = app
     service.state.local_token = local_token
-    service.state.once = Once()
     service.state.shares = events.Shares()
     service.state.callers = callers
     problems.install(service)

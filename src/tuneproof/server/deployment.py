@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tuneproof.app import RoutingSnapshot
     from tuneproof.rollout import Deployment, RollbackResult
     from tuneproof.settings import PipelineConfig
-    from tuneproof.store import HistoryEntry
+    from tuneproof.store import Claim, HistoryEntry
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
 ROLLBACK_S = 30
@@ -242,7 +242,7 @@ def router() -> APIRouter:
         asked: DeployRequest,
         key: IdempotencyKey = None,
     ) -> Response:
-        async def begin() -> Deployed:
+        async def begin(claim: Claim | None) -> Deployed:
             config = asked.rollout_config
             deployment = await app.rollouts.deploy(
                 model=await asked.model().ref(app),
@@ -251,11 +251,18 @@ def router() -> APIRouter:
                 rollout=None if config is None else config.model_dump(exclude_none=True),
                 pipeline=asked.pipeline,
                 actor=caller.actor,
+                claim=claim,
             )
+            return await answered(deployment)
+
+        async def answered(deployment: Deployment) -> Deployed:
             alerts = await app.alerts.verified()
             return Deployed(status="success", **_deployed(deployment, app, alerts))
 
-        return await once(request, caller, key, begin, status=202)
+        async def again(id: str) -> Deployed:
+            return await answered(await app.store.deployments.get(id))
+
+        return await once(request, caller, key, begin, again, status=202)
 
     @routes.get("/rollouts", summary="All rollouts, newest first")
     async def rollouts(

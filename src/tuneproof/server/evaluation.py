@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
@@ -27,6 +28,10 @@ from tuneproof.server.models import Answer, Cursor, IdempotencyKey, Limit, Paged
 from tuneproof.server.once import once
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
+
+if TYPE_CHECKING:
+    from tuneproof.experiments import ABTest
+    from tuneproof.store import Claim
 
 REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -97,7 +102,7 @@ def router() -> APIRouter:
         asked: CreateRequest,
         key: IdempotencyKey = None,
     ) -> Response:
-        async def declare() -> Test | FamilyDeclared:
+        async def declare(claim: Claim | None) -> Test | FamilyDeclared:
             baseline = await asked.baseline_model.ref(app)
             common: dict[str, Any] = {
                 "traffic_split": asked.traffic_split,
@@ -105,15 +110,22 @@ def router() -> APIRouter:
                 "pipeline": asked.pipeline,
                 "tasks": asked.tasks,
                 "actor": caller.actor,
+                "claim": claim,
                 **asked.declared(),
             }
             candidates = [await model.ref(app) for model in asked.candidates]
             tests = await app.experiments.create(baseline=baseline, candidates=candidates, **common)
+            return answered(tests)
+
+        def answered(tests: Sequence[ABTest]) -> Test | FamilyDeclared:
             if asked.candidate_models is None:
                 return Test.model_validate(declared_test(tests[0]))
             return declared_family(tests)
 
-        return await once(request, caller, key, declare, status=201)
+        async def again(family: str) -> Test | FamilyDeclared:
+            return answered(await app.store.experiments.family(family))
+
+        return await once(request, caller, key, declare, again, status=201)
 
     @routes.get("/tests", summary="All tests, newest first")
     async def tests(
@@ -174,7 +186,7 @@ def router() -> APIRouter:
     @routes.get("/metrics/{ab_test_id}", summary="What a test shows")
     async def metrics(app: TheApp, _: Reader, ab_test_id: str) -> MetricsAnswer:
         test = await app.store.experiments.get(ab_test_id)
-        found = metrics_of(test, await app.experiments.evaluation(ab_test_id), app.clock.now())
+        found = metrics_of(test, await app.experiments.shown(test), app.clock.now())
         if test.siblings is not None:
             found.family = await family_of(app, test.siblings)
         return found

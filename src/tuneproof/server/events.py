@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from tuneproof.errors import InputError
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.server.auth import Reader, Writer
-from tuneproof.server.models import Answer, Instant, Limit, Strict, described, utc
+from tuneproof.server.models import Answer, Bulk, Instant, Limit, described, utc
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
@@ -36,14 +36,14 @@ _ARMS = {str(arm): arm for arm in Arm}
 _Event = TypeVar("_Event", Exposure, Outcome)
 
 
-class MessageIn(Strict):
+class MessageIn(Bulk):
     """One message of what was asked."""
 
     role: str = Field(max_length=100)
     content: str = Field(max_length=MAX_TEXT)
 
 
-class ExposureIn(Strict):
+class ExposureIn(Bulk):
     """A request served to a unit by an arm.
 
     `text` is what was answered, `messages` what was asked: send them where the pipeline scores its
@@ -81,7 +81,7 @@ class ExposureIn(Strict):
         return _record(Exposure, self, at=utc(self.at), arm=arm, messages=messages)
 
 
-class OutcomeIn(Strict):
+class OutcomeIn(Bulk):
     """A measurement of a unit, maybe days later. The newest `at` of a unit counts.
 
     Where the test declares `analysis_unit` "item", it is of one `item` of the unit, and the
@@ -101,14 +101,14 @@ class OutcomeIn(Strict):
         return _record(Outcome, self, at=utc(self.at))
 
 
-def _record(kind: type[_Event], event: Strict, **changed: object) -> _Event:
+def _record(kind: type[_Event], event: Bulk, **changed: object) -> _Event:
     """A record of fields that were checked; its own `__init__` would take longer than the check."""
     record = object.__new__(kind)
     record.__dict__.update(event.__dict__, **changed)
     return record
 
 
-class Batch(Strict):
+class Batch(Bulk):
     """Events; each is taken once, however often it is sent."""
 
     model_config = ConfigDict(

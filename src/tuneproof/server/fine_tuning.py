@@ -32,7 +32,7 @@ from tuneproof.server.state import TheApp
 from tuneproof.store import RunStatus
 
 if TYPE_CHECKING:
-    from tuneproof.store import Run
+    from tuneproof.store import Claim, Run
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "data_collection": ("collect", "curate"),
@@ -202,17 +202,21 @@ def router() -> APIRouter:
             float | None, Query(ge=0, le=3600, description="Seconds to wait for its end.")
         ] = None,
     ) -> Response:
-        async def begin() -> Started:
+        async def begin(claim: Claim | None) -> Started:
             run = await app.runs.start(
                 asked.pipeline,
                 config_overrides=asked.config or None,
                 force=asked.force_run,
                 as_of=asked.as_of,
                 actor=caller.actor,
+                claim=claim,
             )
-            return started(await app.runs.wait(run.id, seconds=wait) if wait else run)
+            return await answered(run.id)
 
-        return await once(request, caller, key, begin, status=202)
+        async def answered(id: str) -> Started:
+            return started(await app.runs.wait(id, seconds=wait or 0))
+
+        return await once(request, caller, key, begin, answered, status=202)
 
     @routes.get("/status/{pipeline_id}", summary="Where a run stands")
     async def status(app: TheApp, _: Reader, pipeline_id: str, response: Response) -> RunState:

@@ -31,7 +31,7 @@ from tuneproof.errors import ConflictError, InputError, NotFoundError, TuneProof
 from tuneproof.experiments import Arm, Exposure, ModelRef, Outcome
 from tuneproof.server import upstream
 from tuneproof.server.auth import Scope, authorise
-from tuneproof.server.models import Strict, described, utc
+from tuneproof.server.models import Strict, described, kept_text, utc
 from tuneproof.server.problems import headers_of, status_of
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ def _unit(request: Request, body: Mapping[str, Any]) -> str:
             f"The unit is not a text of at most {MAX_UNIT} characters.",
             mend="Send an id in `user` or in the header x-tuneproof-unit.",
         )
-    return given
+    return kept_text("The unit", given)
 
 
 def _covariate(request: Request) -> float | None:

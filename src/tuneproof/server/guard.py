@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
+from tuneproof.errors import InputError
 from tuneproof.server.events import MAX_BYTES, too_large
+from tuneproof.server.models import kept_text
 from tuneproof.server.problems import problem, respond
 
 if TYPE_CHECKING:
@@ -43,8 +46,10 @@ class Guard:
             await send(message)
 
         try:
-            if _announced(scope) > MAX_BYTES:
-                await _refuse(scope, receive, sending)
+            refusal = _refusal(scope)
+            if refusal is not None:
+                answer = respond(problem(refusal, quote(scope["path"])))
+                await answer(scope, receive, sending)
             else:
                 await self._app(scope, _bounded(receive), sending)
         finally:
@@ -72,8 +77,16 @@ def _bounded(receive: Receive) -> Receive:
     return receiving
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    await respond(problem(too_large(MAX_BYTES), scope["path"]))(scope, receive, send)
+def _refusal(scope: Scope) -> InputError | None:
+    """Why a request gets to no route: its size, or a character that no database keeps."""
+    try:
+        kept_text("The path", scope["path"])
+        if b"%" in scope["query_string"]:
+            for name, value in parse_qsl(scope["query_string"].decode("latin-1")):
+                kept_text(f"The parameter {name!r}", value)
+    except InputError as error:
+        return error
+    return too_large(MAX_BYTES) if _announced(scope) > MAX_BYTES else None
 
 
 def _route(scope: Scope) -> str:

@@ -23,7 +23,7 @@ class Alive(Answer):
 
 
 class Readiness(Answer):
-    """Whether the service can do its work, and if not, why."""
+    """Whether the service can answer requests, and if not, why."""
 
     ready: bool
     reasons: list[str]
@@ -62,6 +62,8 @@ class WatchOut(Answer):
     looked_at: Instant | None
     due_at: Instant
     stalled: bool = Field(description="Whether the look is overdue by more than an hour.")
+    last_error: str = Field(description="Why the newest look failed; empty where it did not.")
+    last_error_at: Instant | None
 
 
 class Health(Answer):
@@ -132,9 +134,13 @@ def router() -> APIRouter:
     async def live() -> Alive:
         return Alive()
 
-    @routes.get("/ready", response_model=Readiness, summary="Whether work can be taken")
+    @routes.get(
+        "/ready",
+        response_model=Readiness,
+        summary="Whether requests can be answered (no dependency is asked)",
+    )
     async def ready(app: TheApp) -> Response:
-        found = await app.health.ready()
+        found = app.health.ready()
         body = Readiness(ready=found.ok, reasons=list(found.reasons))
         return JSONResponse(body.model_dump(), 200 if found.ok else 503)
 

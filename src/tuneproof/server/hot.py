@@ -102,7 +102,8 @@ def _text(quoted: bytes) -> str | None:
         return None
     try:
         if b"%" in quoted or b"+" in quoted:
-            return unquote_to_bytes(quoted.replace(b"+", b" ")).decode()
+            text = unquote_to_bytes(quoted.replace(b"+", b" ")).decode()
+            return None if "\0" in text else text
         return quoted.decode()
     except UnicodeDecodeError:
         return None

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from fastapi import Header, Query
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
 
 from tuneproof.errors import InputError
 from tuneproof.experiments import ModelRef
@@ -18,8 +18,33 @@ T = TypeVar("T")
 
 
 def utc(at: datetime) -> datetime:
-    """An instant in UTC; a naive one is read as UTC."""
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    """An instant in UTC; a naive one is read as UTC.
+
+    Raises `InputError` for one whose UTC lies outside the years 1 to 9999.
+    """
+    try:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except OverflowError as error:
+        raise InputError(
+            f"The time {at.isoformat()} is in UTC outside the years 1 to 9999.",
+            mend="Send a time within them.",
+        ) from error
+
+
+def kept_text(what: str, text: str) -> str:
+    """A text that every database keeps. Raises `InputError` for any other."""
+    if not _is_kept(text):
+        raise InputError(f"{what} is {text[:60]!r}; {_RULE}", mend="Leave that character out.")
+    return text
+
+
+def _is_kept(text: str) -> bool:
+    if "\0" in text:
+        return False
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+_RULE = "no database keeps a NUL or a lone surrogate"
 
 
 def rfc3339(at: datetime) -> str:
@@ -50,10 +75,21 @@ IfMatch = Annotated[
 ]
 
 
-class Strict(BaseModel):
-    """A request: fields that nobody knows are refused rather than ignored."""
+class Bulk(BaseModel):
+    """Part of a request with thousands of parts: unknown fields are refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid", str_max_length=10_000, protected_namespaces=())
+
+
+class Strict(Bulk):
+    """A request: fields that nobody knows, and texts that cannot be kept, are refused."""
+
+    @field_validator("*")
+    @classmethod
+    def _kept(cls, value: Any) -> Any:
+        if isinstance(value, str) and not _is_kept(value):
+            raise ValueError(f"{value[:60]!r} cannot be kept: {_RULE}; leave that character out")
+        return value
 
 
 class Answer(BaseModel):

@@ -25,6 +25,9 @@ T = TypeVar("T")
 _KEY = "option"
 """Where a field's metadata holds its `Option`."""
 
+LONGEST = {"days": 36_525.0, "hours": 36_525.0 * 24, "seconds": 36_525.0 * 86_400}
+"""A hundred years: much more cannot be added to a date, or taken from one."""
+
 Rule = Callable[[str, Any], Any]
 """Takes a setting's name and value; returns the value to hold, or raises `ConfigError`."""
 
@@ -199,10 +202,15 @@ class Option:
             value,
             at_least=self.at_least,
             above=self.above,
-            at_most=self.at_most,
+            at_most=self._longest if self.at_most is None else self.at_most,
             whole=whole,
             mend=self.mend,
         )
+
+    @property
+    def _longest(self) -> float | None:
+        """The bound of a duration that has none of its own, by the unit in its name."""
+        return LONGEST.get(self.name.rpartition("_")[2])
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

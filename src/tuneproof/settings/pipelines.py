@@ -115,7 +115,9 @@ class PipelineConfig(Declaration):
             doc="the least rate of a post that is learnt from, inclusive",
         ),
     )
-    days_back: float = option(7, collection(above=0, doc="how far back posts are collected"))
+    days_back: float = option(
+        7, collection(above=0, at_most=36_525, doc="how far back posts are collected")
+    )
     chunk_size: int = option(
         1000, collection(at_least=1, at_most=100_000, doc="posts read at once")
     )

@@ -14,6 +14,8 @@ from tuneproof.settings.checks import HTTP
 from tuneproof.settings.fields import Option, option
 from tuneproof.settings.secrets import Secret, Url, WebhookUrl
 
+WEBHOOK_KINDS = ("standard", "slack")
+
 DATABASES = ("postgresql", "postgres", "sqlite")
 
 LOCAL = ("file", "sqlite")
@@ -51,8 +53,15 @@ class StoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """The cache: `mem://` in this process, or a Redis."""
+    """The cache of what looks show: `mem://` in this process, or a Redis."""
 
+    enabled: bool | None = option(
+        None,
+        Option(
+            doc="whether looks are read through it; none: where the database is PostgreSQL. Beside "
+            "SQLite it saves nothing: the database is read on the same machine"
+        ),
+    )
     url: Url = option(
         Url("mem://"),
         Option(
@@ -206,6 +215,14 @@ class AlertsConfig:
     webhook_url: WebhookUrl | None = option(
         None,
         Option(schemes=HTTP, doc="gets a [message](../how-to/alerts.md) when a person should look"),
+    )
+    webhook_kind: str = option(
+        WEBHOOK_KINDS[0],
+        Option(
+            choices=WEBHOOK_KINDS,
+            doc="what it gets: `standard`, the whole message; `slack`, a text as Slack, Mattermost "
+            "and others take it",
+        ),
     )
     webhook_secret_env: str = option(
         "TUNEPROOF_ALERTS_SECRET", Option(doc="the variable with the secret that signs it")

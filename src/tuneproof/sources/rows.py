@@ -45,11 +45,11 @@ def instant(value: Any) -> datetime:
     Numbers are seconds since 1970, or milli- or microseconds where they are too large for
     seconds. Raises `DataError` for what is no time.
     """
-    if isinstance(value, datetime):
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-    if isinstance(value, date):
+    if isinstance(value, date) and not isinstance(value, datetime):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
     try:
+        if isinstance(value, datetime):
+            return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return _EPOCH + timedelta(microseconds=round(value * micros_per(value)))
         return instant(datetime.fromisoformat(str(value).strip()))

@@ -6,10 +6,11 @@ each noun, `store` holds them together; events go through `events` into `ingest_
 """
 
 from tuneproof.store.activity import Activity
+from tuneproof.store.alerts import KeptAlert
 from tuneproof.store.deployments import HistoryEntry
 from tuneproof.store.engine import database_url, make_engine, mask
-from tuneproof.store.experiments import Phase
-from tuneproof.store.idempotency import KeptAnswer
+from tuneproof.store.experiments import Phase, look_document, look_of_document
+from tuneproof.store.idempotency import Claim, Idempotency, KeptAnswer
 from tuneproof.store.ids import uuid7
 from tuneproof.store.paging import Page
 from tuneproof.store.rollups import ArmStratum
@@ -24,7 +25,10 @@ from tuneproof.store.watches import WatchedSubject
 __all__ = [
     "Activity",
     "ArmStratum",
+    "Claim",
     "HistoryEntry",
+    "Idempotency",
+    "KeptAlert",
     "KeptAnswer",
     "Page",
     "Phase",
@@ -38,6 +42,8 @@ __all__ = [
     "Waiting",
     "WatchedSubject",
     "database_url",
+    "look_document",
+    "look_of_document",
     "make_engine",
     "mask",
     "metadata",

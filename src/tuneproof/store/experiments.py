@@ -29,7 +29,7 @@ from tuneproof.experiments import (
 from tuneproof.settings import Declaration
 from tuneproof.store.database import Database
 from tuneproof.store.paging import Page, page_by_time
-from tuneproof.store.rows import to_row
+from tuneproof.store.rows import to_json_types, to_row
 from tuneproof.store.subjects import SubjectKind, add_subject
 from tuneproof.store.tables import experiments, looks, phases
 from tuneproof.workflow import Tx
@@ -241,11 +241,13 @@ class Experiments:
             row = (await own.execute(query.order_by(looks.c.number.desc()).limit(1))).one_or_none()
         return None if row is None else _look(row)
 
-    async def count_looks(self, id: str, *, tx: Tx | None = None) -> int:
-        """How many looks an experiment has."""
-        query = select(func.count()).select_from(looks).where(looks.c.experiment_id == id)
+    async def numbers_of_looks(
+        self, ids: Sequence[str], *, tx: Tx | None = None
+    ) -> Mapping[str, int]:
+        """The number of the newest look of each of these tests; 0 where it has none."""
+        query = select(experiments.c.id, experiments.c.looks).where(experiments.c.id.in_(ids))
         async with self._database.reading(tx) as own:
-            return int((await own.execute(query)).scalar_one())
+            return {row.id: row.looks for row in await own.execute(query)}
 
     async def spent(self, pipeline: str, *, tx: Tx | None = None) -> list[Spent]:
         """What each experiment of a pipeline has taken of the loop's error, oldest first."""
@@ -362,8 +364,23 @@ def _look_row(look: Look) -> dict[str, Any]:
     return values
 
 
+def look_document(look: Look) -> dict[str, Any]:
+    """A look as JSON types; `look_of_document` makes it again."""
+    times = {"at": look.at.isoformat(), "matured_before": look.matured_before.isoformat()}
+    return {**to_json_types(to_row(look)), **times}
+
+
+def look_of_document(document: Mapping[str, Any]) -> Look:
+    """The look that `look_document` was made of."""
+    times = ("at", "matured_before")
+    return _look_of({**document, **{n: datetime.fromisoformat(document[n]) for n in times}})
+
+
 def _look(row: Any) -> Look:
-    values = dict(row._mapping)
+    return _look_of(row._mapping)
+
+
+def _look_of(values: Mapping[str, Any]) -> Look:
     return Look(
         **{
             **values,

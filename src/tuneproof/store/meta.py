@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from tuneproof.store.database import Database
 from tuneproof.store.tables import meta
@@ -30,3 +30,15 @@ class Meta:
         """Keep a JSON value under a key."""
         async with self._database.writing(tx) as own:
             await upsert(own, meta, {"key": key, "value": value})
+
+    async def under(self, prefix: str, *, tx: Tx | None = None) -> dict[str, Any]:
+        """All values whose keys begin so, by the rest of the key."""
+        query = select(meta.c.key, meta.c.value)
+        async with self._database.reading(tx) as own:
+            rows = await own.execute(query.where(meta.c.key.startswith(prefix, autoescape=True)))
+            return {row.key.removeprefix(prefix): row.value for row in rows}
+
+    async def drop(self, key: str, *, tx: Tx | None = None) -> None:
+        """Keep nothing under a key."""
+        async with self._database.writing(tx) as own:
+            await own.execute(delete(meta).where(meta.c.key == key))

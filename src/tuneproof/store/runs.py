@@ -48,6 +48,21 @@ class Run:
     ended_at: datetime | None = None
     version: int = 0
 
+    @property
+    def note(self) -> str:
+        """Why its stage waits, or what went wrong in it last; empty where all goes well."""
+        return self._of_stage("note")
+
+    @property
+    def needs(self) -> str:
+        """What its stage needs a person for; empty where it goes on by itself."""
+        return self._of_stage("needs")
+
+    def _of_stage(self, name: str) -> str:
+        stage = self.stages.get(self.current_stage or "", {})
+        open = stage.get("status") == "in_progress"
+        return str(stage.get("detail", {}).get(name) or "") if open else ""
+
 
 _CHANGEABLE = {"status", "current_stage", "config", "arguments", "stages", "reason", "error"}
 _CHANGEABLE |= {"result", "ended_at", "updated_at"}

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tuneproof.collection import TimeSource
 from tuneproof.store.activity import ActivityLog
+from tuneproof.store.alerts import KeptAlerts
 from tuneproof.store.database import Database
 from tuneproof.store.deployments import Deployments
 from tuneproof.store.engine import (
@@ -51,6 +52,7 @@ class Store:
         self.database = database
         self.clock = clock
         self.activity = ActivityLog(database)
+        self.alerts = KeptAlerts(database)
         self.deployments = Deployments(database)
         self.events = Events(database)
         self.experiments = Experiments(database)

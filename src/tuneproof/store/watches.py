@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from tuneproof.experiments import ExperimentStatus
 from tuneproof.store.database import Database
 from tuneproof.store.subjects import SubjectKind
-from tuneproof.store.tables import deployments, experiments, subjects
+from tuneproof.store.tables import deployments, experiments, meta, subjects
+from tuneproof.store.upserts import upsert
 from tuneproof.workflow import Tx
 
 __all__ = ["WatchedSubject", "Watches"]
+
+_FAILED = "look_failed:"
+"""Under which key, with the id behind, it is kept that a look failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,9 @@ class WatchedSubject:
     since: datetime
     looked_at: datetime | None
     """The last look that succeeded."""
+    failure: str = ""
+    """Why the newest look raised; empty where it did not."""
+    failed_at: datetime | None = None
 
     @property
     def workflow(self) -> str:
@@ -48,6 +56,15 @@ class Watches:
         """A look at these succeeded."""
         async with self._database.writing(tx) as own:
             await own.execute(update(subjects).where(subjects.c.id.in_(ids)).values(looked_at=at))
+
+    async def failed(self, id: str, why: str, at: datetime, *, tx: Tx | None = None) -> None:
+        """A look of a family or rollout raised; an empty `why`: the one after it succeeded."""
+        async with self._database.writing(tx) as own:
+            if why:
+                failure = {"why": why.replace("\0", ""), "at": at.isoformat()}
+                await upsert(own, meta, {"key": _FAILED + id, "value": failure})
+            else:
+                await own.execute(delete(meta).where(meta.c.key == _FAILED + id))
 
     async def under_way(self, *, tx: Tx | None = None) -> list[WatchedSubject]:
         """All of them, oldest first."""
@@ -81,6 +98,7 @@ class Watches:
         )
         async with self._database.reading(tx) as own:
             rows = [*(await own.execute(tests)), *(await own.execute(rollouts))]
+            failures = await _failures(own, {row.family or row.id for row in rows})
         found = [
             WatchedSubject(
                 subject=row.id,
@@ -91,7 +109,20 @@ class Watches:
                 run_id=row.run_id,
                 since=row.since,
                 looked_at=row.looked_at,
+                **failures.get(row.family or row.id, {}),
             )
             for row in rows
         ]
         return sorted(found, key=lambda watch: (watch.since, watch.subject))
+
+
+async def _failures(tx: Tx, ids: Set[str]) -> dict[str, dict[str, Any]]:
+    """Why and when the newest looks of these failed, where they did."""
+    query = select(meta.c.key, meta.c.value).where(meta.c.key.in_([_FAILED + id for id in ids]))
+    return {
+        row.key.removeprefix(_FAILED): {
+            "failure": row.value["why"],
+            "failed_at": datetime.fromisoformat(row.value["at"]),
+        }
+        for row in await tx.execute(query)
+    }

@@ -15,7 +15,7 @@ from tuneproof.telemetry.health import (
     run_checks,
 )
 from tuneproof.telemetry.memory import MemoryWatch, ProcessFigures
-from tuneproof.telemetry.metrics import Metrics, ResponseTimes
+from tuneproof.telemetry.metrics import Metrics, ModelFigures, ResponseTimes
 from tuneproof.telemetry.tracing import span
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "HealthStatus",
     "MemoryWatch",
     "Metrics",
+    "ModelFigures",
     "ProcessFigures",
     "ResponseTimes",
     "run_checks",

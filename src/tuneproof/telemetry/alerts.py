@@ -17,12 +17,12 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
 
 from tuneproof.errors import ConfigError, RetryableError, TuneProofError
-from tuneproof.resilience import retrying
 from tuneproof.settings import Secret, Url, WebhookUrl
 
 __all__ = ["Alerts"]
@@ -39,6 +39,9 @@ RULES_VERIFIED_FOR = timedelta(minutes=5)
 
 PREFIX = "whsec_"
 
+STANDARD = "standard"
+"""The kind of webhook that gets the whole message; `BODIES` has the others."""
+
 
 class Alerts:
     """Sends alerts to a webhook, and knows whether alerts reach anybody. Addresses may be None."""
@@ -49,12 +52,14 @@ class Alerts:
         now: Callable[[], datetime],
         webhook_url: WebhookUrl | str | None = None,
         webhook_secret: Secret | str | None = None,
+        webhook_kind: str = STANDARD,
         prometheus_url: Url | str | None = None,
         timeout_s: float = 5.0,
     ) -> None:
         self._now = now
         self._webhook_url = None if webhook_url is None else WebhookUrl(webhook_url)
         self._key = None if webhook_secret is None else _key(Secret(webhook_secret).reveal())
+        self._body = BODIES[webhook_kind]
         self._prometheus_url = None if prometheus_url is None else Url(prometheus_url)
         self._timeout_s = timeout_s
         self._verified: dict[str, datetime] = {}
@@ -104,39 +109,47 @@ class Alerts:
             self._verified[name] = self._now()
         return [f"{name} answers"]
 
-    async def send(self, kind: str, subject: str, summary: str, **details: Any) -> bool:
-        """Tell the webhook; False where there is none or it did not take it (that is logged)."""
+    async def send(
+        self,
+        kind: str,
+        subject: str,
+        summary: str,
+        *,
+        id: str | None = None,
+        at: datetime | None = None,
+        details: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Tell the webhook, by one call. What is sent again has the same `id`; `at` is when it was.
+
+        Raises the `TuneProofError` that says why it was not taken, or that there is no webhook.
+        """
         if self._webhook_url is None:
-            return False
+            raise ConfigError(
+                "There is no webhook to be told by.", mend="Name one: alerts.webhook_url."
+            )
         message = {
             "type": f"tuneproof.{kind}",
-            "timestamp": self._now().isoformat(),
+            "timestamp": (at or self._now()).isoformat(),
             "data": {"subject": subject, "summary": summary, **details},
         }
         try:
-            await retrying(lambda: self._post(message), attempts=3, timeout=60.0)
-        except TuneProofError as e:
+            await self._post(self._webhook_url, message, id or uuid.uuid4().hex)
+        except TuneProofError:
             self._verified.pop("webhook", None)
-            log.error("an alert reached nobody (%s: %s): %s", subject, summary, e.message)
-            return False
+            raise
         self._verified["webhook"] = self._now()
-        return True
 
     async def _check_webhook(self) -> None:
-        data = {"subject": "test", "summary": "TuneProof can reach you."}
-        await self._post(
-            {"type": "tuneproof.test", "timestamp": self._now().isoformat(), "data": data}
-        )
+        await self.send("test", "test", "TuneProof can reach you.")
 
-    async def _post(self, message: Mapping[str, Any]) -> None:
-        body = json.dumps(message).encode()
-        headers = {"content-type": "application/json", **self._signed(body)}
-        if self._webhook_url is not None:
-            await self._call("POST", self._webhook_url, content=body, headers=headers)
+    async def _post(self, url: WebhookUrl, message: Mapping[str, Any], id: str) -> None:
+        body = json.dumps(self._body(message)).encode()
+        headers = {"content-type": "application/json", **self._signed(body, f"msg_{id}")}
+        await self._call("POST", url, content=body, headers=headers)
 
-    def _signed(self, body: bytes) -> dict[str, str]:
+    def _signed(self, body: bytes, message_id: str) -> dict[str, str]:
         """Headers of Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`."""
-        message_id, at = f"msg_{uuid.uuid4().hex}", str(int(self._now().timestamp()))
+        at = str(int(self._now().timestamp()))
         headers = {"webhook-id": message_id, "webhook-timestamp": at}
         if self._key is not None:
             digest = hmac.digest(self._key, f"{message_id}.{at}.".encode() + body, hashlib.sha256)
@@ -196,6 +209,29 @@ class Alerts:
                 mend="Check the address and the secret in [alerts].",
             )
         return answer
+
+
+def _standard(message: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(message)
+
+
+def _slack(message: Mapping[str, Any]) -> dict[str, Any]:
+    """One text, as incoming webhooks of Slack and of those that speak as it does take."""
+    data = dict(message["data"])
+    what = str(message["type"]).removeprefix("tuneproof.").replace("_", " ")
+    text = f"TuneProof: {what}: {data.pop('subject')}\n{data.pop('summary')}"
+    beside = ", ".join(f"{name} {value}" for name, value in data.items())
+    text += f"\n({beside})" if beside else ""
+    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, entity)
+    return {"text": text}
+
+
+BODIES: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    STANDARD: _standard,
+    "slack": _slack,
+}
+"""What a webhook of each kind is sent."""
 
 
 def _key(secret: str) -> bytes:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -22,7 +24,7 @@ from tuneproof.telemetry.memory import ProcessFigures
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["Metrics", "ObservedBreaker", "ResponseTimes"]
+__all__ = ["Metrics", "ModelFigures", "ObservedBreaker", "ResponseTimes"]
 
 _STAGE_BUCKETS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200)
 _RUN_BUCKETS = (60, 600, 3600, 21600, 86400, 259200, 604800, 1209600, 1814400, 2592000)
@@ -34,6 +36,22 @@ _POOL_COUNTS = {
     for kind, text in (("db", "Database"), ("redis", "Redis"))
     for use in ("active", "idle")
 }
+
+
+_FIGURES = {
+    "engagement_rate": "Mean engagement",
+    "cost_per_token": "Cost per token in USD",
+    "quality_score": "Mean quality score",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFigures:
+    """What a look says of a model; None where it is not known."""
+
+    engagement_rate: float | None = None
+    cost_per_token: float | None = None
+    quality_score: float | None = None
 
 
 class ObservedBreaker(Protocol):
@@ -146,23 +164,19 @@ class Metrics:
         """Curation left `posts` out, because of `reason`."""
         self._dropped.labels(reason).inc(posts)
 
-    def arm_looked_at(
-        self,
-        arm: str,
-        *,
-        engagement_rate: float | None = None,
-        cost_per_token: float | None = None,
-        quality_score: float | None = None,
-        pipeline: str = "default",
-    ) -> None:
-        """A look found these means for an arm; None leaves the last one standing."""
-        for gauge, value in (
-            (self._engagement_rate, engagement_rate),
-            (self._cost_per_token, cost_per_token),
-            (self._quality_score, quality_score),
-        ):
+    def model_in_use(self, figures: ModelFigures) -> None:
+        """A look found this of the model in use; what is not known has no series."""
+        self._watched.model = figures
+
+    def arm_looked_at(self, arm: str, figures: ModelFigures, *, pipeline: str = "default") -> None:
+        """A look found this of an arm; what is not known has no series."""
+        for name, gauge in self._arms.items():
+            value = getattr(figures, name)
             if value is not None:
                 gauge.labels(pipeline, arm).set(value)
+            else:
+                with suppress(KeyError):
+                    gauge.remove(pipeline, arm)
 
     def test_looked_at(self, test_id: str, success_rate: float) -> None:
         """A look found this share of the test's success criteria met, 0–1."""
@@ -213,19 +227,11 @@ class Metrics:
             _RUN_BUCKETS,
         )
         self.peak_mb = self._gauge(
-            "fine_tuning_pipeline_memory_peak_mb", "Peak memory of the last run"
+            "fine_tuning_pipeline_memory_peak_mb",
+            "Peak memory of the stage that a run works at; 0 while none works",
         )
         self.examples = self._counter(
             "fine_tuning_pipeline_training_examples", "Training examples made"
-        )
-        self._engagement_rate = self._gauge(
-            "fine_tuning_model_engagement_rate", "Mean engagement by the last look", *_ARM
-        )
-        self._cost_per_token = self._gauge(
-            "fine_tuning_model_cost_per_token", "Cost per token in USD by the last look", *_ARM
-        )
-        self._quality_score = self._gauge(
-            "fine_tuning_model_quality_score", "Mean quality score by the last look", *_ARM
         )
         self.success_rate = self._gauge(
             "fine_tuning_ab_test_success_rate",
@@ -234,6 +240,10 @@ class Metrics:
         )
 
     def _make_ours(self) -> None:
+        self._arms = {
+            name: self._gauge(f"tuneproof_arm_{name}", f"{text} of an arm by the last look", *_ARM)
+            for name, text in _FIGURES.items()
+        }
         self._runs = self._counter("tuneproof_runs", "Runs ended", "pipeline", "status")
         self._skipped = self._counter(
             "tuneproof_ticks_skipped", "Ticks that started no run", "pipeline", "reason"
@@ -299,13 +309,22 @@ class Metrics:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
 
+def _known(name: str, text: str, value: float | None) -> GaugeMetricFamily:
+    """A gauge that has a series only where its value is known."""
+    family = GaugeMetricFamily(name, text)
+    if value is not None:
+        family.add_metric([], value)
+    return family
+
+
 class _Watched(Collector):
-    """Reads pools, breakers, the cache and memory when Prometheus asks."""
+    """Reads pools, breakers, the cache, the model in use and memory when Prometheus asks."""
 
     def __init__(self, process: ProcessFigures) -> None:
         self.pools: Callable[[], Mapping[str, int]] = dict
         self.breakers: dict[str, ObservedBreaker] = {}
         self.hit_rate: Callable[[], float | None] = lambda: None
+        self.model = ModelFigures()
         self._process = process
 
     def collect(self) -> Iterable[Metric]:
@@ -320,13 +339,11 @@ class _Watched(Collector):
             "Resident memory of the service",
             value=self._process.read()["memory_usage_mb"],
         )
-        rate = self.hit_rate()
-        family = GaugeMetricFamily(
-            "fine_tuning_pipeline_cache_hit_rate", "Share of cache reads that found a value"
-        )
-        if rate is not None:
-            family.add_metric([], rate)
-        yield family
+        text = "Share of cache reads that found a value"
+        yield _known("fine_tuning_pipeline_cache_hit_rate", text, self.hit_rate())
+        for name, text in _FIGURES.items():
+            text = f"{text} of the model in use by the last look"
+            yield _known(f"fine_tuning_model_{name}", text, getattr(self.model, name))
 
     def _breaker(self, name: str) -> Iterable[Metric]:
         breaker = self.breakers.get(name)

@@ -44,6 +44,7 @@ class MLflowServer:
         self.uri = Url(uri)
         self._timeout_s = timeout_s
         self._client: MlflowClient | None = None
+        self._checking: asyncio.Future[Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
 
     async def call(self, fn: Callable[[MlflowClient], T]) -> T:
@@ -57,11 +58,13 @@ class MLflowServer:
     async def check(self) -> str:
         """Make a real call; returns what there is to say about it, raises as `call` does.
 
-        MLflow's own `/health` stays green while its host check refuses every call.
+        MLflow's own `/health` stays green while its host check refuses every call. Who asks while
+        a call is under way shares it: one that hangs holds one thread, however often it is asked.
         """
-        found = await asyncio.to_thread(
-            self._call, lambda client: client.search_experiments(max_results=_HEALTH_LIMIT)
-        )
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.ensure_future(asyncio.to_thread(self._call, _experiments))
+            self._checking.add_done_callback(_seen)
+        found = await asyncio.shield(self._checking)
         return f"{self.uri} answers" + ("" if found else ", and has no experiment yet")
 
     def close(self) -> None:
@@ -109,6 +112,16 @@ class MLflowServer:
                 mend="Check that it is up, and MLFLOW_TRACKING_URI; the outbox keeps everything.",
             )
         return DataError(f"MLflow at {self.uri} refused: {text}", mend="See MLflow's log.")
+
+
+def _experiments(client: MlflowClient) -> Any:
+    return client.search_experiments(max_results=_HEALTH_LIMIT)
+
+
+def _seen(check: asyncio.Future[Any]) -> None:
+    """Its error was told to those who waited for it, if any still did."""
+    if not check.cancelled():
+        check.exception()
 
 
 def quoted(value: str) -> str:

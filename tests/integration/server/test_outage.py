@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -95,6 +96,10 @@ async def test_gateway_and_decisions_go_on_without_the_database(
             table = (await http.get("/routing")).json()
             assert [row["subject"] for row in table["routing"]] == [test_id]
             assert (await http.get("/v1/models")).json()["data"][0]["id"] == "tuneproof/hook"
+            began = time.perf_counter()
+            ready = await http.get("/ready")
+            assert (ready.status_code, ready.json()["ready"]) == (200, True)
+            assert time.perf_counter() - began < 1
             stranger = {"Authorization": "Bearer nobody"}
             assert (await http.get("/routing", headers=stranger)).status_code == 503
             age = app.routing.board.age_s

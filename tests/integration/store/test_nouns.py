@@ -13,7 +13,7 @@ from tests.integration.store.records import T0, deployment, experiment, look, ve
 from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
 from tuneproof.rollout import DeploymentState, Lane, Routing
-from tuneproof.store import Run, RunStatus, Store, SubjectKind, open_store, uuid7
+from tuneproof.store import Claim, Run, RunStatus, Store, SubjectKind, open_store, uuid7
 from tuneproof.training import VersionStatus
 
 
@@ -204,7 +204,7 @@ async def test_experiment_and_its_looks_come_back(store: Store) -> None:
     assert await store.experiments.looks(test.id) == looks
     assert await store.experiments.looks(test.id, after=2) == looks[2:]
     assert await store.experiments.last_look(test.id) == looks[2]
-    assert await store.experiments.count_looks(test.id) == 3
+    assert (await store.experiments.numbers_of_looks([test.id]))[test.id] == 3
     with pytest.raises(ConflictError, match="takes no look 1"):
         await store.experiments.add_look(look(test.id, 1, reason="changed"))
     with pytest.raises(DataError, match="lift of a look is NaN"):
@@ -369,13 +369,14 @@ async def test_token_is_hashed_at_rest(store: Store) -> None:
     assert len(row.hash) == 64
 
 
-async def test_answer_is_kept_once_a_key(store: Store, clock: HandClock) -> None:
-    await store.idempotency.put("k", "hash", 202, {"id": 1})
+async def test_answer_is_kept_by_key_for_a_week(store: Store, clock: HandClock) -> None:
+    claim = await store.idempotency.take("k", "hash")
+    assert isinstance(claim, Claim)
+    await claim.answered(202, {"id": 1})
     kept = await store.idempotency.get("k")
     assert kept is not None
     assert (kept.request_hash, kept.status, kept.body) == ("hash", 202, {"id": 1})
-    with pytest.raises(ConflictError, match="'k' was used"):
-        await store.idempotency.put("k", "other", 200, None)
+    assert await store.idempotency.take("k", "other") == kept
     assert await store.idempotency.forget() == 0
     clock.move(days=7, seconds=1)
     assert await store.idempotency.forget() == 1

@@ -13,7 +13,7 @@ from tests.servers import free_port
 
 from tuneproof.errors import ProviderUnavailableError
 from tuneproof.resilience import CircuitBreaker
-from tuneproof.telemetry import Metrics, ResponseTimes
+from tuneproof.telemetry import Metrics, ModelFigures, ResponseTimes
 
 THEIRS = {
     "fine_tuning_db_connections_active",
@@ -118,6 +118,15 @@ def test_cache_hit_rate_has_no_value_before_the_first_read(metrics: Metrics) -> 
     assert read(metrics)["fine_tuning_pipeline_cache_hit_rate", ()] == 0.95
 
 
+def test_model_in_use_has_a_series_without_labels_once_it_is_known(metrics: Metrics) -> None:
+    """Seen: an alert on `fine_tuning_model_engagement_rate` fired for a candidate of 1 %."""
+    name = "fine_tuning_model_engagement_rate"
+    assert not [series for series in read(metrics) if series[0] == name]
+    metrics.model_in_use(ModelFigures(engagement_rate=0.08))
+    metrics.arm_looked_at("candidate", ModelFigures(engagement_rate=0.01))
+    assert [s for s in read(metrics).items() if s[0][0] == name] == [((name, ()), 0.08)]
+
+
 def test_stages_and_runs_are_timed(metrics: Metrics) -> None:
     metrics.stage_finished("collect", 2.0)
     metrics.stage_finished("collect", 3.0)
@@ -138,15 +147,15 @@ def test_stages_and_runs_are_timed(metrics: Metrics) -> None:
 
 
 def test_arms_show_their_last_look_and_tests_end(metrics: Metrics) -> None:
-    metrics.arm_looked_at("candidate", engagement_rate=0.07, cost_per_token=2e-6)
-    metrics.arm_looked_at("candidate", engagement_rate=0.08, quality_score=0.9)
+    metrics.arm_looked_at("candidate", ModelFigures(engagement_rate=0.07, cost_per_token=2e-6))
+    metrics.arm_looked_at("candidate", ModelFigures(engagement_rate=0.08, quality_score=0.9))
     metrics.test_looked_at("ab-test-20261120-001", 2 / 3)
     found = read(metrics)
     arm = labels(pipeline="default", arm="candidate")
     test = labels(test_id="ab-test-20261120-001")
-    assert found["fine_tuning_model_engagement_rate", arm] == 0.08
-    assert found["fine_tuning_model_cost_per_token", arm] == 2e-6
-    assert found["fine_tuning_model_quality_score", arm] == 0.9
+    assert found["tuneproof_arm_engagement_rate", arm] == 0.08
+    assert ("tuneproof_arm_cost_per_token", arm) not in found
+    assert found["tuneproof_arm_quality_score", arm] == 0.9
     assert found["fine_tuning_ab_test_success_rate", test] == pytest.approx(2 / 3)
     metrics.success_rate.remove("ab-test-20261120-001")
     metrics.success_rate.remove("ab-test-20261120-001")
