@@ -44,7 +44,7 @@ from tuneproof.app.watches import LOOK_EVERY_S as WATCHES_EVERY_S
 from tuneproof.app.watches import Watchdog
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
-from tuneproof.errors import StateError, StoreUnavailableError
+from tuneproof.errors import StateError, StoreUnavailableError, TuneProofError
 from tuneproof.evaluation import Scorer
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Parts
@@ -302,7 +302,15 @@ class App:
         if not wanted or self._given.get("provider") is not None or not self._with_engine:
             return None
         serve = self.settings.adapter("trainer")
-        trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
+        try:
+            trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
+        except TuneProofError:
+            raise
+        except Exception as error:  # the trainer is no part of this package, nor are its errors
+            raise StateError(
+                f"The embedded trainer did not start: {str(error).rstrip('.')}.",
+                mend="Mend that, or name another provider in [providers.default].",
+            ) from error
         return str(trainer.base_url)
 
     async def _open_routing(self) -> None:

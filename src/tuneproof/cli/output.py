@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, WAITS = 0, 1, 2, 3
 """Exit codes. `WAITS`: nothing failed, but a person must decide."""
 
+MIN_COLUMN = 30
+"""How wide a table's column is at least where what it holds is wider."""
+
 _STYLES = {
     "ok": "green",
     "healthy": "green",
@@ -74,8 +77,27 @@ def line(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
-    """Rows as a table on stdout; words that are states get their colour."""
-    out().print(as_table(columns, rows, title=title))
+    """Rows as a table on stdout; words that are states get their colour.
+
+    Where the terminal is too narrow for that, each row is told as names and values.
+    """
+    console, kept = out(), [[cell(value) for value in row] for row in rows]
+    if _fits(columns, kept, console.width):
+        console.print(as_table(columns, kept, title=title))
+        return
+    for row in kept:
+        pairs = zip(columns, row, strict=True)
+        console.print(as_facts((name, value) for name, value in pairs if value.plain))
+        console.print()
+
+
+def _fits(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> bool:
+    """Whether each column has room for what it holds, a long text for `MIN_COLUMN` of it."""
+    wanted = [
+        max(len(column), *(min(row[i].cell_len, MIN_COLUMN) for row in rows), 0)
+        for i, column in enumerate(columns)
+    ]
+    return sum(wanted) + 2 * (len(columns) - 1) <= width
 
 
 def as_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +104,19 @@ def error_of(response: httpx2.Response) -> TuneProofError:
             mend="Check that the address is that of a TuneProof service.",
         )
     slug = str(body.get("type", "")).rpartition("/")[2]
+    if slug == "invalid-request":
+        return _misused(body.get("errors") or [], body["detail"])
     known = {cls("").slug: cls for cls in by_name().values()}
     details = body.get("details") or {}
     return known.get(slug, TuneProofError)(body["detail"], mend=body.get("mend", ""), **details)
+
+
+def _misused(fields: Sequence[Mapping[str, str]], detail: str) -> ConfigError:
+    """What a request was refused for, by the options of the command line that said it."""
+    from tuneproof.cli.declared import flag_of
+
+    told = "; ".join(f"{flag_of(f['field'])}: {f['rule']}" for f in fields) or detail
+    return ConfigError(f"{told.rstrip('.')}.", mend="Give another value.")
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.resilience import damage
 from tuneproof.sources.delimited import header, records
 from tuneproof.sources.files import arrow, no_parquet
 from tuneproof.sources.rows import instant
@@ -62,7 +64,7 @@ def _load(path: Path, url: str, table: str, progress: Callable[[int], None] | No
         )
     engine = _engine(url)
     try:
-        with engine.begin() as connection:
+        with _undamaged(engine), engine.begin() as connection:
             target = _table(connection, table, columns)
             return _insert(connection, target, rows, progress)
     except OperationalError as error:
@@ -77,6 +79,11 @@ def _load(path: Path, url: str, table: str, progress: Callable[[int], None] | No
         ) from error
     finally:
         engine.dispose()
+
+
+def _undamaged(engine: Engine) -> AbstractContextManager[None]:
+    where = f"The database {engine.url.render_as_string(hide_password=True)}"
+    return damage.damage_as_error(where, damage.OTHER_FILE)
 
 
 def _engine(url: str) -> Engine:

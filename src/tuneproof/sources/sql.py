@@ -21,7 +21,8 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import NullPool
 
 from tuneproof.collection import Post, PostQuery, SourceCheck, Totals, Window
-from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.errors import DataError, StoreUnavailableError, TuneProofError
+from tuneproof.resilience import damage
 from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
 
@@ -37,6 +38,7 @@ OWN_TABLES: Final = frozenset(
         *("experiments", "exposures", "idempotency", "looks", "meta", "outbox", "outcomes"),
         *("phases", "requests", "routing", "runs", "schedule", "scores", "scoring_days"),
         *("subjects", "tokens", "units", "versions"),
+        *("datasource_outputs", "dbos_datasource_migrations"),  # the durable engine's
     )
 )
 """The store's tables by name: sources do not know the store."""
@@ -176,6 +178,15 @@ class SqlSource(ABC):
             mend=f"Check that it runs and that sources.{self.config.name}.url is right.",
         )
 
+    def told(self, error: Exception, *, connecting: bool = False) -> TuneProofError:
+        """What a driver's error is to a caller: damage, an outage, or a refusal."""
+        broken = damage.damage_of(error, f"The source {self}", damage.OTHER_FILE)
+        if broken is not None:
+            return broken
+        if not isinstance(error, DBAPIError) or isinstance(error, OperationalError):
+            return self.outage(error)
+        return self.outage(error) if connecting else self.failure(error)
+
     def failure(self, error: DBAPIError) -> DataError:
         """The error for a query that the database refused."""
         reason = (str(error.orig).strip().splitlines() or ["no reason"])[0]
@@ -282,8 +293,8 @@ class _Connected:
         self._engine = self._source.engine()
         try:
             self._connection = self._engine.connect()
-        except (OperationalError, OSError) as error:
-            raise self._source.outage(error) from error
+        except (DBAPIError, OSError) as error:
+            raise self._source.told(error, connecting=True) from error
         except ModuleNotFoundError as error:
             raise DataError(f"{error}.", mend="pip install the database's driver.") from error
         return self._connection
@@ -291,10 +302,8 @@ class _Connected:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._connection.close()
         self._engine.dispose()
-        if isinstance(error, OperationalError):
-            raise self._source.outage(error) from error
         if isinstance(error, DBAPIError):
-            raise self._source.failure(error) from error
+            raise self._source.told(error) from error
 
 
 def _theirs(tables: Sequence[str]) -> list[str]:

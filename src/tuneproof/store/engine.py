@@ -25,7 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tuneproof.errors import ConfigError, StoreUnavailableError
-from tuneproof.resilience import postgres_engine
+from tuneproof.resilience import damage, postgres_engine
 
 __all__ = ["READ_OPTION", "database_url", "make_engine", "mask", "unavailable_as_error"]
 
@@ -99,9 +99,12 @@ def make_engine(address: str | URL, **pool: Any) -> AsyncEngine:
 
 @contextmanager
 def unavailable_as_error(address: str | URL) -> Iterator[None]:
-    """Turn driver errors that mean "no answer" into `StoreUnavailableError`."""
+    """Turn driver errors that mean "no answer", or "damaged", into `StoreUnavailableError`."""
+    url = make_url(address)
+    mend = damage.OWN_FILE if url.drivername in _SQLITE else damage.SERVER
     try:
-        yield
+        with damage.damage_as_error(f"The database {mask(url)}", mend):
+            yield
     except PoolTimeoutError as error:
         raise StoreUnavailableError(
             f"No connection to {mask(address)} became free in time.",
@@ -180,7 +183,7 @@ def _is_outage(error: DBAPIError) -> bool:
     text = str(error.orig).lower()
     if "no such" in text or "syntax" in text or "already exists" in text:
         return False
-    sqlite = ("locked", "unable to open", "disk i/o", "readonly", "disk is full", "malformed")
+    sqlite = ("locked", "unable to open", "disk i/o", "readonly", "disk is full")
     return any(word in text for word in sqlite) or "psycopg" in type(error.orig).__module__
 
 

@@ -16,7 +16,7 @@ from dbos._error import DBOSException, DBOSUnexpectedStepError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof import errors
-from tuneproof.resilience import Supervisor
+from tuneproof.resilience import Supervisor, damage
 from tuneproof.workflow.clocks import Clock
 from tuneproof.workflow.codec import RecordSerializer
 from tuneproof.workflow.ownership import Keeper
@@ -122,7 +122,8 @@ class Engine:
             )
         _engine = self
         try:
-            await self._launch()
+            with damage.damage_as_error(self._told_database(), damage.OWN_FILE):
+                await self._launch()
         except BaseException:
             await self.stop()
             raise
@@ -164,6 +165,10 @@ class Engine:
             self._supervisor.every(
                 _TAKEOVER, self._takeover_s, self._keeper.look, longest_pause_s=RECONNECT_S
             )
+
+    def _told_database(self) -> str:
+        shown = sa.make_url(self._system_url).render_as_string(hide_password=True)
+        return f"The engine's database {shown}"
 
     def _pending_before_launch(self) -> list[str]:
         # The virtual clock must not run ahead of runs that recovery is about to resume.

@@ -1,0 +1,169 @@
+"""What a person meets at the keyboard: wrong values, damaged files, narrow terminals."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from tests.line import Line
+
+from tuneproof import cli
+from tuneproof.cli.output import FAILED, OK, USAGE
+
+
+def made(line: Line) -> Path:
+    """The directory of a line, with a database in it."""
+    assert line("token", "create", "first", "--scope", "read")[0] == OK
+    return line.directory
+
+
+def no_database(path: Path) -> None:
+    """What a file is after something else was written over its beginning."""
+    path.write_bytes(b"garbage" * 500)
+
+
+def broken_pages(path: Path) -> None:
+    """What a file is whose header is whole while the pages behind it are lost."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+
+
+@pytest.mark.parametrize("spoil", [no_database, broken_pages])
+def test_a_damaged_database_is_one_sentence_and_what_to_restore(line, spoil):
+    """It was 873 lines of traceback, and "a defect of TuneProof"."""
+    spoil(made(line) / "tuneproof.db")
+    for command in (["status"], ["run", "list"], ["token", "create", "x", "--scope", "read"]):
+        code, out, err = line(*command)
+        assert (code, out) == (FAILED, "")
+        sentence, mend = err.strip().splitlines()
+        assert sentence.startswith(f"Error: The database sqlite+aiosqlite:///{line.directory}")
+        assert " is damaged: " in sentence
+        assert "restore" in mend
+        assert "engine.db" in mend
+    code, out, err = line("doctor")
+    assert code == FAILED
+    assert "is damaged" in out
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("file", ["engine.db", "trainer/trainer.sqlite"])
+def test_damage_beside_the_database_is_told_as_well(line, file):
+    path = made(line) / file
+    path.parent.mkdir(exist_ok=True)
+    no_database(path)
+    done = line.apart("run", "start")
+    assert done.returncode == FAILED
+    told = done.stderr.strip().splitlines()
+    assert len(told) == 2
+    assert file.rpartition("/")[2] in told[0]
+    assert "is damaged: file is not a database" in told[0]
+
+
+def test_damaged_posts_are_one_sentence(line, tmp_path):
+    no_database(tmp_path / "posts.db")
+    file = tmp_path / "posts.csv"
+    file.write_text("id,engagement_rate,ts,original_input,hook,body\n1,0.1,2025-01-01,a,b,c\n")
+    code, _, err = line("posts", "import", str(file), "--database", "sqlite:///posts.db")
+    assert code == FAILED
+    assert "is damaged: file is not a database" in err
+    assert len(err.strip().splitlines()) == 2
+    Path("tuneproof.toml").write_text('[sources.posts]\nurl = "sqlite:///posts.db"\n')
+    found = {f["name"]: f for f in line.json("doctor", code=FAILED)}
+    assert "is damaged" in found["default: posts"]["detail"]
+    assert found["default: posts"]["mend"].startswith("Restore the file")
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["--dir", "data", "--json", "run", "list"],
+        ["--dir=data", "run", "list", "--json"],
+        ["run", "--dir", "data", "--json", "list"],
+        ["-y", "--json", "run", "--dir", "data", "list"],
+    ],
+)
+def test_options_of_every_command_may_stand_before_it(line, capsys, tokens):
+    """`tuneproof --dir X run list` was: Unknown command "--dir"."""
+    made(line)
+    capsys.readouterr()
+    assert cli.run(tokens) == OK
+    assert '"items": []' in capsys.readouterr().out
+    assert not Path(".tuneproof").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run start --engagement-threshold nan",
+        "run start --days-back inf",
+        "run start --set traffic_split=nan",
+        "run start --set traffic_split=-inf",
+        "experiment create a b --hours nan",
+        "experiment create a b --min-engagement-lift inf",
+        "experiment plan --lift nan",
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_its_option(line, command):
+    """It was a traceback: Out of range float values are not JSON compliant."""
+    code, out, err = line(*command.split())
+    assert (code, out) == (USAGE, "")
+    assert len(err.strip().splitlines()) == 2
+    assert command.split("=")[0].split()[-2] in err
+    assert "finite number" in err
+    assert not line.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("run list --limit -1", "--limit"),
+        ("experiment list --limit 1001", "--limit"),
+        ("events tail --no-follow --limit 0", "--limit"),
+        ("experiment plan --share 0.9", "--share"),
+        ("experiment plan --candidates 99", "--candidates"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_its_option(line, command, option):
+    """It was exit 1 and "The request breaks 1 rule(s): query.limit: ..."."""
+    made(line)
+    code, out, err = line(*command.split())
+    assert (code, out) == (USAGE, "")
+    assert err.startswith(f"Error: {option}: ")
+    assert "rule(s)" not in err
+
+
+def test_what_a_declaration_may_not_be_is_refused_by_its_option(line):
+    done = line.apart("experiment", "create", "a", "b", "--share", "0.9")
+    assert done.returncode == USAGE
+    assert done.stderr.startswith("Error: --share: ")
+    done = line.apart("experiment", "create", "a", "b", "--min-cost-efficiency-gain", "3")
+    assert done.stderr.startswith("Error: --min-cost-efficiency-gain: ")
+
+
+def test_a_failed_run_says_its_error_once_and_names_no_table_of_ours(line):
+    """It said it four times, and listed `datasource_outputs, dbos_datasource_migrations`."""
+    done = line.apart("run", "start")
+    assert done.returncode == FAILED
+    assert (done.stdout + done.stderr).count("there is no such table") == 1
+    assert "there are none" in done.stderr
+    assert "tuneproof posts import FILE" in done.stderr
+    run_id = line.json("run", "list")["items"][0]["pipeline_id"]
+    _, out, err = line("run", "show", run_id)
+    assert (out + err).count("there is no such table") == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_sixty_columns_stay_readable(line, monkeypatch, width):
+    """The doctor's texts were folded into columns of ten characters."""
+    made(line)
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = line("doctor")
+    assert max(len(text.rstrip()) for text in out.splitlines()) <= width
+    assert "embedded trainer's own" in " ".join(out.split())
+    hint = next(text for text in out.splitlines() if "Set REDIS_URL" in text)
+    assert "Set REDIS_URL for a cache" in hint
