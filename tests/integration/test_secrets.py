@@ -36,7 +36,7 @@ async def test_doctor_and_log_tell_no_secret(tmp_path: Path, caplog: pytest.LogC
     async with App.open(settings, engine=False) as app:
         found = await app.doctor.examine()
     failing = {finding.name for finding in found if finding.status != "ok"}
-    assert failing >= {"redis", "mlflow", "provider", "alerts", "default: posts"}
+    assert failing >= {"redis", "mlflow", "provider", "alerts: webhook", "default: posts"}
     assert CANARY not in repr(found)
     ours = [r for r in caplog.records if r.name.startswith("tuneproof")]
     assert not [r.getMessage() for r in ours if CANARY in r.getMessage()]

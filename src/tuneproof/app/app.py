@@ -40,11 +40,12 @@ from tuneproof.app.scoring import ScoringService
 from tuneproof.app.shutdowns import Shutdowns, ShutdownWatch
 from tuneproof.app.sources import Sources
 from tuneproof.app.tokens import TokenService
+from tuneproof.app.unready import opened_target
 from tuneproof.app.watches import LOOK_EVERY_S as WATCHES_EVERY_S
 from tuneproof.app.watches import Watchdog
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
-from tuneproof.errors import StateError, StoreUnavailableError, TuneProofError
+from tuneproof.errors import ConfigError, StateError, StoreUnavailableError, TuneProofError
 from tuneproof.evaluation import Scorer
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Parts
@@ -56,7 +57,7 @@ from tuneproof.resilience import (
     redis_pool,
 )
 from tuneproof.rollout import Target
-from tuneproof.settings import Settings, resolved
+from tuneproof.settings import Settings
 from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import Participant, VirtualClock
@@ -380,12 +381,14 @@ class App:
         )
 
     def _opened_targets(self) -> list[Target]:
+        """Those of the settings; without an engine nothing is applied, and bad ones are left."""
         made = []
         for config in self.settings.targets.values():
-            own = ":" in config.kind
-            where = f"targets.{config.name}.kind"
-            make = resolved(where, config.kind) if own else self.settings.adapter("target")
-            made.append(make(self.settings.target(config.name)))
+            try:
+                made.append(opened_target(self.settings, config))
+            except ConfigError:
+                if self._with_engine:
+                    raise
         return made
 
     async def _open_engine(self) -> None:

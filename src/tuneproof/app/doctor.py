@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from tuneproof.app.health import HealthService
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
 from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
+from tuneproof.app.rehearsal import Rehearsal, rehearse
 from tuneproof.app.scorers import Scorers
 from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdowns
 from tuneproof.app.sources import Sources
-from tuneproof.collection import PostQuery, Window
+from tuneproof.app.unready import unready
+from tuneproof.collection import Task
 from tuneproof.errors import TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor, TaskHealth
@@ -25,6 +28,8 @@ from tuneproof.training import find_model, preflight
 from tuneproof.workflow import Clock
 
 __all__ = ["Doctor", "Finding"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,15 @@ class Doctor:
             for w in await self._health.watches()
             if w.stalled
         ]
+        found += [
+            Finding(
+                name=str(lack.details["field"]),
+                status="failed",
+                detail=lack.message,
+                mend=lack.mend,
+            )
+            for lack in unready(self._settings)
+        ]
         found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())
         for name in self._scorers.used():
@@ -113,6 +127,9 @@ class Doctor:
             return await looking
         except TuneProofError as e:
             return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
+        except Exception as e:  # of an adapter of the user's own, say
+            log.warning("the doctor could not look at %s", name, exc_info=True)
+            return [Finding(name=name, status="failed", detail=f"{type(e).__name__}: {e}")]
 
     async def _commit_findings(self) -> list[Finding]:
         """Whether what the database acknowledged outlives its crash: runs are resumed by it."""
@@ -126,7 +143,17 @@ class Doctor:
     async def _alert_findings(self) -> list[Finding]:
         """Whether somebody is told when a person should look."""
         if self._alerts.configured:
-            return [Finding(name="alerts", status="ok", detail=await self._alerts.check())]
+            return [
+                Finding(name=f"alerts: {way}", status="ok", detail="answers")
+                if refusal is None
+                else Finding(
+                    name=f"alerts: {way}",
+                    status="failed",
+                    detail=refusal.message,
+                    mend=refusal.mend,
+                )
+                for way, refusal in (await self._alerts.ways()).items()
+            ]
         hint = "Name a webhook or Prometheus in [alerts], so that somebody is told."
         return [Finding(name="alerts", status="ok", detail="not configured", mend=hint)]
 
@@ -214,23 +241,46 @@ class Doctor:
         return [Finding(name=name, status="ok", detail=detail)]
 
     async def _posts_findings(self, config: PipelineConfig) -> list[Finding]:
-        name = f"{config.name}: posts"
-        now = self._clock.now()
-        query = PostQuery(
-            window=Window(since=now - timedelta(days=config.days_back), until=now),
-            threshold=config.engagement_threshold,
-            max_records=config.max_records,
-            chunk_size=config.chunk_size,
-        )
+        """What a run of now would make of the posts, and the first example of each task."""
+        tasks = [Task.of(self._settings.tasks[name]) for name in config.tasks]
         source = self._sources.open(config)
         try:
-            check = await source.check(query)
+            found = await rehearse(config, source, tasks, clock=self._clock)
         finally:
             await source.close()
-        if check.advice:
-            mend = " ".join(check.advice)
-            return [Finding(name=name, status="warning", detail="works", mend=mend)]
-        return [Finding(name=name, status="ok", detail="the source has all the columns")]
+        return [_posts_finding(config, found), *_first_examples(config, found)]
+
+
+def _posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:
+    batch, name = found.batch, f"{config.name}: posts"
+    made = sum(batch.examples.values())
+    kept = ", ".join(f"{count:,} {task}" for task, count in batch.examples.items())
+    dropped = ", ".join(f"{count:,} {why}" for why, count in batch.dropped.items() if count)
+    detail = f"{batch.posts:,} posts give examples: {kept}; dropped: {dropped or 'none'}"
+    if batch.note:
+        return Finding(name=name, status="failed", detail="a run would be skipped", mend=batch.note)
+    if made < config.training_data_threshold:
+        return Finding(
+            name=name,
+            status="warning" if made else "failed",
+            detail=f"{detail}; a run needs {config.training_data_threshold} in all, and is skipped",
+            mend="Widen days_back, lower engagement_threshold, or lower training_data_threshold.",
+        )
+    mend = " ".join(found.advice)
+    return Finding(name=name, status="warning" if mend else "ok", detail=detail, mend=mend)
+
+
+def _first_examples(config: PipelineConfig, found: Rehearsal) -> list[Finding]:
+    """The first example of each task; one that has none while others have is told."""
+    shown = []
+    for task in config.tasks:
+        name = f"{config.name}: first {task}"
+        if task in found.first:
+            shown.append(Finding(name=name, status="ok", detail=found.first[task]))
+        elif found.first:
+            mend = f"Check the columns of tasks.{task} and the posts that were dropped."
+            shown.append(Finding(name=name, status="warning", detail="no example", mend=mend))
+    return shown
 
 
 _FINDINGS = {

@@ -6,6 +6,7 @@ Text from models, users and providers is printed as text: no markup, no control 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, WAITS = 0, 1, 2, 3
 """Exit codes. `WAITS`: nothing failed, but a person must decide."""
+
+UNFOLDED = 10_000
+"""How wide what is no terminal is taken to be."""
 
 MIN_COLUMN = 30
 """How wide a table's column is at least where what it holds is wider."""
@@ -50,8 +54,11 @@ _STYLES = {
 
 
 def out() -> Console:
-    """Where data goes."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    """Where data goes. Where that is no terminal nothing is folded: a row stays one line."""
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = shutil.get_terminal_size((UNFOLDED, 0)).columns  # COLUMNS, where it is set
+    return console
 
 
 def err() -> Console:

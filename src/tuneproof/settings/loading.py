@@ -186,6 +186,23 @@ class Settings(Tables):
         value = self.env.get(variable, "").strip()
         return Secret(value) if value else None
 
+    def unset_variables(self) -> list[ConfigError]:
+        """Each variable that the settings name for a secret and that holds nothing."""
+        found = []
+        for path in self.origins:
+            table, _, rest = path.partition(".")
+            name, _, key = rest.rpartition(".")
+            secret = path.removesuffix("_env")
+            if secret == path or secret in self.origins:
+                continue
+            record = getattr(self, table)[name] if name else getattr(self, table)
+            variable = getattr(record, key)
+            if self.secret(variable) is None:
+                message = f"{path} names the variable {variable!r}, which is not set."
+                mend = f"Set it, or take {path} out of the settings."
+                found.append(ConfigError(message, mend=mend, field=path))
+        return found
+
     def target(self, name: str) -> TargetConfig:
         """The target of this name; `[kubernetes]` says what a cluster's leaves out."""
         config, common = self.targets[name], self.kubernetes

@@ -38,10 +38,12 @@ OWN_TABLES: Final = frozenset(
         *("experiments", "exposures", "idempotency", "looks", "meta", "outbox", "outcomes"),
         *("phases", "requests", "routing", "runs", "schedule", "scores", "scoring_days"),
         *("subjects", "tokens", "units", "versions"),
-        *("datasource_outputs", "dbos_datasource_migrations"),  # the durable engine's
     )
 )
 """The store's tables by name: sources do not know the store."""
+
+ENGINE_TABLES: Final = frozenset(("datasource_outputs", "dbos_datasource_migrations"))
+"""Those of the durable engine beside them."""
 
 OWN_DAYS: Final = re.compile(r"(exposures|outcomes)_(past|future|\d{4}_\d\d_\d\d)")
 """The parts of the store's tables that hold a day."""
@@ -310,7 +312,8 @@ def _theirs(tables: Sequence[str]) -> list[str]:
     """The tables without those of a store of ours, where there is one beside them."""
     if OWN_MARK not in tables:
         return list(tables)
-    return [t for t in tables if t not in OWN_TABLES and not OWN_DAYS.fullmatch(t)]
+    ours = OWN_TABLES | ENGINE_TABLES
+    return [t for t in tables if t not in ours and not OWN_DAYS.fullmatch(t)]
 
 
 def _inspect(connection: Connection, wanted: str, where: str) -> Table:

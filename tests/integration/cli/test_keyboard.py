@@ -161,6 +161,8 @@ def test_a_failed_run_says_its_error_once_and_names_no_table_of_ours(line):
 def test_sixty_columns_stay_readable(line, monkeypatch, width):
     """The doctor's texts were folded into columns of ten characters."""
     made(line)
+    _, unfolded, _ = line("doctor")
+    assert "Set MLFLOW_TRACKING_URI; until then the outbox keeps everything." in unfolded
     monkeypatch.setenv("COLUMNS", str(width))
     _, out, _ = line("doctor")
     assert max(len(text.rstrip()) for text in out.splitlines()) <= width
