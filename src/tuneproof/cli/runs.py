@@ -113,6 +113,7 @@ def _address(service: Service, run_id: str) -> str | None:
 async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, Any]:
     """Start a run on posts that the settings do not name: only in this process."""
     from tuneproof.server.fine_tuning import started
+    from tuneproof.settings import SourceConfig, Url
 
     app = service.app
     if app is None:
@@ -120,6 +121,7 @@ async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, A
             "A running service collects from the sources in its settings, not from --posts.",
             mend=f"Load them with `tuneproof posts import {posts}`, or stop the service.",
         )
+    SourceConfig(url=Url(posts))  # refuses an address that cannot be one
     if "://" not in posts and not Path(posts).exists():
         raise ConfigError(f"The file {posts!r} does not exist.", mend="Check --posts.")
     run = await app.runs.start(

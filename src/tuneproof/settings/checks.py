@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings.secrets import Secret, Url
@@ -169,6 +170,25 @@ def address(field: str, value: object, schemes: Sequence[str]) -> None:
         rule = f"must be an address that starts with one of {', '.join(f'{s}:' for s in schemes)}"
         shown = Url(value) if isinstance(value, str) else value
         raise refuse(field, shown, rule)
+
+
+def port(field: str, value: str) -> None:
+    """Refuse an address whose host or port cannot be one; what is no address is left alone."""
+    scheme, mark, rest = value.partition("://")
+    # A database's password may hold what ends a host elsewhere: then the host is behind its `@`.
+    forms = (rest, rest.partition("@")[2])
+    if mark and rest and not any(_has_port(f"{scheme}://{form}") for form in forms if form):
+        rule = "must be an address, whose port is a number from 1 to 65535 where it has one"
+        raise refuse(field, Url(value), rule)
+
+
+def _has_port(address: str) -> bool:
+    """Whether the address has a host that can be one, and a port that can be one or none."""
+    try:
+        parts = urlsplit(address)
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def dotted(value: object) -> bool:

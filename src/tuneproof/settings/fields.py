@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tuneproof.settings import checks
-from tuneproof.settings.secrets import Secret
+from tuneproof.settings.secrets import Secret, Url
 
 T = TypeVar("T")
 
@@ -191,6 +191,8 @@ class Option:
             checks.address(self.name, text, self.schemes)
         else:
             checks.secret(self.name, text, empty=self.empty)
+        if issubclass(kind, Url):
+            checks.port(self.name, text)
         return value if type(value) is kind else kind(text)
 
     def _check_number(self, value: Any, *, whole: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 MASK = "***"
 
@@ -103,6 +103,8 @@ class Url(Secret):
             password = parts.password
         except ValueError:
             return MASK
+        if _ends_early(parts):
+            return _masked_rest(self._text)
         host = parts.netloc
         if "@" in host:
             user, _, host = host.rpartition("@")
@@ -178,6 +180,21 @@ def _masked_option(name: str, value: Any) -> Any:
 def revealed(secret: Secret | None) -> str | None:
     """The text of a secret that may be missing."""
     return None if secret is None else secret.reveal()
+
+
+def _ends_early(parts: SplitResult) -> bool:
+    """Whether a password holds a character that ends a host elsewhere, so that it is split."""
+    _, colon, behind = parts.netloc.rpartition(":")
+    rest = f"{parts.path}{parts.query}{parts.fragment}"
+    known_port = behind.isdecimal() and parts.scheme in ("http", "https")
+    return bool(colon) and "@" in rest and "@" not in parts.netloc and not known_port
+
+
+def _masked_rest(address: str) -> str:
+    """The scheme, the user, and what comes behind the last `@`."""
+    scheme, _, rest = address.partition("://")
+    user, _, behind = rest.partition(":")
+    return f"{scheme}://{user}:{MASK}@{behind.rpartition('@')[2]}"
 
 
 def _masked_user(user: str, scheme: str, password: str | None) -> str:

@@ -13,11 +13,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.errors import ConfigError, DataError, StoreUnavailableError
 from tuneproof.resilience import damage
+from tuneproof.settings import Url
 from tuneproof.sources.delimited import header, records
 from tuneproof.sources.files import arrow, no_parquet
 from tuneproof.sources.rows import instant
@@ -87,7 +88,13 @@ def _undamaged(engine: Engine) -> AbstractContextManager[None]:
 
 
 def _engine(url: str) -> Engine:
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(
+            f"{Url(url)} is not a database address.",
+            mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
+        ) from error
     family = parsed.get_backend_name().replace("postgresql", "postgres")
     family = family.replace("postgres", "postgresql")
     if family not in _DRIVERS:

@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tuneproof.errors import ConfigError, StoreUnavailableError
 from tuneproof.resilience import damage, postgres_engine
+from tuneproof.settings import Url
 
 __all__ = ["READ_OPTION", "database_url", "make_engine", "mask", "unavailable_as_error"]
 
@@ -51,9 +52,9 @@ def database_url(address: str | URL) -> URL:
     """
     try:
         url = make_url(address)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
         raise ConfigError(
-            f"{address!r} is not a database address.",
+            f"{Url(str(address))} is not a database address.",
             mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
         ) from error
     if url.drivername in _POSTGRES:

@@ -169,3 +169,37 @@ def test_sixty_columns_stay_readable(line, monkeypatch, width):
     assert "embedded trainer's own" in " ".join(out.split())
     hint = next(text for text in out.splitlines() if "Set REDIS_URL" in text)
     assert "Set REDIS_URL for a cache" in hint
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "setting"),
+    [
+        ("DATABASE_URL", "postgresql://u:{}@ü:notaport/x", "store.url"),
+        ("DATABASE_URL", "postgresql://u:{}@h:99999/x", "store.url"),
+        ("REDIS_URL", "redis://u:{}@h:notaport/0", "cache.url"),
+        ("OPENAI_BASE_URL", "http://u:{}@h:0/v1", "providers.default.base_url"),
+        ("MLFLOW_TRACKING_URI", "http://u:{}@h:notaport", "tracking.uri"),
+        ("TUNEPROOF_URL", "http://u:{}@[::1", "remote.url"),
+        ("TUNEPROOF_PUBLIC_URL", "http://u:{}@h:x", "server.public_url"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused_by_its_setting(
+    line, monkeypatch, variable, address, setting
+):
+    """A port that is no number ended in a traceback."""
+    monkeypatch.setenv(variable, address.format("p4ss"))
+    code, out, err = line("status")
+    assert (code, out) == (USAGE, "")
+    assert err.startswith(f"Error: {setting} is '")
+    assert f"environment {variable}" in err
+    assert "p4ss" not in err
+    assert len(err.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize("address", ["postgresql://u:p4ss@h:notaport/x", "nonsense"])
+def test_a_database_of_posts_that_cannot_be_one_is_refused(line, tmp_path, address):
+    (tmp_path / "posts.csv").write_text("id,engagement_rate,ts,original_input,hook,body\n")
+    code, _, err = line("posts", "import", str(tmp_path / "posts.csv"), "--database", address)
+    assert code == USAGE
+    assert "is not a database address" in err
+    assert "p4ss" not in err
