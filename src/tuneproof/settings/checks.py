@@ -58,13 +58,18 @@ def number(
 def _rule(at_least: float | None, above: float | None, at_most: float | None, whole: bool) -> str:
     parts = []
     if at_least is not None:
-        parts.append(f"at least {at_least:g}")
+        parts.append(f"at least {_bound(at_least)}")
     if above is not None:
-        parts.append(f"above {above:g}")
+        parts.append(f"above {_bound(above)}")
     if at_most is not None:
-        parts.append(f"at most {at_most:g}")
+        parts.append(f"at most {_bound(at_most)}")
     bounds = " and ".join(parts)
     return f"must be a {'whole ' if whole else ''}number{' ' + bounds if bounds else ''}"
+
+
+def _bound(value: float) -> str:
+    """A bound as a reader would write it: 1000000000, and not 1e+09."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 def text(field: str, value: object, *, empty: bool = False) -> None:

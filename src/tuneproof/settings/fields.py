@@ -25,6 +25,12 @@ T = TypeVar("T")
 _KEY = "option"
 """Where a field's metadata holds its `Option`."""
 
+YEAR_HOURS = 24 * 365
+YEAR_SECONDS = 3600 * YEAR_HOURS
+CENTURY_DAYS = 365 * 100
+CENTURY_HOURS = 24 * CENTURY_DAYS
+"""Upper bounds of durations: what is longer is a slip, and too long for a date."""
+
 Rule = Callable[[str, Any], Any]
 """Takes a setting's name and value; returns the value to hold, or raises `ConfigError`."""
 
@@ -254,6 +260,19 @@ def check(record: object) -> None:
         held = known.checked(given)
         if held is not given:
             object.__setattr__(record, known.name, held)
+
+
+def within_bounds(record: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored fields with numbers above a bound brought down to it.
+
+    A version that stored them may have known no such bound, and what it stored stays readable.
+    """
+    found = dict(given)
+    for known in options(record):
+        value = found.get(known.name)
+        if known.at_most is not None and isinstance(value, int | float) and value > known.at_most:
+            found[known.name] = type(value)(known.at_most)
+    return found
 
 
 def refuse_unknown(record: type[Any], given: Iterable[str]) -> None:
