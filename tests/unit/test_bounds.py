@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+import tuneproof.pipeline  # noqa: F401 - registers what crosses durable steps
 from tuneproof.errors import ConfigError
 from tuneproof.server.declared import CreateRequest, SuccessCriteria
 from tuneproof.server.deployment import RolloutConfig

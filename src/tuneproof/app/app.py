@@ -117,6 +117,8 @@ class AppAdapters(TypedDict, total=False):
     """False: an App that reads and writes the store only; no trainer is started, no run goes on."""
     needs_store: bool
     """False, with `engine=False`: also where the database does not answer, for the doctor."""
+    makes_store: bool
+    """False: a database that is not there, or lacks tables, is refused instead of made."""
 
 
 class _NoEngine:
@@ -142,6 +144,8 @@ class App:
         self.settings = settings
         self._given = adapters
         self._with_engine = adapters.get("engine", True)
+        self._refused: StoreUnavailableError | None = None
+        self._makes = adapters.get("makes_store", True)
         self._background = adapters.get("background", True) and self._with_engine
         self._embedded = settings.store.url.scheme == "sqlite"
         self._closing = AsyncExitStack()
@@ -166,7 +170,8 @@ class App:
 
     async def launch(self) -> None:
         """Open all that it is made from, in order, and take up what was under way."""
-        self.settings.dir.mkdir(parents=True, exist_ok=True)
+        if self._makes:
+            self.settings.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_directory()
         await self._open_store()
         await self._bind_virtual_clock()
@@ -210,7 +215,10 @@ class App:
             "pool_timeout_s": config.pool_timeout,
         }
         opened = self.settings.adapter("store")(
-            config.url.reveal(), pool=None if self._embedded else pool, clock=self.clock
+            config.url.reveal(),
+            pool=None if self._embedded else pool,
+            clock=self.clock,
+            **({} if self._makes else {"make": False}),
         )
         try:
             store: Store = await opened
@@ -218,7 +226,8 @@ class App:
             if self._with_engine or self._given.get("needs_store", True):
                 raise
             log.info("going on without the database: %s", e.message)
-            return unopened_store(config.url.reveal(), clock=self.clock)
+            self._refused = e
+            return unopened_store(config.url.reveal(), e, clock=self.clock)
         return store
 
     async def _bind_virtual_clock(self) -> None:
@@ -550,6 +559,7 @@ class App:
             shutdowns=self.shutdowns,
             sources=self.sources,
             health=self.health,
+            refused=self._refused,
         )
         self.tokens = TokenService(store=self.store, clock=self.clock)
 

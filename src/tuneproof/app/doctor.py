@@ -18,7 +18,7 @@ from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdowns
 from tuneproof.app.sources import Sources
 from tuneproof.app.unready import unready
 from tuneproof.collection import Task
-from tuneproof.errors import TuneProofError
+from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor, TaskHealth
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
@@ -43,7 +43,10 @@ class Finding:
 
 
 class Doctor:
-    """Looks at everything, and goes on where one look fails."""
+    """Looks at everything, and goes on where one look fails.
+
+    `refused` is why the database could not be opened: what is kept in it is then not looked at.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Doctor:
         shutdowns: Shutdowns,
         sources: Sources,
         health: HealthService,
+        refused: StoreUnavailableError | None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -73,6 +77,7 @@ class Doctor:
         self._shutdowns = shutdowns
         self._sources = sources
         self._health = health
+        self._refused = refused
 
     async def examine(self) -> Sequence[Finding]:
         """Everything that could keep the loop from turning, each with how to mend it."""
@@ -86,6 +91,8 @@ class Doctor:
             )
             for name, c in report.components.items()
         ]
+        if self._refused is not None:
+            found[0] = self._store_finding(self._refused)
         found += [
             Finding(
                 name=path,
@@ -98,7 +105,7 @@ class Doctor:
         found += [_task_finding(task, self._supervisor.now()) for task in self._supervisor.tasks]
         found += [
             Finding(name=f"watch: {w.subject}", status="failed", detail=w.sentence(), mend=_LOOK)
-            for w in await self._health.watches()
+            for w in (() if self._absent else await self._health.watches())
             if w.stalled
         ]
         found += [
@@ -110,16 +117,28 @@ class Doctor:
             )
             for lack in unready(self._settings)
         ]
-        found += await self._tried("commits", self._commit_findings())
+        if not self._absent:
+            found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())
         for name in self._scorers.used():
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
         for config in self._pipelines.running:
             name = config.name
             found += await self._tried(f"{name}: base model", self._model_findings(config))
-            found += await self._tried(f"{name}: models in use", self._served_findings(config))
+            if not self._absent:
+                found += await self._tried(f"{name}: models in use", self._served_findings(config))
             found += await self._tried(f"{name}: posts", self._posts_findings(config))
         return found
+
+    @property
+    def _absent(self) -> bool:
+        """Whether the database, or what is in it, is still to be made."""
+        return self._refused is not None and self._refused.details.get("reason") == "absent"
+
+    def _store_finding(self, refused: StoreUnavailableError) -> Finding:
+        """Why the database could not be opened; that nothing has run yet is no failure."""
+        status = "warning" if self._absent else "failed"
+        return Finding(name="database", status=status, detail=refused.message, mend=refused.mend)
 
     async def _tried(self, name: str, looking: Awaitable[list[Finding]]) -> list[Finding]:
         """What one look finds; what keeps it from looking is a finding, and ends no other."""
@@ -242,6 +261,11 @@ class Doctor:
 
     async def _posts_findings(self, config: PipelineConfig) -> list[Finding]:
         """What a run of now would make of the posts, and the first example of each task."""
+        if self._absent and self._settings.sources[config.source].url is None:
+            detail = "they are looked for in our own database, which is not there yet"
+            return [
+                Finding(name=f"{config.name}: posts", status="failed", detail=detail, mend=_LOAD)
+            ]
         tasks = [Task.of(self._settings.tasks[name]) for name in config.tasks]
         source = self._sources.open(config)
         try:
@@ -301,6 +325,7 @@ def _countdown(name: str, model: str, shutdown_at: datetime | None, now: datetim
     return Finding(name=name, status=status, detail=detail, mend=mend)
 
 
+_LOAD = "Load some: tuneproof posts import FILE; or say where yours are in [sources.posts]."
 _LOOK = "Nobody judges its candidate: look at the log of the service, or end it by hand."
 
 

@@ -67,7 +67,7 @@ async def start(
     }
     config = {name: value for name, value in changes.items() if value is not None}
     at = None if as_of is None else (as_of.replace(tzinfo=UTC) if as_of.tzinfo is None else as_of)
-    async with connect(options, engine=True) as service:
+    async with connect(options, engine=True, makes=True) as service:
         given: dict[str, Any] = {"pipeline": pipeline, "config": config, "force": force, "at": at}
         try:
             begun = await _begin(service, posts, **given)

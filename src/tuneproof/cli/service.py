@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,14 +122,21 @@ def _misused(fields: Sequence[Mapping[str, str]], detail: str) -> ConfigError:
 
 @asynccontextmanager
 async def connect(
-    options: CommonOptions, *, engine: bool = False, needs_store: bool = True, **arguments: Any
+    options: CommonOptions,
+    *,
+    engine: bool = False,
+    makes: bool = False,
+    needs_store: bool = True,
+    scratch: bool = False,
 ) -> AsyncIterator[Service]:
     """The service that the options mean; one in this process where none runs.
 
-    `engine` starts the durable engine in it, so that runs move on while it is open;
-    `needs_store` False opens it also where the database does not answer.
+    `engine` starts the durable engine in it, so that runs move on while it is open; `makes` lets
+    it make the data directory and the database, which others refuse to do without;
+    `needs_store` False opens it also where the database does not answer, `scratch` on an empty one
+    that is gone afterwards where it is still to be made.
     """
-    settings = options.settings(**arguments)
+    settings = options.settings()
     async with AsyncExitStack() as stack:
         remote = await _remote(settings)
         if remote is not None:
@@ -139,8 +147,30 @@ async def connect(
             )
             yield Service(await stack.enter_async_context(client), url)
         else:
-            opened = embedded(settings, engine=engine, needs_store=needs_store)
+            if scratch and not stored(settings):
+                settings, makes = stack.enter_context(_elsewhere(settings)), True
+            opened = embedded(settings, engine=engine, makes=makes, needs_store=needs_store)
             yield await stack.enter_async_context(opened)
+
+
+def stored(settings: Settings) -> bool:
+    """Whether the database is there, as far as a look at the files tells."""
+    from tuneproof.store import refuse_absent
+
+    try:
+        refuse_absent(settings.store.url.reveal())
+    except RetryableError:
+        return False
+    return True
+
+
+@contextmanager
+def _elsewhere(settings: Settings) -> Iterator[Settings]:
+    """The settings with a data directory that is gone afterwards."""
+    from tuneproof.settings import StoreConfig
+
+    with tempfile.TemporaryDirectory(prefix="tuneproof-") as folder:
+        yield replace(settings, dir=Path(folder), store=StoreConfig())
 
 
 async def _remote(settings: Settings) -> tuple[str, str | None] | None:
@@ -155,14 +185,18 @@ async def _remote(settings: Settings) -> tuple[str, str | None] | None:
 
 @asynccontextmanager
 async def embedded(
-    settings: Settings, *, engine: bool, needs_store: bool = True
+    settings: Settings, *, engine: bool, makes: bool = True, needs_store: bool = True
 ) -> AsyncIterator[Service]:
     """A service in this process, reached through its own routes without a socket."""
     from tuneproof.app import App
     from tuneproof.server import create_app
+    from tuneproof.store import refuse_absent
 
-    usable(settings.dir)
-    async with App.open(settings, engine=engine, needs_store=needs_store) as app:
+    if makes or settings.dir.exists():
+        usable(settings.dir)
+    if needs_store and not makes:
+        refuse_absent(settings.store.url.reveal())
+    async with App.open(settings, engine=engine, makes_store=makes, needs_store=needs_store) as app:
         served = create_app(app)
         async with served.router.lifespan_context(served):
             transport = httpx2.ASGITransport(app=served)

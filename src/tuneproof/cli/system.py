@@ -168,7 +168,7 @@ async def token(
     options: CommonOptions = NONE,
 ) -> int:
     """Make a bearer token. It is shown this once; we keep only its hash."""
-    async with connect(options) as service:
+    async with connect(options, makes=True) as service:
         made = await service.post("/tokens", {"name": name, "scopes": scope})
     if options.json:
         output.data(made)

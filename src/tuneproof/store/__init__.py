@@ -7,7 +7,7 @@ each noun, `store` holds them together; events go through `events` into `ingest_
 
 from tuneproof.store.activity import Activity
 from tuneproof.store.deployments import HistoryEntry
-from tuneproof.store.engine import database_url, make_engine, mask
+from tuneproof.store.engine import database_url, make_engine, mask, refuse_absent
 from tuneproof.store.experiments import Phase
 from tuneproof.store.idempotency import KeptAnswer
 from tuneproof.store.ids import uuid7
@@ -42,6 +42,7 @@ __all__ = [
     "mask",
     "metadata",
     "open_store",
+    "refuse_absent",
     "unopened_store",
     "uuid7",
 ]

@@ -28,7 +28,14 @@ from tuneproof.errors import ConfigError, StoreUnavailableError
 from tuneproof.resilience import damage, postgres_engine
 from tuneproof.settings import Url
 
-__all__ = ["READ_OPTION", "database_url", "make_engine", "mask", "unavailable_as_error"]
+__all__ = [
+    "READ_OPTION",
+    "database_url",
+    "make_engine",
+    "mask",
+    "refuse_absent",
+    "unavailable_as_error",
+]
 
 READ_OPTION = "tuneproof_read"
 """Execution option of a connection that only reads: SQLite then begins without a write lock."""
@@ -77,15 +84,17 @@ def mask(address: str | URL) -> str:
     return make_url(address).render_as_string(hide_password=True)
 
 
-def make_engine(address: str | URL, **pool: Any) -> AsyncEngine:
+def make_engine(address: str | URL, *, make: bool = True, **pool: Any) -> AsyncEngine:
     """An engine for `address`; `pool` are arguments of `resilience.postgres_engine`.
 
-    The folder of a SQLite file is made where it is absent. Nothing is connected yet.
+    A SQLite file and its folder are made where they are absent; without `make` whoever connects
+    gets `StoreUnavailableError` then. Nothing is connected yet.
     """
     url = database_url(address)
     if url.drivername.startswith("postgresql"):
         return postgres_engine(url, **pool)
-    Path(str(url.database)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    if make:
+        Path(str(url.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_async_engine(
         url,
         pool_size=pool.get("pool_size", 10),
@@ -93,9 +102,25 @@ def make_engine(address: str | URL, **pool: Any) -> AsyncEngine:
         pool_timeout=pool.get("pool_timeout_s", 30.0),
         connect_args={"factory": _SqliteConnection},
     )
+    if not make:
+        event.listen(engine.sync_engine, "do_connect", lambda *_: refuse_absent(url))
     event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
     event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
     return engine
+
+
+def refuse_absent(address: str | URL) -> None:
+    """Raise `StoreUnavailableError` where a SQLite file is absent: what only reads makes none."""
+    url = database_url(address)
+    path = Path(str(url.database))
+    if url.drivername not in _SQLITE or path.is_file():
+        return
+    folder = "" if path.parent.is_dir() else f", and no folder {path.parent}"
+    raise StoreUnavailableError(
+        f"There is no database {path}{folder}: nothing has run here yet.",
+        mend="Name another place with --dir or [store], or begin: tuneproof run start.",
+        reason="absent",
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from tuneproof.cli.output import FAILED, OK, USAGE
 
 
 def test_without_a_service_commands_open_the_data_themselves(line):
+    line.json("token", "create", "first", "--scope", "read")
     assert line.json("run", "list") == {"items": [], "next_cursor": None}
     assert line.json("models", "list") == []
     assert [p["name"] for p in line.json("status")["pipelines"]] == ["default"]
@@ -27,13 +28,16 @@ def test_without_a_service_commands_open_the_data_themselves(line):
 
 
 def test_an_unknown_run_exits_1_with_a_command(line):
+    line.json("token", "create", "first", "--scope", "read")
     code, out, err = line("run", "show", "ft-pipeline-20000101-001")
     assert (code, out) == (FAILED, "")
     assert "ft-pipeline-20000101-001" in err
     assert "tuneproof run list" in err.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["status", "serve", "demo --exit", "run start", "run list"])
+@pytest.mark.parametrize(
+    "command", ["serve", "demo --exit", "run start", "token create x --scope read"]
+)
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/absent"])
 def test_a_data_directory_that_cannot_be_used_exits_2_with_its_path(
     tmp_path, capsys, command, place

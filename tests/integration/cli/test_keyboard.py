@@ -203,3 +203,49 @@ def test_a_database_of_posts_that_cannot_be_one_is_refused(line, tmp_path, addre
     assert code == USAGE
     assert "is not a database address" in err
     assert "p4ss" not in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status",
+        "run list",
+        "run abort x --yes",
+        "experiment list",
+        "rollout show x",
+        "rollback hook --reason harm",
+        "events tail --no-follow",
+        "models list",
+    ],
+)
+@pytest.mark.parametrize("place", ["data", "file/below", "/proc/absent"])
+def test_what_only_reads_makes_nothing_and_says_what_is_missing(tmp_path, capsys, command, place):
+    """`status` made the folder of a mistyped address and an empty database in it."""
+    (tmp_path / "file").touch()
+    code, out, err = Line(tmp_path / place, capsys)(*command.split())
+    assert (code, out) == (FAILED, "")
+    assert f"There is no database {tmp_path / place}/tuneproof.db, and no folder" in err
+    assert "tuneproof run start" in err.strip().splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_the_doctor_and_a_plan_make_nothing_either(line, tmp_path):
+    Path("tuneproof.toml").write_text(f'[store]\nurl = "sqlite:///{tmp_path}/absent/x.db"\n')
+    found = {f["name"]: f for f in line.json("doctor", code=FAILED)}
+    assert found["database"]["status"] == "warning"
+    assert f"no folder {tmp_path}/absent" in found["database"]["detail"]
+    assert "posts import FILE" in found["default: posts"]["mend"]
+    assert line("experiment", "plan")[0] == FAILED  # there are no posts
+    assert [path.name for path in tmp_path.iterdir()] == ["tuneproof.toml"]
+
+
+def test_a_server_without_our_tables_is_left_as_it_is(line, postgres):
+    url = postgres.create_database()
+    Path("tuneproof.toml").write_text(f'[store]\nurl = "{url}"\n')
+    code, _, err = line("status")
+    assert code == FAILED
+    assert "has no tables of TuneProof yet" in err
+    found = {f["name"]: f for f in line.json("doctor", code=FAILED)}
+    assert found["database"]["status"] == "warning"
+    assert "has no tables of TuneProof yet" in found["database"]["detail"]
+    assert not line.directory.exists()
