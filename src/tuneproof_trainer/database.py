@@ -86,6 +86,7 @@ class TrainerDatabase:
         """Grows with each transaction of this process, once it can be read."""
 
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer-db")
+        path.touch(mode=0o600)  # what SQLite puts beside it has the same mode
         with _readable(path):
             connection = self._connection()
             connection.execute("PRAGMA journal_mode = WAL")

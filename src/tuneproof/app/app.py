@@ -29,6 +29,7 @@ from tuneproof.app.outcomes import OutcomeService
 from tuneproof.app.overview import Overview
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
+from tuneproof.app.private import keep_private
 from tuneproof.app.providers import PROBE_EVERY_S, Providers
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
@@ -171,7 +172,7 @@ class App:
     async def launch(self) -> None:
         """Open all that it is made from, in order, and take up what was under way."""
         if self._makes:
-            self.settings.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            keep_private(self.settings.dir)
         self._lock_directory()
         await self._open_store()
         await self._bind_virtual_clock()

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from tuneproof.app.health import HealthService
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
+from tuneproof.app.private import readable_by_others
 from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.rehearsal import Rehearsal, rehearse
@@ -117,6 +119,8 @@ class Doctor:
             )
             for lack in unready(self._settings)
         ]
+        if readable_by_others(self._settings.dir):
+            found.append(_open_directory(self._settings.dir))
         if not self._absent:
             found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())
@@ -273,6 +277,15 @@ class Doctor:
         finally:
             await source.close()
         return [_posts_finding(config, found), *_first_examples(config, found)]
+
+
+def _open_directory(path: Path) -> Finding:
+    return Finding(
+        name="data directory",
+        status="warning",
+        detail=f"others than its owner may look into {path}",
+        mend=f"chmod 700 {path}",
+    )
 
 
 def _posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:

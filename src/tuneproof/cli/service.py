@@ -196,14 +196,28 @@ async def embedded(
         usable(settings.dir)
     if needs_store and not makes:
         refuse_absent(settings.store.url.reveal())
-    async with App.open(settings, engine=engine, makes_store=makes, needs_store=needs_store) as app:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(private_files())
+        opened = App.open(settings, engine=engine, makes_store=makes, needs_store=needs_store)
+        app = await stack.enter_async_context(opened)
         served = create_app(app)
-        async with served.router.lifespan_context(served):
-            transport = httpx2.ASGITransport(app=served)
-            async with httpx2.AsyncClient(
-                transport=transport, base_url="http://127.0.0.1", timeout=TIMEOUT_S
-            ) as client:
-                yield Service(client, settings.address, app=app)
+        await stack.enter_async_context(served.router.lifespan_context(served))
+        client = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=served),
+            base_url="http://127.0.0.1",
+            timeout=TIMEOUT_S,
+        )
+        yield Service(await stack.enter_async_context(client), settings.address, app=app)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Within, files that this process makes are its owner's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def usable(directory: Path) -> None:
@@ -212,7 +226,7 @@ def usable(directory: Path) -> None:
     Raises `ConfigError` where it is none, cannot be made, or must not be written to.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -257,7 +271,7 @@ async def _find(directory: Path) -> Running | None:
 
 def announce(directory: Path, running: Running) -> None:
     """Leave the address of this service for other commands; readable by its owner only."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = directory / f"{FILE}.{os.getpid()}"
     body = {"url": running.url, "pid": running.pid, "token": running.token}
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

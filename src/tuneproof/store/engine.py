@@ -94,7 +94,9 @@ def make_engine(address: str | URL, *, make: bool = True, **pool: Any) -> AsyncE
     if url.drivername.startswith("postgresql"):
         return postgres_engine(url, **pool)
     if make:
-        Path(str(url.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = Path(str(url.database))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # what SQLite puts beside it has the same mode
     engine = create_async_engine(
         url,
         pool_size=pool.get("pool_size", 10),

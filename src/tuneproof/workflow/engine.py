@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack, cast
 
 import sqlalchemy as sa
@@ -356,6 +357,8 @@ def resources() -> Any:
 
 
 def _sqlite_engine(url: str) -> sa.Engine:
+    """An engine for the file, which is its owner's alone."""
+    Path(str(sa.make_url(url).database)).touch(mode=0o600)
     made = sa.create_engine(url, connect_args={"check_same_thread": False})
 
     @sa.event.listens_for(made, "connect")
