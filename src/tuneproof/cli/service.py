@@ -136,6 +136,8 @@ async def connect(
     `needs_store` False opens it also where the database does not answer, `scratch` on an empty one
     that is gone afterwards where it is still to be made.
     """
+    from tuneproof.settings import Url
+
     settings = options.settings()
     async with AsyncExitStack() as stack:
         remote = await _remote(settings)
@@ -145,7 +147,8 @@ async def connect(
             client = httpx2.AsyncClient(
                 base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False
             )
-            yield Service(await stack.enter_async_context(client), url)
+            shown = Url(url).without_user
+            yield Service(await stack.enter_async_context(client), shown)
         else:
             if scratch and not stored(settings):
                 settings, makes = stack.enter_context(_elsewhere(settings)), True

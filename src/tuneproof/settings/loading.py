@@ -234,7 +234,7 @@ class Settings(Tables):
     def address(self) -> str:
         """Where people and programs reach this service."""
         if self.server.public_url:
-            return self.server.public_url.reveal().rstrip("/")
+            return self.server.public_url.without_user.rstrip("/")
         host = self.server.host
         host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"

@@ -335,6 +335,8 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         fields.check(self)
+        if self.kind == "webhook":
+            object.__setattr__(self, "options", Options(self.options, hides_paths=True))
 
 
 JUDGE_FIELDS = ("answer", "conversation", "rubric", "lowest", "highest", "mark")

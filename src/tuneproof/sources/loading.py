@@ -243,7 +243,7 @@ def _whole(value: Any, column: str, where: str) -> int:
 
 def _number(value: Any, column: str, where: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError as error:
         percent = " Divide percents by 100." if str(value).rstrip().endswith("%") else ""
         raise DataError(
@@ -251,6 +251,14 @@ def _number(value: Any, column: str, where: str) -> float:
             mend=f"A rate is a share from 0 to 1, such as 0.12.{percent}",
             field=column,
         ) from error
+    if column in _RATES and not 0 <= number <= 1:
+        raise DataError(
+            f"{where}: {column} is {_shortened(value)}, no share.",
+            mend="A rate is a share from 0 to 1, such as 0.12: divide percents by 100, and leave "
+            "it empty where it is not known.",
+            field=column,
+        )
+    return number
 
 
 def _time(value: Any, column: str, where: str) -> datetime:

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.line import Line
+from tests.line import Line, write_posts
 
 from tuneproof import cli
 from tuneproof.cli.output import FAILED, OK, USAGE
@@ -249,3 +249,24 @@ def test_a_server_without_our_tables_is_left_as_it_is(line, postgres):
     assert found["database"]["status"] == "warning"
     assert "has no tables of TuneProof yet" in found["database"]["detail"]
     assert not line.directory.exists()
+
+
+def test_the_data_directory_and_its_files_are_their_owners_alone(line, tmp_path):
+    """They were 0755 and 0644. A directory that was there is kept, and told of."""
+    write_posts(tmp_path / "posts.csv")
+    assert line("posts", "import", str(tmp_path / "posts.csv"))[0] == OK
+    done = line.apart(
+        *("run", "start", "--as-of", "2025-01-28", "--days-back", "30"),
+        *("--training-data-threshold", "50"),
+    )
+    assert done.returncode == OK, done.stderr
+    paths = [line.directory, *line.directory.rglob("*")]
+    assert {"tuneproof.db", "engine.db", "manifest.json"} <= {path.name for path in paths}
+    for path in paths:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    line.directory.chmod(0o755)
+    (line.directory / "tuneproof.db").chmod(0o644)
+    found = {f["name"]: f for f in line.json("doctor", code=FAILED)}  # its posts are old
+    assert found["data directory"]["mend"] == f"chmod 700 {line.directory}"
+    assert line("token", "create", "second", "--scope", "read")[0] == OK
+    assert (line.directory / "tuneproof.db").stat().st_mode & 0o777 == 0o600
