@@ -16,10 +16,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx2
 
-from tuneproof.errors import ConfigError, RetryableError, TuneProofError, by_name
+from tuneproof.errors import ConfigError, NotFoundError, RetryableError, TuneProofError, by_name
 
 if TYPE_CHECKING:
     from tuneproof.app import App
@@ -80,6 +81,7 @@ class Service:
         return (await self._request(method, path, **given)).json()
 
     async def _request(self, method: str, path: str, **given: Any) -> httpx2.Response:
+        path = _escaped(path)
         try:
             response = await self._client.request(method, path, **given)
         except httpx2.HTTPError as error:
@@ -91,6 +93,20 @@ class Service:
         if response.status_code >= 400 and not unready:
             raise error_of(response)
         return response
+
+
+def _escaped(path: str) -> str:
+    """A path with what was typed in it kept from being another path.
+
+    Raises `NotFoundError` for a part that would lead elsewhere: nothing has such an id.
+    """
+    parts = path.removeprefix("/").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise NotFoundError(
+            f"Nothing has the id that {path!r} asks for.",
+            mend="Take one that is listed, such as by `tuneproof run list`.",
+        )
+    return quote(path, safe="/")
 
 
 def error_of(response: httpx2.Response) -> TuneProofError:

@@ -270,3 +270,21 @@ def test_the_data_directory_and_its_files_are_their_owners_alone(line, tmp_path)
     assert found["data directory"]["mend"] == f"chmod 700 {line.directory}"
     assert line("token", "create", "second", "--scope", "read")[0] == OK
     assert (line.directory / "tuneproof.db").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("asked", ["../../etc/passwd", "..", "a/../b", "."])
+def test_an_id_leads_to_no_other_address(line, asked):
+    """`run show ../../etc/passwd` asked GET /etc/passwd."""
+    made(line)
+    code, out, err = line("run", "show", asked)
+    assert (code, out) == (FAILED, "")
+    assert "Nothing has the id" in err
+    code, _, err = line("run", "show", "ft?x=1#y")
+    assert "ft?x=1#y" in err
+
+
+def test_settings_that_are_a_directory_are_told_as_such(line, tmp_path):
+    """It said "does not exist" of a directory that does."""
+    code, _, err = line("status", "--config", str(tmp_path))
+    assert code == USAGE
+    assert "is a directory" in err
