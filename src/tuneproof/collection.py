@@ -448,7 +448,7 @@ class DataCollector:
     def _directory(self) -> Path:
         path = self._dir or self._loaded().dir
         path = path.expanduser().absolute()
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
     def _loaded(self) -> Settings:

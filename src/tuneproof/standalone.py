@@ -16,7 +16,7 @@ from functools import wraps
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
-from tuneproof.errors import ProviderUnavailableError
+from tuneproof.errors import ConfigError, ProviderUnavailableError
 from tuneproof.resilience import CircuitBreaker, DatabasePool, Pool, RedisPool, redis_pool
 from tuneproof.settings import (
     CacheConfig,
@@ -24,6 +24,7 @@ from tuneproof.settings import (
     Secret,
     Settings,
     StoreConfig,
+    TargetConfig,
     Url,
     resolved,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "loaded",
     "opened_provider",
     "opened_store",
+    "opened_target",
     "opened_targets",
     "opening",
     "pool_arguments",
@@ -152,11 +154,23 @@ async def _with_trainer(
     return replace(config, base_url=address, api_key=key)
 
 
-def opened_targets(settings: Settings) -> list[Any]:
-    """The targets that the settings name, in their order."""
+def opened_target(settings: Settings, config: TargetConfig) -> Any:
+    """The target that the settings describe, ours or one of the user's own.
+
+    Raises `ConfigError` for one that cannot be opened.
+    """
+    own, where = ":" in config.kind, f"targets.{config.name}.kind"
+    make = resolved(where, config.kind) if own else settings.adapter("target")
+    return make(settings.target(config.name))
+
+
+def opened_targets(settings: Settings, *, lenient: bool = False) -> list[Any]:
+    """The targets that the settings name, in their order; `lenient` leaves out bad ones."""
     made = []
     for config in settings.targets.values():
-        own, where = ":" in config.kind, f"targets.{config.name}.kind"
-        make = resolved(where, config.kind) if own else settings.adapter("target")
-        made.append(make(settings.target(config.name)))
+        try:
+            made.append(opened_target(settings, config))
+        except ConfigError:
+            if not lenient:
+                raise
     return made

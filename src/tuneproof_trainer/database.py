@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tuneproof_trainer.errors import ServerError
+
 __all__ = ["Row", "TrainerDatabase"]
 
 T = TypeVar("T")
@@ -72,7 +74,7 @@ CREATE TABLE IF NOT EXISTS keys (
 
 
 class TrainerDatabase:
-    """Connections to one SQLite file."""
+    """Connections to one SQLite file. Raises ServerError where it is damaged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -84,9 +86,11 @@ class TrainerDatabase:
         """Grows with each transaction of this process, once it can be read."""
 
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer-db")
-        connection = self._connection()
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(_SCHEMA)
+        path.touch(mode=0o600)  # what SQLite puts beside it has the same mode
+        with _readable(path):
+            connection = self._connection()
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(_SCHEMA)
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -140,6 +144,20 @@ class TrainerDatabase:
             for connection in self._all:
                 connection.close()
             self._all.clear()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """SQLite's word for a damaged file in a sentence, with what to restore."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        raise ServerError(
+            f"The trainer's database {path} is damaged: {error}. Restore its folder from a backup, "
+            "or move the folder away to begin anew, without the files, jobs and models in it."
+        ) from error
 
 
 @contextmanager

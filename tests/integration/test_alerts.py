@@ -143,7 +143,8 @@ async def test_run_that_fails_tells_somebody_once_and_the_doctor_says_that_it_wo
         await eventually(lambda: receiver.messages)
         assert [m["type"] for m in receiver.messages] == ["tuneproof.run_failed"]
         found = {f.name: f for f in await loop.app.doctor.examine()}
-        assert (found["alerts"].status, found["alerts"].detail) == ("ok", "webhook answers")
+        webhook = found["alerts: webhook"]
+        assert (webhook.status, webhook.detail) == ("ok", "answers")
 
 
 async def test_alert_waits_for_a_webhook_that_is_away_and_doctor_shows_it(

@@ -38,6 +38,10 @@ def shown(value: object) -> list[str]:
         Url(f"https://{CANARY}@host/path"),
         Url(f"https://host/path?x=1&api_key={CANARY}"),
         Url(f"https://me:{CANARY}@[broken"),
+        Url(f"postgresql://me:a/{CANARY}@host/db"),
+        Url(f"postgresql://me:{CANARY}#1@host:5432/db"),
+        Url(f"redis://:{CANARY}?1@host:6379/0"),
+        Url(f"https://me:a/{CANARY}@host/path"),
         WebhookUrl(f"https://hooks.example.com/services/{CANARY}"),
         WebhookUrl(f"https://me:{CANARY}@hooks.example.com?x={CANARY}"),
         Options({"secret": CANARY, "headers": {"Authorization": CANARY}}),
@@ -62,6 +66,11 @@ def test_what_is_no_secret_in_an_address_is_shown():
     assert str(Url("postgresql://me@host/db")) == "postgresql://me@host/db"
     assert str(Url("posts.csv")) == "posts.csv"
     assert Url("posts.csv").scheme == ""
+
+
+def test_a_port_is_no_password():
+    for address in ("http://host:8080/a@b", "https://host:443/x?to=a@b", "http://host/a@b"):
+        assert str(Url(address)) == address
 
 
 def test_a_secret_is_read_by_reveal_alone():

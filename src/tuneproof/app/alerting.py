@@ -35,8 +35,15 @@ def alerts_of(settings: Settings) -> Alerts:
         webhook_url=config.webhook_url,
         webhook_secret=settings.secret(config.webhook_secret_env),
         webhook_kind=config.webhook_kind,
+        unset_secret=config.webhook_secret_env if _unset(settings) else "",
         prometheus_url=config.prometheus_url,
     )
+
+
+def _unset(settings: Settings) -> bool:
+    """Whether the settings name a variable for the secret that is not set."""
+    fields = [error.details["field"] for error in settings.unset_variables()]
+    return "alerts.webhook_secret_env" in fields
 
 
 class Alerting:

@@ -32,6 +32,7 @@ from tuneproof.app.outcomes import OutcomeService
 from tuneproof.app.overview import Overview
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
+from tuneproof.app.private import keep_private
 from tuneproof.app.providers import PROBE_EVERY_S, Providers
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
@@ -47,7 +48,7 @@ from tuneproof.app.watches import LOOK_EVERY_S as WATCHES_EVERY_S
 from tuneproof.app.watches import Watchdog
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
-from tuneproof.errors import StateError, StoreUnavailableError
+from tuneproof.errors import StateError, StoreUnavailableError, TuneProofError
 from tuneproof.evaluation import Scorer
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline import Parts
@@ -123,6 +124,8 @@ class AppAdapters(TypedDict, total=False):
     """False: an App that reads and writes the store only; no trainer is started, no run goes on."""
     needs_store: bool
     """False, with `engine=False`: also where the database does not answer, for the doctor."""
+    makes_store: bool
+    """False: a database that is not there, or lacks tables, is refused instead of made."""
 
 
 class _NoEngine:
@@ -148,6 +151,8 @@ class App:
         self.settings = settings
         self._given = adapters
         self._with_engine = adapters.get("engine", True)
+        self._refused: StoreUnavailableError | None = None
+        self._makes = adapters.get("makes_store", True)
         self._background = adapters.get("background", True) and self._with_engine
         self._embedded = settings.store.url.scheme == "sqlite"
         self._closing = AsyncExitStack()
@@ -172,7 +177,8 @@ class App:
 
     async def launch(self) -> None:
         """Open all that it is made from, in order, and take up what was under way."""
-        self.settings.dir.mkdir(parents=True, exist_ok=True)
+        if self._makes:
+            keep_private(self.settings.dir)
         self._lock_directory()
         await self._open_store()
         await self._bind_virtual_clock()
@@ -211,7 +217,10 @@ class App:
     async def _opened_store(self) -> Store:
         config = self.settings.store
         opened = self.settings.adapter("store")(
-            config.url.reveal(), pool=pool_arguments(config), clock=self.clock
+            config.url.reveal(),
+            pool=pool_arguments(config),
+            clock=self.clock,
+            **({} if self._makes else {"make": False}),
         )
         try:
             store: Store = await opened
@@ -219,7 +228,8 @@ class App:
             if self._with_engine or self._given.get("needs_store", True):
                 raise
             log.info("going on without the database: %s", e.message)
-            return unopened_store(config.url.reveal(), clock=self.clock)
+            self._refused = e
+            return unopened_store(config.url.reveal(), e, clock=self.clock)
         return store
 
     async def _bind_virtual_clock(self) -> None:
@@ -304,7 +314,15 @@ class App:
         if not wanted or self._given.get("provider") is not None or not self._with_engine:
             return None
         serve = self.settings.adapter("trainer")
-        trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
+        try:
+            trainer = await self._closing.enter_async_context(serve(self.settings.dir / "trainer"))
+        except TuneProofError:
+            raise
+        except Exception as error:  # the trainer is no part of this package, nor are its errors
+            raise StateError(
+                f"The embedded trainer did not start: {str(error).rstrip('.')}.",
+                mend="Mend that, or name another provider in [providers.default].",
+            ) from error
         return str(trainer.base_url)
 
     async def _open_routing(self) -> None:
@@ -364,7 +382,9 @@ class App:
             figures=self.figures,
             supervisor=self.supervisor,
         )
-        self.targets = list(self._given.get("targets") or ()) or opened_targets(settings)
+        self.targets = list(self._given.get("targets") or ()) or opened_targets(
+            settings, lenient=not self._with_engine
+        )
         self.managers = Managers(
             store=self.store,
             clock=self.clock,
@@ -572,6 +592,7 @@ class App:
             shutdowns=self.shutdowns,
             sources=self.sources,
             health=self.health,
+            refused=self._refused,
         )
         self.tokens = TokenService(store=self.store, clock=self.clock)
 

@@ -282,5 +282,5 @@ def _clear_if_over(directory: Path, wanted: Wanted) -> None:
         lock.acquire()
         lock.release()
         shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept.write_text(json.dumps(dict(wanted)))

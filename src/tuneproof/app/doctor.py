@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from pathlib import Path
 
 from tuneproof.app.alerting import Alerting
 from tuneproof.app.health import HealthService
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
+from tuneproof.app.private import readable_by_others
 from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
+from tuneproof.app.rehearsal import Rehearsal, rehearse
 from tuneproof.app.scorers import Scorers
 from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdowns
 from tuneproof.app.sources import Sources
-from tuneproof.collection import PostQuery, Window
-from tuneproof.errors import TuneProofError
+from tuneproof.app.unready import unready
+from tuneproof.collection import Task
+from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor, TaskHealth, aside
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
@@ -26,6 +31,8 @@ from tuneproof.training import find_model, preflight
 from tuneproof.workflow import Clock
 
 __all__ = ["Doctor", "Finding"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,10 @@ class Finding:
 
 
 class Doctor:
-    """Looks at everything, and goes on where one look fails."""
+    """Looks at everything, and goes on where one look fails.
+
+    `refused` is why the database could not be opened: what is kept in it is then not looked at.
+    """
 
     def __init__(
         self,
@@ -57,6 +67,7 @@ class Doctor:
         shutdowns: Shutdowns,
         sources: Sources,
         health: HealthService,
+        refused: StoreUnavailableError | None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -71,6 +82,7 @@ class Doctor:
         self._shutdowns = shutdowns
         self._sources = sources
         self._health = health
+        self._refused = refused
 
     async def examine(self) -> Sequence[Finding]:
         """Everything that could keep the loop from turning, each with how to mend it.
@@ -91,6 +103,8 @@ class Doctor:
             )
             for name, c in report.components.items()
         ]
+        if self._refused is not None:
+            found[0] = self._store_finding(self._refused)
         found += [
             Finding(
                 name=path,
@@ -103,10 +117,22 @@ class Doctor:
         found += [_task_finding(task, self._supervisor.now()) for task in self._supervisor.tasks]
         found += [
             Finding(name=f"watch: {w.subject}", status="failed", detail=w.sentence(), mend=_LOOK)
-            for w in await self._health.watches()
+            for w in (() if self._absent else await self._health.watches())
             if w.blind
         ]
-        found += await self._tried("commits", self._commit_findings())
+        found += [
+            Finding(
+                name=str(lack.details["field"]),
+                status="failed",
+                detail=lack.message,
+                mend=lack.mend,
+            )
+            for lack in unready(self._settings)
+        ]
+        if readable_by_others(self._settings.dir):
+            found.append(_open_directory(self._settings.dir))
+        if not self._absent:
+            found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())
         found += await self._tried("alerts that wait", self._waiting_findings())
         for name in self._scorers.used():
@@ -114,9 +140,20 @@ class Doctor:
         for config in self._pipelines.running:
             name = config.name
             found += await self._tried(f"{name}: base model", self._model_findings(config))
-            found += await self._tried(f"{name}: models in use", self._served_findings(config))
+            if not self._absent:
+                found += await self._tried(f"{name}: models in use", self._served_findings(config))
             found += await self._tried(f"{name}: posts", self._posts_findings(config))
         return found
+
+    @property
+    def _absent(self) -> bool:
+        """Whether the database, or what is in it, is still to be made."""
+        return self._refused is not None and self._refused.details.get("reason") == "absent"
+
+    def _store_finding(self, refused: StoreUnavailableError) -> Finding:
+        """Why the database could not be opened; that nothing has run yet is no failure."""
+        status = "warning" if self._absent else "failed"
+        return Finding(name="database", status=status, detail=refused.message, mend=refused.mend)
 
     async def _tried(self, name: str, looking: Awaitable[list[Finding]]) -> list[Finding]:
         """What one look finds; what keeps it from looking is a finding, and ends no other."""
@@ -124,6 +161,9 @@ class Doctor:
             return await looking
         except TuneProofError as e:
             return [Finding(name=name, status="failed", detail=e.message, mend=e.mend)]
+        except Exception as e:  # of an adapter of the user's own, say
+            log.warning("the doctor could not look at %s", name, exc_info=True)
+            return [Finding(name=name, status="failed", detail=f"{type(e).__name__}: {e}")]
 
     async def _commit_findings(self) -> list[Finding]:
         """Whether what the database acknowledged outlives its crash: runs are resumed by it."""
@@ -137,7 +177,17 @@ class Doctor:
     async def _alert_findings(self) -> list[Finding]:
         """Whether somebody is told when a person should look."""
         if self._alerts.configured:
-            return [Finding(name="alerts", status="ok", detail=await self._alerts.check())]
+            return [
+                Finding(name=f"alerts: {way}", status="ok", detail="answers")
+                if refusal is None
+                else Finding(
+                    name=f"alerts: {way}",
+                    status="failed",
+                    detail=refusal.message,
+                    mend=refusal.mend,
+                )
+                for way, refusal in (await self._alerts.ways()).items()
+            ]
         hint = "Name a webhook or Prometheus in [alerts], so that somebody is told."
         return [Finding(name="alerts", status="ok", detail="not configured", mend=hint)]
 
@@ -239,23 +289,60 @@ class Doctor:
         return [Finding(name=name, status="ok", detail=detail)]
 
     async def _posts_findings(self, config: PipelineConfig) -> list[Finding]:
-        name = f"{config.name}: posts"
-        now = self._clock.now()
-        query = PostQuery(
-            window=Window(since=now - timedelta(days=config.days_back), until=now),
-            threshold=config.engagement_threshold,
-            max_records=config.max_records,
-            chunk_size=config.chunk_size,
-        )
+        """What a run of now would make of the posts, and the first example of each task."""
+        if self._absent and self._settings.sources[config.source].url is None:
+            detail = "they are looked for in our own database, which is not there yet"
+            return [
+                Finding(name=f"{config.name}: posts", status="failed", detail=detail, mend=_LOAD)
+            ]
+        tasks = [Task.of(self._settings.tasks[name]) for name in config.tasks]
         source = self._sources.open(config)
         try:
-            check = await source.check(query)
+            found = await rehearse(config, source, tasks, clock=self._clock)
         finally:
             await source.close()
-        if check.advice:
-            mend = " ".join(check.advice)
-            return [Finding(name=name, status="warning", detail="works", mend=mend)]
-        return [Finding(name=name, status="ok", detail="the source has all the columns")]
+        return [_posts_finding(config, found), *_first_examples(config, found)]
+
+
+def _open_directory(path: Path) -> Finding:
+    return Finding(
+        name="data directory",
+        status="warning",
+        detail=f"others than its owner may look into {path}",
+        mend=f"chmod 700 {path}",
+    )
+
+
+def _posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:
+    batch, name = found.batch, f"{config.name}: posts"
+    made = sum(batch.examples.values())
+    kept = ", ".join(f"{count:,} {task}" for task, count in batch.examples.items())
+    dropped = ", ".join(f"{count:,} {why}" for why, count in batch.dropped.items() if count)
+    detail = f"{batch.posts:,} posts give examples: {kept}; dropped: {dropped or 'none'}"
+    if batch.note:
+        return Finding(name=name, status="failed", detail="a run would be skipped", mend=batch.note)
+    if made < config.training_data_threshold:
+        return Finding(
+            name=name,
+            status="warning" if made else "failed",
+            detail=f"{detail}; a run needs {config.training_data_threshold} in all, and is skipped",
+            mend="Widen days_back, lower engagement_threshold, or lower training_data_threshold.",
+        )
+    mend = " ".join(found.advice)
+    return Finding(name=name, status="warning" if mend else "ok", detail=detail, mend=mend)
+
+
+def _first_examples(config: PipelineConfig, found: Rehearsal) -> list[Finding]:
+    """The first example of each task; one that has none while others have is told."""
+    shown = []
+    for task in config.tasks:
+        name = f"{config.name}: first {task}"
+        if task in found.first:
+            shown.append(Finding(name=name, status="ok", detail=found.first[task]))
+        elif found.first:
+            mend = f"Check the columns of tasks.{task} and the posts that were dropped."
+            shown.append(Finding(name=name, status="warning", detail="no example", mend=mend))
+    return shown
 
 
 _FINDINGS = {
@@ -284,6 +371,7 @@ def _alerts_in_words(alerts: Sequence[KeptAlert]) -> str:
     return said if len(alerts) == 1 else f"{len(alerts)}, the oldest: {said}"
 
 
+_LOAD = "Load some: tuneproof posts import FILE; or say where yours are in [sources.posts]."
 _LOOK = "Nobody judges its candidate: look at the log of the service, or end it by hand."
 
 

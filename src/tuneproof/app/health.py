@@ -147,15 +147,16 @@ class HealthService:
         """How long this service takes to answer: mean and quantiles, in ms."""
         return dict(self._metrics.response_times.read())
 
+    async def _ping_provider(self) -> None:
+        """Ask the first pipeline's provider; one that cannot be called is told as its failure."""
+        first = next(iter(self._settings.pipelines.values()))
+        await self._providers.get(first.provider).ping()
+
     def _checks(self) -> list[HealthCheck]:
         first = next(iter(self._settings.pipelines.values()))
         redis = None if self._settings.cache.url.scheme == "mem" else self._cache.ping
         tracker = self._tracker.check if self._tracker is not None else None
-        provider = (
-            self._providers.get(first.provider).ping
-            if self._providers.serves_now(first.provider)
-            else None
-        )
+        provider = self._ping_provider if self._providers.serves_now(first.provider) else None
         return [
             CallCheck(
                 name="database",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from tuneproof.errors import ConfigError, TuneProofError
@@ -47,14 +47,13 @@ class Place:
     def of(cls, config: ProviderConfig) -> Place:
         """Where a provider of the settings is now."""
         url = EMBEDDED if config.embedded else address(config).reveal().rstrip("/")
-        parts = urlsplit(url)
-        secret = parts.netloc.rpartition("@")[0]  # a password in the address is not kept, either
+        plain = _plain(url)  # a password or a key in the address is not kept, either
         return cls(
             kind=config.kind,
-            base_url=urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])),
+            base_url=plain,
             api_key_env=config.api_key_env,
             organization=config.organization,
-            key_mark=_mark(config.api_key) if not secret else IN_ADDRESS,
+            key_mark=_mark(config.api_key) if plain == url else IN_ADDRESS,
         )
 
     @property
@@ -121,7 +120,8 @@ class Places:
     async def read(self) -> None:
         """Read what is remembered."""
         kept = await self._store.meta.get(KEPT) or {}
-        self._known = {name: Place(**place) for name, place in kept.items()}
+        known = {name: Place(**place) for name, place in kept.items()}
+        self._known = {n: replace(p, base_url=_plain(p.base_url)) for n, p in known.items()}
 
     async def remember(self) -> list[str]:
         """Keep the addresses of now; the names under which moved providers' versions go on."""
@@ -189,6 +189,13 @@ class Places:
         for version in along:
             await self._store.versions.update(version.id, provider=name)
         return [str(version.model_id) for version in along]
+
+
+def _plain(url: str) -> str:
+    """An address without a name and a password, and without a query that holds a secret."""
+    parts = urlsplit(url)
+    query = parts.query if Url(f"x://h/?{parts.query}").masked.endswith(parts.query) else ""
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
 def _mark(key: Secret | None) -> str:

@@ -83,6 +83,7 @@ def run(tokens: list[str]) -> int:
 
     if set(tokens) == {"--version", "--json"}:
         return _version_as_json()
+    tokens = _command_first(tokens)
     try:
         result = _app()(
             tokens, exit_on_error=False, print_error=False, result_action="return_value"
@@ -101,6 +102,29 @@ def run(tokens: list[str]) -> int:
 
         return failure(error, as_json="--json" in tokens)
     return result if isinstance(result, int) else 0
+
+
+_WITH_VALUE = ("--dir", "--config", "--url", "--token")
+_WITHOUT = ("--json", "--yes", "-y")
+"""The options of every command, as they may stand before it."""
+
+
+def _command_first(tokens: list[str]) -> list[str]:
+    """Tokens with the options of every command moved behind the command that they stand before."""
+    at = 0
+    while at < len(tokens):
+        name, equals, _ = tokens[at].partition("=")
+        if name in _WITH_VALUE:
+            at += 1 if equals else 2
+        elif tokens[at] in _WITHOUT:
+            at += 1
+        else:
+            break
+    given, rest = tokens[:at], tokens[at:]
+    if rest[:1] and rest[0] in _GROUPS:
+        rest = [rest[0], *_command_first(rest[1:])]
+    end = rest.index("--") if "--" in rest else len(rest)
+    return [*rest[:end], *given, *rest[end:]] if rest else []
 
 
 def _after_interrupt(tokens: Sequence[str]) -> str:
@@ -127,8 +151,9 @@ def _closed_pipe() -> int:
 
 
 def _app() -> App:
-    from cyclopts import App
+    from cyclopts import App, Parameter
 
+    from tuneproof.cli.options import finite
     from tuneproof.cli.version import version
 
     app = App(
@@ -138,6 +163,7 @@ def _app() -> App:
         version=version,
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(validator=finite),
     )
     for name, (path, help) in _COMMANDS.items():
         app.command(f"tuneproof.cli.{path}", name=name, help=help)

@@ -91,7 +91,8 @@ async def import_posts(
     if not file.is_file():
         raise DataError(f"The file {str(file)!r} does not exist.", mend="Check the path.")
     settings = options.settings()
-    await _warn_of_absent_columns(file, settings)
+    if table == settings.sources["posts"].table:
+        await _refuse_absent_columns(file, settings)
     with _bar("posts") as (bars, task):
         async with embedded(settings, engine=False) as service:
             assert service.app is not None
@@ -109,8 +110,8 @@ async def import_posts(
     return OK
 
 
-async def _warn_of_absent_columns(file: Path, settings: Settings) -> None:
-    """Say which columns the default pipeline would look for in vain."""
+async def _refuse_absent_columns(file: Path, settings: Settings) -> None:
+    """Raise `DataError` where the default pipeline would look for a column in vain."""
     from tuneproof.collection import DataCollector
     from tuneproof.settings import Url
     from tuneproof.sources import open_source
@@ -123,10 +124,11 @@ async def _warn_of_absent_columns(file: Path, settings: Settings) -> None:
     source = open_source(replace(settings.sources["posts"], url=Url(str(file)), where=None))
     check = await source.check(query)
     if check.missing:
-        output.say(
-            f"Warning: {file} has no column for {', '.join(check.missing)}, which the pipeline "
-            f"default needs (tasks {', '.join(pipeline.tasks)}). "
-            "Name them in [sources.posts.columns], or change the tasks."
+        raise DataError(
+            f"{file} has no column for {', '.join(check.missing)}, which the pipeline default "
+            f"needs (tasks {', '.join(pipeline.tasks)}).",
+            mend="Name them in [sources.posts.columns], change the tasks, or mend the file.",
+            missing=list(check.missing),
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tuneproof.cli.options import finite
 from tuneproof.settings import Declaration, Option, options
 
 
@@ -26,7 +27,8 @@ def _annotated(known: Option) -> Any:
     if known.is_list:
         again = f"{known.sentence[:-1]}; again for more."
         return Annotated[list[str] | None, Parameter(name=known.cli_flag, help=again, negative="")]
-    return Annotated[known.kind | None, Parameter(name=known.cli_flag, help=known.sentence)]
+    about = Parameter(name=known.cli_flag, help=known.sentence, validator=finite)
+    return Annotated[known.kind | None, about]
 
 
 if TYPE_CHECKING:
@@ -49,6 +51,15 @@ def asked_of(declared: object, record: type[Declaration] = Declaration) -> dict[
             holder = asked.setdefault(known.within, {}) if known.within else asked
             holder[known.request_key] = value
     return asked
+
+
+def flag_of(field: str, record: type[Declaration] = Declaration) -> str:
+    """The option of the command line that sets a field of a request: "query.limit"."""
+    named = field.removeprefix("query.").removeprefix("body.")
+    for known in options(record):
+        if named in (known.request_key, f"{known.within}.{known.request_key}"):
+            return known.cli_flag
+    return f"--{named.replace('_', '-')}"
 
 
 def answered_values(

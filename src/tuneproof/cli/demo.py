@@ -16,7 +16,7 @@ from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK
 from tuneproof.cli.progress import STAGES, told
-from tuneproof.cli.service import usable
+from tuneproof.cli.service import private_files, usable
 from tuneproof.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ async def demo(
     usable(settings.dir)
     stays = not (exit or options.json)
     async with AsyncExitStack() as stack:
+        stack.enter_context(private_files())
         shown = await stack.enter_async_context(
             demonstration(directory, seed=seed, broken=break_, settings=settings)
         )

@@ -51,7 +51,7 @@ async def create(
         **asked_of(declared),
     }
     body = {name: value for name, value in asked.items() if value is not None}
-    async with connect(options, engine=True) as service:
+    async with connect(options, engine=True, makes=True) as service:
         made = await service.post("/evaluation/create-ab-test", body)
         first = made["tests"][0] if more else made
         test = await service.get(f"/evaluation/status/{first['ab_test_id']}")
@@ -275,7 +275,7 @@ async def plan(
     options: CommonOptions = NONE,
 ) -> int:
     """What a test would find on the traffic of the last days, how soon, and what it costs."""
-    async with connect(options) as service:
+    async with connect(options, scratch=True) as service:
         found = await service.get(
             "/evaluation/plan",
             pipeline=pipeline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
     from tuneproof.settings import Settings
 
 _EVERYWHERE = Group("Options of every command", sort_key=100)
+
+
+def finite(_: object, value: Any) -> None:
+    """Refuse a number of the command line that is none, whatever its option."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("It must be a finite number.")
 
 
 @Parameter(name="*", group=_EVERYWHERE)

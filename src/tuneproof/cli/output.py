@@ -6,6 +6,7 @@ Text from models, users and providers is printed as text: no markup, no control 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, WAITS = 0, 1, 2, 3
 """Exit codes. `WAITS`: nothing failed, but a person must decide."""
+
+UNFOLDED = 10_000
+"""How wide what is no terminal is taken to be."""
+
+MIN_COLUMN = 30
+"""How wide a table's column is at least where what it holds is wider."""
 
 _STYLES = {
     "ok": "green",
@@ -47,8 +54,11 @@ _STYLES = {
 
 
 def out() -> Console:
-    """Where data goes."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    """Where data goes. Where that is no terminal nothing is folded: a row stays one line."""
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = shutil.get_terminal_size((UNFOLDED, 0)).columns  # COLUMNS, where it is set
+    return console
 
 
 def err() -> Console:
@@ -74,8 +84,27 @@ def line(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
-    """Rows as a table on stdout; words that are states get their colour."""
-    out().print(as_table(columns, rows, title=title))
+    """Rows as a table on stdout; words that are states get their colour.
+
+    Where the terminal is too narrow for that, each row is told as names and values.
+    """
+    console, kept = out(), [[cell(value) for value in row] for row in rows]
+    if _fits(columns, kept, console.width):
+        console.print(as_table(columns, kept, title=title))
+        return
+    for row in kept:
+        pairs = zip(columns, row, strict=True)
+        console.print(as_facts((name, value) for name, value in pairs if value.plain))
+        console.print()
+
+
+def _fits(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> bool:
+    """Whether each column has room for what it holds, a long text for `MIN_COLUMN` of it."""
+    wanted = [
+        max(len(column), *(min(row[i].cell_len, MIN_COLUMN) for row in rows), 0)
+        for i, column in enumerate(columns)
+    ]
+    return sum(wanted) + 2 * (len(columns) - 1) <= width
 
 
 def as_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> Table:

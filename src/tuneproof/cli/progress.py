@@ -68,21 +68,24 @@ class StageBars:
         title = STAGES.get(name, name)
         if self._bars is None:
             if ended:
-                output.say(f"{title}: {status}. {told(name, detail)}".rstrip())
+                output.say(f"{title}: {status}. {told(name, detail, status)}".rstrip())
             return
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(title, total=None, figures="")
         done, total = detail.get("step"), detail.get("total_steps")
         if ended:
             done, total = 1, 1
-        text = output.clean(f"{status}: {told(name, detail)}" if ended else figures(detail))
+        said = f"{status}: {told(name, detail, status)}".rstrip(": ")
+        text = output.clean(said if ended else figures(detail))
         self._bars.update(self._tasks[name], completed=done or 0, total=total, figures=text)
         if ended:
             self._bars.stop_task(self._tasks[name])
 
 
-def told(stage: str, detail: Mapping[str, Any]) -> str:
-    """What a stage that has ended did, in a line for people."""
+def told(stage: str, detail: Mapping[str, Any], status: str = "") -> str:
+    """What a stage that has ended did, in a line for people; why it failed says the run's error."""
+    if status == "failed":
+        return ""
     tell = _TELLERS.get(stage)
     return (tell(detail) if tell else "") or figures(detail)
 

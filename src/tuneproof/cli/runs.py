@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,7 +67,7 @@ async def start(
     }
     config = {name: value for name, value in changes.items() if value is not None}
     at = None if as_of is None else (as_of.replace(tzinfo=UTC) if as_of.tzinfo is None else as_of)
-    async with connect(options, engine=True) as service:
+    async with connect(options, engine=True, makes=True) as service:
         given: dict[str, Any] = {"pipeline": pipeline, "config": config, "force": force, "at": at}
         try:
             begun = await _begin(service, posts, **given)
@@ -111,6 +113,7 @@ def _address(service: Service, run_id: str) -> str | None:
 async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, Any]:
     """Start a run on posts that the settings do not name: only in this process."""
     from tuneproof.server.fine_tuning import started
+    from tuneproof.settings import SourceConfig, Url
 
     app = service.app
     if app is None:
@@ -118,6 +121,7 @@ async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, A
             "A running service collects from the sources in its settings, not from --posts.",
             mend=f"Load them with `tuneproof posts import {posts}`, or stop the service.",
         )
+    SourceConfig(url=Url(posts))  # refuses an address that cannot be one
     if "://" not in posts and not Path(posts).exists():
         raise ConfigError(f"The file {posts!r} does not exist.", mend="Check --posts.")
     run = await app.runs.start(
@@ -165,17 +169,20 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
         if not mark or not name:
             mend = "For example --set traffic_split=0.2"
             raise ConfigError(f"--set {pair!r} is not NAME=VALUE.", mend=mend)
-        found[name.strip()] = _number(value.strip())
+        found[name.strip()] = _number(pair, value.strip())
     return found
 
 
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _number(pair: str, text: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return int(text)
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(value):
+        raise ConfigError(f"--set {pair!r} is no finite number.", mend="Give another value.")
+    return value
 
 
 async def list_(
@@ -218,11 +225,12 @@ async def show(run_id: str, /, *, options: CommonOptions = NONE) -> int:
 
 def _print(run: Mapping[str, Any], address: str | None) -> None:
     version = run["model_version"]
+    told = _told(run)
     output.facts(
         [
             ("run", run["pipeline_id"]),
             ("status", run["status"]),
-            ("reason", run["reason"]),
+            ("reason", None if told else run["reason"]),
             ("began", output.moment(run["created_at"])),
             ("ended", output.moment(run["ended_at"]) if run["ended_at"] else None),
             ("examples", run["training_data"]["examples"]),
@@ -236,15 +244,20 @@ def _print(run: Mapping[str, Any], address: str | None) -> None:
         ]
     )
     rows = [
-        (name, stage.get("status"), output.moment(stage.get("started_at")), _detail(stage))
+        (name, stage.get("status"), output.moment(stage.get("started_at")), _detail(stage, told))
         for name, stage in run["stages"].items()
     ]
     if rows:
         output.table(["stage", "status", "began", "figures"], rows)
-    if run["error"]:
-        error = run["error"]
-        output.say(f"{error.get('message', error)} {error.get('mend', '')}".strip())
+    if told:
+        output.say(told)
         output.say(f"Run: tuneproof run retry {run['pipeline_id']}")
+
+
+def _told(run: Mapping[str, Any]) -> str:
+    """A failed run's error with its mend; empty where there is none. It is told once."""
+    error = run["error"]
+    return f"{error.get('message', error)} {error.get('mend', '')}".strip() if error else ""
 
 
 def _losses(result: Mapping[str, Any]) -> str | None:
@@ -254,9 +267,14 @@ def _losses(result: Mapping[str, Any]) -> str | None:
     return f"{tuned:.4f}, base {base:.4f} ({output.signed(tuned / base - 1)})"
 
 
-def _detail(stage: Mapping[str, Any]) -> str:
+def _detail(stage: Mapping[str, Any], told: str = "") -> str:
+    """A stage's figures; its reason is not said again where it is `told` as the run's error."""
     detail = stage.get("detail") or {}
-    plain = {k: v for k, v in detail.items() if isinstance(v, bool | int | float | str) and v != ""}
+    plain = {
+        k: v
+        for k, v in detail.items()
+        if isinstance(v, bool | int | float | str) and v != "" and not (told and k == "reason")
+    }
     text = output.shown(plain)
     return text if len(text) <= MAX_FIGURES else text[: MAX_FIGURES - 1].rstrip() + "…"
 

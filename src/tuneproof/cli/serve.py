@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -18,7 +18,7 @@ from cyclopts import Parameter
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
-from tuneproof.cli.service import Running, announce, usable, withdraw
+from tuneproof.cli.service import Running, announce, private_files, usable, withdraw
 from tuneproof.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ async def serve(
     _log(log_level)
     settings = options.settings(host=host, port=port)
     usable(settings.dir)
-    async with App.open(settings) as app, serving(app, settings) as (address, server):
+    async with AsyncExitStack() as stack:
+        stack.enter_context(private_files())
+        app = await stack.enter_async_context(App.open(settings))
+        address, server = await stack.enter_async_context(serving(app, settings))
         settle()
         output.say(f"TuneProof serves at {address} (data in {settings.dir}). Ctrl-C stops it.")
         if options.json:

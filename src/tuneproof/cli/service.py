@@ -10,15 +10,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx2
 
-from tuneproof.errors import ConfigError, RetryableError, TuneProofError, by_name
+from tuneproof.errors import ConfigError, NotFoundError, RetryableError, TuneProofError, by_name
 
 if TYPE_CHECKING:
     from tuneproof.app import App
@@ -79,6 +81,7 @@ class Service:
         return (await self._request(method, path, **given)).json()
 
     async def _request(self, method: str, path: str, **given: Any) -> httpx2.Response:
+        path = _escaped(path)
         try:
             response = await self._client.request(method, path, **given)
         except httpx2.HTTPError as error:
@@ -90,6 +93,20 @@ class Service:
         if response.status_code >= 400 and not unready:
             raise error_of(response)
         return response
+
+
+def _escaped(path: str) -> str:
+    """A path with what was typed in it kept from being another path.
+
+    Raises `NotFoundError` for a part that would lead elsewhere: nothing has such an id.
+    """
+    parts = path.removeprefix("/").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise NotFoundError(
+            f"Nothing has the id that {path!r} asks for.",
+            mend="Take one that is listed, such as by `tuneproof run list`.",
+        )
+    return quote(path, safe="/")
 
 
 def error_of(response: httpx2.Response) -> TuneProofError:
@@ -104,21 +121,40 @@ def error_of(response: httpx2.Response) -> TuneProofError:
             mend="Check that the address is that of a TuneProof service.",
         )
     slug = str(body.get("type", "")).rpartition("/")[2]
+    if slug == "invalid-request":
+        return _misused(body.get("errors") or [], body["detail"])
     known = {cls("").slug: cls for cls in by_name().values()}
     details = body.get("details") or {}
     return known.get(slug, TuneProofError)(body["detail"], mend=body.get("mend", ""), **details)
 
 
+def _misused(fields: Sequence[Mapping[str, str]], detail: str) -> ConfigError:
+    """What a request was refused for, by the options of the command line that said it."""
+    from tuneproof.cli.declared import flag_of
+
+    told = "; ".join(f"{flag_of(f['field'])}: {f['rule']}" for f in fields) or detail
+    return ConfigError(f"{told.rstrip('.')}.", mend="Give another value.")
+
+
 @asynccontextmanager
 async def connect(
-    options: CommonOptions, *, engine: bool = False, needs_store: bool = True, **arguments: Any
+    options: CommonOptions,
+    *,
+    engine: bool = False,
+    makes: bool = False,
+    needs_store: bool = True,
+    scratch: bool = False,
 ) -> AsyncIterator[Service]:
     """The service that the options mean; one in this process where none runs.
 
-    `engine` starts the durable engine in it, so that runs move on while it is open;
-    `needs_store` False opens it also where the database does not answer.
+    `engine` starts the durable engine in it, so that runs move on while it is open; `makes` lets
+    it make the data directory and the database, which others refuse to do without;
+    `needs_store` False opens it also where the database does not answer, `scratch` on an empty one
+    that is gone afterwards where it is still to be made.
     """
-    settings = options.settings(**arguments)
+    from tuneproof.settings import Url
+
+    settings = options.settings()
     async with AsyncExitStack() as stack:
         remote = await _remote(settings)
         if remote is not None:
@@ -127,10 +163,33 @@ async def connect(
             client = httpx2.AsyncClient(
                 base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False
             )
-            yield Service(await stack.enter_async_context(client), url)
+            shown = Url(url).without_user
+            yield Service(await stack.enter_async_context(client), shown)
         else:
-            opened = embedded(settings, engine=engine, needs_store=needs_store)
+            if scratch and not stored(settings):
+                settings, makes = stack.enter_context(_elsewhere(settings)), True
+            opened = embedded(settings, engine=engine, makes=makes, needs_store=needs_store)
             yield await stack.enter_async_context(opened)
+
+
+def stored(settings: Settings) -> bool:
+    """Whether the database is there, as far as a look at the files tells."""
+    from tuneproof.store import refuse_absent
+
+    try:
+        refuse_absent(settings.store.url.reveal())
+    except RetryableError:
+        return False
+    return True
+
+
+@contextmanager
+def _elsewhere(settings: Settings) -> Iterator[Settings]:
+    """The settings with a data directory that is gone afterwards."""
+    from tuneproof.settings import StoreConfig
+
+    with tempfile.TemporaryDirectory(prefix="tuneproof-") as folder:
+        yield replace(settings, dir=Path(folder), store=StoreConfig())
 
 
 async def _remote(settings: Settings) -> tuple[str, str | None] | None:
@@ -145,21 +204,39 @@ async def _remote(settings: Settings) -> tuple[str, str | None] | None:
 
 @asynccontextmanager
 async def embedded(
-    settings: Settings, *, engine: bool, needs_store: bool = True
+    settings: Settings, *, engine: bool, makes: bool = True, needs_store: bool = True
 ) -> AsyncIterator[Service]:
     """A service in this process, reached through its own routes without a socket."""
     from tuneproof.app import App
     from tuneproof.server import create_app
+    from tuneproof.store import refuse_absent
 
-    usable(settings.dir)
-    async with App.open(settings, engine=engine, needs_store=needs_store) as app:
+    if makes or settings.dir.exists():
+        usable(settings.dir)
+    if needs_store and not makes:
+        refuse_absent(settings.store.url.reveal())
+    async with AsyncExitStack() as stack:
+        stack.enter_context(private_files())
+        opened = App.open(settings, engine=engine, makes_store=makes, needs_store=needs_store)
+        app = await stack.enter_async_context(opened)
         served = create_app(app)
-        async with served.router.lifespan_context(served):
-            transport = httpx2.ASGITransport(app=served)
-            async with httpx2.AsyncClient(
-                transport=transport, base_url="http://127.0.0.1", timeout=TIMEOUT_S
-            ) as client:
-                yield Service(client, settings.address, app=app)
+        await stack.enter_async_context(served.router.lifespan_context(served))
+        client = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=served),
+            base_url="http://127.0.0.1",
+            timeout=TIMEOUT_S,
+        )
+        yield Service(await stack.enter_async_context(client), settings.address, app=app)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Within, files that this process makes are its owner's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def usable(directory: Path) -> None:
@@ -168,7 +245,7 @@ def usable(directory: Path) -> None:
     Raises `ConfigError` where it is none, cannot be made, or must not be written to.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -213,7 +290,7 @@ async def _find(directory: Path) -> Running | None:
 
 def announce(directory: Path, running: Running) -> None:
     """Leave the address of this service for other commands; readable by its owner only."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = directory / f"{FILE}.{os.getpid()}"
     body = {"url": running.url, "pid": running.pid, "token": running.token}
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

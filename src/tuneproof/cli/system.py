@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
-from tuneproof.cli.output import FAILED, OK, WAITS
+from tuneproof.cli.output import FAILED, OK, USAGE, WAITS
 from tuneproof.cli.service import Service, connect
 from tuneproof.errors import ConflictError
 
@@ -142,14 +142,20 @@ async def doctor(*, options: CommonOptions = NONE) -> int:
 
 
 def config(*, options: CommonOptions = NONE) -> int:
-    """What holds, and where each value came from. Secrets are masked."""
+    """What holds, and where each value came from; exit 2 if something is lacking. Secrets are
+    masked."""
+    from tuneproof.app.unready import unready
+
     settings = options.settings()
     rows = [(name, value, f"({origin})") for name, value, origin in settings.describe()]
     if options.json:
         output.data([{"name": n, "value": v, "origin": o.strip("()")} for n, v, o in rows])
     else:
         output.listing(rows)
-    return OK
+    lacking = unready(settings)
+    for error in lacking:
+        output.failure(error, as_json=options.json)
+    return USAGE if lacking else OK
 
 
 async def token(
@@ -163,7 +169,7 @@ async def token(
     options: CommonOptions = NONE,
 ) -> int:
     """Make a bearer token. It is shown this once; we keep only its hash."""
-    async with connect(options) as service:
+    async with connect(options, makes=True) as service:
         made = await service.post("/tokens", {"name": name, "scopes": scope})
     if options.json:
         output.data(made)

@@ -71,7 +71,7 @@ class DatasetFiles:
 
     def __init__(self, directory: Path, tasks: Sequence[str]) -> None:
         self.root = directory / "datasets"
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         _sweep(self.root)
         self.folder = self.root / f"{_TEMPORARY}{uuid.uuid4().hex}"
         self.tasks = {task: TaskFiles(self.folder / task) for task in tasks}

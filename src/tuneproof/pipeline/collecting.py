@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from tuneproof import workflow
-from tuneproof.collection import DataCollector, Source, TrainingDataBatch
+from tuneproof.collection import DataCollector, Source, Task, TimeSource, TrainingDataBatch
 from tuneproof.curation.pairs import PairOptions, pairs_curator
 from tuneproof.errors import DataError
 from tuneproof.pipeline.context import RunContext
@@ -81,14 +82,24 @@ async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataB
 async def _built(run: RunContext, until: datetime) -> TrainingDataBatch:
     source = run.parts.source(run.config, run.arguments.posts)
     try:
-        return await _collector(run, source).collect_training_data(until=until)
+        tasks = [run.parts.tasks[name] for name in run.config.tasks]
+        collecting = collector(
+            run.config, source, tasks, directory=run.parts.directory, clock=run.parts.clock
+        )
+        return await collecting.collect_training_data(until=until)
     finally:
         await source.close()
 
 
-def _collector(run: RunContext, source: Source) -> DataCollector:
-    """What collects for this method: preferences also need the posts that did badly."""
-    config = run.config
+def collector(
+    config: PipelineConfig,
+    source: Source,
+    tasks: Sequence[Task],
+    *,
+    directory: Path,
+    clock: TimeSource,
+) -> DataCollector:
+    """What collects for a run of this config: preferences also need the posts that did badly."""
     pairs = config.method == "dpo"
     if pairs:
         config = replace(config, engagement_threshold=0.0, max_records=None)
@@ -96,9 +107,9 @@ def _collector(run: RunContext, source: Source) -> DataCollector:
     return DataCollector.of(
         config,
         source=source,
-        tasks=[run.parts.tasks[name] for name in config.tasks],
-        dir=run.parts.directory,
-        clock=run.parts.clock,
+        tasks=tasks,
+        dir=directory,
+        clock=clock,
         curator=pairs_curator(options) if pairs else None,
     )
 

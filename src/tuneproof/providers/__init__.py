@@ -15,6 +15,7 @@ from tuneproof.providers.openai_wire import OpenAIWire
 from tuneproof.providers.opening import (
     Endpoint,
     address,
+    callable_at,
     chat_address,
     default_price,
     open_provider,
@@ -34,6 +35,7 @@ __all__ = [
     "OpenAIWire",
     "Together",
     "address",
+    "callable_at",
     "chat_address",
     "default_price",
     "dialect_for",

@@ -55,9 +55,7 @@ def open_provider(
     server is not on this machine.
     """
     clock = clock or SystemClock()
-    base_url = address(config)
-    _check_address(config.name, base_url)
-    key = _key(config, base_url)
+    base_url, key = callable_at(config)
     chat = OpenAIWire(
         name=config.name,
         client=openai.AsyncOpenAI(
@@ -81,6 +79,16 @@ def open_provider(
     )
 
 
+def callable_at(config: Endpoint) -> tuple[Url, Secret]:
+    """Where a provider is called, and with which key; no call is made.
+
+    Raises `ConfigError` as `open_provider` does.
+    """
+    base_url = address(config)
+    _check_address(config.name, base_url)
+    return base_url, _key(config, base_url)
+
+
 def _dialect(config: Endpoint) -> Dialect:
     given = None if config.base_url is None else Url(config.base_url).reveal()
     return dialect_for(config.kind, given)
@@ -96,6 +104,7 @@ def address(config: Endpoint) -> Url:
         raise ConfigError(
             f"providers.{config.name} of kind {config.kind} has no base_url.",
             mend=f"Set providers.{config.name}.base_url to where it speaks OpenAI's wire.",
+            field=f"providers.{config.name}.base_url",
         )
     return Url(given)
 
@@ -122,6 +131,7 @@ def _check_address(name: str, base_url: Url) -> None:
         raise ConfigError(
             f"base_url {base_url!r} of providers.{name} is not an http(s) address.",
             mend="Write it like http://127.0.0.1:8688/v1 or https://api.openai.com/v1.",
+            field=f"providers.{name}.base_url",
         )
 
 
@@ -134,4 +144,5 @@ def _key(config: Endpoint, base_url: Url) -> Secret:
         f"providers.{config.name} at {base_url} has no key.",
         mend="Set `api_key_env` of this provider to the variable that holds it (by default "
         "OPENAI_API_KEY, TOGETHER_API_KEY or FIREWORKS_API_KEY by its kind).",
+        field=f"providers.{config.name}.api_key_env",
     )

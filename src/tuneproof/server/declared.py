@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from tuneproof.server.families import EXAMPLE_FAMILY, FamilyAllocation
-from tuneproof.server.models import Answer, Instant, Model, Strict
+from tuneproof.server.models import Answer, Instant, Model, Strict, bounds_of
 from tuneproof.settings import Declaration, Option, options
 
 if TYPE_CHECKING:
@@ -42,14 +42,7 @@ def _asked(option: Option) -> tuple[Any, Any]:
     elif option.is_list:
         kind, bounds = list[str], {"max_length": 20}
     else:
-        kind, bounds = option.kind, {}
-        if option.kind in (int, float):
-            highest = 10**9 if option.kind is int else 24 * 365
-            at_most = highest if option.at_most is None else option.at_most
-            bounds = {"gt": option.above, "ge": option.at_least, "le": at_most}
-        if option.kind is float:
-            bounds["allow_inf_nan"] = False
-    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+        kind, bounds = option.kind, bounds_of(option)
     examples = list(option.choices) or None
     about = Field(default=None, description=option.plain_doc, examples=examples, **bounds)
     return kind | None, about

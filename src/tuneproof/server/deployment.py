@@ -26,17 +26,19 @@ from tuneproof.server.models import (
     Paged,
     Reason,
     Strict,
+    bounds_of,
     etag,
     expected,
+    setting,
 )
 from tuneproof.server.once import once
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
+from tuneproof.settings import PipelineConfig
 
 if TYPE_CHECKING:
     from tuneproof.app import RoutingSnapshot
     from tuneproof.rollout import Deployment, RollbackResult
-    from tuneproof.settings import PipelineConfig
     from tuneproof.store import Claim, HistoryEntry
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
@@ -52,15 +54,19 @@ class Evaluation(Strict):
     safety_checks_passed: bool | None = None
 
 
+def _bounds(name: str) -> Any:
+    return Field(**bounds_of(setting(PipelineConfig, name)))
+
+
 class RolloutConfig(Strict):
     """The steps of a rollout; fields left out are the pipeline's."""
 
-    initial_traffic: float | None = Field(default=None, gt=0, le=1)
-    increment_interval_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    increment_percentage: float | None = Field(default=None, gt=0, le=1)
-    max_traffic: float | None = Field(default=None, gt=0, le=1)
-    holdback: float | None = Field(default=None, ge=0, le=0.5)
-    holdback_days: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    initial_traffic: Annotated[float | None, _bounds("initial_traffic")] = None
+    increment_interval_hours: Annotated[float | None, _bounds("increment_interval_hours")] = None
+    increment_percentage: Annotated[float | None, _bounds("increment_percentage")] = None
+    max_traffic: Annotated[float | None, _bounds("max_traffic")] = None
+    holdback: Annotated[float | None, _bounds("holdback")] = None
+    holdback_days: Annotated[float | None, _bounds("holdback_days")] = None
 
 
 class DeployRequest(Strict):

@@ -24,10 +24,27 @@ from tuneproof.server.declared import (
 )
 from tuneproof.server.families import family_of
 from tuneproof.server.figures import LookAnswer, MetricsAnswer, look_answer, metrics_of
-from tuneproof.server.models import Answer, Cursor, IdempotencyKey, Limit, Paged, Reason
+from tuneproof.server.models import (
+    Answer,
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    Paged,
+    Reason,
+    bounds_of,
+    setting,
+)
 from tuneproof.server.once import once
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
+from tuneproof.settings import PipelineConfig
+
+PlanShare = Annotated[float | None, Query(**bounds_of(setting(PipelineConfig, "traffic_split")))]
+PlanHours = Annotated[
+    float | None, Query(**bounds_of(setting(PipelineConfig, "a_b_test_duration_hours")))
+]
+PlanDaysBack = Annotated[float | None, Query(**bounds_of(setting(PipelineConfig, "days_back")))]
+PlanCandidates = Annotated[int | None, Query(**bounds_of(setting(PipelineConfig, "candidates")))]
 
 if TYPE_CHECKING:
     from tuneproof.experiments import ABTest
@@ -143,11 +160,11 @@ def router() -> APIRouter:
         app: TheApp,
         _: Reader,
         pipeline: str = "default",
-        share: Annotated[float | None, Query(gt=0, le=0.5)] = None,
-        hours: Annotated[float | None, Query(gt=0, le=24 * 365)] = None,
+        share: PlanShare = None,
+        hours: PlanHours = None,
         lift: Annotated[float | None, Query(gt=-1, le=100, allow_inf_nan=False)] = None,
-        days_back: Annotated[float | None, Query(gt=0, le=3660)] = None,
-        candidates: Annotated[int | None, Query(ge=1, le=20)] = None,
+        days_back: PlanDaysBack = None,
+        candidates: PlanCandidates = None,
     ) -> PlanAnswer:
         found = await app.experiments.plan(
             pipeline=pipeline,

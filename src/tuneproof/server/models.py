@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_valida
 
 from tuneproof.errors import InputError
 from tuneproof.experiments import ModelRef
+from tuneproof.settings import Option, options
 
 if TYPE_CHECKING:
     from tuneproof.app import App
@@ -73,6 +74,19 @@ IfMatch = Annotated[
         description="The version that was read (its ETag); 409 when it is no longer that.",
     ),
 ]
+
+
+def bounds_of(option: Option) -> dict[str, Any]:
+    """What a field of a request that sets an option may be, as the option says."""
+    bounds: dict[str, Any] = {"gt": option.above, "ge": option.at_least, "le": option.at_most}
+    if option.kind is float:
+        bounds["allow_inf_nan"] = False
+    return {name: bound for name, bound in bounds.items() if bound is not None}
+
+
+def setting(record: type[Any], name: str) -> Option:
+    """The option of this name of a record of settings."""
+    return next(option for option in options(record) if option.name == name)
 
 
 class Bulk(BaseModel):

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings.secrets import Secret, Url
@@ -57,13 +58,18 @@ def number(
 def _rule(at_least: float | None, above: float | None, at_most: float | None, whole: bool) -> str:
     parts = []
     if at_least is not None:
-        parts.append(f"at least {at_least:g}")
+        parts.append(f"at least {_bound(at_least)}")
     if above is not None:
-        parts.append(f"above {above:g}")
+        parts.append(f"above {_bound(above)}")
     if at_most is not None:
-        parts.append(f"at most {at_most:g}")
+        parts.append(f"at most {_bound(at_most)}")
     bounds = " and ".join(parts)
     return f"must be a {'whole ' if whole else ''}number{' ' + bounds if bounds else ''}"
+
+
+def _bound(value: float) -> str:
+    """A bound as a reader would write it: 1000000000, and not 1e+09."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 def text(field: str, value: object, *, empty: bool = False) -> None:
@@ -169,6 +175,25 @@ def address(field: str, value: object, schemes: Sequence[str]) -> None:
         rule = f"must be an address that starts with one of {', '.join(f'{s}:' for s in schemes)}"
         shown = Url(value) if isinstance(value, str) else value
         raise refuse(field, shown, rule)
+
+
+def port(field: str, value: str) -> None:
+    """Refuse an address whose host or port cannot be one; what is no address is left alone."""
+    scheme, mark, rest = value.partition("://")
+    # A database's password may hold what ends a host elsewhere: then the host is behind its `@`.
+    forms = (rest, rest.partition("@")[2])
+    if mark and rest and not any(_has_port(f"{scheme}://{form}") for form in forms if form):
+        rule = "must be an address, whose port is a number from 1 to 65535 where it has one"
+        raise refuse(field, Url(value), rule)
+
+
+def _has_port(address: str) -> bool:
+    """Whether the address has a host that can be one, and a port that can be one or none."""
+    try:
+        parts = urlsplit(address)
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def dotted(value: object) -> bool:

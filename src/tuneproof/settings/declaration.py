@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings import checks, fields
-from tuneproof.settings.fields import Option, option, options
+from tuneproof.settings.fields import YEAR_HOURS, Option, option, options
 
 VERSION = 1
 """Of the stored form."""
@@ -44,6 +44,7 @@ class Declaration:
             key="duration_hours",
             aliases=("evaluation.a_b_test_duration_hours",),
             above=0,
+            at_most=YEAR_HOURS,
             flag="hours",
             unit="h",
             doc="how long the test enrols units",
@@ -66,6 +67,7 @@ class Declaration:
             within="success_criteria",
             told_with="criteria",
             at_least=-1,
+            at_most=100,
             doc="the lift that the test asks for; `decision` says [how](../statistics.md)",
         ),
     )
@@ -108,6 +110,7 @@ class Declaration:
         24,
         evaluation(
             at_least=0,
+            at_most=YEAR_HOURS,
             label="outcomes mature after",
             unit="h",
             doc="how long outcomes have to come in before a unit counts",
@@ -117,6 +120,7 @@ class Declaration:
         100,
         evaluation(
             at_least=12,  # below, bounds are wrong too often: 6 % at 2 units, 2 % at 12
+            at_most=10**9,
             label="least units",
             unit="an arm",
             doc="units of each arm before anything is estimated",
@@ -126,6 +130,7 @@ class Declaration:
         50,
         evaluation(
             at_least=12,
+            at_most=10**9,
             label="least units of a phase",
             unit="an arm",
             doc="units of each arm before a phase is used",
@@ -244,7 +249,12 @@ class Declaration:
             )
         values = {name: value for name, value in data.items() if name != "version"}
         fields.refuse_unknown(Declaration, values)
-        return Declaration(**values)
+        return Declaration.restored(**values)
+
+    @classmethod
+    def restored(cls, **values: Any) -> Self:
+        """The record that was stored with these fields, also where bounds came later."""
+        return cls(**fields.within_bounds(cls, values))
 
 
 def declared_rows(

@@ -18,15 +18,18 @@ from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tuneproof.settings import checks
-from tuneproof.settings.secrets import Secret
+from tuneproof.settings.secrets import Secret, Url
 
 T = TypeVar("T")
 
 _KEY = "option"
 """Where a field's metadata holds its `Option`."""
 
-LONGEST = {"days": 36_525.0, "hours": 36_525.0 * 24, "seconds": 36_525.0 * 86_400}
-"""A hundred years: much more cannot be added to a date, or taken from one."""
+YEAR_HOURS = 24 * 365
+YEAR_SECONDS = 3600 * YEAR_HOURS
+CENTURY_DAYS = 365 * 100
+CENTURY_HOURS = 24 * CENTURY_DAYS
+"""Upper bounds of durations: what is longer is a slip, and too long for a date."""
 
 Rule = Callable[[str, Any], Any]
 """Takes a setting's name and value; returns the value to hold, or raises `ConfigError`."""
@@ -194,6 +197,8 @@ class Option:
             checks.address(self.name, text, self.schemes)
         else:
             checks.secret(self.name, text, empty=self.empty)
+        if issubclass(kind, Url):
+            checks.port(self.name, text)
         return value if type(value) is kind else kind(text)
 
     def _check_number(self, value: Any, *, whole: bool) -> None:
@@ -202,15 +207,10 @@ class Option:
             value,
             at_least=self.at_least,
             above=self.above,
-            at_most=self._longest if self.at_most is None else self.at_most,
+            at_most=self.at_most,
             whole=whole,
             mend=self.mend,
         )
-
-    @property
-    def _longest(self) -> float | None:
-        """The bound of a duration that has none of its own, by the unit in its name."""
-        return LONGEST.get(self.name.rpartition("_")[2])
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -260,6 +260,19 @@ def check(record: object) -> None:
         held = known.checked(given)
         if held is not given:
             object.__setattr__(record, known.name, held)
+
+
+def within_bounds(record: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored fields with numbers above a bound brought down to it.
+
+    A version that stored them may have known no such bound, and what it stored stays readable.
+    """
+    found = dict(given)
+    for known in options(record):
+        value = found.get(known.name)
+        if known.at_most is not None and isinstance(value, int | float) and value > known.at_most:
+            found[known.name] = type(value)(known.at_most)
+    return found
 
 
 def refuse_unknown(record: type[Any], given: Iterable[str]) -> None:

@@ -31,6 +31,9 @@ def find_file(named: Path | str | None, dir: Path) -> Path | None:
     """The settings file: the named one, or the first usual place that has one, or None."""
     if named:
         path = Path(named)
+        if path.is_dir():
+            mend = f"Name the file in it, such as {path / FILE_NAME}."
+            raise ConfigError(f"The settings file {str(path)!r} is a directory.", mend=mend)
         if not path.is_file():
             mend = "Create it with: tuneproof init"
             raise ConfigError(f"The settings file {str(path)!r} does not exist.", mend=mend)

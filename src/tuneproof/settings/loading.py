@@ -186,6 +186,23 @@ class Settings(Tables):
         value = self.env.get(variable, "").strip()
         return Secret(value) if value else None
 
+    def unset_variables(self) -> list[ConfigError]:
+        """Each variable that the settings name for a secret and that holds nothing."""
+        found = []
+        for path in self.origins:
+            table, _, rest = path.partition(".")
+            name, _, key = rest.rpartition(".")
+            secret = path.removesuffix("_env")
+            if secret == path or secret in self.origins:
+                continue
+            record = getattr(self, table)[name] if name else getattr(self, table)
+            variable = getattr(record, key)
+            if self.secret(variable) is None:
+                message = f"{path} names the variable {variable!r}, which is not set."
+                mend = f"Set it, or take {path} out of the settings."
+                found.append(ConfigError(message, mend=mend, field=path))
+        return found
+
     def target(self, name: str) -> TargetConfig:
         """The target of this name; `[kubernetes]` says what a cluster's leaves out."""
         config, common = self.targets[name], self.kubernetes
@@ -217,7 +234,7 @@ class Settings(Tables):
     def address(self) -> str:
         """Where people and programs reach this service."""
         if self.server.public_url:
-            return self.server.public_url.reveal().rstrip("/")
+            return self.server.public_url.without_user.rstrip("/")
         host = self.server.host
         host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"

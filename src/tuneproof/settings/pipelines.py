@@ -13,7 +13,14 @@ from typing import Any
 from tuneproof.errors import ConfigError
 from tuneproof.settings import checks, fields
 from tuneproof.settings.declaration import Declaration, evaluation
-from tuneproof.settings.fields import Option, option
+from tuneproof.settings.fields import (
+    CENTURY_DAYS,
+    CENTURY_HOURS,
+    YEAR_HOURS,
+    YEAR_SECONDS,
+    Option,
+    option,
+)
 
 STRATEGIES = ("gradual_rollout", "canary", "immediate")
 """The rollout strategies; any list of `steps` can be set beside the first."""
@@ -101,6 +108,7 @@ class PipelineConfig(Declaration):
         100,
         collection(
             at_least=1,
+            at_most=10**9,
             env="FINE_TUNING_MIN_EXAMPLES",
             doc="the least number of examples after curation, tasks together; fewer: the run is "
             "skipped",
@@ -116,17 +124,20 @@ class PipelineConfig(Declaration):
         ),
     )
     days_back: float = option(
-        7, collection(above=0, at_most=36_525, doc="how far back posts are collected")
+        7, collection(above=0, at_most=CENTURY_DAYS, doc="how far back posts are collected")
     )
     chunk_size: int = option(
         1000, collection(at_least=1, at_most=100_000, doc="posts read at once")
     )
     max_records: int | None = option(
-        10_000, collection(at_least=1, doc="the most posts, best first; none in Python means all")
+        10_000,
+        collection(
+            at_least=1, at_most=10**9, doc="the most posts, best first; none in Python means all"
+        ),
     )
     source: str = option("posts", collection(by_request=False, doc="a table of `[sources]`"))
     memory_warning_mb: float = option(
-        2048, collection(above=0, doc="memory above which a run warns")
+        2048, collection(above=0, at_most=1e9, doc="memory above which a run warns")
     )
 
     base_model: str | None = option(
@@ -138,6 +149,7 @@ class PipelineConfig(Declaration):
             aliases=("training.hyperparameters.n_epochs",),
             words=("auto",),
             at_least=1,
+            at_most=10**6,
             mend='Give n_epochs as a whole number, or "auto" to let the provider choose.',
             doc="a whole number, or the provider's choice",
         ),
@@ -148,6 +160,7 @@ class PipelineConfig(Declaration):
             aliases=("training.hyperparameters.batch_size",),
             words=("auto",),
             at_least=1,
+            at_most=10**6,
             mend='Give batch_size as a whole number, or "auto" to let the provider choose.',
             doc="a whole number, or the provider's choice",
         ),
@@ -158,6 +171,7 @@ class PipelineConfig(Declaration):
             aliases=("training.hyperparameters.learning_rate_multiplier",),
             words=("auto",),
             above=0,
+            at_most=1e6,
             mend='Give a number, or "auto" to let the provider choose.',
             doc="a number, or the provider's choice",
         ),
@@ -168,10 +182,14 @@ class PipelineConfig(Declaration):
     timeout_seconds: float = option(
         1800,
         training(
-            above=0, doc="how long a job may take before it is cancelled; hours for large ones"
+            above=0,
+            at_most=YEAR_SECONDS,
+            doc="how long a job may take before it is cancelled; hours for large ones",
         ),
     )
-    poll_seconds: float = option(10, training(above=0, doc="how often the job is asked after"))
+    poll_seconds: float = option(
+        10, training(above=0, at_most=YEAR_SECONDS, doc="how often the job is asked after")
+    )
     suffix: str | None = option(
         None, training(by_request=False, doc="part of the model's name; none: the pipeline's name")
     )
@@ -208,16 +226,22 @@ class PipelineConfig(Declaration):
     )
     search_method: str = option("grid", training(choices=("grid", "optuna"), doc='or `"optuna"`'))
     max_cost_usd: float | None = option(
-        None, training(at_least=0, doc="what the training of one run may cost")
+        None, training(at_least=0, at_most=1e9, doc="what the training of one run may cost")
     )
     max_cost_usd_month: float | None = option(
         None,
-        training(at_least=0, doc="what the pipeline's training may cost in a calendar month (UTC)"),
+        training(
+            at_least=0,
+            at_most=1e9,
+            doc="what the pipeline's training may cost in a calendar month (UTC)",
+        ),
     )
     retrain_lead_days: float = option(
         30,
         training(
-            at_least=0, doc="how long before a model's shutdown date its successor is trained"
+            at_least=0,
+            at_most=CENTURY_DAYS,
+            doc="how long before a model's shutdown date its successor is trained",
         ),
     )
     successor_model: str | None = option(
@@ -238,7 +262,8 @@ class PipelineConfig(Declaration):
         ),
     )
     gate_samples: int = option(
-        20, gate(key="samples", at_least=0, doc="outputs that are sampled and checked")
+        20,
+        gate(key="samples", at_least=0, at_most=10**6, doc="outputs that are sampled and checked"),
     )
     gate_scorers: tuple[str, ...] = option(
         (),
@@ -261,7 +286,7 @@ class PipelineConfig(Declaration):
     )
 
     look_interval_hours: float = option(
-        1, evaluation(above=0, doc="how often a test or rollout is looked at")
+        1, evaluation(above=0, at_most=YEAR_HOURS, doc="how often a test or rollout is looked at")
     )
     loop_ledger: bool = option(
         True,
@@ -271,7 +296,7 @@ class PipelineConfig(Declaration):
         0.05, evaluation(above=0, at_most=0.5, doc="the budget of false promotions that they share")
     )
     allocation_hours: float = option(
-        24, evaluation(above=0, doc="how long a phase of `thompson` is")
+        24, evaluation(above=0, at_most=YEAR_HOURS, doc="how long a phase of `thompson` is")
     )
     candidates: int = option(
         1,
@@ -303,7 +328,12 @@ class PipelineConfig(Declaration):
         ),
     )
     retention_days: float | None = option(
-        None, evaluation(above=0, doc="how long raw events and scores are kept; none: for ever")
+        None,
+        evaluation(
+            above=0,
+            at_most=CENTURY_DAYS,
+            doc="how long raw events and scores are kept; none: for ever",
+        ),
     )
     quality_scorer: str | None = option(
         None,
@@ -324,12 +354,18 @@ class PipelineConfig(Declaration):
     )
     quality_calls_day: int = option(
         1000,
-        evaluation(at_least=0, by_request=False, doc="the most scores asked for in a day (UTC)"),
+        evaluation(
+            at_least=0,
+            at_most=10**9,
+            by_request=False,
+            doc="the most scores asked for in a day (UTC)",
+        ),
     )
     quality_cost_usd_day: float | None = option(
         None,
         evaluation(
             at_least=0,
+            at_most=1e9,
             by_request=False,
             doc="what they may cost in a day; none: only their number is limited",
         ),
@@ -347,6 +383,7 @@ class PipelineConfig(Declaration):
         72,
         evaluation(
             above=0,
+            at_most=YEAR_HOURS,
             by_request=False,
             doc="how long a text may wait for its score before it is forgotten",
         ),
@@ -387,6 +424,7 @@ class PipelineConfig(Declaration):
         deployment(
             aliases=("deployment.rollout_config.increment_interval_hours",),
             above=0,
+            at_most=YEAR_HOURS,
             doc="how long a step takes",
         ),
     )
@@ -413,6 +451,7 @@ class PipelineConfig(Declaration):
         deployment(
             aliases=("deployment.rollout_config.holdback_days",),
             at_least=0,
+            at_most=CENTURY_DAYS,
             doc="how long the holdback stays",
         ),
     )
@@ -426,15 +465,23 @@ class PipelineConfig(Declaration):
         0.05, deployment(above=0, at_most=1, doc="roll back when errors are shown to be above")
     )
     max_p95_latency_ms: float = option(
-        2000, deployment(above=0, doc="roll back when the 95th percentile is shown to be above")
+        2000,
+        deployment(
+            above=0, at_most=1e9, doc="roll back when the 95th percentile is shown to be above"
+        ),
     )
     min_step_units: int = option(
-        20, deployment(at_least=1, doc="units with an outcome that a step needs before the next")
+        20,
+        deployment(
+            at_least=1, at_most=10**9, doc="units with an outcome that a step needs before the next"
+        ),
     )
     pause_after_hours: float = option(
         72,
         deployment(
-            above=0, doc="how long past its time a step waits for them before the rollout pauses"
+            above=0,
+            at_most=CENTURY_HOURS,
+            doc="how long past its time a step waits for them before the rollout pauses",
         ),
     )
 
@@ -442,6 +489,7 @@ class PipelineConfig(Declaration):
         6,
         deployment(
             above=0,
+            at_most=YEAR_HOURS,
             doc="how long after a look was due a rollout may go unwatched before it goes back to "
             "its baseline; twice `look_interval_hours` where that is more",
         ),
@@ -517,7 +565,7 @@ class PipelineConfig(Declaration):
         Raises `ConfigError` for a field that the settings do not have.
         """
         fields.refuse_unknown(cls, data)
-        return cls(**data)
+        return cls.restored(**data)
 
     @classmethod
     def from_sections(cls, name: str, sections: Mapping[str, Any]) -> PipelineConfig:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuneproof.settings import checks, fields
 from tuneproof.settings.checks import HTTP
-from tuneproof.settings.fields import Option, metadata, option
+from tuneproof.settings.fields import YEAR_HOURS, YEAR_SECONDS, Option, metadata, option
 from tuneproof.settings.secrets import Options, Secret, Url
 
 _NAME = Option(doc="the table's name")
@@ -184,7 +184,7 @@ class ProviderConfig:
         None,
         Option(doc="that secret; better by variable"),
     )
-    timeout_seconds: float = option(30, Option(above=0, doc="of one call"))
+    timeout_seconds: float = option(30, Option(above=0, at_most=YEAR_SECONDS, doc="of one call"))
     prices: Mapping[str, tuple[float, float]] = option(
         {},
         Option(
@@ -294,8 +294,12 @@ class OutcomeSourceConfig:
             doc="how the two are bound: `native`, `text`, `seconds`, `milliseconds`",
         ),
     )
-    overlap_hours: float = option(24, Option(at_least=0, doc="rows are read again for so long"))
-    poll_seconds: float = option(300, Option(above=0, doc="how often it is read"))
+    overlap_hours: float = option(
+        24, Option(at_least=0, at_most=YEAR_HOURS, doc="rows are read again for so long")
+    )
+    poll_seconds: float = option(
+        300, Option(above=0, at_most=YEAR_SECONDS, doc="how often it is read")
+    )
 
     def __post_init__(self) -> None:
         fields.check(self)
@@ -344,6 +348,8 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         fields.check(self)
+        if self.kind == "webhook":
+            object.__setattr__(self, "options", Options(self.options, hides_paths=True))
 
 
 JUDGE_FIELDS = ("answer", "conversation", "rubric", "lowest", "highest", "mark")
@@ -408,10 +414,14 @@ class ScorerConfig:
             "`{lowest}`, `{highest}`, `{mark}`",
         ),
     )
-    lowest: float = option(1, Option(doc="of the judge's scale; the score is kept as 0"))
-    highest: float = option(5, Option(doc="of the judge's scale; the score is kept as 1"))
-    max_tokens: int = option(300, Option(at_least=1, doc="of the judge's reply"))
-    timeout_seconds: float = option(60, Option(above=0, doc="of one call"))
+    lowest: float = option(
+        1, Option(at_least=-1e9, at_most=1e9, doc="of the judge's scale; the score is kept as 0")
+    )
+    highest: float = option(
+        5, Option(at_least=-1e9, at_most=1e9, doc="of the judge's scale; the score is kept as 1")
+    )
+    max_tokens: int = option(300, Option(at_least=1, at_most=10**9, doc="of the judge's reply"))
+    timeout_seconds: float = option(60, Option(above=0, at_most=YEAR_SECONDS, doc="of one call"))
     concurrency: int = option(4, Option(at_least=1, at_most=100, doc="calls at once"))
     options: Mapping[str, Any] = option(
         {},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 MASK = "***"
 
@@ -96,6 +96,12 @@ class Url(Secret):
             return ""
 
     @property
+    def without_user(self) -> str:
+        """The address without a name and a password in it, for people to open."""
+        parts = urlsplit(self._text)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
     def masked(self) -> str:
         """The address with what is secret in it replaced by `***`."""
         try:
@@ -103,6 +109,8 @@ class Url(Secret):
             password = parts.password
         except ValueError:
             return MASK
+        if _ends_early(parts):
+            return _masked_rest(self._text)
         host = parts.netloc
         if "@" in host:
             user, _, host = host.rpartition("@")
@@ -136,8 +144,10 @@ class Options(Mapping[str, Any]):
     is secret in addresses masked.
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], *, hides_paths: bool = False) -> None:
+        """`hides_paths`: addresses among them are those of webhooks, whose path is a secret."""
         self._values = dict(values)
+        self._shown = WebhookUrl if hides_paths else Url
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -160,24 +170,39 @@ class Options(Mapping[str, Any]):
     @property
     def masked(self) -> dict[str, Any]:
         """What may be shown of them."""
-        return {name: _masked_option(name, value) for name, value in self._values.items()}
+        return {n: _masked_option(n, value, self._shown) for n, value in self._values.items()}
 
 
-def _masked_option(name: str, value: Any) -> Any:
+def _masked_option(name: str, value: Any, address: type[Url]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _masked_option(str(key), inner) for key, inner in value.items()}
+        return {key: _masked_option(str(key), inner, address) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_masked_option(name, inner) for inner in value]
+        return [_masked_option(name, inner, address) for inner in value]
     if isinstance(value, Secret):
         return value.masked
     if isinstance(value, str) and _SECRET_NAME.search(name):
         return MASK
-    return Url(value).masked if isinstance(value, str) and "://" in value else value
+    return address(value).masked if isinstance(value, str) and "://" in value else value
 
 
 def revealed(secret: Secret | None) -> str | None:
     """The text of a secret that may be missing."""
     return None if secret is None else secret.reveal()
+
+
+def _ends_early(parts: SplitResult) -> bool:
+    """Whether a password holds a character that ends a host elsewhere, so that it is split."""
+    _, colon, behind = parts.netloc.rpartition(":")
+    rest = f"{parts.path}{parts.query}{parts.fragment}"
+    known_port = behind.isdecimal() and parts.scheme in ("http", "https")
+    return bool(colon) and "@" in rest and "@" not in parts.netloc and not known_port
+
+
+def _masked_rest(address: str) -> str:
+    """The scheme, the user, and what comes behind the last `@`."""
+    scheme, _, rest = address.partition("://")
+    user, _, behind = rest.partition(":")
+    return f"{scheme}://{user}:{MASK}@{behind.rpartition('@')[2]}"
 
 
 def _masked_user(user: str, scheme: str, password: str | None) -> str:

@@ -11,7 +11,7 @@ from importlib import metadata
 
 from tuneproof.settings import checks, fields
 from tuneproof.settings.checks import HTTP
-from tuneproof.settings.fields import Option, option
+from tuneproof.settings.fields import YEAR_SECONDS, Option, option
 from tuneproof.settings.secrets import Secret, Url, WebhookUrl
 
 WEBHOOK_KINDS = ("standard", "slack")
@@ -44,7 +44,13 @@ class StoreConfig:
         Option(at_least=0, at_most=1000, env="DATABASE_MAX_OVERFLOW", doc="connections beyond"),
     )
     pool_timeout: float = option(
-        30, Option(above=0, env="DATABASE_POOL_TIMEOUT", doc="seconds to wait for one")
+        30,
+        Option(
+            above=0,
+            at_most=YEAR_SECONDS,
+            env="DATABASE_POOL_TIMEOUT",
+            doc="seconds to wait for one",
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +78,7 @@ class CacheConfig:
         ),
     )
     max_connections: int = option(
-        20, Option(at_least=1, env="REDIS_MAX_CONNECTIONS", doc="to Redis")
+        20, Option(at_least=1, at_most=100_000, env="REDIS_MAX_CONNECTIONS", doc="to Redis")
     )
     keepalive: bool = option(
         True, Option(env="REDIS_SOCKET_KEEPALIVE", doc="TCP keepalive to Redis")

@@ -17,7 +17,7 @@ def open_sql(config: SourceConfig) -> SqlSource:
     try:
         url = make_url(revealed(config.url) or "")
         family = url.get_backend_name()
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise DataError(
             f"The source {config.name!r} has a malformed address.",
             mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",

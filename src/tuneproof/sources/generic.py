@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from tuneproof.collection import Post, PostQuery, Totals, Window
 from tuneproof.errors import DataError
@@ -41,9 +41,7 @@ class GenericSource(SqlSource):
                     yield [make(row) for row in rows]
             finally:
                 await asyncio.to_thread(connection.close)
-        except OperationalError as error:
-            raise self.outage(error) from error
         except DBAPIError as error:
-            raise self.failure(error) from error
+            raise self.told(error) from error
         finally:
             engine.dispose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.errors import ConfigError, DataError, StoreUnavailableError
+from tuneproof.resilience import damage
+from tuneproof.settings import Url
 from tuneproof.sources.delimited import header, records
 from tuneproof.sources.files import arrow, no_parquet
 from tuneproof.sources.rows import instant
@@ -62,7 +65,7 @@ def _load(path: Path, url: str, table: str, progress: Callable[[int], None] | No
         )
     engine = _engine(url)
     try:
-        with engine.begin() as connection:
+        with _undamaged(engine), engine.begin() as connection:
             target = _table(connection, table, columns)
             return _insert(connection, target, rows, progress)
     except OperationalError as error:
@@ -79,8 +82,19 @@ def _load(path: Path, url: str, table: str, progress: Callable[[int], None] | No
         engine.dispose()
 
 
+def _undamaged(engine: Engine) -> AbstractContextManager[None]:
+    where = f"The database {engine.url.render_as_string(hide_password=True)}"
+    return damage.damage_as_error(where, damage.OTHER_FILE)
+
+
 def _engine(url: str) -> Engine:
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(
+            f"{Url(url)} is not a database address.",
+            mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
+        ) from error
     family = parsed.get_backend_name().replace("postgresql", "postgres")
     family = family.replace("postgres", "postgresql")
     if family not in _DRIVERS:
@@ -229,7 +243,7 @@ def _whole(value: Any, column: str, where: str) -> int:
 
 def _number(value: Any, column: str, where: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError as error:
         percent = " Divide percents by 100." if str(value).rstrip().endswith("%") else ""
         raise DataError(
@@ -237,6 +251,14 @@ def _number(value: Any, column: str, where: str) -> float:
             mend=f"A rate is a share from 0 to 1, such as 0.12.{percent}",
             field=column,
         ) from error
+    if column in _RATES and not 0 <= number <= 1:
+        raise DataError(
+            f"{where}: {column} is {_shortened(value)}, no share.",
+            mend="A rate is a share from 0 to 1, such as 0.12: divide percents by 100, and leave "
+            "it empty where it is not known.",
+            field=column,
+        )
+    return number
 
 
 def _time(value: Any, column: str, where: str) -> datetime:

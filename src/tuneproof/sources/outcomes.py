@@ -49,7 +49,7 @@ class OutcomeTable:
         self.config = config
         try:
             self.url = make_url(url)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise DataError(
                 f"The outcome source {config.name!r} has a malformed address.",
                 mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",

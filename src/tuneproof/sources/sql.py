@@ -21,7 +21,8 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import NullPool
 
 from tuneproof.collection import Post, PostQuery, SourceCheck, Totals, Window
-from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.errors import DataError, StoreUnavailableError, TuneProofError
+from tuneproof.resilience import damage
 from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
 
@@ -40,6 +41,9 @@ OWN_TABLES: Final = frozenset(
     )
 )
 """The store's tables by name: sources do not know the store."""
+
+ENGINE_TABLES: Final = frozenset(("datasource_outputs", "dbos_datasource_migrations"))
+"""Those of the durable engine beside them."""
 
 OWN_DAYS: Final = re.compile(r"(exposures|outcomes)_(past|future|\d{4}_\d\d_\d\d)")
 """The parts of the store's tables that hold a day."""
@@ -176,6 +180,15 @@ class SqlSource(ABC):
             mend=f"Check that it runs and that sources.{self.config.name}.url is right.",
         )
 
+    def told(self, error: Exception, *, connecting: bool = False) -> TuneProofError:
+        """What a driver's error is to a caller: damage, an outage, or a refusal."""
+        broken = damage.damage_of(error, f"The source {self}", damage.OTHER_FILE)
+        if broken is not None:
+            return broken
+        if not isinstance(error, DBAPIError) or isinstance(error, OperationalError):
+            return self.outage(error)
+        return self.outage(error) if connecting else self.failure(error)
+
     def failure(self, error: DBAPIError) -> DataError:
         """The error for a query that the database refused."""
         reason = (str(error.orig).strip().splitlines() or ["no reason"])[0]
@@ -282,8 +295,8 @@ class _Connected:
         self._engine = self._source.engine()
         try:
             self._connection = self._engine.connect()
-        except (OperationalError, OSError) as error:
-            raise self._source.outage(error) from error
+        except (DBAPIError, OSError) as error:
+            raise self._source.told(error, connecting=True) from error
         except ModuleNotFoundError as error:
             raise DataError(f"{error}.", mend="pip install the database's driver.") from error
         return self._connection
@@ -291,17 +304,16 @@ class _Connected:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._connection.close()
         self._engine.dispose()
-        if isinstance(error, OperationalError):
-            raise self._source.outage(error) from error
         if isinstance(error, DBAPIError):
-            raise self._source.failure(error) from error
+            raise self._source.told(error) from error
 
 
 def _theirs(tables: Sequence[str]) -> list[str]:
     """The tables without those of a store of ours, where there is one beside them."""
     if OWN_MARK not in tables:
         return list(tables)
-    return [t for t in tables if t not in OWN_TABLES and not OWN_DAYS.fullmatch(t)]
+    ours = OWN_TABLES | ENGINE_TABLES
+    return [t for t in tables if t not in ours and not OWN_DAYS.fullmatch(t)]
 
 
 def _inspect(connection: Connection, wanted: str, where: str) -> Table:

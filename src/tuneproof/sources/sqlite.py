@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from tuneproof.collection import Post, PostQuery
 from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.resilience import damage
 from tuneproof.sources.rows import as_text, maker, micros_per
 from tuneproof.sources.sql import SqlSource, Table
 
@@ -54,7 +55,10 @@ class SqliteSource(SqlSource):
                 )
                 while rows := await asyncio.to_thread(cursor.fetchmany, query.chunk_size):
                     yield [make(row) for row in rows]
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
+                broken = damage.damage_of(error, f"The source {self}", damage.OTHER_FILE)
+                if broken is not None:
+                    raise broken from error
                 raise DataError(
                     f"The source {self} refused the query: {error}.",
                     mend=f"Check sources.{self.config.name}: its columns and its where.",

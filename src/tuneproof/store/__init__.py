@@ -8,7 +8,7 @@ each noun, `store` holds them together; events go through `events` into `ingest_
 from tuneproof.store.activity import Activity
 from tuneproof.store.alerts import KeptAlert
 from tuneproof.store.deployments import HistoryEntry
-from tuneproof.store.engine import database_url, make_engine, mask
+from tuneproof.store.engine import database_url, make_engine, mask, refuse_absent
 from tuneproof.store.experiments import Phase, look_document, look_of_document
 from tuneproof.store.idempotency import Claim, Idempotency, KeptAnswer
 from tuneproof.store.ids import uuid7
@@ -48,6 +48,7 @@ __all__ = [
     "mask",
     "metadata",
     "open_store",
+    "refuse_absent",
     "unopened_store",
     "uuid7",
 ]

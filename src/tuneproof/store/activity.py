@@ -75,12 +75,12 @@ class ActivityLog:
         if object_id is not None:
             query = query.where(activity.c.object_id == object_id)
         if cursor is not None:
-            if not cursor.isascii() or not cursor.isdigit():
+            if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
                 raise DataError(
                     f"The cursor {cursor[:80]!r} did not come from a page.",
                     mend="Take next_cursor from the page before, or leave the cursor out.",
                 )
-            query = query.where(activity.c.seq < min(int(cursor), 2**62))
+            query = query.where(activity.c.seq < int(cursor))
         async with self._database.reading(tx) as own:
             rows = await own.execute(query.order_by(activity.c.seq.desc()).limit(limit + 1))
             found = [Activity(**row._mapping) for row in rows]

@@ -25,9 +25,17 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tuneproof.errors import ConfigError, StoreUnavailableError
-from tuneproof.resilience import postgres_engine
+from tuneproof.resilience import damage, postgres_engine
+from tuneproof.settings import Url
 
-__all__ = ["READ_OPTION", "database_url", "make_engine", "mask", "unavailable_as_error"]
+__all__ = [
+    "READ_OPTION",
+    "database_url",
+    "make_engine",
+    "mask",
+    "refuse_absent",
+    "unavailable_as_error",
+]
 
 READ_OPTION = "tuneproof_read"
 """Execution option of a connection that only reads: SQLite then begins without a write lock."""
@@ -51,9 +59,9 @@ def database_url(address: str | URL) -> URL:
     """
     try:
         url = make_url(address)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
         raise ConfigError(
-            f"{address!r} is not a database address.",
+            f"{Url(str(address))} is not a database address.",
             mend="Write sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
         ) from error
     if url.drivername in _POSTGRES:
@@ -76,15 +84,19 @@ def mask(address: str | URL) -> str:
     return make_url(address).render_as_string(hide_password=True)
 
 
-def make_engine(address: str | URL, **pool: Any) -> AsyncEngine:
+def make_engine(address: str | URL, *, make: bool = True, **pool: Any) -> AsyncEngine:
     """An engine for `address`; `pool` are arguments of `resilience.postgres_engine`.
 
-    The folder of a SQLite file is made where it is absent. Nothing is connected yet.
+    A SQLite file and its folder are made where they are absent; without `make` whoever connects
+    gets `StoreUnavailableError` then. Nothing is connected yet.
     """
     url = database_url(address)
     if url.drivername.startswith("postgresql"):
         return postgres_engine(url, **pool)
-    Path(str(url.database)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    if make:
+        path = Path(str(url.database))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # what SQLite puts beside it has the same mode
     engine = create_async_engine(
         url,
         pool_size=pool.get("pool_size", 10),
@@ -92,16 +104,35 @@ def make_engine(address: str | URL, **pool: Any) -> AsyncEngine:
         pool_timeout=pool.get("pool_timeout_s", 30.0),
         connect_args={"factory": _SqliteConnection},
     )
+    if not make:
+        event.listen(engine.sync_engine, "do_connect", lambda *_: refuse_absent(url))
     event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
     event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
     return engine
 
 
+def refuse_absent(address: str | URL) -> None:
+    """Raise `StoreUnavailableError` where a SQLite file is absent: what only reads makes none."""
+    url = database_url(address)
+    path = Path(str(url.database))
+    if url.drivername not in _SQLITE or path.is_file():
+        return
+    folder = "" if path.parent.is_dir() else f", and no folder {path.parent}"
+    raise StoreUnavailableError(
+        f"There is no database {path}{folder}: nothing has run here yet.",
+        mend="Name another place with --dir or [store], or begin: tuneproof run start.",
+        reason="absent",
+    )
+
+
 @contextmanager
 def unavailable_as_error(address: str | URL) -> Iterator[None]:
-    """Turn driver errors that mean "no answer" into `StoreUnavailableError`."""
+    """Turn driver errors that mean "no answer", or "damaged", into `StoreUnavailableError`."""
+    url = make_url(address)
+    mend = damage.OWN_FILE if url.drivername in _SQLITE else damage.SERVER
     try:
-        yield
+        with damage.damage_as_error(f"The database {mask(url)}", mend):
+            yield
     except PoolTimeoutError as error:
         raise StoreUnavailableError(
             f"No connection to {mask(address)} became free in time.",
@@ -180,7 +211,7 @@ def _is_outage(error: DBAPIError) -> bool:
     text = str(error.orig).lower()
     if "no such" in text or "syntax" in text or "already exists" in text:
         return False
-    sqlite = ("locked", "unable to open", "disk i/o", "readonly", "disk is full", "malformed")
+    sqlite = ("locked", "unable to open", "disk i/o", "readonly", "disk is full")
     return any(word in text for word in sqlite) or "psycopg" in type(error.orig).__module__
 
 

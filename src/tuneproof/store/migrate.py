@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tuneproof.errors import StateError
+from tuneproof.errors import StateError, StoreUnavailableError
 from tuneproof.store.engine import READ_OPTION
 from tuneproof.store.tables import metadata
 
@@ -22,8 +22,10 @@ _TABLE_OF_0_1_0 = "tuneproof_schema"
 _LOCK = 0x74756E65  # "tune": the advisory lock that migrating workers queue on
 
 
-async def migrate(engine: AsyncEngine) -> None:
+async def migrate(engine: AsyncEngine, *, make: bool = True) -> None:
     """Run the migrations that this database lacks, all in one transaction.
+
+    Without `make` none is run, and a database that lacks one raises `StoreUnavailableError`.
 
     Raises `StateError` where another version of TuneProof made the tables that are there: a
     newer one, or 0.1.0, whose data none can read; also where tables of the store's names are
@@ -33,8 +35,19 @@ async def migrate(engine: AsyncEngine) -> None:
         found = await connection.run_sync(_current)
     if found == HEAD:
         return
+    if not make and (found is None or found < HEAD):
+        raise _behind(engine, found)
     async with engine.begin() as connection:
         await connection.run_sync(_upgrade)
+
+
+def _behind(engine: AsyncEngine, found: str | None) -> StoreUnavailableError:
+    has = "no tables of TuneProof yet" if found is None else f"schema {found}, before {HEAD}"
+    return StoreUnavailableError(
+        f"The database {engine.url.render_as_string(hide_password=True)} has {has}.",
+        mend="Start the service, which makes what is lacking: tuneproof serve",
+        reason="absent",
+    )
 
 
 def _current(connection: Connection) -> str | None:

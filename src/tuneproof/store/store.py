@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tuneproof.collection import TimeSource
+from tuneproof.errors import StoreUnavailableError
 from tuneproof.store.activity import ActivityLog
 from tuneproof.store.alerts import KeptAlerts
 from tuneproof.store.database import Database
@@ -100,9 +102,15 @@ class Store:
         await self.database.engine.dispose()
 
 
-def unopened_store(url: str | URL, *, clock: TimeSource) -> Store:
-    """A store at an address that does not answer: each use raises `StoreUnavailableError`."""
-    return Store(Database(make_engine(database_url(url))), clock=clock)
+def unopened_store(url: str | URL, refused: StoreUnavailableError, *, clock: TimeSource) -> Store:
+    """A store that could not be opened: each use raises what it was `refused` for."""
+    engine = make_engine(database_url(url), make=False)
+
+    def refuse(*_: object) -> None:
+        raise refused
+
+    event.listen(engine.sync_engine, "do_connect", refuse)
+    return Store(Database(engine), clock=clock)
 
 
 async def open_store(
@@ -111,8 +119,12 @@ async def open_store(
     pool: Mapping[str, Any] | None = None,
     clock: TimeSource | None = None,
     engine: AsyncEngine | None = None,
+    make: bool = True,
 ) -> Store:
     """Open the store at `url` and bring its schema up to date.
+
+    Without `make` nothing is written: a database that is not there, or whose schema is not this
+    version's, is refused.
 
     `pool` are arguments of `resilience.postgres_engine` (`pool_size`, `max_overflow`,
     `pool_timeout_s`, ...); an `engine` made by `make_engine` may be given in place of `url`.
@@ -121,14 +133,15 @@ async def open_store(
     of TuneProof.
     """
     if engine is None:
-        engine = make_engine(database_url(url or "sqlite:///tuneproof.db"), **(pool or {}))
+        address = database_url(url or "sqlite:///tuneproof.db")
+        engine = make_engine(address, make=make, **(pool or {}))
     if clock is None:
         from tuneproof.workflow import SystemClock  # pulls in the durable engine
 
         clock = SystemClock()
     try:
         with unavailable_as_error(engine.url):
-            await migrate(engine)
+            await migrate(engine, make=make)
     except BaseException:
         await engine.dispose()
         raise

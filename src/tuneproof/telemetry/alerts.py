@@ -44,7 +44,11 @@ STANDARD = "standard"
 
 
 class Alerts:
-    """Sends alerts to a webhook, and knows whether alerts reach anybody. Addresses may be None."""
+    """Sends alerts to a webhook, and knows whether alerts reach anybody. Addresses may be None.
+
+    `unset_secret` is the variable that should hold the webhook's secret and does not: messages
+    are sent without a signature then, and the webhook does not count as working.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Alerts:
         webhook_url: WebhookUrl | str | None = None,
         webhook_secret: Secret | str | None = None,
         webhook_kind: str = STANDARD,
+        unset_secret: str = "",
         prometheus_url: Url | str | None = None,
         timeout_s: float = 5.0,
     ) -> None:
@@ -60,6 +65,7 @@ class Alerts:
         self._webhook_url = None if webhook_url is None else WebhookUrl(webhook_url)
         self._key = None if webhook_secret is None else _key(Secret(webhook_secret).reveal())
         self._body = BODIES[webhook_kind]
+        self._unset_secret = unset_secret
         self._prometheus_url = None if prometheus_url is None else Url(prometheus_url)
         self._timeout_s = timeout_s
         self._verified: dict[str, datetime] = {}
@@ -85,29 +91,34 @@ class Alerts:
 
     async def check(self) -> str:
         """What works, in words. Raises the `TuneProofError` of the first way where none does."""
-        found, refusal = [], None
-        for name, look, age in (
-            ("webhook", self._check_webhook, WEBHOOK_VERIFIED_FOR),
-            ("prometheus", self._check_rules, RULES_VERIFIED_FOR),
-        ):
-            try:
-                found += await self._looked(name, look, age)
-            except TuneProofError as e:
-                refusal = refusal or e
-        if refusal is not None and not found:
-            raise refusal
-        return ", ".join(found)
+        found = await self.ways()
+        working = [f"{name} answers" for name, refusal in found.items() if refusal is None]
+        for refusal in found.values():
+            if refusal is not None and not working:
+                raise refusal
+        return ", ".join(working)
 
-    async def _looked(self, name: str, look: Callable[[], Any], age: timedelta) -> list[str]:
-        url = self._webhook_url if name == "webhook" else self._prometheus_url
-        if url is None:
-            return []
+    async def ways(self) -> Mapping[str, TuneProofError | None]:
+        """Each way that is set, "webhook" and "prometheus", with what keeps it from working."""
+        found: dict[str, TuneProofError | None] = {}
+        for name, url, look, age in (
+            ("webhook", self._webhook_url, self._check_webhook, WEBHOOK_VERIFIED_FOR),
+            ("prometheus", self._prometheus_url, self._check_rules, RULES_VERIFIED_FOR),
+        ):
+            if url is not None:
+                try:
+                    await self._looked(name, look, age)
+                    found[name] = None
+                except TuneProofError as e:
+                    found[name] = e
+        return found
+
+    async def _looked(self, name: str, look: Callable[[], Any], age: timedelta) -> None:
         at = self._verified.get(name)
         if at is None or self._now() - at > age:
             self._verified.pop(name, None)
             await look()
             self._verified[name] = self._now()
-        return [f"{name} answers"]
 
     async def send(
         self,
@@ -140,6 +151,13 @@ class Alerts:
         self._verified["webhook"] = self._now()
 
     async def _check_webhook(self) -> None:
+        if self._unset_secret:
+            raise ConfigError(
+                f"The webhook's secret should be in {self._unset_secret}, which is not set: its "
+                "messages are not signed.",
+                mend="Set it, or take alerts.webhook_secret_env out of the settings.",
+                field="alerts.webhook_secret_env",
+            )
         await self.send("test", "test", "TuneProof can reach you.")
 
     async def _post(self, url: WebhookUrl, message: Mapping[str, Any], id: str) -> None:

@@ -173,7 +173,8 @@ def _unpack_record(value: dict[str, Any]) -> Any:
         without = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if without and f.name not in fields:
             raise _misfit(stored, f.name, "which the class needs", there=False)
-    return stored.cls(**fields)
+    # A class may say itself how it is made of fields that an earlier version stored.
+    return getattr(stored.cls, "restored", stored.cls)(**fields)
 
 
 def _misfit(stored: _Stored, field: str, why: str, *, there: bool = True) -> errors.DataError:

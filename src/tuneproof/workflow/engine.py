@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack, cast
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from dbos._error import DBOSException, DBOSUnexpectedStepError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof import errors
-from tuneproof.resilience import Supervisor
+from tuneproof.resilience import Supervisor, damage
 from tuneproof.workflow.clocks import Clock
 from tuneproof.workflow.codec import RecordSerializer
 from tuneproof.workflow.ownership import Keeper
@@ -122,7 +123,8 @@ class Engine:
             )
         _engine = self
         try:
-            await self._launch()
+            with damage.damage_as_error(self._told_database(), damage.OWN_FILE):
+                await self._launch()
         except BaseException:
             await self.stop()
             raise
@@ -164,6 +166,10 @@ class Engine:
             self._supervisor.every(
                 _TAKEOVER, self._takeover_s, self._keeper.look, longest_pause_s=RECONNECT_S
             )
+
+    def _told_database(self) -> str:
+        shown = sa.make_url(self._system_url).render_as_string(hide_password=True)
+        return f"The engine's database {shown}"
 
     def _pending_before_launch(self) -> list[str]:
         # The virtual clock must not run ahead of runs that recovery is about to resume.
@@ -351,6 +357,8 @@ def resources() -> Any:
 
 
 def _sqlite_engine(url: str) -> sa.Engine:
+    """An engine for the file, which is its owner's alone."""
+    Path(str(sa.make_url(url).database)).touch(mode=0o600)
     made = sa.create_engine(url, connect_args={"check_same_thread": False})
 
     @sa.event.listens_for(made, "connect")

@@ -59,7 +59,8 @@ class DirectoryLock:
 
     def acquire(self) -> None:
         """Take the lock or raise `StateError` naming the process that holds it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)
         file = open(self._path, "a+")  # noqa: SIM115 - held until release
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,86 +11,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.line import EXECUTABLE, Line, clean_env, write_posts
 
 from tuneproof import cli
 from tuneproof.cli.output import FAILED, OK, USAGE
 
-EXECUTABLE = [sys.executable, "-c", "from tuneproof.cli import main; main()"]
-
-
-def clean_env(**more: str) -> dict[str, str]:
-    """The environment without what would change the settings."""
-    skip = ("FINE_TUNING", "OPENAI", "DATABASE", "REDIS", "MLFLOW", "TUNEPROOF", "K8S")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(skip)}
-    return {**kept, "NO_COLOR": "1", **more}
-
-
-@pytest.fixture(autouse=True)
-def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings file, no variables of the developer's."""
-    monkeypatch.chdir(tmp_path)
-    for name in set(os.environ) - set(clean_env()):
-        monkeypatch.delenv(name)
-
-
-class Line:
-    """Runs commands in this process on one data directory."""
-
-    def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.directory = directory
-        self._capsys = capsys
-
-    def __call__(self, *tokens: str) -> tuple[int, str, str]:
-        """The exit code, stdout, stderr of a command."""
-        code = cli.run([*tokens, "--dir", str(self.directory)])
-        shown = self._capsys.readouterr()
-        return code, shown.out, shown.err
-
-    def json(self, *tokens: str, code: int = OK) -> Any:
-        """What a command answers as JSON."""
-        found, out, err = self(*tokens, "--json")
-        assert found == code, err
-        return json.loads(out)
-
-    def apart(self, *tokens: str) -> subprocess.CompletedProcess[str]:
-        """A command in a process of its own: it starts the engine."""
-        command = [*EXECUTABLE, *tokens, "--dir", str(self.directory)]
-        return subprocess.run(
-            command, env=clean_env(), capture_output=True, text=True, timeout=120, check=False
-        )
-
-
-@pytest.fixture
-def line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Line:
-    return Line(tmp_path / "data", capsys)
-
-
-def write_posts(path: Path, count: int = 150) -> None:
-    """A CSV of posts of January 2025 that all did well."""
-    words = [
-        "summer",
-        "winter",
-        "coffee",
-        "travel",
-        "music",
-        "garden",
-        "river",
-        "city",
-        "sea",
-        "art",
-    ]
-    with path.open("w", encoding="utf-8") as file:
-        file.write("id,persona_id,original_input,hook,body,engagement_rate,ts,tokens_used\n")
-        for i in range(count):
-            a, b = words[i % 10], words[(i // 10) % 10]
-            file.write(
-                f"p{i},persona-{i % 9},about {a} and {b} {i},You will love {a} with {b} {i},"
-                f"A longer text on {a} and {b} with number {i} in it,{0.06 + i / 10_000},"
-                f"2025-01-{i % 27 + 1:02d}T08:00:00Z,60\n"
-            )
-
 
 def test_without_a_service_commands_open_the_data_themselves(line):
+    line.json("token", "create", "first", "--scope", "read")
     assert line.json("run", "list") == {"items": [], "next_cursor": None}
     assert line.json("models", "list") == []
     assert [p["name"] for p in line.json("status")["pipelines"]] == ["default"]
@@ -102,13 +28,16 @@ def test_without_a_service_commands_open_the_data_themselves(line):
 
 
 def test_an_unknown_run_exits_1_with_a_command(line):
+    line.json("token", "create", "first", "--scope", "read")
     code, out, err = line("run", "show", "ft-pipeline-20000101-001")
     assert (code, out) == (FAILED, "")
     assert "ft-pipeline-20000101-001" in err
     assert "tuneproof run list" in err.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["status", "serve", "demo --exit", "run start", "run list"])
+@pytest.mark.parametrize(
+    "command", ["serve", "demo --exit", "run start", "token create x --scope read"]
+)
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/absent"])
 def test_a_data_directory_that_cannot_be_used_exits_2_with_its_path(
     tmp_path, capsys, command, place

@@ -1,0 +1,130 @@
+"""The doctor does what a run does up to the first example, and goes on where one look fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.line import Line
+from tests.servers import free_port
+
+from tuneproof.cli.output import FAILED, OK, USAGE
+
+HEADER = "id,persona_id,original_input,hook,body,engagement_rate,ts\n"
+
+
+def posts(count: int, *, rate: float = 0.08) -> str:
+    """A CSV of posts of the last days that did well, each with texts of its own."""
+    now = datetime.now(UTC)
+    rows = [
+        f"p{i},a,topic {i},hook number {i},a body with number {i},{rate},"
+        f"{(now - timedelta(minutes=30 * i)).isoformat()}\n"
+        for i in range(count)
+    ]
+    return HEADER + "".join(rows)
+
+
+def findings(line: Line, *, code: int = OK) -> Mapping[str, Any]:
+    return {found["name"]: found for found in line.json("doctor", code=code)}
+
+
+def source(text: str) -> None:
+    """Settings whose posts are a file with this text."""
+    Path("posts.csv").write_text(text)
+    Path("tuneproof.toml").write_text('[sources.posts]\nurl = "posts.csv"\n')
+
+
+def test_the_first_example_of_each_task_is_shown(line):
+    source(posts(200))
+    found = findings(line)
+    assert found["default: posts"]["status"] == "ok"
+    assert found["default: posts"]["detail"].startswith("200 posts give examples: ")
+    assert "kept_back" in found["default: posts"]["detail"]
+    hook = found["default: first hook"]["detail"]
+    assert hook.startswith("user: topic ")
+    assert "; assistant: hook number " in hook
+    assert "Write a detailed post" in found["default: first body"]["detail"]
+
+
+def test_a_source_without_the_columns_is_refused_as_by_a_run(line):
+    """It said "the source has all the columns" of one that had id and rate alone."""
+    source("id,engagement_rate,ts\np1,0.1,2026-01-01\n")
+    found = findings(line, code=FAILED)["default: posts"]
+    assert found["status"] == "failed"
+    assert "no column for original_input, hook, body" in found["detail"]
+    done = line.apart("run", "start")
+    assert found["detail"] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        (posts(20), "warning", "a run needs 100 in all, and is skipped"),
+        (posts(200, rate=0.01), "failed", "a run would be skipped"),
+        (HEADER, "failed", "a run would be skipped"),
+    ],
+)
+def test_too_few_posts_for_a_run_are_told(line, text, status, said):
+    source(text)
+    found = findings(line, code=FAILED if status == "failed" else OK)["default: posts"]
+    assert found["status"] == status
+    assert said in found["detail"]
+    assert found["mend"]
+
+
+def test_rates_that_are_no_shares_are_refused_as_by_a_run(line):
+    source(posts(50, rate=8.0))
+    found = findings(line, code=FAILED)["default: posts"]
+    assert "50 of 50 posts have an engagement_rate that is no share of 1" in found["detail"]
+
+
+@pytest.mark.parametrize("kind", ["azure", "nebius", "compatible", "openai", "together"])
+def test_a_provider_that_cannot_be_called_is_found_before_a_run(line, kind):
+    """`config check` passed it, and the doctor showed one error instead of its table."""
+    Path("tuneproof.toml").write_text(f'[providers.default]\nkind = "{kind}"\n')
+    code, out, err = line("config", "check")
+    assert code == USAGE
+    lacking = "no key" if kind in ("openai", "together") else "no base_url"
+    assert f"has {lacking}" in err
+    assert "pipelines.default.days_back" in out
+    found = findings(line, code=FAILED)
+    assert found["database"]["status"] == "warning"
+    assert found["provider"]["status"] == "warning"
+    told = [f for name, f in found.items() if name.startswith("providers.default.")]
+    assert [f["status"] for f in told] == ["failed"]
+    assert found["default: posts"]["status"] == "failed"
+
+
+def test_a_variable_that_is_named_and_holds_nothing_is_an_error(line, monkeypatch):
+    Path("tuneproof.toml").write_text(
+        '[providers.default]\napi_key_env = "MY_KEY"\n'
+        '[providers.other]\nkind = "nebius"\nbase_url = "http://127.0.0.1:1/v1"\n'
+        'webhook_secret_env = "MY_HOOK"\n'
+        '[alerts]\nwebhook_url = "http://127.0.0.1:1/x"\nwebhook_secret_env = "MY_SECRET"\n'
+        '[targets.t]\nkind = "webhook"\n'
+    )
+    code, _, err = line("config", "check")
+    assert code == USAGE
+    for name in ("MY_KEY", "MY_HOOK", "MY_SECRET"):
+        assert f"names the variable '{name}', which is not set." in err
+        monkeypatch.setenv(name, "set")
+    assert "Target 't' needs the option 'url'" in err
+    code, _, err = line("config", "check")
+    assert (code, err.count("Error: ")) == (USAGE, 1)
+
+
+def test_each_way_of_alerts_is_checked_by_itself(line, monkeypatch):
+    """One way that worked hid the other that did not."""
+    Path("tuneproof.toml").write_text(
+        f'[alerts]\nwebhook_url = "http://127.0.0.1:{free_port()}/x"\n'
+        f'webhook_secret_env = "MY_SECRET"\nprometheus_url = "http://127.0.0.1:{free_port()}"\n'
+    )
+    found = findings(line, code=FAILED)
+    assert "MY_SECRET, which is not set" in found["alerts: webhook"]["detail"]
+    assert "cannot be reached" in found["alerts: prometheus"]["detail"]
+    monkeypatch.setenv("MY_SECRET", "set")
+    found = findings(line, code=FAILED)
+    assert "cannot be reached" in found["alerts: webhook"]["detail"]
