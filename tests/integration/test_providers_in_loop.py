@@ -172,8 +172,9 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
         assert after.parent_id == before.id
         test = await loop.app.store.experiments.get(second.result["ab_test_id"])
         assert test.baseline.model_id == before.model_id
-        # The way back was called at the old provider, the candidate at the new one.
-        assert old.calls["complete"] == calls["old"]["complete"] + 1
+        # The way back was called at the old provider (by the gate, and before the rollout), the
+        # candidate at the new one.
+        assert old.calls["complete"] == calls["old"]["complete"] + 2
         assert old.calls["create_job"] == calls["old"]["create_job"]
         assert new.calls["create_job"] == 1
         assert before.model_id is not None

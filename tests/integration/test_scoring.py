@@ -151,9 +151,9 @@ async def test_the_judges_scores_decide_a_criterion_of_quality(
             Outcome(id=f"o{i}", subject=test.id, unit=f"u{i}", at=e.at, value=0.05 + i % 7 / 100)
             for i, e in enumerate(shown)
         ]
+        clock.move(days=7, hours=1)
         await app.events.record(exposures=shown, outcomes=told)
         assert await score_all(app) == len(asked(chat)) == 600
-        clock.move(days=7, hours=1)
         config = app.pipelines.get("default")
         evaluator = ModelEvaluator(store=app.store, clock=clock, config=config)
         [look] = await evaluator.look(test.family)
@@ -185,12 +185,15 @@ async def test_a_unit_counts_once_with_the_mean_of_its_tasks(opened: Open, chat:
         assert len(asked(chat)) == 2
 
 
-async def test_the_texts_of_the_other_arm_after_a_move_do_not_count(opened: Open) -> None:
+async def test_the_texts_of_the_other_arm_after_a_move_do_not_count(
+    opened: Open, clock: HandClock
+) -> None:
     async with opened() as app:
         test = await experiment(app)
+        clock.move(hours=1)
         first = answer(test, 0, "so-so")
         later = Exposure(
-            id="later", subject=test.id, phase=2, arm=Arm.CANDIDATE, unit="u0", task="body",
+            id="later", subject=test.id, phase=1, arm=Arm.CANDIDATE, unit="u0", task="body",
             at=test.start_at + timedelta(hours=1), text="good",
         )  # fmt: skip
         await app.events.record(exposures=[first, later])

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tests.simulation import adaptive, declarations, families, loops, tests_table, traps
+from tests.simulation import adaptive, declarations, families, faults, loops, tests_table, traps
 from tests.simulation.records import Record, Row
 
 SEED = 20_261_120
@@ -27,6 +27,7 @@ ROWS: dict[str, tuple[Row, int]] = {
     **declarations.ROWS,
     **families.ROWS,
     **adaptive.ROWS,
+    **faults.ROWS,
 }
 
 
