@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
+from tests.simulation.declarations import T0, TEST
 from tests.simulation.records import Record, Row, at_least, at_most
-from tests.simulation.worlds import Array
+from tests.simulation.worlds import KAPPA, MEAN, Array, beta
 
+from tuneproof.experiments import Arm, Cell, Evidence, Look, Verdict, judge
+from tuneproof.experiments.evaluator import declared_look
+from tuneproof.settings import Declaration
 from tuneproof.stats import guardrails, sequential
 from tuneproof.stats.aggregates import Aggregate, Stratum
 from tuneproof.stats.guardrails import Stretch
@@ -18,6 +24,9 @@ ALPHA = 0.01
 """Of each guardrail of a test: `experiments.judge` has two at 2 % together."""
 
 LIMIT = 0.05
+
+SPEC = replace(TEST, declaration=Declaration(maturation_hours=0))
+"""A test as the defaults declare it, whose outcomes are there at once."""
 
 
 def _first(stretches: list[Stretch]) -> tuple[float, float]:
@@ -168,7 +177,65 @@ def _ever_below(y: Array, candidate: Array) -> bool:
     return False
 
 
+def novelty(runs: int, rng: np.random.Generator) -> list[Record]:
+    """A lift of +60 % that fades to -5 % within the week, beside one of +20 % that stays, and none:
+    through the judge, at the default rule."""
+    fading = np.linspace(0.6, -0.05, HOURS)
+    faded, careless = _promoted(runs, rng, fading)
+    stays, would = _promoted(runs, rng, np.full(HOURS, 0.2))
+    none, _ = _promoted(runs, rng, np.zeros(HOURS))
+    return [
+        at_most(
+            "+60 % that fades to -5 %: promoted", faded, 0.85, runs=runs,
+            careless=careless, careless_said="without the halves: 99.8 %", also=careless > 0.9,
+        ),
+        at_least(
+            "+20 % that stays, 20 posts/h: promoted", stays, 0.86, runs=runs, careless=would,
+            careless_said="without the halves",
+        ),
+        at_most("no effect: promoted", none, 0.035, runs=runs),
+    ]  # fmt: skip
+
+
+def _promoted(runs: int, rng: np.random.Generator, lift: Array) -> tuple[float, float]:
+    """The share of weeks that end in a promotion; and of those that would if halves counted for
+    nothing."""
+    ours = careless = 0
+    for _ in range(runs):
+        hour = np.sort(rng.integers(0, HOURS, 20 * HOURS))
+        candidate = rng.random(len(hour)) < 0.1
+        y = beta(rng, MEAN * (1 + lift[hour] * candidate), KAPPA)
+        looks: list[Look] = []
+        for day in (3, 5, 7):
+            seen = _evidence(y, candidate, hour, 24 * day)
+            at = T0 + timedelta(days=day)
+            before = [declared_look(look) for look in looks]
+            looks.append(judge(SPEC, seen, at=at, declared_before=before))
+            if looks[-1].verdict is not Verdict.CONTINUE:
+                break
+        said = looks[-1].verdict is Verdict.PROMOTE
+        ours += said
+        careless += said or any("the lift fades" in look.reason for look in looks)
+    return ours / runs, careless / runs
+
+
+def _evidence(y: Array, candidate: Array, hour: Array, until: int) -> Evidence:
+    def cells(seen: Array) -> tuple[Cell, ...]:
+        sides = ((Arm.BASELINE, ~candidate & seen), (Arm.CANDIDATE, candidate & seen))
+        return tuple(
+            Cell(phase=1, arm=arm, units=Aggregate.of(y[side]), exposed=int(side.sum()))
+            for arm, side in sides
+        )
+
+    whole = cells(hour < until)
+    exposed = {(1, cell.arm): cell.exposed for cell in whole}
+    return Evidence(
+        cells=whole, first_half=cells(hour < until / 2), exposed=exposed, shares={1: 0.1}
+    )
+
+
 ROWS: dict[str, tuple[Row, int]] = {
+    "novelty": (novelty, 400),
     "bursts": (bursts, 300),
     "outage_of_both": (outage_of_both, 300),
     "absent_outcomes": (absent_outcomes, 300),

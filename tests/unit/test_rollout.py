@@ -300,6 +300,19 @@ def test_broken_split_pauses_and_says_which_phase() -> None:
     assert seen.reason.startswith("Phase 1: the split is broken")
 
 
+def test_slight_harm_at_the_end_of_a_step_waits_for_a_person() -> None:
+    """Before: a harm of -10 % went through in 83 % of rollouts at 200 units an hour."""
+    seen = watch(stepping(), evidence(0.0612, n=9000), {}, PipelineConfig(), DUE)
+    assert seen.advice is Advice.PAUSE
+    assert seen.reason.startswith("Engagement is worse by ")
+    assert "below the limit of 15%" in seen.reason
+    before = watch(stepping(), evidence(0.0612, n=9000), {}, PipelineConfig(), T0)
+    assert before.advice is Advice.STAY
+    willing = PipelineConfig(hold_on_harm=False)
+    seen = watch(stepping(), evidence(0.0612, n=9000), {}, willing, DUE)
+    assert seen.advice is Advice.ADVANCE
+
+
 def lacking(found: Evidence, n: int) -> Evidence:
     """The same, where the candidate's phases lack n outcomes more."""
     cells = [replace(c, exposed=c.exposed + n * (c.arm is Arm.CANDIDATE)) for c in found.cells]

@@ -39,6 +39,10 @@ FULL_DAYS = 7
 GUARDRAILS = 2
 """Errors and latency are watched during the test; each has its share of the error."""
 
+FADING = 0.02
+"""At the last look, below this p-value of no change between the halves, the first alone promotes
+nobody."""
+
 _NAMES = {
     "engagement": "the lift",
     "cost": "the cost gain",
@@ -212,7 +216,31 @@ def _missing(view: View, results: Sequence[CriterionResult]) -> str:
     elif view.declared is None:
         return "no declared look is due"
     open_ = [r for r in results if r.criterion is not None and not r.holds]
-    return _says(view, open_[0]) if open_ else ""
+    return _says(view, open_[0]) if open_ else _fading(view)
+
+
+def _fading(view: View) -> str:
+    """That the lift may wear off, in words; empty where what is left of it suffices.
+
+    Before the last look it waits where two further halves that fall by as much again would leave
+    nothing: time will tell. At the last look the fall must be shown. Much of a fall over a week
+    is not: its mean may well be above what is asked, and a stricter rule costs true winners.
+    """
+    halves, needed = view.halves, _needed(view)
+    if halves is None or needed is None or halves.p_value is None:
+        return ""
+    first, second = halves.first.lift, halves.second.lift
+    if first is None or second is None or second >= first:
+        return ""
+    if view.at < view.test.last_look_at:
+        fades = second + 2 * (second - first) <= 0
+    else:
+        fades = halves.p_value < FADING and not (
+            second > needed and (halves.second.lower or 0.0) > 0
+        )
+    if not fades:
+        return ""
+    return f"the lift fades ({first:+.0%}, then {second:+.0%}): what is left may not suffice"
 
 
 def _says(view: View, result: CriterionResult) -> str:

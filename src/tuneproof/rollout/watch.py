@@ -27,6 +27,9 @@ ERROR_OR_LATENCY = "error_rate_or_latency"
 ALPHA = 0.03
 """The chance that a healthy version is ever rolled back by its guardrails, all together."""
 
+HOLD_ALPHA = 0.03
+"""The chance that a healthy version ever waits for a person because of its engagement."""
+
 RECENT_PHASES = 2
 """Harm that begins late is looked for in the newest phases too: all of them would dilute it."""
 
@@ -171,6 +174,8 @@ def _due(
     needed = config.min_step_units
     if deployment.declaration.missing != "exclude" and not any(c.units.sum_y for c in candidate):
         fresh = seen = 0  # all that count are absent ones, counted as 0
+    if fresh >= needed and (harmed := _slight_harm(deployment, evidence, config)):
+        return Watch(advice=Advice.PAUSE, reason=harmed)
     if fresh >= needed or (deployment.state is DeploymentState.HOLDING and seen >= needed):
         return Watch(
             advice=Advice.ADVANCE,
@@ -189,6 +194,19 @@ def _due(
     return Watch(
         advice=Advice.WAIT,
         reason=f"{fresh} of {needed} units with an outcome: no data is not good news.",
+    )
+
+
+def _slight_harm(deployment: Deployment, evidence: Evidence, config: PipelineConfig) -> str:
+    """In words, that engagement is worse by however little; empty where that is not shown."""
+    if not config.hold_on_harm:
+        return ""
+    found = _lift(evidence.strata(), deployment.metric, HOLD_ALPHA, config)
+    if found.upper is None or found.lower is None or found.upper >= 0:
+        return ""
+    return (
+        f"Engagement is worse by {-found.upper:.0%} to {-found.lower:.0%}, which is below the "
+        f"limit of {config.max_engagement_drop:.0%} that takes back: a person decides."
     )
 
 

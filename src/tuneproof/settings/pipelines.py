@@ -461,6 +461,13 @@ class PipelineConfig(Declaration):
             above=0, at_most=1, doc="roll back when engagement is shown to have fallen by more"
         ),
     )
+    hold_on_harm: bool = option(
+        True,
+        deployment(
+            doc="whether a step whose engagement is shown to be worse, by however little, waits "
+            "for a person instead of the next one"
+        ),
+    )
     max_error_rate: float = option(
         0.05, deployment(above=0, at_most=1, doc="roll back when errors are shown to be above")
     )
