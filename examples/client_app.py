@@ -1,7 +1,8 @@
 """An application that lets TuneProof choose its model, and tells it what came of it.
 
-It speaks to a running service:
+It speaks to a running service, whose settings say that it asks the models of its tasks itself:
 
+    printf '[tasks.%s]\\nserved_by = "application"\\n' hook body >> tuneproof.toml
     tuneproof serve
     python examples/client_app.py http://127.0.0.1:8686
 

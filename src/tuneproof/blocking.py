@@ -86,10 +86,7 @@ _LOOP = _Loop()
 class _Blocking:
     """Holds a component; what it has is handed through, its coroutine methods block."""
 
-    _component: type[Any]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._inner = self._component(*args, **kwargs)
+    _inner: Any
 
     @classmethod
     def _around(cls, inner: Any) -> Self:
@@ -159,10 +156,16 @@ def _twin(component: type[Any]) -> type[Any]:
     found = {name: _method(name, getattr(component, name)) for name in public}
     methods = {name: method for name, method in found.items() if method is not None}
     about = f"{component.__name__} of `tuneproof`, with methods that block."
-    names = {"_component": component, "__doc__": about, "__module__": __name__, **methods}
-    made = type(component.__name__, (_Blocking,), names)
-    made.__init__ = wraps(component.__init__)(made.__init__)  # type: ignore[misc]
-    return made
+    names = {"__init__": _init(component), "__doc__": about, "__module__": __name__, **methods}
+    return type(component.__name__, (_Blocking,), names)
+
+
+def _init(component: type[Any]) -> Callable[..., None]:
+    @wraps(component.__init__)
+    def init(self: _Blocking, /, *args: Any, **kwargs: Any) -> None:
+        self._inner = component(*args, **kwargs)
+
+    return init
 
 
 def __getattr__(name: str) -> Any:

@@ -79,6 +79,10 @@ def test_official_sdk_trains_and_asks(tmp_path: Path) -> None:
     assert not unprinted(shown, printed), printed
 
 
+APPLICATION = '[tasks.%s]\\nserved_by = "application"\\n'
+"""Settings by which the application asks the models of a task itself."""
+
+
 def test_client_application_loses_no_event(tmp_path: Path) -> None:
     with Session(tmp_path) as session:
         serving = Block(
@@ -86,7 +90,8 @@ def test_client_application_loses_no_event(tmp_path: Path) -> None:
             line=1,
             language="console",
             mark="run",
-            text="$ tuneproof serve &\nTuneProof serves at http://127.0.0.1:8686 ...\n"
+            text=f"$ printf '{APPLICATION}' hook body >> tuneproof.toml\n"
+            "$ tuneproof serve &\nTuneProof serves at http://127.0.0.1:8686 ...\n"
             f"$ python {ROOT}/examples/client_app.py http://127.0.0.1:8686\n"
             "all events arrived: True; sent 80, lost 0\n"
             "the service has 40 exposures\n",

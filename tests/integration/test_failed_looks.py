@@ -21,6 +21,7 @@ from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
 from tuneproof.pipeline import StepName
 from tuneproof.settings import AlertsConfig, WebhookUrl
 from tuneproof.store import RunStatus
+from tuneproof.testing import MemoryProvider
 from tuneproof.workflow import Moment
 
 BASE, CANDIDATE = ModelRef(model_id="base"), ModelRef(model_id="candidate")
@@ -121,7 +122,8 @@ async def test_failed_look_at_a_test_without_a_run_is_an_activity(
     tmp_path: Path, database_url: str
 ) -> None:
     steps = Steps()
-    async with open_loop(tmp_path, database_url, on_step=steps) as loop:
+    provider = MemoryProvider(base_models=("base", "candidate"))
+    async with open_loop(tmp_path, database_url, on_step=steps, provider=provider) as loop:
         [test] = await loop.app.experiments.create(baseline=BASE, candidates=[CANDIDATE])
         async with away(loop, "looks"):
             await steps.recorded(StepName.EXPERIMENT_NOTE)

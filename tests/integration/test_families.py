@@ -163,7 +163,8 @@ async def test_family_is_refused_where_it_cannot_be_tested(
 async def test_lane_with_a_broken_split_leaves_the_shared_baseline(
     tmp_path: Path, database_url: str
 ) -> None:
-    async with family_of(tmp_path, database_url, {"one": 0.0, "two": 0.0}) as (loop, tests):
+    none = {"one": 0.0, "two": 0.0}
+    async with family_of(tmp_path, database_url, none, planned_units=3000) as (loop, tests):
         loop.traffic.lost = {"one": 0.5}
         await loop.app.engine.result(tests[0].family)
         first, second = await loop.app.store.experiments.family(tests[0].family)

@@ -281,7 +281,7 @@ async def test_provider_outage_is_waited_for_and_noted(tmp_path: Path, database_
 
 
 async def test_abort_cancels_the_job_and_ends_the_run(tmp_path: Path, database_url: str) -> None:
-    async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
+    async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 30_000_000}) as loop:
         loop.provider._polls = 10**9
         run = await loop.app.runs.start()
         while "job_id" not in (await loop.app.store.runs.get(run.id)).stages.get("train", {}).get(
@@ -359,7 +359,7 @@ async def test_rollout_of_a_model_that_is_no_version_of_ours_can_be_taken_back(
 async def test_run_that_the_engine_gave_up_is_failed_and_can_be_retried(
     tmp_path: Path, database_url: str
 ) -> None:
-    async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 10**9}) as loop:
+    async with open_loop(tmp_path, database_url, changes={"timeout_seconds": 30_000_000}) as loop:
         loop.provider._polls = 10**9
         run = await loop.app.runs.start()
         while "job_id" not in (await loop.app.store.runs.get(run.id)).stages.get("train", {}).get(

@@ -88,7 +88,7 @@ async def test_provider_that_is_away_is_shown_at_every_worker_and_told(
         assert note in [line.message for line in await app.runs.log(run.id)]
 
         provider = app.providers.get("default")
-        while app.providers.breakers["openai"].state == "closed":
+        while app.providers.breakers["openai"].state == "CLOSED":
             with pytest.raises(ProviderUnavailableError):
                 await provider.models()
         await passes(app, 0)

@@ -517,7 +517,7 @@ async def test_webhook_wakes_the_run_that_waits_for_its_job(
 ) -> None:
     provider = Provider(name="p", polls=10**9)
     more = {"webhook_secret": SECRET}
-    changes = {"poll_seconds": 10**8, "timeout_seconds": 10**9}
+    changes = {"poll_seconds": 20_000_000, "timeout_seconds": 30_000_000}
     async with open_providers(tmp_path, database_url, provider, changes=changes, more=more) as loop:
         frozen = _Frozen()
         loop.app.clock.participants.append(frozen)  # type: ignore[attr-defined]

@@ -151,9 +151,10 @@ async def test_the_judges_scores_decide_a_criterion_of_quality(
             Outcome(id=f"o{i}", subject=test.id, unit=f"u{i}", at=e.at, value=0.05 + i % 7 / 100)
             for i, e in enumerate(shown)
         ]
-        clock.move(days=7, hours=1)
+        clock.move(hours=10)
         await app.events.record(exposures=shown, outcomes=told)
         assert await score_all(app) == len(asked(chat)) == 600
+        clock.move(days=7)
         config = app.pipelines.get("default")
         evaluator = ModelEvaluator(store=app.store, clock=clock, config=config)
         [look] = await evaluator.look(test.family)
@@ -503,7 +504,9 @@ async def test_a_target_is_named_by_its_import_path(tmp_path: Path) -> None:
     assert found.config.options == {"host": "mesh"}
     broken = replace(target, kind="no.such.module:Target")
     with pytest.raises(ConfigError, match=r"targets.mine.kind is 'no.such.module:Target'"):
-        async with App.open(replace(settings, targets={"mine": broken}), engine=False):
+        async with App.open(
+            replace(settings, targets={"mine": broken}), source=MemorySource([]), background=False
+        ):
             pass
 
 

@@ -51,7 +51,7 @@ async def test_moved_address_leaves_the_model_in_use_where_it_was_trained(
         assert (newest.provider, newest.parent_id) == ("default", oldest.id)
         assert oldest.provider == f"default@127.0.0.1:{old.url.split(':')[2]}"
         # The safety check called the baseline at the old server, the candidate at the new one.
-        assert old.count("POST /chat/completions") == asked + 1
+        assert old.count("POST /chat/completions") == asked + 2
         assert old.count("POST /fine_tuning/jobs") == new.count("POST /fine_tuning/jobs") == 1
         endpoint = await loop.app.routing.endpoints.of(model_ref(oldest))
         assert (endpoint.base_url, endpoint.api_key) == (old.url, "sk-old")
@@ -71,7 +71,7 @@ async def test_base_model_in_use_stays_where_it_was_when_the_address_moves(
     async with open_wires(tmp_path, sqlite_store_url, moved, clock=VirtualClock(now)) as loop:
         run = await loop.turn()
         assert run.status is RunStatus.SUCCESS, run.reason
-        assert old.count("POST /chat/completions") == asked + 1
+        assert old.count("POST /chat/completions") == asked + 2
 
 
 async def test_former_key_is_used_only_while_it_is_the_same(
@@ -160,8 +160,8 @@ async def test_model_in_use_before_the_first_rollout_is_asked_where_its_task_say
         assert run.status is RunStatus.SUCCESS, run.reason
         test = await loop.app.store.experiments.get(run.result["ab_test_id"])
         assert test.baseline.model_id == "old-model"
-        assert old.count("POST /chat/completions") == 1
-        assert [b["model"] for b in old.bodies] == ["old-model"]
+        assert old.count("POST /chat/completions") == 2
+        assert [b["model"] for b in old.bodies] == ["old-model"] * 2
 
 
 def test_naming_another_provider_is_enough_where_each_names_its_base(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ class Doctor:
         if not self._absent:
             found += await self._tried("commits", self._commit_findings())
         found += await self._tried("alerts", self._alert_findings())
-        found += await self._tried("alerts that wait", self._waiting_findings())
+        if not self._absent:
+            found += await self._tried("alerts that wait", self._waiting_findings())
         for name in self._scorers.used():
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
         for config in self._pipelines.running:

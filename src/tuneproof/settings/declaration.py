@@ -129,7 +129,7 @@ class Declaration:
     min_units_phase: int = option(
         50,
         evaluation(
-            at_least=12,
+            at_least=2,
             at_most=10**9,
             label="least units of a phase",
             unit="an arm",

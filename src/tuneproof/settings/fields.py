@@ -263,15 +263,19 @@ def check(record: object) -> None:
 
 
 def within_bounds(record: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored fields with numbers above a bound brought down to it.
+    """Stored fields with numbers beyond a bound brought to it.
 
     A version that stored them may have known no such bound, and what it stored stays readable.
     """
     found = dict(given)
     for known in options(record):
         value = found.get(known.name)
-        if known.at_most is not None and isinstance(value, int | float) and value > known.at_most:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if known.at_most is not None and value > known.at_most:
             found[known.name] = type(value)(known.at_most)
+        if known.at_least is not None and value < known.at_least:
+            found[known.name] = type(value)(known.at_least)
     return found
 
 

@@ -54,7 +54,7 @@ def test_a_source_without_the_columns_is_refused_as_by_a_run(line):
     source("id,engagement_rate,ts\np1,0.1,2026-01-01\n")
     found = findings(line, code=FAILED)["default: posts"]
     assert found["status"] == "failed"
-    assert "no column for original_input, hook, body" in found["detail"]
+    assert "no column for hook, body" in found["detail"]
     done = line.apart("run", "start")
     assert found["detail"] in done.stderr
 

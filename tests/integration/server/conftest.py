@@ -20,7 +20,9 @@ from tuneproof.collection import Post
 from tuneproof.settings import Settings
 from tuneproof.testing import MemoryProvider, MemorySource
 
-MODELS = ("base", "cand", "better", "one", "two", "three")
+OURS = ("base", "cand", "better", "one", "two", "three")
+DOCUMENTED = ("gpt-3.5-turbo-0125", "ft:gpt-3.5-turbo:threads:1234")
+MODELS = OURS + DOCUMENTED
 """Models that answer."""
 
 
