@@ -77,7 +77,7 @@ def _exposure(subject: str, seed: int, number: int, order: random.Random) -> Exp
     return Exposure(
         id=f"e-{unit}",
         subject=subject,
-        phase=0,
+        phase=1,
         arm=Arm.CANDIDATE if order.random() < 0.1 else Arm.BASELINE,
         unit=unit,
         at=T0 + timedelta(seconds=week + order.randrange(3600)),

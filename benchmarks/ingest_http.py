@@ -49,7 +49,9 @@ def records() -> list[dict[str, Any]]:
 
 async def _rounds(port: int, database: str) -> dict[str, list[float]]:
     store = await open_store(database, clock=Clock())
-    await store.experiments.add(experiment(EXPERIMENT))
+    declared = experiment(EXPERIMENT)
+    await store.experiments.add(declared)
+    await store.experiments.open_phase(EXPERIMENT, 1, 0.1, declared.start_at)
     found: dict[str, list[float]] = {"http": [], "store": [], "copy": []}
     bare = await psycopg.AsyncConnection.connect(database.replace("+psycopg", ""), autocommit=True)
     seeds = count(100)

@@ -110,6 +110,7 @@ async def declare(database: str) -> None:
     store = await open_store(database)
     test = experiment(id=SUBJECT, traffic_split=0.5, start_at=NOW, end_at=NOW + timedelta(days=7))
     await store.experiments.add(test)
+    await store.experiments.open_phase(SUBJECT, 1, 0.5, NOW)
     await store.close()
 
 

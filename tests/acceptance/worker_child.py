@@ -36,9 +36,17 @@ CONFIG = PipelineConfig(
 
 MANUAL = replace(CONFIG, name="manual", tasks=("caption",))
 RELEASE = replace(CONFIG, name="release", tasks=("title",))
+OWN = {"served_by": "application"}
+"""Of tasks whose models are nowhere: nobody asks them."""
+
 TASKS = {
     task.name: task
-    for task in (HOOK, BODY, replace(HOOK, name="caption"), replace(HOOK, name="title"))
+    for task in (
+        HOOK,
+        BODY,
+        replace(HOOK, name="caption", **OWN),
+        replace(HOOK, name="title", **OWN),
+    )
 }
 PIPELINES = {"default": CONFIG, "manual": MANUAL, "release": RELEASE}
 
