@@ -9,13 +9,17 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from dbos import DBOS
 from tests.integration.loop import QUICK, T0, Traffic, posts, settings
 from tests.waiting import eventually
 
 from tuneproof.app import App
+from tuneproof.app.board import Board
+from tuneproof.app.live import Live
 from tuneproof.app.watches import Watchdog
 from tuneproof.experiments import ExperimentStatus, ModelRef
+from tuneproof.resilience import Supervisor
 from tuneproof.rollout import DeploymentState
 from tuneproof.store import RunStatus, SubjectKind
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
@@ -180,6 +184,41 @@ async def test_rollout_that_cannot_be_watched_goes_back_to_its_baseline(
         assert gone.cause == "Nobody could look at it for 8.0 h after a look was due."
         assert app.routing.board.snapshot.by_task["hook"].baseline == BASE
         assert app.routing.board.snapshot.by_task["hook"].lanes == ()
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_what_was_in_doubt_is_decided_when_the_database_is_back(
+    tmp_path: Path, database_url: str, watched: bool
+) -> None:
+    async with standing(tmp_path, database_url) as app:
+        id = await unwatched_rollout(app)
+        dog, elapsed = watchdog(app, Told()), [0.0]
+
+        async def nothing(_models: object) -> None: ...
+
+        board = Board(
+            app.store.routing, Live(), prepare=nothing, clock=lambda: elapsed[0],
+            trust_s=lambda _: 60.0, recall=dog.recall,
+        )  # fmt: skip
+        before = (await board.refresh()).by_task["hook"]
+        elapsed[0] = 61.0  # as if nothing could be read
+        await board.doubt()
+        shown = board.snapshot.by_task["hook"]
+        assert (shown.baseline, shown.lanes, shown.version) == (BASE, (), before.version + 1)
+        later(app, LOOK + timedelta(hours=9))
+        if watched:
+            await app.store.watches.looked([id], app.clock.now())
+        supervisor = Supervisor()
+        board.watch(supervisor)
+        try:
+            await eventually(lambda: board.snapshot.by_task["hook"].version > shown.version)
+            now = board.snapshot.by_task["hook"]
+            assert now.lanes == (before.lanes if watched else ())
+            state = (await app.store.deployments.get(id)).state
+            gone = DeploymentState.ROLLED_BACK
+            assert state is (DeploymentState.STEPPING if watched else gone)
+        finally:
+            await supervisor.close()
 
 
 async def test_a_look_begins_the_time_unwatched_anew(tmp_path: Path, database_url: str) -> None:

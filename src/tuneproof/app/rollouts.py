@@ -151,8 +151,10 @@ class RolloutService:
                 current = await self._store.routing.get(one, tx=tx)
                 if current is None or not current.baseline.same_as(routing.baseline):
                     continue
+                if current.subjects:
+                    raise _busy(current)
                 old = Routing(task=one, baseline=back, updated_at=now, cause=reason)
-                await self._store.routing.set(old, taken_back=True, tx=tx)
+                await self._store.routing.set(old, current.version, taken_back=True, tx=tx)
             said = f"{reason} ({routing.baseline.model_id} gives way to {back.model_id})"
             await self._store.activity.add(now, actor, "baseline rollback", task, said, tx=tx)
         seconds = time.perf_counter() - began
@@ -222,3 +224,11 @@ class RolloutService:
         await self._routing.board.refresh_if_possible()
         await wake(self._engine, moved.run_id or moved.id)
         return moved
+
+
+def _busy(routing: Routing) -> ConflictError:
+    names = ", ".join(routing.subjects)
+    return ConflictError(
+        f"{routing.task} began to serve {names} meanwhile.",
+        mend="Look at what it serves now, then decide: tuneproof status.",
+    )

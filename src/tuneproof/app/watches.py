@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from tuneproof import workflow
+from tuneproof.errors import TuneProofError
 from tuneproof.pipeline import experiment_alone, rollout_alone
 from tuneproof.rollout import DeploymentState
 from tuneproof.settings import PipelineConfig
@@ -180,7 +181,10 @@ class Watchdog:
         hours = overdue.total_seconds() / 3600
         reason = f"Nobody could look at it for {hours:.1f} h after a look was due."
         log.error("%s goes back to its baseline: %s", state.subject, reason)
-        await self._take_back(state.subject, reason=reason, actor="guardrail")
+        try:
+            await self._take_back(state.subject, reason=reason, actor="guardrail")
+        except TuneProofError as error:  # tried again in the next round; the others are not kept
+            log.error("%s could not be given back: %s", state.subject, error)
 
     async def _tell_of_rollbacks(self) -> None:
         """Tell of each of the last day: who took a rollout back may have died before telling."""

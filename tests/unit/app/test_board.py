@@ -42,6 +42,10 @@ class Rows:
             raise StoreUnavailableError("away")
         return rows
 
+    async def renew(self, task: str, above: int) -> None:
+        if self.rows[task].version <= above:
+            self.rows[task] = replace(self.rows[task], version=above + 1)
+
     async def notices(self) -> AsyncIterator[str]:
         yield ""
         while True:
@@ -181,8 +185,10 @@ async def test_nobody_gets_a_candidate_that_nobody_could_look_at_for_too_long(ro
         assert board.snapshot.by_task["hook"].lanes == ()
         decided.set()
         await eventually(lambda: board.snapshot.routing == (rows.rows["hook"],))
-        rows.rows["hook"] = replace(TESTED, version=4)
-        await eventually(lambda: board.snapshot.routing == (rows.rows["hook"],))
+        assert board.snapshot.version > shown.version
+        rows.rows["hook"] = again = replace(TESTED, version=9)
+        await eventually(lambda: board.snapshot.routing == (again,))
+        assert len(seen) == 1
     finally:
         await supervisor.close()
 
