@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import numpy as np
 from tests.simulation.declarations import T0, TEST
-from tests.simulation.records import Record, Row, at_least, at_most
+from tests.simulation.records import Record, Row, at_least, at_most, share_error, within
 from tests.simulation.worlds import KAPPA, MEAN, Array, beta
 
 from tuneproof.experiments import Arm, Cell, Evidence, Look, Verdict, judge
@@ -184,6 +184,8 @@ def novelty(runs: int, rng: np.random.Generator) -> list[Record]:
     faded, careless = _promoted(runs, rng, fading)
     stays, would = _promoted(runs, rng, np.full(HOURS, 0.2))
     none, _ = _promoted(runs, rng, np.zeros(HOURS))
+    ten, _ = _promoted(runs, rng, np.full(HOURS, 0.1))
+    fifteen, _ = _promoted(runs, rng, np.full(HOURS, 0.15))
     return [
         at_most(
             "+60 % that fades to -5 %: promoted", faded, 0.85, runs=runs,
@@ -194,6 +196,14 @@ def novelty(runs: int, rng: np.random.Generator) -> list[Record]:
             careless_said="without the halves",
         ),
         at_most("no effect: promoted", none, 0.035, runs=runs),
+        within(
+            "+10 % that stays: promoted", ten, 0.15, 0.3, runs=runs,
+            error=share_error(ten, runs),
+        ),
+        within(
+            "+15 % that stays: promoted", fifteen, 0.5, 0.65, runs=runs,
+            error=share_error(fifteen, runs),
+        ),
     ]  # fmt: skip
 
 
