@@ -133,6 +133,19 @@ def test_an_outage_of_both_arms_is_said_and_no_fault_of_the_candidate() -> None:
     assert "30 of 100 (30.0%), the baseline's at the same time 1.1%" in found.reason
 
 
+@pytest.mark.parametrize(("limit_ms", "counted"), [(1500.0, "1600"), (2400.0, None), (1e6, None)])
+def test_any_limit_of_latency_can_be_judged(limit_ms: float, counted: str | None) -> None:
+    """Before: a limit between two bounds of the histogram made every look fail."""
+    latency = Histogram.of([300.0] * 60 + [1700.0] * 40, LATENCY_MS_EDGES)
+    requests = {arm: Requests(n=100, latency=latency) for arm in Arm}
+    slow = replace(evidence(0.0, n=400), requests=requests)
+    found = look(slow, 50, max_p95_latency_ms=limit_ms)
+    if counted is None:
+        assert found.verdict is Verdict.CONTINUE
+    else:
+        assert f"slower than {counted} ms" in found.reason
+
+
 def test_a_slow_candidate_is_rejected_and_slowness_of_both_is_waited_out() -> None:
     def slow(share: float, n: int) -> Requests:
         late = round(share * n)

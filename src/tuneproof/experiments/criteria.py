@@ -147,11 +147,12 @@ def _latency(view: View) -> _Change:
 def _slow(view: View, arm: Arm) -> Aggregate:
     requests = view.evidence.requests.get(arm)
     histogram: Histogram | None = requests.latency if requests else None
-    if histogram is None or not histogram.n:
+    limit_ms = None if histogram is None else histogram.edge_from(view.max_p95_latency_ms)
+    if histogram is None or not histogram.n or limit_ms is None:
         return Aggregate()
     # One slow and one fast request more (Agresti and Caffo 2000), so that an arm without any slow
     # one still has a variance.
-    slow = float(histogram.above(view.max_p95_latency_ms)) + 1
+    slow = float(histogram.above(limit_ms)) + 1
     return Aggregate(n=histogram.n + 2, sum_y=slow, sum_yy=slow)
 
 

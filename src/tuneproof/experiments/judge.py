@@ -323,11 +323,13 @@ def harmful_requests(
     if errors.fired:
         stretches = [_failed_stretch(hour) for hour in hours]
         found = _beside_baseline(errors, stretches, alpha, "error rate")
-    if not found.harm and requests.latency is not None:
-        slow = guardrails.latency(requests.latency, limit_ms=max_p95_latency_ms, alpha=alpha)
+    latency = requests.latency
+    limit_ms = None if latency is None else latency.edge_from(max_p95_latency_ms)
+    if not found.harm and latency is not None and limit_ms is not None:
+        slow = guardrails.latency(latency, limit_ms=limit_ms, alpha=alpha)
         if slow.fired:
-            slower = [_slow_stretch(h, max_p95_latency_ms) for h in hours]
-            name = f"share of requests slower than {max_p95_latency_ms:g} ms"
+            slower = [_slow_stretch(h, limit_ms) for h in hours]
+            name = f"share of requests slower than {limit_ms:g} ms"
             late = _beside_baseline(slow, slower, alpha, name)
             found = RequestHarm(harm=late.harm, shared=found.shared or late.shared)
     return found

@@ -474,7 +474,10 @@ class PipelineConfig(Declaration):
     max_p95_latency_ms: float = option(
         2000,
         deployment(
-            above=0, at_most=1e9, doc="roll back when the 95th percentile is shown to be above"
+            above=0,
+            at_most=1e9,
+            doc="roll back when the 95th percentile is shown to be above (counted from the "
+            "next bound of the histogram on: 1500 as 1600)",
         ),
     )
     min_step_units: int = option(

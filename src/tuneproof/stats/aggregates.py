@@ -104,6 +104,11 @@ class Histogram:
         """The number of values."""
         return sum(self.counts)
 
+    def edge_from(self, limit: float) -> float | None:
+        """The first edge at or above `limit`, from which values can be counted; None beyond all."""
+        place = bisect_left(self.edges, limit)
+        return None if place == len(self.edges) else self.edges[place]
+
     def above(self, limit: float) -> int:
         """How many values are above `limit`, exactly.
 
