@@ -13,11 +13,11 @@ from typing import Any, Self
 from tuneproof.app import App
 from tuneproof.cache import metrics_key
 from tuneproof.collection import DataCollector, TrainingDataBatch
-from tuneproof.errors import InputError, StateError
+from tuneproof.errors import InputError
 from tuneproof.experiments import Arm
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.settings import PipelineConfig, Settings
-from tuneproof.standalone import loaded, opening
+from tuneproof.standalone import ensure_open, loaded, opening
 from tuneproof.training import ModelTrainer, Provider
 
 __all__ = ["KubernetesOptimizedPipeline"]
@@ -48,11 +48,7 @@ class KubernetesOptimizedPipeline:
 
     @property
     def _app(self) -> App:
-        if self._given is None:
-            raise StateError(
-                "This pipeline has no App open.", mend="Use it in `async with x.opened()`."
-            )
-        return self._given
+        return ensure_open(self._given, "pipeline", "App")
 
     @property
     def _config(self) -> PipelineConfig:

@@ -16,7 +16,7 @@ from functools import wraps
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
-from tuneproof.errors import ConfigError, ProviderUnavailableError
+from tuneproof.errors import ConfigError, ProviderUnavailableError, StateError
 from tuneproof.resilience import CircuitBreaker, DatabasePool, Pool, RedisPool, redis_pool
 from tuneproof.settings import (
     CacheConfig,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Opening",
     "cache_pool",
+    "ensure_open",
     "loaded",
     "opened_provider",
     "opened_store",
@@ -49,6 +50,7 @@ __all__ = [
 ENGINE = "tuneproof.store:make_engine"
 """What makes the database's engine, by name: imports point down."""
 
+T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
@@ -105,6 +107,15 @@ def pools_of(settings: Settings | None) -> dict[str, Pool]:
     if cache.url.scheme != "mem":
         pools["redis"] = RedisPool(cache_pool(cache))
     return pools
+
+
+def ensure_open(given: T | None, part: str, what: str) -> T:
+    """What a part was given or has open. Raises `StateError` where it has neither."""
+    if given is None:
+        raise StateError(
+            f"This {part} has no {what} open.", mend="Use it in `async with x.opened()`."
+        )
+    return given
 
 
 @asynccontextmanager

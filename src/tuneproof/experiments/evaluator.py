@@ -26,7 +26,7 @@ from tuneproof.experiments.records import (
 )
 from tuneproof.experiments.store import ExperimentStore
 from tuneproof.settings import Declaration, PipelineConfig, Settings
-from tuneproof.standalone import loaded, opened_store, opening
+from tuneproof.standalone import ensure_open, loaded, opened_store, opening
 from tuneproof.stats.shrinkage import Prior, fit_prior
 from tuneproof.training import ModelVersion
 from tuneproof.workflow import Clock, SystemClock, Tx
@@ -55,11 +55,7 @@ class ModelEvaluator:
 
     @property
     def _store(self) -> ExperimentStore:
-        if self._given is None:
-            raise StateError(
-                "This evaluator has no store open.", mend="Use it in `async with x.opened()`."
-            )
-        return self._given
+        return ensure_open(self._given, "evaluator", "store")
 
     @property
     def _config(self) -> PipelineConfig:

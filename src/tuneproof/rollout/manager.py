@@ -38,6 +38,7 @@ from tuneproof.rollout.store import RolloutStore
 from tuneproof.rollout.watch import Advice, Watch, request_harm, watch
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.standalone import (
+    ensure_open,
     loaded,
     opened_provider,
     opened_store,
@@ -104,11 +105,7 @@ class DeploymentManager:
 
     @property
     def _store(self) -> RolloutStore:
-        if self._given is None:
-            raise StateError(
-                "This manager has no store open.", mend="Use it in `async with x.opened()`."
-            )
-        return self._given
+        return ensure_open(self._given, "manager", "store")
 
     @property
     def _config(self) -> PipelineConfig:

@@ -14,12 +14,11 @@ from tuneproof.errors import (
     CircuitBreakerError,
     CredentialsError,
     DataError,
-    StateError,
     TrackingUnavailableError,
 )
 from tuneproof.resilience import CircuitBreaker
 from tuneproof.settings import Settings
-from tuneproof.standalone import loaded, opened_store, opening
+from tuneproof.standalone import ensure_open, loaded, opened_store, opening
 from tuneproof.tracking.outbox import Outbox, PendingItem
 from tuneproof.tracking.registry import MLflowModelRegistry, TrackedVersion, find_version
 from tuneproof.tracking.runs import KINDS, find_run
@@ -97,11 +96,7 @@ class MLflowExperimentTracker:
 
     @property
     def _outbox(self) -> Outbox:
-        if self._given is None:
-            raise StateError(
-                "This tracker has no outbox open.", mend="Use it in `async with x.opened()`."
-            )
-        return self._given
+        return ensure_open(self._given, "tracker", "outbox")
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:

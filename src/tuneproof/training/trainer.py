@@ -26,7 +26,7 @@ from tuneproof.errors import (
 )
 from tuneproof.resilience import retrying
 from tuneproof.settings import PipelineConfig, Settings
-from tuneproof.standalone import loaded, opened_provider, opening
+from tuneproof.standalone import ensure_open, loaded, opened_provider, opening
 from tuneproof.training.records import (
     Job,
     JobEvent,
@@ -137,11 +137,7 @@ class ModelTrainer:
     @property
     def provider(self) -> Provider:
         """Who trains. Raises `StateError` where none was given and none is open."""
-        if self._given is None:
-            raise StateError(
-                "This trainer has no provider open.", mend="Use it in `async with x.opened()`."
-            )
-        return self._given
+        return ensure_open(self._given, "trainer", "provider")
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:
