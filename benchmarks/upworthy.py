@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tuneproof.stats import fixed, guardrails, multiplicity, sequential, shrinkage
+from tuneproof.stats import fixed, guardrails, multiplicity, sequential, shrinkage, splits
 from tuneproof.stats.aggregates import Aggregate, Stratum
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "upworthy_posts.parquet"
@@ -126,7 +126,7 @@ def _broken(test: Test, concentration: float = guardrails.SPLIT_CONCENTRATION) -
     """What our own check says of a test's split, which was even."""
     counts = {str(i): a.impressions for i, a in enumerate(test.arms)}
     shares = {name: 1 / len(counts) for name in counts}
-    found = guardrails.srm({"1": counts}, {"1": shares}, concentration=concentration)
+    found = splits.srm({"1": counts}, {"1": shares}, concentration=concentration)
     return found["1"].broken
 
 

@@ -15,7 +15,7 @@ from tests.simulation.worlds import KAPPA, MEAN, Array, beta
 from tuneproof.experiments import Arm, Cell, Evidence, Look, Verdict, judge
 from tuneproof.experiments.evaluator import declared_look
 from tuneproof.settings import Declaration
-from tuneproof.stats import guardrails, sequential
+from tuneproof.stats import guardrails, sequential, splits
 from tuneproof.stats.aggregates import Aggregate, Stratum
 from tuneproof.stats.guardrails import Stretch
 
@@ -126,7 +126,7 @@ def absent_outcomes(runs: int, rng: np.random.Generator) -> list[Record]:
             }
             for hour in range(hours):
                 at = [{arm: int(x[hour]) for arm, x in one.items()} for one in (exposed, came)]
-                if guardrails.absent_outcomes({"1": at[0]}, {"1": at[1]})["1"].unlike:
+                if splits.absent_outcomes({"1": at[0]}, {"1": at[1]})["1"].unlike:
                     hit += 1
                     break
         return hit / runs

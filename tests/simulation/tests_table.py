@@ -9,7 +9,7 @@ from tests.simulation import vectorised as v
 from tests.simulation.records import Record, Row, at_least, at_most, within
 from tests.simulation.worlds import CV, Array, Sums, Week, accumulate, chunks, weeks
 
-from tuneproof.stats import design, guardrails, spending
+from tuneproof.stats import design, guardrails, spending, splits
 
 RULE_HOURS = (72, 120, 168)
 """The declared looks of a week: 3/7, 5/7 and all of it."""
@@ -253,7 +253,7 @@ def split_mismatch(runs: int, rng: np.random.Generator) -> list[Record]:
     counts = np.stack([good, total - good], -1).astype(float)
     log_e = v.log_split(counts, shares, guardrails.SPLIT_CONCENTRATION)
     i, h = int(rng.integers(runs)), int(rng.integers(168))
-    ours = guardrails.log_split_evalue([int(x) for x in counts[i, h]], [0.9, 0.1])
+    ours = splits.log_split_evalue([int(x) for x in counts[i, h]], [0.9, 0.1])
     assert math.isclose(ours, log_e[i, h], rel_tol=1e-9, abs_tol=1e-8)
     false = float((log_e >= math.log(1000)).any(1).mean())
     naive = float((v.split_p(counts, shares) < 0.01).any(1).mean())

@@ -102,7 +102,7 @@ def log_bernoulli(failures: Array, trials: Array, limit: float) -> Array:
 
 
 def log_split(counts: Array, shares: Array, concentration: float) -> Array:
-    """`guardrails.log_split_evalue` over arrays of counts, arms last."""
+    """`splits.log_split_evalue` over arrays of counts, arms last."""
     a = concentration * shares
     total = counts.sum(-1)
     each = gammaln(a + counts) - gammaln(a) - counts * np.log(shares)

@@ -20,7 +20,7 @@ from tuneproof.experiments.records import (
 )
 from tuneproof.experiments.view import DeclaredLook, View
 from tuneproof.settings import Declaration
-from tuneproof.stats import guardrails, sequential
+from tuneproof.stats import guardrails, sequential, splits
 from tuneproof.stats.shrinkage import Prior, default_prior
 
 __all__ = [
@@ -276,7 +276,7 @@ def broken_split(evidence: Evidence) -> str:
         str(phase): {str(Arm.BASELINE): 1 - share, str(Arm.CANDIDATE): share}
         for phase, share in evidence.shares.items()
     }
-    found = guardrails.srm(counts, shares)
+    found = splits.srm(counts, shares)
     return " ".join(f"{c.reason[:1].upper()}{c.reason[1:]}." for c in found.values() if c.broken)
 
 
@@ -291,7 +291,7 @@ def unlike_absence(evidence: Evidence, declaration: Declaration) -> str:
         due = max(cell.exposed, cell.units.n)
         exposed.setdefault(str(cell.phase), {})[str(cell.arm)] = due
         reported.setdefault(str(cell.phase), {})[str(cell.arm)] = cell.units.n
-    found = guardrails.absent_outcomes(exposed, reported)
+    found = splits.absent_outcomes(exposed, reported)
     return " ".join(f"{c.reason[:1].upper()}{c.reason[1:]}." for c in found.values() if c.unlike)
 
 

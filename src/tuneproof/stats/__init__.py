@@ -10,7 +10,8 @@ an analysis uses them:
     declared      the group-sequential test at declared looks (also `sequential.group_sequential`)
     spending      the bounds of declared looks
     fixed         one look at the end: Welch, proportions, the chi-squared split check
-    guardrails    e-values for errors, latency and the split; engagement drop; gross failure
+    splits        e-values for the split of the exposed, and of the absent outcomes
+    guardrails    e-values for errors and latency; engagement drop; gross failure
     multiplicity  many segments and cycles: e-BH, the alpha ledger
     shrinkage     what a winner's lift will be worth
     design        sample size, power, duration and expected stopping time, before it starts

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta as beta_distribution
-from tests.unit.stats import references as ref
 
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats import guardrails, sequential
@@ -170,25 +169,6 @@ def test_gross_failure_reads_the_last_requests_only():
         guardrails.gross_failure([], failures=21)
 
 
-@pytest.mark.parametrize(
-    ("concentration", "slight", "gross"),
-    [(100, 4400, 90), (300, 4300, 130), (1000, 4600, 210), (3000, 5500, 340)],
-)
-def test_concentration_of_300_is_the_soonest_to_see_a_slight_mismatch(concentration, slight, gross):
-    assert _called_from(0.12, 100, concentration) == slight
-    assert _called_from(0.30, 10, concentration) == gross
-
-
-def _called_from(share, step, concentration):
-    n = step
-    while True:
-        counts = [round(n * (1 - share)), round(n * share)]
-        log_e = guardrails.log_split_evalue(counts, [0.9, 0.1], concentration=concentration)
-        if log_e >= math.log(guardrails.SRM_THRESHOLD):
-            return n
-        n += step
-
-
 def test_error_is_split_over_guardrails():
     assert math.isclose(guardrails.split_alpha(0.05, 5), 0.01)
     with pytest.raises(InputError):
@@ -198,69 +178,49 @@ def test_error_is_split_over_guardrails():
 SHARES = {"baseline": 0.9, "candidate": 0.1}
 
 
-class TestSplit:
-    @pytest.mark.parametrize(("k", "counts"), ref.SAVVI_ODDS)
-    def test_odds_are_savvis_to_eleven_digits(self, k, counts):
-        ours = math.exp(guardrails.log_split_evalue(counts, [0.9, 0.1], concentration=k))
-        assert math.isclose(ours, ref.SAVVI_ODDS[k, counts], rel_tol=2e-10)
-
-    def test_three_arms_are_savvis_too(self):
-        ours = guardrails.log_split_evalue([520, 230, 250], [0.5, 0.25, 0.25], concentration=100)
-        assert math.isclose(math.exp(ours), ref.SAVVI_THREE_ARMS, rel_tol=1e-10)
-
-    @given(st.integers(0, 400), st.integers(0, 100))
-    def test_is_a_martingale_under_the_set_shares(self, b, c):
-        now = guardrails.log_split_evalue([b, c], [0.9, 0.1])
-        after = [guardrails.log_split_evalue(x, [0.9, 0.1]) for x in ([b + 1, c], [b, c + 1])]
-        expected = 0.9 * math.exp(after[0] - now) + 0.1 * math.exp(after[1] - now)
-        assert math.isclose(expected, 1.0, rel_tol=1e-6)
-
-    def test_each_phase_is_judged_by_itself(self):
-        found = guardrails.srm(
-            {
-                "1": {"baseline": 9000, "candidate": 1000},
-                "2": {"baseline": 5400, "candidate": 4600},
-            },
-            {"1": SHARES, "2": {"baseline": 0.5, "candidate": 0.5}},
-        )
-        assert (found["1"].broken, found["2"].broken) == (False, True)
-        assert "phase 2: the split is broken" in found["2"].reason
-        assert "54.00%, set 50.00%" in found["2"].reason
-
-    def test_no_exposures_are_no_evidence(self):
-        found = guardrails.srm({"1": {}}, {"1": SHARES})["1"]
-        assert (found.e_value, found.broken, found.observed_shares) == (1.0, False, {})
-
-    def test_exposures_of_an_arm_without_share_are_proof(self):
-        found = guardrails.srm(
-            {"1": {"baseline": 5, "candidate": 1}}, {"1": {"baseline": 1.0, "candidate": 0.0}}
-        )["1"]
-        assert found.broken
-        assert found.e_value == math.inf
-
-    def test_all_as_set_with_a_share_of_zero_is_fine(self):
-        found = guardrails.srm({"1": {"baseline": 500}}, {"1": {"baseline": 1, "candidate": 0}})
-        assert not found["1"].broken
-
-    @pytest.mark.parametrize(
-        ("counts", "shares"),
-        [
-            ({"1": {"baseline": -1}}, {"1": {"baseline": 1.0}}),
-            ({"1": {"other": 1}}, {"1": {"baseline": 1.0}}),
-            ({"2": {"baseline": 1}}, {"1": {"baseline": 1.0}}),
-            ({"1": {"baseline": 1}}, {"1": {"baseline": 0.9}}),
-            ({"1": {"baseline": 1}}, {"1": {"baseline": math.nan}}),
-        ],
+def hours(n, baseline, candidate, *, each=(90, 10)):
+    """Hours of so many requests of each arm, with these failures each."""
+    one = guardrails.Stretch(
+        baseline=each[0],
+        baseline_failures=baseline,
+        candidate=each[1],
+        candidate_failures=candidate,
     )
-    def test_what_does_not_fit_is_refused(self, counts, shares):
-        with pytest.raises(DataError):
-            guardrails.srm(counts, shares)
+    return [one] * n
 
-    def test_impossible_settings_are_refused(self):
-        with pytest.raises(InputError, match="threshold"):
-            guardrails.srm({}, {}, threshold=1.0)
-        for concentration in (0, math.nan, math.inf):
-            with pytest.raises(InputError, match="concentration"):
-                guardrails.log_split_evalue([1], [1.0], concentration=concentration)
-        with pytest.raises(DataError, match="2 arms have exposures and 1 have shares"):
-            guardrails.log_split_evalue([1, 2], [1.0])
+
+class TestExcessFailures:
+    def test_a_limit_must_be_broken_by_the_candidate_and_not_by_both(self):
+        alone = guardrails.excess_failures(hours(10, 1, 4), 0.05)
+        assert (alone.fired, alone.shared) == (True, False)
+        alike = guardrails.excess_failures(hours(10, 36, 4), 0.05)
+        assert (alike.fired, alike.shared) == (False, True)
+        within = guardrails.excess_failures(hours(40, 0, 0) + hours(5, 0, 2), 0.05)
+        assert (within.fired, within.shared) == (False, False)
+
+    def test_failures_that_fall_to_the_arms_like_requests_have_an_expected_e_value_of_at_most_1(
+        self,
+    ):
+        """Exact, over how the 7 failures of an hour may fall; many of them, so no limit holds."""
+        share, mean = 0.1, 0.0
+        for k in range(8):
+            chance = math.comb(7, k) * share**k * (1 - share) ** (7 - k)
+            found = guardrails.excess_failures(hours(1, 7 - k, k), 1e-6)
+            mean += chance * math.exp(found.log_e)
+        assert mean <= 1
+
+    def test_without_a_baseline_the_limit_decides(self):
+        found = guardrails.excess_failures(hours(10, 0, 4, each=(0, 10)), 0.05)
+        assert found.fired
+        assert "baseline" not in found.reason
+
+    def test_bursts_of_the_baseline_ask_for_more_of_the_candidate(self):
+        bad = hours(9, 3, 5)
+        calm = guardrails.excess_failures(hours(24, 3, 0) + bad, 0.05)
+        bursty = guardrails.excess_failures(hours(22, 0, 0) + hours(2, 36, 0) + bad, 0.05)
+        assert calm.fired
+        assert 0 < bursty.log_e < calm.log_e / 1.5
+
+    def test_nothing_yet_is_no_evidence(self):
+        found = guardrails.excess_failures([], 0.05)
+        assert (found.fired, found.shared, found.log_e) == (False, False, 0.0)
