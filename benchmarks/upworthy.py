@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tuneproof.stats import fixed, guardrails, multiplicity, sequential, shrinkage, splits
+from tuneproof.stats import fixed, multiplicity, sequential, shrinkage, splits
 from tuneproof.stats.aggregates import Aggregate, Stratum
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "upworthy_posts.parquet"
@@ -122,7 +122,7 @@ def _splits(tests: list[Test]) -> list[dict[str, Any]]:
     return made
 
 
-def _broken(test: Test, concentration: float = guardrails.SPLIT_CONCENTRATION) -> bool:
+def _broken(test: Test, concentration: float = splits.SPLIT_CONCENTRATION) -> bool:
     """What our own check says of a test's split, which was even."""
     counts = {str(i): a.impressions for i, a in enumerate(test.arms)}
     shares = {name: 1 / len(counts) for name in counts}

@@ -251,7 +251,7 @@ def split_mismatch(runs: int, rng: np.random.Generator) -> list[Record]:
     total = np.arange(1, 169) * 200
     good = rng.binomial(200, 0.9, (runs, 168)).cumsum(1)
     counts = np.stack([good, total - good], -1).astype(float)
-    log_e = v.log_split(counts, shares, guardrails.SPLIT_CONCENTRATION)
+    log_e = v.log_split(counts, shares, splits.SPLIT_CONCENTRATION)
     i, h = int(rng.integers(runs)), int(rng.integers(168))
     ours = splits.log_split_evalue([int(x) for x in counts[i, h]], [0.9, 0.1])
     assert math.isclose(ours, log_e[i, h], rel_tol=1e-9, abs_tol=1e-8)
@@ -259,7 +259,7 @@ def split_mismatch(runs: int, rng: np.random.Generator) -> list[Record]:
     naive = float((v.split_p(counts, shares) < 0.01).any(1).mean())
     bad = rng.binomial(200, 0.88, (runs, 36)).cumsum(1)
     counts = np.stack([bad, total[:36] - bad], -1).astype(float)
-    log_e = v.log_split(counts, shares, guardrails.SPLIT_CONCENTRATION)
+    log_e = v.log_split(counts, shares, splits.SPLIT_CONCENTRATION)
     found = float((log_e >= math.log(1000)).any(1).mean())
     return [
         at_most(
