@@ -23,8 +23,9 @@ async def test_choices_events_and_the_end_of_a_test_reach_both_sides(tmp_path: P
         base_model="base",
         **{"server.metrics_enabled": False},
     )
+    provider = MemoryProvider(base_models=("base", "tuned"))
     async with (
-        App.open(settings, source=MemorySource([]), provider=MemoryProvider(), poll_s=0.02) as app,
+        App.open(settings, source=MemorySource([]), provider=provider, poll_s=0.02) as app,
         serving(app, settings) as (address, _),
     ):
         [test] = await app.experiments.create(

@@ -65,7 +65,7 @@ async def test_ready_asks_nobody_while_mlflow_hangs(settings: Settings) -> None:
                 assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
                 assert took_s < 1
             for health in await asyncio.gather(*asking):
-                mlflow = health.json()["components"]["mlflow"]
+                mlflow = health.json()["checks"]["mlflow"]
                 assert (mlflow["status"], mlflow["detail"]) == ("degraded", "No answer within 5 s.")
 
 
@@ -86,7 +86,7 @@ async def test_health_and_doctor_never_count_against_a_breaker(
     async with real_provider(settings) as service:
         for _ in range(5):
             health = (await service.http.get("/health")).json()
-            assert health["components"]["provider"]["status"] == "degraded"
+            assert health["components"]["provider"] == "degraded"
             await service.http.get("/doctor")
         breaker = service.app.providers.breakers["openai"]
         assert (breaker.state, breaker.failures_total) == (State.CLOSED, 0)
@@ -99,7 +99,7 @@ async def test_health_and_doctor_never_count_against_a_breaker(
         assert breaker.state is State.OPEN
         wire.faults.clear()
         health = (await service.http.get("/health")).json()
-        assert health["components"]["provider"]["status"] == "healthy"
+        assert health["components"]["provider"] == "healthy"
         assert breaker.state is State.OPEN
 
 
@@ -118,7 +118,7 @@ async def test_the_gateways_own_breakers_are_shown(settings: Settings, chat: Cha
         for number in range(40):
             await service.post("/v1/chat/completions", {**asked, "user": f"unit-{number}"})
         health = (await service.http.get("/health")).json()
-        assert health["components"][name]["status"] == "degraded"
+        assert health["components"][name] == "OPEN"
         assert health["status"] == "degraded"
         findings = {f["name"]: f for f in (await service.http.get("/doctor")).json()}
         assert findings[name]["status"] == "warning"

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 from sqlalchemy import event
-from tests.integration.server.conftest import Service
+from tests.integration.server.conftest import MODELS, Service
 from tests.servers import PostgresServer, postgres_server
 from tests.waiting import eventually
 
@@ -45,7 +45,7 @@ def stored(settings: Settings, own_postgres: PostgresServer) -> Settings:
 @asynccontextmanager
 async def worker(settings: Settings) -> AsyncIterator[Service]:
     async with (
-        App.open(settings, provider=MemoryProvider(), poll_s=0.05) as app,
+        App.open(settings, provider=MemoryProvider(base_models=MODELS), poll_s=0.05) as app,
         serving(app, settings) as (address, _),
         httpx2.AsyncClient(base_url=address, timeout=30, trust_env=False) as http,
     ):
@@ -150,7 +150,7 @@ async def test_a_request_of_the_gateway_makes_no_statement(
     settings: Settings, stream: bool
 ) -> None:
     locked = replace(settings, server=replace(settings.server, require_token=True))
-    async with App.open(locked, provider=MemoryProvider()) as app:
+    async with App.open(locked, provider=MemoryProvider(base_models=MODELS)) as app:
         statements: list[str] = []
 
         @event.listens_for(app.store.database.engine.sync_engine, "before_cursor_execute")
