@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from tuneproof.app.places import Places
 from tuneproof.app.providing import longest_prefix, price_at, provider_of
@@ -35,6 +36,21 @@ class ChatEndpoint:
     organization: str | None
     breaker: CircuitBreaker
     timeout_s: float
+
+    @cached_property
+    def chat_url(self) -> str:
+        """Where chat requests go; it may carry a secret."""
+        return f"{self.base_url.reveal().rstrip('/')}/chat/completions"
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """What goes with each request: the key above all."""
+        found = {"Content-Type": "application/json"}
+        if self.api_key:
+            found["Authorization"] = f"Bearer {self.api_key.reveal()}"
+        if self.organization:
+            found["OpenAI-Organization"] = self.organization
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -233,8 +233,25 @@ class CircuitBreaker:
         """
         if stands_aside():
             return await _called(fn(*args, **kwargs))
-        if self._state is not State.CLOSED:
+        probing = self._state is not State.CLOSED
+        if probing:
             self._take_probe()
+        return await self._counted(fn, args, kwargs, probing=probing)
+
+    async def call_anyway(
+        self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `call`, while the breaker is open too: for what nobody else could answer.
+
+        The outcome counts, and a success closes the breaker.
+        """
+        found: T = await self._counted(fn, args, kwargs, probing=False)
+        return found
+
+    async def _counted(
+        self, fn: Callable[..., Any], args: Any, kwargs: Any, *, probing: bool
+    ) -> Any:
+        """What `fn` returns, awaited where it is awaitable; its outcome counts."""
         generation = self._generation
         self._calls += 1
         try:
@@ -243,13 +260,13 @@ class CircuitBreaker:
                 result = await result
         except BaseException as error:
             if generation == self._generation:
-                self._after_error(error)
+                self._after_error(error, probing=probing)
             raise
         if generation == self._generation:
             self._recent.append(True)
             if self._failure_count:
                 self._failure_count = 0
-            if self._probing_since is not None:
+            if self._state is not State.CLOSED:
                 self._close()
         return result
 
@@ -301,8 +318,9 @@ class CircuitBreaker:
             retry_after_s=retry_after_s,
         )
 
-    def _after_error(self, error: BaseException) -> None:
-        probing, self._probing_since = self._probing_since is not None, None
+    def _after_error(self, error: BaseException, *, probing: bool) -> None:
+        if probing:
+            self._probing_since = None
         if not isinstance(error, Exception) or not self._counts(error):
             return  # cancellation never counts
         self._failures += 1
@@ -311,7 +329,7 @@ class CircuitBreaker:
         self._last_failure = f"{type(error).__name__}: {error}"[:200]
         if probing:
             self._open(min(self._pause * 2, self.max_timeout))
-        elif self._failure_count >= self.failure_threshold:
+        elif self._state is State.CLOSED and self._failure_count >= self.failure_threshold:
             self._open(self.timeout)
 
     def _open(self, pause: float) -> None:

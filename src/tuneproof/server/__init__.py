@@ -3,8 +3,8 @@
 Routes are split by noun (`fine_tuning`, `evaluation`, `deployment`, `events`, `health`,
 `catalogue`, `gateway`, `live`, `page`); `problems` says how errors look, `auth` who may call,
 `once` what an idempotency key means, `guard` what stands before all of them, `hot` what is
-answered even before that, from the App's board. Knows no database and no engine: every route
-calls one use case.
+answered even before that, from the App's board, and `relay` the gateway's chat requests. Knows no
+database and no engine: every route calls one use case.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import httpx2
 from fastapi import FastAPI
 
 from tuneproof.server import (
@@ -36,6 +35,8 @@ from tuneproof.server.auth import Callers
 from tuneproof.server.guard import Guard
 from tuneproof.server.hot import PATHS, Hot
 from tuneproof.server.recorder import Recorder
+from tuneproof.server.relay import CHAT, ChatRoute
+from tuneproof.server.upstream import Upstream
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -53,14 +54,18 @@ Writes take `Idempotency-Key`, changes of state `If-Match`; errors are RFC 9457 
 class HttpService(FastAPI):
     """The service, with what is asked for all the time answered in front of it."""
 
-    def __init__(self, *, hot: Hot, **settings: Any) -> None:
+    def __init__(self, *, hot: Hot, chat: ChatRoute, **settings: Any) -> None:
         super().__init__(**settings)
         self._hot = hot
+        self._chat = chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         quick = scope["type"] == "http" and scope["path"] in PATHS
         if quick and await self._hot.answered(scope, send):
+            return
+        if scope["type"] == "http" and scope["path"] == CHAT and scope["method"] == "POST":
+            await self._chat({**scope, "app": self}, receive, send)
             return
         await super().__call__(scope, receive, send)
 
@@ -81,18 +86,21 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
-        limits = httpx2.Limits(max_connections=200, max_keepalive_connections=50)
         recorder = Recorder(app.events.record, app.supervisor, lost=app.metrics.events_lost.inc)
-        async with httpx2.AsyncClient(limits=limits, trust_env=False) as client:
-            service.state.gateway = gateway.Gateway(app, client, recorder)
-            recorder.start()
-            try:
-                yield
-            finally:
-                await recorder.stop()
+        upstream = Upstream.open()
+        service.state.gateway = chat.gateway = gateway.Gateway(app, upstream, recorder)
+        recorder.start()
+        try:
+            yield
+        finally:
+            await upstream.close()
+            await recorder.stop()
+
+    chat = ChatRoute(app, callers)
 
     service = HttpService(
         hot=Hot(app, callers),
+        chat=chat,
         title="TuneProof",
         version=metadata.version("tuneproof"),
         description=DESCRIPTION,

@@ -1,50 +1,47 @@
 """The gateway: an OpenAI-compatible face that decides which arm answers.
 
-`model="tuneproof/<task>"`; the unit is the header `x-tuneproof-unit`, else `user`, else a new
-one for this request. The answer is passed through; its exposure (arm, latency, tokens, cost,
-error) is recorded behind it. A candidate whose provider fails is replaced by the baseline, and
-the failure counts as the candidate's. The response's id names subject and unit, so that
-`POST /v1/feedback` needs no memory of it.
+`model="tuneproof/<task>"`; the unit is the header `x-tuneproof-unit`, else `user`,
+`safety_identifier` or `metadata.unit`, else a new one for this request. The answer is passed
+through; its exposure (arm, latency, tokens, cost, error) is recorded behind it. A candidate whose
+provider fails is replaced by the baseline, and the failure counts as the candidate's. The
+response's id names subject and unit, so that `POST /v1/feedback` needs no memory of it.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import logging
-import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import httpx2
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, ValidationError
 
 from tuneproof.errors import ConflictError, InputError, NotFoundError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, ModelRef, Outcome
-from tuneproof.server import upstream
 from tuneproof.server.auth import Scope, authorise
-from tuneproof.server.models import Strict, described, kept_text, utc
+from tuneproof.server.chatting import MAX_UNIT, PREFIX, ChatRequest, size
+from tuneproof.server.models import Strict, described, utc
 from tuneproof.server.problems import headers_of, status_of
+from tuneproof.server.tickets import Ticket
+from tuneproof.server.upstream import Answer, Refused, Stream, Upstream
 
 if TYPE_CHECKING:
-    from tuneproof.app import App
+    from tuneproof.app import App, ChatEndpoint
     from tuneproof.rollout import Routing
     from tuneproof.server.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
-PREFIX = "tuneproof/"
-MAX_UNIT = 500
-MAX_COVARIATE = 9e9
-
+LONGEST_WAIT_S = 300.0
+"""How long a candidate is spared at most whose provider said that it is asked too often."""
 
 _CHAT: dict[str, Any] = {
     "type": "object",
@@ -83,40 +80,7 @@ class Feedback(Strict):
     at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ticket:
-    """What the id of an answer says: whose outcome belongs to what."""
-
-    exposure: str
-    task: str
-    subject: str | None
-    unit: str
-
-    def encode(self) -> str:
-        """As the id of a response."""
-        fields = [self.exposure, self.task, self.subject, self.unit]
-        text = json.dumps(fields, separators=(",", ":"))
-        return "tp-" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-    @classmethod
-    def decode(cls, id: str) -> Ticket:
-        """From the id of a response. Raises `InputError` for any other text."""
-        text = id.removeprefix("tp-")
-        try:
-            fields = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            exposure, task, subject, unit = fields
-            good = all(isinstance(part, str) for part in (exposure, task, unit))
-            if not good or not isinstance(subject, str | None):
-                raise ValueError
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"response_id {id[:80]!r} is not the id of an answer of this gateway.",
-                mend="Send the `id` of the chat completion as it came.",
-            ) from error
-        return cls(exposure=exposure, task=task, subject=subject, unit=unit)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
     """Which arm answers this request."""
 
@@ -126,142 +90,125 @@ class Decision:
     model: ModelRef
     ticket: Ticket
     failed: bool = False
-    covariate: float | None = None
 
     def fallen_back(self) -> Decision:
         """The same decision, answered by the baseline since the candidate's provider failed."""
         return replace(self, model=self.routing.baseline, failed=True)
 
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the answer says of it."""
+        subject = self.ticket.subject or ""
+        model = self.model.model_id
+        same = _headers(self.routing.task, self.arm, model, subject, self.failed)
+        unit = self.unit if self.unit.isalnum() and self.unit.isascii() else _quoted(self.unit)
+        return [*same, (b"x-tuneproof-unit", unit.encode())]
+
+
+@dataclass(kw_only=True, slots=True)
+class Written:
+    """What is known of an answer by now; None is unknown."""
+
+    usage: Mapping[str, Any] | None = None
+    bytes: int = 0
+    texts: list[str] | None = None
+    whole: bool = False
+
 
 class Gateway:
-    """Answers chat requests for tasks. One per service; `client` is shared by all requests."""
+    """Decides, asks and records. One per service; `upstream` is shared by all requests."""
 
-    def __init__(self, app: App, client: httpx2.AsyncClient, recorder: Recorder) -> None:
+    def __init__(self, app: App, upstream: Upstream, recorder: Recorder) -> None:
         self._app = app
-        self._client = client
+        self._upstream = upstream
         self._recorder = recorder
+        self._spared_until: dict[ModelRef, float] = {}
 
-    async def chat(self, request: Request) -> Response:
-        """`POST /v1/chat/completions`."""
-        body = await _chat_body(request)
-        decision = replace(self._decide(request, body), covariate=_covariate(request))
-        began = time.perf_counter()
-        ask = self._stream if body.get("stream") else self._complete
-        try:
-            return await ask(decision, body, began)
-        except upstream.Refused as refusal:
-            return Response(refusal.body, refusal.status, media_type="application/json")
-        except TuneProofError as error:
-            if decision.arm is not Arm.CANDIDATE:
-                self._record(decision, began, error=True)
-                raise
-            log.warning("%s falls back to its baseline: %s", decision.routing.task, error)
-        decision = decision.fallen_back()
-        try:
-            return await ask(decision, body, began)
-        except upstream.Refused as refusal:
-            self._record(decision, began, error=True)
-            return Response(refusal.body, refusal.status, media_type="application/json")
-        except TuneProofError:
-            self._record(decision, began, error=True)
-            raise
-
-    def _decide(self, request: Request, body: Mapping[str, Any]) -> Decision:
-        task = str(body["model"]).removeprefix(PREFIX)
-        routing = self._app.routing.board.snapshot.by_task.get(task)
-        if routing is None or task == body["model"]:
+    def decide(self, asked: ChatRequest) -> Decision:
+        """Which arm answers. Raises `NotFoundError` or `ConflictError` where none does."""
+        routing = self._app.routing.board.snapshot.by_task.get(asked.task)
+        if routing is None:
             raise NotFoundError(
-                f"The model {str(body['model'])[:100]!r} does not exist here.",
+                f"The model {asked.body['model'][:100]!r} does not exist here.",
                 mend='Use "tuneproof/TASK"; GET /v1/models lists all.',
             )
-        if not self._app.managers.asks([task]):
+        if not self._app.managers.asks([asked.task]):
             raise ConflictError(
-                f"The models of {task} are asked by the application itself, not by this gateway.",
+                f"The models of {asked.task} are asked by the application itself, not by this "
+                "gateway.",
                 mend="Ask GET /decide or the client which model serves a unit; or set "
-                f'served_by = "gateway" in [tasks.{task}].',
+                f'served_by = "gateway" in [tasks.{asked.task}].',
             )
-        return decide(routing, _unit(request, body))
+        return decide(routing, asked.unit)
 
-    async def _complete(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.routing.endpoints.of(decision.model)
-        asked = {**body, "model": decision.model.model_id}
-        answer = await upstream.complete(self._client, endpoint, asked)
-        written = _answer_text(answer)
-        text = written if self._app.scoring.scores_task(decision.routing.task) else None
-        usage = answer.get("usage") or _estimated(body, _size(written))
-        self._record(decision, began, usage=usage, text=text, asked=body)
-        answer["id"] = decision.ticket.encode()
-        return JSONResponse(answer, headers=_headers(decision))
+    async def ask(self, decision: Decision, asked: ChatRequest) -> tuple[Decision, Answer | Stream]:
+        """The answer, whole or begun, and by whom: a candidate that fails is replaced.
 
-    async def _stream(self, decision: Decision, body: dict[str, Any], began: float) -> Response:
-        endpoint = await self._app.routing.endpoints.of(decision.model)
-        options = dict(body.get("stream_options") or {})
-        asked_usage = bool(options.get("include_usage"))
-        options["include_usage"] = True
-        asked = {**body, "model": decision.model.model_id, "stream_options": options}
-        chunks = await upstream.stream(self._client, endpoint, asked)
-        relay = self._relay(decision, chunks, began, body, asked_usage=asked_usage)
-        headers = {**_headers(decision), "Cache-Control": "no-cache"}
-        return StreamingResponse(relay, media_type="text/event-stream", headers=headers)
-
-    async def _relay(
-        self,
-        decision: Decision,
-        chunks: AsyncIterator[dict[str, Any]],
-        began: float,
-        body: Mapping[str, Any],
-        *,
-        asked_usage: bool,
-    ) -> AsyncIterator[bytes]:
-        """The provider's chunks under our id; usage that the caller did not ask for is kept.
-
-        An answer that its reader broke off is not scored: nobody knows how it would have gone on.
-        What it cost is estimated from what was written until then, where the provider says nothing.
+        Raises `Refused`, or a `TuneProofError`, where nobody answers.
         """
-        usage: Any = None
-        written = 0
-        failed, whole = False, False
-        texts: list[str] | None = (
-            [] if self._app.scoring.scores_task(decision.routing.task) else None
-        )
-        id = decision.ticket.encode()
+        if decision.arm is not Arm.CANDIDATE:
+            return decision, await self._call(decision.model, asked, anyway=True)
         try:
-            async for chunk in chunks:
-                usage = chunk.get("usage") or usage
-                part = _answer_text(chunk, "delta")
-                written += _size(part)
-                if texts is not None:
-                    texts.append(part)
-                if usage and not chunk.get("choices") and not asked_usage:
-                    continue
-                yield _sse({**chunk, "id": id})
-            whole = True
-            yield b"data: [DONE]\n\n"
+            if time.monotonic() >= self._spared_until.get(decision.model, 0.0):
+                return decision, await self._call(decision.model, asked, anyway=False)
+        except Refused as refusal:
+            self._spare(decision.model, refusal)
+            log.warning("%s falls back to its baseline: %s", decision.routing.task, refusal)
         except TuneProofError as error:
-            failed = True
-            log.warning("The stream for %s broke: %s", decision.routing.task, error)
-            yield _sse(_error_body(error))
-        finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
-            text = "".join(texts) if texts is not None and whole else None
-            usage = usage or _estimated(body, written)
-            self._record(decision, began, usage=usage, error=failed, text=text, asked=body)
+            log.warning("%s falls back to its baseline: %s", decision.routing.task, error)
+        decision = decision.fallen_back()
+        return decision, await self._call(decision.model, asked, anyway=True)
 
-    def _record(
+    def _spare(self, model: ModelRef, refusal: Refused) -> None:
+        """Ask this candidate no more before its provider said that it may be."""
+        if refusal.limited and refusal.retry_after_s:
+            wait_s = min(refusal.retry_after_s, LONGEST_WAIT_S)
+            self._spared_until[model] = time.monotonic() + wait_s
+
+    async def _call(self, model: ModelRef, asked: ChatRequest, *, anyway: bool) -> Answer | Stream:
+        """Ask a model through its breaker; the baseline, whom nobody replaces, in any case."""
+        endpoint = await self._app.routing.endpoints.of(model)
+        breaker = endpoint.breaker.call_anyway if anyway else endpoint.breaker.call
+        found = await breaker(self._answered, endpoint, asked, model.model_id)
+        if isinstance(found, Refused):
+            raise found
+        return found
+
+    async def _answered(
+        self, endpoint: ChatEndpoint, asked: ChatRequest, model: str
+    ) -> Answer | Stream | Refused:
+        """An answer, or a refusal: it says nothing against the provider."""
+        try:
+            if asked.stream:
+                return await self._upstream.stream(endpoint, asked, model)
+            return await self._upstream.complete(endpoint, asked, model)
+        except Refused as refusal:
+            return refusal
+
+    def begin(self, decision: Decision) -> Written:
+        """To gather in what is to be recorded of an answer."""
+        scored = self._app.scoring.scores_task(decision.routing.task)
+        return Written(texts=[] if scored else None)
+
+    def record(
         self,
         decision: Decision,
+        asked: ChatRequest,
         began: float,
         *,
-        usage: Any = None,
+        written: Written | None = None,
         error: bool = False,
-        text: str | None = None,
-        asked: Mapping[str, Any] | None = None,
     ) -> None:
+        """Record the exposure of an answer; without `written` nothing is known of it."""
         routing, subject = decision.routing, decision.ticket.subject
         if subject is None:
             return
-        counted = usage if isinstance(usage, Mapping) else {}
-        prompt, completion = _tokens(counted, "prompt"), _tokens(counted, "completion")
+        text, prompt, completion = None, 0, 0
+        if written is not None:
+            if written.whole and not error and written.texts:
+                text = "".join(written.texts) or None
+            usage = written.usage or _estimated(asked, written.bytes)
+            prompt, completion = _tokens(usage, "prompt"), _tokens(usage, "completion")
         self._recorder.add(
             Exposure(
                 id=decision.ticket.exposure,
@@ -277,9 +224,9 @@ class Gateway:
                 cost_usd=self._app.routing.endpoints.cost_usd(
                     decision.model, prompt_tokens=prompt, completion_tokens=completion
                 ),
-                covariate=decision.covariate,
-                text=text or None,
-                messages=_messages(asked) if text and asked is not None else (),
+                covariate=asked.covariate,
+                text=text,
+                messages=asked.messages if text else (),
             )
         )
 
@@ -335,105 +282,47 @@ def decide(routing: Routing, unit: str) -> Decision:
     return Decision(routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket)
 
 
-async def _chat_body(request: Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.body())
-    except ValueError as error:
-        raise InputError("The body is not JSON.", mend="Send a chat completion request.") from error
-    if not isinstance(body, dict) or not isinstance(body.get("model"), str):
-        mend = 'Send a chat completion request with model "tuneproof/TASK".'
-        raise InputError("The body names no model.", mend=mend)
-    return body
-
-
-def _unit(request: Request, body: Mapping[str, Any]) -> str:
-    given = request.headers.get("x-tuneproof-unit") or body.get("user") or uuid.uuid4().hex
-    if not isinstance(given, str) or len(given) > MAX_UNIT:
-        raise InputError(
-            f"The unit is not a text of at most {MAX_UNIT} characters.",
-            mend="Send an id in `user` or in the header x-tuneproof-unit.",
-        )
-    return kept_text("The unit", given)
-
-
-def _covariate(request: Request) -> float | None:
-    """What the caller knew of the unit before the test; None where it does not say."""
-    given = request.headers.get("x-tuneproof-covariate")
-    if given is None:
-        return None
-    try:
-        value = float(given)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= MAX_COVARIATE:
-        raise InputError(
-            f"The header x-tuneproof-covariate is {given[:50]!r}, no number.",
-            mend="Send a number between -9e9 and 9e9, or leave it out.",
-        )
-    return value
-
-
-def _headers(decision: Decision) -> dict[str, str]:
+@lru_cache(maxsize=1024)
+def _headers(
+    task: str, arm: Arm, model: str, subject: str, failed: bool
+) -> tuple[tuple[bytes, bytes], ...]:
     found = {
-        "x-tuneproof-task": decision.routing.task,
-        "x-tuneproof-arm": str(decision.arm),
-        "x-tuneproof-model": decision.model.model_id,
-        "x-tuneproof-unit": decision.unit,
-        "x-tuneproof-subject": decision.ticket.subject or "",
-        "x-tuneproof-fallback": "true" if decision.failed else "",
+        "task": task,
+        "arm": str(arm),
+        "model": model,
+        "subject": subject,
+        "fallback": "true" if failed else "",
     }
-    return {name: quote(value, safe="/:@ ,;=+") for name, value in found.items() if value}
+    return tuple(
+        (f"x-tuneproof-{name}".encode(), _quoted(value).encode())
+        for name, value in found.items()
+        if value
+    )
+
+
+def _quoted(value: str) -> str:
+    return quote(value, safe="/:@ ,;=+")
 
 
 def _tokens(usage: Mapping[str, Any], kind: str) -> int:
     value = usage.get(f"{kind}_tokens")
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if isinstance(value, int) and 0 <= value <= MOST_TOKENS else 0
 
 
-def _answer_text(answer: Mapping[str, Any], part: str = "message") -> str:
-    """The text of an answer's first choice, or of a chunk's; empty where it has none."""
-    for choice in answer.get("choices") or ():
-        if isinstance(choice, dict) and not choice.get("index"):
-            content = (choice.get(part) or {}).get("content")
-            return content if isinstance(content, str) else ""
-    return ""
-
+MOST_TOKENS = 2**31 - 1
+"""The largest count that a provider is believed, and that a database keeps."""
 
 BYTES_PER_TOKEN = 4
 """About how long a token is: where a provider does not say how many an answer has."""
 
 
-def _estimated(asked: Mapping[str, Any], written: int) -> dict[str, int]:
+def _estimated(asked: ChatRequest, written: int) -> Mapping[str, int]:
     """The usage of a request for which its provider names none; `written` are bytes of answer."""
-    read = sum(_size(message["content"]) for message in _messages(asked))
+    read = sum(size(message["content"]) for message in asked.messages)
     return {
         "prompt_tokens": -(-read // BYTES_PER_TOKEN),
         "completion_tokens": -(-written // BYTES_PER_TOKEN),
     }
-
-
-def _size(text: str) -> int:
-    return len(text.encode(errors="replace"))
-
-
-def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What was asked, as texts: of a message in parts the texts among them."""
-    return [
-        {"role": str(message.get("role", "")), "content": _content(message.get("content"))}
-        for message in body.get("messages") or ()
-        if isinstance(message, dict)
-    ]
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        return "\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
-
-
-def _sse(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _outcome_id(ticket: Ticket, asked: Feedback) -> str:
@@ -443,7 +332,7 @@ def _outcome_id(ticket: Ticket, asked: Feedback) -> str:
     return f"fb-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def _error_body(error: TuneProofError) -> dict[str, Any]:
+def error_body(error: TuneProofError) -> dict[str, Any]:
     """An error in the shape that OpenAI's clients read."""
     code = "model_not_found" if isinstance(error, NotFoundError) else error.slug.replace("-", "_")
     kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
@@ -461,15 +350,15 @@ def router() -> APIRouter:
             await authorise(request, scope, any_key=True)
             return await do(request.app.state.gateway)
         except TuneProofError as error:
-            return JSONResponse(_error_body(error), status_of(error), headers=headers_of(error))
+            return JSONResponse(error_body(error), status_of(error), headers=headers_of(error))
 
     @routes.post(
         "/chat/completions",
         summary="Chat, answered by the arm of the unit",
         openapi_extra=described(_CHAT),
     )
-    async def chat(request: Request) -> Response:
-        return await answer(request, "write", lambda gateway: gateway.chat(request))
+    async def chat() -> Response:
+        raise AssertionError("answered in front of the routes, by `relay`")
 
     @routes.get("/models", summary="The tasks, as models")
     async def models(request: Request) -> Response:

@@ -1,155 +1,289 @@
-"""One call to a provider on behalf of the gateway, through its breaker, streamed or whole.
+"""One call to a provider on behalf of the gateway, streamed or whole.
 
-`Refused` is the request's own fault and goes back to the caller as it is; every other failure
-is the provider's and is one of our errors, so that the gateway can fall back.
+`Refused` is what the provider answered to this request: it goes back to the caller as it came.
+Every other failure is the provider's and is one of our errors, so that the gateway can fall back.
+Bytes that a provider sent stay as they are, but for the id.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+import asyncio
+import email.utils
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import httpx2
+import aiohttp
+import orjson
+from yarl import URL
 
 from tuneproof.errors import (
     CredentialsError,
     NotFoundError,
     ProviderUnavailableError,
-    QuotaExhaustedError,
-    RateLimitedError,
     TuneProofError,
 )
+from tuneproof.server.chatting import ChatRequest, dumped, loaded
+from tuneproof.server.sse import EventSplitter, data_of
 
 if TYPE_CHECKING:
     from tuneproof.app import ChatEndpoint
 
-T = TypeVar("T")
+__all__ = ["Answer", "Event", "Refused", "Stream", "Upstream", "renamed"]
 
-DONE = "[DONE]"
+DONE = b"[DONE]"
+CONNECT_S = 10.0
+MAX_EVENT = 16 * 1024 * 1024
+"""The longest event of a stream: what is longer is no answer."""
+
+_PASSED_ON = ("x-ratelimit-", "openai-", "anthropic-")
+_PASSED = frozenset({"retry-after", "retry-after-ms", "x-request-id", "x-should-retry"})
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Refused(Exception):
-    """The provider says that the request is wrong; `status` and `body` are its answer."""
+    """The provider's answer to the request is no: `status`, `body` and `headers` are its own."""
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, headers: Headers) -> None:
         super().__init__(f"the provider refused the request with {status}")
         self.status = status
         self.body = body
+        self.headers = headers
+
+    @property
+    def limited(self) -> bool:
+        """Whether it says that there were too many requests, not that this one is wrong."""
+        return self.status == 429
+
+    @property
+    def retry_after_s(self) -> float:
+        """For how long not to ask again; 0 where it does not say."""
+        return _seconds(dict(self.headers).get(b"retry-after", b"").decode("latin-1"))
 
 
-async def complete(
-    client: httpx2.AsyncClient, endpoint: ChatEndpoint, body: dict[str, Any]
-) -> dict[str, Any]:
-    """The provider's whole answer to a chat request.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: as it came, and read."""
 
-    Raises `Refused`, or the `TuneProofError` that says how the provider failed.
-    """
+    raw: bytes
+    body: dict[str, Any]
+    headers: Headers
 
-    async def call() -> dict[str, Any]:
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of a stream: as it came, and what it carries; None for a heartbeat or the end."""
+
+    raw: bytes
+    chunk: dict[str, Any] | None
+
+
+def renamed(raw: bytes, body: Mapping[str, Any], id: str) -> bytes:
+    """`raw`, which says `body`, under the id `id`: all other bytes stay where that is possible."""
+    theirs = body.get("id")
+    if isinstance(theirs, str):
+        quoted = orjson.dumps(theirs) if theirs.isascii() else b""
+        for between in (b":", b": "):
+            old = b'"id"' + between + quoted
+            if quoted and raw.count(old) == 1 and raw.count(quoted) == 1:
+                return raw.replace(old, b'"id"' + between + b'"' + id.encode() + b'"')
+    written = dumped({**body, "id": id})
+    return b"data: " + written + b"\n\n" if not raw.lstrip().startswith(b"{") else written
+
+
+class Stream:
+    """A streamed answer that has begun: `first` are its events up to the first real chunk."""
+
+    def __init__(self, endpoint: ChatEndpoint, response: aiohttp.ClientResponse) -> None:
+        self._endpoint = endpoint
+        self._response = response
+        self._splitter = EventSplitter()
+        self._finished = False
+        self.headers = _passed(response)
+        self.first: list[Event] = []
+
+    async def begin(self) -> None:
+        """Read up to the first real chunk. Raises the provider's failure where none comes."""
+        async for events in self._reads():
+            self.first += events
+            if any(_is_chunk(event) for event in events):
+                return
+        raise _failed(self._endpoint, "answered no chunk of a stream")
+
+    async def events(self) -> AsyncIterator[list[Event]]:
+        """The events in the groups in which they arrive. Raises the provider's failure."""
+        yield self.first
+        async for events in self._reads():
+            yield events
+        if not self._finished:
+            raise _failed(self._endpoint, "ended its stream before the answer was whole")
+
+    def close(self) -> None:
+        """Leave; the provider hears of it at once."""
+        self._response.close()
+
+    async def _reads(self) -> AsyncIterator[list[Event]]:
+        content = self._response.content
         try:
-            response = await client.send(_request(client, endpoint, body))
-        except httpx2.HTTPError as error:
+            while data := await content.readany():
+                raws = self._splitter.feed(data)
+                if self._splitter.waiting > MAX_EVENT:
+                    raise _failed(self._endpoint, f"sent an event above {MAX_EVENT} bytes")
+                if raws:
+                    yield [self._read(raw) for raw in raws]
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _no_answer(self._endpoint, error) from error
+        if rest := self._splitter.end():
+            yield [self._read(rest)]
+
+    def _read(self, raw: bytes) -> Event:
+        data = data_of(raw)
+        if not data:
+            return Event(raw, None)
+        if data.strip() == DONE:
+            self._finished = True
+            return Event(raw, None)
+        chunk = _object(self._endpoint, data)
+        if _is_error(chunk):
+            raise _failed(self._endpoint, f"broke its stream off: {_message(chunk)}")
+        if not self._finished:
+            self._finished = any(
+                isinstance(choice, dict) and choice.get("finish_reason")
+                for choice in chunk.get("choices") or ()
+            )
+        return Event(raw, chunk)
+
+
+class Upstream:
+    """Calls providers over one pool of connections. A breaker decides whether it may be called."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._uncounted: set[str] = set()  # providers that refuse `stream_options`
+
+    @classmethod
+    def open(cls) -> Upstream:
+        """With a pool of its own; `close` it. As many connections as there are requests."""
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ttl_dns_cache=60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
+        )
+        return cls(session)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def complete(self, endpoint: ChatEndpoint, asked: ChatRequest, model: str) -> Answer:
+        """The provider's whole answer. Raises `Refused`, or what says how the provider failed."""
+        response = await self._post(endpoint, asked.for_model(model))
+        try:
+            raw = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _no_answer(endpoint, error) from error
-        _check(endpoint, response.status_code, response.content)
-        return _object(endpoint, response.content)
+        finally:
+            response.release()
+        _check(endpoint, response, raw)
+        body = _object(endpoint, raw)
+        if _is_error(body):
+            raise _failed(endpoint, f"answered 200 with an error: {_message(body)}")
+        if not isinstance(body.get("choices"), list) or not body["choices"]:
+            raise _failed(endpoint, "answered 200 without any choice")
+        return Answer(raw, body, _passed(response))
 
-    return await _guarded(endpoint, call)
+    async def stream(self, endpoint: ChatEndpoint, asked: ChatRequest, model: str) -> Stream:
+        """The provider's streamed answer, once its first chunk is there; `close` it.
 
-
-async def stream(
-    client: httpx2.AsyncClient, endpoint: ChatEndpoint, body: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
-    """The provider's streamed answer, chunk by chunk; returns once the first chunk is there.
-
-    Raises as `complete` does. A failure behind the first chunk is raised by the iterator.
-    """
-
-    async def call() -> tuple[dict[str, Any] | None, AsyncIterator[dict[str, Any]]]:
+        Raises as `complete` does.
+        """
+        count = asked.wants_usage or endpoint.provider not in self._uncounted
         try:
-            response = await client.send(_request(client, endpoint, body), stream=True)
-            if response.status_code != 200:
-                content = await response.aread()
-                await response.aclose()
-                _check(endpoint, response.status_code, content)
-        except httpx2.HTTPError as error:
+            return await self._stream(endpoint, asked.for_model(model, count=count))
+        except Refused as refusal:
+            if asked.wants_usage or not count or not _is_about_usage(refusal):
+                raise
+        begun = await self._stream(endpoint, asked.for_model(model, count=False))
+        self._uncounted.add(endpoint.provider)
+        return begun
+
+    async def _stream(self, endpoint: ChatEndpoint, content: bytes) -> Stream:
+        response = await self._post(endpoint, content)
+        try:
+            async with asyncio.timeout(endpoint.timeout_s):
+                if response.status != 200:
+                    _check(endpoint, response, await response.read())
+                begun = Stream(endpoint, response)
+                await begun.begin()
+                return begun
+        except TimeoutError as error:
+            response.close()
             raise _no_answer(endpoint, error) from error
-        chunks = _chunks(endpoint, response)
-        try:
-            return await anext(chunks, None), chunks
         except BaseException:
-            await response.aclose()
+            response.close()
             raise
 
-    first, rest = await _guarded(endpoint, call)
-    return _joined(first, rest)
-
-
-async def _joined(
-    first: dict[str, Any] | None, rest: AsyncIterator[dict[str, Any]]
-) -> AsyncIterator[dict[str, Any]]:
-    try:
-        if first is not None:
-            yield first
-        async for chunk in rest:
-            yield chunk
-    finally:
-        await rest.aclose()  # type: ignore[attr-defined]
-
-
-async def _guarded(endpoint: ChatEndpoint, call: Callable[[], Awaitable[T]]) -> T:
-    """Call through the breaker; a refusal says nothing against the provider."""
-
-    async def guarded() -> T | Refused:
+    async def _post(self, endpoint: ChatEndpoint, content: bytes) -> aiohttp.ClientResponse:
+        """Send it; once more where the connection could not be made, so nothing was sent."""
         try:
-            return await call()
-        except Refused as refusal:
-            return refusal
+            return await self._send(endpoint, content)
+        except aiohttp.ClientConnectorError:
+            pass
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _no_answer(endpoint, error) from error
+        try:
+            return await self._send(endpoint, content)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _no_answer(endpoint, error) from error
 
-    answer = await endpoint.breaker.call(guarded)
-    if isinstance(answer, Refused):
-        raise answer
-    return answer
-
-
-def _request(
-    client: httpx2.AsyncClient, endpoint: ChatEndpoint, body: dict[str, Any]
-) -> httpx2.Request:
-    headers = {"Content-Type": "application/json"}
-    if endpoint.api_key:
-        headers["Authorization"] = f"Bearer {endpoint.api_key.reveal()}"
-    if endpoint.organization:
-        headers["OpenAI-Organization"] = endpoint.organization
-    url = f"{endpoint.base_url.reveal().rstrip('/')}/chat/completions"
-    content = json.dumps(body).encode()
-    return client.build_request(
-        "POST", url, content=content, headers=headers, timeout=endpoint.timeout_s
-    )
+    async def _send(self, endpoint: ChatEndpoint, content: bytes) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_S, sock_read=endpoint.timeout_s
+        )
+        return await self._session.post(
+            URL(endpoint.chat_url, encoded=True),
+            data=content,
+            headers=endpoint.headers,
+            timeout=timeout,
+            allow_redirects=False,
+        )
 
 
-async def _chunks(
-    endpoint: ChatEndpoint, response: httpx2.Response
-) -> AsyncIterator[dict[str, Any]]:
+def _check(endpoint: ChatEndpoint, response: aiohttp.ClientResponse, content: bytes) -> None:
+    """Return for 200; raises for every other status."""
+    status = response.status
+    if status == 200:
+        return
     try:
-        async for line in response.aiter_lines():
-            if not line.startswith("data:"):
-                continue
-            data = line.removeprefix("data:").strip()
-            if data == DONE:
-                return
-            chunk = _object(endpoint, data.encode())
-            if "error" in chunk and "choices" not in chunk:
-                raise _failed(endpoint, f"broke its stream off: {_message(chunk)}")
-            yield chunk
-    except httpx2.HTTPError as error:
-        raise _no_answer(endpoint, error) from error
-    finally:
-        await response.aclose()
+        body = loaded(content)
+    except ValueError:
+        body = content[:200].decode(errors="replace")
+    what, name = f"answered {status}: {_message(body)}", endpoint.provider
+    if status in (401, 403):
+        mend = "Check the provider's key."
+        raise CredentialsError(f"Provider {name!r} {what}", mend=mend, status=502)
+    if status == 404:
+        mend = "Check which models the provider lists."
+        raise NotFoundError(f"Provider {name!r} {what}", mend=mend)
+    if status < 400 or status >= 500 or status == 408:
+        raise _failed(endpoint, what)
+    raise Refused(status, content, _passed(response))
+
+
+def _passed(response: aiohttp.ClientResponse) -> Headers:
+    """The headers of an answer that its reader can use."""
+    return [
+        (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+        for name, value in response.headers.items()
+        if name.lower() in _PASSED or name.lower().startswith(_PASSED_ON)
+    ]
 
 
 def _object(endpoint: ChatEndpoint, content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        found = loaded(content)
     except ValueError as error:
         raise _failed(endpoint, "answered what is not JSON") from error
     if not isinstance(found, dict):
@@ -157,27 +291,17 @@ def _object(endpoint: ChatEndpoint, content: bytes) -> dict[str, Any]:
     return found
 
 
-def _check(endpoint: ChatEndpoint, status: int, content: bytes) -> None:
-    if status < 400:
-        return
-    try:
-        body = json.loads(content)
-    except ValueError:
-        body = {}
-    what = f"answered {status}: {_message(body)}"
-    name = endpoint.provider
-    if status == 429 and _code(body) == "insufficient_quota":
-        raise QuotaExhaustedError(f"Provider {name!r} {what}", mend="Raise the quota.")
-    if status == 429:
-        raise RateLimitedError(f"Provider {name!r} {what}", mend="Come back later.")
-    if status in (401, 403):
-        raise CredentialsError(f"Provider {name!r} {what}", mend="Check the provider's key.")
-    if status == 404:
-        mend = "Check which models the provider lists."
-        raise NotFoundError(f"Provider {name!r} {what}", mend=mend)
-    if status >= 500 or status == 408:
-        raise _failed(endpoint, what)
-    raise Refused(status, content)
+def _is_chunk(event: Event) -> bool:
+    return event.chunk is not None and isinstance(event.chunk.get("choices"), list)
+
+
+def _is_error(body: Mapping[str, Any]) -> bool:
+    return bool(body.get("error")) and not body.get("choices")
+
+
+def _is_about_usage(refusal: Refused) -> bool:
+    named = b"stream_options" in refusal.body or b"include_usage" in refusal.body
+    return refusal.status in (400, 422) and named
 
 
 def _message(body: Any) -> str:
@@ -187,9 +311,16 @@ def _message(body: Any) -> str:
     return str(error or body or "nothing")[:500]
 
 
-def _code(body: Any) -> str:
-    error = body.get("error") if isinstance(body, dict) else None
-    return str(error.get("code")) if isinstance(error, dict) else ""
+def _seconds(after: str) -> float:
+    """The header `Retry-After`, which is seconds or a date."""
+    try:
+        return max(0.0, float(after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _failed(endpoint: ChatEndpoint, what: str) -> TuneProofError:

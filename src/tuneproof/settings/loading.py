@@ -95,6 +95,25 @@ class Settings(Tables):
                 named = getattr(task, key)
                 if named is not None:
                     self._check_provider(f"tasks.{task.name}.{key}", named)
+        self._check_aliases()
+
+    @property
+    def task_aliases(self) -> Mapping[str, str]:
+        """The task that each model name of `tasks.*.aliases` means at the gateway."""
+        return {alias: task.name for task in self.tasks.values() for alias in task.aliases}
+
+    def _check_aliases(self) -> None:
+        found = self.task_aliases
+        for task in self.tasks.values():
+            for alias in task.aliases:
+                if found[alias] != task.name:
+                    raise ConfigError(
+                        f"tasks.{task.name}.aliases names {alias!r}, which is also an alias of "
+                        f"{found[alias]}.",
+                        mend="Leave it to one of them.",
+                        field=f"tasks.{task.name}.aliases",
+                        value=alias,
+                    )
 
     def _with_bases(self) -> dict[str, PipelineConfig]:
         """The pipelines; those that name no base model train on their provider's."""

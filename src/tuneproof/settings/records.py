@@ -68,6 +68,14 @@ class TaskConfig:
             "client or a target, and our checks cannot",
         ),
     )
+    aliases: tuple[str, ...] = option(
+        (),
+        Option(
+            empty=True,
+            doc="model names that mean this task at the gateway, beside `tuneproof/NAME`: an "
+            "application keeps the name that it has"
+        ),
+    )
     provider: str | None = option(
         None, Option(doc="who trains this task, where it is not the pipeline's")
     )

@@ -227,7 +227,7 @@ async def test_models_are_the_tasks(service, test_id):
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"messages": []}', b'{"model": 3}'])
 async def test_malformed_chat_requests_are_refused(service, test_id, body):
     answer = await service.http.post("/v1/chat/completions", content=body)
-    assert answer.status_code == 422
+    assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
 
@@ -242,7 +242,7 @@ async def test_without_a_test_the_baseline_answers_and_nothing_is_recorded(servi
 
 
 def test_a_ticket_survives_its_id():
-    from tuneproof.server.gateway import Ticket
+    from tuneproof.server.tickets import Ticket
 
     ticket = Ticket(exposure="e", task="hook", subject=None, unit="größe 🙂")
     assert Ticket.decode(ticket.encode()) == ticket

@@ -23,8 +23,8 @@ from tuneproof.rollout import Deployment, DeploymentState, Plan
 from tuneproof.server import page, problems
 from tuneproof.server.deployment import triggers
 from tuneproof.server.fine_tuning import state
-from tuneproof.server.gateway import Ticket
 from tuneproof.server.models import expected, rfc3339, utc
+from tuneproof.server.tickets import Ticket
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import HistoryEntry, Run, RunStatus
 
