@@ -339,6 +339,9 @@ class App:
             self.store.routing,
             self.live,
             prepare=endpoints.prepare,
+            declared=[
+                Routing(task=task, baseline=model) for task, model in self._models_in_use().items()
+            ],
             trust_s=self._trust_s,
             recall=lambda subjects: self.watchdog.recall(subjects),
         )
@@ -349,6 +352,14 @@ class App:
         else:
             with contextlib.suppress(StoreUnavailableError):
                 await board.refresh()
+
+    def _models_in_use(self) -> Mapping[str, ModelRef]:
+        """The model that the settings name for each task, until it has a routing."""
+        return {
+            name: ModelRef(model_id=task.model, provider=task.model_provider)
+            for name, task in self.settings.tasks.items()
+            if task.model
+        }
 
     def _trust_s(self, routing: Routing) -> float:
         """For how long a task's candidates may serve while nobody can look at them."""
@@ -405,11 +416,7 @@ class App:
             min_scores=dict(self._given.get("min_scores") or {}),
             scorer=self.scorers.find,
             settings_now=self.shutdowns.settings_now,
-            models_in_use={
-                n: ModelRef(model_id=t.model, provider=t.model_provider)
-                for n, t in settings.tasks.items()
-                if t.model
-            },
+            models_in_use=self._models_in_use(),
             asks=self.managers.asks,
             hooks=RunHooks(
                 metrics=self.metrics,

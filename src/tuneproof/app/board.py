@@ -183,7 +183,8 @@ class Board:
     """App's memory of the routing.
 
     `prepare` is awaited with the models of a new state before that is shown, so that who serves
-    them need not be asked for within a request. `trust_s` says for how long a task's candidates
+    them need not be asked for within a request. `declared` are tasks that settings name a model for:
+    they are served from the first minute, until they have a routing of their own. `trust_s` says for how long a task's candidates
     may be served on a state that cannot be read; `recall` is awaited with the subjects for which
     that was too long, once it can be read again and before their candidates serve anybody.
     """
@@ -196,6 +197,7 @@ class Board:
         prepare: Callable[[Iterable[ModelRef]], Awaitable[None]],
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.monotonic,
+        declared: Sequence[Routing] = (),
         trust_s: Callable[[Routing], float] = lambda _routing: math.inf,
         recall: Callable[[Collection[str]], Awaitable[None]] = _nothing,
     ) -> None:
@@ -204,6 +206,7 @@ class Board:
         self._prepare = prepare
         self._watch_s = watch_s
         self._clock = clock
+        self.declared = {one.task: one for one in declared}
         self._trust_s = trust_s
         self._recall = recall
         self._doubted: set[str] = set()  # subjects
@@ -265,13 +268,17 @@ class Board:
 
     async def _read(self) -> None:
         began = self._clock()
-        routing = tuple(self._trusted(one) for one in await self._store.all())
+        routing = self._with_declared(self._trusted(one) for one in await self._store.all())
         before = self._snapshot
         if before is None or routing != before.routing:
             new = RoutingSnapshot.of(routing)
             await self._prepared(new)
             self._show(new)
         self._read_at = began
+
+    def _with_declared(self, stored: Iterable[Routing]) -> tuple[Routing, ...]:
+        found = {**self.declared, **{one.task: one for one in stored}}
+        return tuple(found[task] for task in sorted(found))
 
     def _show(self, new: RoutingSnapshot) -> None:
         before, self._snapshot = self._snapshot, new

@@ -152,7 +152,11 @@ class ExperimentService:
         self, config: PipelineConfig, baseline: ModelRef, tx: Tx | None = None
     ) -> list[Routing]:
         """The routings of the tasks that another model than this one serves."""
-        found = [await self._store.routing.get(task, tx=tx) for task in config.tasks]
+        declared = self._routing.board.declared
+        found = [
+            await self._store.routing.get(task, tx=tx) or declared.get(task)
+            for task in config.tasks
+        ]
         return [r for r in found if r is not None and not r.baseline.same_as(baseline)]
 
     async def _ensure_answer(self, config: PipelineConfig, models: Sequence[ModelRef]) -> None:

@@ -226,13 +226,12 @@ class Upstream:
             raise
 
     async def _post(self, endpoint: ChatEndpoint, content: bytes) -> aiohttp.ClientResponse:
-        """Send it; once more where the connection could not be made, so nothing was sent."""
+        """Send it; once more where nothing was sent: no connection, or one that was closed."""
         try:
             return await self._send(endpoint, content)
-        except aiohttp.ClientConnectorError:
-            pass
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _no_answer(endpoint, error) from error
+            if not _nothing_was_sent(error):
+                raise _no_answer(endpoint, error) from error
         try:
             return await self._send(endpoint, content)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -249,6 +248,11 @@ class Upstream:
             timeout=timeout,
             allow_redirects=False,
         )
+
+
+def _nothing_was_sent(error: Exception) -> bool:
+    kinds = (aiohttp.ClientConnectorError, aiohttp.ClientConnectionResetError)
+    return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
 
 
 def _check(endpoint: ChatEndpoint, response: aiohttp.ClientResponse, content: bytes) -> None:

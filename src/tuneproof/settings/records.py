@@ -73,7 +73,7 @@ class TaskConfig:
         Option(
             empty=True,
             doc="model names that mean this task at the gateway, beside `tuneproof/NAME`: an "
-            "application keeps the name that it has"
+            "application keeps the name that it has",
         ),
     )
     provider: str | None = option(

@@ -1,0 +1,79 @@
+"""Server-sent events: any split of any bytes gives the same events, and loses no byte."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneproof.server.sse import EventSplitter, data_of
+from tuneproof.server.upstream import renamed
+
+ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
+LINES = st.one_of(
+    st.sampled_from([b"data", b"data:", b": hi", b"event: x", b"id: 1", b"retry: 5", b"datax: 1"]),
+    st.text(st.characters(exclude_characters="\r\n"), max_size=20).map(
+        lambda text: b"data: " + text.encode(errors="replace")
+    ),
+)
+
+
+def split(stream: bytes, cuts: list[int]) -> list[bytes]:
+    splitter = EventSplitter()
+    found, begin = [], 0
+    for cut in [*sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]:
+        found += splitter.feed(stream[begin:cut])
+        begin = cut
+    rest = splitter.end()
+    return [*found, rest] if rest else found
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=20))
+def test_no_byte_is_lost_or_made_up(stream: bytes, cuts: list[int]) -> None:
+    assert b"".join(split(stream, cuts)) == stream
+
+
+@given(
+    st.lists(st.tuples(st.lists(LINES, min_size=1, max_size=4), ENDS), max_size=6),
+    st.lists(st.integers(0, 1000), max_size=30),
+)
+def test_any_split_carries_the_same_data(
+    events: list[tuple[list[bytes], bytes]], cuts: list[int]
+) -> None:
+    stream = b"".join(b"".join(line + end for line in lines) + end for lines, end in events)
+    found = [data_of(raw) for raw in split(stream, cuts)]
+    assert [data for data in found if data is not None] == [
+        data for lines, _ in events if (data := _reference(lines)) is not None
+    ]
+
+
+def _reference(lines: list[bytes]) -> bytes | None:
+    """By the letter of the specification, a line at a time."""
+    parts = []
+    for line in lines:
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            parts.append(value[1:] if value.startswith(b" ") else value)
+    return b"\n".join(parts) if parts else None
+
+
+IDS = st.text(st.characters(codec="utf-8"), max_size=12)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | IDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(IDS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(IDS, VALUES, max_size=4), IDS, st.booleans(), st.booleans())
+def test_only_the_id_is_another(
+    body: dict[str, object], id: str, ascii: bool, compact: bool
+) -> None:
+    body = {**body, "id": id}
+    separators = (",", ":") if compact else None
+    raw = json.dumps(body, ensure_ascii=ascii, separators=separators).encode()
+    ours = json.loads(renamed(raw, body, "tp-ours"))
+    assert ours == {**body, "id": "tp-ours"}
+    event = b"data: " + raw + b"\n\n"
+    assert json.loads(data_of(renamed(event, body, "tp-ours")) or b"") == ours
