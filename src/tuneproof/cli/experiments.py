@@ -157,7 +157,7 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
             output.percent(test["traffic_allocation"][arm]),
             figures["sample_size"],
             output.percent(figures["engagement_rate"]),
-            figures["cost_per_engagement"],
+            _cost(figures),
             figures["response_time_ms"],
         )
         for arm, figures in shown["metrics"].items()
@@ -166,6 +166,14 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
     output.table(columns, rows)
     _print_segments(shown["segments"])
     _print_family(shown["family"])
+
+
+def _cost(figures: Mapping[str, Any]) -> str | None:
+    """What an outcome costs, and of which share of the units that is known where not of all."""
+    cost, known = figures["cost_per_engagement"], figures["cost_known"]
+    if cost is None:
+        return None
+    return f"{cost:.4g}" + ("" if known in (None, 1) else f" (known of {known:.0%})")
 
 
 def _expected(found: Mapping[str, Any] | None) -> str | None:

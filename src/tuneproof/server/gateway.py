@@ -188,7 +188,7 @@ class Gateway:
         answer = await upstream.complete(self._client, endpoint, asked)
         written = _answer_text(answer)
         text = written if self._app.scoring.scores_task(decision.routing.task) else None
-        usage = answer.get("usage") or _estimated(body, _size(written))
+        usage = _told(answer) or _estimated(body, _size(written))
         self._record(decision, began, usage=usage, text=text, asked=body)
         answer["id"] = decision.ticket.encode()
         return JSONResponse(answer, headers=_headers(decision))
@@ -218,7 +218,7 @@ class Gateway:
         An answer that its reader broke off is not scored: nobody knows how it would have gone on.
         What it cost is estimated from what was written until then, where the provider says nothing.
         """
-        usage: Any = None
+        usage: Mapping[str, int] | None = None
         written = 0
         failed, whole = False, False
         texts: list[str] | None = (
@@ -227,12 +227,12 @@ class Gateway:
         id = decision.ticket.encode()
         try:
             async for chunk in chunks:
-                usage = chunk.get("usage") or usage
+                usage = _told(chunk) or usage
                 part = _answer_text(chunk, "delta")
                 written += _size(part)
                 if texts is not None:
                     texts.append(part)
-                if usage and not chunk.get("choices") and not asked_usage:
+                if chunk.get("usage") and not chunk.get("choices") and not asked_usage:
                     continue
                 yield _sse({**chunk, "id": id})
             whole = True
@@ -252,7 +252,7 @@ class Gateway:
         decision: Decision,
         began: float,
         *,
-        usage: Any = None,
+        usage: Mapping[str, int] | None = None,
         error: bool = False,
         text: str | None = None,
         asked: Mapping[str, Any] | None = None,
@@ -260,8 +260,6 @@ class Gateway:
         routing, subject = decision.routing, decision.ticket.subject
         if subject is None:
             return
-        counted = usage if isinstance(usage, Mapping) else {}
-        prompt, completion = _tokens(counted, "prompt"), _tokens(counted, "completion")
         self._recorder.add(
             Exposure(
                 id=decision.ticket.exposure,
@@ -273,9 +271,11 @@ class Gateway:
                 task=routing.task,
                 latency_ms=(time.perf_counter() - began) * 1000,
                 error=error or decision.failed,
-                tokens=prompt + completion,
-                cost_usd=self._app.routing.endpoints.cost_usd(
-                    decision.model, prompt_tokens=prompt, completion_tokens=completion
+                tokens=None if usage is None else sum(usage.values()),
+                cost_usd=(
+                    None
+                    if usage is None
+                    else self._app.routing.endpoints.cost_usd(decision.model, **usage)
                 ),
                 covariate=decision.covariate,
                 text=text or None,
@@ -385,9 +385,13 @@ def _headers(decision: Decision) -> dict[str, str]:
     return {name: quote(value, safe="/:@ ,;=+") for name, value in found.items() if value}
 
 
-def _tokens(usage: Mapping[str, Any], kind: str) -> int:
-    value = usage.get(f"{kind}_tokens")
-    return value if isinstance(value, int) and value >= 0 else 0
+def _told(answer: Mapping[str, Any]) -> dict[str, int] | None:
+    """The tokens that an answer or a chunk names; None where it does not name both."""
+    usage = answer.get("usage")
+    named = usage if isinstance(usage, Mapping) else {}
+    found = {name: named.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    known = {name: n for name, n in found.items() if isinstance(n, int) and n >= 0}
+    return known if len(known) == len(found) else None
 
 
 def _answer_text(answer: Mapping[str, Any], part: str = "message") -> str:
