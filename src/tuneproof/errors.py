@@ -117,7 +117,7 @@ class ConfigError(InputError):
 
 
 class DataError(InputError):
-    """Posts, files, tables or columns are not as the settings describe them."""
+    """Posts, events, files, tables or columns are not as described."""
 
 
 class NotFoundError(InputError):

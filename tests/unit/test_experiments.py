@@ -263,6 +263,65 @@ def test_cost_criterion_is_waived_and_said_where_nothing_is_paid() -> None:
     assert "waived" in found.reason
 
 
+def without_costs(seen: Evidence, *arms: Arm, share: float = 1.0) -> Evidence:
+    """The evidence as it is where of a share of the units of these arms nobody told the cost."""
+
+    def cell(c: Cell) -> Cell:
+        if c.arm not in arms:
+            return c
+        n = round(c.units.n * share)
+        lacking = arm(c.units.sum_y / c.units.n, n, seed=7, cost=0.0)
+        known = arm(c.units.sum_y / c.units.n, c.units.n - n, seed=8, cost=0.001)
+        nothing = Aggregate(n=n, sum_y=lacking.sum_y, sum_yy=lacking.sum_yy)
+        return replace(c, units=known + nothing, uncosted=nothing, unmetered=Aggregate(n=n))
+
+    return replace(seen, cells=tuple(cell(c) for c in seen.cells))
+
+
+@pytest.mark.parametrize("lacking", list(Arm))
+def test_costs_of_one_arm_alone_cannot_be_judged_and_it_is_said(lacking: Arm) -> None:
+    """Before: unknown costs were 0, and cost nothing."""
+    found = look(without_costs(evidence(0.5), lacking), 96)
+    assert found.verdict is Verdict.CONTINUE
+    [cost] = [c for c in found.criteria if c.metric == "cost"]
+    assert (cost.holds, cost.change, found.cost_gain) == (None, None, None)
+    n = 3060 if lacking is Arm.BASELINE else 340
+    said = f"no cost above 0 is known of any of the {n} units of the {lacking} in phase 1"
+    assert said in cost.reason
+    assert said in found.reason
+    last = look(without_costs(evidence(0.5), lacking), 192, declared_before=LOOKED)
+    assert last.verdict is Verdict.REJECT
+    arms = {Arm.BASELINE: last.baseline, Arm.CANDIDATE: last.candidate}
+    assert (arms[lacking].cost_per_engagement, arms[lacking].cost_known) == (None, 0)
+
+
+def test_costs_are_those_of_the_units_that_have_one_and_the_share_is_said() -> None:
+    """Before: a candidate half of whose costs were unknown was half as dear."""
+    found = look(without_costs(evidence(0.5), Arm.CANDIDATE, share=0.5), 96)
+    assert found.candidate.cost_known == found.candidate.usage_known == 0.5
+    assert found.candidate.cost_per_token == pytest.approx(0.001 / 200)
+    assert found.candidate.cost_per_engagement == pytest.approx(0.001 / 0.102, rel=0.1)
+    assert found.cost_gain == pytest.approx(1 / 3, abs=0.06)
+    assert found.verdict is Verdict.PROMOTE
+    assert "(known of 3230 of 3400 units)" in found.reason
+    assert found.inputs["cells"][1]["uncosted"]["n"] == 170
+
+
+def test_a_phase_without_costs_of_either_arm_is_left_out_of_them() -> None:
+    first = without_costs(evidence(0.5), *Arm)
+    later = tuple(replace(c, phase=2) for c in evidence(0.5).cells)
+    both = replace(
+        first,
+        cells=first.cells + later,
+        exposed={(c.phase, c.arm): c.exposed for c in first.cells + later},
+        shares={1: 0.1, 2: 0.1},
+    )
+    found = look(both, 96)
+    assert found.verdict is Verdict.PROMOTE
+    assert found.baseline.cost_known == 0.5
+    assert found.cost_gain == pytest.approx(1 / 3, abs=0.06)
+
+
 def test_confirmed_needs_the_lower_bound_above_the_required_lift() -> None:
     test = ab_test(decision="confirmed")
     assert look(evidence(0.5, n=60_000), 100, test).verdict is Verdict.CONTINUE

@@ -183,10 +183,12 @@ class Board:
     """App's memory of the routing.
 
     `prepare` is awaited with the models of a new state before that is shown, so that who serves
-    them need not be asked for within a request. `declared` are tasks that settings name a model for:
-    they are served from the first minute, until they have a routing of their own. `trust_s` says for how long a task's candidates
-    may be served on a state that cannot be read; `recall` is awaited with the subjects for which
-    that was too long, once it can be read again and before their candidates serve anybody.
+    them need not be asked for within a request. `declared` are tasks that settings name a model
+    for: they are served from the first minute, until they have a routing of their own.
+
+    `trust_s` says for how long a task's candidates may be served on a state that cannot be read;
+    `recall` is awaited with the subjects for which that was too long, once it can be read again
+    and before their candidates serve anybody.
     """
 
     def __init__(

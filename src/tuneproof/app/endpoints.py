@@ -149,8 +149,10 @@ class ModelEndpoints:
             self._breakers[key] = CircuitBreaker.named(key, like="openai", on_event=self._on_event)
         return self._breakers[key]
 
-    def cost_usd(self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int) -> float:
-        """What a request cost: by the settings' prices, else by the dated table; 0 without one.
+    def cost_usd(
+        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
+    ) -> float | None:
+        """What a request cost: by the settings' prices, else by the dated table; None without one.
 
         The prices are those of the provider that serves this model; of a model that is not
         known, any provider's that names it.
@@ -164,8 +166,8 @@ class ModelEndpoints:
                 prompt, completion = set_price
                 return Price(prompt=prompt, completion=completion).request_usd(**tokens)
         if known is None:
-            return 0.0
+            return None
         tuned = model.model_id != known.base and not known.base.startswith("ft:")
         named = f"ft:{known.base}" if tuned else known.base
         found = price_at(known.config, named, "answers")
-        return found.request_usd(**tokens) if found else 0.0
+        return found.request_usd(**tokens) if found else None

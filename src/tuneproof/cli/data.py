@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK
-from tuneproof.cli.service import connect, embedded
+from tuneproof.cli.service import connect, embedded, path_to
 from tuneproof.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ async def export(
 ) -> int:
     """The manifest of a run's dataset: its hash, its examples, what was dropped and why."""
     async with connect(options) as service:
-        manifest = await service.get(f"/data/manifest/{run_id}")
+        manifest = await service.get(path_to("/data/manifest", run_id))
     if to is None:
         output.data(manifest)
     else:

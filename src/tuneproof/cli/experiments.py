@@ -18,7 +18,7 @@ from tuneproof.cli.declared import (
 )
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
-from tuneproof.cli.service import connect
+from tuneproof.cli.service import connect, path_to
 from tuneproof.settings import declared_rows
 
 
@@ -54,7 +54,7 @@ async def create(
     async with connect(options, engine=True, makes=True) as service:
         made = await service.post("/evaluation/create-ab-test", body)
         first = made["tests"][0] if more else made
-        test = await service.get(f"/evaluation/status/{first['ab_test_id']}")
+        test = await service.get(path_to("/evaluation/status", first["ab_test_id"]))
         waits = service.local
     if options.json:
         output.data(made if more else test)
@@ -109,12 +109,12 @@ async def show(
     if experiment_id.startswith("family-"):
         return await _show_family(experiment_id, options)
     async with connect(options) as service:
-        test = await service.get(f"/evaluation/status/{experiment_id}")
-        shown = await service.get(f"/evaluation/metrics/{experiment_id}")
-        scores = await service.get(f"/evaluation/scores/{experiment_id}")
+        test = await service.get(path_to("/evaluation/status", experiment_id))
+        shown = await service.get(path_to("/evaluation/metrics", experiment_id))
+        scores = await service.get(path_to("/evaluation/scores", experiment_id))
         address = service.address
         if html is not None:
-            page = await service.text(f"/evaluation/report/{experiment_id}")
+            page = await service.text(path_to("/evaluation/report", experiment_id))
             await asyncio.to_thread(html.write_text, page, encoding="utf-8")
             output.say(f"Wrote {html}.")
     if options.json:
@@ -157,7 +157,7 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
             output.percent(test["traffic_allocation"][arm]),
             figures["sample_size"],
             output.percent(figures["engagement_rate"]),
-            figures["cost_per_engagement"],
+            _cost(figures),
             figures["response_time_ms"],
         )
         for arm, figures in shown["metrics"].items()
@@ -166,6 +166,14 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
     output.table(columns, rows)
     _print_segments(shown["segments"])
     _print_family(shown["family"])
+
+
+def _cost(figures: Mapping[str, Any]) -> str | None:
+    """What an outcome costs, and of which share of the units that is known where not of all."""
+    cost, known = figures["cost_per_engagement"], figures["cost_known"]
+    if cost is None:
+        return None
+    return f"{cost:.4g}" + ("" if known in (None, 1) else f" (known of {known:.0%})")
 
 
 def _expected(found: Mapping[str, Any] | None) -> str | None:
@@ -314,11 +322,11 @@ async def end(
     if experiment_id.startswith("family-"):
         return await _end_family(experiment_id, reason, options)
     async with connect(options, engine=True) as service:
-        shown = await service.get(f"/evaluation/metrics/{experiment_id}")
+        shown = await service.get(path_to("/evaluation/metrics", experiment_id))
         units = sum(arm["sample_size"] for arm in shown["metrics"].values())
         question = f"End {experiment_id} after {units} units and {shown['looks']} looks?"
         output.confirm(question, yes=options.yes)
-        test = await service.post(f"/evaluation/end/{experiment_id}", {"reason": reason})
+        test = await service.post(path_to("/evaluation/end", experiment_id), {"reason": reason})
     if options.json:
         output.data(test)
     else:
@@ -328,7 +336,7 @@ async def end(
 
 async def _show_family(family: str, options: CommonOptions) -> int:
     async with connect(options) as service:
-        shown = await service.get(f"/evaluation/family/{family}")
+        shown = await service.get(path_to("/evaluation/family", family))
     if options.json:
         output.data(shown)
         return OK
@@ -348,11 +356,11 @@ async def _show_family(family: str, options: CommonOptions) -> int:
 
 async def _end_family(family: str, reason: str, options: CommonOptions) -> int:
     async with connect(options, engine=True) as service:
-        shown = await service.get(f"/evaluation/family/{family}")
+        shown = await service.get(path_to("/evaluation/family", family))
         running = [t for t in shown["tests"] if t["status"] == "running"]
         question = f"End {len(running)} running tests of {family}?"
         output.confirm(question, yes=options.yes)
-        ended = await service.post(f"/evaluation/family/{family}/end", {"reason": reason})
+        ended = await service.post(path_to("/evaluation/family", family, "end"), {"reason": reason})
     if options.json:
         output.data(ended)
     else:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK, WAITS
-from tuneproof.cli.service import connect
+from tuneproof.cli.service import connect, path_to
 
 Reason = Annotated[str, Parameter(help="Why; kept in the history.")]
 
@@ -44,7 +44,7 @@ async def list_(
 async def show(rollout_id: str, /, *, options: CommonOptions = NONE) -> int:
     """Where a rollout stands. Exit 3 when it is paused and waits for a person."""
     async with connect(options) as service:
-        rollout = await service.get(f"/deployment/status/{rollout_id}")
+        rollout = await service.get(path_to("/deployment/status", rollout_id))
         address = "" if service.local else service.address
     if options.json:
         output.data(rollout)
@@ -101,11 +101,11 @@ async def advance(
 
 async def _change(action: str, rollout_id: str, reason: str, options: CommonOptions) -> int:
     async with connect(options, engine=True) as service:
-        before = await service.get(f"/deployment/status/{rollout_id}")
+        before = await service.get(path_to("/deployment/status", rollout_id))
         served = output.percent(before["current_traffic"])
         question = f"{action.capitalize()} {rollout_id}, whose candidate serves {served}?"
         output.confirm(question, yes=options.yes)
-        after = await service.post(f"/deployment/{action}/{rollout_id}", {"reason": reason})
+        after = await service.post(path_to("/deployment", action, rollout_id), {"reason": reason})
     if options.json:
         output.data(after)
     else:
@@ -127,7 +127,7 @@ async def rollback(
     It asks nothing: the way back is always open, and repeating it does no harm.
     """
     async with connect(options) as service:
-        done = await service.post(f"/routing/{task}/rollback", {"reason": reason})
+        done = await service.post(path_to("/routing", task, "rollback"), {"reason": reason})
         address = f"{service.address}/dashboard/deployment/{done['deployment_id']}"
     if options.json:
         output.data(done)

@@ -16,7 +16,7 @@ from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK, WAITS
 from tuneproof.cli.progress import StageBars
-from tuneproof.cli.service import connect
+from tuneproof.cli.service import connect, path_to
 from tuneproof.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ async def _follow(service: Service, run_id: str) -> dict[str, Any]:
     """Watch a run until it ends, holds, or its experiment begins."""
     with StageBars() as bars:
         while True:
-            run: dict[str, Any] = await service.get(f"/fine-tuning/status/{run_id}")
+            run: dict[str, Any] = await service.get(path_to("/fine-tuning/status", run_id))
             bars.update(run)
             tested = "ab_test_id" in run["result"]  # the stage begins before its test is declared
             live = tested and run["stage"] in ("experiment", "rollout")
@@ -214,7 +214,7 @@ async def list_(
 async def show(run_id: str, /, *, options: CommonOptions = NONE) -> int:
     """Where a run stands. Exit 3 when a person must decide."""
     async with connect(options) as service:
-        run = await service.get(f"/fine-tuning/status/{run_id}")
+        run = await service.get(path_to("/fine-tuning/status", run_id))
         address = _address(service, run_id)
     if options.json:
         output.data(run)
@@ -282,7 +282,7 @@ def _detail(stage: Mapping[str, Any], told: str = "") -> str:
 async def logs(run_id: str, /, *, options: CommonOptions = NONE) -> int:
     """What a run did, line by line, oldest first."""
     async with connect(options) as service:
-        lines = await service.get(f"/fine-tuning/log/{run_id}")
+        lines = await service.get(path_to("/fine-tuning/log", run_id))
     if options.json:
         output.data(lines)
         return OK
@@ -301,9 +301,9 @@ async def abort(
 ) -> int:
     """End a run: its job is cancelled, its candidate loses its traffic."""
     async with connect(options, engine=True) as service:
-        run = await service.get(f"/fine-tuning/status/{run_id}")
+        run = await service.get(path_to("/fine-tuning/status", run_id))
         output.confirm(f"Abort {run_id}, which is {run['status']}?", yes=options.yes)
-        done = await service.post(f"/fine-tuning/abort/{run_id}", {"reason": reason})
+        done = await service.post(path_to("/fine-tuning/abort", run_id), {"reason": reason})
     if options.json:
         output.data(done)
         return OK
@@ -321,6 +321,6 @@ async def retry(
 ) -> int:
     """Take a failed run up again."""
     async with connect(options, engine=True) as service:
-        await service.post(f"/fine-tuning/retry/{run_id}", {"stage": stage})
+        await service.post(path_to("/fine-tuning/retry", run_id), {"stage": stage})
         run = await _follow(service, run_id)
         return _finish(run, service, as_json=options.json)

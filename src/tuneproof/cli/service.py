@@ -81,7 +81,6 @@ class Service:
         return (await self._request(method, path, **given)).json()
 
     async def _request(self, method: str, path: str, **given: Any) -> httpx2.Response:
-        path = _escaped(path)
         try:
             response = await self._client.request(method, path, **given)
         except httpx2.HTTPError as error:
@@ -95,18 +94,18 @@ class Service:
         return response
 
 
-def _escaped(path: str) -> str:
-    """A path with what was typed in it kept from being another path.
+def path_to(route: str, *parts: str) -> str:
+    """The path of a route with ids in it, each kept within its own part whatever was typed.
 
-    Raises `NotFoundError` for a part that would lead elsewhere: nothing has such an id.
+    Raises `NotFoundError` for an id that no part of a path can be: nothing has such an id.
     """
-    parts = path.removeprefix("/").split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        raise NotFoundError(
-            f"Nothing has the id that {path!r} asks for.",
-            mend="Take one that is listed, such as by `tuneproof run list`.",
-        )
-    return quote(path, safe="/")
+    for part in parts:
+        if part in ("", ".", "..") or "/" in part:
+            raise NotFoundError(
+                f"Nothing has the id {part!r}.",
+                mend="Take one that is listed, such as by `tuneproof run list`.",
+            )
+    return "/".join([route, *(quote(part, safe="") for part in parts)])
 
 
 def error_of(response: httpx2.Response) -> TuneProofError:

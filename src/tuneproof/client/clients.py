@@ -64,8 +64,8 @@ class ExposureFields(TypedDict, total=False):
 
     latency_ms: float | None
     error: bool
-    tokens: int
-    cost_usd: float
+    tokens: int | None
+    cost_usd: float | None
     at: datetime | None
     id: str | None
     attributes: Mapping[str, str] | None
@@ -155,8 +155,8 @@ class Client:
         *,
         latency_ms: float | None = None,
         error: bool = False,
-        tokens: int = 0,
-        cost_usd: float = 0.0,
+        tokens: int | None = None,
+        cost_usd: float | None = None,
         at: datetime | None = None,
         id: str | None = None,
         attributes: Mapping[str, str] | None = None,
@@ -167,9 +167,11 @@ class Client:
         """Queue an exposure: this choice was served. Never blocks, never raises.
 
         Returns the event's id, or None where the choice belongs to no test or rollout: then
-        there is nothing to tell. An `id` of your own makes repeated calls one event. `covariate`
-        is something of the unit known before the test began, such as its author's engagement
-        until then; a test that adjusts by it (CUPED) needs less traffic by it.
+        there is nothing to tell. An `id` of your own makes repeated calls one event. Leave out
+        `tokens` and `cost_usd` where they are not known: means leave the unit out then, while 0
+        says that it was free. `covariate` is something of the unit known before the test began,
+        such as its author's engagement until then; a test that adjusts by it (CUPED) needs less
+        traffic by it.
 
         Where the pipeline scores its answers (`quality_scorer`), give the `text` that was
         answered and the `prompt`: a text, or the chat's messages with `role` and `content`. Like
@@ -186,10 +188,8 @@ class Client:
                 "task": choice.task,
                 "latency_ms": latency_ms,
                 "error": error,
-                "tokens": tokens,
-                "cost_usd": cost_usd,
                 "attributes": attributes or {},
-                **({} if covariate is None else {"covariate": covariate}),
+                **_known(tokens=tokens, cost_usd=cost_usd, covariate=covariate),
                 **_asked(text, prompt),
             },
         )
@@ -327,6 +327,11 @@ async def _in_thread(function: Callable[P, T], *args: P.args, **options: P.kwarg
     import asyncio
 
     return await asyncio.to_thread(function, *args, **options)
+
+
+def _known(**fields: float | None) -> dict[str, object]:
+    """What is not known is not sent."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _asked(text: str | None, prompt: str | Sequence[Mapping[str, str]] | None) -> dict[str, object]:

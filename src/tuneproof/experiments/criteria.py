@@ -108,9 +108,13 @@ def _engagement(view: View) -> _Change:
 def _cost(view: View) -> _Change:
     if view.costs_nothing:
         return _Change(value=None, lower=None, upper=None, reason="no cost was recorded")
+    if view.cost_lacking:
+        return _Change(value=None, lower=None, upper=None, reason=view.cost_lacking)
     found = view.value_per_cost
     declared = view.group_sequential(
-        view.strata, VALUE_PER_COST[view.test.declaration.cost_metric], view.test.promotion_alpha
+        view.cost_strata,
+        VALUE_PER_COST[view.test.declaration.cost_metric],
+        view.test.promotion_alpha,
     )
     bounds = [None if x is None else saved(x) for x in (found.lower, found.upper)]
     return _Change(

@@ -141,6 +141,8 @@ def _merged(phase: int, cells: Sequence[Cell]) -> Cell:
         exposed=sum(c.exposed for c in cells),
         quality=qualities.sum_y / qualities.n if qualities.n else None,
         qualities=qualities,
+        uncosted=merge(c.uncosted for c in cells),
+        unmetered=merge(c.unmetered for c in cells),
     )
 
 

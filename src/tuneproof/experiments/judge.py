@@ -385,11 +385,20 @@ def _other(view: View, result: CriterionResult) -> str:
         if view.costs_nothing:
             return "no cost was recorded, so the cost criterion is waived"
         counted = view.test.declaration.cost_metric.replace("_", " ")
-        return f"cost {counted} {-(view.cost_gain or 0):+.1%}"
+        return f"cost {counted} {-(view.cost_gain or 0):+.1%}{_known_of(view)}"
     change = result.change or 0.0
     if result.metric == "latency":
         return f"requests slower than {view.max_p95_latency_ms:g} ms {-change:+.1%}"
     return f"{result.metric} {change:+.1%}"
+
+
+def _known_of(view: View) -> str:
+    """Of how many units costs are known, in words; empty where of all."""
+    known, units = (
+        sum(s.baseline.n + s.candidate.n for s in strata)
+        for strata in (view.cost_strata, view.strata)
+    )
+    return "" if known == units else f" (known of {known} of {units} units)"
 
 
 def _method(view: View) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from tuneproof.errors import InputError
 from tuneproof.settings import Declaration
@@ -226,6 +226,10 @@ class ArmMetrics:
     cost_per_engagement: float | None = None
     response_time_ms: float | None = None
     quality_score: float | None = None
+    cost_known: float | None = None
+    """The share of the units whose cost is known: costs are theirs alone."""
+    usage_known: float | None = None
+    """The share of those whose tokens and cost are both known."""
 
 
 def engagement_metric(declaration: Declaration) -> Metric:
@@ -339,6 +343,8 @@ class CellInputs(TypedDict):
     units: Mapping[str, object]
     exposed: int
     quality: float | None
+    uncosted: NotRequired[Mapping[str, object]]
+    unmetered: NotRequired[Mapping[str, object]]
 
 
 class RequestInputs(TypedDict):
@@ -442,6 +448,8 @@ class Exposure:
     exposure. A unit without one counts as 0, which biases nothing: what was known before the
     draw of the arm is spread alike over both, and so is its absence.
 
+    Tokens and costs that are not known are None, which is not 0: means leave such units out.
+
     `text` is what was answered and `messages` what it answered: given where the pipeline scores
     its answers, and kept no longer than until the score is there.
     """
@@ -455,8 +463,8 @@ class Exposure:
     task: str = ""
     latency_ms: float | None = None
     error: bool = False
-    tokens: int = 0
-    cost_usd: float = 0.0
+    tokens: int | None = None
+    cost_usd: float | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     covariate: float | None = None
     text: str | None = None
@@ -511,6 +519,29 @@ class Cell:
     quality: float | None = None
     qualities: Aggregate = field(default_factory=Aggregate)
     """y is the quality score, of the units that have one."""
+    uncosted: Aggregate = field(default_factory=Aggregate)
+    """Those of `units` whose cost is unknown: how many, and their y."""
+    unmetered: Aggregate = field(default_factory=Aggregate)
+    """Those of `units` whose tokens or cost are unknown: how many, and what is known of c and d."""
+
+    @property
+    def costed(self) -> Aggregate:
+        """The units whose cost is known; y and c are theirs."""
+        return self.units - self.uncosted if self.uncosted.n else self.units
+
+    @property
+    def metered(self) -> Aggregate:
+        """The units whose tokens and cost are known; c and d are theirs."""
+        return self.units - self.unmetered if self.unmetered.n else self.units
+
+    def __sub__(self, other: Cell) -> Cell:
+        """Without the units of `other`, as far as engagement, tokens and cost go."""
+        return replace(
+            self,
+            units=self.units - other.units,
+            uncosted=self.uncosted - other.uncosted,
+            unmetered=self.unmetered - other.unmetered,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -557,12 +588,17 @@ class Evidence:
         """The phases with their two arms; y is the quality score."""
         return strata_of([replace(c, units=c.qualities) for c in self.cells])
 
+    def cost_strata(self, *, per_token: bool = False) -> list[Stratum]:
+        """The phases with their two arms, of the units whose cost is known; `per_token`: whose
+        tokens are known, too."""
+        known = [c.metered if per_token else c.costed for c in self.cells]
+        return strata_of([replace(c, units=u) for c, u in zip(self.cells, known, strict=True)])
+
     def second_half(self) -> tuple[Cell, ...]:
         """What is not in the first half."""
-        first = {(c.phase, c.arm): c.units for c in self.first_half}
+        first = {(c.phase, c.arm): c for c in self.first_half}
         return tuple(
-            replace(c, units=c.units - first[c.phase, c.arm]) if (c.phase, c.arm) in first else c
-            for c in self.cells
+            c - first[c.phase, c.arm] if (c.phase, c.arm) in first else c for c in self.cells
         )
 
     def arm(self, arm: Arm) -> ArmMetrics:
@@ -572,16 +608,19 @@ class Evidence:
         requests = self.requests.get(arm, Requests())
         qualities = merge(c.qualities for c in cells)
         quality = qualities.sum_y / qualities.n if qualities.n else None
+        costed, metered = merge(c.costed for c in cells), merge(c.metered for c in cells)
         if not units.n:
             return ArmMetrics(response_time_ms=requests.mean_latency_ms, quality_score=quality)
         return ArmMetrics(
             sample_size=units.n,
             engagement_rate=units.sum_y / (units.sum_m or units.n),
             p95_engagement=quantile(units.histogram, 0.95).value if units.histogram else None,
-            cost_per_token=units.sum_c / units.sum_d if units.sum_d else None,
-            cost_per_engagement=units.sum_c / units.sum_y if units.sum_y else None,
+            cost_per_token=metered.sum_c / metered.sum_d if metered.sum_d else None,
+            cost_per_engagement=costed.sum_c / costed.sum_y if costed.sum_y else None,
             response_time_ms=requests.mean_latency_ms,
             quality_score=quality,
+            cost_known=costed.n / units.n,
+            usage_known=metered.n / units.n,
         )
 
 

@@ -311,7 +311,7 @@ def _arm(name: str, model: str, share: float, seen: ArmMetrics) -> tuple[str, ..
         _percent(share),
         str(seen.sample_size),
         _percent(seen.engagement_rate),
-        _number(seen.cost_per_engagement),
+        _number(seen.cost_per_engagement) + known_of(seen.cost_known),
         _number(seen.response_time_ms),
         _number(seen.quality_score),
     )
@@ -381,6 +381,11 @@ def _percent(share: float | None) -> str:
 
 def _signed(share: float | None) -> str:
     return "–" if share is None else f"{share * 100:+.1f} %".replace("-", "−")
+
+
+def known_of(share: float | None) -> str:
+    """Of which share of the units a figure is, in words; empty where of all."""
+    return "" if share is None or share == 1 else f" (known of {share:.0%})"
 
 
 def _number(value: float | None) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
+from typing import TypedDict
 
 from tuneproof.experiments.records import (
     AbsentInputs,
     ABTest,
     Arm,
+    Cell,
     Evidence,
     ExpectedLift,
     Halves,
@@ -162,14 +164,39 @@ class View:
             return self.declared.significant
         return self.lift.lower is not None and self.lift.lower > 0
 
+    @cached_property
+    def cost_strata(self) -> list[Stratum]:
+        """The units that costs are judged by: those of which all that they take is known."""
+        per_token = self.test.declaration.cost_metric == "per_token"
+        return self.evidence.cost_strata(per_token=per_token)
+
     @property
     def costs_nothing(self) -> bool:
-        return not any(c.units.sum_c for c in self.evidence.cells)
+        return not any(c.costed.sum_c for c in self.evidence.cells)
+
+    @cached_property
+    def cost_lacking(self) -> str:
+        """Which arm has no known cost in a phase in which the other has one; empty where none.
+
+        What the other phases say then is no answer: one arm's costs are compared with nothing.
+        """
+        all_units = {s.phase: (s.baseline.n, s.candidate.n) for s in self.strata}
+        for stratum in self.cost_strata:
+            known = (stratum.baseline.sum_c > 0, stratum.candidate.sum_c > 0)
+            lacking = known.index(False) if any(known) and not all(known) else None
+            if lacking is not None and all_units[stratum.phase][lacking]:
+                arm, n = (Arm.BASELINE, Arm.CANDIDATE)[lacking], all_units[stratum.phase][lacking]
+                return (
+                    f"no cost above 0 is known of any of the {n} units of the {arm} in phase "
+                    f"{stratum.phase}, so costs cannot be compared: send cost_usd with each "
+                    "exposure, or set a price"
+                )
+        return ""
 
     @cached_property
     def value_per_cost(self) -> sequential.LiftEstimate:
         return self.sequence(
-            self.strata,
+            self.cost_strata,
             VALUE_PER_COST[self.test.declaration.cost_metric],
             self.test.promotion_alpha,
         )
@@ -177,7 +204,7 @@ class View:
     @property
     def cost_gain(self) -> float | None:
         """The fall in cost per engagement (or per token), as a share."""
-        if self.costs_nothing or self.value_per_cost.lift is None:
+        if self.costs_nothing or self.cost_lacking or self.value_per_cost.lift is None:
             return None
         return saved(self.value_per_cost.lift)
 
@@ -305,6 +332,7 @@ class View:
                     "units": c.units.to_dict(),
                     "exposed": c.exposed,
                     "quality": c.quality,
+                    **_unknown(c),
                 }
                 for c in self.evidence.cells
             ],
@@ -321,6 +349,18 @@ class View:
             "absent": self.absent,
             "prior": asdict(self.prior),
         }
+
+
+class _UnknownInputs(TypedDict, total=False):
+    uncosted: Mapping[str, object]
+    unmetered: Mapping[str, object]
+
+
+def _unknown(cell: Cell) -> _UnknownInputs:
+    """What is not known of a cell's units; nothing where all is."""
+    if not cell.unmetered.n:
+        return {}
+    return {"uncosted": cell.uncosted.to_dict(), "unmetered": cell.unmetered.to_dict()}
 
 
 def saved(value_per_cost: float) -> float | None:

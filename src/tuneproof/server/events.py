@@ -61,8 +61,15 @@ class ExposureIn(Bulk):
     task: str = Field(default="", max_length=200)
     latency_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     error: bool = False
-    tokens: int = Field(default=0, ge=0, le=2**53)
-    cost_usd: float = Field(default=0.0, ge=0, le=1e9)
+    tokens: int | None = Field(
+        default=None, ge=0, le=2**53, description="Left out or null where unknown, which is not 0."
+    )
+    cost_usd: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e9,
+        description="Left out or null where unknown: means leave such units out.",
+    )
     attributes: dict[str, str] = Field(default_factory=dict, max_length=50)
     covariate: float | None = Field(
         default=None,
@@ -179,8 +186,8 @@ class ExposureOut(Answer):
     task: str
     latency_ms: float | None
     error: bool
-    tokens: int
-    cost_usd: float
+    tokens: int | None
+    cost_usd: float | None
     covariate: float | None
 
 

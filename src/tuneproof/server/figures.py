@@ -27,6 +27,8 @@ class ArmFigures(Answer):
     quality_score: float | None
     sample_size: int
     p95_engagement: float | None
+    cost_known: float | None = Field(description="Share of the units whose cost is known.")
+    usage_known: float | None = Field(description="Share of those whose tokens are known, too.")
 
 
 class Arms(Answer):

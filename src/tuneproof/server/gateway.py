@@ -109,7 +109,7 @@ class Decision:
 class Written:
     """What is known of an answer by now; None is unknown."""
 
-    usage: Mapping[str, Any] | None = None
+    usage: Mapping[str, int] | None = None
     bytes: int = 0
     texts: list[str] | None = None
     whole: bool = False
@@ -203,12 +203,11 @@ class Gateway:
         routing, subject = decision.routing, decision.ticket.subject
         if subject is None:
             return
-        text, prompt, completion = None, 0, 0
+        text = usage = None
         if written is not None:
             if written.whole and not error and written.texts:
                 text = "".join(written.texts) or None
             usage = written.usage or _estimated(asked, written.bytes)
-            prompt, completion = _tokens(usage, "prompt"), _tokens(usage, "completion")
         self._recorder.add(
             Exposure(
                 id=decision.ticket.exposure,
@@ -220,9 +219,11 @@ class Gateway:
                 task=routing.task,
                 latency_ms=(time.perf_counter() - began) * 1000,
                 error=error or decision.failed,
-                tokens=prompt + completion,
-                cost_usd=self._app.routing.endpoints.cost_usd(
-                    decision.model, prompt_tokens=prompt, completion_tokens=completion
+                tokens=None if usage is None else sum(usage.values()),
+                cost_usd=(
+                    None
+                    if usage is None
+                    else self._app.routing.endpoints.cost_usd(decision.model, **usage)
                 ),
                 covariate=asked.covariate,
                 text=text,
@@ -304,9 +305,13 @@ def _quoted(value: str) -> str:
     return quote(value, safe="/:@ ,;=+")
 
 
-def _tokens(usage: Mapping[str, Any], kind: str) -> int:
-    value = usage.get(f"{kind}_tokens")
-    return value if isinstance(value, int) and 0 <= value <= MOST_TOKENS else 0
+def told(answer: Mapping[str, Any]) -> Mapping[str, int] | None:
+    """The tokens that an answer or a chunk names; None where it does not name both."""
+    usage = answer.get("usage")
+    named = usage if isinstance(usage, Mapping) else {}
+    found = {name: named.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    known = {k: n for k, n in found.items() if isinstance(n, int) and 0 <= n <= MOST_TOKENS}
+    return known if len(known) == len(found) else None
 
 
 MOST_TOKENS = 2**31 - 1

@@ -19,7 +19,7 @@ from tuneproof.errors import InputError, TuneProofError
 from tuneproof.server.auth import Callers, authorise
 from tuneproof.server.chatting import ChatRequest, dumped, size
 from tuneproof.server.events import MAX_BYTES
-from tuneproof.server.gateway import Decision, Gateway, Written, error_body
+from tuneproof.server.gateway import Decision, Gateway, Written, error_body, told
 from tuneproof.server.problems import headers_of, status_of
 from tuneproof.server.upstream import Answer, Refused, Stream, renamed
 
@@ -172,13 +172,11 @@ def _ours(decision: Decision, receipt: str) -> Headers:
 
 def _note(written: Written, body: Mapping[str, Any], part: str) -> None:
     """Gather the usage and the text of an answer's first choice, or of a chunk's."""
-    usage = body.get("usage")
-    if usage and isinstance(usage, dict):
-        written.usage = usage
+    written.usage = told(body) or written.usage
     for choice in body.get("choices") or ():
         if isinstance(choice, dict) and not choice.get("index"):
-            told = choice.get(part)
-            text = told.get("content") if isinstance(told, dict) else None
+            said = choice.get(part)
+            text = said.get("content") if isinstance(said, dict) else None
             if isinstance(text, str):
                 written.bytes += size(text)
                 if written.texts is not None:

@@ -11,6 +11,7 @@ import asyncio
 import heapq
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,7 @@ class ParquetSource(FileSource):
         if not parts:
             return
         table = pa.concat_tables(parts).sort_by(order).slice(0, keep)
+        _check_ids(table.column(found["id"]).to_pylist(), str(self))
         words = list(found)
         make = maker(words)
         for start in range(0, table.num_rows, query.chunk_size):
@@ -187,6 +189,7 @@ class CsvSource(FileSource):
             ordered = sorted(matching, key=_order)
         else:
             ordered = heapq.nsmallest(query.max_records, matching, key=_order)
+        _check_ids([post.id for post in ordered], str(self))
         for start in range(0, len(ordered), query.chunk_size):
             yield ordered[start : start + query.chunk_size]
 
@@ -202,8 +205,25 @@ class CsvSource(FileSource):
             known = 0.0 if post.engagement_rate is None else post.engagement_rate
             inside = since <= post.ts < until or post.ts is NO_TIME
             if inside and (known >= query.threshold or math.isnan(known)):
+                if not row[found["id"]]:
+                    raise DataError(f"{where}: the column {found['id']} is empty.", mend=_OWN_ID)
                 yield _with_numbers(post, where)
         times.check(str(self))
+
+
+def _check_ids(ids: Sequence[Any], where: str) -> None:
+    """Raise `DataError` where posts that are to be used have no id, or one that others have."""
+    absent = sum(id is None or id == "" for id in ids)
+    if absent:
+        raise DataError(f"{absent:,} of {len(ids):,} posts of {where} have no id.", mend=_OWN_ID)
+    repeated = {id: n for id, n in Counter(ids).most_common() if n > 1}
+    if repeated:
+        (id, n), others = next(iter(repeated.items())), len(repeated) - 1
+        also = f", and {others:,} other ids are not of one post alone" if others else ""
+        raise DataError(f"{n:,} posts of {where} have the id {str(id)!r}{also}.", mend=_OWN_ID)
+
+
+_OWN_ID = "Posts are told apart by their id: give each one of its own."
 
 
 def _with_numbers(post: Post, where: str) -> Post:

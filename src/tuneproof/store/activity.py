@@ -9,9 +9,8 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from tuneproof.errors import DataError
 from tuneproof.store.database import Database
-from tuneproof.store.paging import Page, check_limit
+from tuneproof.store.paging import Page, check_limit, no_cursor
 from tuneproof.store.rows import to_json_types
 from tuneproof.store.tables import activity
 from tuneproof.workflow import Tx
@@ -69,17 +68,14 @@ class ActivityLog:
         *,
         tx: Tx | None = None,
     ) -> Page[Activity]:
-        """Deeds, newest first, on one object or on all. Raises `DataError` for a bad cursor."""
+        """Deeds, newest first, on one object or on all. Raises `InputError` for a bad cursor."""
         check_limit(limit)
         query = select(activity)
         if object_id is not None:
             query = query.where(activity.c.object_id == object_id)
         if cursor is not None:
             if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
-                raise DataError(
-                    f"The cursor {cursor[:80]!r} did not come from a page.",
-                    mend="Take next_cursor from the page before, or leave the cursor out.",
-                )
+                raise no_cursor(cursor)
             query = query.where(activity.c.seq < int(cursor))
         async with self._database.reading(tx) as own:
             rows = await own.execute(query.order_by(activity.c.seq.desc()).limit(limit + 1))

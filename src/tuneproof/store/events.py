@@ -46,7 +46,7 @@ from tuneproof.store.rollups import (
 )
 from tuneproof.store.scores import ScoreState, read_qualities
 from tuneproof.store.segments import read_segments
-from tuneproof.store.sums import EXPOSURE_AT, NANO, OUTCOME_AT, Rollups
+from tuneproof.store.sums import EXPOSURE_AT, NANO, OUTCOME_AT, UNKNOWN, Rollups
 from tuneproof.store.tables import (
     cells,
     engagement,
@@ -423,6 +423,8 @@ def _cell(stratum: ArmStratum, scored: Mapping[tuple[int, Arm], Aggregate] | Non
         exposed=stratum.exposed,
         quality=stratum.quality,
         qualities=stratum.qualities,
+        uncosted=stratum.uncosted,
+        unmetered=stratum.unmetered,
     )
     if scored is None:
         return cell
@@ -434,11 +436,16 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
     id, unit, arm = event.id, event.unit, _ARM_NUMBERS.get(event.arm)
     if not (id and unit and (id + unit + event.task).isprintable()):
         _check_names(id, unit, event.task)
-    if event.tokens < 0 or event.phase < 0 or not 0 <= event.cost_usd <= MAX_VALUE:
+    tokens, cost = event.tokens, event.cost_usd
+    if (
+        event.phase < 0
+        or (tokens is not None and tokens < 0)
+        or (cost is not None and not 0 <= cost <= MAX_VALUE)
+    ):
         raise DataError(
-            f"Exposure {event.id!r} has phase={event.phase}, tokens={event.tokens}, "
-            f"cost_usd={event.cost_usd}.",
-            mend="None of them is negative, and the cost is at most 9e9.",
+            f"Exposure {event.id!r} has phase={event.phase}, tokens={tokens}, cost_usd={cost}.",
+            mend="None of them is negative, and the cost is at most 9e9; leave out what is not "
+            "known.",
         )
     if arm is None:
         raise DataError(
@@ -460,8 +467,8 @@ def _exposure_row(subject: int, event: Exposure) -> tuple[Any, ...]:
         event.task,
         None if latency is None else round(latency * 1000),
         event.error,
-        event.tokens,
-        round(event.cost_usd * NANO),
+        UNKNOWN if tokens is None else tokens,
+        UNKNOWN if cost is None else round(cost * NANO),
         None if event.covariate is None else _covariate(event),
         dict(event.attributes) if event.attributes else None,
     )
@@ -488,8 +495,8 @@ def _exposure(subject: str, row: Mapping[str, Any]) -> Exposure:
         task=row["task"],
         latency_ms=None if row["latency_us"] is None else row["latency_us"] / 1000,
         error=bool(row["error"]),
-        tokens=row["tokens"],
-        cost_usd=row["cost_nano"] / 1e9,
+        tokens=None if row["tokens"] == UNKNOWN else row["tokens"],
+        cost_usd=None if row["cost_nano"] == UNKNOWN else row["cost_nano"] / NANO,
         attributes=row["attributes"] or {},
         covariate=None if row["covariate"] is None else row["covariate"] / NANO,
     )

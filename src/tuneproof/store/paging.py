@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, or_
 
-from tuneproof.errors import DataError
+from tuneproof.errors import InputError
 from tuneproof.store.types import from_micros, to_micros
 from tuneproof.workflow import Tx
 
@@ -29,9 +29,9 @@ class Page(Generic[T]):
 
 
 def check_limit(limit: int) -> int:
-    """`limit`, or `DataError` where it is not 1 to 1000."""
+    """`limit`, or `InputError` where it is not 1 to 1000."""
     if not 1 <= limit <= MAX_LIMIT:
-        raise DataError(f"limit={limit} is not between 1 and {MAX_LIMIT}.", mend="Ask for fewer.")
+        raise InputError(f"limit={limit} is not between 1 and {MAX_LIMIT}.", mend="Ask for fewer.")
     return limit
 
 
@@ -45,7 +45,7 @@ async def page_by_time(
 ) -> tuple[list[Any], str | None]:
     """Rows of `query` by (`at`, `key`) falling, after `cursor`; and the next cursor.
 
-    Raises `DataError` for a cursor that did not come from a page.
+    Raises `InputError` for a cursor that did not come from a page.
     """
     check_limit(limit)
     if cursor is not None:
@@ -66,9 +66,17 @@ def _decode(cursor: str) -> tuple[datetime, str]:
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         micros, _, key = text.partition(" ")
-        return from_micros(int(micros)), key
+        at = from_micros(int(micros))
     except (binascii.Error, ValueError, OverflowError) as error:
-        raise DataError(
-            f"The cursor {cursor[:80]!r} did not come from a page.",
-            mend="Take next_cursor from the page before, or leave the cursor out.",
-        ) from error
+        raise no_cursor(cursor) from error
+    if "\0" in key:
+        raise no_cursor(cursor)
+    return at, key
+
+
+def no_cursor(cursor: str) -> InputError:
+    """That this text is not the `next_cursor` of a page."""
+    return InputError(
+        f"The cursor {cursor[:80]!r} did not come from a page.",
+        mend="Take next_cursor from the page before, or leave the cursor out.",
+    )

@@ -49,6 +49,7 @@ from tuneproof.store.sums import (
 from tuneproof.store.tables import (
     DECLARED_SUMS,
     SUMS,
+    UNKNOWN_SUMS,
     cells,
     engagement,
     exposures,
@@ -75,7 +76,7 @@ ARMS: Final = (Arm.BASELINE, Arm.CANDIDATE)
 
 _DOLLARS: Final = NANO
 _Sums = dict[tuple[int, int], dict[str, int]]
-_COLUMNS: Final = ("exposed", "exposed_tokens", "exposed_cost", "n", "n_q", *SUMS)
+_COLUMNS: Final = ("exposed", "exposed_tokens", "exposed_cost", "n", "n_q", *SUMS, *UNKNOWN_SUMS)
 # The sums' names in an `Aggregate`, and what makes a whole number of ours its unit.
 _TO_AGGREGATE: Final = {
     "y": ("sum_y", NANO),
@@ -87,6 +88,14 @@ _TO_AGGREGATE: Final = {
     "tt": ("sum_dd", 1),
     "yt": ("sum_yd", NANO),
     "ct": ("sum_cd", NANO),
+}
+# The same of the units whose cost is unknown, and of whose usage something is.
+_UNCOSTED: Final = {"y_uc": ("sum_y", NANO), "yy_uc": ("sum_yy", NANO**2)}
+_UNMETERED: Final = {
+    "t_uu": ("sum_d", 1),
+    "tt_uu": ("sum_dd", 1),
+    "c_uu": ("sum_c", NANO),
+    "cc_uu": ("sum_cc", NANO**2),
 }
 # Read only where they are declared: everywhere else they are 0.
 _DECLARED_COLUMNS: Final = (*_COLUMNS, *DECLARED_SUMS)
@@ -106,7 +115,8 @@ class ArmStratum:
 
     `units` holds the sums over units that have an outcome: y outcome, c cost in USD, d tokens,
     with the engagement histogram. `exposed`, `tokens` and `cost_usd` are over all units that
-    were exposed, with an outcome or without. `quality` is a mean over `quality_n` units.
+    were exposed, with an outcome or without; what is unknown of some adds nothing. `quality` is a
+    mean over `quality_n` units. `uncosted` and `unmetered` are as in `Cell`.
     """
 
     phase: int
@@ -119,6 +129,8 @@ class ArmStratum:
     quality_n: int = 0
     qualities: Aggregate = field(default_factory=Aggregate)
     """y is the quality score."""
+    uncosted: Aggregate = field(default_factory=Aggregate)
+    unmetered: Aggregate = field(default_factory=Aggregate)
 
 
 async def read_strata(tx: Tx, subject: int, before: datetime | None) -> list[ArmStratum]:
@@ -361,7 +373,7 @@ async def _histograms(
 
 def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int] | None) -> ArmStratum:
     units = _TO_AGGREGATE if "m" not in row else _TO_AGGREGATE | _DECLARED_TO_AGGREGATE
-    sums = {name: row[ours] / unit for ours, (name, unit) in units.items()}
+    sums = _in_units(row, units)
     return ArmStratum(
         phase=phase,
         arm=ARMS[arm],
@@ -378,7 +390,14 @@ def _stratum(phase: int, arm: int, row: dict[str, int], shape: list[int] | None)
         quality=row["q"] / NANO / row["n_q"] if row["n_q"] else None,
         quality_n=row["n_q"],
         qualities=Aggregate(n=row["n_q"], sum_y=row["q"] / NANO, sum_yy=row["qq"] / NANO**2),
+        uncosted=Aggregate(n=row["n_uc"], **_in_units(row, _UNCOSTED)),
+        unmetered=Aggregate(n=row["n_uu"], **_in_units(row, _UNMETERED)),
     )
+
+
+def _in_units(row: Mapping[str, int], names: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
+    """Sums of whole numbers as those of an `Aggregate`."""
+    return {name: row[ours] / unit for ours, (name, unit) in names.items()}
 
 
 def _rest_of_hour(subject: int, since: datetime, phase: int | None) -> Select[Any]:

@@ -37,8 +37,8 @@ async def read_segments(
     attributes: Sequence[str],
     declared: DeclaredKeys = NOTHING,
 ) -> dict[tuple[str, str], tuple[Cell, ...]]:
-    """The cells of each (attribute, value): units with an outcome, y engagement, c cost; m items
-    and x covariate where they are declared.
+    """The cells of each (attribute, value): units with an outcome, y engagement; m items and x
+    covariate where they are declared. Costs are not read: segments are judged by engagement.
 
     A unit has the attributes of its first exposure, which decides its arm too.
     """
@@ -69,7 +69,6 @@ def _query(
     arm = case((baseline, 0), else_=1)
     first = case((baseline, u.b_id), else_=u.c_id)
     at = case((baseline, u.b_at), else_=u.c_at)
-    cost = case((baseline, u.b_cost), else_=u.c_cost)
     known = case((baseline, u.b_x), else_=u.c_x)
     name = bindparam("attribute", attribute, Text)
     if tx.dialect.name == "sqlite":
@@ -82,7 +81,6 @@ def _query(
             cast(case((baseline, u.b_phase), else_=u.c_phase), Integer).label("phase"),
             arm.label("arm"),
             (cast(_counted(subject, arm, declared), Double) / NANO).label("y"),
-            (cast(cost, Double) / NANO).label("c"),
             cast(func.coalesce(u.m, 0), Double).label("m"),
             (cast(func.coalesce(known, 0), Double) / NANO).label("x"),
         )
@@ -99,9 +97,6 @@ def _query(
     sums = {
         "sum_y": part.y,
         "sum_yy": part.y * part.y,
-        "sum_c": part.c,
-        "sum_cc": part.c * part.c,
-        "sum_cy": part.c * part.y,
     }
     if subject in declared.items:
         sums |= {"sum_m": part.m, "sum_mm": part.m * part.m, "sum_ym": part.y * part.m}

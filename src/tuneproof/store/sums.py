@@ -5,7 +5,8 @@ databases go through it, and so does the recount that they are held to.
 
 A unit counts once, in the phase and arm of its first exposure (earliest `at`, then `id`). Its
 outcome is the newest one (latest `at`, then `id`) from before it was first served by the other
-arm. Its tokens and cost are those of all its exposures in the arm that it counts in.
+arm. Its tokens and cost are those of all its exposures in the arm that it counts in, and unknown
+where those of any of them are.
 
 Where items are declared, each item of the unit has such a newest outcome: the unit's `y` is their
 sum, `m` their number, its quality the mean of theirs. A declared covariate `x` is that of the first
@@ -38,6 +39,7 @@ __all__ = [
     "OUTCOME_AT",
     "OUTCOME_COLUMNS",
     "UNIT_COLUMNS",
+    "UNKNOWN",
     "CellKey",
     "Rollups",
     "Row",
@@ -72,6 +74,9 @@ LARGEST: Final = 9_000_000_000 * NANO
 
 NO_LATENCY: Final = -1
 """The bucket of requests whose latency nobody measured."""
+
+UNKNOWN: Final = -1
+"""Tokens or a cost that nobody told."""
 
 CellKey = tuple[int, int, int, int]
 """Subject's key, hour, phase, arm (0 baseline, 1 candidate)."""
@@ -133,8 +138,9 @@ def add_exposures(units: Units, exposures: Iterable[Row]) -> None:
         known = unit[place]
         if known is None or at < known or (at == known and id < unit[place + _ID]):
             unit[place : place + _TOKENS] = at, id, phase, x
-        unit[place + _TOKENS] += tokens
-        unit[place + _COST] += cost
+        used, spent = unit[place + _TOKENS], unit[place + _COST]
+        unit[place + _TOKENS] = UNKNOWN if tokens < 0 or used < 0 else used + tokens
+        unit[place + _COST] = UNKNOWN if cost < 0 or spent < 0 else spent + cost
 
 
 def add_outcomes(units: Units, outcomes: Iterable[Row]) -> None:
@@ -276,8 +282,10 @@ def may_have_outcome(unit: Unit) -> bool:
 COUNTS: Final = ("exposed", "exposed_tokens", "exposed_cost", "n", "n_q")
 SUMS: Final = ("y", "yy", "c", "cc", "cy", "t", "tt", "yt", "ct", "q", "qq")
 DECLARED_SUMS: Final = ("m", "mm", "ym", "x", "xx", "xy")
-COLUMNS: Final = COUNTS + SUMS + DECLARED_SUMS
+UNKNOWN_SUMS: Final = ("n_uc", "y_uc", "yy_uc", "n_uu", "t_uu", "tt_uu", "c_uu", "cc_uu")
+COLUMNS: Final = COUNTS + SUMS + DECLARED_SUMS + UNKNOWN_SUMS
 _UNDECLARED: Final = (0,) * len(DECLARED_SUMS)
+_ALL_KNOWN: Final = (0,) * len(UNKNOWN_SUMS)
 
 
 @dataclass(slots=True)
@@ -303,7 +311,8 @@ class Rollups:
                     added = (tokens, cost, unit[_Y], unit[_QUALITY])
                     together[at // HOUR_US, phase, arm].append(added)
             for (hour, phase, arm), added_up in together.items():
-                sums = [sign * value for value in (*_sums(added_up), *_UNDECLARED)]
+                plain, unknown = _sums(added_up)
+                sums = [sign * value for value in (*plain, *_UNDECLARED, *unknown)]
                 shape = Counter(map(bucket, [y for _, _, y, _ in added_up if y is not None]))
                 for stretch in (hour, day_of(hour)):
                     self._add((subject, stretch, phase, arm), sums, shape, sign)
@@ -324,8 +333,8 @@ class Rollups:
                 together[at // HOUR_US, phase, arm].append(added)
         for (hour, phase, arm), added_up in together.items():
             measured = [unit for unit in added_up if unit[2] is not None]
-            plain = _sums([unit[:4] for unit in added_up])
-            sums = [sign * value for value in (*plain, *_declared_sums(measured))]
+            plain, unknown = _sums([unit[:4] for unit in added_up])
+            sums = [sign * value for value in (*plain, *_declared_sums(measured), *unknown)]
             shape = Counter(bucket_of_outcome(unit[2], unit[4]) for unit in measured)
             for stretch in (hour, day_of(hour)):
                 self._add((subject, stretch, phase, arm), sums, shape, sign)
@@ -363,8 +372,17 @@ class Rollups:
         )
 
 
-def _sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:
-    """The columns of a cell over units given as (tokens, cost, y, quality)."""
+def _sums(units: list[tuple[Any, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The columns of a cell over units as (tokens, cost, y, quality), and its unknown sums."""
+    tokens, cost, _, _ = zip(*units, strict=True)
+    if min(tokens) >= 0 and min(cost) >= 0:
+        return _known_sums(units), _ALL_KNOWN
+    known = [(max(tokens, 0), max(cost, 0), *rest) for tokens, cost, *rest in units]
+    return _known_sums(known), _unknown_sums([unit for unit in units if unit[2] is not None])
+
+
+def _known_sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:
+    """The columns of a cell over units of which all is known, or that add 0 where it is not."""
     exposed = len(units)
     tokens, cost, ys, _ = zip(*units, strict=True)
     counts = (exposed, sum(tokens), sum(cost))
@@ -379,6 +397,14 @@ def _sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:
         sum(y), _dot(y, y), sum(c), _dot(c, c), _dot(c, y),
         sum(t), _dot(t, t), _dot(y, t), _dot(c, t), sum(q), _dot(q, q),
     )  # fmt: skip
+
+
+def _unknown_sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:
+    """The sums of units with an outcome whose cost, or whose tokens or cost, are unknown."""
+    y = [y for _, cost, y, _ in units if cost < 0]
+    partly = [(max(t, 0), max(c, 0)) for t, c, _, _ in units if t < 0 or c < 0]
+    t, c = [tokens for tokens, _ in partly], [cost for _, cost in partly]
+    return len(y), sum(y), _dot(y, y), len(partly), sum(t), _dot(t, t), sum(c), _dot(c, c)
 
 
 def _declared_sums(units: list[tuple[Any, ...]]) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ Events and what is kept up from them:
 `key` of `subjects` stands for the long id of an experiment or rollout in all of them.
 Outcomes are billionths of their unit, cost is in billionths of a dollar: integers, so that
 sums do not depend on the order in which events came. (A millionth of a dollar would be a
-tenth of what a cheap model's hook costs.) In these tables `at` is in microseconds and `hour` in
+tenth of what a cheap model's hook costs.) Tokens and costs that nobody told are -1, of an exposure
+and of a unit that has such an exposure. In these tables `at` is in microseconds and `hour` in
 hours, both from 1970-01-01T00:00Z; rollups also hold whole days, under a negative `hour`
 (`sums.day_of`), so that a look reads few rows. On PostgreSQL exposures and outcomes are divided by
 day (`partitions`), so `at` is part of their key there; a unit's `first_at` and `last_at` say
@@ -252,6 +253,11 @@ SUMS = ("y", "yy", "c", "cc", "cy", "t", "tt", "yt", "ct", "q", "qq")
 DECLARED_SUMS = ("m", "mm", "ym", "x", "xx", "xy")
 """The same of m items and x covariate, for the tests that declare them; else 0."""
 
+UNKNOWN_SUMS = ("n_uc", "y_uc", "yy_uc", "n_uu", "t_uu", "tt_uu", "c_uu", "cc_uu")
+"""Of the units with an outcome: those whose cost is unknown (uc), and those of whose usage, tokens
+and cost, something is (uu). What is not known adds 0 to every sum; these say how much to leave out.
+"""
+
 cells = Table(
     "cells",
     metadata,
@@ -266,6 +272,7 @@ cells = Table(
     Column("n_q", BigInteger, nullable=False),
     *(Column(name, WholeNumber, nullable=False) for name in SUMS),
     *(Column(name, WholeNumber, nullable=False, server_default="0") for name in DECLARED_SUMS),
+    *(Column(name, WholeNumber, nullable=False, server_default="0") for name in UNKNOWN_SUMS),
     sqlite_with_rowid=False,
 )
 

@@ -31,9 +31,9 @@ def findings(line: Line, *, code: int = OK) -> Mapping[str, Any]:
     return {found["name"]: found for found in line.json("doctor", code=code)}
 
 
-def source(text: str) -> None:
+def source(text: str, encoding: str = "utf-8") -> None:
     """Settings whose posts are a file with this text."""
-    Path("posts.csv").write_text(text)
+    Path("posts.csv").write_text(text, encoding)
     Path("tuneproof.toml").write_text('[sources.posts]\nurl = "posts.csv"\n')
 
 
@@ -57,6 +57,66 @@ def test_a_source_without_the_columns_is_refused_as_by_a_run(line):
     assert "no column for hook, body" in found["detail"]
     done = line.apart("run", "start")
     assert found["detail"] in done.stderr
+
+
+def semicolons(text: str) -> str:
+    return text.replace(",", ";")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (posts(200), "utf-16"),
+        (posts(200), "utf-8-sig"),
+        ("sep=;\n" + semicolons(posts(200)), "utf-8"),
+        ('"sep=;"\r\n' + semicolons(posts(200)), "utf-16"),
+        ("SEP=\t\n" + posts(200).replace(",", "\t"), "utf-8-sig"),
+    ],
+)
+def test_files_as_spreadsheets_write_them_are_read(line, text, encoding):
+    """UTF-16 was "not UTF-8: the byte 0xff", and a first line `sep=;` "no column for hook, ..."."""
+    source(text, encoding)
+    found = findings(line)
+    assert found["default: posts"]["detail"].startswith("200 posts give examples: ")
+    assert "; assistant: hook number " in found["default: first hook"]["detail"]
+
+
+def one_id(text: str, *, rows: int, id: str = "p0") -> str:
+    """The posts, the first of which have this id."""
+    lines = text.splitlines(keepends=True)
+    same = [f"{id},{line.split(',', 1)[1]}" for line in lines[1 : rows + 1]]
+    return "".join([lines[0], *same, *lines[rows + 1 :]])
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "said", "mend"),
+    [
+        (
+            one_id(posts(200), rows=30),
+            "utf-8",
+            "30 posts of file posts.csv have the id 'p0'.",
+            "give each one of its own",
+        ),
+        (
+            one_id(posts(200), rows=3, id=""),
+            "utf-8",
+            "row 1 (line 2): the column id is empty",
+            "id",
+        ),
+        (posts(200), "utf-16-le", "byte 2 is 0, as in UTF-16 without a mark", "iconv -f UTF-16LE"),
+        (semicolons(posts(200)), "utf-8", "are separated by semicolons", "the line sep=;"),
+        (posts(200).replace("id,", "key,", 1), "utf-8", "no column for id", "columns"),
+    ],
+)
+def test_a_file_that_is_no_file_of_posts_is_told_as_by_a_run(line, text, encoding, said, mend):
+    source(text, encoding)
+    found = findings(line, code=FAILED)["default: posts"]
+    assert found["status"] == "failed"
+    assert said in found["detail"]
+    assert mend in found["mend"]
+    done = line.apart("run", "start")
+    assert found["detail"] in done.stderr
+    assert found["mend"] in done.stderr
 
 
 @pytest.mark.parametrize(

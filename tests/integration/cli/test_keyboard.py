@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from tests.line import Line, write_posts
+from tests.servers import free_port
+from tests.wire import serving
 
 from tuneproof import cli
 from tuneproof.cli.output import FAILED, OK, USAGE
@@ -272,15 +280,52 @@ def test_the_data_directory_and_its_files_are_their_owners_alone(line, tmp_path)
     assert (line.directory / "tuneproof.db").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("asked", ["../../etc/passwd", "..", "a/../b", "."])
+ODD = ("../../etc/passwd", "..", "a/../b", ".", "a/b", "log/x")
+PATHS = {
+    ("run", "show"): "/fine-tuning/status/{}",
+    ("run", "logs"): "/fine-tuning/log/{}",
+    ("run", "retry"): "/fine-tuning/retry/{}",
+    ("run", "abort", "--reason", "why"): "/fine-tuning/status/{}",
+    ("data", "export"): "/data/manifest/{}",
+    ("experiment", "show"): "/evaluation/status/{}",
+    ("experiment", "end", "--reason", "why"): "/evaluation/metrics/{}",
+    ("rollout", "show"): "/deployment/status/{}",
+    ("rollout", "pause", "--reason", "why"): "/deployment/status/{}",
+    ("rollback", "--reason", "why"): "/routing/{}/rollback",
+}
+
+
+@pytest.mark.parametrize("asked", ODD)
 def test_an_id_leads_to_no_other_address(line, asked):
-    """`run show ../../etc/passwd` asked GET /etc/passwd."""
+    """`run show ../../etc/passwd` asked GET /etc/passwd, `run show a/b` a path that is none."""
     made(line)
     code, out, err = line("run", "show", asked)
     assert (code, out) == (FAILED, "")
-    assert "Nothing has the id" in err
-    code, _, err = line("run", "show", "ft?x=1#y")
-    assert "ft?x=1#y" in err
+    assert f"Nothing has the id {asked!r}." in err
+
+
+@contextmanager
+def listening(asked: list[str]) -> Iterator[str]:
+    """The address of a server that notes each path as it came and knows none."""
+
+    async def answer(request: Request) -> Response:
+        assert not request.url.query
+        asked.append(request.scope["raw_path"].decode())
+        return JSONResponse({"type": "/problems/not-found", "detail": "None here."}, 404)
+
+    port = free_port()
+    with serving(Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])]), port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_ids_are_escaped_in_every_path_that_is_asked_for(line):
+    """A server on the wire hears each id as it was typed, in the part of the path that is its."""
+    asked: list[str] = []
+    with listening(asked) as address:
+        for command in PATHS:
+            code, _, err = line(*command, "ft?x=1#y z%2F", "--url", address)
+            assert (code, err.splitlines()[0]) == (FAILED, "Error: None here."), command
+    assert asked == [path.format("ft%3Fx%3D1%23y%20z%252F") for path in PATHS.values()]
 
 
 def test_settings_that_are_a_directory_are_told_as_such(line, tmp_path):

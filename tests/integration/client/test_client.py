@@ -179,6 +179,16 @@ def test_items_and_covariates_are_told_only_where_they_are_given(
     assert served.events[post]["item"] == "post-1"
 
 
+def test_tokens_and_costs_that_are_not_known_are_not_sent(served: Service, client: Client) -> None:
+    """Before: 0 tokens for 0.0 USD."""
+    choice = client.choose("hook", "ann")
+    unknown = client.record(choice, latency_ms=3.0)
+    free = client.record(choice, tokens=0, cost_usd=0.0)
+    assert client.flush()
+    assert {"tokens", "cost_usd"}.isdisjoint(served.events[unknown])
+    assert (served.events[free]["tokens"], served.events[free]["cost_usd"]) == (0, 0.0)
+
+
 def test_many_threads_lose_nothing_and_events_go_in_batches(
     served: Service, client: Client, tmp_path: Path
 ) -> None:

@@ -135,6 +135,8 @@ async def test_when_both_fail_the_caller_learns_it_in_openais_shape(service, cha
             assert caught.value.body["code"] == "provider_unavailable"
     found = await exposures(service, test_id, 2)
     assert all(event["error"] for event in found)
+    # Before: 0 and 0.0, as if to fail made a model cheap.
+    assert all((event["tokens"], event["cost_usd"]) == (None, None) for event in found)
 
 
 async def test_the_requests_own_fault_goes_back_and_blames_nobody(service, chat, test_id):

@@ -191,3 +191,20 @@ async def test_the_api_is_described_with_examples(service):
         assert operation["requestBody"], path
     for name in ("StartRequest", "CreateRequest", "DeployRequest", "Problem"):
         assert document["components"]["schemas"][name]["example"], name
+
+
+LISTS = ("/fine-tuning/runs", "/evaluation/tests", "/deployment/rollouts", "/activity")
+CURSORS = ("nonsense", "-1", "ÄÖ", "MTcwMDAwMDAwMDAwMDAwMCBhAGI", "OTk5OTk5OTk5OTk5OTk5OTk5OTkgYQ")
+"""The last two are a NUL in the id, and an instant after all years."""
+
+
+@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.parametrize("cursor", CURSORS)
+async def test_a_cursor_of_no_page_is_a_fault_of_the_request(service, path, cursor):
+    """It was of type /problems/data: "Posts, files, tables or columns are not as ..."."""
+    answer = await service.http.get(path, params={"cursor": cursor})
+    assert answer.status_code == 422
+    body = answer.json()
+    assert (body["type"], body["title"]) == ("/problems/input", "The caller's input is at fault")
+    assert body["detail"] == f"The cursor {cursor!r} did not come from a page."
+    assert "next_cursor" in body["mend"]

@@ -306,6 +306,8 @@ async def test_who_leaves_leaves_one_exposure_and_no_call(settings, provider, st
         await eventually(lambda: provider.open == 0)
         [event] = await exposures(service, test_id)
         assert (event["unit"], event["error"]) == (unit, False)
+        # What was written until then is known of a stream; of a whole answer nothing is.
+        assert (event["tokens"] is None, event["cost_usd"] is None) == (not stream, not stream)
 
 
 # --- what a caller may send -----------------------------------------------------------

@@ -643,6 +643,27 @@ async def test_posts_of_a_file_without_a_time_are_left_out_and_counted(
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["same"] * 30, "30 posts of file .* have the id 'same'"),
+        (["a", "a", "a", "b", "b"], "3 posts .* 'a', and 1 other ids are not of one post alone"),
+        (["a", None, "b"], "1 of 3 posts of file .* have no id|the column id is empty"),
+    ],
+)
+async def test_posts_of_a_file_have_an_id_each(
+    tmp_path: Path, kind: str, ids: list[str | None], said: str
+) -> None:
+    """Thirty rows with one id made thirty examples that no one could tell apart."""
+    path = tmp_path / f"p.{kind}"
+    rows = [row(i, id=id) for i, id in enumerate(ids, 1)]
+    (parquet_file if kind == "parquet" else csv_file)(path, rows)
+    with pytest.raises(DataError, match=said) as caught:
+        await collected(open_source(path), query())
+    assert "give each one of its own" in caught.value.mend
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
 async def test_file_whose_times_are_all_none_is_refused(tmp_path: Path, kind: str) -> None:
     rows = [row(i, ts=f"{i}/20/2025") for i in range(1, 9)]
     path = tmp_path / f"p.{kind}"

@@ -36,8 +36,8 @@ def shown(
     arm: Arm = Arm.BASELINE,
     phase: int = 0,
     id: str | None = None,
-    tokens: int = 10,
-    cost_usd: float = 0.001,
+    tokens: int | None = 10,
+    cost_usd: float | None = 0.001,
     latency_ms: float | None = 100.0,
     error: bool = False,
 ) -> Exposure:
@@ -141,6 +141,37 @@ async def test_cost_and_tokens_are_those_of_the_unit_in_its_arm(store: Store) ->
     assert stratum.units.sum_cy == pytest.approx(0.0000025, abs=1e-18)
     assert stratum.units.histogram is not None
     assert stratum.units.histogram.n == 1
+
+
+async def test_what_a_unit_took_is_unknown_where_that_of_any_of_its_requests_is(
+    store: Store,
+) -> None:
+    subject = await subject_of(store)
+    took: dict[str, list[tuple[int | None, float | None]]] = {
+        "known": [(10, 0.5), (20, 0.25)],
+        "free": [(0, 0.0)],
+        "no cost": [(10, 0.5), (30, None)],
+        "no tokens": [(None, 2.0), (5, 1.0)],
+        "neither": [(None, None)],
+    }
+    shows = [
+        shown(subject, unit, at=place, tokens=tokens, cost_usd=cost)
+        for unit, requests in took.items()
+        for place, (tokens, cost) in enumerate(requests)
+    ]
+    outcomes = [told(subject, unit, 0.1 * (i + 1)) for i, unit in enumerate(took)]
+    await store.events.ingest(shows[::-1], outcomes)
+    [cell] = (await store.events.evidence(subject)).cells
+    assert (cell.units.n, cell.costed.n, cell.metered.n) == (5, 3, 2)
+    assert (cell.costed.sum_c, cell.costed.sum_cc) == (3.75, 0.75**2 + 9)
+    assert cell.costed.sum_y == pytest.approx(0.1 + 0.2 + 0.4)
+    assert cell.costed.sum_yy == pytest.approx(0.01 + 0.04 + 0.16)
+    assert cell.costed.sum_cy == pytest.approx(0.75 * 0.1 + 3 * 0.4)
+    metered = cell.metered
+    assert (metered.sum_c, metered.sum_d, metered.sum_cd) == (0.75, 30, 22.5)
+    assert (metered.sum_cc, metered.sum_dd) == (0.75**2, 900)
+    kept = {(e.unit, e.at): (e.tokens, e.cost_usd) for e in await store.events.newest(subject)}
+    assert kept == {(e.unit, e.at): (e.tokens, e.cost_usd) for e in shows}
 
 
 async def test_only_hours_that_ended_before_are_matured(store: Store) -> None:
@@ -291,8 +322,8 @@ def as_event(subject: str, raw: tuple[object, ...]) -> Exposure | Outcome:
             phase=phase,  # type: ignore[arg-type]
             error=bool(error),
             id=f"e{number}-{when}-{arm}-{phase}-{error}",
-            tokens=int(number),  # type: ignore[call-overload]
-            cost_usd=int(number) / 1e7,  # type: ignore[call-overload]
+            tokens=None if int(number) % 7 == 0 else int(number),  # type: ignore[call-overload]
+            cost_usd=None if int(number) % 5 == 0 else int(number) / 1e7,  # type: ignore[call-overload]
             latency_ms=None if error else float(number) * 100,  # type: ignore[arg-type]
         )
     (value,) = rest

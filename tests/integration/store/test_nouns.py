@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import HandClock
 from tests.integration.store.records import T0, deployment, experiment, look, version
 
-from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.errors import ConflictError, DataError, InputError, NotFoundError
 from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
 from tuneproof.rollout import DeploymentState, Lane, Routing
 from tuneproof.store import Claim, Run, RunStatus, Store, SubjectKind, open_store, uuid7
@@ -150,9 +150,9 @@ async def test_runs_page_newest_first_without_gaps(store: Store) -> None:
     assert cursor is None
     assert seen == [f"ft-pipeline-20250120-{i:03d}" for i in reversed(range(7))]
     for bad in ("zzz", "", "AAAA"):
-        with pytest.raises(DataError, match="did not come from a page"):
+        with pytest.raises(InputError, match="did not come from a page"):
             await store.runs.page(None, bad)
-    with pytest.raises(DataError, match="limit"):
+    with pytest.raises(InputError, match="limit"):
         await store.runs.page(limit=0)
 
 
@@ -337,7 +337,7 @@ async def test_activity_pages_newest_first(store: Store) -> None:
     assert [a.action for a in page.items] == ["deed4", "deed3", "deed2"]
     rest = await store.activity.page("run-1", page.next_cursor, limit=3)
     assert ([a.action for a in rest.items], rest.next_cursor) == (["deed1", "deed0"], None)
-    with pytest.raises(DataError, match="cursor"):
+    with pytest.raises(InputError, match="cursor"):
         await store.activity.page(cursor="-1")
 
 
