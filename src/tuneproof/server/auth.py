@@ -229,15 +229,22 @@ def _check_own(request: Request, settings: Settings) -> None:
     """Refuse what a foreign page, or a name rebound to this machine, may have sent."""
     public = "" if settings.server.public_url is None else settings.server.public_url.host
     own = {*_OWN_NAMES, settings.server.host, *([public] if public else [])}
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    host = _hostname(f"//{request.headers.get('host', '')}")
     origin = request.headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).hostname not in own
+    foreign = origin is not None and _hostname(origin) not in own
     if host not in own or foreign:
         raise DeniedError(
             f"Without a token only this machine is served, not {origin if foreign else host!r}.",
             mend="Call it by 127.0.0.1, send a token, or set server.public_url.",
             status=403,
         )
+
+
+def _hostname(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # such as a bracket that is not closed
+        return None
 
 
 def _needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:

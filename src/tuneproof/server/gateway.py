@@ -128,10 +128,7 @@ class Gateway:
         """Which arm answers. Raises `NotFoundError` or `ConflictError` where none does."""
         routing = self._app.routing.board.snapshot.by_task.get(asked.task)
         if routing is None:
-            raise NotFoundError(
-                f"The model {asked.body['model'][:100]!r} does not exist here.",
-                mend='Use "tuneproof/TASK"; GET /v1/models lists all.',
-            )
+            raise _unknown(asked.body["model"])
         if not self._app.managers.asks([asked.task]):
             raise ConflictError(
                 f"The models of {asked.task} are asked by the application itself, not by this "
@@ -233,8 +230,18 @@ class Gateway:
 
     async def models(self) -> Response:
         """`GET /v1/models`."""
-        entries = [
-            {
+        return JSONResponse({"object": "list", "data": [*self._models().values()]})
+
+    async def model(self, id: str) -> Response:
+        """`GET /v1/models/{id}`. Raises `NotFoundError`."""
+        found = self._models().get(id)
+        if found is None:
+            raise _unknown(id)
+        return JSONResponse(found)
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        return {
+            f"{PREFIX}{routing.task}": {
                 "id": f"{PREFIX}{routing.task}",
                 "object": "model",
                 "created": int(routing.updated_at.timestamp()) if routing.updated_at else 0,
@@ -242,8 +249,7 @@ class Gateway:
             }
             for routing in self._app.routing.board.snapshot.routing
             if self._app.managers.asks([routing.task])
-        ]
-        return JSONResponse({"object": "list", "data": entries})
+        }
 
     async def feedback(self, request: Request) -> Response:
         """`POST /v1/feedback`."""
@@ -281,6 +287,13 @@ def decide(routing: Routing, unit: str) -> Decision:
     served = routing.serve(unit)
     ticket = Ticket(exposure=uuid.uuid4().hex, task=routing.task, subject=served.subject, unit=unit)
     return Decision(routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket)
+
+
+def _unknown(model: str) -> NotFoundError:
+    return NotFoundError(
+        f"The model {model[:100]!r} does not exist here.",
+        mend='Use "tuneproof/TASK"; GET /v1/models lists all.',
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -368,6 +381,10 @@ def router() -> APIRouter:
     @routes.get("/models", summary="The tasks, as models")
     async def models(request: Request) -> Response:
         return await answer(request, "read", Gateway.models)
+
+    @routes.get("/models/{id:path}", summary="A task, as a model")
+    async def model(request: Request, id: str) -> Response:
+        return await answer(request, "read", lambda gateway: gateway.model(id))
 
     @routes.post(
         "/feedback",

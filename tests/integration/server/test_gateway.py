@@ -221,6 +221,9 @@ async def test_a_header_names_the_unit_before_the_body_does(service, test_id):
 async def test_models_are_the_tasks(service, test_id):
     async with client(service) as ai:
         assert [m.id async for m in ai.models.list()] == ["tuneproof/body", "tuneproof/hook"]
+        assert (await ai.models.retrieve("tuneproof/hook")).owned_by == "tuneproof"
+        with pytest.raises(openai.NotFoundError):
+            await ai.models.retrieve("tuneproof/nothing")
         with pytest.raises(openai.NotFoundError) as caught:
             await ai.chat.completions.create(**{**ask("u"), "model": "gpt-4o"})
     assert caught.value.code == "model_not_found"

@@ -74,6 +74,7 @@ async def test_a_body_above_the_bound_is_refused_unread(service):
 
 async def test_what_a_foreign_page_sends_is_refused_without_a_token(service):
     wrong = [{"Origin": "https://evil.example"}, {"Host": "evil.example"}]
+    wrong += [{"Host": "[::1"}, {"Origin": "http://[x"}]  # seen: each was a 500
     for headers in wrong:
         answer = await service.http.get("/status", headers=headers)
         assert answer.status_code == 403
