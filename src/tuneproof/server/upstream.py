@@ -34,6 +34,9 @@ __all__ = ["Answer", "Event", "Refused", "Stream", "Upstream", "renamed"]
 
 DONE = b"[DONE]"
 CONNECT_S = 10.0
+LINGER_S = 0.5
+"""How long the end of a stream is waited for behind its `[DONE]`, to keep its connection."""
+
 MAX_EVENT = 16 * 1024 * 1024
 """The longest event of a stream: what is longer is no answer."""
 
@@ -100,7 +103,7 @@ class Stream:
         self._endpoint = endpoint
         self._response = response
         self._splitter = EventSplitter()
-        self._finished = False
+        self._finished = self._done = False
         self.headers = _passed(response)
         self.first: list[Event] = []
 
@@ -125,9 +128,8 @@ class Stream:
         self._response.close()
 
     async def _reads(self) -> AsyncIterator[list[Event]]:
-        content = self._response.content
         try:
-            while data := await content.readany():
+            while data := await self._more():
                 raws = self._splitter.feed(data)
                 if self._splitter.waiting > MAX_EVENT:
                     raise _failed(self._endpoint, f"sent an event above {MAX_EVENT} bytes")
@@ -138,12 +140,22 @@ class Stream:
         if rest := self._splitter.end():
             yield [self._read(rest)]
 
+    async def _more(self) -> bytes:
+        """What comes next; nothing at the end, or where none comes behind `[DONE]`."""
+        if not self._done:
+            return await self._response.content.readany()
+        try:
+            async with asyncio.timeout(LINGER_S):
+                return await self._response.content.readany()
+        except TimeoutError:
+            return b""
+
     def _read(self, raw: bytes) -> Event:
         data = data_of(raw)
         if not data:
             return Event(raw, None)
         if data.strip() == DONE:
-            self._finished = True
+            self._done = self._finished = True
             return Event(raw, None)
         chunk = _object(self._endpoint, data)
         if _is_error(chunk):

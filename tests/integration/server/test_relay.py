@@ -188,6 +188,13 @@ async def test_an_end_without_done_is_passed_on_as_it_is(service, provider, base
     assert event["error"] is False
 
 
+async def test_done_is_the_end_also_where_the_provider_stays(service, provider, baselines):
+    provider.stall("base", [chunk("one ", finish="stop"), DONE])
+    answer = await streamed(service, baselines)
+    assert answer.content.endswith(DONE)
+    assert (await exposures(service, (await tests(service))[0]))[0]["error"] is False
+
+
 async def test_half_a_surrogate_pair_and_a_huge_number_pass(service, provider, baselines):
     odd = rb'{"id": "chatcmpl-1", "choices": [{"message": {"content": "\ud83d"}}], "x": 1e400}'
     provider.say("base", whole(odd))
