@@ -34,7 +34,7 @@ def uv() -> str:
     found = shutil.which("uv") or shutil.which(OWN_UV)
     if found is None:
         raise SystemExit("The peers' environments are made by uv: `make setup` brings one.")
-    return found
+    return str(found)
 
 
 def measured(python: Path | str, script: Path, *arguments: str) -> dict[str, Any]:

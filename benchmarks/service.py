@@ -1,4 +1,4 @@
-"""The real service for benchmarks: `python benchmarks/service.py DIR [DATABASE]`, or `running()`.
+"""The real service for benchmarks, by `running()`.
 
 An App behind uvicorn as `tuneproof serve` runs it, on a free port of loopback, in a process of
 its own; what it serves (a test, a rollout) is made before it listens.
@@ -38,10 +38,13 @@ class Running:
 
 
 @contextmanager
-def running(database: str | None = None) -> Iterator[Running]:
-    """A service with a rollout at 10 %; on SQLite where no database is named."""
+def running(database: str | None = None, provider: str | None = None) -> Iterator[Running]:
+    """A service with a rollout at 10 %; on SQLite where no database is named.
+
+    `provider` is the address at which its models are asked, where anybody asks them.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, folder, *([database] if database else [])]
+        command = [sys.executable, __file__, folder, database or "", provider or ""]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         try:
@@ -55,13 +58,15 @@ def running(database: str | None = None) -> Iterator[Running]:
             process.wait(20)
 
 
-async def _serve(folder: Path, database: str | None) -> None:
+async def _serve(folder: Path, database: str, provider: str) -> None:
     from tuneproof.app import App
     from tuneproof.cli.serve import serving, settle
     from tuneproof.settings import Settings
     from tuneproof.testing import MemoryProvider
 
     given = {"store.url": database} if database else {}
+    if provider:
+        given |= {"base_url": provider, "api_key": "any"}
     settings = Settings.load(
         dir=folder, env={}, port=0, **{"server.metrics_enabled": False, **given}
     )
@@ -100,4 +105,4 @@ async def _rollout(app: Any) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))
+    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -1,0 +1,236 @@
+"""A chat request through the gateway, against other gateways before the same provider.
+
+The real service (a rollout under way, each exposure recorded in SQLite) and each peer stand before
+one provider that answers at once, all in processes of their own, and are driven in turn by wrk:
+1 and 32 connections, whole answers and streams of ten chunks, for several rounds; the figures are
+medians. All of them share two cores with the provider and with wrk. nginx passes through and reads
+nothing: it is the limit. Needs wrk and nginx on the PATH (Debian packages of these names).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from environments import PEERS, interpreter
+from service import running
+
+ROUNDS = 3
+SECONDS = 4
+PROVIDER = PEERS / "gateway" / "provider.py"
+SCRIPT = PEERS / "gateway" / "chat.lua"
+TENSORZERO, LITELLM, NGINX = "TensorZero 2026.6.0", "LiteLLM 1.108.7, one worker", "nginx"
+_UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where chat requests go, and the model that they name there."""
+
+    url: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Requests a second, and the median in µs."""
+
+    rate: float
+    p50_us: float
+
+
+def records() -> list[dict[str, Any]]:
+    """Measure."""
+    for needed in ("wrk", "nginx"):
+        if shutil.which(needed) is None:
+            raise SystemExit(f"This benchmark needs {needed}: sudo apt-get install wrk nginx-light")
+    with ExitStack() as stack:
+        provider = stack.enter_context(_started([sys.executable, str(PROVIDER)]))
+        url = f"http://127.0.0.1:{provider['port']}/v1"
+        service = stack.enter_context(running(provider=url))
+        gateways = {
+            "ours": Served(f"{service.url}/v1/chat/completions", "tuneproof/hook"),
+            "none": Served(f"{url}/chat/completions", "base"),
+            NGINX: stack.enter_context(_nginx(provider["port"])),
+            TENSORZERO: stack.enter_context(_peer("gateway_tensorzero", url)),
+            LITELLM: stack.enter_context(_peer("gateway_litellm", url)),
+        }
+        for one in gateways.values():
+            _answers(one)
+        found = {
+            (connections, stream): _rounds(gateways, connections, stream=stream)
+            for stream in (False, True)
+            for connections in (1, 32)
+        }
+    return [record for case, one in found.items() for record in _records(case, one)]
+
+
+def _records(case: tuple[int, bool], found: dict[str, Measured]) -> list[dict[str, Any]]:
+    connections, stream = case
+    kind = "streamed" if stream else "whole"
+    if connections > 1:
+        name = f"gateway: {kind} answers, {connections} connections"
+        return [
+            _record(name, "requests/s", found, peer, goal, lambda one: one.rate, up=True)
+            for peer, goal in ((TENSORZERO, 1.0), (LITELLM, 40.0), (NGINX, 0.6))
+        ]
+    bare = found["none"].p50_us
+    name = f"gateway: added to a {kind} answer, median"
+    return [
+        _record(name, "µs", found, peer, goal, lambda one: one.p50_us - bare, up=False)
+        for peer, goal in ((TENSORZERO, 1.0), (NGINX, None))
+    ]
+
+
+def _record(
+    name: str,
+    unit: str,
+    found: dict[str, Measured],
+    peer: str,
+    goal: float | None,
+    figure: Any,
+    *,
+    up: bool,
+) -> dict[str, Any]:
+    ours, theirs = figure(found["ours"]), figure(found[peer])
+    ratio = ours / theirs if up else theirs / ours
+    stretch = " (stretch)" if peer == NGINX else ""
+    return {
+        "name": name,
+        "ours": round(ours),
+        "unit": unit,
+        "peer": peer,
+        "peer_value": round(theirs),
+        "ratio": round(ratio, 2),
+        "goal": "" if goal is None else f"≥ {goal:g} ×{stretch}",
+        "met": None if goal is None else ratio >= goal,
+    }
+
+
+def _rounds(gateways: dict[str, Served], connections: int, *, stream: bool) -> dict[str, Measured]:
+    found: dict[str, list[Measured]] = {name: [] for name in gateways}
+    for _ in range(ROUNDS):
+        for name, one in gateways.items():
+            found[name].append(_driven(one, connections, stream=stream))
+    return {
+        name: Measured(
+            statistics.median(m.rate for m in rounds), statistics.median(m.p50_us for m in rounds)
+        )
+        for name, rounds in found.items()
+    }
+
+
+def _driven(one: Served, connections: int, *, stream: bool) -> Measured:
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--timeout", "20s", "--latency"]
+    environment = {**os.environ, "BODY_MODEL": one.model, "BODY_STREAM": "1" if stream else "0"}
+    said = subprocess.run(
+        [*command, "-s", str(SCRIPT), one.url],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    ).stdout
+    if "Non-2xx" in said or "Socket errors" in said:
+        raise SystemExit(f"{one.url} did not answer well:\n{said}")
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    half = re.search(r"50%\s+([\d.]+)(us|ms|s)", said)
+    if rate is None or half is None:
+        raise SystemExit(f"wrk said nothing of {one.url}:\n{said}")
+    return Measured(float(rate[1]), float(half[1]) * _UNITS[half[2]])
+
+
+def _answers(one: Served) -> None:
+    """Wait until a gateway answers, and see that it does."""
+    body = {"model": one.model, "messages": [{"role": "user", "content": "hello"}], "user": "u"}
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-any-key-of-this-benchmark"}
+    asked = urllib.request.Request(one.url, json.dumps(body).encode(), headers)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            answer = json.load(urllib.request.urlopen(asked, timeout=20))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+            continue
+        assert answer["choices"][0]["message"]["content"].startswith("word"), answer
+        return
+
+
+@contextmanager
+def _peer(name: str, provider: str) -> Iterator[Served]:
+    command = [str(interpreter(name)), str(PEERS / name / "serve.py"), provider]
+    with _started(command) as found:
+        base = found.get("url") or f"http://127.0.0.1:{found['port']}/v1"
+        model = "tensorzero::model_name::fake" if "tensorzero" in name else "fake"
+        yield Served(f"{base}/chat/completions", model)
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator[dict[str, Any]]:
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+                return
+        raise SystemExit(f"{command} ended with {process.wait()}")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextmanager
+def _nginx(provider: int) -> Iterator[Served]:
+    """nginx with one worker, its connections to the provider kept."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "nginx.conf"
+        config.write_text(
+            f"""
+daemon off; worker_processes 1; pid {folder}/pid; error_log /dev/null;
+events {{ worker_connections 1024; }}
+http {{
+  access_log {folder}/access.log;
+  upstream provider {{ server 127.0.0.1:{provider}; keepalive 64; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://provider; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_buffering off;
+    }}
+  }}
+}}
+"""
+        )
+        process = subprocess.Popen(["nginx", "-c", str(config), "-p", folder])
+        try:
+            yield Served(f"http://127.0.0.1:{port}/v1/chat/completions", "base")
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+if __name__ == "__main__":
+    for record in records():
+        print(record)
