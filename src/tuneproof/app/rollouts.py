@@ -91,6 +91,8 @@ class RolloutService:
         await manager.apply(begun.tasks)
         await self._engine.start(rollout_alone, begun.id, config)
         await self._routing.board.refresh_if_possible()
+        if begun.state is DeploymentState.PAUSED:
+            self._tell("paused", begun)
         return begun
 
     async def _refuse_second(self, pipeline: str, tx: Tx) -> None:
@@ -133,9 +135,11 @@ class RolloutService:
         return result
 
     async def _tell_of_rollback(self, id: str) -> None:
-        done = await self._store.deployments.get(id)
-        once, said = str(done.version), done.cause or "rolled back"
-        self._alert("rolled_back", id, said, once=once, pipeline=done.pipeline)
+        self._tell("rolled_back", await self._store.deployments.get(id))
+
+    def _tell(self, kind: str, deployment: Deployment) -> None:
+        once, said = str(deployment.version), deployment.cause or kind.replace("_", " ")
+        self._alert(kind, deployment.id, said, once=once, pipeline=deployment.pipeline)
 
     async def _return_to_previous(
         self, routing: Routing, reason: str, actor: str

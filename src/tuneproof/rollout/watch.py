@@ -71,7 +71,7 @@ def watch(
     if harm is not None:
         return harm
     if deployment.state is DeploymentState.PAUSED or deployment.next_at is None:
-        return Watch(advice=Advice.STAY, reason="Paused: waits for a person or for data.")
+        return Watch(advice=Advice.STAY, reason="Paused: waits for a person.")
     broken = broken_split(evidence) or unlike_absence(evidence, deployment.declaration)
     if broken and deployment.state is DeploymentState.STEPPING:
         return Watch(advice=Advice.PAUSE, reason=broken)
