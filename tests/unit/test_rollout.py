@@ -334,6 +334,21 @@ def test_slight_harm_at_the_end_of_a_step_waits_for_a_person() -> None:
     assert seen.advice is Advice.ADVANCE
 
 
+def test_engagement_below_0_cannot_be_guarded_and_waits_for_a_person() -> None:
+    """Before: "All guardrails hold", whatever engagement did."""
+    seen = evidence(0.08)
+    negative = replace(
+        seen,
+        cells=tuple(
+            replace(c, units=replace(c.units, sum_y=c.units.sum_y - 0.2 * c.units.n))
+            for c in seen.cells
+        ),
+    )
+    found = watch(stepping(), negative, {}, PipelineConfig(), DUE)
+    assert found.advice is Advice.PAUSE
+    assert "cannot be told of a mean below 0" in found.reason
+
+
 def lacking(found: Evidence, n: int) -> Evidence:
     """The same, where the candidate's phases lack n outcomes more."""
     cells = [replace(c, exposed=c.exposed + n * (c.arm is Arm.CANDIDATE)) for c in found.cells]
