@@ -149,7 +149,8 @@ class Totals:
     """The rated posts of a window in sums: what planning a test needs of them.
 
     `n` posts have a rate of 0..1, whose sum and sum of squares are `rates` and `squares`; the
-    earliest was published at `first`; `counted` of them have `tokens` in all.
+    earliest was published at `first`; `counted` of them have `tokens` in all. Beside them
+    `negative` posts have a rate below 0, `negative_rates` in all.
     """
 
     n: int = 0
@@ -158,6 +159,8 @@ class Totals:
     first: datetime | None = None
     tokens: float = 0.0
     counted: int = 0
+    negative: int = 0
+    negative_rates: float = 0.0
 
 
 @runtime_checkable

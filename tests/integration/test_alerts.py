@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tests.integration.loop import SECRET
+from tests.integration.loop import SECRET, open_loop
 from tests.integration.providing import Provider, open_providers
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -24,11 +24,14 @@ from tests.wire import serving
 
 from tuneproof.app.alerting import Alerting
 from tuneproof.errors import ConfigError
+from tuneproof.experiments import ModelRef, Verdict
 from tuneproof.resilience import Supervisor
+from tuneproof.rollout import DeploymentState
 from tuneproof.server import create_app
 from tuneproof.settings import AlertsConfig, TrackingConfig
 from tuneproof.store import KeptAlert, RunStatus, open_store
 from tuneproof.telemetry import Alerts
+from tuneproof.testing import MemoryProvider
 from tuneproof.training import TrainingReadiness
 
 RULE = {"type": "alerting", "query": 'tuneproof_rollout_steps_total{state="rolled_back"} > 0'}
@@ -291,6 +294,74 @@ async def test_rollback_whose_process_died_before_telling_is_told_once(
         [message] = receiver.messages
         assert (message["type"], message["data"]["subject"]) == ("tuneproof.rolled_back", id)
         assert "seen harm" in message["data"]["summary"]
+
+
+SLIGHT = {"holdback": 0.3, "holdback_days": 3, "max_engagement_drop": 0.9}
+"""Harm of any size is slight, and shown at the end of the hold."""
+
+
+async def test_a_hold_with_slight_harm_waits_for_a_person_who_is_told_once(
+    tmp_path: Path, database_url: str, receiver: Receiver
+) -> None:
+    """Before: it held on for ever, and nobody was told but who asked `rollout show`."""
+    alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
+    async with open_loop(tmp_path, database_url, changes=SLIGHT, alerts=alerts) as loop:
+        app, rollouts = loop.app, loop.app.store.deployments
+        run = await app.runs.start()
+        await app.runs.wait(run.id, seconds=60, holding_is_end=True)
+        loop.traffic.lift = -0.6
+        [held] = await rollouts.active()
+
+        async def paused() -> bool:
+            return (await rollouts.get(held.id)).state is DeploymentState.PAUSED
+
+        await eventually(paused)
+        looks: set[object] = set()
+
+        async def looked_again() -> bool:
+            watches = await app.store.watches.under_way()
+            looks.update(w.looked_at for w in watches if w.subject == held.id)
+            return len(looks) > 3
+
+        await eventually(looked_again)
+        cause = (await rollouts.get(held.id)).cause or ""
+        assert cause.startswith("Engagement is worse by ")
+        told = [m["data"] for m in receiver.messages if m["type"] == "tuneproof.paused"]
+        assert [(m["subject"], m["summary"]) for m in told] == [(held.id, cause)]
+        [pipeline] = (await app.overview.status())["pipelines"]
+        assert f"{held.id} is paused: {cause}" in pipeline["waits_for_person"]
+        warned = [line.message for line in await app.runs.log(run.id) if line.level == "warning"]
+        assert f"{held.id}: pause by system: {cause}" in warned
+        transport = httpx2.ASGITransport(app=create_app(app))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert cause in (await client.get("/")).text
+        await app.rollouts.act(held.id, "advance", actor="ann", reason="we know")
+        assert (await loop.end(run.id)).status is RunStatus.SUCCESS
+
+
+async def test_a_rollout_that_begins_paused_is_told(
+    tmp_path: Path, sqlite_store_url: str, receiver: Receiver
+) -> None:
+    """Before: one that was started over HTTP waited for a person whom nobody told."""
+    base, better, worse = (ModelRef(model_id=name) for name in ("base", "better", "worse"))
+    alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
+    provider = MemoryProvider(base_models=("base", "better", "worse"))
+    async with open_loop(tmp_path, sqlite_store_url, provider=provider, alerts=alerts) as loop:
+        app = loop.app
+        [test] = await app.experiments.create(baseline=base, candidates=[better])
+
+        async def promoted() -> bool:
+            return (await app.store.experiments.get(test.id)).verdict is Verdict.PROMOTE
+
+        await eventually(promoted)
+        manager = app.managers.of(app.pipelines.get("default"))
+        for _ in range(2):
+            begun = await manager.begin((await manager.declare(worse, base)).id)
+            await manager.rollback_model(begun.id, "again")
+        rollout = await app.rollouts.deploy(model=better, ab_test_id=test.id)
+        assert rollout.state is DeploymentState.PAUSED
+        said = {"subject": rollout.id, "summary": rollout.cause, "pipeline": "default"}
+        await eventually(lambda: said in [m["data"] for m in receiver.messages])
 
 
 async def test_runs_are_not_logged_where_autolog_is_off(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +11,16 @@ import pytest
 from tests.integration.loop import QUICK
 from tests.integration.test_watches import BASE, BETTER, later, standing
 
+from tuneproof.app import App
 from tuneproof.errors import ConflictError
-from tuneproof.rollout import DeploymentManager, DeploymentState
+from tuneproof.experiments import ModelRef
+from tuneproof.rollout import (
+    Deployment,
+    DeploymentManager,
+    DeploymentState,
+    RollbackResult,
+    Routing,
+)
 
 STEPS = replace(QUICK, holdback_days=0)
 
@@ -57,3 +66,45 @@ async def test_the_third_change_within_a_day_waits_for_a_person(
         assert paused.cause == "hook, body changed 3 times within a day."
         resumed = await manager.act(paused.id, "resume", actor="ann", reason="all is well")
         assert resumed.state is DeploymentState.STEPPING
+
+
+async def begin_after(app: App, reads: int) -> Deployment:
+    """A rollout that begins after so many reads of the database."""
+    for _ in range(reads):
+        await app.store.routing.get("hook")
+    manager = app.managers.of(STEPS)
+    async with app.store.database.begin() as tx:
+        declared = await manager.declare(BETTER, BASE, tx=tx)
+        return await manager.begin(declared.id, tx=tx)
+
+
+async def test_a_tasks_way_back_takes_no_rollout_with_it_that_began_meanwhile(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Before: the rollout was "stepping" and served nobody, its task was on the older baseline.
+
+    Whoever comes first: a rollout under way is what its tasks serve, one that is over is not.
+    """
+    before = ModelRef(model_id="before")
+    async with standing(tmp_path, database_url) as app:
+        refused = 0
+        for turn in range(24):
+            later(app, timedelta(days=2))
+            for baseline in (before, BASE):
+                await app.store.routing.set(Routing(task="hook", baseline=baseline))
+                await app.store.routing.set(Routing(task="body", baseline=baseline))
+            back, begun = await asyncio.gather(
+                app.rollouts.rollback("hook", reason="a mistake"),
+                begin_after(app, turn % 12),
+                return_exceptions=True,
+            )
+            assert isinstance(begun, Deployment)
+            refused += isinstance(back, ConflictError)
+            assert isinstance(back, ConflictError | RollbackResult), back
+            rollout = await app.store.deployments.get(begun.id)
+            serving = await app.store.routing.get("hook")
+            assert serving is not None
+            assert serving.subjects == (() if rollout.state.final else (begun.id,)), turn
+            if not rollout.state.final:
+                await app.rollouts.rollback(begun.id, reason="the next turn")
+        assert refused < 24

@@ -263,6 +263,43 @@ def test_cost_criterion_is_waived_and_said_where_nothing_is_paid() -> None:
     assert "waived" in found.reason
 
 
+def shifted(seen: Evidence, by: float) -> Evidence:
+    """The evidence with this added to every outcome."""
+
+    def units(a: Aggregate) -> Aggregate:
+        yy = a.sum_yy + 2 * by * a.sum_y + a.n * by**2
+        cy = a.sum_cy + by * a.sum_c
+        return replace(a, sum_y=a.sum_y + a.n * by, sum_yy=yy, sum_cy=cy, sum_yd=0.0)
+
+    return replace(seen, cells=tuple(replace(c, units=units(c.units)) for c in seen.cells))
+
+
+def test_a_baseline_below_0_has_no_lift_and_the_look_says_why() -> None:
+    negative = shifted(evidence(0.5), -0.2)
+    found = look(negative, 96)
+    assert (found.verdict, found.lift) == (Verdict.CONTINUE, None)
+    assert "The baseline's engagement is -0.13" in found.reason
+    assert "a relative lift is undefined. Measure so that more is better and the" in found.reason
+    last = look(negative, 192, declared_before=LOOKED)
+    assert last.verdict is Verdict.REJECT
+    assert "the mean is above 0, such as by adding the same constant" in last.reason
+
+
+@pytest.mark.parametrize("decision", ["spec", "confirmed"])
+def test_no_lift_is_promoted_over_a_baseline_that_is_close_to_0(decision: str) -> None:
+    """Before: the same gain over a mean of 0.0005 was a lift of +6,974 %, and promoted."""
+    test = ab_test(decision=decision)
+    clear = look(evidence(0.5, n=60_000), 192, test, declared_before=LOOKED)
+    assert clear.verdict is Verdict.PROMOTE
+    baseline = evidence(0.5, n=60_000).cells[0].units
+    mean = baseline.sum_y / baseline.n
+    close = shifted(evidence(0.5, n=60_000), 0.0005 - mean)
+    found = look(close, 191, test, declared_before=LOOKED[:1])
+    assert found.verdict is Verdict.CONTINUE
+    assert "the baseline's engagement (0.0005 ± " in found.reason
+    assert "is not clearly above 0, so a relative lift says nothing" in found.reason
+
+
 def without_costs(seen: Evidence, *arms: Arm, share: float = 1.0) -> Evidence:
     """The evidence as it is where of a share of the units of these arms nobody told the cost."""
 

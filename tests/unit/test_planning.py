@@ -115,6 +115,15 @@ def test_what_cannot_be_planned_says_why(units: Aggregate, why: str) -> None:
     assert why in plan.sentence()
 
 
+def test_posts_whose_mean_rate_is_below_0_cannot_be_planned_for() -> None:
+    seen = replace(history(), units=Aggregate.of([0.1, 0.2]), negative=2, negative_rates=-0.5)
+    plan = plan_cycle(seen, PipelineConfig())
+    assert (plan.probability, plan.mean) == (None, pytest.approx(-0.05))
+    assert "the mean rate of the posts is -0.05: a relative lift needs a mean" in plan.sentence()
+    above = replace(seen, negative_rates=-0.2)
+    assert plan_cycle(above, PipelineConfig()).probability is not None
+
+
 def test_unknown_prices_are_said_not_guessed() -> None:
     plan = plan_cycle(history(), PipelineConfig(), trained_tokens=1e6)
     assert plan.cost_usd is None

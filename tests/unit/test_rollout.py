@@ -77,6 +77,27 @@ def test_last_step_holds_then_completes() -> None:
     assert routing_of(done, "hook", 10).baseline == NEW
 
 
+def test_a_hold_that_is_paused_holds_anew_or_is_completed_without_its_cause() -> None:
+    """Before: a hold could not be paused, so one with slight harm held on, untold."""
+    moved = machine.begin(deployment(), T0)
+    while moved.state is DeploymentState.STEPPING:
+        moved = machine.advance(moved, T0)
+    paused = machine.pause(moved, "worse")
+    assert (paused.state, paused.share, paused.next_at) == (DeploymentState.PAUSED, 0.95, None)
+    later = T0 + timedelta(days=20)
+    again = machine.resume(paused, later)
+    assert (again.state, again.cause) == (DeploymentState.HOLDING, None)
+    assert again.next_at == later + timedelta(days=14)
+    done = machine.advance(paused, later)
+    assert (done.state, done.share, done.cause) == (DeploymentState.COMPLETE, 1.0, None)
+
+
+def test_a_pause_that_a_person_ends_by_a_step_leaves_no_cause() -> None:
+    paused = machine.pause(machine.begin(deployment(), T0), "worse")
+    stepped = machine.advance(paused, T0)
+    assert (stepped.state, stepped.cause) == (DeploymentState.STEPPING, None)
+
+
 def test_rollback_is_idempotent_and_keeps_its_first_cause() -> None:
     once = machine.roll_back(machine.begin(deployment(), T0), T0, "harm", {"errors": 9})
     again = machine.roll_back(once, T0 + timedelta(hours=1), "other", {})
@@ -118,7 +139,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def advance(self) -> None:
         self._move(machine.advance(self.at, self.now))
 
-    @precondition(lambda self: self.at.state is DeploymentState.STEPPING)
+    @precondition(lambda self: self.at.state in (DeploymentState.STEPPING, DeploymentState.HOLDING))
     @rule()
     def pause(self) -> None:
         self._move(machine.pause(self.at, "why"))
@@ -311,6 +332,21 @@ def test_slight_harm_at_the_end_of_a_step_waits_for_a_person() -> None:
     willing = PipelineConfig(hold_on_harm=False)
     seen = watch(stepping(), evidence(0.0612, n=9000), {}, willing, DUE)
     assert seen.advice is Advice.ADVANCE
+
+
+def test_engagement_below_0_cannot_be_guarded_and_waits_for_a_person() -> None:
+    """Before: "All guardrails hold", whatever engagement did."""
+    seen = evidence(0.08)
+    negative = replace(
+        seen,
+        cells=tuple(
+            replace(c, units=replace(c.units, sum_y=c.units.sum_y - 0.2 * c.units.n))
+            for c in seen.cells
+        ),
+    )
+    found = watch(stepping(), negative, {}, PipelineConfig(), DUE)
+    assert found.advice is Advice.PAUSE
+    assert "cannot be told of a mean below 0" in found.reason
 
 
 def lacking(found: Evidence, n: int) -> Evidence:

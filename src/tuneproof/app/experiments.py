@@ -17,7 +17,7 @@ from tuneproof.app.routing import RoutingService
 from tuneproof.app.sources import Sources
 from tuneproof.app.waking import wake
 from tuneproof.collection import Window
-from tuneproof.errors import NotFoundError, StateError, TuneProofError
+from tuneproof.errors import InputError, NotFoundError, StateError, TuneProofError
 from tuneproof.experiments import (
     ABTest,
     Declared,
@@ -30,7 +30,8 @@ from tuneproof.experiments import (
     declare,
     told_by,
 )
-from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
+from tuneproof.experiments.planning import NO_LIFT, CyclePlan, plan_cycle, read_history
+from tuneproof.experiments.view import ABOVE_ZERO
 from tuneproof.pipeline import experiment_alone
 from tuneproof.rollout import Routing
 from tuneproof.settings import Declaration, PipelineConfig
@@ -129,15 +130,25 @@ class ExperimentService:
         return tests
 
     async def _planned(self, config: PipelineConfig, hours: float | None) -> PipelineConfig:
-        """With the units that the pipeline's posts let expect, where none are declared."""
-        if config.planned_units is not None:
-            return config
+        """With the units that the pipeline's posts let expect, where none are declared.
+
+        Raises `InputError` where their mean rate is below 0: no lift of that can be shown.
+        """
         hours = config.a_b_test_duration_hours if hours is None else hours
         try:
-            per_hour = (await self.plan(pipeline=config.name)).units_per_hour
+            plan = await self.plan(pipeline=config.name)
         except TuneProofError as error:  # a plan is advice
             log.info("the units of a test could not be planned: %s", error)
             return config
+        if plan.mean is not None and plan.mean < 0:
+            raise InputError(
+                f"The mean rate of the posts of {config.name} is {plan.mean:.3g}: {NO_LIFT}.",
+                mend=ABOVE_ZERO,
+                mean=plan.mean,
+            )
+        if config.planned_units is not None:
+            return config
+        per_hour = plan.units_per_hour
         return replace(config, planned_units=per_hour * hours) if per_hour else config
 
     async def _ensure_allowed(

@@ -91,6 +91,8 @@ class RolloutService:
         await manager.apply(begun.tasks)
         await self._engine.start(rollout_alone, begun.id, config)
         await self._routing.board.refresh_if_possible()
+        if begun.state is DeploymentState.PAUSED:
+            self._tell("paused", begun)
         return begun
 
     async def _refuse_second(self, pipeline: str, tx: Tx) -> None:
@@ -133,9 +135,11 @@ class RolloutService:
         return result
 
     async def _tell_of_rollback(self, id: str) -> None:
-        done = await self._store.deployments.get(id)
-        once, said = str(done.version), done.cause or "rolled back"
-        self._alert("rolled_back", id, said, once=once, pipeline=done.pipeline)
+        self._tell("rolled_back", await self._store.deployments.get(id))
+
+    def _tell(self, kind: str, deployment: Deployment) -> None:
+        once, said = str(deployment.version), deployment.cause or kind.replace("_", " ")
+        self._alert(kind, deployment.id, said, once=once, pipeline=deployment.pipeline)
 
     async def _return_to_previous(
         self, routing: Routing, reason: str, actor: str
@@ -164,8 +168,7 @@ class RolloutService:
         self._alert("rolled_back", task, reason, once=now.isoformat())
         await self._routing.board.refresh_if_possible()
         for subject in routing.subjects:
-            test = await self._store.experiments.get(subject)
-            await wake(self._engine, test.run_id or test.family)
+            await self._wake_watch_of(subject)
         return RollbackResult(
             deployment_id=task,
             status=DeploymentState.ROLLED_BACK,
@@ -174,15 +177,25 @@ class RolloutService:
             seconds=seconds,
         )
 
+    async def _wake_watch_of(self, subject: str) -> None:
+        """Let who looks at a test or rollout see at once that it has ended."""
+        if await self._store.subjects.kind(subject) is SubjectKind.ROLLOUT:
+            rollout = await self._store.deployments.get(subject)
+            await wake(self._engine, rollout.run_id or rollout.id)
+        else:
+            test = await self._store.experiments.get(subject)
+            await wake(self._engine, test.run_id or test.family)
+
     async def _target(self, target: str) -> Deployment | Routing:
         if await self._store.subjects.kind(target) is SubjectKind.ROLLOUT:
             return await self._store.deployments.get(target)
+        # Read before the rollouts: one that begins in between is found among them.
+        routing = await self._store.routing.get(target)
         active = [d for d in await self._store.deployments.active() if target in d.tasks]
         if active:
             return active[-1]
         page = await self._store.deployments.page(limit=100)
         done = [d for d in page.items if target in d.tasks and str(d.state) == "complete"]
-        routing = await self._store.routing.get(target)
         by_rollout = routing is not None and done and done[0].candidate.same_as(routing.baseline)
         if routing is not None and routing.previous is not None and not by_rollout:
             return routing

@@ -235,7 +235,8 @@ class RunService:
         return run
 
     async def log(self, run_id: str) -> Sequence[LogEntry]:
-        """What happened in a run, oldest first: its stages, its job's events, what it waits for."""
+        """What happened in a run, oldest first: its stages, its job's events, the moves of its
+        rollout, what it waits for."""
         run = await self._store.runs.get(run_id)
         lines = []
         for stage, entry in run.stages.items():
@@ -247,7 +248,7 @@ class RunService:
                     lines.append(
                         LogEntry(at=at, level=level, stage=stage, message=f"{word} {said}".strip())
                     )
-        lines += await self._job_log(run)
+        lines += [*await self._job_log(run), *await self._rollout_log(run)]
         return sorted(lines, key=lambda x: x.at) + await self._waiting_log(run)
 
     async def _waiting_log(self, run: Run) -> list[LogEntry]:
@@ -260,6 +261,20 @@ class RunService:
         away = [o for o in await self._outages.lasting() if o.breaker == trains]
         said += [(outage.since, outage.sentence()) for outage in away]
         return [LogEntry(at=at, level="warning", stage=stage, message=text) for at, text in said]
+
+    async def _rollout_log(self, run: Run) -> list[LogEntry]:
+        """How its rollout moved, and by whom; a warning where that waits for a person."""
+        id = run.result.get("deployment_id")
+        moves = await self._store.deployments.history(id) if id else ()
+        return [
+            LogEntry(
+                at=move.at,
+                level="warning" if move.kind == "pause" else "info",
+                stage="rollout",
+                message=f"{id}: {move.kind} by {move.who}: {move.reason}",
+            )
+            for move in moves
+        ]
 
     async def _job_log(self, run: Run) -> list[LogEntry]:
         job_id = run.result.get("model_version", {}).get("training_job_id")

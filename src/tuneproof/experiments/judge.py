@@ -18,7 +18,7 @@ from tuneproof.experiments.records import (
     Requests,
     Verdict,
 )
-from tuneproof.experiments.view import DeclaredLook, View
+from tuneproof.experiments.view import ABOVE_ZERO, DeclaredLook, View
 from tuneproof.settings import Declaration
 from tuneproof.stats import guardrails, sequential, splits
 from tuneproof.stats.shrinkage import Prior, default_prior
@@ -139,9 +139,10 @@ def _decide(
     lift = view.lift
     last = view.at >= view.test.last_look_at
     if lift.lift is None:
+        why = f"{lift.reason}. {ABOVE_ZERO}" if view.unclear_baseline else f"{lift.reason}."
         if last:
-            return Verdict.REJECT, f"The test is over without an answer: {lift.reason}."
-        return Verdict.CONTINUE, f"{lift.reason[:1].upper()}{lift.reason[1:]}."
+            return Verdict.REJECT, f"The test is over without an answer: {why}"
+        return Verdict.CONTINUE, f"{why[:1].upper()}{why[1:]}"
     if lift.upper is not None and lift.upper < _allowed_loss(view):
         return Verdict.REJECT, f"The candidate is worse: {_range(lift)}."
     missing = _missing(view, results)
@@ -215,6 +216,8 @@ def _missing(view: View, results: Sequence[CriterionResult]) -> str:
             return f"{FULL_DAYS} full days have not passed"
     elif view.declared is None:
         return "no declared look is due"
+    if view.unclear_baseline:
+        return view.unclear_baseline
     open_ = [r for r in results if r.criterion is not None and not r.holds]
     return _says(view, open_[0]) if open_ else _fading(view)
 

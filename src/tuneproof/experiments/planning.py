@@ -25,17 +25,37 @@ __all__ = ["CyclePlan", "History", "Prices", "plan_cycle", "read_history"]
 POWER = 0.8
 """The share of tests in which the lift is to be found, for the days that are named."""
 
+NO_LIFT = "a relative lift needs a mean above 0"
+"""Why a metric whose mean is 0 or less cannot be tested."""
+
+LOWEST = -9e9
+"""No rate is below it."""
+
 LONGEST_H = 24.0 * 365
 CHUNK = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What was published in a stretch: how much, and how it did. `tokens` is a post's mean."""
+    """What was published in a stretch: how much, and how it did. `tokens` is a post's mean.
+
+    `units` are the posts with a rate of 0..1; beside them `negative` have one below 0,
+    `negative_rates` in all.
+    """
 
     units: Aggregate
     hours: float
     tokens: float | None = None
+    negative: int = 0
+    negative_rates: float = 0.0
+
+    @property
+    def below_zero(self) -> float | None:
+        """The mean over all posts where that is below 0; else None."""
+        if not self.negative:
+            return None
+        mean = (self.units.sum_y + self.negative_rates) / (self.units.n + self.negative)
+        return mean if mean < 0 else None
 
     @property
     def per_hour(self) -> float:
@@ -58,7 +78,8 @@ class CyclePlan:
     `probability` is the chance that a true `lift` is found significant within `hours` of
     enrolment, at the two-sided level `alpha` that is left for promoting; `promoted` that it is
     promoted; `needed_h` the enrolment that finds it in 80 % of tests (None: more than a year).
-    They are None where `reason` says why nothing can be planned. Costs are in USD, None where
+    They are None where `reason` says why nothing can be planned, and so is `mean` unless that is
+    below 0. Costs are in USD, None where
     no price is set. Where several `candidates` are tested at once, all but the costs is about
     one of them.
     """
@@ -119,19 +140,23 @@ async def read_history(source: Source, window: Window) -> History:
         units=Aggregate(n=found.n, sum_y=found.rates, sum_yy=found.squares),
         hours=max((window.until - since).total_seconds() / 3600, 1.0),
         tokens=found.tokens / found.counted if found.counted else None,
+        negative=found.negative,
+        negative_rates=found.negative_rates,
     )
 
 
 async def _summed(source: Source, window: Window) -> Totals:
     """The totals of a source that hands each post over."""
     seen = Aggregate()
-    tokens, counted = 0, 0
+    tokens, counted, negative = 0, 0, list[float]()
     first: datetime | None = None
-    query = PostQuery(window=window, threshold=0.0, max_records=None, chunk_size=CHUNK)
+    query = PostQuery(window=window, threshold=LOWEST, max_records=None, chunk_size=CHUNK)
     async for chunk in source.posts(query):
         rates = []
         for post in chunk:
             rate = post.engagement_rate
+            if rate is not None and rate < 0 and post.ts is not NO_TIME:
+                negative.append(rate)
             if rate is None or not 0 <= rate <= 1 or post.ts is NO_TIME:
                 continue
             rates.append(rate)
@@ -141,7 +166,14 @@ async def _summed(source: Source, window: Window) -> Totals:
         if rates:
             seen = seen + Aggregate.of(rates)
     return Totals(
-        n=seen.n, rates=seen.sum_y, squares=seen.sum_yy, first=first, tokens=tokens, counted=counted
+        n=seen.n,
+        rates=seen.sum_y,
+        squares=seen.sum_yy,
+        first=first,
+        tokens=tokens,
+        counted=counted,
+        negative=len(negative),
+        negative_rates=math.fsum(negative),
     )
 
 
@@ -177,7 +209,7 @@ def plan_cycle(
     )
     why = _unplannable(history, wanted, config)
     if why:
-        return replace(blank, reason=why)
+        return replace(blank, reason=why, mean=history.below_zero)
     both = 1 - (count - 1) * config.traffic_split  # of the units: one candidate and the baseline
     traffic = design.Traffic(
         units_per_hour=history.per_hour * both,
@@ -214,6 +246,8 @@ def _check_shares(candidates: int, split: float) -> None:
 def _unplannable(history: History, lift: float, config: PipelineConfig) -> str:
     if config.analysis_unit == "item":
         return "items are counted, and the history does not say which posts share a unit"
+    if history.below_zero is not None:
+        return f"the mean rate of the posts is {history.below_zero:.3g}: {NO_LIFT}"
     if history.units.n < 2:
         return f"there are {history.units.n} posts with a rate to learn from"
     if history.units.sum_y <= 0:

@@ -25,7 +25,7 @@ from tuneproof.experiments.records import (
 from tuneproof.stats import fixed, guardrails, multiplicity, sequential, shrinkage
 from tuneproof.stats.aggregates import Stratum, merge
 from tuneproof.stats.declared import GroupSequentialEstimate, group_sequential
-from tuneproof.stats.effects import Metric
+from tuneproof.stats.effects import Metric, variance_of
 
 DECLARED = (3 / 7, 5 / 7, 1.0)
 """The declared looks of `decision="spec"`, as shares of the duration: days 3, 5, 7 of a week."""
@@ -39,6 +39,15 @@ LEAST_OPTIMUM = 500.0
 HEAVY = 0.2
 """Below this share of units that carry their sum, an arm's outcomes have a heavy tail: their
 coefficient of variation is above 2."""
+
+CLEARLY = 3.0
+"""How many standard errors above 0 the baseline's mean must be for a relative lift to promote."""
+
+ABOVE_ZERO = (
+    "Measure so that more is better and the mean is above 0, such as by adding the same constant "
+    "to every outcome."
+)
+"""What to do about a metric whose mean is not above 0: no relative lift of it can be shown."""
 
 VALUE_PER_COST = {
     "per_engagement": Metric(name="engagement per cost", numerator="y", denominator="c"),
@@ -276,6 +285,24 @@ class View:
             found=found,
             harmed=bool(drop.fired),
             reason=drop.reason if drop.fired else estimate.reason,
+        )
+
+    @cached_property
+    def unclear_baseline(self) -> str:
+        """That the baseline's mean is not clearly above 0, in words; empty where it is, or where
+        there are too few units to tell.
+
+        A relative lift divides by it: close to 0 it is any number, and below 0 upside down.
+        """
+        units = merge(c.units for c in self.evidence.cells if c.arm is Arm.BASELINE)
+        if units.n < self.test.declaration.min_units:
+            return ""
+        mean, error = units.sum_y / units.n, math.sqrt(variance_of(units, "y") / units.n)
+        if mean > 0 and mean >= CLEARLY * error:
+            return ""
+        return (
+            f"the baseline's {self.test.metric.name} ({mean:.3g} ± {error:.2g}) is not clearly "
+            "above 0, so a relative lift says nothing"
         )
 
     @cached_property

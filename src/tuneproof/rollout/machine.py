@@ -24,7 +24,7 @@ class DeploymentState(StrEnum):
 
     PENDING = "pending"  # checked, not started
     STEPPING = "stepping"  # serves a share, waits for the next step
-    PAUSED = "paused"  # waits for data or for a person; the share stays
+    PAUSED = "paused"  # waits for a person; the share stays
     HOLDING = "holding"  # all but the holdback moved; late harm is still seen
     COMPLETE = "complete"  # over: the version is the model in use
     ROLLED_BACK = "rolled_back"  # traffic is back on the baseline
@@ -175,20 +175,21 @@ def advance(deployment: Deployment, now: datetime) -> Deployment:
             share=deployment.plan.steps[-1] + deployment.plan.holdback,
             ended_at=now,
             next_at=None,
+            cause=None,
         )
     return _to_step(deployment, deployment.step + 1, now)
 
 
 def pause(deployment: Deployment, reason: str) -> Deployment:
-    """Stay at this share until somebody resumes, or data come."""
-    _expect(deployment, "pause", DeploymentState.STEPPING)
+    """Stay at this share until a person decides, also where it only holds."""
+    _expect(deployment, "pause", DeploymentState.STEPPING, DeploymentState.HOLDING)
     return replace(deployment, state=DeploymentState.PAUSED, next_at=None, cause=reason)
 
 
 def resume(deployment: Deployment, now: datetime) -> Deployment:
-    """Go on from a pause; the step's time starts anew."""
+    """Go on from a pause; the step's time, or the hold's, starts anew."""
     _expect(deployment, "resume", DeploymentState.PAUSED)
-    return replace(_to_step(deployment, deployment.step, now), cause=None)
+    return _to_step(deployment, deployment.step, now)
 
 
 def roll_back(
@@ -221,6 +222,7 @@ def _to_step(deployment: Deployment, step: int, now: datetime) -> Deployment:
         share=deployment.plan.steps[step],
         step_started_at=now,
         next_at=now + (timedelta(days=days) if holding else timedelta(hours=hours)),
+        cause=None,
     )
 
 

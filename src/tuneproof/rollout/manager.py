@@ -488,7 +488,7 @@ def _follow(deployment: Deployment, seen: Watch, now: datetime) -> Deployment:
         return machine.roll_back(deployment, now, seen.reason, seen.evidence)
     if seen.advice is Advice.ADVANCE:
         return machine.advance(deployment, now)
-    if seen.advice is Advice.PAUSE and deployment.state is DeploymentState.STEPPING:
+    if seen.advice is Advice.PAUSE:
         return machine.pause(deployment, seen.reason)
     return deployment
 

@@ -19,7 +19,7 @@ from tuneproof.experiments import (
 from tuneproof.rollout.machine import Deployment, DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats import guardrails, sequential
-from tuneproof.stats.aggregates import Stratum
+from tuneproof.stats.aggregates import Stratum, merge
 from tuneproof.stats.effects import Metric
 
 ENGAGEMENT_DROP = "engagement_rate_drop"
@@ -71,7 +71,7 @@ def watch(
     if harm is not None:
         return harm
     if deployment.state is DeploymentState.PAUSED or deployment.next_at is None:
-        return Watch(advice=Advice.STAY, reason="Paused: waits for a person or for data.")
+        return Watch(advice=Advice.STAY, reason="Paused: waits for a person.")
     broken = broken_split(evidence) or unlike_absence(evidence, deployment.declaration)
     if broken and deployment.state is DeploymentState.STEPPING:
         return Watch(advice=Advice.PAUSE, reason=broken)
@@ -174,8 +174,8 @@ def _due(
     needed = config.min_step_units
     if deployment.declaration.missing != "exclude" and not any(c.units.sum_y for c in candidate):
         fresh = seen = 0  # all that count are absent ones, counted as 0
-    if fresh >= needed and (harmed := _slight_harm(deployment, evidence, config)):
-        return Watch(advice=Advice.PAUSE, reason=harmed)
+    if fresh >= needed and (held := _held(deployment, evidence, config)):
+        return Watch(advice=Advice.PAUSE, reason=held)
     if fresh >= needed or (deployment.state is DeploymentState.HOLDING and seen >= needed):
         return Watch(
             advice=Advice.ADVANCE,
@@ -194,6 +194,22 @@ def _due(
     return Watch(
         advice=Advice.WAIT,
         reason=f"{fresh} of {needed} units with an outcome: no data is not good news.",
+    )
+
+
+def _held(deployment: Deployment, evidence: Evidence, config: PipelineConfig) -> str:
+    """Why a step or a hold waits for a person although its data are there; empty if it does not."""
+    return _unguarded(evidence, config) or _slight_harm(deployment, evidence, config)
+
+
+def _unguarded(evidence: Evidence, config: PipelineConfig) -> str:
+    """In words, that nobody can tell whether engagement falls; empty where that can be told."""
+    units = merge(c.units for c in evidence.cells if c.arm is Arm.BASELINE)
+    if units.n < config.min_units or units.sum_y >= 0:
+        return ""
+    return (
+        f"The baseline's engagement is {units.sum_y / units.n:.3g}: by how much it falls cannot be "
+        "told of a mean below 0, so a person decides."
     )
 
 

@@ -70,7 +70,7 @@ def _body(
             ],
         ),
         "Rollouts": table(
-            ["rollout", "state", "began", "share", "candidate"],
+            ["rollout", "state", "began", "share", "candidate", "reason"],
             [
                 (
                     Link(d.id, f"/dashboard/deployment/{d.id}"),
@@ -78,6 +78,7 @@ def _body(
                     instant(d.created_at),
                     percent(d.share),
                     d.candidate.model_id,
+                    d.cause or "",
                 )
                 for d in rollouts
             ],

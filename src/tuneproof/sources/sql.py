@@ -218,9 +218,10 @@ class SqlSource(ABC):
 
         with self._connected() as connection:
             self.ready(connection, table, found)
-            hours = connection.execute(self.aggregate(table, found, query)).all()
-        if any(hour.strays for hour in hours):
+            rows = connection.execute(self.aggregate(table, found, query)).all()
+        if any(row.strays for row in rows):
             return None
+        hours, below = [r for r in rows if not r.negative], [r for r in rows if r.negative]
         firsts = [instant(hour.first) for hour in hours if hour.first is not None]
         return Totals(
             n=sum(hour.n for hour in hours),
@@ -229,10 +230,13 @@ class SqlSource(ABC):
             first=min(firsts, default=None),
             tokens=math.fsum(hour.tokens or 0.0 for hour in hours),
             counted=sum(hour.counted or 0 for hour in hours),
+            negative=sum(hour.n for hour in below),
+            negative_rates=math.fsum(hour.rates or 0.0 for hour in below),
         )
 
     def aggregate(self, table: Table, found: Mapping[str, str], query: PostQuery) -> sa.Select[Any]:
-        """The totals by hour in one statement, with the number of rows that cannot be added up.
+        """The totals by hour in one statement, with the number of rows that cannot be added up;
+        apart those of posts whose rate is below 0.
 
         By hour, since a database's sum of millions of floats is too rough in its last digits.
         """
@@ -243,7 +247,7 @@ class SqlSource(ABC):
         rate = sa.cast(kept, double)
         tokens = sa.cast(sa.null() if used is None else used, double)
         strays = self.strays([kept] if used is None else [kept, used])
-        share = sa.and_(rate >= 0, rate <= 1)
+        share, negative = sa.and_(rate >= 0, rate <= 1), sa.case((rate < 0, 1), else_=0)
         statement = (
             sa.select(
                 sa.func.count().label("n"),
@@ -252,11 +256,12 @@ class SqlSource(ABC):
                 sa.func.sum(tokens).label("tokens"),
                 sa.func.sum(sa.case((tokens != 0, 1), else_=0)).label("counted"),
                 sa.func.sum(sa.case((strays, 1), else_=0)).label("strays"),
+                negative.label("negative"),
                 *self.earliest(ts),
             )
             .select_from(source)
-            .where(*self.since_until(ts, query), sa.or_(share, strays))
-            .group_by(*self.hour(ts))
+            .where(*self.since_until(ts, query), sa.or_(share, rate < 0, strays))
+            .group_by(*self.hour(ts), negative)
         )
         if self.config.where:
             statement = statement.where(sa.text(f"({self.config.where})"))

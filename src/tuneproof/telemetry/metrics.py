@@ -30,7 +30,7 @@ _STAGE_BUCKETS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 432
 _RUN_BUCKETS = (60, 600, 3600, 21600, 86400, 259200, 604800, 1209600, 1814400, 2592000)
 _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _ARM = ("pipeline", "arm")
-_BREAKERS = ("openai", "mlflow")
+_BREAKERS = {"openai": "the first pipeline's provider", "mlflow": "MLflow"}
 _POOL_COUNTS = {
     f"{kind}_connections_{use}": f"{text} connections {use}"
     for kind, text in (("db", "Database"), ("redis", "Redis"))
@@ -342,7 +342,7 @@ class _Watched(Collector):
         text = "Share of cache reads that found a value"
         yield _known("fine_tuning_pipeline_cache_hit_rate", text, self.hit_rate())
         for name, text in _FIGURES.items():
-            text = f"{text} of the model in use by the last look"
+            text = f"{text} of the model in use of the first pipeline, by the last look"
             yield _known(f"fine_tuning_model_{name}", text, getattr(self.model, name))
 
     def _breaker(self, name: str) -> Iterable[Metric]:
@@ -350,7 +350,7 @@ class _Watched(Collector):
         now = breaker.state if breaker is not None else State.CLOSED
         states = GaugeMetricFamily(
             f"fine_tuning_{name}_circuit_breaker_state",
-            f"1 on the current state of the breaker of {name}",
+            f"1 on the current state of the breaker of {_BREAKERS[name]}",
             labels=["state"],
         )
         for state in State:
@@ -358,6 +358,6 @@ class _Watched(Collector):
         yield states
         yield CounterMetricFamily(
             f"fine_tuning_{name}_failures",
-            f"Failed calls of {name}",
+            f"Failed calls of {_BREAKERS[name]}",
             value=breaker.failures_total if breaker is not None else 0,
         )

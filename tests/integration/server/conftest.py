@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -106,12 +106,14 @@ def settings(tmp_path: Path, chat: Chat) -> Settings:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, provider: MemoryProvider | None = None
+    settings: Settings,
+    provider: MemoryProvider | None = None,
+    seen: Sequence[Post] | None = None,
 ) -> AsyncIterator[Service]:
-    """A service on loopback, which needs no token."""
+    """A service on loopback, which needs no token; `seen` are the posts of its source."""
     made = provider or MemoryProvider(base_models=MODELS)
     async with (
-        App.open(settings, source=MemorySource(posts()), provider=made, poll_s=0.02) as app,
+        App.open(settings, source=MemorySource(seen or posts()), provider=made, poll_s=0.02) as app,
         serving(app, settings) as (address, _),
         httpx2.AsyncClient(base_url=address, timeout=30, trust_env=False) as http,
     ):

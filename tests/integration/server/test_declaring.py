@@ -7,14 +7,15 @@ import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.integration.server.conftest import Service
+from tests.integration.server.conftest import Service, open_service, posts
 
 from tuneproof import cli
-from tuneproof.experiments import ModelRef
-from tuneproof.settings import Declaration
+from tuneproof.experiments import ModelEvaluator, ModelRef
+from tuneproof.settings import Declaration, Settings
 
 MODELS = {"baseline_model": {"model_id": "base"}, "candidate_model": {"model_id": "cand"}}
 CREATE = "/evaluation/create-ab-test"
@@ -150,3 +151,41 @@ async def test_the_command_line_declares_an_experiment(service: Service) -> None
     assert test["traffic_allocation"]["candidate"] == 0.25
     code, out, err = await asyncio.to_thread(run, "experiment", "show", test["ab_test_id"])
     assert "persona, guarded" in out + err
+
+
+async def test_posts_whose_mean_is_below_0_are_no_measure_for_a_test(settings: Settings) -> None:
+    """Before: the test began, and had no answer at its end."""
+    seen = [post._replace(engagement_rate=-0.2) for post in posts()]
+    async with open_service(settings, seen=[*seen, *posts(3)]) as service:
+        plan = (await service.http.get("/evaluation/plan")).json()
+        assert "the mean rate of the posts is -0.19" in plan["reason"]
+        refused = await service.post(CREATE, MODELS)
+        assert refused.status_code == 422
+        problem = refused.json()
+        assert problem["type"] == "/problems/input"
+        assert "The mean rate of the posts of default is -0.19" in problem["detail"]
+        assert "a relative lift needs a mean above 0" in problem["detail"]
+        assert "adding the same constant to every outcome" in problem["mend"]
+        assert await service.app.routing.all() == []
+
+
+async def test_a_measure_that_turns_out_to_be_below_0_is_said_by_the_look(service: Service) -> None:
+    made = (await service.post(CREATE, {**MODELS, "traffic_split": 0.5})).json()
+    id, at = made["ab_test_id"], service.app.clock.now()
+    exposures, outcomes = [], []
+    for i in range(400):
+        unit = {"subject": id, "unit": f"u{i}", "at": at.isoformat()}
+        arm, gain = ("candidate", 2.0) if i % 2 else ("baseline", 0.0)
+        exposures.append({"id": f"e{i}", "phase": 1, "arm": arm, **unit})
+        outcomes.append({"id": f"o{i}", "value": gain - 1 + i % 10 / 10, **unit})
+    taken = await service.post("/events", {"exposures": exposures, "outcomes": outcomes})
+    assert taken.json()["accepted"] == 800
+    app = service.app
+    evaluator = ModelEvaluator(
+        store=app.store, clock=app.clock, config=app.pipelines.get("default")
+    )
+    await evaluator.look(id, at=at + timedelta(hours=96))
+    shown = (await service.http.get(f"/evaluation/metrics/{id}")).json()
+    assert shown["recommendation"] == "continue"
+    assert "The baseline's engagement is -0.6: a relative lift is undefined" in shown["reason"]
+    assert "the mean is above 0" in shown["reason"]

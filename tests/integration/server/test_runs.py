@@ -175,6 +175,8 @@ async def test_an_experiment_over_http(service, run_id):
         "quality_score",
         "sample_size",
         "p95_engagement",
+        "cost_known",
+        "usage_known",
     }
     assert set(metrics["performance_comparison"]) == {
         "engagement_lift",

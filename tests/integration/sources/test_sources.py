@@ -301,11 +301,14 @@ async def same_history(source: Source) -> History:
     """The history as the source adds it up, which must be that of its posts read one by one."""
     added, read = await read_history(source, WEEK), await read_history(Reading(source), WEEK)
     assert added.units.n == read.units.n
+    assert added.negative
     for figure in (
         lambda h: h.units.sum_y,
         lambda h: h.units.sum_yy,
         lambda h: h.hours,
         lambda h: h.tokens,
+        lambda h: h.negative,
+        lambda h: h.negative_rates,
         lambda h: coefficient_of_variation(h.units),
     ):
         assert figure(added) == pytest.approx(figure(read), rel=1e-12)
