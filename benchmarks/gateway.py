@@ -33,6 +33,7 @@ SECONDS = 4
 PROVIDER = PEERS / "gateway" / "provider.py"
 SCRIPT = PEERS / "gateway" / "chat.lua"
 TENSORZERO, LITELLM, NGINX = "TensorZero 2026.6.0", "LiteLLM 1.108.7, one worker", "nginx"
+KEY = "sk-any-key-of-this-benchmark"
 _UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
 
@@ -155,7 +156,7 @@ def _driven(one: Served, connections: int, *, stream: bool) -> Measured:
 def _answers(one: Served) -> None:
     """Wait until a gateway answers, and see that it does."""
     body = {"model": one.model, "messages": [{"role": "user", "content": "hello"}], "user": "u"}
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-any-key-of-this-benchmark"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     asked = urllib.request.Request(one.url, json.dumps(body).encode(), headers)
     deadline = time.monotonic() + 120
     while True:
