@@ -46,6 +46,7 @@ class Service:
         self.listeners = 0
         self.polls = 0
         self.bad_ids: set[str] = set()
+        self.bad_status = 422
         self.version = 0
         self._changed = threading.Event()
         self._stack: ExitStack | None = None
@@ -136,7 +137,7 @@ class Service:
         body = await request.json()
         events = [*body["exposures"], *body["outcomes"]]
         if self.bad_ids & {event["id"] for event in events}:
-            return JSONResponse({"title": "Unprocessable", "detail": "a bad event"}, 422)
+            return JSONResponse({"title": "Bad", "detail": "a bad event"}, self.bad_status)
         self.batches.append(len(events))
         unknown = [event["id"] for event in events if event["subject"] not in self.subjects]
         known = [event for event in events if event["subject"] in self.subjects]

@@ -28,6 +28,8 @@ BACKOFF_S = (0.5, 60.0)
 """The shortest and the longest pause after the service did not take a batch."""
 
 _UNSENDABLE = (400, 413, 422)
+_BROKEN = 500
+"""What a service answers that fails: for want of health, or at one event."""
 
 
 class Sender:
@@ -210,12 +212,23 @@ class Sender:
             )
         except OSError as error:
             return self._failed(str(error), None)
-        if answer.status in _UNSENDABLE:
+        at_fault = answer.status == _BROKEN and (len(lines) > 1 or self._takes_others())
+        if answer.status in _UNSENDABLE or at_fault:
             return self._halve(lines, answer)
         if answer.status >= 300:
             return self._failed(f"{answer.status} {answer.reason}", answer.retry_after_s)
         self._taken(answer, lines)
         return 0.0
+
+    def _takes_others(self) -> bool:
+        """Whether the service takes a batch without events, so that it is the event that fails."""
+        try:
+            answer = self._line.call(
+                "POST", "/events", body=_body([]), headers={"Content-Type": "application/json"}
+            )
+        except OSError:
+            return False
+        return answer.status < 300
 
     def _halve(self, lines: list[str], answer: Reply) -> float:
         """One bad event must not hold back the others: find it by halves."""
