@@ -327,11 +327,16 @@ class DeploymentManager:
     async def begin(
         self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> Deployment:
-        """Take the first step; it is paused there where the task has changed too often today."""
+        """Take the first step; it is paused there where the task has changed too often today.
+
+        Raises `ConflictError` where a task serves somebody else's candidate, or another model than
+        the one that this rollout would go back to.
+        """
         now = at or self._clock.now()
         async with self._store.database.writing(tx) as own:
             deployment = await self._store.deployments.get(deployment_id, lock=True, tx=own)
             moved = machine.begin(deployment, now)
+            await self._ensure_its_turn(deployment, own)
             begun = await self._store.moves.move(
                 moved, "begin", "system", f"serves {moved.share:.0%}", now, own
             )
@@ -341,6 +346,17 @@ class DeploymentManager:
             reason = f"{', '.join(begun.tasks)} changed {changes} times within a day."
             paused = machine.pause(begun, reason)
             return await self._store.moves.move(paused, "pause", "system", reason, now, own)
+
+    async def _ensure_its_turn(self, deployment: Deployment, tx: Tx) -> None:
+        own: list[str] = []
+        if deployment.ab_test_id is not None:
+            test = await self._store.experiments.get(deployment.ab_test_id, tx=tx)
+            own = [t.id for t in await self._store.experiments.family(test.family, tx=tx)]
+        for task in sorted(deployment.tasks):
+            routing = await self._store.routing.get(task, lock=True, tx=tx)
+            if routing is not None:
+                routing.ensure_free(*own)
+                routing.ensure_in_use(deployment.previous, by=f"the rollout {deployment.id}")
 
     async def _changes(self, begun: Deployment, now: datetime, tx: Tx) -> int:
         """How often rollouts of its tasks began or were taken back within the last day."""
@@ -407,7 +423,38 @@ class DeploymentManager:
             moved = _asked(deployment, verb, now, actor, reason)
             if moved is deployment:
                 return deployment
+            if deployment.state is DeploymentState.COMPLETE:
+                await self._clear_way_back(deployment, reason, now, own)
             return await self._store.moves.move(moved, verb, actor, reason, now, own)
+
+    async def _clear_way_back(
+        self, deployment: Deployment, reason: str, now: datetime, tx: Tx
+    ) -> None:
+        """End the tests against the candidate of a complete rollout that is to be taken back.
+
+        Raises `ConflictError` where its candidate is the model in use of none of its tasks any
+        more, and where another rollout has begun since.
+        """
+        found = [
+            await self._store.routing.get(task, lock=True, tx=tx)
+            for task in sorted(deployment.tasks)
+        ]
+        serving = [r for r in found if r and r.baseline.same_as(deployment.candidate)]
+        if not serving:
+            now_in_use = ", ".join(f"{r.baseline.model_id} ({r.task})" for r in found if r)
+            raise ConflictError(
+                f"{deployment.candidate.model_id} of rollout {deployment.id} is not the model in "
+                f"use any more, which is {now_in_use}: there is nothing to take back.",
+                mend=f"Take the task back: tuneproof rollback {deployment.tasks[0]}",
+            )
+        tests = {subject for routing in serving for subject in routing.subjects}
+        for rollout in await self._store.deployments.since(deployment.created_at, tx=tx):
+            if rollout.id in tests:
+                raise ConflictError(
+                    f"Rollout {rollout.id} has begun since {deployment.id} was complete.",
+                    mend=f"Take that back first: tuneproof rollback {rollout.id}",
+                )
+        await self._store.withdrawal.withdraw(sorted(tests), now, reason, tx)
 
     @opening
     async def rollback_model(
