@@ -163,14 +163,14 @@ class RolloutService:
         async with self._store.database.begin() as tx:
             now = self._clock.now()
             tests = await self._store.withdrawal.withdraw(routing.subjects, now, reason, tx)
-            for one in {task, *tests}:
-                current = await self._store.routing.get(one, tx=tx)
-                if current is None or not current.baseline.same_as(routing.baseline):
-                    continue
-                if current.subjects:
+            for one in sorted({task, *tests}):
+                current = await self._store.routing.get(one, lock=True, tx=tx)
+                assert current is not None
+                same = current.baseline.same_as(routing.baseline)
+                if current.subjects or (one == task and not same):
                     raise _busy(current)
-                if current.previous is None:
-                    continue  # it had this baseline before
+                if not same or current.previous is None:
+                    continue  # it had its baseline before
                 old = Routing(task=one, baseline=current.previous, updated_at=now, cause=reason)
                 await self._store.routing.set(old, current.version, taken_back=True, tx=tx)
             said = f"{reason} ({routing.baseline.model_id} gives way to {back.model_id})"
@@ -255,7 +255,7 @@ def _nothing_to_take_back(target: str, routing: Routing | None) -> NotFoundError
 
 
 def _busy(routing: Routing) -> ConflictError:
-    names = ", ".join(routing.subjects)
+    names = ", ".join(routing.subjects) or routing.baseline.model_id
     return ConflictError(
         f"{routing.task} began to serve {names} meanwhile.",
         mend="Look at what it serves now, then decide: tuneproof status.",

@@ -34,6 +34,7 @@ from tuneproof.rollout.machine import (
     RollbackResult,
     Target,
 )
+from tuneproof.rollout.routing import Routing
 from tuneproof.rollout.store import RolloutStore
 from tuneproof.rollout.watch import Advice, Watch, request_harm, watch
 from tuneproof.settings import PipelineConfig, Settings
@@ -435,13 +436,10 @@ class DeploymentManager:
         Raises `ConflictError` where its candidate is the model in use of none of its tasks any
         more, and where another rollout has begun since.
         """
-        found = [
-            await self._store.routing.get(task, lock=True, tx=tx)
-            for task in sorted(deployment.tasks)
-        ]
-        serving = [r for r in found if r and r.baseline.same_as(deployment.candidate)]
+        found = await self._locked(deployment.tasks, tx)
+        serving = [r for r in found if r.baseline.same_as(deployment.candidate)]
         if not serving:
-            now_in_use = ", ".join(f"{r.baseline.model_id} ({r.task})" for r in found if r)
+            now_in_use = ", ".join(f"{r.baseline.model_id} ({r.task})" for r in found)
             raise ConflictError(
                 f"{deployment.candidate.model_id} of rollout {deployment.id} is not the model in "
                 f"use any more, which is {now_in_use}: there is nothing to take back.",
@@ -455,6 +453,15 @@ class DeploymentManager:
                     mend=f"Take that back first: tuneproof rollback {rollout.id}",
                 )
         await self._store.withdrawal.withdraw(sorted(tests), now, reason, tx)
+
+    async def _locked(self, tasks: Sequence[str], tx: Tx) -> list[Routing]:
+        """The routings of these tasks, locked with those of all tasks that are tested with them."""
+        routings = self._store.routing
+        known = await routings.all(tx=tx)
+        tested = {subject for r in known if r.task in tasks for subject in r.subjects}
+        beside = {r.task for r in known if tested & set(r.subjects)}
+        found = [await routings.get(t, lock=True, tx=tx) for t in sorted({*tasks, *beside})]
+        return [r for r in found if r is not None and r.task in tasks]
 
     @opening
     async def rollback_model(

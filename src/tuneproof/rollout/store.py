@@ -87,6 +87,9 @@ class RoutingRecords(Protocol):
         `lock`: whoever else would write it waits until `tx` is over.
         """
 
+    async def all(self, *, tx: Tx | None = None) -> Sequence[Routing]:
+        """Which model serves each task, by task."""
+
 
 class Withdrawals(Protocol):
     """What ends before its time."""

@@ -88,8 +88,8 @@ class Lanes:
                 share = shares.get(test.id, newest.share)
                 await self._experiments.open_phase(test.id, number, share, at, tx=own)
             names = {test.id for test in tests}
-            for task in tests[0].tasks:
-                routing = await self._routing.get(task, tx=own)
+            for task in sorted(tests[0].tasks):  # everybody locks them in this order
+                routing = await self._routing.get(task, lock=True, tx=own)
                 if routing is not None and names & set(routing.subjects):
                     lanes = tuple(_reshared(lane, shares) for lane in routing.lanes)
                     moved = replace(routing, lanes=lanes, phase=number, updated_at=at, cause=cause)

@@ -102,7 +102,7 @@ class RolloutMoves:
 
     async def _mine(self, wanted: Routing, deployment: Deployment, tx: Tx) -> bool:
         """Whether this rollout still speaks for the task: a later one may have taken over."""
-        now = await self._routing.get(wanted.task, tx=tx)
+        now = await self._routing.get(wanted.task, lock=True, tx=tx)
         if now is None or not deployment.state.final or deployment.id in now.subjects:
             return True
         # One that was complete is taken back where its candidate is still the model in use.
