@@ -7,21 +7,15 @@ after each rule, and knows what it saw before.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any, TypeVar
 
-from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.machine.events import EFFECTS, STRAYS, Sent, batch_of, stray
-from tests.machine.watcher import Watcher
-from tests.machine.world import MODELS, SILENT, TASKS, World
+from hypothesis.stateful import initialize, invariant, precondition, rule
+from tests.machine.acting import CREATE, NUMBERS, TASK_SETS, declaration, family_of, rollout_of
+from tests.machine.events import EFFECTS, STRAYS, batch_of, stray
+from tests.machine.together import Together
+from tests.machine.world import MODELS, SILENT, TASKS
 
-T = TypeVar("T")
-
-TASK_SETS = st.sampled_from([("hook", "body"), ("hook",), ("body",)])
 PAGES = (
     "/",
     "/status",
@@ -36,74 +30,10 @@ PAGES = (
     "/fine-tuning/runs",
     "/events",
 )
-NUMBERS = st.integers(min_value=0, max_value=1000)
-"""Which of those that there are: the number modulo their count."""
 
 
-def family_of(test: dict[str, Any]) -> str:
-    """The tests that are looked at with this one; a test alone is its own family."""
-    return str(test["family"] or test["ab_test_id"])
-
-
-class Machine(RuleBasedStateMachine):
-    """One service and its surroundings. `world` is made, and taken away, by who runs it."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self.world = world
-        self.watcher = Watcher(world)
-        self.runner = asyncio.Runner()
-        self.sent: list[Sent] = []
-        self.requests: list[tuple[str, Any, dict[str, str], Any]] = []
-        self.ran = 0
-        self.since_restart = 0
-        self.run(world.open())
-
-    def run(self, doing: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(doing)
-
-    def teardown(self) -> None:
-        try:
-            self.run(self.watcher.way_back())
-        finally:
-            self.run(self.world.close())
-            self.runner.close()
-
-    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Any:
-        """A write; the service settles, and what it said is noted in a failure's story."""
-        answer = self.run(self.world.post(path, body, headers))
-        note(
-            f"    POST {path} {body if path != '/events' else ''} -> {answer.status} "
-            f"{answer.body.get('detail', '')}"
-        )
-        self.run(self.world.settle())
-        return answer
-
-    def key(self) -> dict[str, str]:
-        self.ran += 1
-        return {"Idempotency-Key": f"key-{self.ran}"}
-
-    @property
-    def tests(self) -> list[dict[str, Any]]:
-        return list(self.watcher.tests.values())
-
-    @property
-    def running(self) -> list[dict[str, Any]]:
-        return [test for test in self.tests if test["status"] == "running"]
-
-    @property
-    def going(self) -> list[dict[str, Any]]:
-        """The rollouts under way."""
-        return [rollout for rollout in self.rollouts if not rollout["ended_at"]]
-
-    @property
-    def rollouts(self) -> list[dict[str, Any]]:
-        return list(self.watcher.rollouts.values())
-
-    @property
-    def served(self) -> list[str]:
-        """The tasks of which events can be sent."""
-        return [t for t, r in self.watcher.routing.items() if r["subject"] or r.get("lanes")]
+class Machine(Together):
+    """All rules, and what must hold after each."""
 
     # --- tests ------------------------------------------------------------------------
 
@@ -144,16 +74,9 @@ class Machine(RuleBasedStateMachine):
         candidates = [others[(first + i) % len(others)] for i in range(several)]
         if odd is not None:
             candidates[-1] = SILENT if odd == SILENT else chosen
-        body: dict[str, Any] = {
-            "baseline_model": {"model_id": chosen},
-            "tasks": list(tasks),
-            "replace_baseline": replaces,
-            "traffic_split": 0.5 if len(candidates) == 1 else 0.3,
-        }
-        models = [{"model_id": c} for c in candidates]
-        body |= {"candidate_model": models[0]} if len(models) == 1 else {"candidate_models": models}
+        body = {**declaration(tasks, chosen, candidates), "replace_baseline": replaces}
         headers = self.key()
-        answer = self.post("/evaluation/create-ab-test", body, headers)
+        answer = self.post(CREATE, body, headers)
         busy = any(t in self.served for t in tasks)
         other = any(model != chosen for model in in_use)
         wrong = SILENT in candidates or chosen in candidates
@@ -162,7 +85,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert answer.ok, answer
         self.watcher.said_in_use(tasks, chosen)
-        self.requests.append(("/evaluation/create-ab-test", body, headers, answer.body))
+        self.requests.append((CREATE, body, headers, answer.body))
 
     @precondition(lambda self: self.requests)
     @rule(number=NUMBERS)
@@ -176,7 +99,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(number=NUMBERS, whole=st.booleans())
     def end(self, number: int, whole: bool) -> None:
-        test = self._test(number)
+        test = self.a_test(number)
         path = f"/evaluation/end/{test['ab_test_id']}"
         if whole and test["family"]:
             path = f"/evaluation/family/{test['family']}/end"
@@ -251,12 +174,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(number=NUMBERS)
     def look_at_test(self, number: int) -> None:
-        self.run(self.world.look(family_of(self._test(number))))
-
-    def _test(self, number: int) -> dict[str, Any]:
-        """One that runs, mostly."""
-        among = self.running if number % 5 else self.tests
-        return among[number % len(among)]
+        self.run(self.world.look(family_of(self.a_test(number))))
 
     # --- rollouts ---------------------------------------------------------------------
 
@@ -268,15 +186,10 @@ class Machine(RuleBasedStateMachine):
         holdback=st.sampled_from([0.0, 0.05]),
     )
     def deploy(self, number: int, promoted: bool, strategy: str, holdback: float) -> None:
-        among = [t for t in self.tests if t["verdict"] == "promote"] if promoted else []
+        among = self.promoted if promoted else []
         among = among or [t for t in self.tests if t["status"] != "running"]
         test = among[number % len(among)]
-        body = {
-            "model_version": test["candidate_model"],
-            "evaluation_result": {"ab_test_id": test["ab_test_id"]},
-            "deployment_strategy": strategy,
-            "rollout_config": {"holdback": holdback},
-        }
+        body = rollout_of(test, strategy, holdback)
         headers = self.key()
         answer = self.post("/deployment/deploy", body, headers)
         if test["verdict"] != "promote":
@@ -291,7 +204,7 @@ class Machine(RuleBasedStateMachine):
         stale=st.sampled_from([False, False, True]),
     )
     def act(self, number: int, verb: str, stale: bool) -> None:
-        rollout = self._rollout(number)
+        rollout = self.a_rollout(number)
         version = rollout["version"] - stale
         headers = {"If-Match": f'"{version}"'}
         id = rollout["deployment_id"]
@@ -304,17 +217,12 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.going)
     @rule(number=NUMBERS)
     def look_at_rollout(self, number: int) -> None:
-        self.run(self.world.look_at_rollout(self._rollout(number)["deployment_id"]))
-
-    def _rollout(self, number: int) -> dict[str, Any]:
-        """One under way, mostly."""
-        among = self.going if self.going and number % 5 else self.rollouts
-        return among[number % len(among)]
+        self.run(self.world.look_at_rollout(self.a_rollout(number)["deployment_id"]))
 
     @precondition(lambda self: self.rollouts)
     @rule(number=NUMBERS)
     def roll_back(self, number: int) -> None:
-        rollout = self._rollout(number)
+        rollout = self.a_rollout(number)
         id = rollout["deployment_id"]
         answer = self.post(f"/deployment/rollback/{id}", {"reason": "complaints"})
         assert answer.status in (200, 409), answer
@@ -361,46 +269,6 @@ class Machine(RuleBasedStateMachine):
                 return
             path = path.replace("{" + name + "}", ids[number % len(ids)] if ids else "")
         assert self.run(self.world.get(path)).ok
-
-    # --- two at the same moment -------------------------------------------------------
-
-    @precondition(lambda self: self.running)
-    @rule(number=NUMBERS, ends=st.booleans())
-    def two_workers_at_a_test(self, number: int, ends: bool) -> None:
-        test = self._test(number)
-        family = family_of(test)
-
-        async def both() -> None:
-            async with self.world.second_worker() as other:
-                mine = (
-                    self.world.post(f"/evaluation/end/{test['ab_test_id']}", {"reason": "enough"})
-                    if ends
-                    else self.world.look(family)
-                )
-                await asyncio.gather(mine, self.world.look(family, other))
-            await self.world.settle()
-
-        self.run(both())
-
-    @precondition(lambda self: self.going)
-    @rule(number=NUMBERS, back=st.booleans())
-    def two_workers_at_a_rollout(self, number: int, back: bool) -> None:
-        rollout = self._rollout(number)
-        id = rollout["deployment_id"]
-        verb = "rollback" if back else "advance"
-
-        async def both() -> Any:
-            async with self.world.second_worker() as other:
-                said = self.world.post(f"/deployment/{verb}/{id}", {"reason": "now"})
-                answer, _ = await asyncio.gather(said, self.world.look_at_rollout(id, other))
-            await self.world.settle()
-            return answer
-
-        answer = self.run(both())
-        if answer.ok and back:
-            self.watcher.rolled_back(id, answer.body["restored_model"])
-        elif answer.ok:
-            self.watcher.advanced(id)
 
     # --- what must hold ---------------------------------------------------------------
 
