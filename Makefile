@@ -7,7 +7,7 @@ LORA := .venv-lora/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: help setup services demo test check lint types unit steady acceptance acceptance-long lora simulate bench docs house lock clean
+.PHONY: help setup services demo test check lint types unit steady machine acceptance acceptance-long lora simulate bench docs house lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,9 @@ unit: setup
 
 steady: setup services ## ten times `make test`, a second one beside it in five: is any ever red?
 	$(PYTHON) tools/steady.py
+
+machine: setup services ## new stories of tests, rollouts and people: TUNEPROOF_MACHINE=100 tells more of them
+	$(PYTHON) -m pytest -q -n 2 -m slow tests/acceptance/test_machine.py
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow

@@ -12,6 +12,7 @@ from tuneproof.app.experiments import ExperimentService
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.scoring import ScoringService
+from tuneproof.errors import ConflictError, StateError
 from tuneproof.experiments import Arm, ExperimentStatus, Exposure, Ingested, Outcome
 from tuneproof.stats import guardrails
 from tuneproof.store import Store, SubjectKind
@@ -117,13 +118,18 @@ class EventService:
         found = guardrails.gross_failure([r.error for r in recent], baseline=beside)
         if found.shared:
             log.warning("%s fails as its baseline does, which is waited out.", subject)
-        if not found.fired:
-            return
+        if found.fired:
+            try:
+                await self._take_back(subject, found.reason)
+            except (ConflictError, StateError):  # the events of this batch are kept all the same
+                log.info("%s was ended by somebody else meanwhile.", subject)
+
+    async def _take_back(self, subject: str, reason: str) -> None:
         if await self._store.subjects.kind(subject) is SubjectKind.ROLLOUT:
             deployment = await self._store.deployments.get(subject)
             if not deployment.state.final:
-                await self._rollouts.rollback(subject, reason=found.reason, actor="guardrail")
+                await self._rollouts.rollback(subject, reason=reason, actor="guardrail")
         else:
             test = await self._store.experiments.get(subject)
             if test.status is ExperimentStatus.RUNNING:
-                await self._experiments.end(subject, reason=found.reason, actor="guardrail")
+                await self._experiments.end(subject, reason=reason, actor="guardrail")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.waking import wake
 from tuneproof.errors import ConflictError, InputError, NotFoundError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import ExperimentStatus, ModelRef
 from tuneproof.pipeline import rollout_alone
 from tuneproof.rollout import Deployment, DeploymentState, RollbackResult, Routing
 from tuneproof.store import Claim, HistoryEntry, Store, SubjectKind
@@ -126,13 +126,34 @@ class RolloutService:
         if isinstance(deployment, Routing):
             return await self._return_to_previous(deployment, reason, actor)
         await self._expect(deployment, expected_version)
+        tested = await self._tested(deployment.tasks)
         result = await self._managers.for_rollout(deployment).rollback_model(
             deployment.id, reason, actor=actor
         )
         await self._tell_of_rollback(deployment.id)
         await self._routing.board.refresh_if_possible()
         await wake(self._engine, deployment.run_id or deployment.id)
+        await self._wake_ended(tested)
         return result
+
+    async def _tested(self, tasks: Sequence[str]) -> set[str]:
+        """The tests that these tasks serve."""
+        found = [await self._store.routing.get(task) for task in tasks]
+        subjects = {subject for r in found if r is not None for subject in r.subjects}
+        kind = self._store.subjects.kind
+        return {s for s in subjects if await kind(s) is SubjectKind.TEST}
+
+    async def _wake_ended(self, subjects: Collection[str]) -> None:
+        """Whoever looks at those of these that have ended finds it out at once."""
+        for id in sorted(subjects):
+            if await self._store.subjects.kind(id) is SubjectKind.ROLLOUT:
+                rollout = await self._store.deployments.get(id)
+                if rollout.state.final:
+                    await wake(self._engine, rollout.run_id or rollout.id)
+                continue
+            test = await self._store.experiments.get(id)
+            if test.status is not ExperimentStatus.RUNNING:
+                await wake(self._engine, test.run_id or test.family)
 
     async def _tell_of_rollback(self, id: str) -> None:
         self._tell("rolled_back", await self._store.deployments.get(id))
@@ -151,13 +172,15 @@ class RolloutService:
         async with self._store.database.begin() as tx:
             now = self._clock.now()
             tests = await self._store.withdrawal.withdraw(routing.subjects, now, reason, tx)
-            for one in {task, *tests}:
-                current = await self._store.routing.get(one, tx=tx)
-                if current is None or not current.baseline.same_as(routing.baseline):
-                    continue
-                if current.subjects:
+            for one in sorted({task, *tests}):
+                current = await self._store.routing.get(one, lock=True, tx=tx)
+                assert current is not None
+                same = current.baseline.same_as(routing.baseline)
+                if current.subjects or (one == task and not same):
                     raise _busy(current)
-                old = Routing(task=one, baseline=back, updated_at=now, cause=reason)
+                if not same or current.previous is None:
+                    continue  # it had its baseline before
+                old = Routing(task=one, baseline=current.previous, updated_at=now, cause=reason)
                 await self._store.routing.set(old, current.version, taken_back=True, tx=tx)
             said = f"{reason} ({routing.baseline.model_id} gives way to {back.model_id})"
             await self._store.activity.add(now, actor, "baseline rollback", task, said, tx=tx)
@@ -167,8 +190,7 @@ class RolloutService:
         )
         self._alert("rolled_back", task, reason, once=now.isoformat())
         await self._routing.board.refresh_if_possible()
-        for subject in routing.subjects:
-            await self._wake_watch_of(subject)
+        await self._wake_ended(routing.subjects)
         return RollbackResult(
             deployment_id=task,
             status=DeploymentState.ROLLED_BACK,
@@ -176,15 +198,6 @@ class RolloutService:
             reason=reason,
             seconds=seconds,
         )
-
-    async def _wake_watch_of(self, subject: str) -> None:
-        """Let who looks at a test or rollout see at once that it has ended."""
-        if await self._store.subjects.kind(subject) is SubjectKind.ROLLOUT:
-            rollout = await self._store.deployments.get(subject)
-            await wake(self._engine, rollout.run_id or rollout.id)
-        else:
-            test = await self._store.experiments.get(subject)
-            await wake(self._engine, test.run_id or test.family)
 
     async def _target(self, target: str) -> Deployment | Routing:
         if await self._store.subjects.kind(target) is SubjectKind.ROLLOUT:
@@ -194,17 +207,23 @@ class RolloutService:
         active = [d for d in await self._store.deployments.active() if target in d.tasks]
         if active:
             return active[-1]
-        page = await self._store.deployments.page(limit=100)
-        done = [d for d in page.items if target in d.tasks and str(d.state) == "complete"]
-        by_rollout = routing is not None and done and done[0].candidate.same_as(routing.baseline)
-        if routing is not None and routing.previous is not None and not by_rollout:
-            return routing
-        if not done:
-            raise NotFoundError(
-                f"No rollout serves {target!r}: there is nothing to take back.",
-                mend="tuneproof status",
-            )
-        return done[0]
+        if routing is not None and (done := await self._completed(routing)):
+            return done
+        if routing is None or routing.previous is None:
+            raise _nothing_to_take_back(target, routing)
+        return routing
+
+    async def _completed(self, routing: Routing) -> Deployment | None:
+        """The rollout that made a task's model the one in use, if that is how it came there."""
+        cursor: str | None = None
+        while True:
+            page = await self._store.deployments.page(cursor=cursor, limit=100)
+            for one in page.items:
+                if routing.task in one.tasks and one.state is DeploymentState.COMPLETE:
+                    return one if one.candidate.same_as(routing.baseline) else None
+            cursor = page.next_cursor
+            if cursor is None:
+                return None
 
     async def _expect(self, deployment: Deployment, version: int | None) -> None:
         if version is not None and version != deployment.version:
@@ -239,8 +258,14 @@ class RolloutService:
         return moved
 
 
+def _nothing_to_take_back(target: str, routing: Routing | None) -> NotFoundError:
+    subjects = routing.subjects if routing is not None else ()
+    ends = f"tuneproof experiment end {subjects[0]}" if subjects else "tuneproof status"
+    return NotFoundError(f"No rollout serves {target!r}: there is nothing to take back.", mend=ends)
+
+
 def _busy(routing: Routing) -> ConflictError:
-    names = ", ".join(routing.subjects)
+    names = ", ".join(routing.subjects) or routing.baseline.model_id
     return ConflictError(
         f"{routing.task} began to serve {names} meanwhile.",
         mend="Look at what it serves now, then decide: tuneproof status.",

@@ -192,15 +192,6 @@ class WatchNotes(Protocol):
         """A look of a family or rollout raised; an empty `why`: the one after it succeeded."""
 
 
-class Withdrawals(Protocol):
-    """How candidates are taken away from users."""
-
-    async def withdraw(
-        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
-    ) -> list[str]:
-        """Route the tasks that still serve one of these tests or rollouts to their baseline."""
-
-
 class RunMoves(MoveRecords, Protocol):
     """What rollouts and routing change together."""
 
@@ -234,10 +225,6 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
     @property
     def moves(self) -> RunMoves:
         """What rollouts and routing change together."""
-
-    @property
-    def withdrawal(self) -> Withdrawals:
-        """How candidates are taken away from users."""
 
     @property
     def outbox(self) -> TrackingOutbox:

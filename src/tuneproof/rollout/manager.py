@@ -34,6 +34,7 @@ from tuneproof.rollout.machine import (
     RollbackResult,
     Target,
 )
+from tuneproof.rollout.routing import Routing
 from tuneproof.rollout.store import RolloutStore
 from tuneproof.rollout.watch import Advice, Watch, request_harm, watch
 from tuneproof.settings import PipelineConfig, Settings
@@ -327,11 +328,16 @@ class DeploymentManager:
     async def begin(
         self, deployment_id: str, *, at: datetime | None = None, tx: Tx | None = None
     ) -> Deployment:
-        """Take the first step; it is paused there where the task has changed too often today."""
+        """Take the first step; it is paused there where the task has changed too often today.
+
+        Raises `ConflictError` where a task serves somebody else's candidate, or another model than
+        the one that this rollout would go back to.
+        """
         now = at or self._clock.now()
         async with self._store.database.writing(tx) as own:
             deployment = await self._store.deployments.get(deployment_id, lock=True, tx=own)
             moved = machine.begin(deployment, now)
+            await self._ensure_its_turn(deployment, own)
             begun = await self._store.moves.move(
                 moved, "begin", "system", f"serves {moved.share:.0%}", now, own
             )
@@ -341,6 +347,17 @@ class DeploymentManager:
             reason = f"{', '.join(begun.tasks)} changed {changes} times within a day."
             paused = machine.pause(begun, reason)
             return await self._store.moves.move(paused, "pause", "system", reason, now, own)
+
+    async def _ensure_its_turn(self, deployment: Deployment, tx: Tx) -> None:
+        own: list[str] = []
+        if deployment.ab_test_id is not None:
+            test = await self._store.experiments.get(deployment.ab_test_id, tx=tx)
+            own = [t.id for t in await self._store.experiments.family(test.family, tx=tx)]
+        for task in sorted(deployment.tasks):
+            routing = await self._store.routing.get(task, lock=True, tx=tx)
+            if routing is not None:
+                routing.ensure_free(*own)
+                routing.ensure_in_use(deployment.previous, by=f"the rollout {deployment.id}")
 
     async def _changes(self, begun: Deployment, now: datetime, tx: Tx) -> int:
         """How often rollouts of its tasks began or were taken back within the last day."""
@@ -407,7 +424,44 @@ class DeploymentManager:
             moved = _asked(deployment, verb, now, actor, reason)
             if moved is deployment:
                 return deployment
+            if deployment.state is DeploymentState.COMPLETE:
+                await self._clear_way_back(deployment, reason, now, own)
             return await self._store.moves.move(moved, verb, actor, reason, now, own)
+
+    async def _clear_way_back(
+        self, deployment: Deployment, reason: str, now: datetime, tx: Tx
+    ) -> None:
+        """End the tests against the candidate of a complete rollout that is to be taken back.
+
+        Raises `ConflictError` where its candidate is the model in use of none of its tasks any
+        more, and where another rollout has begun since.
+        """
+        found = await self._locked(deployment.tasks, tx)
+        serving = [r for r in found if r.baseline.same_as(deployment.candidate)]
+        if not serving:
+            now_in_use = ", ".join(f"{r.baseline.model_id} ({r.task})" for r in found)
+            raise ConflictError(
+                f"{deployment.candidate.model_id} of rollout {deployment.id} is not the model in "
+                f"use any more, which is {now_in_use}: there is nothing to take back.",
+                mend=f"Take the task back: tuneproof rollback {deployment.tasks[0]}",
+            )
+        tests = {subject for routing in serving for subject in routing.subjects}
+        for rollout in await self._store.deployments.since(deployment.created_at, tx=tx):
+            if rollout.id in tests:
+                raise ConflictError(
+                    f"Rollout {rollout.id} has begun since {deployment.id} was complete.",
+                    mend=f"Take that back first: tuneproof rollback {rollout.id}",
+                )
+        await self._store.withdrawal.withdraw(sorted(tests), now, reason, tx)
+
+    async def _locked(self, tasks: Sequence[str], tx: Tx) -> list[Routing]:
+        """The routings of these tasks, locked with those of all tasks that are tested with them."""
+        routings = self._store.routing
+        known = await routings.all(tx=tx)
+        tested = {subject for r in known if r.task in tasks for subject in r.subjects}
+        beside = {r.task for r in known if tested & set(r.subjects)}
+        found = [await routings.get(t, lock=True, tx=tx) for t in sorted({*tasks, *beside})]
+        return [r for r in found if r is not None and r.task in tasks]
 
     @opening
     async def rollback_model(

@@ -91,12 +91,27 @@ class Routing:
         shares = [lane.share for lane in self.lanes if lane.candidate is not None]
         return sum(shares) if shares else None
 
-    def ensure_in_use(self, baseline: ModelRef) -> None:
+    def ensure_free(self, *own: str) -> None:
+        """Return where nobody's candidate serves but that of `own` subjects.
+
+        Raises `ConflictError`, which names the others.
+        """
+        others = [subject for subject in self.subjects if subject not in own]
+        if others:
+            busy = ", ".join(others)
+            raise ConflictError(
+                f"Task {self.task} is busy with {busy}: one candidate at a time, or several as "
+                "one family.",
+                mend=f"End {busy} first, or wait for it.",
+                subject=others[0],
+            )
+
+    def ensure_in_use(self, baseline: ModelRef, *, by: str = "the test") -> None:
         """Return where this is the model in use; raises `ConflictError`, which names both."""
         if not self.baseline.same_as(baseline):
             raise ConflictError(
                 f"The baseline {baseline.model_id} is not the model in use of {self.task}, "
-                f"{self.baseline.model_id}: the test would put it into production.",
+                f"{self.baseline.model_id}: {by} would put it into production.",
                 mend=f"Test against {self.baseline.model_id}, or say replace_baseline.",
                 in_use=self.baseline.model_id,
                 baseline=baseline.model_id,

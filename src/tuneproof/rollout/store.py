@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -25,6 +25,9 @@ class PromotedTests(Protocol):
 
     async def get(self, id: str, *, tx: Tx | None = None) -> ABTest:
         """The test of this id. Raises `NotFoundError`."""
+
+    async def family(self, family: str, *, tx: Tx | None = None) -> Sequence[ABTest]:
+        """The tests that were declared together. Raises `NotFoundError`."""
 
 
 class RolloutRecords(Protocol):
@@ -78,8 +81,23 @@ class RolloutEvidence(Protocol):
 class RoutingRecords(Protocol):
     """Which model serves a task."""
 
-    async def get(self, task: str, *, tx: Tx | None = None) -> Routing | None:
-        """Which model serves a task now."""
+    async def get(self, task: str, *, lock: bool = False, tx: Tx | None = None) -> Routing | None:
+        """Which model serves a task now.
+
+        `lock`: whoever else would write it waits until `tx` is over.
+        """
+
+    async def all(self, *, tx: Tx | None = None) -> Sequence[Routing]:
+        """Which model serves each task, by task."""
+
+
+class Withdrawals(Protocol):
+    """What ends before its time."""
+
+    async def withdraw(
+        self, subjects: Sequence[str], at: datetime, cause: str, tx: Tx | None = None
+    ) -> list[str]:
+        """End what still runs of these tests and rollouts; the tasks that served them."""
 
 
 class RolloutStore(Protocol):
@@ -112,3 +130,7 @@ class RolloutStore(Protocol):
     @property
     def routing(self) -> RoutingRecords:
         """Which model serves a task."""
+
+    @property
+    def withdrawal(self) -> Withdrawals:
+        """What ends before its time."""

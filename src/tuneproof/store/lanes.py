@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from tuneproof.errors import ConflictError
 from tuneproof.experiments import ABTest
 from tuneproof.rollout import Lane, Routing
 from tuneproof.store.database import Database
@@ -51,10 +50,10 @@ class Lanes:
         """
         first = tests[0]
         async with self._database.writing(tx) as own:
-            for task in first.tasks:
-                routing = await self._routing.get(task, tx=own)
+            for task in sorted(first.tasks):
+                routing = await self._routing.get(task, lock=True, tx=own)
                 if routing is not None:
-                    _refuse_busy(routing)
+                    routing.ensure_free()
                     if not replace_baseline:
                         routing.ensure_in_use(first.baseline)
             for test in tests:
@@ -89,24 +88,13 @@ class Lanes:
                 share = shares.get(test.id, newest.share)
                 await self._experiments.open_phase(test.id, number, share, at, tx=own)
             names = {test.id for test in tests}
-            for task in tests[0].tasks:
-                routing = await self._routing.get(task, tx=own)
+            for task in sorted(tests[0].tasks):  # everybody locks them in this order
+                routing = await self._routing.get(task, lock=True, tx=own)
                 if routing is not None and names & set(routing.subjects):
                     lanes = tuple(_reshared(lane, shares) for lane in routing.lanes)
                     moved = replace(routing, lanes=lanes, phase=number, updated_at=at, cause=cause)
                     await self._routing.set(moved, tx=own)
         return number
-
-
-def _refuse_busy(routing: Routing) -> None:
-    if routing.subjects:
-        busy = ", ".join(routing.subjects)
-        raise ConflictError(
-            f"Task {routing.task} is busy with {busy}: one candidate at a time, or several as one "
-            "family.",
-            mend=f"End {busy} first, or wait for it.",
-            subject=routing.subjects[0],
-        )
 
 
 def _first_routing(task: str, tests: Sequence[ABTest], before: Routing | None) -> Routing:

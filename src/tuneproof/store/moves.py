@@ -74,7 +74,7 @@ class RolloutMoves:
             if moved.state is DeploymentState.ROLLED_BACK:
                 await self._return_to_previous(moved, own)
             phase = await self._phase(moved, at, own)
-            for task in moved.tasks:
+            for task in sorted(moved.tasks):  # everybody locks them in this order
                 routing = replace(routing_of(moved, task, phase), updated_at=at)
                 if await self._mine(routing, moved, own):
                     back = moved.state is DeploymentState.ROLLED_BACK
@@ -102,11 +102,11 @@ class RolloutMoves:
 
     async def _mine(self, wanted: Routing, deployment: Deployment, tx: Tx) -> bool:
         """Whether this rollout still speaks for the task: a later one may have taken over."""
-        now = await self._routing.get(wanted.task, tx=tx)
-        mine = {deployment.id, deployment.ab_test_id}
-        if now is None or not now.subjects or mine & set(now.subjects):
+        now = await self._routing.get(wanted.task, lock=True, tx=tx)
+        if now is None or not deployment.state.final or deployment.id in now.subjects:
             return True
-        return not deployment.state.final
+        # One that was complete is taken back where its candidate is still the model in use.
+        return not now.subjects and now.baseline.same_as(deployment.candidate)
 
     async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
         """Complete the rollouts that only hold; the ids of the runs that drive them."""

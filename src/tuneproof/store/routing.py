@@ -32,10 +32,13 @@ class Routings:
         self._database = database
         self._clock = clock
 
-    async def get(self, task: str, *, tx: Tx | None = None) -> Routing | None:
-        """The routing of a task, or None where nothing was ever set."""
+    async def get(self, task: str, *, lock: bool = False, tx: Tx | None = None) -> Routing | None:
+        """The routing of a task, or None where nothing was ever set.
+
+        `lock`: whoever else would write it waits until this transaction is over.
+        """
         async with self._database.reading(tx) as own:
-            return await _load(own, task)
+            return await _load(own, task, lock=lock)
 
     async def all(self, *, tx: Tx | None = None) -> list[Routing]:
         """The routings of all tasks, by task."""

@@ -61,10 +61,8 @@ class Withdrawal:
                     moved = roll_back(deployment, at, cause, {})
                     await self._moves.move(moved, "rollback", "system", cause, at, own)
             routed, moved_on = [], set()
-            for routing in await self._routing.all(tx=own):
+            for routing in await self._serving(subjects, own):
                 ended = [s for s in routing.subjects if s in subjects]
-                if not ended:
-                    continue
                 routed.append(routing.task)
                 if not await self._goes_on(routing, own):
                     bare = Routing(
@@ -75,6 +73,13 @@ class Withdrawal:
                     moved_on.add(routing.salt)
                     await self._stop_lanes(routing, ended, at, cause, own)
         return routed
+
+    async def _serving(self, subjects: Sequence[str], tx: Tx) -> list[Routing]:
+        """The routings that serve these, by task, locked: another's write is not undone."""
+        ended = set(subjects)
+        tasks = [r.task for r in await self._routing.all(tx=tx) if ended & set(r.subjects)]
+        found = [await self._routing.get(task, lock=True, tx=tx) for task in tasks]
+        return [r for r in found if r is not None and ended & set(r.subjects)]
 
     async def _stop_lanes(
         self,

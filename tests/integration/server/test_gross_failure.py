@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from tests.integration.server.conftest import Service
@@ -29,6 +30,22 @@ async def told(service: Service, test_id: str, arm: str, failed: list[bool]) -> 
 async def status(service: Service, test_id: str) -> dict[str, Any]:
     found: dict[str, Any] = (await service.http.get(f"/evaluation/status/{test_id}")).json()
     return found
+
+
+def failures(service: Service, test_id: str, batch: int) -> dict[str, Any]:
+    now = service.app.clock.now().isoformat()
+    common = {"subject": test_id, "phase": 1, "arm": "candidate", "at": now, "error": True}
+    names = [f"{batch}-{i}" for i in range(20)]
+    return {"exposures": [{**common, "id": name, "unit": name} for name in names]}
+
+
+async def test_batches_that_fail_at_the_same_moment_are_all_taken(service: Service) -> None:
+    """Seen: one of them ended the test, and the others, which were kept, were answered 409."""
+    id = await begun(service)
+    batches = [failures(service, id, number) for number in range(8)]
+    answers = await asyncio.gather(*(service.post("/events", batch) for batch in batches))
+    assert [(a.status_code, a.json().get("accepted")) for a in answers] == [(200, 20)] * 8
+    assert (await status(service, id))["status"] == "aborted"
 
 
 async def test_an_outage_of_both_arms_ends_no_test(service: Service) -> None:
