@@ -55,8 +55,8 @@ class Watcher:
 
     def rolled_back(self, id: str, model: str) -> None:
         """A person took a rollout back: where it was complete, and its model is in use yet."""
-        rollout = self.rollouts[id]
-        if rollout["state"] != "complete":
+        rollout = self.rollouts.get(id)
+        if rollout is None or rollout["state"] != "complete":
             return
         self._taken_back.add(id)
         for task in rollout["tasks"]:
