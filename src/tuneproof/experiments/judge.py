@@ -370,8 +370,9 @@ def _slow_stretch(hour: HourRequests, limit_ms: float) -> guardrails.Stretch:
 
 
 def _range(lift: sequential.LiftEstimate) -> str:
-    if lift.lift is None or lift.lower is None or lift.upper is None:
-        return lift.reason
+    assert lift.lift is not None
+    assert lift.lower is not None
+    assert lift.upper is not None
     return (
         f"engagement {lift.lift:+.1%} ({lift.lower:+.1%}, {lift.upper:+.1%}) on "
         f"{lift.n_baseline} and {lift.n_candidate} units"
