@@ -7,7 +7,7 @@ LORA := .venv-lora/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: help setup services demo test check lint types unit steady machine acceptance acceptance-long lora simulate bench docs house lock clean
+.PHONY: help setup services demo test check lint types unit steady machine acceptance acceptance-long lora simulate mutate bench docs house lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -73,6 +73,9 @@ $(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.
 simulate: setup ## the error rates of the statistics, whole; writes tests/simulation/results.json
 	$(PYTHON) -m tests.simulation
 
+mutate: setup ## change what decides, 400 times; names what no test notices. ARGS="--seed 8 --size 0" for all
+	OMP_NUM_THREADS=1 $(PYTHON) -m tools.mutate $(ARGS)
+
 bench: setup services ## ratios against named peers; writes benchmarks/results.json
 	@sh .ci/uv
 	$(PYTHON) -m benchmarks.run
@@ -91,4 +94,4 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 		pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was made here
-	rm -rf .venv .venv-lora .uv .tuneproof dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lora .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

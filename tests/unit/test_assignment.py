@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneproof import assignment
-from tuneproof.assignment import BUCKETS, VECTORS, arm, arm_among, bucket, in_holdback
+from tuneproof.assignment import (
+    BUCKETS,
+    SEPARATOR,
+    VECTORS,
+    arm,
+    arm_among,
+    bucket,
+    candidate_buckets,
+    in_holdback,
+    in_lane,
+    lane_and_arm,
+    lane_of,
+)
 from tuneproof.errors import InputError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -21,9 +33,18 @@ def test_vectors_never_change(salt, unit, expected):
     assert bucket(salt, unit) == expected
 
 
-def test_vectors_hold_the_published_cases():
-    assert ("experiment-1", "post-1", 9190) in VECTORS
-    assert ("hook-2026-47", "größe-漢字-🙂", 9493) in VECTORS
+def test_vectors_are_the_published_ones():
+    assert VECTORS == (
+        ("", "", 4414),
+        ("salt", "unit", 3190),
+        ("experiment-1", "post-1", 9190),
+        ("experiment-1", "post-2", 6766),
+        ("hook-2026-47", "42", 178),
+        ("hook-2026-47", "größe-漢字-🙂", 9493),
+        ("a", "b", 6089),
+        ("ab", "", 3666),
+    )
+    assert (BUCKETS, SEPARATOR) == (10_000, "\x1f")
     assert bucket("s", "u" * 300) == 8101
 
 
@@ -119,6 +140,61 @@ def test_several_candidates_cannot_have_more_than_their_lanes():
         arm_among(0, [0.6, 0.1])
     assert arm_among(5, []) is None
     assert arm_among(5, [1.0]) == 0
+
+
+def test_shares_are_rounded_half_to_even_buckets():
+    shares = [0, 0.1, 0.12345, 0.00004, 0.00005, 0.00025, 1]
+    assert [candidate_buckets(s) for s in shares] == [0, 1000, 1234, 0, 0, 2, 10_000]
+    assert [arm(b, 0.1) for b in (0, 999, 1000, 9999)] == [
+        "candidate",
+        "candidate",
+        "baseline",
+        "baseline",
+    ]
+    assert [in_holdback(b, 0.05) for b in (0, 9499, 9500, 9999)] == [False, False, True, True]
+
+
+def test_several_candidates_may_have_all_of_their_lanes_and_no_bucket_more():
+    assert [arm_among(b, [0.5, 0.5]) for b in (0, 1, 9998, 9999)] == [0, 1, 0, 1]
+    third = [0.3333, 0.3333, 0.3333]
+    assert [arm_among(b, third) for b in (0, 1, 2, 9998, 9999)] == [0, 1, 2, 2, None]
+    with pytest.raises(
+        InputError, match=r"share 0\.3334 does not fit: 3 candidates have at most 0"
+    ):
+        arm_among(0, [0.3333, 0.3334, 0.3333])
+    assert [arm_among(b, [0.1, 0.2]) for b in (1998, 1999, 2000, 3999, 4001)] == [
+        0,
+        1,
+        None,
+        1,
+        None,
+    ]
+
+
+def test_a_lane_is_the_bucket_modulo_their_number():
+    assert [lane_of(b, 3) for b in (0, 1, 2, 3, 9999)] == [0, 1, 2, 0, 0]
+    assert [lane_and_arm(b, [2, 0, 1]) for b in (0, 1, 2, 3, 4, 5, 6)] == [
+        (0, True),
+        (1, False),
+        (2, True),
+        (0, True),
+        (1, False),
+        (2, False),
+        (0, False),
+    ]
+
+
+def test_a_share_of_all_units_is_a_part_of_its_lane_to_the_bucket():
+    """Of 3 lanes the first has 3334 buckets, the others 3333."""
+    assert in_lane(0.1, 0, 1) == 0.1
+    assert in_lane(0.1, 0, 2) == in_lane(0.1, 1, 2) == 0.2
+    assert [in_lane(0.1, lane, 3) for lane in range(3)] == [1000 / 3334, 1000 / 3333, 1000 / 3333]
+    assert [in_lane(0.1, lane, 7) for lane in (0, 3, 4, 6)] == [
+        1000 / 1429,
+        1000 / 1429,
+        1000 / 1428,
+        1000 / 1428,
+    ]
 
 
 def test_imports_neither_numpy_nor_pydantic_nor_http():

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -14,7 +15,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tuneproof.assignment import arm, bucket
 from tuneproof.errors import StateError
 from tuneproof.experiments import Arm, Cell, Evidence, HourRequests, ModelRef, Requests
-from tuneproof.rollout import Advice, Deployment, DeploymentState, machine, plan, routing_of, watch
+from tuneproof.rollout import (
+    Advice,
+    Deployment,
+    DeploymentState,
+    Lane,
+    Plan,
+    Routing,
+    machine,
+    plan,
+    routing_of,
+    watch,
+)
 from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.stats.aggregates import Aggregate
 
@@ -43,6 +55,55 @@ def deployment(config: PipelineConfig | None = None) -> Deployment:
 
 def test_default_plan_rises_by_ten_percent_and_leaves_the_holdback() -> None:
     assert plan(PipelineConfig()).steps == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("changes", "made"),
+    [
+        (
+            {"initial_traffic": 0.3, "increment_percentage": 0.3, "max_traffic": 0.95},
+            Plan(
+                strategy="gradual_rollout", steps=(0.3, 0.6, 0.9), interval_hours=24, holdback=0.05,
+                holdback_days=14,
+            ),
+        ),
+        (
+            {"steps": (0.2, 1.0), "holdback": 0, "increment_interval_hours": 2},
+            Plan(
+                strategy="steps", steps=(0.2, 1.0), interval_hours=2, holdback=0, holdback_days=0
+            ),
+        ),
+        (
+            {"deployment_strategy": "canary", "holdback": 0.1, "holdback_days": 2},
+            Plan(
+                strategy="canary", steps=(0.01, 0.05, 0.2, 0.5, 0.9), interval_hours=24,
+                holdback=0.1, holdback_days=2,
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_plan_is_made_of_the_settings_and_of_nothing_else(changes: dict, made: Plan) -> None:
+    assert plan(PipelineConfig(**changes)) == made
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.2, 1), st.sampled_from([0.0, 0.01, 0.1]))
+def test_a_plan_rises_by_its_increment_to_max_traffic_less_the_holdback(
+    initial: float, increment: float, most: float, holdback: float
+) -> None:
+    made = plan(
+        PipelineConfig(
+            initial_traffic=min(initial, most),
+            increment_percentage=increment,
+            max_traffic=most,
+            holdback=holdback,
+        )
+    )
+    assert made.steps[-1] == pytest.approx(most - holdback, abs=1e-6)
+    for i, share in enumerate(made.steps[:-1]):
+        assert share == pytest.approx(min(initial, most) + i * increment, abs=1e-6)
+        assert share < made.steps[i + 1] + 1e-6
+    below = min(initial, most) + (len(made.steps) - 1) * increment
+    assert below > made.steps[-1] - 1e-5
 
 
 def test_plan_without_holdback_ends_at_all_traffic() -> None:
@@ -106,9 +167,164 @@ def test_rollback_is_idempotent_and_keeps_its_first_cause() -> None:
     assert routing_of(once, "hook", 1).lanes == ()
 
 
-def test_refused_moves_name_state_and_verb() -> None:
-    with pytest.raises(StateError, match=r"is pending: it cannot advance"):
-        machine.advance(deployment(), T0)
+LATER = T0 + timedelta(days=3)
+
+
+def in_state(state: DeploymentState, **config: object) -> Deployment:
+    """A rollout at its second step that came to this state."""
+    first = machine.begin(deployment(PipelineConfig(**config)), T0)  # type: ignore[arg-type]
+    second = machine.advance(first, T0 + timedelta(days=1))
+    return replace(second, state=state)
+
+
+MOVES = {
+    "begin": lambda d: machine.begin(d, LATER),
+    "advance": lambda d: machine.advance(d, LATER),
+    "pause": lambda d: machine.pause(d, "asked for"),
+    "resume": lambda d: machine.resume(d, LATER),
+    "roll back": lambda d: machine.roll_back(d, LATER, "harm", {"errors": 9}),
+}
+ALLOWED = {
+    "begin": {"pending"},
+    "advance": {"stepping", "paused", "holding"},
+    "pause": {"stepping", "holding"},
+    "resume": {"paused"},
+    "roll back": {"pending", "stepping", "paused", "holding", "complete", "rolled_back"},
+}
+
+
+@pytest.mark.parametrize("state", DeploymentState)
+@pytest.mark.parametrize("verb", MOVES)
+def test_a_move_is_made_from_these_states_only(verb: str, state: DeploymentState) -> None:
+    if state.value in ALLOWED[verb]:
+        MOVES[verb](in_state(state))
+        return
+    said = f"Rollout deploy-20250120-001 is {state}: it cannot {verb}\\."
+    with pytest.raises(StateError, match=said):
+        MOVES[verb](in_state(state))
+
+
+def test_what_is_final_moves_no_more() -> None:
+    assert [state.value for state in DeploymentState if state.final] == [
+        "complete",
+        "rolled_back",
+        "failed",
+    ]
+
+
+def test_a_rollout_that_has_not_begun_has_no_times_and_no_cause() -> None:
+    made = deployment()
+    assert (made.step_started_at, made.next_at, made.ended_at, made.cause) == (None,) * 4
+    assert (made.evidence, made.version, made.declaration) == ({}, 0, Declaration())
+
+
+def test_begin_takes_the_first_step_for_its_hours() -> None:
+    pending = deployment(PipelineConfig(increment_interval_hours=6))
+    assert machine.begin(pending, LATER) == replace(
+        pending,
+        state=DeploymentState.STEPPING,
+        step=0,
+        share=0.1,
+        step_started_at=LATER,
+        next_at=LATER + timedelta(hours=6),
+    )
+
+
+def test_a_resumed_step_has_its_whole_time_again_and_forgets_why_it_paused() -> None:
+    stepping = in_state(DeploymentState.STEPPING)
+    paused = machine.pause(stepping, "asked for")
+    assert paused == replace(
+        stepping, state=DeploymentState.PAUSED, next_at=None, cause="asked for"
+    )
+    assert machine.resume(paused, LATER) == replace(
+        stepping,
+        step=1,
+        share=0.2,
+        step_started_at=LATER,
+        next_at=LATER + timedelta(hours=24),
+        cause=None,
+    )
+
+
+def test_what_is_rolled_back_has_no_share_and_keeps_cause_and_evidence() -> None:
+    for state in ("pending", "stepping", "paused", "holding", "complete"):
+        before = in_state(DeploymentState(state))
+        assert machine.roll_back(before, LATER, "harm", {"errors": 9}) == replace(
+            before,
+            state=DeploymentState.ROLLED_BACK,
+            share=0.0,
+            cause="harm",
+            evidence={"errors": 9},
+            ended_at=LATER,
+            next_at=None,
+        )
+
+
+def to_its_end(config: PipelineConfig) -> list[Deployment]:
+    """Each state of a rollout that nothing stops."""
+    found = [machine.begin(deployment(config), T0)]
+    while not found[-1].state.final:
+        at = found[-1].next_at
+        assert at is not None
+        found.append(machine.advance(found[-1], at))
+    return found
+
+
+def test_without_a_holdback_the_last_step_is_a_step_and_ends_at_all_traffic() -> None:
+    *_, last, done = to_its_end(PipelineConfig(holdback=0))
+    assert (last.state, last.share) == (DeploymentState.STEPPING, 1.0)
+    assert last.step_started_at is not None
+    assert last.next_at == last.step_started_at + timedelta(hours=24)
+    assert done == replace(
+        last, state=DeploymentState.COMPLETE, ended_at=last.next_at, next_at=None
+    )
+
+
+def test_a_hold_lasts_the_days_that_are_set_and_its_end_moves_the_holdback() -> None:
+    *_, last, held, done = to_its_end(PipelineConfig(holdback=0.1, holdback_days=3))
+    assert (last.state, last.share) == (DeploymentState.STEPPING, 0.8)
+    assert held == replace(
+        last,
+        state=DeploymentState.HOLDING,
+        step=last.step + 1,
+        share=0.9,
+        step_started_at=last.next_at,
+        next_at=last.next_at + timedelta(days=3),  # type: ignore[operator]
+    )
+    assert done == replace(
+        held, state=DeploymentState.COMPLETE, share=1.0, ended_at=held.next_at, next_at=None
+    )
+
+
+def test_a_rollout_to_half_of_the_traffic_ends_at_half() -> None:
+    *_, held, done = to_its_end(PipelineConfig(max_traffic=0.5))
+    assert (held.state, held.share) == (DeploymentState.HOLDING, 0.45)
+    assert (done.state, done.share) == (DeploymentState.COMPLETE, 0.5)
+    *_, last, done = to_its_end(PipelineConfig(max_traffic=0.5, holdback=0))
+    assert (last.state, last.share, done.share) == (DeploymentState.STEPPING, 0.5, 0.5)
+
+
+def test_what_a_rollout_means_for_a_task_is_its_lane_until_it_ends() -> None:
+    at = in_state(DeploymentState.STEPPING)
+    lane = Lane(subject="deploy-20250120-001", candidate=NEW, share=0.2)
+    served = Routing(
+        task="hook",
+        baseline=OLD,
+        lanes=(lane,),
+        salt="s",
+        phase=7,
+        cause="deploy-20250120-001 step 2: 20%",
+    )
+    for state in ("pending", "stepping", "paused", "holding"):
+        assert routing_of(replace(at, state=DeploymentState(state)), "hook", 7) == served
+    complete = replace(at, state=DeploymentState.COMPLETE)
+    assert routing_of(complete, "hook", 7) == Routing(
+        task="hook", baseline=NEW, cause="deploy-20250120-001 complete"
+    )
+    for state in ("rolled_back", "failed"):
+        back = replace(at, state=DeploymentState(state), cause="harm")
+        assert routing_of(back, "body", 7) == Routing(task="body", baseline=OLD, cause="harm")
+        assert routing_of(replace(back, cause=None), "body", 7).cause == ""
 
 
 class RolloutMachine(RuleBasedStateMachine):

@@ -246,7 +246,7 @@ class View:
 
     def _part(self, strata: Sequence[Stratum]) -> fixed.FixedEstimate:
         least = self.test.declaration.min_units_phase
-        return fixed.lift(strata, metric=self.test.metric, min_units=least, min_units_phase=least)
+        return fixed.lift(strata, metric=self.test.metric, min_units_phase=least)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -412,7 +412,7 @@ def halves(first: fixed.FixedEstimate, second: fixed.FixedEstimate) -> Halves:
 
 
 def _log_error(estimate: fixed.FixedEstimate) -> float | None:
-    if estimate.statistic is None or estimate.effect is None or not estimate.statistic:
+    if not estimate.statistic or estimate.effect is None:
         return None
     return abs(math.log1p(estimate.effect) / estimate.statistic)
 

@@ -119,7 +119,7 @@ def bernoulli_evalue(
     (L, 1): each factor has expectation ≤ 1 under the null, so e is a test supermartingale and by
     Ville's inequality P(e ever ≥ 1/α) ≤ α (Ville 1939; Robbins 1970; Ramdas et al. 2023,
     arXiv:2210.01948). Fires at e ≥ 1/`alpha`. All counts since the phase began, not those of the
-    last hour. With no trials e is 1.
+    last hour. With no trials e is 1, and so it is at a limit of 1, which nothing can be above.
 
     Raises `InputError` for limit or alpha outside (0, 1), `DataError` for counts that cannot be.
 
@@ -154,13 +154,13 @@ def log_bernoulli_evalue(failures: int, trials: int, limit: float) -> float:
     >>> log_bernoulli_evalue(0, 0, 0.05)
     0.0
     """
-    if not 0 < limit < 1:
-        raise InputError(f"limit {limit!r} is outside (0, 1).", mend="5 % is 0.05.")
+    if not 0 < limit <= 1:
+        raise InputError(f"limit {limit!r} is outside (0, 1].", mend="5 % is 0.05.")
     if not 0 <= failures <= trials:
         raise DataError(
             f"{failures} failures of {trials} trials cannot be.", mend="Count both from one place."
         )
-    if trials == 0:
+    if trials == 0 or limit == 1:
         return 0.0
     a, b = 1.0, 1.0 / limit - 1.0
     k, m = float(failures), float(trials - failures)
@@ -335,8 +335,8 @@ def engagement_drop(estimate: LiftEstimate, *, drop: float = 0.15) -> Engagement
 
     `estimate` is `sequential.lift`'s, at the error this guardrail has. The bound makes false
     alarms rare at any number of looks (at most half the sequence's alpha, the other half being
-    upwards); the point keeps small harmless drops from rolling back. Raises `InputError` for a
-    drop outside (0, 1).
+    upwards); the point keeps small harmless drops from rolling back. A drop of 1 never fires.
+    Raises `InputError` for a drop outside (0, 1].
 
     >>> def seen(lift, upper):
     ...     return LiftEstimate(lift=lift, lower=-0.5, upper=upper, p_value=0.01, n_baseline=900,
@@ -344,8 +344,8 @@ def engagement_drop(estimate: LiftEstimate, *, drop: float = 0.15) -> Engagement
     >>> [engagement_drop(e).fired for e in (seen(-0.2, -0.05), seen(-0.1, -0.05), seen(-0.2, 0.1))]
     [True, False, False]
     """
-    if not 0 < drop < 1:
-        raise InputError(f"drop {drop!r} is outside (0, 1).", mend="A drop of 15 % is 0.15.")
+    if not 0 < drop <= 1:
+        raise InputError(f"drop {drop!r} is outside (0, 1].", mend="A drop of 15 % is 0.15.")
     if estimate.lift is None or estimate.upper is None:
         return EngagementDrop(fired=None, drop=drop, estimate=estimate, reason=estimate.reason)
     fired = estimate.upper < 0 and estimate.lift < -drop

@@ -98,12 +98,22 @@ def test_counts_that_cannot_be_are_refused(k, n):
         guardrails.error_rate(k, n)
 
 
-@pytest.mark.parametrize("limit", [0, 1, -1, math.nan])
+@pytest.mark.parametrize("limit", [0, 1.01, -1, math.nan])
 def test_impossible_limits_are_refused(limit):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="limit"):
         guardrails.error_rate(1, 10, limit=limit)
-    with pytest.raises(InputError):
-        guardrails.error_rate(1, 10, alpha=limit)
+    with pytest.raises(InputError, match="drop"):
+        guardrails.engagement_drop(sequential.lift([]), drop=limit)
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -1, math.nan])
+def test_impossible_errors_are_refused(alpha):
+    with pytest.raises(InputError, match="alpha"):
+        guardrails.error_rate(1, 10, alpha=alpha)
+    with pytest.raises(InputError, match="alpha"):
+        guardrails.excess_failures([], 0.05, alpha=alpha)
+    with pytest.raises(InputError, match="alpha"):
+        guardrails.split_alpha(alpha, 2)
 
 
 def test_latency_is_the_share_above_its_limit():
@@ -224,3 +234,254 @@ class TestExcessFailures:
     def test_nothing_yet_is_no_evidence(self):
         found = guardrails.excess_failures([], 0.05)
         assert (found.fired, found.shared, found.log_e) == (False, False, 0.0)
+
+
+# --- to the last digit ----------------------------------------------------------------------
+
+
+def exact_log_e(k, n, limit):
+    """By the binomial sum that the incomplete beta function is at whole numbers, in logarithms."""
+    b = round(1 / limit) - 1
+
+    def log_above(a, b):
+        """log ∫_L^1 p^(a-1) (1-p)^(b-1) dp."""
+        whole = a + b - 1
+        log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        terms = [
+            math.lgamma(whole + 1) - math.lgamma(j + 1) - math.lgamma(whole - j + 1)
+            + j * math.log(limit) + (whole - j) * math.log1p(-limit)
+            for j in range(a)
+        ]  # fmt: skip
+        highest = max(terms)
+        return log_beta + highest + math.log(math.fsum(math.exp(t - highest) for t in terms))
+
+    mixed, prior = log_above(1 + k, b + n - k), log_above(1, b)
+    return mixed - prior - k * math.log(limit) - (n - k) * math.log1p(-limit)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "limit"),
+    [
+        (30, 200, 0.05),
+        (0, 500, 0.05),
+        (40, 150, 0.2),
+        (800, 40_000, 0.05),
+        (100, 30_000, 0.05),
+        (9000, 120_000, 0.2),
+    ],
+)
+def test_log_e_is_exact_also_where_the_integral_is_no_float(k, n, limit):
+    found = guardrails.log_bernoulli_evalue(k, n, limit)
+    assert math.isclose(found, exact_log_e(k, n, limit), rel_tol=1e-9)
+
+
+def test_an_e_value_says_what_it_was_made_of():
+    found = guardrails.bernoulli_evalue(20, 100, 0.04, alpha=0.002, name="share of odd answers")
+    log_e = guardrails.log_bernoulli_evalue(20, 100, 0.04)
+    assert log_e > math.log(500)
+    assert found == guardrails.EValue(
+        fired=True,
+        e_value=math.exp(log_e),
+        log_e=log_e,
+        p_value=math.exp(-log_e),
+        threshold=500,
+        failures=20,
+        trials=100,
+        rate=0.2,
+        limit=0.04,
+        reason="share of odd answers is above its limit of 4.0%: 20 of 100 (20.0%)",
+    )
+    calm = guardrails.bernoulli_evalue(3, 100, 0.04)
+    assert (calm.fired, calm.p_value, calm.threshold) == (False, 1.0, 100)
+    assert calm.reason == "error rate is not shown to be above its limit of 4.0%: 3 of 100 (3.0%)"
+    nothing = guardrails.bernoulli_evalue(0, 0, 0.04)
+    assert nothing.reason.endswith("limit of 4.0%: no requests yet")
+    assert guardrails.bernoulli_evalue(5000, 5000, 0.04).e_value == math.inf
+
+
+def test_an_e_value_fires_from_one_over_alpha_on():
+    log_e = guardrails.log_bernoulli_evalue(12, 100, 0.05)
+    assert guardrails.error_rate(12, 100, alpha=math.exp(-log_e) * (1 + 1e-9)).fired
+    assert not guardrails.error_rate(12, 100, alpha=math.exp(-log_e) * (1 - 1e-9)).fired
+    assert guardrails.error_rate(12, 100) == guardrails.error_rate(12, 100, limit=0.05, alpha=0.01)
+
+
+def test_latency_is_judged_by_the_quantile_and_the_limit_that_are_given():
+    h = Histogram.of([300.0] * 800 + [900.0] * 150 + [2500.0] * 50, LATENCY_MS_EDGES)
+    by_default = guardrails.latency(h)
+    assert (by_default.failures, by_default.limit, by_default.threshold) == (50, 0.05, 100)
+    assert by_default.reason.startswith("share of requests slower than 2000 ms is not shown")
+    found = guardrails.latency(h, limit_ms=500, quantile=0.9, alpha=0.004)
+    assert (found.failures, found.trials, found.limit, found.threshold) == (200, 1000, 0.1, 250)
+    assert found.fired
+    assert found.reason.startswith("share of requests slower than 500 ms is above its limit of 10")
+    for quantile in (0, 1):
+        with pytest.raises(InputError, match="quantile"):
+            guardrails.latency(h, quantile=quantile)
+
+
+def reference(stretches, limit):
+    """Both log e-values by the formulas, with their variance inflations."""
+
+    def typical(sizes):
+        return np.dot(sizes, sizes) / sizes.sum()
+
+    base, base_k, cand, cand_k = np.array(
+        [(s.baseline, s.baseline_failures, s.candidate, s.candidate_failures) for s in stretches],
+        dtype=float,
+    ).T
+    several = base > 1
+    n, k = base[several], base_k[several]
+    p = k.sum() / n.sum()
+    known = len(n) - 1
+    pearson = ((k - n * p) ** 2 / (n * p * (1 - p))).sum()
+    rho = (known * (pearson / known - 1) / (typical(n) - 1) + 4 * 0.09) / (known + 4)
+    rho = min(1.0, max(0.0, rho))
+    of_candidate = 1 + (typical(cand) - 1) * rho
+    of_baseline = 1 + (typical(base) - 1) * rho
+    share = cand.sum() / (cand.sum() + base.sum())
+    limit_e = guardrails.log_bernoulli_evalue(int(cand_k.sum()), int(cand.sum()), limit)
+    ratios = []
+    for odds in (1.5, 2, 3, 5, 10):
+        both = cand > 0
+        part = (cand / (cand + base))[both]
+        failures = (cand_k + base_k)[both]
+        ratios.append(
+            (cand_k[both] * math.log(odds)).sum()
+            - (failures * np.log(1 - part + part * odds)).sum()
+        )
+    mixed = np.logaddexp.reduce(ratios) - math.log(5)
+    mixed_inflation = share * of_baseline + (1 - share) * of_candidate
+    return limit_e / max(1, of_candidate), mixed / max(1, mixed_inflation)
+
+
+SEEN = {
+    "few failures": hours(9, 1, 4) + hours(3, 5, 1, each=(60, 20)),
+    "alike": hours(6, 9, 5) + hours(3, 5, 4, each=(60, 20)),
+    "bursts": hours(9, 0, 1) + hours(2, 40, 5) + hours(1, 3, 2, each=(40, 5)),
+    "calm": hours(40, 3, 2, each=(60, 20)),
+    "without the candidate at times": hours(5, 2, 0, each=(90, 0)) + hours(9, 2, 4),
+    "one request": hours(9, 2, 1, each=(30, 1)) + hours(3, 1, 1, each=(1, 1)),
+}
+
+
+@pytest.mark.parametrize("stretches", SEEN.values(), ids=SEEN)
+def test_excess_is_the_weaker_of_both_comparisons_less_what_bursts_explain(stretches):
+    against_limit, against_baseline = reference(stretches, 0.05)
+    found = guardrails.excess_failures(stretches, 0.05)
+    assert math.isclose(found.log_e, min(against_limit, against_baseline), rel_tol=1e-9)
+    n, k = sum(s.candidate for s in stretches), sum(s.candidate_failures for s in stretches)
+    assert (found.failures, found.trials, found.limit) == (k, n, 0.05)
+
+
+def test_both_kinds_of_deciding_are_among_what_was_compared():
+    decided = {np.argmin(reference(stretches, 0.05)) for stretches in SEEN.values()}
+    assert decided == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["few failures", "alike"])
+def test_excess_fires_from_one_over_alpha_on(name):
+    against_limit, against_baseline = reference(SEEN[name], 0.05)
+    level = math.exp(-min(against_limit, against_baseline))
+    found = guardrails.excess_failures(SEEN[name], 0.05, alpha=level * (1 + 1e-6))
+    assert (found.fired, found.shared) == (True, False)
+    found = guardrails.excess_failures(SEEN[name], 0.05, alpha=level * (1 - 1e-6))
+    assert (found.fired, found.shared) == (False, against_baseline < against_limit)
+
+
+def test_excess_is_told_with_both_rates():
+    found = guardrails.excess_failures(SEEN["few failures"], 0.05, name="share of odd answers")
+    assert found.reason == (
+        "share of odd answers is above its limit of 5.0%: 39 of 150 (26.0%), the baseline's at "
+        "the same time 2.4%"
+    )
+    assert guardrails.excess_failures(hours(9, 1, 0), 0.05).reason == (
+        "error rate is not shown to be above its limit of 5.0%: 0 of 90 (0.0%), the baseline's at "
+        "the same time 1.1%"
+    )
+    none = guardrails.excess_failures(hours(9, 1, 0, each=(90, 0)), 0.05)
+    assert none.reason == "error rate is not shown to be above its limit of 5.0%: no requests yet"
+    assert (none.fired, none.shared) == (False, False)
+
+
+def test_a_single_hour_is_taken_for_a_usual_burst():
+    """ρ is 0.09 until there are two hours of the baseline to read it from."""
+    single = guardrails.excess_failures(hours(1, 5, 8), 0.05)
+    limit_e = guardrails.log_bernoulli_evalue(8, 10, 0.05) / (1 + 9 * 0.09)
+    ratios = [8 * math.log(t) - 13 * math.log(0.9 + 0.1 * t) for t in (1.5, 2, 3, 5, 10)]
+    mixed = np.logaddexp.reduce(ratios) - math.log(5)
+    inflation = 0.1 * (1 + 89 * 0.09) + 0.9 * (1 + 9 * 0.09)
+    assert math.isclose(single.log_e, min(limit_e, mixed / inflation), rel_tol=1e-9)
+    for calm in (0, 90):
+        many = guardrails.excess_failures(hours(9, calm, 4, each=(90, 10)), 0.05)
+        assert math.isfinite(many.log_e)
+    untouched = guardrails.excess_failures(hours(9, 0, 4, each=(0, 10)), 0.05)
+    alone = guardrails.log_bernoulli_evalue(36, 90, 0.05) / (1 + 9 * 0.09)
+    assert math.isclose(untouched.log_e, alone, rel_tol=1e-9)
+
+
+def test_a_gross_failure_is_ten_of_the_last_twenty():
+    found = guardrails.gross_failure([True] * 10)
+    assert found == guardrails.GrossFailure(
+        fired=True,
+        shared=False,
+        failures=10,
+        seen=10,
+        reason="10 of the last 10 requests failed; the breaker opens at 10",
+    )
+    pushed_out = guardrails.gross_failure([True] * 10 + [False] * 11)
+    assert (pushed_out.fired, pushed_out.failures, pushed_out.seen) == (False, 9, 20)
+    assert guardrails.gross_failure([True] * 10 + [False] * 10).fired
+    assert guardrails.gross_failure([True] * 3, failures=3, window=3).fired
+    assert not guardrails.gross_failure([True, True, False, True], failures=3, window=3).fired
+    for failures, window in ((0, 20), (21, 20)):
+        with pytest.raises(InputError, match="cannot be"):
+            guardrails.gross_failure([], failures=failures, window=window)
+    assert guardrails.gross_failure([True], failures=1, window=1).fired
+
+
+def test_a_gross_failure_is_shared_where_the_baseline_fails_half_as_often():
+    """12 of 16 is 75 %, so from 37.5 % of the baseline on nobody is to blame."""
+    last = [True] * 12 + [False] * 4
+    half = [True] * 3 + [False] * 5
+    found = guardrails.gross_failure(last, baseline=half)
+    assert (found.fired, found.shared, found.seen) == (False, True, 16)
+    less = guardrails.gross_failure(last, baseline=[*half, False])
+    assert (less.fired, less.shared) == (True, False)
+    few = guardrails.gross_failure([True] * 9, baseline=[True] * 9)
+    assert (few.fired, few.shared) == (False, False)
+
+
+def drop_of(lift, upper, drop=0.15):
+    estimate = sequential.LiftEstimate(
+        lift=lift, lower=-0.5, upper=upper, p_value=0.01, n_baseline=900, n_candidate=100,
+        method="", reason="too few",
+    )  # fmt: skip
+    return guardrails.engagement_drop(estimate, drop=drop)
+
+
+def test_a_drop_is_beyond_its_limit_and_below_zero():
+    assert drop_of(-0.16, -0.01).fired is True
+    assert drop_of(-0.15, -0.01).fired is False
+    assert drop_of(-0.16, 0.0).fired is False
+    assert drop_of(-0.16, -0.01, drop=0.2).fired is False
+    assert drop_of(-1.0, -0.5, drop=1).fired is False
+    assert (drop_of(None, -0.1).fired, drop_of(-0.3, None).fired) == (None, None)
+
+
+def test_a_drop_is_told_with_its_bound():
+    found = drop_of(-0.2, -0.05)
+    assert found.reason == "engagement fell by more than 15%: -20.0%, at most -5.0%"
+    assert (found.drop, found.estimate.lift) == (0.15, -0.2)
+    calm = drop_of(-0.1, -0.05, drop=0.12)
+    assert calm.reason == "engagement is not shown to have fallen by 12%: -10.0%, at most -5.0%"
+    assert (calm.drop, calm.estimate.lift) == (0.12, -0.1)
+    unknown = drop_of(None, None)
+    assert (unknown.reason, unknown.drop, unknown.estimate.lift) == ("too few", 0.15, None)
+    estimate = found.estimate
+    assert guardrails.engagement_drop(estimate) == found
+
+
+def test_one_guardrail_has_all_of_the_error():
+    assert guardrails.split_alpha(0.03, 1) == 0.03
+    assert guardrails.split_alpha(0.03, 4) == 0.0075

@@ -1,0 +1,1 @@
+"""What weighs and tries the project itself; nothing here is shipped."""
