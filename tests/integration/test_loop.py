@@ -22,7 +22,7 @@ from tuneproof.errors import (
     TrainingNotAvailableError,
 )
 from tuneproof.experiments import ModelRef
-from tuneproof.rollout import Routing
+from tuneproof.rollout import DeploymentState, Routing
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import RunStatus
 from tuneproof.testing import MemoryProvider, MemorySource, MemoryTarget
@@ -172,6 +172,29 @@ async def test_second_run_is_refused_until_the_first_holds_and_then_supersedes_i
         await loop.app.runs.wait(second.id, seconds=60, holding_is_end=True)
         numbers = sorted(v.version for v in await loop.app.store.versions.list())
         assert numbers == ["1.0.0", "1.1.0"]
+
+
+async def test_half_of_the_traffic_is_all_that_a_rollout_takes_by_itself(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Before: after its hold at 45 % it was "complete at 50 %", and served everybody."""
+    async with open_loop(tmp_path, database_url, changes={"max_traffic": 0.5}) as loop:
+        run = await loop.app.runs.start()
+        rollouts = loop.app.store.deployments
+
+        async def paused() -> bool:
+            return any(d.state is DeploymentState.PAUSED for d in await rollouts.active())
+
+        await eventually(paused)
+        [waiting] = await rollouts.active()
+        assert waiting.cause == (
+            "It may serve 50% (max_traffic), and does: advance it to all, or take it back."
+        )
+        table = await loop.app.routing.all()
+        assert {(r.baseline.model_id, r.only and r.only.share) for r in table} == {("base", 0.45)}
+        await loop.app.rollouts.act(waiting.id, "advance", actor="ann", reason="to all")
+        assert (await loop.end(run.id)).status is RunStatus.SUCCESS
+        assert all(r.baseline.model_id != "base" for r in await loop.app.routing.all())
 
 
 # --- failing, and going on ------------------------------------------------------------------

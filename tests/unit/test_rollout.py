@@ -297,11 +297,18 @@ def test_a_hold_lasts_the_days_that_are_set_and_its_end_moves_the_holdback() -> 
 
 
 def test_a_rollout_to_half_of_the_traffic_ends_at_half() -> None:
-    *_, held, done = to_its_end(PipelineConfig(max_traffic=0.5))
+    """Before: it was "complete at 50 %" and served everybody."""
+    *before, held, done = to_its_end(PipelineConfig(max_traffic=0.5))
     assert (held.state, held.share) == (DeploymentState.HOLDING, 0.45)
-    assert (done.state, done.share) == (DeploymentState.COMPLETE, 0.5)
-    *_, last, done = to_its_end(PipelineConfig(max_traffic=0.5, holdback=0))
-    assert (last.state, last.share, done.share) == (DeploymentState.STEPPING, 0.5, 0.5)
+    assert machine.waits_at_most(held)
+    assert not any(map(machine.waits_at_most, before))
+    assert (done.state, done.share) == (DeploymentState.COMPLETE, 1.0)  # a person said so
+    *before, last, done = to_its_end(PipelineConfig(max_traffic=0.5, holdback=0))
+    assert (last.state, last.share, done.share) == (DeploymentState.STEPPING, 0.5, 1.0)
+    assert machine.waits_at_most(last)
+    assert not any(map(machine.waits_at_most, before))
+    for plan_ in (PipelineConfig(), PipelineConfig(holdback=0)):
+        assert not any(map(machine.waits_at_most, to_its_end(plan_)))
 
 
 def test_what_a_rollout_means_for_a_task_is_its_lane_until_it_ends() -> None:

@@ -62,6 +62,11 @@ class Plan:
     holdback: float
     holdback_days: float
 
+    @property
+    def most(self) -> float:
+        """The share that the rollout may serve by itself: below 1 where `max_traffic` is."""
+        return round(self.steps[-1] + self.holdback, 6)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
@@ -160,7 +165,10 @@ def begin(deployment: Deployment, now: datetime) -> Deployment:
 
 
 def advance(deployment: Deployment, now: datetime) -> Deployment:
-    """Take the next step; after the last one hold, and after the hold be complete."""
+    """Take the next step; after the last one hold, and after the hold be complete.
+
+    Complete is all of the traffic: see `waits_at_most` for who may say so.
+    """
     _expect(
         deployment,
         "advance",
@@ -172,12 +180,18 @@ def advance(deployment: Deployment, now: datetime) -> Deployment:
         return replace(
             deployment,
             state=DeploymentState.COMPLETE,
-            share=deployment.plan.steps[-1] + deployment.plan.holdback,
+            share=1.0,
             ended_at=now,
             next_at=None,
             cause=None,
         )
     return _to_step(deployment, deployment.step + 1, now)
+
+
+def waits_at_most(deployment: Deployment) -> bool:
+    """Whether the next step would pass `max_traffic`, so that a person must say so."""
+    ends = deployment.state is DeploymentState.HOLDING or _served_all(deployment)
+    return ends and deployment.plan.most < 1
 
 
 def pause(deployment: Deployment, reason: str) -> Deployment:

@@ -540,6 +540,9 @@ def _asked(deployment: Deployment, verb: str, now: datetime, actor: str, reason:
 def _follow(deployment: Deployment, seen: Watch, now: datetime) -> Deployment:
     if seen.advice is Advice.ROLL_BACK:
         return machine.roll_back(deployment, now, seen.reason, seen.evidence)
+    if seen.advice is Advice.ADVANCE and machine.waits_at_most(deployment):
+        most = f"It may serve {deployment.plan.most:.0%} (max_traffic), and does"
+        return machine.pause(deployment, f"{most}: advance it to all, or take it back.")
     if seen.advice is Advice.ADVANCE:
         return machine.advance(deployment, now)
     if seen.advice is Advice.PAUSE:

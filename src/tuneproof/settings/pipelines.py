@@ -434,7 +434,7 @@ class PipelineConfig(Declaration):
             aliases=("deployment.rollout_config.max_traffic",),
             above=0,
             at_most=1,
-            doc="the last step, less the holdback",
+            doc="the last step, less the holdback; below 1 the rollout waits there for a person",
         ),
     )
     holdback: float = option(

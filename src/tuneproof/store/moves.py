@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from tuneproof.rollout import Deployment, DeploymentState, Routing, routing_of
-from tuneproof.rollout.machine import advance
+from tuneproof.rollout.machine import advance, waits_at_most
 from tuneproof.store.activity import ActivityLog
 from tuneproof.store.database import Database
 from tuneproof.store.deployments import Deployments
@@ -109,11 +109,14 @@ class RolloutMoves:
         return not now.subjects and now.baseline.same_as(deployment.candidate)
 
     async def supersede_holds(self, pipeline: str, at: datetime, tx: Tx | None = None) -> list[str]:
-        """Complete the rollouts that only hold; the ids of the runs that drive them."""
+        """Complete the rollouts that only hold; the ids of the runs that drive them.
+
+        Not those that may never serve all by themselves: a person decides on them.
+        """
         woken = []
         async with self._database.writing(tx) as own:
             for deployment in await self._deployments.active(pipeline, tx=own):
-                if deployment.state is not DeploymentState.HOLDING:
+                if deployment.state is not DeploymentState.HOLDING or waits_at_most(deployment):
                     continue
                 await self.move(
                     advance(deployment, at), "complete", "system", "superseded", at, own
