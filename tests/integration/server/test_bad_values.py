@@ -28,7 +28,7 @@ async def test_gateway_refuses_a_unit_that_cannot_be_kept(
     """Seen: it was answered, and its exposure was lost."""
     body = json.dumps({**ASKED, "user": unit})
     answer = await service.http.post("/v1/chat/completions", content=body)
-    assert answer.status_code == 422
+    assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert repr(unit) in error["message"]

@@ -31,8 +31,8 @@ SECONDS = 30.0
 
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[PostgresServer]:
-    """A server of these tests alone: they stop it."""
-    with postgres_server() as server:
+    """A server of these tests alone: they kill it, and what it acknowledged is to be there."""
+    with postgres_server(synchronous_commit="on") as server:
         yield server
 
 
