@@ -47,7 +47,8 @@ steady: setup services ## ten times `make test`, a second one beside it in five:
 	$(PYTHON) tools/steady.py
 
 machine: setup services ## new stories of tests, rollouts and people: TUNEPROOF_MACHINE=100 tells more of them
-	$(PYTHON) -m pytest -q -n 2 -m slow tests/acceptance/test_machine.py
+	TUNEPROOF_MACHINE_SEED=$${TUNEPROOF_MACHINE_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} \
+		$(PYTHON) -m pytest -q -n 2 -m slow tests/acceptance/test_machine.py
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow

@@ -1,13 +1,12 @@
-"""New stories each time of tests, rollouts, runs, events, people, two workers and restarts.
+"""More stories of tests, rollouts, runs, events, people, two workers and restarts.
 
-`TUNEPROOF_MACHINE` says how many on each database; `TUNEPROOF_MACHINE_SEED`, which a failure
-tells, tells the same ones again.
+`TUNEPROOF_MACHINE` says how many on each database, `TUNEPROOF_MACHINE_SEED` which: the same ones
+each time where nobody says, new ones by `make machine`, where a failure tells the seed.
 """
 
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,15 @@ from tests.servers import PostgresServer
 pytestmark = pytest.mark.slow
 
 STORIES = int(os.environ.get("TUNEPROOF_MACHINE", "6"))
-SEED = int(os.environ.get("TUNEPROOF_MACHINE_SEED", random.SystemRandom().randrange(2**32)))
+SEED = int(os.environ.get("TUNEPROOF_MACHINE_SEED", "7"))
 
 
-def test_new_stories_on_sqlite(tmp_path: Path, sqlite_template: Path) -> None:
+def test_more_stories_on_sqlite(tmp_path: Path, sqlite_template: Path) -> None:
     assert_holds(worlds_on_sqlite(tmp_path, sqlite_template), stories=STORIES, begin=SEED)
 
 
 @pytest.mark.postgres
-def test_new_stories_on_postgresql(
+def test_more_stories_on_postgresql(
     tmp_path: Path, postgres: PostgresServer, postgres_template: str
 ) -> None:
     new_world = worlds_on_postgresql(tmp_path, postgres, postgres_template)
