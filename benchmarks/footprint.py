@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from environments import uv
 
 ROOT = Path(__file__).parents[1]
 IDLE_S = 10
@@ -111,12 +112,10 @@ def _bare_mb() -> float:
 
 def _installed(folder: Path) -> dict[str, float]:
     """MB of each entry of site-packages as the disk holds it, and of all (under "")."""
-    uv = shutil.which("uv")
-    if uv is None:
-        raise SystemExit("The wheel is built and installed by uv: `pip install uv`.")
+    builder = uv()
 
     def run(*command: str) -> None:
-        done = subprocess.run([uv, *command], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run([builder, *command], capture_output=True, text=True, cwd=ROOT)
         if done.returncode != 0:
             raise SystemExit(f"uv {' '.join(command)} ended with {done.returncode}: {done.stderr}")
 

@@ -10,22 +10,6 @@ from tuneproof import assignment
 from tuneproof.experiments import Arm, ModelRef
 
 
-@pytest.fixture
-async def test_id(service: Service) -> str:
-    """A test of `cand` against `base` with half of the traffic."""
-    answer = await service.post(
-        "/evaluation/create-ab-test",
-        {
-            "baseline_model": {"model_id": "base"},
-            "candidate_model": {"model_id": "cand"},
-            "traffic_split": 0.5,
-            "duration_hours": 24,
-        },
-    )
-    assert answer.status_code == 201, answer.text
-    return answer.json()["ab_test_id"]
-
-
 async def units(service: Service) -> dict[Arm, str]:
     """A unit of each arm."""
     routing = (await service.http.get("/routing")).json()["routing"][0]

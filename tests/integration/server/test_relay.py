@@ -42,22 +42,6 @@ async def service(settings: Settings, provider: RawProvider) -> AsyncIterator[Se
 
 
 @pytest.fixture
-async def test_id(service: Service) -> str:
-    """A test of `cand` against `base` with half of the traffic."""
-    answer = await service.post(
-        "/evaluation/create-ab-test",
-        {
-            "baseline_model": {"model_id": "base"},
-            "candidate_model": {"model_id": "cand"},
-            "traffic_split": 0.5,
-            "duration_hours": 24,
-        },
-    )
-    assert answer.status_code == 201, answer.text
-    return answer.json()["ab_test_id"]
-
-
-@pytest.fixture
 async def candidates(service: Service, test_id: str) -> str:
     """A unit that the candidate serves."""
     return (await units(service))[Arm.CANDIDATE]

@@ -474,3 +474,39 @@ def test_known_services_are_probed_again_after_five_minutes_at_the_latest() -> N
     like = CircuitBreaker.named("provider:own", like="openai")
     assert (like.name, like.failure_threshold, like.timeout) == ("provider:own", 3, 120)
     assert CircuitBreaker.named("openai", timeout=600).max_timeout == 4800  # the caller's own pause
+
+
+async def test_what_nobody_else_could_answer_is_called_in_any_case() -> None:
+    breaker = CircuitBreaker(3, 120, clock=Clock())
+    await break_by(breaker, 3)
+    for _ in range(4):
+        with pytest.raises(ProviderUnavailableError):
+            await breaker.call_anyway(fail)
+    assert (breaker.state, breaker.failures_total) == (State.OPEN, 7)
+    assert breaker.diagnose().opened == 1  # told once
+    assert await breaker.call_anyway(succeed, "back") == "back"
+    assert (breaker.state, breaker.failure_count) == (State.CLOSED, 0)
+
+
+async def test_a_call_in_any_case_is_no_probe() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(1, 10, clock=clock)
+    await break_by(breaker, 1)
+    clock.now += 10
+    under_way, answer = asyncio.Event(), asyncio.Event()
+
+    async def probe() -> str:
+        under_way.set()
+        await answer.wait()
+        return "up"
+
+    probing = asyncio.create_task(breaker.call(probe))
+    await under_way.wait()
+    with pytest.raises(ProviderUnavailableError):
+        await breaker.call_anyway(fail)
+    assert breaker.state is State.HALF_OPEN
+    with pytest.raises(CircuitBreakerError):  # the probe's place is still taken
+        await breaker.call(succeed)
+    answer.set()
+    assert await probing == "up"
+    assert breaker.state is State.CLOSED
