@@ -31,11 +31,12 @@ from tuneproof.server import (
     problems,
     webhooks,
 )
-from tuneproof.server.auth import Callers
+from tuneproof.server.auth import Access, Callers
 from tuneproof.server.guard import Guard
 from tuneproof.server.hot import PATHS, Hot
 from tuneproof.server.recorder import Recorder
 from tuneproof.server.relay import CHAT, ChatRoute
+from tuneproof.server.serving import OwnServing
 from tuneproof.server.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -82,13 +83,16 @@ def create_app(
     themselves.
     """
 
-    callers = callers or Callers()
+    access = Access(
+        app.settings.server, app.store.tokens.find, callers or Callers(), local_token=local_token
+    )
+    serving = OwnServing(app)
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
         recorder = Recorder(app.events.record, app.supervisor, lost=app.metrics.events_lost.inc)
         upstream = Upstream.open()
-        service.state.gateway = chat.gateway = gateway.Gateway(app, upstream, recorder)
+        service.state.gateway = chat.gateway = gateway.Gateway(serving, upstream, recorder)
         recorder.start()
         try:
             yield
@@ -96,10 +100,10 @@ def create_app(
             await upstream.close()
             await recorder.stop()
 
-    chat = ChatRoute(app, callers)
+    chat = ChatRoute(serving, access)
 
     service = HttpService(
-        hot=Hot(app, callers),
+        hot=Hot(app, access.callers),
         chat=chat,
         title="TuneProof",
         version=metadata.version("tuneproof"),
@@ -109,9 +113,8 @@ def create_app(
         redoc_url=None,
     )
     service.state.tuneproof = app
-    service.state.local_token = local_token
+    service.state.access = access
     service.state.shares = events.Shares()
-    service.state.callers = callers
     problems.install(service)
     for routes in (
         fine_tuning.router(),

@@ -18,10 +18,11 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
 from tuneproof.errors import DeniedError, StoreUnavailableError
-from tuneproof.server.state import app_of
 
 if TYPE_CHECKING:
-    from tuneproof.settings import Settings
+    from starlette.datastructures import Headers
+
+    from tuneproof.settings import ServerConfig
     from tuneproof.store import TokenInfo
 
 Scope = Literal["read", "write", "admin"]
@@ -163,57 +164,82 @@ def _unchecked() -> StoreUnavailableError:
     )
 
 
-async def identify(request: Request, *, any_key: bool = False) -> Caller:
-    """Who sends this request. Raises `DeniedError` (401, or 403 for a foreign page).
+class Access:
+    """Who may call a service with these settings; `find` looks a token up.
 
-    `any_key` takes a token that nobody knows for none, as OpenAI's clients always send a key, and
-    checks one that was good a moment ago not again: the gateway asks no database for a request.
+    `local_token` is taken beside them, with every scope: the command line on this machine uses it.
     """
-    app = app_of(request)
-    token = _token(request)
-    if token is None and app.settings.server.token_needed:
-        raise DeniedError(
-            "This service needs a bearer token.",
-            mend="Make one with `tuneproof token create NAME --scope read` and send "
-            "`Authorization: Bearer TOKEN`.",
-        )
-    callers: Callers = request.app.state.callers
-    if token is None:
-        _check_own(request, app.settings)
-        callers.let_in(request.headers.get("host", "").encode("latin-1"))
+
+    def __init__(
+        self,
+        settings: ServerConfig,
+        find: Callable[[str], Awaitable[TokenInfo | None]],
+        callers: Callers,
+        *,
+        local_token: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._find = find
+        self._local_token = local_token
+        self.callers = callers
+
+    async def identify(self, headers: Headers, *, any_key: bool = False) -> Caller:
+        """Who sends this. Raises `DeniedError` (401, or 403 for a foreign page).
+
+        `any_key` takes a token that nobody knows for none, as OpenAI's clients always send a key,
+        and checks one that was good a moment ago not again: the gateway asks no database for a
+        request.
+        """
+        token = _token(headers)
+        if token is None and self._settings.token_needed:
+            raise DeniedError(
+                "This service needs a bearer token.",
+                mend="Make one with `tuneproof token create NAME --scope read` and send "
+                "`Authorization: Bearer TOKEN`.",
+            )
+        if token is None:
+            return self._let_in(headers)
+        own = self._local_token
+        if own is not None and secrets.compare_digest(token.encode(), own.encode()):
+            return LOCAL
+        known = await self.callers.verified(token, self._find, recent=any_key)
+        if known is None and any_key and not self._settings.token_needed:
+            return self._let_in(headers)
+        if known is None:
+            raise DeniedError(
+                "The bearer token is not one of this service, or was revoked.",
+                mend="Make one with `tuneproof token create NAME --scope read`.",
+            )
+        scopes = frozenset[str]().union(*(_INCLUDES[scope] for scope in known.scopes))
+        return Caller(name=known.name, scopes=scopes)
+
+    async def authorise(self, headers: Headers, scope: Scope, *, any_key: bool = False) -> Caller:
+        """The caller, if it has `scope`. Raises `DeniedError` (401 or 403)."""
+        caller = await self.identify(headers, any_key=any_key)
+        if scope not in caller.scopes:
+            raise DeniedError(
+                f"The token {caller.name!r} lacks the scope {scope!r}.",
+                mend=f"Make one with `tuneproof token create NAME --scope {scope}`.",
+                status=403,
+                scope=scope,
+            )
+        return caller
+
+    def _let_in(self, headers: Headers) -> Caller:
+        """A caller of this machine without a token. Raises `DeniedError` for a foreign page."""
+        _check_own(headers, self._settings)
+        self.callers.let_in(headers.get("host", "").encode("latin-1"))
         return LOCAL
-    local = request.app.state.local_token
-    if local is not None and secrets.compare_digest(token.encode(), local.encode()):
-        return LOCAL
-    known = await callers.verified(token, app.store.tokens.find, recent=any_key)
-    if known is None and any_key and not app.settings.server.token_needed:
-        _check_own(request, app.settings)
-        callers.let_in(request.headers.get("host", "").encode("latin-1"))
-        return LOCAL
-    if known is None:
-        raise DeniedError(
-            "The bearer token is not one of this service, or was revoked.",
-            mend="Make one with `tuneproof token create NAME --scope read`.",
-        )
-    scopes = frozenset[str]().union(*(_INCLUDES[scope] for scope in known.scopes))
-    return Caller(name=known.name, scopes=scopes)
 
 
 async def authorise(request: Request, scope: Scope, *, any_key: bool = False) -> Caller:
     """The caller, if it has `scope`. Raises `DeniedError` (401 or 403)."""
-    caller = await identify(request, any_key=any_key)
-    if scope not in caller.scopes:
-        raise DeniedError(
-            f"The token {caller.name!r} lacks the scope {scope!r}.",
-            mend=f"Make one with `tuneproof token create NAME --scope {scope}`.",
-            status=403,
-            scope=scope,
-        )
-    return caller
+    access: Access = request.app.state.access
+    return await access.authorise(request.headers, scope, any_key=any_key)
 
 
-def _token(request: Request) -> str | None:
-    header = request.headers.get("authorization")
+def _token(headers: Headers) -> str | None:
+    header = headers.get("authorization")
     if header is None:
         return None
     kind, _, value = header.partition(" ")
@@ -225,12 +251,12 @@ def _token(request: Request) -> str | None:
     return value.strip()
 
 
-def _check_own(request: Request, settings: Settings) -> None:
+def _check_own(headers: Headers, settings: ServerConfig) -> None:
     """Refuse what a foreign page, or a name rebound to this machine, may have sent."""
-    public = "" if settings.server.public_url is None else settings.server.public_url.host
-    own = {*_OWN_NAMES, settings.server.host, *([public] if public else [])}
-    host = _hostname(f"//{request.headers.get('host', '')}")
-    origin = request.headers.get("origin")
+    public = "" if settings.public_url is None else settings.public_url.host
+    own = {*_OWN_NAMES, settings.host, *([public] if public else [])}
+    host = _hostname(f"//{headers.get('host', '')}")
+    origin = headers.get("origin")
     foreign = origin is not None and _hostname(origin) not in own
     if host not in own or foreign:
         raise DeniedError(

@@ -34,9 +34,10 @@ from tuneproof.server.tickets import Ticket
 from tuneproof.server.upstream import Answer, Refused, Stream, Upstream
 
 if TYPE_CHECKING:
-    from tuneproof.app import App, ChatEndpoint
+    from tuneproof.app import ChatEndpoint
     from tuneproof.rollout import Routing
     from tuneproof.server.recorder import Recorder
+    from tuneproof.server.serving import Serving
 
 log = logging.getLogger(__name__)
 
@@ -118,18 +119,18 @@ class Written:
 class Gateway:
     """Decides, asks and records. One per service; `upstream` is shared by all requests."""
 
-    def __init__(self, app: App, upstream: Upstream, recorder: Recorder) -> None:
-        self._app = app
+    def __init__(self, serving: Serving, upstream: Upstream, recorder: Recorder) -> None:
+        self._serving = serving
         self._upstream = upstream
         self._recorder = recorder
         self._spared_until: dict[ModelRef, float] = {}
 
     def decide(self, asked: ChatRequest) -> Decision:
         """Which arm answers. Raises `NotFoundError` or `ConflictError` where none does."""
-        routing = self._app.routing.board.snapshot.by_task.get(asked.task)
+        routing = self._serving.routing.by_task.get(asked.task)
         if routing is None:
             raise _unknown(asked.body["model"])
-        if not self._app.managers.asks([asked.task]):
+        if not self._serving.asks(asked.task):
             raise ConflictError(
                 f"The models of {asked.task} are asked by the application itself, not by this "
                 "gateway.",
@@ -164,7 +165,7 @@ class Gateway:
 
     async def _call(self, model: ModelRef, asked: ChatRequest, *, anyway: bool) -> Answer | Stream:
         """Ask a model through its breaker; the baseline, whom nobody replaces, in any case."""
-        endpoint = await self._app.routing.endpoints.of(model)
+        endpoint = await self._serving.endpoint(model)
         breaker = endpoint.breaker.call_anyway if anyway else endpoint.breaker.call
         found = await breaker(self._answered, endpoint, asked, model.model_id)
         if isinstance(found, Refused):
@@ -184,7 +185,7 @@ class Gateway:
 
     def begin(self, decision: Decision) -> Written:
         """To gather in what is to be recorded of an answer."""
-        scored = self._app.scoring.scores_task(decision.routing.task)
+        scored = self._serving.scores(decision.routing.task)
         return Written(texts=[] if scored else None)
 
     def record(
@@ -212,15 +213,13 @@ class Gateway:
                 phase=routing.phase,
                 arm=decision.arm,
                 unit=decision.unit,
-                at=self._app.clock.now(),
+                at=self._serving.now(),
                 task=routing.task,
                 latency_ms=(time.perf_counter() - began) * 1000,
                 error=error or decision.failed,
                 tokens=None if usage is None else sum(usage.values()),
                 cost_usd=(
-                    None
-                    if usage is None
-                    else self._app.routing.endpoints.cost_usd(decision.model, **usage)
+                    None if usage is None else self._serving.cost_usd(decision.model, **usage)
                 ),
                 covariate=asked.covariate,
                 text=text,
@@ -247,8 +246,8 @@ class Gateway:
                 "created": int(routing.updated_at.timestamp()) if routing.updated_at else 0,
                 "owned_by": "tuneproof",
             }
-            for routing in self._app.routing.board.snapshot.routing
-            if self._app.managers.asks([routing.task])
+            for routing in self._serving.routing.routing
+            if self._serving.asks(routing.task)
         }
 
     async def feedback(self, request: Request) -> Response:
@@ -264,8 +263,8 @@ class Gateway:
             reason = "No experiment or rollout was under way when this was answered."
             return JSONResponse({"accepted": 0, "reason": reason})
         if asked.at is not None and asked.at.tzinfo is None:
-            self._app.metrics.naive_times.inc()
-        at = utc(asked.at) if asked.at else self._app.clock.now()
+            self._serving.metrics.naive_times.inc()
+        at = utc(asked.at) if asked.at else self._serving.now()
         outcome = Outcome(
             id=asked.id or _outcome_id(ticket, asked),
             subject=ticket.subject,
@@ -276,7 +275,7 @@ class Gateway:
             item=asked.item,
         )
         request.app.state.shares.check([outcome])
-        taken = await self._app.events.record(exposures=[], outcomes=[outcome])
+        taken = await self._serving.keep(exposures=[], outcomes=[outcome])
         if taken.rejected:
             return JSONResponse({"accepted": 0, "reason": taken.rejected[0].reason})
         return JSONResponse({"accepted": taken.accepted, "duplicates": taken.duplicates})

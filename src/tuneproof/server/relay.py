@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Request
+from starlette.datastructures import Headers
 
 from tuneproof.errors import InputError, TuneProofError
-from tuneproof.server.auth import Callers, authorise
 from tuneproof.server.chatting import ChatRequest, dumped, size
 from tuneproof.server.events import MAX_BYTES
 from tuneproof.server.gateway import Decision, Gateway, Written, error_body, told
@@ -26,7 +25,8 @@ from tuneproof.server.upstream import Answer, Refused, Stream, renamed
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from tuneproof.app import App
+    from tuneproof.server.auth import Access
+    from tuneproof.server.serving import Serving
 
 __all__ = ["CHAT", "ChatRoute"]
 
@@ -40,7 +40,7 @@ _JSON = (b"content-type", b"application/json")
 _SAFE = (b"x-content-type-options", b"nosniff")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 
-Headers = Sequence[tuple[bytes, bytes]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class Left(Exception):
@@ -50,10 +50,9 @@ class Left(Exception):
 class ChatRoute:
     """Answers chat requests. `gateway` is given once the service has started."""
 
-    def __init__(self, app: App, callers: Callers) -> None:
-        self._app = app
-        self._callers = callers
-        self._aliases = app.settings.task_aliases
+    def __init__(self, serving: Serving, access: Access) -> None:
+        self._serving = serving
+        self._access = access
         self.gateway: Gateway | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,14 +72,14 @@ class ChatRoute:
             await answer.unexpected()
         finally:
             seconds = time.perf_counter() - began
-            self._app.metrics.request_finished("POST", CHAT, answer.status, seconds)
+            self._serving.metrics.request_finished("POST", CHAT, answer.status, seconds)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Sender, began: float) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        if not self._callers.may_write(headers):
-            await authorise(Request(scope), "write", any_key=True)
+        if not self._access.callers.may_write(headers):
+            await self._access.authorise(Headers(scope=scope), "write", any_key=True)
         content = await _body(receive)
-        asked = ChatRequest.read(content, headers, self._aliases)
+        asked = ChatRequest.read(content, headers, self._serving.aliases)
         gateway = self.gateway
         assert gateway is not None
         decision = gateway.decide(asked)
@@ -166,7 +165,7 @@ class ChatRoute:
         await send.end()
 
 
-def _ours(decision: Decision, receipt: str) -> Headers:
+def _ours(decision: Decision, receipt: str) -> RawHeaders:
     return [*decision.headers, (b"x-tuneproof-response", receipt.encode())]
 
 
@@ -237,7 +236,7 @@ class _Sender:
         self._begun = False
         self.status = 500
 
-    async def begin(self, status: int, headers: Headers) -> None:
+    async def begin(self, status: int, headers: RawHeaders) -> None:
         """Send the head of an answer."""
         self._begun = True
         self.status = status
@@ -253,7 +252,7 @@ class _Sender:
         """Nothing more comes."""
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def whole(self, status: int, body: bytes, headers: Headers) -> None:
+    async def whole(self, status: int, body: bytes, headers: RawHeaders) -> None:
         """Send an answer with its body; nothing where one has begun."""
         if self._begun:
             return

@@ -1,0 +1,75 @@
+"""What a gateway needs of the service behind it, wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from tuneproof.app import App, ChatEndpoint, RoutingSnapshot
+    from tuneproof.experiments import Exposure, Ingested, ModelRef, Outcome
+    from tuneproof.telemetry import Metrics
+
+__all__ = ["OwnServing", "Serving"]
+
+
+class Serving(Protocol):
+    """Who answers what, at which price; and where events go. Asked for every request."""
+
+    @property
+    def routing(self) -> RoutingSnapshot:
+        """Which model serves each task. Raises `StoreUnavailableError` where nobody knows yet."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The tasks of model names that mean one."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where requests are counted."""
+
+    def asks(self, task: str) -> bool:
+        """Whether a gateway may ask this task's models."""
+
+    def scores(self, task: str) -> bool:
+        """Whether this task's answers are scored, so that their texts are to be kept."""
+
+    def now(self) -> datetime:
+        """The time that events carry."""
+
+    async def endpoint(self, model: ModelRef) -> ChatEndpoint:
+        """Who serves this model. Raises a `TuneProofError` where nobody does."""
+
+    def cost_usd(
+        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
+    ) -> float | None:
+        """What a request cost; None where its price is not known."""
+
+    async def keep(
+        self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+    ) -> Ingested:
+        """Keep events, each once however often it is given. Raises a `TuneProofError`."""
+
+
+class OwnServing:
+    """The App in this process."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self.metrics = app.metrics
+        self.aliases = app.settings.task_aliases
+        self.now = app.clock.now
+        self.scores = app.scoring.scores_task
+        self.endpoint = app.routing.endpoints.of
+        self.cost_usd = app.routing.endpoints.cost_usd
+        self.keep = app.events.record
+
+    @property
+    def routing(self) -> RoutingSnapshot:
+        """The board's."""
+        return self._app.routing.board.snapshot
+
+    def asks(self, task: str) -> bool:
+        """By the task's settings."""
+        return self._app.managers.asks([task])
