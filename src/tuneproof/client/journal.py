@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 import uuid
 from collections import deque
 from pathlib import Path
@@ -28,12 +29,18 @@ MOST_IN_MEMORY = 200_000
 """Where there is no disk to write to, the oldest events above this number are given up: an
 application is never brought down by its measurements."""
 
+DISK_AGAIN_S = 30.0
+"""How long after the disk took nothing it is tried again."""
+
 
 class JournalSegment:
     """Some events: a closed file of lines, or the lines themselves."""
 
-    def __init__(self, *, path: Path | None = None, lines: list[str] | None = None) -> None:
+    def __init__(
+        self, *, path: Path | None = None, lines: list[str] | None = None, size: int = 0
+    ) -> None:
         self.path = path
+        self.size = size  # bytes
         self._lines = lines
 
     def lines(self) -> list[str]:
@@ -53,10 +60,15 @@ class JournalSegment:
 
 
 class Journal:
-    """The events of one process that the service has not taken yet. Not locked: its user is."""
+    """The events of one process that the service has not taken yet. Not locked: its user is.
 
-    def __init__(self, folder: Path | None) -> None:
+    Past `most_bytes` the oldest segments are given up.
+    """
+
+    def __init__(self, folder: Path | None, *, most_bytes: int | None = None) -> None:
         self._root = folder
+        self._most_bytes = most_bytes
+        self._disk_at = 0.0  # monotonic: before it the disk is not tried
         self._own: Path | None = None
         self._lock: IO[str] | None = None
         self._open: IO[str] | None = None
@@ -64,6 +76,7 @@ class Journal:
         self._lines: list[str] = []
         self._bytes = 0
         self._number = 0
+        self._closed_bytes = 0
         self.closed: deque[JournalSegment] = deque()
         self.lost = 0
 
@@ -71,6 +84,11 @@ class Journal:
     def empty(self) -> bool:
         """Whether the service has everything."""
         return not self.closed and not self._lines
+
+    @property
+    def bytes(self) -> int:
+        """How much the service has not taken yet."""
+        return self._closed_bytes + self._bytes
 
     def append(self, lines: list[str]) -> None:
         """Write events to the open segment; a full one is closed."""
@@ -88,16 +106,18 @@ class Journal:
                     error,
                 )
                 self._open = None
-                self._root = None
+                self._disk_at = time.monotonic() + DISK_AGAIN_S
         self._lines += lines
-        self._bytes += sum(len(line) for line in lines)
+        self._bytes += sum(len(line) + 1 for line in lines)
         if len(self._lines) >= SEGMENT_EVENTS or self._bytes >= SEGMENT_BYTES:
             self.cut()
 
     def _write(self, lines: list[str]) -> None:
-        if self._root is None:
+        if self._root is None or time.monotonic() < self._disk_at:
             return
         if self._open is None:
+            if self._lines:  # this segment is in memory, whole
+                return
             own = self._folder(self._root)
             self._number += 1
             self._open_path = own / f"{self._number:09d}.jsonl"
@@ -120,17 +140,26 @@ class Journal:
             return
         if self._open is not None:
             self._open.close()
-            self.closed.append(JournalSegment(path=self._open_path))
+            self._close(JournalSegment(path=self._open_path, size=self._bytes))
         else:
-            self.closed.append(JournalSegment(lines=self._lines))
+            self._close(JournalSegment(lines=self._lines, size=self._bytes))
             self._give_up()
         self._open, self._open_path, self._lines, self._bytes = None, None, [], 0
+
+    def _close(self, segment: JournalSegment) -> None:
+        self.closed.append(segment)
+        self._closed_bytes += segment.size
+        while self._most_bytes and self._closed_bytes > self._most_bytes and len(self.closed) > 1:
+            oldest = self.closed[0]
+            self.lost += len(oldest.lines())
+            self.done(oldest)
 
     def done(self, segment: JournalSegment) -> None:
         """Forget a segment: the service has it."""
         segment.remove()
         if self.closed and self.closed[0] is segment:
             self.closed.popleft()
+            self._closed_bytes -= segment.size
 
     def _give_up(self) -> None:
         """Forget the oldest events where too many are kept in memory."""
@@ -139,6 +168,7 @@ class Journal:
         while count > MOST_IN_MEMORY:
             oldest = held.pop(0)
             self.closed.remove(oldest)
+            self._closed_bytes -= oldest.size
             size = len(oldest.lines())
             count, self.lost = count - size, self.lost + size
             log.error(
@@ -170,7 +200,7 @@ class Journal:
                     self._number += 1
                     target = own / f"{self._number:09d}.jsonl"
                     os.replace(path, target)
-                    self.closed.append(JournalSegment(path=target))
+                    self._close(JournalSegment(path=target, size=target.stat().st_size))
                     moved += 1
                 (other / "lock").unlink()
             other.rmdir()

@@ -34,9 +34,9 @@ from tuneproof.server import (
 from tuneproof.server.auth import Access, Callers
 from tuneproof.server.guard import Guard
 from tuneproof.server.hot import PATHS, Hot
-from tuneproof.server.recorder import Recorder
 from tuneproof.server.relay import CHAT, ChatRoute
 from tuneproof.server.serving import OwnServing
+from tuneproof.server.spool import Spool
 from tuneproof.server.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from tuneproof.app import App
 
 __all__ = ["create_app"]
+
+SPOOL = "spool"
+"""The folder of the data directory in which events of the gateways wait."""
 
 DESCRIPTION = """\
 A self-driving fine-tuning loop. Times are UTC (RFC 3339), money is USD, shares are 0–1.
@@ -90,15 +93,21 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
-        recorder = Recorder(app.events.record, app.supervisor, lost=app.metrics.events_lost.inc)
+        spool = Spool(
+            serving.keep_lines,
+            app.supervisor,
+            folder=app.settings.dir / SPOOL,
+            lost=app.metrics.events_lost.inc,
+            waits=app.metrics.events_waiting.set,
+        )
         upstream = Upstream.open()
-        service.state.gateway = chat.gateway = gateway.Gateway(serving, upstream, recorder)
-        recorder.start()
+        service.state.gateway = chat.gateway = gateway.Gateway(serving, upstream, spool)
+        spool.start()
         try:
             yield
         finally:
             await upstream.close()
-            await recorder.stop()
+            await spool.stop()
 
     chat = ChatRoute(serving, access)
 

@@ -36,8 +36,8 @@ from tuneproof.server.upstream import Answer, Refused, Stream, Upstream
 if TYPE_CHECKING:
     from tuneproof.app import ChatEndpoint
     from tuneproof.rollout import Routing
-    from tuneproof.server.recorder import Recorder
     from tuneproof.server.serving import Serving
+    from tuneproof.server.spool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +119,10 @@ class Written:
 class Gateway:
     """Decides, asks and records. One per service; `upstream` is shared by all requests."""
 
-    def __init__(self, serving: Serving, upstream: Upstream, recorder: Recorder) -> None:
+    def __init__(self, serving: Serving, upstream: Upstream, spool: Spool) -> None:
         self._serving = serving
         self._upstream = upstream
-        self._recorder = recorder
+        self._spool = spool
         self._spared_until: dict[ModelRef, float] = {}
 
     def decide(self, asked: ChatRequest) -> Decision:
@@ -206,7 +206,7 @@ class Gateway:
             if written.whole and not error and written.texts:
                 text = "".join(written.texts) or None
             usage = written.usage or _estimated(asked, written.bytes)
-        self._recorder.add(
+        self._spool.add(
             Exposure(
                 id=decision.ticket.exposure,
                 subject=subject,

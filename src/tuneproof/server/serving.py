@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
+from tuneproof.server.event_lines import events_of
+
 if TYPE_CHECKING:
     from tuneproof.app import App, ChatEndpoint, RoutingSnapshot
     from tuneproof.experiments import Exposure, Ingested, ModelRef, Outcome
@@ -51,6 +53,9 @@ class Serving(Protocol):
     ) -> Ingested:
         """Keep events, each once however often it is given. Raises a `TuneProofError`."""
 
+    async def keep_lines(self, lines: Sequence[str]) -> Ingested:
+        """Keep events that `event_lines` wrote, all or none. Raises as `keep` does."""
+
 
 class OwnServing:
     """The App in this process."""
@@ -73,3 +78,8 @@ class OwnServing:
     def asks(self, task: str) -> bool:
         """By the task's settings."""
         return self._app.managers.asks([task])
+
+    async def keep_lines(self, lines: Sequence[str]) -> Ingested:
+        """As `keep` does. Raises `DataError` for a line that is no event."""
+        exposures, outcomes = events_of(lines)
+        return await self.keep(exposures=exposures, outcomes=outcomes)

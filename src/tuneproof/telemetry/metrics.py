@@ -295,6 +295,9 @@ class Metrics:
         self.events_lost = self._counter(
             "tuneproof_events_lost", "Events of the gateway that could not be kept"
         )
+        self.events_waiting = self._gauge(
+            "tuneproof_events_waiting_bytes", "Events of the gateway that the store has not yet"
+        )
         self.delivered = self._counter(
             "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"
         )
