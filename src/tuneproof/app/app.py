@@ -283,7 +283,7 @@ class App:
             store=self.store,
             clock=self.clock,
             metrics=self.metrics,
-            on_event=self._breaker_changed,
+            on_event=self.breaker_changed,
             places=self.places,
             supervisor=self.supervisor,
             given=given,
@@ -333,7 +333,7 @@ class App:
             self.places,
             embedded=self.providers.endpoint,
             breakers=self.providers.breakers,
-            on_event=self._breaker_changed,
+            on_event=self.breaker_changed,
         )
         board = Board(
             self.store.routing,
@@ -378,7 +378,8 @@ class App:
             alert=self.alert,
         )
 
-    def _breaker_changed(self, event: BreakerEvent) -> None:
+    def breaker_changed(self, event: BreakerEvent) -> None:
+        """Count it, and tell people of one that opens; gateways tell of theirs."""
         self.metrics.on_breaker_event(event)
         self.outages.heard(event)
 

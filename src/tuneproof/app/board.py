@@ -209,7 +209,7 @@ class Board:
         self._watch_s = watch_s
         self._clock = clock
         self.declared = {one.task: one for one in declared}
-        self._trust_s = trust_s
+        self.trust_s = trust_s
         self._recall = recall
         self._doubted: set[str] = set()  # subjects
         self._shown_alone: set[str] = set()  # their tasks
@@ -295,7 +295,7 @@ class Board:
         if age_s is None or held is None:
             return
         for one in held.routing:
-            if one.lanes and age_s > self._trust_s(one):
+            if one.lanes and age_s > self.trust_s(one):
                 log.error(
                     "the routing could not be read for %.1f h: %s serves its baseline alone",
                     age_s / 3600,

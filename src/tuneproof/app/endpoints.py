@@ -149,25 +149,30 @@ class ModelEndpoints:
             self._breakers[key] = CircuitBreaker.named(key, like="openai", on_event=self._on_event)
         return self._breakers[key]
 
-    def cost_usd(
-        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
-    ) -> float | None:
-        """What a request cost: by the settings' prices, else by the dated table; None without one.
+    def price(self, model: ModelRef) -> Price | None:
+        """What its answers cost, by the settings' prices, else by the dated table; None: unknown.
 
         The prices are those of the provider that serves this model; of a model that is not
         known, any provider's that names it.
         """
-        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
         known = self._known.get(model)
         asked = [known.config] if known else list(self._settings.providers.values())
         for config in asked:
             set_price = longest_prefix(config.prices, model.model_id.removeprefix("ft:"))
             if set_price is not None:
                 prompt, completion = set_price
-                return Price(prompt=prompt, completion=completion).request_usd(**tokens)
+                return Price(prompt=prompt, completion=completion)
         if known is None:
             return None
         tuned = model.model_id != known.base and not known.base.startswith("ft:")
         named = f"ft:{known.base}" if tuned else known.base
-        found = price_at(known.config, named, "answers")
-        return found.request_usd(**tokens) if found else None
+        return price_at(known.config, named, "answers")
+
+    def cost_usd(
+        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
+    ) -> float | None:
+        """What a request cost; None where its price is not known."""
+        price = self.price(model)
+        if price is None:
+            return None
+        return price.request_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)

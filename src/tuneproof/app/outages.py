@@ -60,16 +60,20 @@ class Outages:
         self._alert = alert
         self._open: dict[str, Outage] = {}
         self._over: set[str] = set()
+        self._until: dict[str, datetime] = {}  # of those that are open, also elsewhere
 
     def heard(self, event: BreakerEvent) -> None:
         """Learn of a breaker that opens or closes; an opening is told, at most once an hour."""
         name, now = event.breaker, self._now()
+        if event.kind == "opened":
+            self._until[name] = now + timedelta(seconds=event.retry_after_s)
         if event.kind == "opened" and name not in self._open:
             self._open[name] = Outage(breaker=name, since=now, cause=event.cause, seen_at=now)
             said = f"{event.cause}. Calls are refused until it answers again."
             self._alert("breaker_open", name, said, once=f"{now:%Y-%m-%dT%H}")
         elif event.kind == "closed":
             self._open.pop(name, None)
+            self._until.pop(name, None)
             self._over.add(name)
 
     async def look(self) -> None:
@@ -82,7 +86,9 @@ class Outages:
         for name, mine in list(self._open.items()):
             if name not in breakers:
                 del self._open[name]  # nobody is served by it any more
-            elif breakers[name].retry_after_s > 0:  # else nobody has asked it for a while
+            elif (
+                breakers[name].retry_after_s > 0 or self._until[name] > now
+            ):  # else nobody has asked it for a while
                 await self._renew(mine, known.get(name), now)
 
     def _gone(self, known: Mapping[str, Outage], now: datetime) -> set[str]:

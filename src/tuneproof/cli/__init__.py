@@ -21,6 +21,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("demo:demo", "Watch a whole turn of the loop on simulated users: two minutes or so."),
     "init": ("system:init", "Write a settings file to start from."),
     "serve": ("serve:serve", "Run the service: the loop, its API, the gateway."),
+    "gateway": ("serve:gateway", "Answer applications beside a service that may restart."),
     "status": ("system:status", "All pipelines at a glance."),
     "doctor": ("system:doctor", "Check everything, and say how to mend what is wrong."),
     "rollback": ("rollouts:rollback", "Return a task to its old model, now."),

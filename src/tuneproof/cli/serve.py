@@ -1,4 +1,8 @@
-"""`tuneproof serve`: the loop, its API and the gateway in one process; metrics on a port beside."""
+"""`tuneproof serve`: the loop, its API and the gateway in one process; metrics on a port beside.
+
+With `--gateways N` so many processes answer applications beside it, and the one that was started
+only keeps all of them alive; `tuneproof gateway` has gateways alone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,40 +23,129 @@ from cyclopts import Parameter
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
+from tuneproof.cli.processes import Child, Family, Role, role, shared
 from tuneproof.cli.service import Running, announce, private_files, usable, withdraw
 from tuneproof.errors import ConfigError
 
 if TYPE_CHECKING:
     from tuneproof.app import App
     from tuneproof.settings import Settings
+    from tuneproof.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+
+ENDING_S = 30.0
+"""How long a gateway that ends goes on with answers that are under way."""
+
+FED_S = 10.0
+"""How long a new gateway waits for its service before it counts as serving."""
+
+METRICS_AGAIN_S = 2.0
+"""How often a port for metrics that is taken is tried."""
 
 
 async def serve(
     *,
     host: Annotated[str | None, Parameter(help="The address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, Parameter(help="The port; 0 takes a free one [8686].")] = None,
+    gateways: Annotated[
+        int | None, Parameter(help="Processes that answer applications beside the service [0].")
+    ] = None,
+    gateway_port: Annotated[
+        int | None, Parameter(help="Where those listen; 0 takes a free one [8687].")
+    ] = None,
     log_level: Annotated[str, Parameter(help="debug, info, warning, error.")] = "info",
     options: CommonOptions = NONE,
 ) -> int:
-    """Run the service until Ctrl-C. Runs that were under way go on."""
+    """Run the service until Ctrl-C. Runs that were under way go on.
+
+    A hangup (SIGHUP) to a service with gateways begins all its processes anew, one after the
+    other: to take over changed settings or a new version, while requests are answered.
+    """
+    _log(log_level)
+    settings = options.settings(host=host, port=port, gateways=gateways, gateway_port=gateway_port)
+    mine = role()
+    if mine is not None and mine.number:
+        return await _answer(settings, mine)
+    if mine is None and settings.server.gateways:
+        return await _family(settings, options, service=True)
+    return await _serve(settings, options, mine)
+
+
+async def gateway(
+    *,
+    processes: Annotated[int | None, Parameter(help="How many of them [1].")] = None,
+    host: Annotated[str | None, Parameter(help="The address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, Parameter(help="The port; 0 takes a free one [8687].")] = None,
+    log_level: Annotated[str, Parameter(help="debug, info, warning, error.")] = "info",
+    options: CommonOptions = NONE,
+) -> int:
+    """Answer applications beside a service on the same data directory, until Ctrl-C.
+
+    It goes on while that service is away or restarts; events wait on disk. SIGHUP as for `serve`.
+    """
+    _log(log_level)
+    settings = options.settings(host=host, gateways=processes, gateway_port=port)
+    mine = role()
+    if mine is not None:
+        return await _answer(settings, mine)
+    return await _family(settings, options, service=False)
+
+
+async def _serve(settings: Settings, options: CommonOptions, mine: Role | None) -> int:
     from tuneproof.app import App
 
-    _log(log_level)
-    settings = options.settings(host=host, port=port)
     usable(settings.dir)
     async with AsyncExitStack() as stack:
         stack.enter_context(private_files())
         app = await stack.enter_async_context(App.open(settings))
-        address, server = await stack.enter_async_context(serving(app, settings))
+        listening = None if mine is None else mine.socket
+        address, server = await stack.enter_async_context(serving(app, settings, listening))
         settle()
         output.say(f"TuneProof serves at {address} (data in {settings.dir}). Ctrl-C stops it.")
         if options.json:
             output.line({"address": address, "pid": os.getpid()})
-        with _stopping(server):
+        if mine is not None:
+            mine.is_ready()
+        with _stopping(server, mine):
             await server.ended()
     return OK
+
+
+async def _answer(settings: Settings, mine: Role) -> int:
+    """Be a gateway process."""
+    from tuneproof.server.standing import create_gateway
+    from tuneproof.telemetry import Metrics
+
+    usable(settings.dir)
+    metrics = Metrics()
+    with private_files():
+        service = create_gateway(settings, metrics)
+        server = RunningServer(service, mine.socket, ending_s=ENDING_S, drain=service.drain)
+        await server.started()
+        settle()
+        with _stopping(server, mine), _metrics(metrics, settings, mine.number):
+            await service.fed(FED_S)
+            mine.is_ready()
+            await server.ended()
+    return OK
+
+
+async def _family(settings: Settings, options: CommonOptions, *, service: bool) -> int:
+    host, number = settings.server.host, settings.server.gateways or 1
+    places = [
+        Child(name=f"gateway {n}", number=n, listening=one)
+        for n, one in enumerate(shared(host, settings.server.gateway_port, number), 1)
+    ]
+    port = places[0].listening.getsockname()[1]
+    if service:
+        own = listen(host, settings.server.port)
+        places.insert(0, Child(name="the service", number=0, listening=own))
+    address = _at(host, port)
+    output.say(f"{number} gateway processes answer applications at {address}/v1.")
+    if options.json:
+        output.line({"gateway": address, "pid": os.getpid()})
+    return await Family(places, argv=sys.argv[1:]).run()
 
 
 def settle() -> None:
@@ -63,8 +157,18 @@ def settle() -> None:
 class RunningServer:
     """An HTTP server at work: `task` ends some time after `stop()`."""
 
-    def __init__(self, service: Any, listening: socket.socket) -> None:
+    def __init__(
+        self,
+        service: Any,
+        listening: socket.socket,
+        *,
+        ending_s: float = 2,
+        drain: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         import uvicorn
+
+        self._drain = drain
+        self._stopping = False
 
         class Server(uvicorn.Server):
             """Leaves signals to us: uvicorn raises them again, before anything is closed."""
@@ -73,7 +177,7 @@ class RunningServer:
             def capture_signals(self) -> Iterator[None]:
                 yield
 
-        self._server = Server(_config(service))
+        self._server = Server(_config(service, ending_s))
         self.task = asyncio.create_task(self._server.serve(sockets=[listening]), name="http")
 
     async def started(self) -> None:
@@ -89,14 +193,30 @@ class RunningServer:
         await asyncio.shield(self.task)
 
     def stop(self) -> None:
-        """Answer what is under way, then end; open streams are cut after two seconds."""
+        """Answer what is under way, then end; open streams are cut after `ending_s`.
+
+        What `drain` does goes before it, for as many seconds as it says: nobody new is let in.
+        """
+        wait_s = self._drain()
+        if wait_s and self._server.started and not self._stopping:
+            self._stopping = True
+            for one in self._server.servers:
+                one.close()
+            asyncio.get_running_loop().call_later(wait_s, self._exit)
+        else:
+            self._exit()
+
+    def _exit(self) -> None:
         self._server.should_exit = True
 
 
 @contextmanager
-def _stopping(server: RunningServer) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the server, so that everything behind it is closed in order."""
+def _stopping(server: RunningServer, mine: Role | None) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and the end of a parent stop the server, so that everything behind it is
+    closed in order."""
     loop = asyncio.get_running_loop()
+    if mine is not None:
+        loop.add_reader(mine.parent, _orphaned, loop, server, mine)
     for wanted in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(wanted, server.stop)
     try:
@@ -106,38 +226,50 @@ def _stopping(server: RunningServer) -> Iterator[None]:
             loop.remove_signal_handler(wanted)
 
 
+def _orphaned(loop: asyncio.AbstractEventLoop, server: RunningServer, mine: Role) -> None:
+    loop.remove_reader(mine.parent)
+    log.error("Whoever started this process has gone; it ends.")
+    server.stop()
+
+
 @asynccontextmanager
-async def serving(app: App, settings: Settings) -> AsyncIterator[tuple[str, RunningServer]]:
-    """Serve an App: its address, and the server at work."""
+async def serving(
+    app: App, settings: Settings, listening: socket.socket | None = None
+) -> AsyncIterator[tuple[str, RunningServer]]:
+    """Serve an App: its address, and the server at work. `listening` is a socket that listens."""
     from tuneproof.server import create_app
+    from tuneproof.server.feed import listen_locally
 
     token = secrets.token_urlsafe(32)
-    listening = listen(settings.server.host, settings.server.port)
+    listening = listening or listen(settings.server.host, settings.server.port)
     address = _address(settings, listening.getsockname()[1])
     service = create_app(app, local_token=token)
     server = RunningServer(service, listening)
+    feeding = RunningServer(service.feed, listen_locally(settings.dir))
     try:
-        with _metrics(app, settings):
+        with _metrics(app.metrics, settings):
             await server.started()
+            await feeding.started()
             announce(settings.dir, Running(url=address, pid=os.getpid(), token=token))
             yield address, server
     finally:
         withdraw(settings.dir)
         server.stop()
-        await asyncio.gather(server.task, return_exceptions=True)
+        feeding.stop()
+        await asyncio.gather(server.task, feeding.task, return_exceptions=True)
         listening.close()
 
 
-def _config(service: Any) -> Any:
+def _config(service: Any, ending_s: float) -> Any:
     import uvicorn
 
     return uvicorn.Config(
         service,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=int(ending_s),
         timeout_keep_alive=30,  # clients that poll every 5 s keep their connection
-        lifespan="on",
+        lifespan="auto",
         server_header=False,
         proxy_headers=False,  # nothing here trusts who a proxy says that the caller is
     )
@@ -164,28 +296,45 @@ def listen(host: str, port: int) -> socket.socket:
 def _address(settings: Settings, port: int) -> str:
     if settings.server.public_url:
         return settings.address
-    host = settings.server.host
+    return _at(settings.server.host, port)
+
+
+def _at(host: str, port: int) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @contextmanager
-def _metrics(app: App, settings: Settings) -> Iterator[None]:
-    """Metrics alone on their own port, for a Prometheus that has no token."""
-    if not settings.server.metrics_enabled:
+def _metrics(metrics: Metrics, settings: Settings, number: int = 0) -> Iterator[None]:
+    """Metrics alone on their own port, for a Prometheus that has no token; `number` above it for
+    a gateway. A port that is taken, maybe by a process that is just replaced, is tried again."""
+    server = settings.server
+    if not server.metrics_enabled:
         yield
         return
-    port = settings.server.metrics_port
-    try:
-        end = app.metrics.serve(port, settings.server.host)
-    except OSError as error:
-        log.warning("No metrics on port %s (%s); the service answers /metrics itself.", port, error)
-        yield
-        return
+    port = server.metrics_port and server.metrics_port + number
+    trying = asyncio.create_task(_serve_metrics(metrics, port, server.host))
     try:
         yield
     finally:
-        end()
+        trying.cancel()
+
+
+async def _serve_metrics(metrics: Metrics, port: int, host: str) -> None:
+    told = False
+    while True:
+        try:
+            end = metrics.serve(port, host)
+        except OSError as error:
+            if not told:
+                log.warning("No metrics on port %s yet (%s); /metrics answers too.", port, error)
+            told = True
+            await asyncio.sleep(METRICS_AGAIN_S)
+            continue
+        try:
+            await asyncio.Event().wait()
+        finally:
+            end()
 
 
 def _log(level: str) -> None:

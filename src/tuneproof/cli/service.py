@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -218,11 +219,13 @@ async def embedded(
         stack.enter_context(private_files())
         opened = App.open(settings, engine=engine, makes_store=makes, needs_store=needs_store)
         app = await stack.enter_async_context(opened)
-        served = create_app(app)
+        token = secrets.token_urlsafe(32)  # whoever opens the database itself needs none else
+        served = create_app(app, local_token=token)
         await stack.enter_async_context(served.router.lifespan_context(served))
         client = httpx2.AsyncClient(
             transport=httpx2.ASGITransport(app=served),
             base_url="http://127.0.0.1",
+            headers={"Authorization": f"Bearer {token}"},
             timeout=TIMEOUT_S,
         )
         yield Service(await stack.enter_async_context(client), settings.address, app=app)

@@ -32,11 +32,12 @@ from tuneproof.server import (
     webhooks,
 )
 from tuneproof.server.auth import Access, Callers
+from tuneproof.server.feed import Feed
 from tuneproof.server.guard import Guard
 from tuneproof.server.hot import PATHS, Hot
 from tuneproof.server.relay import CHAT, ChatRoute
 from tuneproof.server.serving import OwnServing
-from tuneproof.server.spool import Spool
+from tuneproof.server.spool import FOLDER, Spool
 from tuneproof.server.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app"]
 
-SPOOL = "spool"
-"""The folder of the data directory in which events of the gateways wait."""
-
 DESCRIPTION = """\
 A self-driving fine-tuning loop. Times are UTC (RFC 3339), money is USD, shares are 0–1.
 Writes take `Idempotency-Key`, changes of state `If-Match`; errors are RFC 9457 problem details.
@@ -56,10 +54,12 @@ Writes take `Idempotency-Key`, changes of state `If-Match`; errors are RFC 9457 
 
 
 class HttpService(FastAPI):
-    """The service, with what is asked for all the time answered in front of it."""
+    """The service, with what is asked for all the time answered in front of it; `feed` is for the
+    gateway processes of this machine."""
 
-    def __init__(self, *, hot: Hot, chat: ChatRoute, **settings: Any) -> None:
+    def __init__(self, *, hot: Hot, chat: ChatRoute, feed: Feed, **settings: Any) -> None:
         super().__init__(**settings)
+        self.feed = feed
         self._hot = hot
         self._chat = chat
 
@@ -76,7 +76,7 @@ class HttpService(FastAPI):
 
 def create_app(
     app: App, *, local_token: str | None = None, callers: Callers | None = None
-) -> FastAPI:
+) -> HttpService:
     """The service over an App that is open; the caller closes the App after the service.
 
     `local_token` is accepted beside the store's tokens, with every scope: the command line
@@ -96,7 +96,7 @@ def create_app(
         spool = Spool(
             serving.keep_lines,
             app.supervisor,
-            folder=app.settings.dir / SPOOL,
+            folder=app.settings.dir / FOLDER,
             lost=app.metrics.events_lost.inc,
             waits=app.metrics.events_waiting.set,
         )
@@ -114,6 +114,7 @@ def create_app(
     service = HttpService(
         hot=Hot(app, access.callers),
         chat=chat,
+        feed=Feed(app, serving),
         title="TuneProof",
         version=metadata.version("tuneproof"),
         description=DESCRIPTION,
@@ -144,5 +145,5 @@ def create_app(
         webhooks.router(),
     ):
         service.include_router(routes)
-    service.add_middleware(Guard, tuneproof=app)
+    service.add_middleware(Guard, metrics=app.metrics)
     return service

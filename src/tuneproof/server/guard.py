@@ -20,15 +20,15 @@ from tuneproof.server.problems import problem, respond
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from tuneproof.app import App
+    from tuneproof.telemetry import Metrics
 
 
 class Guard:
     """ASGI middleware around the whole service."""
 
-    def __init__(self, app: ASGIApp, *, tuneproof: App) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
-        self._tuneproof = tuneproof
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -54,8 +54,7 @@ class Guard:
                 await self._app(scope, _bounded(receive), sending)
         finally:
             seconds = time.perf_counter() - began
-            metrics = self._tuneproof.metrics
-            metrics.request_finished(scope["method"], _route(scope), status, seconds)
+            self._metrics.request_finished(scope["method"], _route(scope), status, seconds)
 
 
 def _announced(scope: Scope) -> int:

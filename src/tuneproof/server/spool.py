@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Protocol
 
 from tuneproof.client.journal import Journal
-from tuneproof.errors import RetryableError, TuneProofError
+from tuneproof.errors import RetryableError
 from tuneproof.experiments import Ingested
 from tuneproof.resilience import Supervisor
 from tuneproof.server.event_lines import Event, id_of, line_of
 
-__all__ = ["Spool"]
+__all__ = ["FOLDER", "Spool"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ MOST_BYTES = 4 * 1024**3
 
 LAST_S = 5.0
 """How long what waits may still take when the process ends."""
+
+FOLDER = "spool"
+"""The folder of the data directory in which events wait."""
 
 TASK = "spool"
 """The name of the background task."""
@@ -97,9 +100,11 @@ class Spool:
     async def stop(self) -> None:
         """Bring on what waits, as far as it is taken within `LAST_S`; the rest stays on disk."""
         await self._supervisor.stop(TASK)
-        with contextlib.suppress(TuneProofError, TimeoutError):
+        try:
             async with asyncio.timeout(LAST_S):
                 await self._deliver()
+        except Exception as error:
+            log.info("Not all events were taken at the end: %s", error)
         if self.waiting_bytes and self._folder is None:
             left = sum(len(segment.lines()) for segment in self._journal.closed)
             self._drop(left, "the service stops, and nobody takes them")
@@ -154,8 +159,9 @@ class Spool:
             taken = await self._write(lines)
         except RetryableError:
             raise
-        except TuneProofError as error:
+        except Exception as error:
             if len(lines) == 1:
+                await self._write([])  # raises where nothing is taken: then it is not the event
                 self._journal.refuse(lines[0])
                 self._drop(1, f"it was refused: {error}")
                 return

@@ -186,6 +186,27 @@ class ServerConfig:
             doc="(see [not in effect](#read-but-without-effect))",
         ),
     )
+    gateways: int = option(
+        0,
+        Option(
+            at_least=0,
+            at_most=256,
+            env="TUNEPROOF_GATEWAYS",
+            argument="gateways",
+            doc="processes that answer applications beside the service, which may then restart "
+            "unseen; 0: the service's own process does",
+        ),
+    )
+    gateway_port: int = option(
+        8687,
+        Option(
+            at_least=0,
+            at_most=65535,
+            env="TUNEPROOF_GATEWAY_PORT",
+            argument="gateway_port",
+            doc="where they listen; 0: a free one",
+        ),
+    )
     require_token: bool | None = option(None, Option(doc="none: on any bind but loopback"))
 
     def __post_init__(self) -> None:

@@ -1,0 +1,372 @@
+"""A gateway process's knowledge: fed by its service, kept on disk for the time without one.
+
+The routing stands on the same board as in the service, so a gateway that hears nothing for too
+long serves baselines alone, as the service would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+
+from tuneproof.app import Board, ChatEndpoint, Live
+from tuneproof.errors import (
+    NotFoundError,
+    StoreUnavailableError,
+    TuneProofError,
+    by_name,
+)
+from tuneproof.experiments import Exposure, Ingested, ModelRef, Outcome, RejectedEvent
+from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
+from tuneproof.rollout import Routing
+from tuneproof.server.auth import OUTAGE_S
+from tuneproof.server.event_lines import line_of
+from tuneproof.server.feed import (
+    BEAT_S,
+    FeedState,
+    TokenRow,
+    hashed,
+    routing_of,
+    socket_path,
+)
+from tuneproof.settings import Secret, Settings, Url
+from tuneproof.store import TokenInfo
+from tuneproof.telemetry import Metrics
+from tuneproof.training import Price
+
+if TYPE_CHECKING:
+    from tuneproof.app import RoutingSnapshot
+
+__all__ = ["FedServing"]
+
+log = logging.getLogger(__name__)
+
+TASK = "feed"
+"""The name of the background task."""
+
+SILENT_S = 5 * BEAT_S
+"""After how long without a word the service counts as away."""
+
+CALL_S = 30.0
+LONGEST_PAUSE_S = 1.0
+FILE = "gateway.json"
+
+
+class FedServing:
+    """What the service told last. `start` it, `close` it."""
+
+    def __init__(self, settings: Settings, supervisor: Supervisor, metrics: Metrics) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        self.metrics = metrics
+        self.aliases = settings.task_aliases
+        self._file = settings.dir / FILE
+        self._state: FeedState | None = None
+        self._routing: tuple[Routing, ...] = ()
+        self._trust_s: Mapping[str, float] = {}
+        self._endpoints: dict[ModelRef, ChatEndpoint] = {}
+        self._prices: dict[ModelRef, Price] = {}
+        self._scored: frozenset[str] = frozenset()
+        self._breakers: dict[str, CircuitBreaker] = {}
+        self.spoken = asyncio.Event()  # set once the service itself has told its state
+        self._heard = asyncio.Event()
+        self._heard_at: float | None = None
+        self._session = aiohttp.ClientSession(
+            "http://service",
+            connector=aiohttp.UnixConnector(str(socket_path(settings.dir)), limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        self.board = Board(
+            _FedRouting(self),
+            Live(),
+            prepare=_nothing,
+            trust_s=lambda routing: self._trust_s.get(routing.task, math.inf),
+        )
+
+    async def start(self) -> None:
+        """Listen to the service from now on; until it speaks, what was kept on disk holds."""
+        self._load()
+        if self._routing:
+            await self.board.refresh()
+        self.board.watch(self._supervisor)
+        self._supervisor.keep(TASK, self._follow, longest_pause_s=LONGEST_PAUSE_S)
+
+    async def close(self) -> None:
+        """Close the connections to the service."""
+        await self._session.close()
+
+    # What the gateway asks.
+
+    @property
+    def routing(self) -> RoutingSnapshot:
+        """The board's."""
+        return self.board.snapshot
+
+    def asks(self, task: str) -> bool:
+        """By the task's settings."""
+        known = self._settings.tasks.get(task)
+        return known is None or known.asked_here
+
+    def scores(self, task: str) -> bool:
+        """As the service said."""
+        return task in self._scored
+
+    def now(self) -> datetime:
+        """This machine's time."""
+        return datetime.now(UTC)
+
+    async def endpoint(self, model: ModelRef) -> ChatEndpoint:
+        """As the service said. Raises `NotFoundError`."""
+        found = self._endpoints.get(model)
+        if found is None:
+            raise NotFoundError(
+                f"No provider is known to serve {model.model_id!r}.",
+                mend="`tuneproof doctor` on the service's machine says what is wrong.",
+            )
+        return found
+
+    def cost_usd(
+        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
+    ) -> float | None:
+        """By the price that the service named."""
+        price = self._prices.get(model)
+        if price is None:
+            return None
+        return price.request_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    async def find_token(self, token: str) -> TokenInfo | None:
+        """What the service's store says of it, or said within the last hour while it is away.
+
+        Raises `StoreUnavailableError`.
+        """
+        found: TokenRow | None
+        try:
+            found = await self._call("/tokens", token.encode())
+        except StoreUnavailableError:
+            found = self._state["tokens"].get(hashed(token)) if self._state is not None else None
+            if found is None or self._seconds_since(found["at"]) > OUTAGE_S:
+                raise
+        if found is None:
+            return None
+        return TokenInfo(
+            name=found["name"],
+            scopes=tuple(found["scopes"]),
+            created_at=datetime.fromisoformat(found["created_at"]),
+        )
+
+    def _seconds_since(self, at: str) -> float:
+        return (self.now() - datetime.fromisoformat(at)).total_seconds()
+
+    async def keep(
+        self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+    ) -> Ingested:
+        """Have the service keep them. Raises what it answers, `StoreUnavailableError` above all."""
+        lines = [*map(line_of, exposures), *map(line_of, outcomes)]
+        return await self.keep_lines(lines)
+
+    async def keep_lines(self, lines: Sequence[str]) -> Ingested:
+        """As `keep` does."""
+        found = await self._call("/events", "\n".join(lines).encode())
+        rejected = [RejectedEvent(**row) for row in found.pop("rejected")]
+        return Ingested(**found, rejected=rejected)
+
+    async def _call(self, path: str, body: bytes) -> Any:
+        try:
+            async with self._session.post(
+                path, data=body, timeout=aiohttp.ClientTimeout(total=CALL_S)
+            ) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _away(error) from error
+        if answer.status != 200:
+            raise _error(answer.status, content)
+        return orjson.loads(content)
+
+    # What the service says.
+
+    async def _follow(self) -> None:
+        """Take what the service tells until it stops. Raises `StoreUnavailableError`."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_S, sock_read=SILENT_S)
+        try:
+            async with self._session.get("/feed", timeout=timeout, read_bufsize=2**26) as answer:
+                async for line in answer.content:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._heard_at = time.monotonic()
+                    if len(line) > 3:
+                        self._take(orjson.loads(line))
+                        self._save()
+                        self.spoken.set()
+                    self._heard.set()
+                    self._supervisor.succeeded(TASK)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _away(error) from error
+        raise _away(EOFError("it ended the stream"))
+
+    @property
+    def connected(self) -> bool:
+        """Whether the service spoke a moment ago."""
+        return self._heard_at is not None and time.monotonic() - self._heard_at < SILENT_S
+
+    @property
+    def told(self) -> Sequence[Routing]:
+        """The routing as told last. Raises `StoreUnavailableError` where the service is away."""
+        if self._state is None or (self._heard_at is not None and not self.connected):
+            raise _away(None)
+        return self._routing
+
+    async def changes(self) -> AsyncIterator[str]:
+        """Something for each word of the service."""
+        while True:
+            await self._heard.wait()
+            self._heard.clear()
+            yield ""
+
+    def _take(self, state: FeedState) -> None:
+        endpoints, prices = {}, {}
+        for row in state["endpoints"]:
+            model = ModelRef(model_id=row["model_id"], version=row["version"])
+            endpoints[model] = ChatEndpoint(
+                provider=row["provider"],
+                base_url=Url(row["base_url"]),
+                api_key=Secret(row["api_key"]) if row["api_key"] else None,
+                organization=row["organization"],
+                breaker=self._breaker(row["provider"], model.model_id),
+                timeout_s=row["timeout_s"],
+            )
+            if row["price"] is not None:
+                prompt, completion = row["price"]
+                prices[model] = Price(prompt=prompt, completion=completion)
+        self._endpoints, self._prices = endpoints, prices
+        self._scored = frozenset(state["scored"])
+        self._trust_s = {
+            task: math.inf if limit is None else limit for task, limit in state["trust_s"].items()
+        }
+        self._routing = tuple(routing_of(row) for row in state["routing"])
+        self._state = state
+        served = {endpoint.breaker.name for endpoint in endpoints.values()}
+        for name in self._breakers.keys() - served:
+            del self._breakers[name]
+
+    def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
+        name = f"chat:{provider}:{model_id}"
+        if name not in self._breakers:
+            self._breakers[name] = CircuitBreaker.named(
+                name, like="openai", on_event=self._breaker_changed
+            )
+        return self._breakers[name]
+
+    def _breaker_changed(self, event: BreakerEvent) -> None:
+        self.metrics.on_breaker_event(event)
+        body = orjson.dumps(asdict(event))
+
+        async def tell() -> None:
+            try:
+                await self._call("/breakers", body)
+            except TuneProofError as error:
+                log.info("The service did not hear of the breaker %s: %s", event.breaker, error)
+
+        self._supervisor.soon(f"breaker:{event.breaker}:{event.kind}", tell)
+
+    # What is kept for a start without the service.
+
+    def _save(self) -> None:
+        """Keep what was told, but for the providers' keys: those are in our settings as well."""
+        assert self._state is not None
+        kept = {
+            **self._state,
+            "endpoints": [{**row, "api_key": None} for row in self._state["endpoints"]],
+        }
+        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(orjson.dumps(kept))
+            temporary.chmod(0o600)
+            temporary.replace(self._file)
+        except OSError as error:
+            log.warning("What the service told could not be kept in %s: %s", self._file, error)
+
+    def _load(self) -> None:
+        try:
+            state: FeedState = orjson.loads(self._file.read_bytes())
+            for row in state["endpoints"]:
+                row["api_key"] = self._own_key(row["provider"])
+            self._take(state)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("What %s says cannot be read and is ignored: %s", self._file, error)
+            return
+        age_s = self._seconds_since(state["at"])
+        self._routing = tuple(
+            one if age_s <= self._trust_s.get(one.task, math.inf) else _without_candidates(one)
+            for one in self._routing
+        )
+        log.info("Serving what the service told %.0f s ago, until it speaks.", age_s)
+
+    def _own_key(self, provider: str) -> str | None:
+        known = self._settings.providers.get(provider)
+        return known.api_key.reveal() if known is not None and known.api_key else None
+
+
+class _FedRouting:
+    """What the board reads."""
+
+    notifies = True
+
+    def __init__(self, fed: FedServing) -> None:
+        self._fed = fed
+
+    async def all(self) -> Sequence[Routing]:
+        """As told last. Raises `StoreUnavailableError` where the service is away."""
+        return self._fed.told
+
+    async def renew(self, task: str, above: int) -> None:
+        """The service gives versions."""
+
+    def notices(self) -> AsyncIterator[str]:
+        """Something for each word of the service."""
+        return self._fed.changes()
+
+
+async def _nothing(_models: Iterable[ModelRef]) -> None:
+    """Endpoints come with the routing."""
+
+
+def _without_candidates(routing: Routing) -> Routing:
+    return Routing(
+        task=routing.task,
+        baseline=routing.baseline,
+        version=routing.version,
+        updated_at=routing.updated_at,
+        cause="The service is away: nobody can look at the candidate.",
+    )
+
+
+def _away(error: BaseException | None) -> StoreUnavailableError:
+    why = f": {error or type(error).__name__}" if error is not None else ""
+    return StoreUnavailableError(
+        f"The service of this gateway does not answer{why}.",
+        mend="Start `tuneproof serve` on this data directory.",
+    )
+
+
+def _error(status: int, content: bytes) -> TuneProofError:
+    """What the service answered, as its own class."""
+    try:
+        body = json.loads(content)
+        kinds = {kind("").slug: kind for kind in by_name().values()}
+        kind = kinds[body["type"].rpartition("/")[2]]
+        return kind(body["detail"], mend=body.get("mend", ""), **body.get("details", {}))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return TuneProofError(f"The service answered {status} to its gateway.")

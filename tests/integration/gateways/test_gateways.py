@@ -1,0 +1,133 @@
+"""Applications are answered by processes beside the service: whatever of it ends, they go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import httpx2
+import pytest
+from tests.gateways import Load, Place, alive, placed
+from tests.waiting import until
+
+from tuneproof.server.tickets import Ticket
+
+
+@pytest.fixture(scope="module")
+def subject(place: Place) -> str:
+    """A test that is under way, as the gateways know."""
+    made = place.declare()
+    until(lambda: place.subject() == made)
+    return made
+
+
+def all_kept(place: Place, load: Load) -> bool:
+    return exposures(load) <= place.recorded()
+
+
+def exposures(load: Load) -> set[str]:
+    return {Ticket.decode(receipt).exposure for receipt in load.receipts}
+
+
+def test_two_processes_answer_and_what_they_saw_arrives(place, subject):
+    with Load(place) as load:
+        until(lambda: len(load.receipts) > 50)
+    assert load.failed == []
+    assert len(place.pids() | {place.service_pid()}) == 3
+    until(lambda: all_kept(place, load))
+
+
+def test_a_killed_service_touches_no_request_and_loses_no_event(place, subject):
+    before = place.service_pid()
+    with Load(place) as load:
+        os.kill(before, signal.SIGKILL)
+        asked = len(load.receipts)
+        until(lambda: len(load.receipts) > asked + 100)
+        until(place.ready)
+    assert load.failed == []
+    assert place.service_pid() != before
+    until(lambda: all_kept(place, load))
+
+
+def test_a_killed_gateway_loses_no_event_and_another_takes_its_place(place, subject):
+    victim = min(place.pids())
+    with Load(place) as load:
+        until(lambda: len(load.receipts) > 50)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(place.pids() - {victim}) == 2)
+    assert len(load.failed) <= 4, "no more than was under way in that process"
+    until(lambda: all_kept(place, load))
+
+
+def test_a_hangup_replaces_every_process_and_no_request_hears_of_it(place, subject):
+    before = place.pids() | {place.service_pid()}
+    with Load(place) as load:
+        place.process.send_signal(signal.SIGHUP)
+        until(lambda: not any(map(alive, before)), within_s=120)
+        until(place.ready)
+    assert load.failed == []
+    assert len(load.receipts) > 100
+    assert before.isdisjoint(place.pids() | {place.service_pid()})
+    until(lambda: all_kept(place, load))
+
+
+def test_the_routing_reaches_gateways_at_once_and_is_kept_for_a_start_without_the_service(
+    provider, tmp_path
+):
+    with placed(tmp_path / "place", provider.url) as place:
+        place.serve()
+        subject = place.declare()
+        until(lambda: place.subject() == subject, within_s=2)
+        assert place.stop() == 0
+        kept = place.folder / "data" / "gateway.json"
+        assert oct(kept.stat().st_mode & 0o777) == "0o600"
+        assert "sk-of-the-provider" not in kept.read_text()
+        place.start("gateway", "--port", str(place.gateway_port))
+        until(lambda: place.pids(), otherwise=place.said)
+        assert place.subject() == subject
+        assert provider.headers[-1]["authorization"] == "Bearer sk-of-the-provider"
+        assert list((place.folder / "data" / "spool").glob("*/*.jsonl"))
+        assert place.stop() == 0
+
+
+def test_processes_end_with_whoever_started_them(provider, tmp_path):
+    with placed(tmp_path / "place", provider.url) as place:
+        place.serve()
+        children = place.pids() | {place.service_pid()}
+        place.process.kill()
+        until(lambda: not any(map(alive, children)))
+
+
+def test_settings_that_cannot_be_served_end_all_with_their_reason(provider, tmp_path):
+    with placed(tmp_path / "place", provider.url) as place, socket.socket() as taken:
+        taken.bind(("127.0.0.1", place.gateway_port))
+        taken.listen()
+        ports = ("--port", str(place.port), "--gateway-port", str(place.gateway_port))
+        place.start("serve", "--gateways", "2", *ports)
+        assert place.process.wait(60) == 2
+        assert "choose another --gateway-port" in place.said()
+    with placed(tmp_path / "second", provider.url) as place, socket.socket():
+        (place.folder / "data").write_text("a file")
+        place.start("gateway", "--port", str(place.gateway_port))
+        assert place.process.wait(60) == 2
+        assert "The data directory" in place.said()
+
+
+def test_where_a_token_is_needed_gateways_take_those_of_the_service(provider, tmp_path):
+    with placed(tmp_path / "place", provider.url) as place:
+        settings = place.folder / "tuneproof.toml"
+        settings.write_text(settings.read_text() + "require_token = true\n")
+        place.start("token", "create", "app", "--scope", "write")
+        assert place.process.wait(60) == 0
+        place.token = next(word for word in place.said().split() if word.startswith("tp_"))
+        place.serve()
+        assert place.ask("u").status_code == 200
+        assert place.ask("u", Authorization="Bearer tp_unknown").status_code == 401
+        assert httpx2.get(f"{place.gateway}/metrics").status_code == 401
+        os.kill(place.process.pid, signal.SIGSTOP)  # so that nobody begins the service again
+        os.kill(place.service_pid(), signal.SIGKILL)
+        assert place.ask("u").status_code == 200
+        refused = place.ask("u", Authorization="Bearer tp_other")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+        os.kill(place.process.pid, signal.SIGCONT)
