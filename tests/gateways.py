@@ -1,6 +1,6 @@
 """A service with two gateway processes, all in processes of their own, before a provider.
 
-with placed(folder, provider.url) as place:
+with placed(folder, settings(provider.url)) as place:
     place.serve()
     with Load(place) as load:
         os.kill(place.service_pid(), signal.SIGKILL)
@@ -27,7 +27,7 @@ from tests.line import clean_env
 from tests.servers import die_with_parent, free_port
 from tests.waiting import until
 
-__all__ = ["Load", "Place", "alive", "placed"]
+__all__ = ["Load", "Place", "alive", "placed", "settings"]
 
 SETTINGS = """
 [providers.fake]
@@ -90,6 +90,10 @@ class Place:
 
     def said(self) -> str:
         return self.log.read_text()[-4000:]
+
+    def back(self) -> None:
+        """Return once all of them answer again."""
+        until(self.ready, 120, otherwise=self.said)
 
     def ready(self) -> bool:
         return self._answers(self.url) and len(self.pids()) == 2
@@ -205,11 +209,16 @@ def alive(pid: int) -> bool:
     return True
 
 
+def settings(provider: str) -> str:
+    """A file of settings for this provider."""
+    return SETTINGS.format(provider=provider)
+
+
 @contextmanager
-def placed(folder: Path, provider: str, **env: str) -> Iterator[Place]:
+def placed(folder: Path, settings: str, **env: str) -> Iterator[Place]:
     """A folder with settings and ports; what runs there at the end is ended."""
     folder.mkdir(exist_ok=True)
-    (folder / "tuneproof.toml").write_text(SETTINGS.format(provider=provider))
+    (folder / "tuneproof.toml").write_text(settings)
     place = Place(folder, free_port(), free_port(), folder / "log", clean_env(**env))
     try:
         yield place

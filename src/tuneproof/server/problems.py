@@ -12,9 +12,10 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tuneproof.errors import NotFoundError, TuneProofError, by_name
 
@@ -106,6 +107,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TuneProofError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -149,6 +151,11 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         ),
         dict(error.headers or {}),
     )
+
+
+async def _left(_request: Request, _error: Exception) -> Response:
+    """Whoever asked went away before the request was whole: nobody reads this, no fault is ours."""
+    return Response(status_code=499)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.chat import Chat, chat_server
-from tests.gateways import Place, placed
+from tests.gateways import Place, placed, settings
 
 
 @pytest.fixture(scope="package")
@@ -17,6 +17,6 @@ def provider() -> Iterator[Chat]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, provider: Chat) -> Iterator[Place]:
-    with placed(tmp_path_factory.mktemp("place"), provider.url) as made:
+    with placed(tmp_path_factory.mktemp("place"), settings(provider.url)) as made:
         made.serve()
         yield made

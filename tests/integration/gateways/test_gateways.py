@@ -8,7 +8,7 @@ import socket
 
 import httpx2
 import pytest
-from tests.gateways import Load, Place, alive, placed
+from tests.gateways import Load, Place, alive, placed, settings
 from tests.waiting import until
 
 from tuneproof.server.tickets import Ticket
@@ -75,7 +75,7 @@ def test_a_hangup_replaces_every_process_and_no_request_hears_of_it(place, subje
 def test_the_routing_reaches_gateways_at_once_and_is_kept_for_a_start_without_the_service(
     provider, tmp_path
 ):
-    with placed(tmp_path / "place", provider.url) as place:
+    with placed(tmp_path / "place", settings(provider.url)) as place:
         place.serve()
         subject = place.declare()
         until(lambda: place.subject() == subject, within_s=2)
@@ -92,7 +92,7 @@ def test_the_routing_reaches_gateways_at_once_and_is_kept_for_a_start_without_th
 
 
 def test_processes_end_with_whoever_started_them(provider, tmp_path):
-    with placed(tmp_path / "place", provider.url) as place:
+    with placed(tmp_path / "place", settings(provider.url)) as place:
         place.serve()
         children = place.pids() | {place.service_pid()}
         place.process.kill()
@@ -100,14 +100,14 @@ def test_processes_end_with_whoever_started_them(provider, tmp_path):
 
 
 def test_settings_that_cannot_be_served_end_all_with_their_reason(provider, tmp_path):
-    with placed(tmp_path / "place", provider.url) as place, socket.socket() as taken:
+    with placed(tmp_path / "place", settings(provider.url)) as place, socket.socket() as taken:
         taken.bind(("127.0.0.1", place.gateway_port))
         taken.listen()
         ports = ("--port", str(place.port), "--gateway-port", str(place.gateway_port))
         place.start("serve", "--gateways", "2", *ports)
         assert place.process.wait(60) == 2
         assert "choose another --gateway-port" in place.said()
-    with placed(tmp_path / "second", provider.url) as place, socket.socket():
+    with placed(tmp_path / "second", settings(provider.url)) as place, socket.socket():
         (place.folder / "data").write_text("a file")
         place.start("gateway", "--port", str(place.gateway_port))
         assert place.process.wait(60) == 2
@@ -115,9 +115,9 @@ def test_settings_that_cannot_be_served_end_all_with_their_reason(provider, tmp_
 
 
 def test_where_a_token_is_needed_gateways_take_those_of_the_service(provider, tmp_path):
-    with placed(tmp_path / "place", provider.url) as place:
-        settings = place.folder / "tuneproof.toml"
-        settings.write_text(settings.read_text() + "require_token = true\n")
+    with placed(tmp_path / "place", settings(provider.url)) as place:
+        file = place.folder / "tuneproof.toml"
+        file.write_text(file.read_text() + "require_token = true\n")
         place.start("token", "create", "app", "--scope", "write")
         assert place.process.wait(60) == 0
         place.token = next(word for word in place.said().split() if word.startswith("tp_"))
