@@ -22,6 +22,7 @@ from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService
 from tuneproof.app.gauges import REFRESH_EVERY_S, Gauges
 from tuneproof.app.health import HealthService
+from tuneproof.app.histories import HistoryService
 from tuneproof.app.hooks import RunHooks
 from tuneproof.app.live import Live
 from tuneproof.app.look_cache import LookCache
@@ -494,6 +495,9 @@ class App:
         )
 
     def _compose_tests_and_rollouts(self) -> None:
+        self.histories = HistoryService(
+            store=self.store, clock=self.clock, board=self.routing.board
+        )
         self.experiments = ExperimentService(
             store=self.store,
             clock=self.clock,
@@ -504,6 +508,7 @@ class App:
             routing=self.routing,
             figures=self.figures,
             managers=self.managers,
+            histories=self.histories,
         )
         self.rollouts = RolloutService(
             store=self.store,
@@ -531,6 +536,7 @@ class App:
             scoring=self.scoring,
             experiments=self.experiments,
             rollouts=self.rollouts,
+            histories=self.histories,
         )
         self.outcomes = OutcomeService(
             settings=self.settings,

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
-from tuneproof.experiments import Arm, Exposure, Outcome, RejectedEvent
-from tuneproof.store import Store
+from tuneproof.experiments import Arm, Comment, Exposure, Outcome, RejectedEvent
+from tuneproof.store import Store, SubjectKind
 
 __all__ = ["Admitted", "Door"]
 
@@ -26,6 +27,9 @@ SMALLEST = 1e-7
 
 _ARMS = frozenset(Arm)
 
+_Event = TypeVar("_Event", Exposure, Outcome, Comment)
+_Later = TypeVar("_Later", Outcome, Comment)
+
 PhaseStarts = Mapping[int, datetime]
 """When each phase of a subject began, by the phase's number."""
 
@@ -36,6 +40,7 @@ class Admitted:
 
     exposures: Sequence[Exposure]
     outcomes: Sequence[Outcome]
+    comments: Sequence[Comment] = ()
     rejected: Sequence[RejectedEvent] = ()
     unknown: Sequence[str] = ()
     """Those of `rejected` whose subject takes no events."""
@@ -48,44 +53,44 @@ class Door:
         self._store = store
         self._now = now
         self._phases: dict[str, PhaseStarts] = {}
+        self._histories: set[str] = set()
 
     async def admit(
-        self, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+        self,
+        exposures: Sequence[Exposure] = (),
+        outcomes: Sequence[Outcome] = (),
+        comments: Sequence[Comment] = (),
     ) -> Admitted:
         """Divide events. An instant that is off by no more than a clock may be is set right.
 
         An exposure has an arm, and a phase that its subject had, and is not from before that
-        phase began; an outcome is not from before its subject's first phase. Nothing is from the
-        future.
+        phase began; outcomes and comments are not from before their subject's first phase. Nothing
+        is from the future.
         """
-        await self._learn(exposures, outcomes)
+        await self._learn(exposures, [*outcomes, *comments])
         latest = self._now() + SKEW
-        kept: list[Exposure] = []
-        measured: list[Outcome] = []
         rejected: list[RejectedEvent] = []
-        for exposure in exposures:
-            found = self._exposure(exposure, latest)
-            if isinstance(found, str):
-                rejected.append(RejectedEvent(id=exposure.id, reason=found))
-            else:
-                kept.append(found)
-        for outcome in outcomes:
-            seen = self._outcome(outcome, latest)
-            if isinstance(seen, str):
-                rejected.append(RejectedEvent(id=outcome.id, reason=seen))
-            else:
-                measured.append(seen)
-        events: list[Exposure | Outcome] = [*exposures, *outcomes]
-        unknown = [event.id for event in events if event.subject not in self._phases]
-        return Admitted(exposures=kept, outcomes=measured, rejected=rejected, unknown=unknown)
+        events: list[Exposure | Outcome | Comment] = [*exposures, *outcomes, *comments]
+        return Admitted(
+            exposures=_kept(exposures, lambda e: self._exposure(e, latest), rejected),
+            outcomes=_kept(outcomes, lambda o: self._outcome(o, latest), rejected),
+            comments=_kept(comments, lambda c: self._later(c, latest), rejected),
+            rejected=rejected,
+            unknown=[event.id for event in events if event.subject not in self._phases],
+        )
 
-    async def _learn(self, exposures: Sequence[Exposure], outcomes: Sequence[Outcome]) -> None:
+    async def _learn(
+        self, exposures: Sequence[Exposure], later: Sequence[Outcome | Comment]
+    ) -> None:
         """Read the phases of subjects that are new here, or have one that is new here."""
         known = self._phases
         asked = {e.subject for e in exposures if e.phase not in known.get(e.subject, ())}
-        asked |= {o.subject for o in outcomes if o.subject not in known}
+        asked |= {one.subject for one in later if one.subject not in known}
         if asked:
+            new = asked - known.keys()
             known |= await self._store.experiments.phase_starts(sorted(asked))
+            kinds = await self._store.subjects.kinds(sorted(new))
+            self._histories |= {id for id in kinds if kinds[id] is SubjectKind.HISTORY}
 
     def _exposure(self, event: Exposure, latest: datetime) -> Exposure | str:
         phases = self._phases.get(event.subject)
@@ -93,6 +98,8 @@ class Door:
             return _unknown(event.subject)
         if event.arm not in _ARMS:
             return f"arm is {str(event.arm)!r}; there are baseline and candidate"
+        if event.arm is Arm.CANDIDATE and event.subject in self._histories:
+            return f"arm is {str(event.arm)!r}; {event.subject} is a history, of the baseline alone"
         began = phases.get(event.phase)
         if began is None:
             had = ", ".join(map(str, sorted(phases)))
@@ -106,16 +113,21 @@ class Door:
         return replace(event, at=began)
 
     def _outcome(self, event: Outcome, latest: datetime) -> Outcome | str:
+        found = self._later(event, latest)
+        if not isinstance(found, str) and 0 < abs(event.value) < SMALLEST:
+            return (
+                f"value is {event.value:g}: outcomes are kept in billionths, so one is 0 or at "
+                f"least {SMALLEST:g} in size; measure in a smaller unit"
+            )
+        return found
+
+    def _later(self, event: _Later, latest: datetime) -> _Later | str:
+        """What comes of an answer, at some time after it."""
         phases = self._phases.get(event.subject)
         if phases is None:
             return _unknown(event.subject)
         if event.at > latest:
             return _future(event.at)
-        if 0 < abs(event.value) < SMALLEST:
-            return (
-                f"value is {event.value:g}: outcomes are kept in billionths, so one is 0 or at "
-                f"least {SMALLEST:g} in size; measure in a smaller unit"
-            )
         began = min(phases.values())
         if event.at >= began:
             return event
@@ -124,8 +136,24 @@ class Door:
         return replace(event, at=began)
 
 
+def _kept(
+    events: Sequence[_Event], admit: Callable[[_Event], _Event | str], rejected: list[RejectedEvent]
+) -> Sequence[_Event]:
+    """The events that `admit` lets in; of the others it says why."""
+    kept: list[_Event] = []
+    for event in events:
+        found = admit(event)
+        if isinstance(found, str):
+            rejected.append(RejectedEvent(id=event.id, reason=found))
+        else:
+            kept.append(found)
+    return kept
+
+
 def _unknown(subject: str) -> str:
-    return f"subject {subject!r} is no test or rollout that serves, or served, anybody"
+    return (
+        f"subject {subject!r} is no test or rollout that serves, or served, anybody, nor a history"
+    )
 
 
 def _future(at: datetime) -> str:

@@ -9,16 +9,17 @@ from datetime import datetime, timedelta
 
 from tuneproof.app.door import Door
 from tuneproof.app.experiments import ExperimentService
+from tuneproof.app.histories import HistoryService
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.scoring import ScoringService
-from tuneproof.errors import ConflictError, StateError
-from tuneproof.experiments import Arm, ExperimentStatus, Exposure, Ingested, Outcome
+from tuneproof.errors import ConflictError, NotFoundError, StateError
+from tuneproof.experiments import Arm, Comment, ExperimentStatus, Exposure, Ingested, Outcome
 from tuneproof.stats import guardrails
-from tuneproof.store import Store, SubjectKind
+from tuneproof.store import HeardComment, Store, SubjectKind
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import VirtualClock
-from tuneproof.workflow import Clock
+from tuneproof.workflow import Clock, Tx
 
 __all__ = ["EventService"]
 
@@ -47,6 +48,7 @@ class EventService:
         scoring: ScoringService,
         experiments: ExperimentService,
         rollouts: RolloutService,
+        histories: HistoryService,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -55,11 +57,16 @@ class EventService:
         self._scoring = scoring
         self._experiments = experiments
         self._rollouts = rollouts
+        self._histories = histories
         now = clock.told_until if isinstance(clock, VirtualClock) else clock.now
         self._door = Door(store=store, now=now)
 
     async def record(
-        self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+        self,
+        *,
+        exposures: Sequence[Exposure] = (),
+        outcomes: Sequence[Outcome] = (),
+        comments: Sequence[Comment] = (),
     ) -> Ingested:
         """Take events in, each once; late and out of order is fine.
 
@@ -67,15 +74,10 @@ class EventService:
         have been, is left out and named in `rejected`. A candidate whose requests fail grossly is
         taken back at once. Texts that are to be scored are queued in the same transaction.
         """
-        admitted = await self._door.admit(exposures, outcomes)
+        await self._histories.open_for(exposures)
+        admitted = await self._door.admit(exposures, outcomes, comments)
         exposures, outcomes = admitted.exposures, admitted.outcomes
-        texts = await self._scoring.texts_of(exposures)
-        if texts:
-            async with self._store.database.begin() as tx:
-                taken = await self._store.events.ingest(exposures, outcomes, tx=tx)
-                await self._store.scores.add(texts, self._clock.now(), tx=tx)
-        else:
-            taken = await self._store.events.ingest(exposures, outcomes, now=self._clock.now())
+        taken = await self._ingested(exposures, outcomes, admitted.comments)
         taken = replace(
             taken,
             rejected=(*admitted.rejected, *taken.rejected),
@@ -87,6 +89,48 @@ class EventService:
         for subject in failing - set(taken.unknown):
             await self._stop_gross_failure(subject)
         return taken
+
+    async def _ingested(
+        self,
+        exposures: Sequence[Exposure],
+        outcomes: Sequence[Outcome],
+        comments: Sequence[Comment],
+    ) -> Ingested:
+        """Keep these, with what goes into other tables in the same transaction."""
+        texts = await self._scoring.texts_of(exposures)
+        if not (texts or comments):
+            return await self._store.events.ingest(exposures, outcomes, now=self._clock.now())
+        async with self._store.database.begin() as tx:
+            taken = await self._store.events.ingest(exposures, outcomes, tx=tx)
+            if texts:
+                await self._store.scores.add(texts, self._clock.now(), tx=tx)
+            return await self._with_comments(taken, comments, tx)
+
+    async def _with_comments(
+        self, taken: Ingested, comments: Sequence[Comment], tx: Tx
+    ) -> Ingested:
+        new = await self._store.comments.add(comments, tx=tx) if comments else 0
+        return replace(
+            taken,
+            accepted=taken.accepted + new,
+            duplicates=taken.duplicates + len(comments) - new,
+        )
+
+    async def had(self, subject: str | None, task: str) -> bool:
+        """Whether there ever was this subject; without one, whether the task is served."""
+        if subject is None:
+            return task in self._routing.board.snapshot.by_task
+        await self._histories.open(subject, task, self._clock.now())  # its exposure is on its way
+        return await self._store.subjects.kind(subject) is not None
+
+    async def comments(self, subject: str, *, limit: int = 100) -> Sequence[HeardComment]:
+        """What was said of a test's or a rollout's answers, the newest, oldest first.
+
+        Raises `NotFoundError` for a subject that never was.
+        """
+        if await self._store.subjects.kind(subject) is None:
+            raise NotFoundError(f"There is no test or rollout {subject}.", mend="Check the id.")
+        return await self._store.comments.newest(subject, limit=limit)
 
     async def recent(
         self, *, subject: str | None = None, since: datetime | None = None, limit: int = 100
@@ -125,11 +169,12 @@ class EventService:
                 log.info("%s was ended by somebody else meanwhile.", subject)
 
     async def _take_back(self, subject: str, reason: str) -> None:
-        if await self._store.subjects.kind(subject) is SubjectKind.ROLLOUT:
+        kind = await self._store.subjects.kind(subject)
+        if kind is SubjectKind.ROLLOUT:
             deployment = await self._store.deployments.get(subject)
             if not deployment.state.final:
                 await self._rollouts.rollback(subject, reason=reason, actor="guardrail")
-        else:
+        elif kind is SubjectKind.TEST:
             test = await self._store.experiments.get(subject)
             if test.status is ExperimentStatus.RUNNING:
                 await self._experiments.end(subject, reason=reason, actor="guardrail")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from tuneproof import workflow
+from tuneproof.app.histories import HistoryService
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.managers import Managers
 from tuneproof.app.pipelines import Pipelines
@@ -30,7 +31,13 @@ from tuneproof.experiments import (
     declare,
     told_by,
 )
-from tuneproof.experiments.planning import NO_LIFT, CyclePlan, plan_cycle, read_history
+from tuneproof.experiments.planning import (
+    NO_LIFT,
+    CyclePlan,
+    History,
+    plan_cycle,
+    read_history,
+)
 from tuneproof.experiments.view import ABOVE_ZERO
 from tuneproof.pipeline import experiment_alone
 from tuneproof.rollout import Routing
@@ -66,6 +73,7 @@ class ExperimentService:
         routing: RoutingService,
         figures: LookCache,
         managers: Managers,
+        histories: HistoryService,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -76,6 +84,7 @@ class ExperimentService:
         self._routing = routing
         self._figures = figures
         self._managers = managers
+        self._histories = histories
 
     async def create(
         self,
@@ -219,13 +228,15 @@ class ExperimentService:
         lift: float | None = None,
         days_back: float | None = None,
         posts: str | None = None,
+        task: str | None = None,
         candidates: int | None = None,
     ) -> CyclePlan:
         """What a test of the next candidate would find on the traffic of the last days, and when.
 
-        Reads the pipeline's posts (or the file `posts`); changes nothing. `candidates` are tested
-        at once (default: as the settings say). Raises `ConfigError`
-        for a share or duration out of range, `DataError` where the posts cannot be read.
+        Reads the pipeline's posts (or the file `posts`), or what the gateway recorded of a
+        `task` while nothing was tested; changes nothing. `candidates` are tested at once (default:
+        as the settings say). Raises `ConfigError` for a share or duration out of range,
+        `DataError` where the posts cannot be read, `NotFoundError` for a task that nobody serves.
         """
         config = self._pipelines.get(pipeline)
         asked = {"traffic_split": share, "a_b_test_duration_hours": hours, "days_back": days_back}
@@ -236,11 +247,7 @@ class ExperimentService:
         level = config.significance_threshold
         if config.loop_ledger:
             level = min(level, 2 * allot(spent, (), loop_alpha=config.loop_alpha).alpha)
-        source = self._sources.open(config, posts)
-        try:
-            history = await read_history(source, window)
-        finally:
-            await source.close()
+        history = await self._history(config, window, posts, task)
         return plan_cycle(
             history,
             config,
@@ -249,6 +256,17 @@ class ExperimentService:
             prices=self._providers.prices(config),
             candidates=candidates,
         )
+
+    async def _history(
+        self, config: PipelineConfig, window: Window, posts: str | None, task: str | None
+    ) -> History:
+        if task is not None:
+            return await self._histories.read(task, window, config)
+        source = self._sources.open(config, posts)
+        try:
+            return await read_history(source, window)
+        finally:
+            await source.close()
 
     async def looks(self, id: str) -> Sequence[Look]:
         """All looks of a test, oldest first. Raises `NotFoundError`."""

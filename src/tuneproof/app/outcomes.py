@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from tuneproof.app.histories import KEPT
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.errors import NotFoundError, TuneProofError
 from tuneproof.experiments import Outcome
+from tuneproof.experiments.histories import WEEK, history_of, week_of
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Deployment
 from tuneproof.settings import OutcomeSourceConfig, PipelineConfig, Settings
@@ -48,8 +50,7 @@ class OutcomeService:
         """Poll, and forget, from now on, where the settings say so."""
         if self._settings.outcome_sources:
             supervisor.every("outcomes", LOOK_EVERY_S, self._poll_due, leader="outcomes")
-        if any(c.retention_days for c in self._settings.pipelines.values()):
-            supervisor.every("retention", FORGET_EVERY_S, self.forget, leader="retention")
+        supervisor.every("retention", FORGET_EVERY_S, self.forget, leader="retention")
 
     async def _poll_due(self) -> None:
         """Poll the sources whose interval is over; one that fails keeps no other from its turn."""
@@ -72,23 +73,27 @@ class OutcomeService:
     async def forget(self) -> Sequence[str]:
         """Delete the raw events of what ended `retention_days` ago; whose they were.
 
-        Rollups, looks and verdicts stay. Pipelines without `retention_days` keep all.
+        Rollups, looks and verdicts stay. Pipelines without `retention_days` keep all of their
+        tests and rollouts. A history is kept for `KEPT` after its week, or for the shortest
+        `retention_days` where that is less: it is nobody's evidence.
         """
-        forgotten = []
         now = self._clock.now()
+        days = [c.retention_days for c in self._settings.pipelines.values() if c.retention_days]
+        kept = min([KEPT, *(timedelta(days=one) for one in days)])
+        due = await self._store.histories.kept(now - kept - WEEK)
         for config in self._settings.pipelines.values():
             if config.retention_days is None:
                 continue
             before = now - timedelta(days=config.retention_days)
-            for subject in await self._store.retention.due(config.name, before):
-                async with self._store.database.begin() as tx:
-                    count = await self._store.retention.purge(subject, now, tx=tx)
-                    detail = {"events": count}
-                    await self._store.activity.add(
-                        now, "system", "events forget", subject, "retention", detail, tx=tx
-                    )
-                forgotten.append(subject)
-        return forgotten
+            due += await self._store.retention.due(config.name, before)
+        for subject in due:
+            async with self._store.database.begin() as tx:
+                count = await self._store.retention.purge(subject, now, tx=tx)
+                detail = {"events": count}
+                await self._store.activity.add(
+                    now, "system", "events forget", subject, "retention", detail, tx=tx
+                )
+        return due
 
     async def poll(self, pipeline: str = "default") -> int:
         """Read what has changed since the last time and take it in; how many were new.
@@ -135,7 +140,15 @@ class OutcomeService:
         page = await self._store.experiments.page(config.name, limit=100)
         tests = {t.id: t.start_at for t in page.items if t.counts(now)}
         rollouts: Sequence[Deployment] = await self._store.deployments.active(config.name)
-        return {**tests, **{d.id: d.created_at for d in rollouts}}
+        histories = await self._histories(config, now)
+        return {**histories, **tests, **{d.id: d.created_at for d in rollouts}}
+
+    async def _histories(self, config: PipelineConfig, now: datetime) -> Mapping[str, datetime]:
+        """The histories of its tasks of this week and the last, as far as there are any."""
+        weeks = [week_of(now), week_of(now) - WEEK]
+        began = {history_of(task, at): at for task in config.tasks for at in weeks}
+        there = await self._store.subjects.kinds(list(began))
+        return {id: began[id] for id in there}
 
     async def _take(
         self, source: OutcomeSourceConfig, subjects: Sequence[str], rows: Sequence[OutcomeRow]

@@ -280,6 +280,9 @@ async def plan(
     lift: Annotated[float | None, Parameter(help="The true effect to plan for.")] = None,
     days_back: Annotated[float | None, Parameter(help="How far back to read posts.")] = None,
     candidates: Annotated[int | None, Parameter(help="How many are tested at once.")] = None,
+    task: Annotated[
+        str | None, Parameter(help="Plan from what the gateway recorded of it, not from posts.")
+    ] = None,
     options: CommonOptions = NONE,
 ) -> int:
     """What a test would find on the traffic of the last days, how soon, and what it costs."""
@@ -292,6 +295,7 @@ async def plan(
             lift=lift,
             days_back=days_back,
             candidates=candidates,
+            task=task,
         )
     if options.json:
         output.data(found)
@@ -300,7 +304,7 @@ async def plan(
     if found["probability"] is not None:
         output.facts(
             [
-                ("posts an hour", f"{found['units_per_hour']:.1f}"),
+                ("units an hour" if task else "posts an hour", f"{found['units_per_hour']:.1f}"),
                 ("mean engagement", output.percent(found["mean"])),
                 ("spread", f"{found['cv']:.2f} (standard deviation over mean)"),
                 ("level", f"{found['alpha']:.3g}, two-sided, as the ledger leaves it"),

@@ -39,6 +39,8 @@ CHUNK = 5000
 class History:
     """What was published in a stretch: how much, and how it did. `tokens` is a post's mean.
 
+    `noun` is what is counted: posts with their rates, or units with their outcomes.
+
     `units` are the posts with a rate of 0..1; beside them `negative` have one below 0,
     `negative_rates` in all.
     """
@@ -48,11 +50,12 @@ class History:
     tokens: float | None = None
     negative: int = 0
     negative_rates: float = 0.0
+    noun: str = "post"
 
     @property
     def below_zero(self) -> float | None:
         """The mean over all posts where that is below 0; else None."""
-        if not self.negative:
+        if not self.units.n + self.negative:
             return None
         mean = (self.units.sum_y + self.negative_rates) / (self.units.n + self.negative)
         return mean if mean < 0 else None
@@ -244,16 +247,17 @@ def _check_shares(candidates: int, split: float) -> None:
 
 
 def _unplannable(history: History, lift: float, config: PipelineConfig) -> str:
+    noun = history.noun
     if config.analysis_unit == "item":
         return "items are counted, and the history does not say which posts share a unit"
     if history.below_zero is not None:
-        return f"the mean rate of the posts is {history.below_zero:.3g}: {NO_LIFT}"
+        return f"the mean rate of the {noun}s is {history.below_zero:.3g}: {NO_LIFT}"
     if history.units.n < 2:
-        return f"there are {history.units.n} posts with a rate to learn from"
+        return f"there are {history.units.n} {noun}s with a rate to learn from"
     if history.units.sum_y <= 0:
-        return "no post had any engagement"
+        return f"no {noun} had any engagement"
     if design.coefficient_of_variation(history.units) == 0:
-        return "all posts had the same rate"
+        return f"all {noun}s had the same rate"
     if lift <= -1:
         return f"a lift of {lift:+.0%} cannot be"
     return ""

@@ -489,6 +489,17 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comment:
+    """What somebody said of an answer to a unit, in words; no look reads it."""
+
+    id: str
+    subject: str
+    unit: str
+    at: datetime
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RejectedEvent:
     """An event that was not kept, and why."""
 

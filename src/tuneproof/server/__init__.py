@@ -22,6 +22,7 @@ from tuneproof.server import (
     evaluation,
     events,
     families,
+    feedback,
     fine_tuning,
     gateway,
     health,
@@ -125,6 +126,7 @@ def create_app(
     service.state.tuneproof = app
     service.state.access = access
     service.state.shares = events.Shares()
+    service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares)
     problems.install(service)
     for routes in (
         fine_tuning.router(),
@@ -139,6 +141,7 @@ def create_app(
         home.router(),
         health.overview_router(),
         gateway.router(),
+        feedback.router(),
         live.router(),
         page.router(),
         problems.router(),

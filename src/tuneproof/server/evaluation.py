@@ -165,6 +165,14 @@ def router() -> APIRouter:
         lift: Annotated[float | None, Query(gt=-1, le=100, allow_inf_nan=False)] = None,
         days_back: PlanDaysBack = None,
         candidates: PlanCandidates = None,
+        task: Annotated[
+            str | None,
+            Query(
+                min_length=1,
+                max_length=200,
+                description="Plan from what the gateway recorded of this task, not from posts.",
+            ),
+        ] = None,
     ) -> PlanAnswer:
         found = await app.experiments.plan(
             pipeline=pipeline,
@@ -173,6 +181,7 @@ def router() -> APIRouter:
             lift=lift,
             days_back=days_back,
             candidates=candidates,
+            task=task,
         )
         return PlanAnswer(sentence=found.sentence(), **asdict(found))
 

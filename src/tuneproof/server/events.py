@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, TypeVar
 
@@ -191,6 +192,17 @@ class ExposureOut(Answer):
     covariate: float | None
 
 
+class CommentOut(Answer):
+    """What somebody said of an answer, and the arm that served its unit first."""
+
+    id: str
+    subject: str
+    unit: str
+    at: Instant
+    text: str
+    arm: str | None
+
+
 class Shares:
     """Warns of outcomes that are no shares: percents sent as such would count a hundredfold.
 
@@ -248,6 +260,13 @@ def router() -> APIRouter:
         start = None if since is None else utc(since)
         found = await app.events.recent(subject=subject, since=start, limit=limit)
         return [ExposureOut.model_validate(event) for event in found]
+
+    @routes.get("/comments", summary="What was said of a test's or a rollout's answers")
+    async def comments(
+        app: TheApp, _: Reader, subject: Annotated[str, Query(max_length=200)], limit: Limit = 100
+    ) -> list[CommentOut]:
+        found = await app.events.comments(subject, limit=limit)
+        return [CommentOut(**asdict(heard.comment), arm=heard.arm) for heard in found]
 
     return routes
 

@@ -9,7 +9,6 @@ response's id names subject and unit, so that `POST /v1/feedback` needs no memor
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 import uuid
@@ -22,13 +21,13 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field, ValidationError
 
 from tuneproof.errors import ConflictError, InputError, NotFoundError, TuneProofError
-from tuneproof.experiments import Arm, Exposure, ModelRef, Outcome
+from tuneproof.experiments import Arm, Exposure, ModelRef
+from tuneproof.experiments.histories import HISTORY_PHASE, history_of
 from tuneproof.server.auth import Scope, authorise
-from tuneproof.server.chatting import MAX_UNIT, PREFIX, ChatRequest, size
-from tuneproof.server.models import Strict, described, utc
+from tuneproof.server.chatting import PREFIX, ChatRequest, size
+from tuneproof.server.models import described
 from tuneproof.server.problems import headers_of, status_of
 from tuneproof.server.tickets import Ticket
 from tuneproof.server.upstream import Answer, Refused, Stream, Upstream
@@ -63,24 +62,6 @@ _CHAT: dict[str, Any] = {
 }
 
 
-class Feedback(Strict):
-    """The outcome of an answer. `at` is when it was measured, by default now.
-
-    Without an `id` the same answer, value and given `at` are one outcome, however often sent.
-    """
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"response_id": "tp-WyJh", "value": 0.071}}
-    )
-
-    response_id: str = Field(min_length=1, max_length=4000)
-    value: float = Field(allow_inf_nan=False)
-    quality: float | None = Field(default=None, allow_inf_nan=False)
-    item: str = Field(default="", max_length=MAX_UNIT)
-    id: str | None = Field(default=None, min_length=1, max_length=200)
-    at: datetime | None = None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
     """Which arm answers this request."""
@@ -99,7 +80,7 @@ class Decision:
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer says of it."""
-        subject = self.ticket.subject or ""
+        subject = (self.ticket.subject if self.routing.lanes else None) or ""
         model = self.model.model_id
         same = _headers(self.routing.task, self.arm, model, subject, self.failed)
         unit = self.unit if self.unit.isalnum() and self.unit.isascii() else _quoted(self.unit)
@@ -137,7 +118,7 @@ class Gateway:
                 mend="Ask GET /decide or the client which model serves a unit; or set "
                 f'served_by = "gateway" in [tasks.{asked.task}].',
             )
-        return decide(routing, asked.unit)
+        return decide(routing, asked.unit, self._serving.now())
 
     async def ask(self, decision: Decision, asked: ChatRequest) -> tuple[Decision, Answer | Stream]:
         """The answer, whole or begun, and by whom: a candidate that fails is replaced.
@@ -185,7 +166,8 @@ class Gateway:
 
     def begin(self, decision: Decision) -> Written:
         """To gather in what is to be recorded of an answer."""
-        scored = self._serving.scores(decision.routing.task)
+        routing = decision.routing  # a history's answers are scored by nobody
+        scored = routing.lanes and self._serving.scores(routing.task)
         return Written(texts=[] if scored else None)
 
     def record(
@@ -210,7 +192,7 @@ class Gateway:
             Exposure(
                 id=decision.ticket.exposure,
                 subject=subject,
-                phase=routing.phase,
+                phase=routing.phase if routing.lanes else HISTORY_PHASE,
                 arm=decision.arm,
                 unit=decision.unit,
                 at=self._serving.now(),
@@ -250,41 +232,15 @@ class Gateway:
             if self._serving.asks(routing.task)
         }
 
-    async def feedback(self, request: Request) -> Response:
-        """`POST /v1/feedback`."""
-        try:
-            asked = Feedback.model_validate_json(await request.body())
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{field or 'body'}: {first['msg']}.", mend="Mend it.") from error
-        ticket = Ticket.decode(asked.response_id)
-        if ticket.subject is None:
-            reason = "No experiment or rollout was under way when this was answered."
-            return JSONResponse({"accepted": 0, "reason": reason})
-        if asked.at is not None and asked.at.tzinfo is None:
-            self._serving.metrics.naive_times.inc()
-        at = utc(asked.at) if asked.at else self._serving.now()
-        outcome = Outcome(
-            id=asked.id or _outcome_id(ticket, asked),
-            subject=ticket.subject,
-            unit=ticket.unit,
-            at=at,
-            value=asked.value,
-            quality=asked.quality,
-            item=asked.item,
-        )
-        request.app.state.shares.check([outcome])
-        taken = await self._serving.keep(exposures=[], outcomes=[outcome])
-        if taken.rejected:
-            return JSONResponse({"accepted": 0, "reason": taken.rejected[0].reason})
-        return JSONResponse({"accepted": taken.accepted, "duplicates": taken.duplicates})
 
+def decide(routing: Routing, unit: str, now: datetime) -> Decision:
+    """Which arm of `routing` answers `unit`: the same everywhere, by `assignment`.
 
-def decide(routing: Routing, unit: str) -> Decision:
-    """Which arm of `routing` answers `unit`: the same everywhere, by `assignment`."""
+    Where nothing is tested the answer belongs to the history of its task, of this week.
+    """
     served = routing.serve(unit)
-    ticket = Ticket(exposure=uuid.uuid4().hex, task=routing.task, subject=served.subject, unit=unit)
+    subject = served.subject or history_of(routing.task, now)
+    ticket = Ticket(exposure=uuid.uuid4().hex, task=routing.task, subject=subject, unit=unit)
     return Decision(routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket)
 
 
@@ -342,16 +298,11 @@ def _estimated(asked: ChatRequest, written: int) -> Mapping[str, int]:
     }
 
 
-def _outcome_id(ticket: Ticket, asked: Feedback) -> str:
-    """The same for the same feedback, so that one sent again counts once."""
-    at = utc(asked.at).isoformat() if asked.at else ""
-    text = f"{ticket.exposure} {at} {asked.value!r}" + (f" {asked.item}" if asked.item else "")
-    return f"fb-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-
-
 def error_body(error: TuneProofError) -> dict[str, Any]:
     """An error in the shape that OpenAI's clients read."""
-    code = "model_not_found" if isinstance(error, NotFoundError) else error.slug.replace("-", "_")
+    code = error.slug.replace("-", "_")
+    if isinstance(error, NotFoundError):
+        code = error.details.get("code", "model_not_found")
     kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
     return {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
 
@@ -384,13 +335,5 @@ def router() -> APIRouter:
     @routes.get("/models/{id:path}", summary="A task, as a model")
     async def model(request: Request, id: str) -> Response:
         return await answer(request, "read", lambda gateway: gateway.model(id))
-
-    @routes.post(
-        "/feedback",
-        summary="The outcome of an answer",
-        openapi_extra=described(Feedback.model_json_schema()),
-    )
-    async def feedback(request: Request) -> Response:
-        return await answer(request, "write", lambda gateway: gateway.feedback(request))
 
     return routes

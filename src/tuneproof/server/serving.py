@@ -10,7 +10,7 @@ from tuneproof.server.event_lines import events_of
 
 if TYPE_CHECKING:
     from tuneproof.app import App, ChatEndpoint, RoutingSnapshot
-    from tuneproof.experiments import Exposure, Ingested, ModelRef, Outcome
+    from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome
     from tuneproof.telemetry import Metrics
 
 __all__ = ["OwnServing", "Serving"]
@@ -49,12 +49,22 @@ class Serving(Protocol):
         """What a request cost; None where its price is not known."""
 
     async def keep(
-        self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+        self,
+        *,
+        exposures: Sequence[Exposure] = (),
+        outcomes: Sequence[Outcome] = (),
+        comments: Sequence[Comment] = (),
     ) -> Ingested:
         """Keep events, each once however often it is given. Raises a `TuneProofError`."""
 
     async def keep_lines(self, lines: Sequence[str]) -> Ingested:
         """Keep events that `event_lines` wrote, all or none. Raises as `keep` does."""
+
+    async def had(self, subject: str | None, task: str) -> bool:
+        """Whether there was ever such a subject of events; without one, whether the task is served.
+
+        Raises a `TuneProofError` where nobody can tell.
+        """
 
 
 class OwnServing:
@@ -69,6 +79,7 @@ class OwnServing:
         self.endpoint = app.routing.endpoints.of
         self.cost_usd = app.routing.endpoints.cost_usd
         self.keep = app.events.record
+        self.had = app.events.had
 
     @property
     def routing(self) -> RoutingSnapshot:

@@ -6,7 +6,8 @@ import base64
 import json
 from dataclasses import dataclass
 
-from tuneproof.errors import InputError
+from tuneproof.errors import NotFoundError
+from tuneproof.server.chatting import loaded
 
 __all__ = ["Ticket"]
 
@@ -28,17 +29,23 @@ class Ticket:
 
     @classmethod
     def decode(cls, id: str) -> Ticket:
-        """From the id of a response. Raises `InputError` for any other text."""
+        """From the id of a response. Raises `NotFoundError` for any other text."""
         text = id.removeprefix("tp-")
         try:
-            fields = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            fields = loaded(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             exposure, task, subject, unit = fields
             good = all(isinstance(part, str) for part in (exposure, task, unit))
             if not good or not isinstance(subject, str | None):
                 raise ValueError
         except (ValueError, TypeError) as error:
-            raise InputError(
-                f"response_id {id[:80]!r} is not the id of an answer of this gateway.",
-                mend="Send the `id` of the chat completion as it came.",
-            ) from error
+            raise unknown_answer(id) from error
         return cls(exposure=exposure, task=task, subject=subject, unit=unit)
+
+
+def unknown_answer(id: str) -> NotFoundError:
+    """The error for an id that no answer of this service has."""
+    return NotFoundError(
+        f"response_id {id[:80]!r} is not the id of an answer of this gateway.",
+        mend="Send the `id` of the chat completion as it came.",
+        code="response_not_found",
+    )

@@ -34,7 +34,8 @@ OWN_MARK: Final = "tuneproof_migration"
 OWN_TABLES: Final = frozenset(
     (
         OWN_MARK,
-        *("activity", "cells", "counters", "deployment_history", "deployments", "engagement"),
+        *("activity", "cells", "comments", "counters", "deployment_history", "deployments"),
+        "engagement",
         *("experiments", "exposures", "idempotency", "looks", "meta", "outbox", "outcomes"),
         *("phases", "requests", "routing", "runs", "schedule", "scores", "scoring_days"),
         *("subjects", "tokens", "units", "versions"),

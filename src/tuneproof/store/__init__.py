@@ -7,6 +7,7 @@ each noun, `store` holds them together; events go through `events` into `ingest_
 
 from tuneproof.store.activity import Activity
 from tuneproof.store.alerts import KeptAlert
+from tuneproof.store.comments import HeardComment
 from tuneproof.store.deployments import HistoryEntry
 from tuneproof.store.engine import database_url, make_engine, mask, refuse_absent
 from tuneproof.store.experiments import Phase, look_document, look_of_document
@@ -26,6 +27,7 @@ __all__ = [
     "Activity",
     "ArmStratum",
     "Claim",
+    "HeardComment",
     "HistoryEntry",
     "Idempotency",
     "KeptAlert",

@@ -14,6 +14,7 @@ from datetime import datetime
 from sqlalchemy import delete, or_, select, update
 
 from tuneproof.experiments import ExperimentStatus
+from tuneproof.store.comments import forget_comments
 from tuneproof.store.database import Database
 from tuneproof.store.partitions import forget_days
 from tuneproof.store.scores import forget_scores
@@ -58,7 +59,7 @@ class Retention:
             return [row.id for row in await own.execute(query)]
 
     async def purge(self, subject: str, at: datetime, *, tx: Tx | None = None) -> int:
-        """Delete a subject's raw events, units and scores; how many raw events there were.
+        """Delete a subject's raw events, units, scores and comments; how many raw events.
 
         Again it changes nothing. What was summed up from them stays.
         Raises `StoreUnavailableError` where a day to be dropped is read for more than 10 s.
@@ -82,4 +83,5 @@ class Retention:
                     gone += found.rowcount
             await own.execute(delete(units).where(units.c.subject == key))
             await forget_scores(own, key)
+            await forget_comments(own, key)
         return gone

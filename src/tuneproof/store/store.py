@@ -16,6 +16,7 @@ from tuneproof.collection import TimeSource
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.store.activity import ActivityLog
 from tuneproof.store.alerts import KeptAlerts
+from tuneproof.store.comments import Comments
 from tuneproof.store.database import Database
 from tuneproof.store.deployments import Deployments
 from tuneproof.store.engine import (
@@ -26,6 +27,7 @@ from tuneproof.store.engine import (
 )
 from tuneproof.store.events import Events
 from tuneproof.store.experiments import Experiments
+from tuneproof.store.histories import Histories
 from tuneproof.store.idempotency import Idempotency
 from tuneproof.store.ids import Ids
 from tuneproof.store.lanes import Lanes
@@ -55,9 +57,11 @@ class Store:
         self.clock = clock
         self.activity = ActivityLog(database)
         self.alerts = KeptAlerts(database)
+        self.comments = Comments(database)
         self.deployments = Deployments(database)
         self.events = Events(database)
         self.experiments = Experiments(database)
+        self.histories = Histories(database)
         self.idempotency = Idempotency(database, clock)
         self.ids = Ids(database)
         self.meta = Meta(database)

@@ -1,7 +1,8 @@
-"""Subjects: what events belong to, a test or a rollout."""
+"""Subjects: what events belong to, a test, a rollout or a history."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -24,6 +25,8 @@ class SubjectKind(Enum):
     """One candidate's test against a baseline."""
     ROLLOUT = "rollout"
     """The stepwise move of traffic to a promoted version."""
+    HISTORY = "history"
+    """What a task's baseline did in a week while nothing was tested: no evidence of anything."""
 
 
 class Declaring(Protocol):
@@ -45,10 +48,17 @@ class Subjects:
 
     async def kind(self, id: str, *, tx: Tx | None = None) -> SubjectKind | None:
         """What this subject is, or None where there is none of this id."""
+        return (await self.kinds([id], tx=tx)).get(id)
+
+    async def kinds(self, ids: Sequence[str], *, tx: Tx | None = None) -> Mapping[str, SubjectKind]:
+        """What these subjects are, without those that never were."""
+        found: dict[str, SubjectKind] = {}
         async with self._database.reading(tx) as own:
-            query = select(subjects.c.kind).where(subjects.c.id == id)
-            found = (await own.execute(query)).scalar_one_or_none()
-        return None if found is None else SubjectKind(found)
+            for start in range(0, len(ids), 1000):
+                query = select(subjects.c.id, subjects.c.kind)
+                part = query.where(subjects.c.id.in_(ids[start : start + 1000]))
+                found.update((id, SubjectKind(kind)) for id, kind in await own.execute(part))
+        return found
 
 
 async def add_subject(tx: Tx, declared: Declaring, kind: SubjectKind) -> None:

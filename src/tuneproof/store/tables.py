@@ -382,6 +382,19 @@ scores = Table(
     sqlite_with_rowid=False,
 )
 
+# What people said of answers, in words; they go with the raw events.
+comments = Table(
+    "comments",
+    metadata,
+    Column("subject", BigInteger, primary_key=True, autoincrement=False),
+    Column("unit", _Name, primary_key=True),
+    Column("id", _Name, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Index(None, "subject", "at"),
+    sqlite_with_rowid=False,
+)
+
 # What scoring took of a pipeline's budget on a day (UTC), calls that a kill cut off included.
 scoring_days = Table(
     "scoring_days",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,14 @@ async def open_service(
 async def service(settings: Settings) -> AsyncIterator[Service]:
     """A service with the settings of this folder."""
     async with open_service(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def on_either(settings: Settings, database_url: str) -> AsyncIterator[Service]:
+    """The same on SQLite and on PostgreSQL."""
+    stored = replace(settings, store=replace(settings.store, url=database_url))
+    async with open_service(stored) as opened:
         yield opened
 
 

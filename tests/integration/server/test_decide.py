@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -53,7 +54,7 @@ async def routed(service: Service) -> Service:
 async def test_a_decision_is_that_of_the_gateway_by_either_way(routed):
     for number in range(40):
         unit = f"post {number}/ü"
-        expected = decide(HALF, unit)
+        expected = decide(HALF, unit, datetime.now(UTC))
         answer = await routed.http.get("/decide", params={"task": "hook", "unit": unit})
         assert answer.json() == {
             "task": "hook",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import openai
 import pytest
 from tests.integration.server.conftest import Service
@@ -157,7 +159,7 @@ async def test_feedback_by_response_id_becomes_the_units_outcome(service, test_i
     assert old["accepted"] == 0
     assert "at is 2001-01-01T00:00:00+00:00, before ab-test-" in old["reason"]
     wrong = await service.post("/v1/feedback", {"response_id": "chatcmpl-1", "value": 1})
-    assert wrong.status_code == 422
+    assert wrong.status_code == 404
     assert wrong.json()["error"]["type"] == "invalid_request_error"
 
 
@@ -220,14 +222,18 @@ async def test_malformed_chat_requests_are_refused(service, test_id, body):
     assert answer.json()["error"]["message"]
 
 
-async def test_without_a_test_the_baseline_answers_and_nothing_is_recorded(service, chat, test_id):
+async def test_without_a_test_the_baseline_answers_and_no_test_hears_of_it(service, chat, test_id):
     await service.post(f"/evaluation/end/{test_id}", {"reason": "enough"})
     routing = (await service.http.get("/routing")).json()["routing"]
     assert [r["candidate"] for r in routing] == [None, None]
     answer = await service.post("/v1/chat/completions", ask("u"))
     assert answer.headers["x-tuneproof-model"] == "base"
-    refused = await service.post("/v1/feedback", {"response_id": answer.json()["id"], "value": 1})
-    assert refused.json()["accepted"] == 0
+    assert "x-tuneproof-subject" not in answer.headers
+    told = await service.post("/v1/feedback", {"response_id": answer.json()["id"], "value": 1})
+    assert told.json()["accepted"] == 1
+    assert await exposures(service, test_id, 0) == []
+    metrics = (await service.http.get(f"/evaluation/metrics/{test_id}")).json()
+    assert [arm["sample_size"] for arm in metrics["metrics"].values()] == [0, 0]
 
 
 def test_a_ticket_survives_its_id():
@@ -250,4 +256,4 @@ def test_a_decision_is_the_one_that_assignment_makes():
     for number in range(500):
         unit = f"u{number}"
         side = assignment.arm(assignment.bucket("s", unit), 0.3)
-        assert decide(routing, unit).arm == side
+        assert decide(routing, unit, datetime.now(UTC)).arm == side
