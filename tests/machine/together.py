@@ -19,6 +19,8 @@ from tests.machine.acting import (
 )
 from tests.machine.world import MODELS
 
+VERBS = ("advance", "pause", "resume")
+
 
 class Together(Acting):
     """Rules in which two act at once."""
@@ -87,6 +89,26 @@ class Together(Acting):
             await self.world.settle()
 
         self.run(both())
+
+    @precondition(lambda self: self.going)
+    @rule(
+        number=NUMBERS, first=st.sampled_from(VERBS), second=st.sampled_from([*VERBS, "rollback"])
+    )
+    def two_people_at_a_rollout(self, number: int, first: str, second: str) -> None:
+        """One of two opposite wishes comes true, but for the way back, which always does."""
+        id = self.a_rollout(number)["deployment_id"]
+        said = {"reason": "now"}
+        answers = self.post_both(
+            *((f"/deployment/{verb}/{id}", said, {}) for verb in (first, second))
+        )
+        assert all(a.status in (200, 409) for a in answers), answers
+        for verb, answer in zip((first, second), answers, strict=True):
+            if answer.ok and verb == "advance":
+                self.watcher.advanced(id)
+            if verb == "rollback" and answer.ok:
+                self.watcher.rolled_back(id, answer.body["restored_model"])
+        if second != "rollback":
+            assert sum(a.ok for a in answers) <= 1, answers
 
     @precondition(lambda self: self.going)
     @rule(number=NUMBERS, back=st.booleans())

@@ -293,16 +293,31 @@ class ExperimentService:
             tests = await self._store.experiments.named(id, lock=True, tx=tx)
             running = [t for t in tests if t.status is ExperimentStatus.RUNNING]
             if not running:
-                raise StateError(
-                    f"Experiment {id} is {tests[0].status} already."
-                    if len(tests) == 1
-                    else f"All tests of {id} have ended already.",
-                    mend=f"tuneproof experiment show {tests[0].id}",
-                )
+                raise await self._ended_already(id, tests, tx)
             await self._write_end(running, reason, actor, tx)
         await wake(self._engine, tests[0].run_id or tests[0].family)
         await self._routing.board.refresh_if_possible()
         return await self._store.experiments.named(id)
+
+    async def _ended_already(self, id: str, tests: Sequence[ABTest], tx: Tx) -> StateError:
+        """Says who ended it, when and why."""
+        test = tests[0]
+        deeds = (await self._store.activity.page(object_id=test.id, limit=1, tx=tx)).items
+        look = await self._store.experiments.last_look(test.id, tx=tx)
+        who, kind, at = "system", "look", test.start_at if look is None else look.at
+        if deeds and deeds[0].action == "experiment end":
+            who, kind, at = deeds[0].actor, "end", deeds[0].at
+        what = (
+            f"Experiment {id} is {test.status} already"
+            if len(tests) == 1
+            else (f"All tests of {id} have ended already")
+        )
+        return StateError(
+            f"{what}: {who} did {kind} at {at.isoformat(timespec='seconds')}: {test.reason}",
+            mend=f"tuneproof experiment show {test.id}",
+            state=str(test.status),
+            changed={"kind": kind, "who": who, "at": at.isoformat(), "reason": test.reason},
+        )
 
     async def _write_end(self, tests: Sequence[ABTest], reason: str, actor: str, tx: Tx) -> None:
         at = self._clock.now()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +15,7 @@ from tuneproof.app.managers import Managers
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.waking import wake
-from tuneproof.errors import ConflictError, InputError, NotFoundError
+from tuneproof.errors import ConflictError, InputError, NotFoundError, StateError
 from tuneproof.experiments import ExperimentStatus, ModelRef
 from tuneproof.pipeline import rollout_alone
 from tuneproof.rollout import Deployment, DeploymentState, RollbackResult, Routing
@@ -125,11 +126,13 @@ class RolloutService:
         deployment = await self._target(target)
         if isinstance(deployment, Routing):
             return await self._return_to_previous(deployment, reason, actor)
-        await self._expect(deployment, expected_version)
         tested = await self._tested(deployment.tasks)
-        result = await self._managers.for_rollout(deployment).rollback_model(
-            deployment.id, reason, actor=actor
-        )
+        manager = self._managers.for_rollout(deployment)
+        async with self._naming_who(deployment.id):
+            result = await manager.rollback_model(
+                deployment.id, reason, actor=actor, expected_version=expected_version
+            )
+        result = replace(result, overtook=await self._overtaken(deployment))
         await self._tell_of_rollback(deployment.id)
         await self._routing.board.refresh_if_possible()
         await wake(self._engine, deployment.run_id or deployment.id)
@@ -225,15 +228,34 @@ class RolloutService:
             if cursor is None:
                 return None
 
-    async def _expect(self, deployment: Deployment, version: int | None) -> None:
-        if version is not None and version != deployment.version:
-            raise ConflictError(
-                f"Rollout {deployment.id} is at version {deployment.version}, not {version}.",
-                mend="Read it again, then decide.",
-                version=deployment.version,
-                state=str(deployment.state),
-                share=deployment.share,
-            )
+    @asynccontextmanager
+    async def _naming_who(self, id: str) -> AsyncIterator[None]:
+        """Have who is refused, since a rollout was moved, told by whom, how and when."""
+        try:
+            yield
+        except (ConflictError, StateError) as error:
+            moves = await self._store.deployments.history(id)
+            if "state" not in error.details or not moves:
+                raise
+            last = moves[-1]
+            raise type(error)(
+                f"{error.message} {_sentence(last)}",
+                mend=error.mend,
+                **error.details,
+                changed={
+                    "kind": last.kind,
+                    "who": last.who,
+                    "at": last.at.isoformat(),
+                    "reason": last.reason,
+                },
+            ) from error
+
+    async def _overtaken(self, seen: Deployment) -> str:
+        """What moved a rollout after it was seen and before it was rolled back."""
+        moves = await self._store.deployments.history(seen.id)
+        back = str(DeploymentState.ROLLED_BACK)
+        between = [one for one in moves[seen.version :] if one.detail["state"] != back]
+        return _sentence(between[-1]) if between else ""
 
     async def act(
         self,
@@ -246,12 +268,15 @@ class RolloutService:
     ) -> Deployment:
         """Stay at this share until somebody resumes, go on, or take the next step now.
 
-        A step's time starts anew where it goes on.
+        A step's time starts anew where it goes on. It is done to the rollout as it is when this
+        is called, or at `expected_version`: of two who act at once the second gets
+        `ConflictError`, which says what the first did.
         """
         deployment = await self._store.deployments.get(id)
-        await self._expect(deployment, expected_version)
+        seen = deployment.version if expected_version is None else expected_version
         manager = self._managers.for_rollout(deployment)
-        moved = await manager.act(id, verb, actor=actor, reason=reason)
+        async with self._naming_who(id):
+            moved = await manager.act(id, verb, actor=actor, reason=reason, expected_version=seen)
         await manager.apply(moved.tasks)
         await self._routing.board.refresh_if_possible()
         await wake(self._engine, moved.run_id or moved.id)
@@ -262,6 +287,10 @@ def _nothing_to_take_back(target: str, routing: Routing | None) -> NotFoundError
     subjects = routing.subjects if routing is not None else ()
     ends = f"tuneproof experiment end {subjects[0]}" if subjects else "tuneproof status"
     return NotFoundError(f"No rollout serves {target!r}: there is nothing to take back.", mend=ends)
+
+
+def _sentence(move: HistoryEntry) -> str:
+    return f"{move.who} did {move.kind} at {move.at.isoformat(timespec='seconds')}: {move.reason}"
 
 
 def _busy(routing: Routing) -> ConflictError:

@@ -17,6 +17,7 @@ from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.errors import (
     ConfigError,
+    ConflictError,
     DeniedError,
     InputError,
     NotFoundError,
@@ -203,36 +204,70 @@ class RunService:
         status = "completed" if run.status.final else "pending"
         return AbortedRun(run=run, cleanup_status=status, resources_cleaned=cleaned)
 
-    async def retry(self, run_id: str, *, stage: str | None = None, actor: str = "system") -> Run:
-        """Take an ended run up again from a stage (default: the one that failed)."""
+    async def retry(
+        self,
+        run_id: str,
+        *,
+        stage: str | None = None,
+        actor: str = "system",
+        expected_version: int | None = None,
+    ) -> Run:
+        """Take an ended run up again from a stage (default: the one that failed).
+
+        Of two who do so at once the second gets `ConflictError` or `StateError`; either says what
+        was done to the run last.
+        """
         run = await self._store.runs.get(run_id)
-        if not run.status.final or run.status is RunStatus.SUCCESS:
-            raise StateError(
-                f"Run {run_id} is {run.status}: only one that ended without success is retried.",
-                mend="tuneproof run start",
-            )
-        if not await self._engine.returned(run_id):  # its end is written before it returns
-            raise StateError(f"Run {run_id} is still ending.", mend="Try again in some seconds.")
         wanted = stage or (run.error or {}).get("stage") or run.current_stage or Stage.COLLECT
         first = FIRST_STEP[_stage(str(wanted)) or Stage.COLLECT]
+        try:
+            await self._ensure_retriable(run)
+            run = await self._taken_up(run, expected_version, str(first), f"from {wanted}", actor)
+        except (ConflictError, StateError) as error:
+            details = {**error.details, "changed": await self.last_deed(run_id)}
+            raise type(error)(error.message, mend=error.mend, **details) from error
+        await self._engine.rewind(run_id, first)
+        self._live.publish("run", run.id, run.version)
+        return run
+
+    async def _ensure_retriable(self, run: Run) -> None:
+        if not run.status.final or run.status is RunStatus.SUCCESS:
+            raise StateError(
+                f"Run {run.id} is {run.status}: only one that ended without success is retried.",
+                mend="tuneproof run start",
+            )
+        if not await self._engine.returned(run.id):  # its end is written before it returns
+            raise StateError(f"Run {run.id} is still ending.", mend="Try again in some seconds.")
+
+    async def _taken_up(
+        self, run: Run, expected_version: int | None, first: str, said: str, actor: str
+    ) -> Run:
+        """Note that a run is taken up again, as it was read. Raises `ConflictError` otherwise."""
         async with self._store.database.begin() as tx:
             await self._refuse_overlap(run.pipeline, tx)
             attempt = int(run.arguments.get("attempt", 1)) + 1
-            run = await self._store.runs.update(
-                run_id,
+            taken = await self._store.runs.update(
+                run.id,
+                expected_version=run.version if expected_version is None else expected_version,
                 tx=tx,
                 status=RunStatus.PENDING,
                 reason=None,
                 error=None,
                 ended_at=None,
-                arguments={**run.arguments, "attempt": attempt, "retry_from": str(first)},
+                arguments={**run.arguments, "attempt": attempt, "retry_from": first},
             )
-            await self._store.activity.add(
-                self._clock.now(), actor, "run retry", run_id, f"from {wanted}", tx=tx
-            )
-        await self._engine.rewind(run_id, first)
-        self._live.publish("run", run.id, run.version)
-        return run
+            now = self._clock.now()
+            await self._store.activity.add(now, actor, "run retry", run.id, said, tx=tx)
+        return taken
+
+    async def last_deed(self, run_id: str) -> Mapping[str, str] | None:
+        """Who did what to a run last, when and why; None where nobody did anything."""
+        deeds = (await self._store.activity.page(object_id=run_id, limit=1)).items
+        if not deeds:
+            return None
+        deed = deeds[0]
+        at = deed.at.isoformat()
+        return {"kind": deed.action, "who": deed.actor, "at": at, "reason": deed.reason}
 
     async def log(self, run_id: str) -> Sequence[LogEntry]:
         """What happened in a run, oldest first: its stages, its job's events, the moves of its

@@ -105,7 +105,9 @@ async def _change(action: str, rollout_id: str, reason: str, options: CommonOpti
         served = output.percent(before["current_traffic"])
         question = f"{action.capitalize()} {rollout_id}, whose candidate serves {served}?"
         output.confirm(question, yes=options.yes)
-        after = await service.post(path_to("/deployment", action, rollout_id), {"reason": reason})
+        after = await service.post(
+            path_to("/deployment", action, rollout_id), {"reason": reason}, seen=before["version"]
+        )
     if options.json:
         output.data(after)
     else:
@@ -134,4 +136,6 @@ async def rollback(
         return OK
     seconds = done["rollback_time_seconds"]
     output.say(f"Rolled back to {done['restored_model']} in {seconds:.3f} s. {address}")
+    if done["overtook"]:
+        output.say(f"It took back what was done at the same moment: {done['overtook']}")
     return OK

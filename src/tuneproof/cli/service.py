@@ -64,10 +64,14 @@ class Service:
         response = await self._request("GET", path)
         return response.text
 
-    async def post(self, path: str, body: Any = None, **params: Any) -> Any:
-        """What a path answers to a write. Raises as `get` does."""
+    async def post(
+        self, path: str, body: Any = None, *, seen: int | None = None, **params: Any
+    ) -> Any:
+        """What a path answers to a write, if at the version `seen`. Raises as `get` does."""
         kept = {k: v for k, v in params.items() if v is not None}
-        return await self._send("POST", path, params=kept, json={} if body is None else body)
+        headers = {} if seen is None else {"If-Match": f'"{seen}"'}
+        sent = {} if body is None else body
+        return await self._send("POST", path, params=kept, json=sent, headers=headers)
 
     @asynccontextmanager
     async def stream(self, path: str) -> AsyncIterator[AsyncIterator[str]]:

@@ -115,13 +115,17 @@ class DeploymentResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackResult:
-    """What `rollback_model` answers. `seconds` is the time from the call to the routing write."""
+    """What `rollback_model` answers. `seconds` is the time from the call to the routing write.
+
+    `overtook` says what somebody else did at the same moment, which this took back.
+    """
 
     deployment_id: str
     status: DeploymentState
     restored_model: str
     reason: str
     seconds: float
+    overtook: str = ""
 
 
 # --- the plan ---------------------------------------------------------------------------

@@ -411,16 +411,18 @@ class DeploymentManager:
         actor: str,
         reason: str,
         at: datetime | None = None,
+        expected_version: int | None = None,
         tx: Tx | None = None,
     ) -> Deployment:
         """Do what a person asked for: `pause`, `resume`, `advance` or `rollback`.
 
-        A look that moves it meanwhile is waited for. Raises `StateError` for what cannot be done
-        in the state that it is in then.
+        Who moves it meanwhile is waited for. Raises `StateError` for what cannot be done
+        in the state that it is in then, `ConflictError` where it is not at `expected_version`.
         """
         now = at or self._clock.now()
         async with self._store.database.writing(tx) as own:
             deployment = await self._store.deployments.get(deployment_id, lock=True, tx=own)
+            _expect_version(deployment, expected_version)
             moved = _asked(deployment, verb, now, actor, reason)
             if moved is deployment:
                 return deployment
@@ -465,11 +467,22 @@ class DeploymentManager:
 
     @opening
     async def rollback_model(
-        self, deployment_id: str, reason: str, *, actor: str = "system"
+        self,
+        deployment_id: str,
+        reason: str,
+        *,
+        actor: str = "system",
+        expected_version: int | None = None,
     ) -> RollbackResult:
         """Give all traffic back to the model before: one write. Doing it twice is harmless."""
         began = time.perf_counter()
-        deployment = await self.act(deployment_id, "rollback", actor=actor, reason=reason)
+        deployment = await self.act(
+            deployment_id,
+            "rollback",
+            actor=actor,
+            reason=reason,
+            expected_version=expected_version,
+        )
         seconds = time.perf_counter() - began
         await self.apply(deployment.tasks)
         return RollbackResult(
@@ -523,6 +536,17 @@ def _always(provider: Provider) -> _Serves:
         return provider
 
     return serves
+
+
+def _expect_version(deployment: Deployment, version: int | None) -> None:
+    if version is not None and version != deployment.version:
+        raise ConflictError(
+            f"Rollout {deployment.id} is at version {deployment.version}, not {version}.",
+            mend="Read it again, then decide.",
+            version=deployment.version,
+            state=str(deployment.state),
+            share=deployment.share,
+        )
 
 
 def _asked(deployment: Deployment, verb: str, now: datetime, actor: str, reason: str) -> Deployment:

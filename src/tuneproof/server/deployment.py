@@ -180,13 +180,14 @@ class RolloutState(Deployed):
 
 
 class RolledBack(Answer):
-    """What a rollback did."""
+    """What a rollback did; `overtook` is what somebody did at the same moment, taken back too."""
 
     deployment_id: str = Field(examples=[EXAMPLE_DEPLOYMENT])
     status: str = Field(examples=["rolled_back"])
     restored_model: str
     reason: str
     rollback_time_seconds: float
+    overtook: str = ""
 
 
 class LaneState(Answer):
@@ -397,6 +398,7 @@ def rolled_back(result: RollbackResult) -> RolledBack:
         restored_model=result.restored_model,
         reason=result.reason,
         rollback_time_seconds=result.seconds,
+        overtook=result.overtook,
     )
 
 

@@ -251,9 +251,12 @@ def router() -> APIRouter:
         asked: RetryRequest | None = None,
         if_match: IfMatch = None,
     ) -> RunState:
-        await _expect(app, pipeline_id, expected(if_match))
+        seen = expected(if_match)
+        await _expect(app, pipeline_id, seen)
         stage = asked.stage if asked else None
-        run = await app.runs.retry(pipeline_id, stage=stage, actor=caller.actor)
+        run = await app.runs.retry(
+            pipeline_id, stage=stage, actor=caller.actor, expected_version=seen
+        )
         return state(run, app.clock.now())
 
     @routes.get("/runs", summary="All runs, newest first")
@@ -287,6 +290,7 @@ async def _expect(app: TheApp, run_id: str, version: int | None) -> None:
             version=run.version,
             run_status=str(run.status),
             stage=run.current_stage,
+            changed=await app.runs.last_deed(run_id),
         )
 
 
