@@ -18,9 +18,9 @@ from tuneproof.workflow import Clock
 
 __all__ = ["KEPT", "HistoryService"]
 
-KEPT = timedelta(days=28)
-"""How long after its week the raw events of a history are kept at most: what is summed up of them
-stays."""
+KEPT = timedelta(days=7)
+"""How long after its week the raw events of a history are kept at most: they come from the first
+call on and for ever, and what is summed up of them stays."""
 
 HOUR = timedelta(hours=1)
 

@@ -258,12 +258,13 @@ def _single(bodies: Sequence[Any]) -> list[tuple[str | None, Any]]:
     """Each receipt that is named with the feedback on it alone. Raises `InputError`."""
     found: list[tuple[str | None, Any]] = []
     for body in bodies:
-        several = body.get("response_ids") if isinstance(body, Mapping) else None
-        if isinstance(several, list) and all(isinstance(one, str) for one in several):
-            rest = {name: told for name, told in body.items() if name != "response_ids"}
+        told = body if isinstance(body, Mapping) else {}
+        given, several = told.get("response_id"), told.get("response_ids")
+        texts = isinstance(several, list) and all(isinstance(one, str) for one in several)
+        if several and texts and given is None:
+            rest = {name: value for name, value in told.items() if name != "response_ids"}
             found += [(one, {**rest, "response_id": one}) for one in several]
         else:
-            given = body.get("response_id") if isinstance(body, Mapping) else None
             found.append((given if isinstance(given, str) else None, body))
     if len(found) > MAX_ANSWERS:
         raise _refused(

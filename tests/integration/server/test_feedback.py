@@ -121,16 +121,18 @@ async def test_a_list_of_reports_keeps_those_that_can_be_kept(tested: Service) -
             {"response_id": one},
             {"value": 0.2},
             "words",
+            {"response_id": one, "response_ids": [other], "value": 0.3},
             {"response_id": other, "value": 1e-9},
             {"response_id": other, "value": {"comment": "slow"}},
         ],
     )
-    assert [entry["accepted"] for entry in found["results"]] == [1, 0, 0, 0, 0, 1]
+    assert [entry["accepted"] for entry in found["results"]] == [1, 0, 0, 0, 0, 0, 1]
     errors = [entry.get("error", {}).get("message", "") for entry in found["results"]]
     assert "neither a value nor a comment" in errors[1]
     assert errors[2].startswith("response_id: ")
     assert errors[3].startswith("body: ")
-    assert "measure in a smaller unit" in found["results"][4]["reason"]
+    assert "names them twice" in errors[4]
+    assert "measure in a smaller unit" in found["results"][5]["reason"]
     assert [text for _, text, _ in await comments(tested, other)] == ["slow"]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.integration.server.conftest import Service
+from tests.integration.server.conftest import Service, open_service
 
 from tuneproof.experiments.histories import WEEK, history_of, week_of
 from tuneproof.server.tickets import Ticket
+from tuneproof.settings import Settings
 from tuneproof.store import SubjectKind
 
 ASKED = {"model": "tuneproof/hook", "messages": [{"role": "user", "content": "Begin"}]}
@@ -138,15 +140,33 @@ async def test_a_week_is_forgotten_after_its_time_and_what_it_summed_up_stays(
     served: Service,
 ) -> None:
     app = served.app
-    old = week_of(app.clock.now()) - 4 * WEEK + timedelta(hours=1)
+    old = week_of(app.clock.now()) - WEEK + timedelta(hours=1)
     events = {"exposures": [exposure("u", old)], "outcomes": [outcome("u", old, 0.1)]}
     assert (await served.post("/events", events)).json()["accepted"] == 2
-    assert await app.outcomes.forget() == [], "28 days after its week"
+    assert await app.outcomes.forget() == [], "a week after its week"
     subject = history_of("hook", old)
-    assert await app.store.histories.kept(app.clock.now() - 3 * WEEK) == [subject]
+    assert await app.store.histories.kept(week_of(app.clock.now())) == [subject]
     kept = await app.store.events.stored(subject)
     await app.store.retention.purge(subject, app.clock.now())
     assert await app.store.events.stored(subject) == kept
     assert await app.store.histories.kept(app.clock.now()) == []
     late = await served.post("/events", {"exposures": [exposure("v", old)]})
     assert late.json()["accepted"] == 0
+
+
+async def test_the_shortest_retention_holds_for_histories_too(
+    settings: Settings, database_url: str
+) -> None:
+    pipeline = replace(settings.pipelines["default"], retention_days=1e-6)
+    stored = replace(
+        settings,
+        store=replace(settings.store, url=database_url),
+        pipelines={"default": pipeline},
+    )
+    async with open_service(stored) as service:
+        await service.post("/evaluation/create-ab-test", MODELS)
+        old = week_of(service.app.clock.now()) - WEEK + timedelta(hours=1)
+        taken = await service.post("/events", {"exposures": [exposure("u", old)]})
+        assert taken.json()["accepted"] == 1
+        assert history_of("hook", old) in await service.app.outcomes.forget()
+        assert await service.app.store.events.newest(history_of("hook", old)) == []
