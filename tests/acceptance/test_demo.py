@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def test_candidate_that_truly_wins_is_promoted_and_rolled_out(tmp_path: Path) ->
     assert (found["rollout"]["state"], found["rollout"]["share"]) == ("complete", 1.0)
     assert found["training"]["heldout_loss"] < found["training"]["base_heldout_loss"]
     assert found["dataset"]["examples"]["hook"] > 100
+    assert found["rollback"] is None
     lower, upper = found["experiment"]["interval"]
     assert lower < found["experiment"]["true_effect"] < upper
 
@@ -47,6 +49,13 @@ def test_candidate_that_turns_harmful_is_rolled_back_with_its_cause(tmp_path: Pa
     assert found["rollout"]["state"] == "rolled_back"
     assert found["rollout"]["share"] == 0
     assert "fell by more than 15%" in found["rollout"]["cause"].replace(" %", "%")
+    back = found["rollback"]
+    lasted = datetime.fromisoformat(back["rolled_back_at"]) - datetime.fromisoformat(
+        back["turned_at"]
+    )
+    assert 6 < back["hours"] == pytest.approx(lasted / timedelta(hours=1), abs=0.01)
+    assert back["hours"] < 24 * 7
+    assert 0 < back["reach_s"] < 60
 
 
 def experiment_of(seed: int, directory: str) -> dict[str, Any]:

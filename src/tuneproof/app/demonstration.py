@@ -14,15 +14,24 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypedDict
 
 from tuneproof import workflow
 from tuneproof.app import App
-from tuneproof.demo import Audience, DemoTraffic, PostsTable, broken_from_half, seed_posts
+from tuneproof.demo import (
+    TURNING_SHARE,
+    Audience,
+    DemoTraffic,
+    PostsTable,
+    broken_from_half,
+    seed_posts,
+)
+from tuneproof.demo.traffic import HOOK
 from tuneproof.errors import TuneProofError
-from tuneproof.rollout import Routing
+from tuneproof.pipeline.steps import StepName
+from tuneproof.rollout import DeploymentState, Routing
 from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, StoreConfig
 from tuneproof.store import Run
 from tuneproof.testing import VirtualClock
@@ -116,6 +125,19 @@ class RolloutOutcome(TypedDict):
     cause: str | None
 
 
+class RollbackOutcome(TypedDict):
+    """How long a harmful candidate served: in virtual time, from when the audience turned.
+
+    `reach_s` is real time: from the beginning of the look that found the harm until the routing
+    that clients read was without the candidate; None where another process saw it.
+    """
+
+    turned_at: str
+    rolled_back_at: str
+    hours: float
+    reach_s: float | None
+
+
 class DemoOutcome(TypedDict):
     """The whole turn of a demo."""
 
@@ -124,16 +146,18 @@ class DemoOutcome(TypedDict):
     training: TunedModelOutcome
     experiment: ExperimentOutcome | None
     rollout: RolloutOutcome | None
+    rollback: RollbackOutcome | None
     seconds: float
 
 
 class Demonstration:
     """A demo under way: its App, its run, and what it would print as JSON."""
 
-    def __init__(self, app: App, run_id: str, audience: Audience) -> None:
+    def __init__(self, app: App, run_id: str, audience: Audience, stopwatch: _Stopwatch) -> None:
         self.app = app
         self.run_id = run_id
         self.audience = audience
+        self._stopwatch = stopwatch
         self._began = time.perf_counter()
 
     async def wait(self) -> Run:
@@ -160,6 +184,7 @@ class Demonstration:
             },
             "experiment": await self._experiment(result),
             "rollout": await self._rollout(result),
+            "rollback": await self._rollback(result),
             "seconds": round(time.perf_counter() - self._began, 1),
         }
 
@@ -197,6 +222,51 @@ class Demonstration:
             "cause": deployment.cause,
         }
 
+    async def _rollback(self, result: Mapping[str, str]) -> RollbackOutcome | None:
+        if "deployment_id" not in result:
+            return None
+        store = self.app.store
+        deployment = await store.deployments.get(result["deployment_id"])
+        phases = await store.experiments.phases(deployment.id)
+        turned = [phase.at for phase in phases if phase.share >= TURNING_SHARE]
+        back, ended = DeploymentState.ROLLED_BACK, deployment.ended_at
+        if deployment.state is not back or ended is None or not turned:
+            return None
+        return {
+            "turned_at": turned[0].isoformat(),
+            "rolled_back_at": ended.isoformat(),
+            "hours": round((ended - turned[0]) / timedelta(hours=1), 2),
+            "reach_s": self._stopwatch.seconds,
+        }
+
+
+class _Stopwatch:
+    """Measures how long a rollback takes to reach the routing that clients read."""
+
+    def __init__(self, on_step: workflow.StepHook | None) -> None:
+        self._on_step = on_step
+        self._looking_since: float | None = None
+        self._serves = False
+        self.seconds: float | None = None
+
+    def step(self, name: str, moment: workflow.Moment) -> None:
+        """What the engine tells of a step."""
+        if name == StepName.ROLLOUT_LOOK and moment is workflow.Moment.BEFORE:
+            self._looking_since = time.perf_counter()
+        if self._on_step is not None:
+            self._on_step(name, moment)
+
+    async def watch(self, app: App) -> None:
+        """Notice that the routing changed, until the App closes."""
+        async for event in app.live.subscribe():
+            if event.kind == "routing":
+                self._changed(app.routing.board.snapshot.by_task.get(HOOK))
+
+    def _changed(self, routing: Routing | None) -> None:
+        served, self._serves = self._serves, routing is not None and bool(routing.lanes)
+        if served and not self._serves and self._looking_since is not None:
+            self.seconds = round(time.perf_counter() - self._looking_since, 3)
+
 
 @asynccontextmanager
 async def demonstration(
@@ -218,9 +288,11 @@ async def demonstration(
     chosen = demo_settings(directory, settings)
     wanted: Wanted = {"seed": seed, "broken": broken, "last_stage": last_stage}
     await asyncio.to_thread(_clear_if_over, directory, wanted)
+    stopwatch = _Stopwatch(on_step)
     async with App.open(
-        chosen, clock=clock, poll_s=ENGINE_POLL_S, on_step=on_step, takeover_s=takeover_s
+        chosen, clock=clock, poll_s=ENGINE_POLL_S, on_step=stopwatch.step, takeover_s=takeover_s
     ) as app:
+        app.supervisor.keep("stopwatch", lambda: stopwatch.watch(app))
         audience = Audience(seed)
         run_id = await _run_of(app, audience, wanted)
         traffic = DemoTraffic(
@@ -236,7 +308,7 @@ async def demonstration(
             broken_from=broken_from_half if broken else None,
         )
         app.let_time_pass(_Training(app), traffic)
-        yield Demonstration(app, run_id, audience)
+        yield Demonstration(app, run_id, audience, stopwatch)
 
 
 async def _run_of(app: App, audience: Audience, wanted: Wanted) -> str:

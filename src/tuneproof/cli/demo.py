@@ -161,9 +161,26 @@ def _print(outcome: Mapping[str, Any]) -> None:
             ("looks, units", f"{test['looks']}, {test['units']}" if test else None),
             ("rollout", f"{rollout['id']}: {rollout['state']}" if rollout else None),
             ("cause", rollout.get("cause")),
+            *_harm(outcome["rollback"]),
             ("seconds", outcome["seconds"]),
         ]
     )
+
+
+def _harm(rollback: Mapping[str, Any] | None) -> list[tuple[str, str | None]]:
+    """How long harm lasted, in the time of the simulation, and how fast it ended, in ours."""
+    if rollback is None:
+        return []
+    turned = datetime.fromisoformat(rollback["turned_at"])
+    reached = rollback["reach_s"]
+    said = None if reached is None else f"{reached:.3f} s after its look began, in real time"
+    return [
+        (
+            "harm to rollback",
+            f"{rollback['hours']:.1f} h, from when the audience turned ({turned:%a %d %b %H:%M})",
+        ),
+        ("reached clients", said),
+    ]
 
 
 def _losses(training: Mapping[str, Any]) -> str | None:

@@ -136,6 +136,6 @@ async def rollback(
         return OK
     seconds = done["rollback_time_seconds"]
     output.say(f"Rolled back to {done['restored_model']} in {seconds:.3f} s. {address}")
-    if done["overtook"]:
+    if done.get("overtook"):
         output.say(f"It took back what was done at the same moment: {done['overtook']}")
     return OK

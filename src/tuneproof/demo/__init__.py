@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from tuneproof.demo.audience import Audience, Reaction, features
 from tuneproof.demo.posts import POSTS_TABLE, PostsTable, seed_posts, seeded_posts
-from tuneproof.demo.traffic import DemoTraffic, Sink, broken_from_half
+from tuneproof.demo.traffic import TURNING_SHARE, DemoTraffic, Sink, broken_from_half
 from tuneproof.demo.writing import STYLES, TOPICS, Draft, write
 
 __all__ = [
     "POSTS_TABLE",
     "STYLES",
     "TOPICS",
+    "TURNING_SHARE",
     "Audience",
     "DemoTraffic",
     "Draft",

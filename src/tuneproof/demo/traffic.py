@@ -39,10 +39,14 @@ _LATENCY_SPREAD = 0.3
 _BATCH = 5000
 
 
+TURNING_SHARE = 0.5
+"""From this share of a rollout on the audience dislikes a candidate that is to break."""
+
+
 def broken_from_half(routing: Routing) -> bool:
     """Whether a rollout has reached half of the traffic: when `--break` turns the audience."""
     lane = routing.only
-    return lane is not None and lane.subject.startswith("deploy") and lane.share >= 0.5
+    return lane is not None and lane.subject.startswith("deploy") and lane.share >= TURNING_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.integration.server.conftest import Service
+from tests.waiting import eventually
 
 from tuneproof.experiments import ModelRef
 
@@ -33,11 +34,11 @@ class People:
         self._http = service.http
         self._tokens = tokens
 
-    async def post(self, who: str, path: str, **headers: str) -> httpx2.Response:
+    async def post(self, who: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named["authorization"] = f"Bearer {self._tokens[who]}"
-        body = {"reason": f"{who} says so"}
-        return await self._http.post(path, json=body, headers=named)
+        said = {"reason": f"{who} says so"} if body is None else body
+        return await self._http.post(path, json=said, headers=named)
 
 
 @pytest.fixture
@@ -174,3 +175,22 @@ async def test_of_stop_and_promote_at_once_the_test_is_stopped_and_nothing_is_ro
     assert promoted.status_code == 409, promoted.text
     [routing, *_] = (await on_either.http.get("/routing")).json()["routing"]
     assert routing["candidate"] is None
+
+
+async def test_of_two_who_retry_a_run_at_once_one_takes_it_up(
+    on_either: Service, people: People
+) -> None:
+    """Seen: both could pass the check of its state, and the run was rewound twice."""
+    started = await on_either.post("/fine-tuning/start", {"force_run": True})
+    run = started.json()["pipeline_id"]
+    aborted = await on_either.post(f"/fine-tuning/abort/{run}")
+    assert aborted.status_code == 200, aborted.text
+    await eventually(lambda: on_either.app.engine.returned(run), 60)
+    answers = await asyncio.gather(
+        people.post("ann", f"/fine-tuning/retry/{run}", {}),
+        people.post("bob", f"/fine-tuning/retry/{run}", {}),
+    )
+    assert sorted(a.status_code for a in answers) == [200, 409], [a.text for a in answers]
+    won = 0 if answers[0].status_code == 200 else 1
+    changed = answers[1 - won].json()["details"]["changed"]
+    assert (changed["who"], changed["kind"]) == (("rest:ann", "rest:bob")[won], "run retry")
