@@ -139,15 +139,13 @@ class ExperimentService:
         return tests
 
     async def _planned(self, config: PipelineConfig, hours: float | None) -> PipelineConfig:
-        """With the units that the pipeline's posts let expect, where none are declared.
+        """With the units that posts or history let expect, where none are declared.
 
         Raises `InputError` where their mean rate is below 0: no lift of that can be shown.
         """
         hours = config.a_b_test_duration_hours if hours is None else hours
-        try:
-            plan = await self.plan(pipeline=config.name)
-        except TuneProofError as error:  # a plan is advice
-            log.info("the units of a test could not be planned: %s", error)
+        plan = await self._advice(config)
+        if plan is None:
             return config
         if plan.mean is not None and plan.mean < 0:
             raise InputError(
@@ -159,6 +157,20 @@ class ExperimentService:
             return config
         per_hour = plan.units_per_hour
         return replace(config, planned_units=per_hour * hours) if per_hour else config
+
+    async def _advice(self, config: PipelineConfig) -> CyclePlan | None:
+        """The plan by the posts; where those say nothing, by the first task's history."""
+        found = None
+        for task in (None, config.tasks[0]):
+            try:
+                plan = await self.plan(pipeline=config.name, task=task)
+            except TuneProofError as error:
+                log.info("the units of a test could not be planned: %s", error)
+                continue
+            if plan.mean is not None:
+                return plan
+            found = found or plan
+        return found
 
     async def _ensure_allowed(
         self, config: PipelineConfig, baseline: ModelRef, replace_baseline: bool

@@ -202,7 +202,7 @@ class Declaration:
             at_most=1e12,
             label="units expected",
             doc="units that the test is expected to enrol, both arms together: its bounds are "
-            "tightest at half of them; none: as its plan says, from the posts",
+            "tightest at half of them; none: as its plan says, from the posts or the history",
         ),
     )
 

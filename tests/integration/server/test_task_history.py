@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.integration.server.conftest import Service, open_service
+from tests.integration.server.conftest import Service, open_service, posts
 
 from tuneproof.experiments.histories import WEEK, history_of, week_of
 from tuneproof.server.tickets import Ticket
@@ -41,6 +41,28 @@ def outcome(unit: str, at: datetime, value: float) -> dict[str, Any]:
     return {"id": unit, "subject": subject, "unit": unit, "at": at.isoformat(), "value": value}
 
 
+async def recorded(
+    service: Service,
+) -> tuple[datetime, datetime, list[tuple[str, datetime, float]]]:
+    """A history of 500 units, 400 of them with an outcome; from when to when it is looked at."""
+    config = service.app.pipelines.get("default")
+    until = service.app.clock.now() - timedelta(hours=config.maturation_hours)
+    first = (until - timedelta(hours=50)).replace(minute=0, second=0, microsecond=0)
+    draw = random.Random(7)
+    units = [
+        (f"u{i}", first + timedelta(minutes=5 * i), draw.betavariate(2, 18)) for i in range(500)
+    ]
+    taken = await service.post(
+        "/events",
+        {
+            "exposures": [exposure(unit, at, tokens=80) for unit, at, _ in units],
+            "outcomes": [outcome(unit, at, value) for unit, at, value in units[:400]],
+        },
+    )
+    assert taken.json()["accepted"] == 900, taken.text
+    return until, first, units
+
+
 async def test_a_request_is_recorded_before_anything_is_tested(served: Service) -> None:
     """Seen: of requests without a running test nothing was kept, and feedback on them neither."""
     answer = await served.post("/v1/chat/completions", {**ASKED, "user": "u"})
@@ -59,22 +81,7 @@ async def test_a_request_is_recorded_before_anything_is_tested(served: Service) 
 
 async def test_a_test_is_planned_from_what_was_recorded(served: Service) -> None:
     """Seen: `plan` knew posts only, so an application without a posts table had no plan."""
-    now = served.app.clock.now()
-    config = served.app.pipelines.get("default")
-    until = now - timedelta(hours=config.maturation_hours)
-    first = (until - timedelta(hours=50)).replace(minute=0, second=0, microsecond=0)
-    draw = random.Random(7)
-    units = [
-        (f"u{i}", first + timedelta(minutes=5 * i), draw.betavariate(2, 18)) for i in range(500)
-    ]
-    taken = await served.post(
-        "/events",
-        {
-            "exposures": [exposure(unit, at, tokens=80) for unit, at, _ in units],
-            "outcomes": [outcome(unit, at, value) for unit, at, value in units[:400]],
-        },
-    )
-    assert taken.json()["accepted"] == 900, taken.text
+    until, first, units = await recorded(served)
     # The test of the fixture, a moment long, is no time in which units could have come.
     plan = (await served.http.get("/evaluation/plan", params={"task": "hook"})).json()
     assert plan["reason"] == ""
@@ -170,3 +177,21 @@ async def test_the_shortest_retention_holds_for_histories_too(
         assert taken.json()["accepted"] == 1
         assert history_of("hook", old) in await service.app.outcomes.forget()
         assert await service.app.store.events.newest(history_of("hook", old)) == []
+
+
+async def test_a_test_expects_the_units_that_were_recorded_where_there_are_no_posts(
+    settings: Settings, database_url: str
+) -> None:
+    """Seen: without posts a test was declared without the units that it may expect."""
+    stored = replace(settings, store=replace(settings.store, url=database_url))
+    async with open_service(stored, seen=posts(1)) as service:
+        first = (await service.post("/evaluation/create-ab-test", MODELS)).json()["ab_test_id"]
+        await service.post(f"/evaluation/end/{first}", {"reason": "enough"})
+        until, began, _ = await recorded(service)
+        asked = {**MODELS, "duration_hours": 100}
+        second = (await service.post("/evaluation/create-ab-test", asked)).json()["ab_test_id"]
+        tests = service.app.store.experiments
+        assert (await tests.get(first)).declaration.planned_units is None
+        expected = 100 * 400 / ((until - began) / timedelta(hours=1))
+        planned = (await tests.get(second)).declaration.planned_units
+        assert planned == pytest.approx(expected, rel=0.03)
