@@ -10,17 +10,17 @@ from typing import Any
 import orjson
 
 from tuneproof.errors import DataError
-from tuneproof.experiments import Arm, Exposure, Outcome
+from tuneproof.experiments import Arm, Comment, Exposure, Outcome
 from tuneproof.server.chatting import dumped, loaded
 
 __all__ = ["Event", "event_of", "events_of", "id_of", "line_of"]
 
-Event = Exposure | Outcome
+Event = Exposure | Outcome | Comment
 
 _NAMES: dict[type[Event], tuple[str, ...]] = {
-    kind: tuple(field.name for field in fields(kind)) for kind in (Exposure, Outcome)
+    kind: tuple(field.name for field in fields(kind)) for kind in (Exposure, Outcome, Comment)
 }
-_ONLY_OUTCOMES = "value"
+_ONLY_OUTCOMES, _ONLY_EXPOSURES = "value", "arm"
 
 
 def line_of(event: Event) -> str:
@@ -39,18 +39,23 @@ def event_of(line: str) -> Event:
         at = datetime.fromisoformat(found["at"])
         if _ONLY_OUTCOMES in found:
             return Outcome(**{**found, "at": at})
+        if _ONLY_EXPOSURES not in found:
+            return Comment(**{**found, "at": at})
         messages = tuple(found.get("messages", ()))
         return Exposure(**{**found, "at": at, "arm": Arm(found["arm"]), "messages": messages})
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"A line is no event: {line[:200]!r} ({error}).") from error
 
 
-def events_of(lines: Iterable[str]) -> tuple[Sequence[Exposure], Sequence[Outcome]]:
-    """The exposures and the outcomes of these lines. Raises `DataError`."""
+def events_of(
+    lines: Iterable[str],
+) -> tuple[Sequence[Exposure], Sequence[Outcome], Sequence[Comment]]:
+    """The exposures, outcomes and comments of these lines. Raises `DataError`."""
     events = [event_of(line) for line in lines]
     return (
         [event for event in events if isinstance(event, Exposure)],
         [event for event in events if isinstance(event, Outcome)],
+        [event for event in events if isinstance(event, Comment)],
     )
 
 

@@ -27,11 +27,11 @@ from tuneproof.errors import (
     TuneProofError,
     by_name,
 )
-from tuneproof.experiments import Exposure, Ingested, ModelRef, Outcome, RejectedEvent
+from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome, RejectedEvent
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
 from tuneproof.rollout import Routing
 from tuneproof.server.auth import OUTAGE_S
-from tuneproof.server.event_lines import line_of
+from tuneproof.server.event_lines import Event, line_of
 from tuneproof.server.feed import (
     BEAT_S,
     FeedState,
@@ -169,11 +169,19 @@ class FedServing:
         return (self.now() - datetime.fromisoformat(at)).total_seconds()
 
     async def keep(
-        self, *, exposures: Sequence[Exposure] = (), outcomes: Sequence[Outcome] = ()
+        self,
+        *,
+        exposures: Sequence[Exposure] = (),
+        outcomes: Sequence[Outcome] = (),
+        comments: Sequence[Comment] = (),
     ) -> Ingested:
         """Have the service keep them. Raises what it answers, `StoreUnavailableError` above all."""
-        lines = [*map(line_of, exposures), *map(line_of, outcomes)]
-        return await self.keep_lines(lines)
+        events: list[Event] = [*exposures, *outcomes, *comments]
+        return await self.keep_lines([line_of(event) for event in events])
+
+    async def had(self, subject: str | None, task: str) -> bool:
+        """What the service says. Raises as `keep` does."""
+        return bool(await self._call("/subjects", orjson.dumps([subject, task])))
 
     async def keep_lines(self, lines: Sequence[str]) -> Ingested:
         """As `keep` does."""

@@ -98,6 +98,7 @@ class Feed:
             "/tokens": self._token,
             "/events": self._events,
             "/breakers": self._breaker,
+            "/subjects": self._subject,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -209,6 +210,10 @@ class Feed:
     async def _events(self, body: bytes) -> Any:
         lines = body.decode().split("\n") if body else []
         return asdict(await self._serving.keep_lines(lines))
+
+    async def _subject(self, body: bytes) -> bool:
+        subject, task = orjson.loads(body)
+        return await self._serving.had(subject, task)
 
     async def _breaker(self, body: bytes) -> None:
         told = orjson.loads(body)

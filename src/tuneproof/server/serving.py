@@ -92,5 +92,5 @@ class OwnServing:
 
     async def keep_lines(self, lines: Sequence[str]) -> Ingested:
         """As `keep` does. Raises `DataError` for a line that is no event."""
-        exposures, outcomes = events_of(lines)
-        return await self.keep(exposures=exposures, outcomes=outcomes)
+        exposures, outcomes, comments = events_of(lines)
+        return await self.keep(exposures=exposures, outcomes=outcomes, comments=comments)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.resilience import Supervisor
-from tuneproof.server import gateway, problems
+from tuneproof.server import feedback, gateway, problems
 from tuneproof.server.auth import Access, Callers, authorise
 from tuneproof.server.events import Shares
 from tuneproof.server.fed import FedServing
@@ -93,6 +93,7 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
         access = Access(settings.server, serving.find_token, Callers())
         service.state.serving = serving
         service.state.access = access
+        service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares)
         served.chat = ChatRoute(serving, access)
         service.state.gateway = served.chat.gateway = gateway.Gateway(serving, upstream, spool)
         await serving.start()
@@ -116,6 +117,7 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
     served.state.shares = Shares()
     problems.install(served)
     served.include_router(gateway.router())
+    served.include_router(feedback.router())
     _add_probes(served, metrics)
     served.add_middleware(Guard, metrics=metrics)
     return served

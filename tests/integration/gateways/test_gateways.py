@@ -38,6 +38,23 @@ def test_two_processes_answer_and_what_they_saw_arrives(place, subject):
     until(lambda: all_kept(place, load))
 
 
+def test_feedback_by_a_gateway_process_is_kept_by_the_service(place, subject):
+    def told(body):
+        return httpx2.post(f"{place.gateway}/v1/feedback", json=body, timeout=30)
+
+    receipt = place.ask("u").headers["x-tuneproof-response"]
+    body = {"response_id": receipt, "value": {"value": 0.5, "comment": "fine"}}
+    answers = [told(body).json() for _ in range(2)]
+    assert answers == [{"accepted": 1, "duplicates": 0}, {"accepted": 0, "duplicates": 1}]
+    said = httpx2.get(f"{place.url}/events/comments", params={"subject": subject}, timeout=30)
+    assert [one["text"] for one in said.json()] == ["fine"]
+    unknown = Ticket(exposure="e", task="hook", subject="ab-test-20000101-001", unit="u").encode()
+    for receipt in ("chatcmpl-1", unknown):
+        refused = told({"response_id": receipt, "value": 1})
+        assert refused.status_code == 404
+        assert refused.json()["error"]["code"] == "response_not_found"
+
+
 def test_a_killed_service_touches_no_request_and_loses_no_event(place, subject):
     before = place.service_pid()
     with Load(place) as load:

@@ -12,7 +12,7 @@ import pytest
 from tests.waiting import eventually
 
 from tuneproof.errors import DataError, StoreUnavailableError
-from tuneproof.experiments import Arm, Exposure, Ingested, Outcome, RejectedEvent
+from tuneproof.experiments import Arm, Comment, Exposure, Ingested, Outcome, RejectedEvent
 from tuneproof.resilience import Supervisor
 from tuneproof.server.event_lines import event_of, events_of, line_of
 from tuneproof.server.spool import Spool
@@ -35,7 +35,7 @@ class Writer:
     calls: int = 0
 
     async def __call__(self, lines: Sequence[str]) -> Ingested:
-        exposures, outcomes = events_of(lines)
+        exposures, outcomes, _ = events_of(lines)
         self.calls += 1
         await asyncio.sleep(0)
         if self.away:
@@ -175,6 +175,7 @@ async def test_an_event_is_on_disk_before_anybody_is_asked_for_anything(
             messages=({"role": "user", "content": "line\r\nline"},),
         ),
         Outcome(id="o", subject="s", unit="u", at=AT, value=0.5, quality=None, item="post"),
+        Comment(id="c", subject="s", unit="u", at=AT, text="fine\u2028 \ud83d"),
     ],
 )
 def test_a_line_says_all_that_its_event_does(event):
