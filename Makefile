@@ -7,7 +7,7 @@ LORA := .venv-lora/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: help setup services demo test check lint types unit steady machine acceptance acceptance-long lora simulate mutate bench docs house lock clean
+.PHONY: chaos help setup services demo test check lint types unit steady machine acceptance acceptance-long lora simulate mutate bench docs house lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,9 @@ steady: setup services ## ten times `make test`, a second one beside it in five:
 machine: setup services ## new stories of tests, rollouts and people: TUNEPROOF_MACHINE=100 tells more of them
 	TUNEPROOF_MACHINE_SEED=$${TUNEPROOF_MACHINE_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} \
 		$(PYTHON) -m pytest -q -n 2 -m slow tests/acceptance/test_machine.py
+
+chaos: setup services ## ten minutes of requests while everything behind them fails in turn. ARGS="--seed 8"
+	$(PYTHON) -m tests.chaos $(ARGS)
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow

@@ -149,6 +149,13 @@ class Place:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
             return {str(row[0]) for row in opened.execute("SELECT id FROM exposures")}
 
+    def counted(self, table: str, unit: str) -> int:
+        """How many rows of a unit the service has."""
+        database = self.folder / "data" / "tuneproof.db"
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+            found = opened.execute(f"SELECT count(*) FROM {table} WHERE unit = ?", (unit,))
+            return int(found.fetchone()[0])
+
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)

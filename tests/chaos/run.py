@@ -152,7 +152,9 @@ def _kept(url: str) -> tuple[dict[str, int], int]:
     """How often each exposure is stored, and how many the rollups count."""
     with psycopg.connect(url.replace("+psycopg", "")) as opened:
         rows = opened.execute("SELECT id, count(*) FROM exposures GROUP BY id").fetchall()
-        counted = opened.execute("SELECT coalesce(sum(n), 0) FROM requests WHERE hour >= 0").fetchone()
+        counted = opened.execute(
+            "SELECT coalesce(sum(n), 0) FROM requests WHERE hour >= 0"
+        ).fetchone()
     return {str(id): int(times) for id, times in rows}, int(counted[0]) if counted else 0
 
 

@@ -103,6 +103,7 @@ def create_app(
         )
         upstream = Upstream.open()
         service.state.gateway = chat.gateway = gateway.Gateway(serving, upstream, spool)
+        service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares, spool)
         spool.start()
         try:
             yield
@@ -126,7 +127,6 @@ def create_app(
     service.state.tuneproof = app
     service.state.access = access
     service.state.shares = events.Shares()
-    service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares)
     problems.install(service)
     for routes in (
         fine_tuning.router(),

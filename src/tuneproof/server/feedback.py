@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from tuneproof.errors import InputError, TuneProofError
+from tuneproof.errors import InputError, RetryableError, TuneProofError
 from tuneproof.experiments import Comment, Outcome
 from tuneproof.server.auth import authorise
 from tuneproof.server.chatting import MAX_UNIT, loaded
@@ -30,6 +30,7 @@ from tuneproof.server.tickets import Ticket, unknown_answer
 if TYPE_CHECKING:
     from tuneproof.server.events import Shares
     from tuneproof.server.serving import Serving
+    from tuneproof.server.spool import Spool
 
 MAX_ANSWERS = 100
 """How many answers one request may speak of; `POST /events` takes thousands."""
@@ -166,11 +167,16 @@ def _number(text: str) -> float | None:
 
 
 class FeedbackDesk:
-    """Takes feedback, one answer after the other: one that cannot be kept stops no other."""
+    """Takes feedback, one answer after the other: one that cannot be kept stops no other.
 
-    def __init__(self, serving: Serving, shares: Shares) -> None:
+    What the service cannot take now waits in the spool; whether its receipt is one of ours is
+    found out then.
+    """
+
+    def __init__(self, serving: Serving, shares: Shares, spool: Spool) -> None:
         self._serving = serving
         self._shares = shares
+        self._spool = spool
 
     async def take(self, content: bytes) -> Response:
         """Answer `POST /v1/feedback`. Raises `InputError`, also for an unknown receipt (404)."""
@@ -206,7 +212,7 @@ class FeedbackDesk:
         report = Report.of(asked)
         id = asked.response_id or ""
         ticket = Ticket.decode(id)
-        if not (_can_be_kept(ticket) and await self._serving.had(ticket.subject, ticket.task)):
+        if not (_can_be_kept(ticket) and await self._had(ticket)):
             raise unknown_answer(id)
         if ticket.subject is None:
             reason = "No experiment or rollout was under way when this was answered."
@@ -215,15 +221,27 @@ class FeedbackDesk:
             self._serving.metrics.naive_times.inc()
         return await self._kept(report, ticket, ticket.subject)
 
+    async def _had(self, ticket: Ticket) -> bool:
+        try:
+            return await self._serving.had(ticket.subject, ticket.task)
+        except RetryableError:
+            return True
+
     async def _kept(self, report: Report, ticket: Ticket, subject: str) -> dict[str, Any]:
         at = utc(report.at) if report.at else self._serving.now()
         outcome = report.outcome(ticket, subject, at)
         comment = report.said(ticket, subject, at)
         outcomes = [] if outcome is None else [outcome]
         self._shares.check(outcomes)
-        taken = await self._serving.keep(
-            outcomes=outcomes, comments=[] if comment is None else [comment]
-        )
+        comments = [] if comment is None else [comment]
+        try:
+            taken = await self._serving.keep(outcomes=outcomes, comments=comments)
+        except RetryableError:
+            for outcome in outcomes:
+                self._spool.add(outcome)
+            for words in comments:
+                self._spool.add(words)
+            return {"accepted": 1, "duplicates": 0, "waiting": True}
         accepted = min(taken.accepted, 1)
         if taken.rejected:
             return {"accepted": accepted, "reason": taken.rejected[0].reason}

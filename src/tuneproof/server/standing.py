@@ -93,7 +93,7 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
         access = Access(settings.server, serving.find_token, Callers())
         service.state.serving = serving
         service.state.access = access
-        service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares)
+        service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares, spool)
         served.chat = ChatRoute(serving, access)
         service.state.gateway = served.chat.gateway = gateway.Gateway(serving, upstream, spool)
         await serving.start()

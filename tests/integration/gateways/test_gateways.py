@@ -67,6 +67,22 @@ def test_a_killed_service_touches_no_request_and_loses_no_event(place, subject):
     until(lambda: all_kept(place, load))
 
 
+def test_feedback_waits_for_a_service_that_is_away(place, subject):
+    receipt = place.ask("who-said-it").headers["x-tuneproof-response"]
+    os.kill(place.service_pid(), signal.SIGKILL)
+    told = {"response_id": receipt, "value": {"value": 0.25, "comment": "better"}}
+    answer = httpx2.post(f"{place.gateway}/v1/feedback", json=told, timeout=30)
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"accepted": 1, "duplicates": 0, "waiting": True},
+    )
+    until(place.ready)
+    again = httpx2.post(f"{place.gateway}/v1/feedback", json=told, timeout=30)
+    assert again.json()["accepted"] + again.json()["duplicates"] == 1
+    until(lambda: place.counted("outcomes", "who-said-it") == 1)
+    assert place.counted("comments", "who-said-it") == 1
+
+
 def test_a_killed_gateway_loses_no_event_and_another_takes_its_place(place, subject):
     victim = min(place.pids())
     with Load(place) as load:
