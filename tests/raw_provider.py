@@ -1,11 +1,13 @@
-"""A provider that answers chat requests with any bytes, for what no server library would send.
+"""A provider that answers requests with any bytes, for what no server library would send.
 
 async with raw_provider() as provider:
     provider.url                                  # http://127.0.0.1:PORT/v1
     provider.say("cand", b"HTTP/1.1 204 No Content\r\n\r\n")
     provider.stream("base", [b"data: ...\n\n"])   # a 200 with these pieces, then it ends
     provider.stall("cand", [b"data: ...\n\n"])    # these pieces, then nothing, and no end
-    provider.bodies                               # what was asked
+    provider.bodies                               # what was asked, as far as it was JSON
+    provider.seen[-1].path                        # each request: its path, headers and bytes
+    provider.say("/v1/files", whole(b"{}"))       # where there is no model: by path
     provider.open                                 # how many connections are in use now
 """
 
@@ -15,13 +17,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DONE", "RawProvider", "chunk", "raw_provider", "whole"]
+__all__ = ["DONE", "RawProvider", "Seen", "chunk", "event", "raw_provider", "whole"]
 
 DONE = b"data: [DONE]\n\n"
 
-Say = Callable[[dict[str, Any]], tuple[Sequence[bytes], bool]]
+Piece = bytes | asyncio.Event
+"""A part of an answer; or what is waited for before the next one."""
+
+Say = Callable[[dict[str, Any]], tuple[Sequence[Piece], bool]]
 """The pieces of an answer to a request, and whether the connection is closed behind them."""
 
 
@@ -52,12 +58,97 @@ ANSWER = json.dumps(
 ).encode()
 
 
+def event(body: dict[str, Any]) -> bytes:
+    """An event of a stream, as OpenAI's responses and Anthropic's messages send them."""
+    return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n".encode()
+
+
+RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "status": "completed",
+    "error": None,
+    "model": "m",
+    "output": [
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "ok", "annotations": []}],
+        },
+    ],
+    "usage": {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10},
+}
+RESPONSE_EVENTS = [
+    event({"type": "response.created", "response": {"id": "resp_1", "status": "in_progress"}}),
+    event({"type": "response.in_progress", "response": {"id": "resp_1"}}),
+    event({"type": "response.output_item.added", "item": {"id": "msg_1", "type": "message"}}),
+    event({"type": "response.output_text.delta", "item_id": "msg_1", "delta": "ok"}),
+    event({"type": "response.completed", "response": RESPONSE}),
+]
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "ok"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 4, "cache_read_input_tokens": 3, "output_tokens": 3},
+}
+MESSAGE_EVENTS = [
+    event(
+        {
+            "type": "message_start",
+            "message": {**MESSAGE, "content": [], "usage": {"input_tokens": 7, "output_tokens": 1}},
+        }
+    ),
+    event(
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    ),
+    event({"type": "ping"}),
+    event(
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "text_delta", "text": "ok"},
+        }
+    ),
+    event({"type": "content_block_stop", "index": 0}),
+    event(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {"output_tokens": 3},
+        }
+    ),
+    event({"type": "message_stop"}),
+]
+
+ANSWERS = {
+    "/v1/responses": (json.dumps(RESPONSE).encode(), RESPONSE_EVENTS),
+    "/v1/messages": (json.dumps(MESSAGE).encode(), MESSAGE_EVENTS),
+}
+"""By path: a whole answer and a streamed one; what no path is named for gets a chat's."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    content: bytes
+
+
 class RawProvider:
-    """What it answers, by model; a model of which nothing is said answers well."""
+    """What it answers, by model or path; one of which nothing is said answers well."""
 
     def __init__(self) -> None:
         self.url = ""
         self.bodies: list[dict[str, Any]] = []
+        self.seen: list[Seen] = []
         self.open = 0
         self._says: dict[str, Say] = {}
 
@@ -65,11 +156,11 @@ class RawProvider:
         """Answer with these bytes, then close the connection."""
         self._says[model] = lambda body: ([answer(body) if callable(answer) else answer], True)
 
-    def stream(self, model: str, pieces: Sequence[bytes]) -> None:
+    def stream(self, model: str, pieces: Sequence[Piece]) -> None:
         """Answer 200 with these pieces of a stream, then close the connection."""
         self._says[model] = lambda _: ([_STREAM, *pieces], True)
 
-    def stall(self, model: str, pieces: Sequence[bytes] | None = None) -> None:
+    def stall(self, model: str, pieces: Sequence[Piece] | None = None) -> None:
         """Begin a stream with these pieces, or say nothing at all; then say nothing more."""
         begun = [] if pieces is None else [_STREAM, *pieces]
         self._says[model] = lambda _: (begun, False)
@@ -82,12 +173,17 @@ class RawProvider:
         """One connection, one request."""
         self.open += 1
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-            body = json.loads(await reader.readexactly(length))
-            self.bodies.append(body)
-            pieces, end = self._says.get(body["model"], _well)(body)
+            seen = await _read(reader)
+            self.seen.append(seen)
+            body = _object(seen.content)
+            if body:
+                self.bodies.append(body)
+            say = self._says.get(seen.path) or self._says.get(str(body.get("model")))
+            pieces, end = say(body) if say else _well(seen.path, body)
             for piece in pieces:
+                if isinstance(piece, asyncio.Event):
+                    await piece.wait()
+                    continue
                 writer.write(piece)
                 await writer.drain()
             if not end:
@@ -99,13 +195,42 @@ class RawProvider:
             writer.close()
 
 
+async def _read(reader: asyncio.StreamReader) -> Seen:
+    """One request, its body by length or in chunks."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.strip().split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    if headers.get("transfer-encoding") == "chunked":
+        return Seen(method, path, headers, await _chunks(reader))
+    length = int(headers.get("content-length", "0"))
+    return Seen(method, path, headers, await reader.readexactly(length))
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    found = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        found += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return found
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
 
-def _well(body: dict[str, Any]) -> tuple[Sequence[bytes], bool]:
+def _well(path: str, body: dict[str, Any]) -> tuple[Sequence[Piece], bool]:
+    answer, events = ANSWERS.get(path, (ANSWER, [chunk("ok"), chunk(finish="stop"), DONE]))
     if body.get("stream"):
-        return [_STREAM, chunk("ok"), chunk(finish="stop"), DONE], True
-    return [whole(ANSWER)], True
+        return [_STREAM, *events], True
+    return [whole(answer)], True
 
 
 @asynccontextmanager

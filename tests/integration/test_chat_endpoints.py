@@ -88,3 +88,25 @@ async def test_a_model_that_serves_nobody_is_forgotten(endpoints, store):
     counted = Counted(store)
     await endpoints.of(TUNED)
     assert counted.statements > 0
+
+
+async def test_a_price_of_training_alone_is_no_price_of_answers(store, tmp_path):
+    """Seen: requests for a model at Together counted as free; only its training has a price."""
+    settings = Settings.load(
+        dir=tmp_path,
+        env={"TOGETHER_API_KEY": "key"},
+        base_model="meta-llama/Llama-3.1-8B",
+        **{"providers.default.kind": "together"},
+    )
+    endpoints = ModelEndpoints(
+        store,
+        settings,
+        Places(store, settings),
+        embedded=lambda name: settings.providers[name],
+        breakers={},
+    )
+    model = ModelRef(model_id="meta-llama/Llama-3.1-8B")
+    await endpoints.prepare([model])
+    tokens = {"prompt_tokens": 1000, "completion_tokens": 1000}
+    assert endpoints.cost_usd(model, **tokens) is None
+    assert endpoints.cost_at_usd("default", model.model_id, **tokens) is None

@@ -16,6 +16,7 @@ from tuneproof.errors import ConfigError
 from tuneproof.settings import (
     PipelineConfig,
     ProviderConfig,
+    RelayConfig,
     ServerConfig,
     Settings,
     SourceConfig,
@@ -451,3 +452,40 @@ def test_duration_that_no_date_can_be_moved_by_is_refused(name: str) -> None:
     """Seen: a run with `days_back` 1e9 was taken, and failed by `OverflowError`."""
     with pytest.raises(ConfigError, match=f"{name} .* at most"):
         PipelineConfig(**{name: 1e12})
+
+
+RELAYS = (
+    ({"relay.enabled": True}, "budget_usd_per_day"),
+    ({"relay.budget_usd_per_day": "much"}, "budget_usd_per_day"),
+    ({"relay.budget_usd_per_day": -1}, "budget_usd_per_day"),
+    ({"relay.paths": ["/v1/models"]}, "paths"),
+    ({"relay.paths": ["/v1/*"]}, "paths"),
+    ({"relay.paths": ["/admin"]}, "paths"),
+    ({"relay.paths": ["PUT /v1/files"]}, "paths"),
+    ({"relay.provider": "nobody"}, "provider"),
+)
+
+
+@pytest.mark.parametrize(("said", "field"), RELAYS)
+def test_what_is_passed_on_is_said_with_care(tmp_path: Path, said: Any, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(dir=tmp_path, env={}, **said)
+    assert caught.value.details["field"] == f"relay.{field}"
+
+
+def test_only_listed_requests_are_passed_on() -> None:
+    paths = ("/v1/embeddings", "/v1/audio/*", "GET /v1/responses/*")
+    relay = RelayConfig(enabled=True, budget_usd_per_day=1, paths=paths)
+    for method, path, entry in (
+        ("POST", "/v1/embeddings", "/v1/embeddings"),
+        ("POST", "/v1/audio/speech", "/v1/audio/*"),
+        ("GET", "/v1/responses/r", "/v1/responses/*"),
+        ("GET", "/v1/embeddings", ""),
+        ("POST", "/v1/embeddings/x", ""),
+        ("POST", "/v1/audio/", ""),
+        ("POST", "/v1/audio", ""),
+        ("POST", "/v1/responses/r", ""),
+        ("PUT", "/v1/audio/speech", ""),
+    ):
+        assert relay.passes(method, path) == entry, (method, path)
+    assert dataclasses.replace(relay, enabled=False).passes("POST", "/v1/embeddings") == ""

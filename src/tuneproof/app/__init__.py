@@ -9,7 +9,7 @@ HTTP service and Python alike: `app.runs.start()`, `app.store.experiments.get(id
 from tuneproof.app.app import App, AppAdapters
 from tuneproof.app.board import Board, RoutingSnapshot
 from tuneproof.app.doctor import Doctor, Finding
-from tuneproof.app.endpoints import ChatEndpoint
+from tuneproof.app.endpoints import ChatEndpoint, ProviderEndpoint, answer_cost_usd, endpoint_at
 from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService, Sibling
 from tuneproof.app.health import HealthService, Ready
@@ -34,6 +34,7 @@ __all__ = [
     "Live",
     "LiveEvent",
     "LogEntry",
+    "ProviderEndpoint",
     "Ready",
     "RolloutService",
     "RoutingService",
@@ -43,6 +44,8 @@ __all__ = [
     "Scoring",
     "ScoringService",
     "Sibling",
+    "answer_cost_usd",
+    "endpoint_at",
     "newest_tick",
     "next_tick",
 ]

@@ -44,6 +44,7 @@ from tuneproof.app.scorers import Scorers
 from tuneproof.app.scoring import ScoringService
 from tuneproof.app.shutdowns import Shutdowns, ShutdownWatch
 from tuneproof.app.sources import Sources
+from tuneproof.app.spending import SETTLE_EVERY_S, Spending
 from tuneproof.app.tokens import TokenService
 from tuneproof.app.watches import LOOK_EVERY_S as WATCHES_EVERY_S
 from tuneproof.app.watches import Watchdog
@@ -609,6 +610,7 @@ class App:
             refused=self._refused,
         )
         self.tokens = TokenService(store=self.store, clock=self.clock)
+        self.spending = Spending(store=self.store, clock=self.clock, metrics=self.metrics)
 
     async def _begin(self) -> None:
         """Take up what was under way, and start all that is done on the machine's own clock."""
@@ -625,10 +627,23 @@ class App:
         every("alerts", TELL_EVERY_S, self.alert.tell, leader="alerts")
         every("pools", TRIM_EVERY_S, self.pools.trim)
         every("answers", FORGET_EVERY_S, self.store.idempotency.forget, leader="answers")
+        if self.settings.relay.enabled:
+            await self._share_budgets()
         if self.tracker is not None:
             every("tracking", DELIVER_EVERY_S, self.tracker.deliver_once, leader="tracking")
         self.outcomes.watch(self.supervisor)
         await self.scoring.watch(self.supervisor)
+
+    async def _share_budgets(self) -> None:
+        """Know what was spent today before anybody spends more, and leave word at the end."""
+
+        async def leave_word() -> None:
+            with contextlib.suppress(StoreUnavailableError):
+                await self.spending.settle()
+
+        await leave_word()
+        self._closing.push_async_callback(leave_word)
+        self.supervisor.every("spending", SETTLE_EVERY_S, self.spending.settle)
 
     async def import_posts(
         self,

@@ -6,51 +6,136 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
 from tuneproof.app.places import Places
 from tuneproof.app.providing import longest_prefix, price_at, provider_of
 from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
-from tuneproof.providers import NATIVE, chat_address
+from tuneproof.providers import NATIVE, chat_address, key_header
 from tuneproof.resilience import BreakerEvent, CircuitBreaker
 from tuneproof.settings import ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
 from tuneproof.training import Price
 
-__all__ = ["ChatEndpoint", "ModelEndpoints"]
+__all__ = [
+    "ChatEndpoint",
+    "ModelEndpoints",
+    "ProviderEndpoint",
+    "answer_cost_usd",
+    "endpoint_at",
+]
 
 CHAT = "chat:"
 """How the names of the gateway's breakers begin: one for each provider and model."""
+
+MESSAGES = "/messages"
+"""The path of Anthropic's wire."""
+
+ANTHROPIC_VERSION = "2023-06-01"
+"""The version of that wire that is asked for where the caller names none."""
+
+_JSON = {"Content-Type": "application/json"}
 
 RENEW_S = 10.0
 """How often what is known is asked for again: another worker may have trained or moved models."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatEndpoint:
-    """Who serves a model: what the gateway calls."""
+class ProviderEndpoint:
+    """Where a provider is called, and with which key."""
 
     provider: str
     base_url: Url
     api_key: Secret | None
     organization: str | None
-    breaker: CircuitBreaker
     timeout_s: float
+    key_header: str = ""
+    """Which header has the key on `/messages`; empty: `Authorization`, as on all other paths."""
+
+    def url(self, path: str) -> str:
+        """Where a path of its wire is; it may carry a secret."""
+        return f"{self._root}{path}"
+
+    def headers(self, path: str) -> Mapping[str, str]:
+        """What goes with each JSON request for a path: the key above all."""
+        return self._json_with_own_key if self._own(path) else self._json_with_bearer
+
+    def credentials(self, path: str) -> Mapping[str, str]:
+        """What of it says who asks."""
+        return {name: value for name, value in self.headers(path).items() if name not in _JSON}
+
+    def _own(self, path: str) -> bool:
+        return bool(self.key_header) and path.startswith(MESSAGES)
 
     @cached_property
-    def chat_url(self) -> str:
-        """Where chat requests go; it may carry a secret."""
-        return f"{self.base_url.reveal().rstrip('/')}/chat/completions"
+    def _root(self) -> str:
+        return self.base_url.reveal().rstrip("/")
 
     @cached_property
-    def headers(self) -> Mapping[str, str]:
-        """What goes with each request: the key above all."""
-        found = {"Content-Type": "application/json"}
+    def _json_with_bearer(self) -> Mapping[str, str]:
+        found = dict(_JSON)
         if self.api_key:
             found["Authorization"] = f"Bearer {self.api_key.reveal()}"
         if self.organization:
             found["OpenAI-Organization"] = self.organization
         return found
+
+    @cached_property
+    def _json_with_own_key(self) -> Mapping[str, str]:
+        found = {**_JSON, "anthropic-version": ANTHROPIC_VERSION}
+        if self.api_key:
+            found[self.key_header] = self.api_key.reveal()
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatEndpoint(ProviderEndpoint):
+    """Who serves a model: what the gateway calls."""
+
+    breaker: CircuitBreaker
+
+
+class _Called(TypedDict):
+    provider: str
+    base_url: Url
+    api_key: Secret | None
+    organization: str | None
+    timeout_s: float
+    key_header: str
+
+
+def _called(config: ProviderConfig) -> _Called:
+    """How a provider is called, as its settings say."""
+    return {
+        "provider": config.name,
+        "base_url": chat_address(config),
+        "api_key": config.api_key,
+        "organization": None if config.kind in NATIVE else config.organization,
+        "timeout_s": config.timeout_seconds,
+        "key_header": key_header(config),
+    }
+
+
+def endpoint_at(config: ProviderConfig) -> ProviderEndpoint:
+    """Where a provider of the settings is called. Raises `ConfigError` where it cannot be."""
+    return ProviderEndpoint(**_called(config))
+
+
+def answer_cost_usd(
+    config: ProviderConfig, model: str, *, prompt_tokens: int, completion_tokens: int
+) -> float | None:
+    """What a request for a model of this name cost at this provider; None without a price."""
+    price = _of_answers(price_at(config, model, "answers"))
+    if price is None:
+        return None
+    return price.request_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+def _of_answers(price: Price | None) -> Price | None:
+    """The same price; None where training alone has one."""
+    known = price is not None and (price.prompt is not None or price.completion is not None)
+    return price if known else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +218,36 @@ class ModelEndpoints:
         if config.embedded:
             config = self._embedded(config.name)
         endpoint = ChatEndpoint(
-            provider=config.name,
-            base_url=chat_address(config),
-            api_key=config.api_key,
-            organization=None if config.kind in NATIVE else config.organization,
-            breaker=self._breaker(config.name, model.model_id),
-            timeout_s=config.timeout_seconds,
+            **_called(config), breaker=self._breaker(config.name, model.model_id)
         )
         self._known[model] = found = _Serving(config=config, base=base, endpoint=endpoint)
         return found
+
+    def at(self, name: str) -> ProviderEndpoint | None:
+        """A provider of the settings; None where there is none of this name.
+
+        Raises `ConfigError` where it cannot be called.
+        """
+        config = self._settings.providers.get(name)
+        if config is None:
+            return None
+        if config.embedded:
+            config = self._embedded(name)
+        return endpoint_at(config)
+
+    def cost_at_usd(
+        self, provider: str, model: str, *, prompt_tokens: int, completion_tokens: int
+    ) -> float | None:
+        """What a request for a model of this name cost at a provider of the settings.
+
+        None without a price.
+        """
+        return answer_cost_usd(
+            self._settings.providers[provider],
+            model,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
 
     def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
         key = f"{CHAT}{provider}:{model_id}"
@@ -166,7 +272,7 @@ class ModelEndpoints:
             return None
         tuned = model.model_id != known.base and not known.base.startswith("ft:")
         named = f"ft:{known.base}" if tuned else known.base
-        return price_at(known.config, named, "answers")
+        return _of_answers(price_at(known.config, named, "answers"))
 
     def cost_usd(
         self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int

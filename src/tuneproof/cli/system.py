@@ -163,8 +163,8 @@ async def token(
     /,
     *,
     scope: Annotated[
-        list[Literal["read", "write", "admin"]],
-        Parameter(name="--scope", help="What it may do; may be given twice.", negative=""),
+        list[Literal["read", "write", "relay", "admin"]],
+        Parameter(name="--scope", help="What it may do; may be given several times.", negative=""),
     ],
     options: CommonOptions = NONE,
 ) -> int:

@@ -18,6 +18,7 @@ from tuneproof.providers.opening import (
     callable_at,
     chat_address,
     default_price,
+    key_header,
     open_provider,
 )
 from tuneproof.providers.prices import price_of
@@ -39,6 +40,7 @@ __all__ = [
     "chat_address",
     "default_price",
     "dialect_for",
+    "key_header",
     "open_provider",
     "price_of",
     "read_webhook",

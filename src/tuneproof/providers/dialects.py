@@ -49,6 +49,8 @@ class Dialect:
     """Whether to ask for `prompt_logprobs` (vLLM's extension), by which replies are scored."""
     probes_training: bool = False
     """Whether a job over an absent file may be asked for, to see if the account may train."""
+    key_header: str = ""
+    """Which header has the key where Anthropic's wire is spoken; empty: `Authorization`."""
     prices: str = ""
     """Whose rows of the price table hold here (`prices.price_of`); none: no default price."""
 
@@ -87,6 +89,13 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 old_hyperparameters=True,
                 methods=("supervised",),
                 absolute_learning_rate=True,
+            ),
+            Dialect(
+                name="anthropic",
+                hosts=(".anthropic.com",),
+                methods=(),  # it answers, and trains nobody's model
+                prompt_logprobs=False,
+                key_header="x-api-key",
             ),
             Dialect(name="trainer", probes_training=True, prices="trainer"),
             Dialect(name="compatible"),

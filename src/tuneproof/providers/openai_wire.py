@@ -185,12 +185,18 @@ class OpenAIWire:
         }
         return body | {k: v for k, v in optional.items() if v not in (None, {})}
 
+    @property
+    def _methods(self) -> str:
+        return ", ".join(self.dialect.methods)
+
     def _method(self, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """The part of a job's body that says how to train."""
         if name not in self.dialect.methods:
             raise ConfigError(
                 f"Provider {self.name!r} ({self.dialect.name}) does not train by {name!r}.",
-                mend=f"Set training.method to one of: {', '.join(self.dialect.methods)}.",
+                mend=f"Set training.method to one of: {self._methods}."
+                if self.dialect.methods
+                else "Name another provider in training.provider: this one only answers.",
             )
         if self.dialect.old_hyperparameters:
             return {"hyperparameters": dict(chosen)} if chosen else {}
@@ -275,7 +281,7 @@ class OpenAIWire:
         shutdown = known.shutdown_at if known else None
         offered = tuple(m for m in listed if not m.startswith("ft:"))
         if method not in self.dialect.methods:
-            detail = f"it trains by {', '.join(self.dialect.methods)} only"
+            detail = f"it trains by {self._methods} only" if self._methods else "it trains nothing"
             return TrainingReadiness(
                 model=model, tunable=False, shutdown_at=shutdown, detail=detail
             )

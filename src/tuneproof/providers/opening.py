@@ -20,6 +20,7 @@ from tuneproof.workflow import Clock, SystemClock
 
 URLS: Mapping[str, str] = {
     "openai": "https://api.openai.com/v1",
+    "anthropic": "https://api.anthropic.com/v1",
     "together": together.URL,
     "fireworks": fireworks.URL,
 }
@@ -115,6 +116,11 @@ def chat_address(config: Endpoint) -> Url:
     return Url(fireworks.chat_url(base_url.reveal())) if config.kind == "fireworks" else base_url
 
 
+def key_header(config: Endpoint) -> str:
+    """Which header has the provider's key on Anthropic's wire; empty: `Authorization`."""
+    return "" if config.kind in NATIVE else _dialect(config).key_header
+
+
 def default_price(
     kind: str, base_url: str | None, model: str, method: str = "supervised"
 ) -> Price | None:
@@ -143,6 +149,6 @@ def _key(config: Endpoint, base_url: Url) -> Secret:
     raise ConfigError(
         f"providers.{config.name} at {base_url} has no key.",
         mend="Set `api_key_env` of this provider to the variable that holds it (by default "
-        "OPENAI_API_KEY, TOGETHER_API_KEY or FIREWORKS_API_KEY by its kind).",
+        "OPENAI_API_KEY, TOGETHER_API_KEY, FIREWORKS_API_KEY or ANTHROPIC_API_KEY by its kind).",
         field=f"providers.{config.name}.api_key_env",
     )

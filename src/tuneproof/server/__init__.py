@@ -3,8 +3,9 @@
 Routes are split by noun (`fine_tuning`, `evaluation`, `deployment`, `events`, `health`,
 `catalogue`, `gateway`, `live`, `page`); `problems` says how errors look, `auth` who may call,
 `once` what an idempotency key means, `guard` what stands before all of them, `hot` what is
-answered even before that, from the App's board, and `relay` the gateway's chat requests. Knows no
-database and no engine: every route calls one use case.
+answered even before that, from the App's board, `relay` the gateway's requests for tasks (`wires`
+says what they look like), and `passthrough` what is for none. Knows no database and no engine:
+every route calls one use case.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tuneproof.server.auth import Access, Callers
 from tuneproof.server.feed import Feed
 from tuneproof.server.guard import Guard
 from tuneproof.server.hot import PATHS, Hot
-from tuneproof.server.relay import CHAT, ChatRoute
+from tuneproof.server.relay import ChatRoute
 from tuneproof.server.serving import OwnServing
 from tuneproof.server.spool import FOLDER, Spool
 from tuneproof.server.upstream import Upstream
@@ -69,7 +70,7 @@ class HttpService(FastAPI):
         quick = scope["type"] == "http" and scope["path"] in PATHS
         if quick and await self._hot.answered(scope, send):
             return
-        if scope["type"] == "http" and scope["path"] == CHAT and scope["method"] == "POST":
+        if self._chat.serves(scope):
             await self._chat({**scope, "app": self}, receive, send)
             return
         await super().__call__(scope, receive, send)

@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from tuneproof.settings import ServerConfig
     from tuneproof.store import TokenInfo
 
-Scope = Literal["read", "write", "admin"]
+Scope = Literal["read", "write", "relay", "admin"]
 
 _INCLUDES: dict[str, frozenset[str]] = {
-    "admin": frozenset({"admin", "write", "read"}),
+    "admin": frozenset({"admin", "relay", "write", "read"}),
     "write": frozenset({"write", "read"}),
+    "relay": frozenset({"relay"}),
     "read": frozenset({"read"}),
 }
+"""What each scope of a token lets it do. `relay` stands beside the others: it spends money."""
+
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 
 bearer = HTTPBearer(auto_error=False, description="A token from `tuneproof token create`.")
@@ -52,6 +55,9 @@ class Caller:
 
 WRITERS = frozenset(name for name, included in _INCLUDES.items() if "write" in included)
 """The scopes that let a token write."""
+
+READERS = frozenset(name for name, included in _INCLUDES.items() if "read" in included)
+"""The scopes that let a token read."""
 
 LOCAL = Caller(name="local", scopes=_INCLUDES["admin"])
 
@@ -135,7 +141,10 @@ class Callers:
             return False  # a page of another site may speak
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")
         if not kind:
-            return headers.get(b"host", b"") in self._hosts
+            token = headers.get(b"x-api-key", b"")
+            if not token:
+                return headers.get(b"host", b"") in self._hosts
+            kind = b"Bearer"
         known = self._tokens.get(token.decode("latin-1")) if kind == b"Bearer" else None
         if known is None or self._clock() >= known.trusted_until:
             return False
@@ -153,7 +162,7 @@ class Callers:
             known is not None
             and known.found is not None
             and self._clock() < known.trusted_until
-            and bool(known.found.scopes)  # each scope includes reading
+            and not READERS.isdisjoint(known.found.scopes)
         )
 
 
@@ -188,9 +197,9 @@ class Access:
 
         `any_key` takes a token that nobody knows for none, as OpenAI's clients always send a key,
         and checks one that was good a moment ago not again: the gateway asks no database for a
-        request.
+        request. Anthropic's clients send theirs as `x-api-key`.
         """
-        token = _token(headers)
+        token = _token(headers) or (headers.get("x-api-key") if any_key else None) or None
         if token is None and self._settings.token_needed:
             raise DeniedError(
                 "This service needs a bearer token.",
@@ -221,21 +230,25 @@ class Access:
 
     async def authorise(self, headers: Headers, scope: Scope, *, any_key: bool = False) -> Caller:
         """The caller, if it has `scope`. Raises `DeniedError` (401 or 403)."""
-        caller = await self.identify(headers, any_key=any_key)
-        if scope not in caller.scopes:
-            raise DeniedError(
-                f"The token {caller.name!r} lacks the scope {scope!r}.",
-                mend=f"Make one with `tuneproof token create NAME --scope {scope}`.",
-                status=403,
-                scope=scope,
-            )
-        return caller
+        return permitted(await self.identify(headers, any_key=any_key), scope)
 
     def _let_in(self, headers: Headers) -> Caller:
         """A caller of this machine without a token. Raises `DeniedError` for a foreign page."""
         _check_own(headers, self._settings)
         self.callers.let_in(headers.get("host", "").encode("latin-1"))
         return LOCAL
+
+
+def permitted(caller: Caller, scope: Scope) -> Caller:
+    """The caller, if it has `scope`. Raises `DeniedError` (403)."""
+    if scope not in caller.scopes:
+        raise DeniedError(
+            f"The token {caller.name!r} lacks the scope {scope!r}.",
+            mend=f"Make one with `tuneproof token create NAME --scope {scope}`.",
+            status=403,
+            scope=scope,
+        )
+    return caller
 
 
 async def authorise(request: Request, scope: Scope, *, any_key: bool = False) -> Caller:

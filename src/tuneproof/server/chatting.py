@@ -1,20 +1,20 @@
-"""What a chat request asks for, read once: task, unit, stream; and how it goes on to a model."""
+"""What a request for a task asks for, read once: task, unit, stream; and how it goes on."""
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from tuneproof.errors import InputError
+from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.models import kept_text
+from tuneproof.server.tickets import Ticket
+from tuneproof.server.wires import CHAT, RESPONSES, Wire
 
-__all__ = ["ChatRequest", "dumped", "loaded", "size"]
+__all__ = ["ChatRequest", "opened", "size", "task_of"]
 
 PREFIX = "tuneproof/"
 MAX_UNIT = 500
@@ -23,74 +23,67 @@ MAX_COVARIATE = 9e9
 Headers = Mapping[bytes, bytes]
 
 
-def loaded(content: bytes) -> Any:
-    """JSON as Python's own reader takes it, but for NaN and Infinity. Raises `ValueError`."""
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:  # half of a surrogate pair, or a number beyond a double
-        try:
-            return json.loads(content, parse_constant=_no_constant)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def dumped(body: Any) -> bytes:
-    """What `loaded` gave, as JSON again."""
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
-    """A chat request for a task. `body` is the caller's; `for_model` is what a provider gets."""
+    """A request for a task over one of the wires. `body` is the caller's; `for_model` is what a
+    provider gets."""
 
+    wire: Wire = CHAT
     body: dict[str, Any]
     task: str
     unit: str
     stream: bool
     wants_usage: bool
     covariate: float | None
+    headers: Mapping[str, str]
+    """The caller's headers that belong to the wire, and go on to the provider."""
 
     @classmethod
-    def read(cls, content: bytes, headers: Headers, aliases: Mapping[str, str] = {}) -> ChatRequest:
-        """From a request; `aliases` are model names that mean a task.
+    def read(cls, body: dict[str, Any], task: str, headers: Headers, wire: Wire) -> ChatRequest:
+        """From a request for this task.
 
         Raises `InputError`, with status 400, as OpenAI's wire has it.
         """
-        body = _object(content)
+        options = body.get("stream_options")
+        if options is not None and not isinstance(options, dict):
+            mend = 'Send an object such as {"include_usage": true}, or leave it out.'
+            raise _refused(f"stream_options is {str(options)[:50]!r}, no object.", mend)
+        if wire is RESPONSES and body.get("background"):
+            mend = "Leave it out: a task's answer is waited for."
+            raise _refused("background is true, and this gateway keeps no answers.", mend)
         return cls(
+            wire=wire,
             body=body,
-            task=_task(body["model"], headers, aliases),
-            unit=_unit(headers, body),
+            task=task,
+            unit=_unit(headers, body, wire),
             stream=bool(body.get("stream")),
-            wants_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+            wants_usage=bool((options or {}).get("include_usage")),
             covariate=_covariate(headers),
+            headers={
+                name.decode("latin-1"): value.decode("latin-1")
+                for name, value in (headers.items() if wire.headers else ())
+                if name.startswith(wire.headers)
+            },
         )
 
     def for_model(self, model_id: str, *, count: bool = True) -> bytes:
-        """The request for this model; with `count` a stream is to say its usage."""
+        """The request for this model; with `count` a chat's stream is to say its usage."""
         asked = {**self.body, "model": model_id}
-        if self.stream and count:
+        if self.stream and count and self.wire is CHAT:
             asked["stream_options"] = {
                 **(self.body.get("stream_options") or {}),
                 "include_usage": True,
             }
+        if self.wire is RESPONSES:
+            _go_on(asked)
         return dumped(asked)
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """What was asked, as texts: of a message in parts the texts among them."""
-        found = self.body.get("messages")
         return [
-            {"role": str(message.get("role", "")), "content": _content(message.get("content"))}
-            for message in (found if isinstance(found, list) else ())
-            if isinstance(message, dict)
+            {"role": str(role or ""), "content": _content(content)}
+            for role, content in self.wire.messages(self.body)
         ]
 
 
@@ -98,40 +91,65 @@ def _refused(what: str, mend: str) -> InputError:
     return InputError(what, mend=mend, status=400)
 
 
-def _object(content: bytes) -> dict[str, Any]:
+def opened(content: bytes, wire: Wire = CHAT) -> dict[str, Any]:
+    """A request's body, which names a model. Raises `InputError` for any other."""
     try:
         body = loaded(content)
     except ValueError as error:
-        raise _refused("The body is not JSON.", "Send a chat completion request.") from error
+        raise _refused("The body is not JSON.", f"Send {wire.asked}.") from error
     if not isinstance(body, dict) or not isinstance(body.get("model"), str):
-        mend = 'Send a chat completion request with model "tuneproof/TASK".'
+        mend = f'Send {wire.asked} with model "tuneproof/TASK".'
         raise _refused("The body names no model.", mend)
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        mend = 'Send an object such as {"include_usage": true}, or leave it out.'
-        raise _refused(f"stream_options is {str(options)[:50]!r}, no object.", mend)
     return body
 
 
-def _task(model: str, headers: Headers, aliases: Mapping[str, str]) -> str:
-    """The task of a request. A header names it for callers whose model name is to stay."""
+def task_of(model: str, headers: Headers, aliases: Mapping[str, str]) -> tuple[str, bool]:
+    """The task that a request may be for, and whether it can be for nothing else.
+
+    A header names it for callers whose model name is to stay; `aliases` are model names that mean
+    one.
+    """
     if model.startswith(PREFIX):
-        return model[len(PREFIX) :]
+        return model[len(PREFIX) :], True
     given = headers.get(b"x-tuneproof-task")
-    return given.decode("latin-1") if given else aliases.get(model, model)
+    return (given.decode("latin-1"), True) if given else (aliases.get(model, model), False)
 
 
-def _unit(headers: Headers, body: Mapping[str, Any]) -> str:
-    """Whom the answer is for. Never `prompt_cache_key`: many users share one."""
+def _answered_before(body: Mapping[str, Any]) -> Ticket | None:
+    """The receipt of the answer that a request goes on from, where a gateway gave it."""
+    before = body.get("previous_response_id")
+    if not isinstance(before, str) or not before.startswith(Ticket.PREFIX):
+        return None
+    try:
+        ticket = Ticket.decode(before)
+    except InputError as error:
+        raise _gone(before) from error
+    if not ticket.theirs:
+        raise _gone(before)
+    return ticket
+
+
+def _gone(before: str) -> InputError:
+    return _refused(
+        f"previous_response_id is {before[:80]!r}, the id of no response.",
+        "Send the `id` of an answer of /v1/responses as it came.",
+    )
+
+
+def _go_on(asked: dict[str, Any]) -> None:
+    """Let a request go on from an answer by the provider's own id of it."""
+    before = _answered_before(asked)
+    if before is not None:
+        asked["previous_response_id"] = before.theirs
+
+
+def _unit(headers: Headers, body: Mapping[str, Any], wire: Wire) -> str:
+    """Whom the answer is for; without a word of it, who the answer was for that it goes on from."""
     header = headers.get(b"x-tuneproof-unit")
-    if header:
-        given: Any = _text(header)
-    else:
-        given = body.get("user") or body.get("safety_identifier")
-        metadata = body.get("metadata")
-        if not given and isinstance(metadata, dict):
-            given = metadata.get("unit")
-        given = given or uuid.uuid4().hex
+    given: Any = _text(header) if header else wire.unit(body)
+    if not given:
+        before = _answered_before(body)
+        given = uuid.uuid4().hex if before is None else before.unit
     if not isinstance(given, str) or len(given) > MAX_UNIT:
         raise _refused(
             f"The unit is not a text of at most {MAX_UNIT} characters.",

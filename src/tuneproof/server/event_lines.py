@@ -11,7 +11,7 @@ import orjson
 
 from tuneproof.errors import DataError
 from tuneproof.experiments import Arm, Comment, Exposure, Outcome
-from tuneproof.server.chatting import dumped, loaded
+from tuneproof.server.bodies import dumped, loaded
 
 __all__ = ["Event", "event_of", "events_of", "id_of", "line_of"]
 

@@ -7,20 +7,28 @@ long serves baselines alone, as the service would.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
 
-from tuneproof.app import Board, ChatEndpoint, Live
+from tuneproof.app import (
+    Board,
+    ChatEndpoint,
+    Live,
+    ProviderEndpoint,
+    answer_cost_usd,
+    endpoint_at,
+)
 from tuneproof.errors import (
     NotFoundError,
     StoreUnavailableError,
@@ -32,6 +40,7 @@ from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
 from tuneproof.rollout import Routing
 from tuneproof.server.auth import OUTAGE_S
 from tuneproof.server.event_lines import Event, line_of
+from tuneproof.server.fed_spending import TELL_EVERY_S, FedSpending
 from tuneproof.server.feed import (
     BEAT_S,
     FeedState,
@@ -71,6 +80,10 @@ class FedServing:
         self._supervisor = supervisor
         self.metrics = metrics
         self.aliases = settings.task_aliases
+        self.relay = settings.relay
+        self.default_provider = settings.default_provider
+        self._spending = FedSpending(self._tell_spent, now=self.now, metrics=metrics)
+        self.spend, self.spent_usd = self._spending.spend, self._spending.spent_usd
         self._file = settings.dir / FILE
         self._state: FeedState | None = None
         self._routing: tuple[Routing, ...] = ()
@@ -101,9 +114,16 @@ class FedServing:
             await self.board.refresh()
         self.board.watch(self._supervisor)
         self._supervisor.keep(TASK, self._follow, longest_pause_s=LONGEST_PAUSE_S)
+        if self.relay.enabled:
+            with contextlib.suppress(TuneProofError):
+                await self._spending.told()  # before anybody spends more
+            self._supervisor.every("spending", TELL_EVERY_S, self._spending.told)
 
     async def close(self) -> None:
-        """Close the connections to the service."""
+        """Say the last, and close the connections to the service."""
+        with contextlib.suppress(TuneProofError):
+            if self.relay.enabled:
+                await self._spending.told()
         await self._session.close()
 
     # What the gateway asks.
@@ -144,6 +164,30 @@ class FedServing:
         if price is None:
             return None
         return price.request_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def provider(self, name: str) -> ProviderEndpoint | None:
+        """By the settings; where the embedded trainer is the service said. Raises `ConfigError`."""
+        config = self._settings.providers.get(name)
+        if config is not None and config.embedded:
+            address = self._state and self._state.get("trainer")
+            key = config.api_key or Secret("embedded")
+            config = replace(config, base_url=Url(address) if address else None, api_key=key)
+        return None if config is None else endpoint_at(config)
+
+    def cost_at_usd(
+        self, provider: str, model: str, *, prompt_tokens: int, completion_tokens: int
+    ) -> float | None:
+        """By the settings."""
+        return answer_cost_usd(
+            self._settings.providers[provider],
+            model,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+
+    async def _tell_spent(self, told: Mapping[str, Any]) -> Mapping[str, float]:
+        found: Mapping[str, float] = await self._call("/spending", orjson.dumps(told))
+        return found
 
     async def find_token(self, token: str) -> TokenInfo | None:
         """What the service's store says of it, or said within the last hour while it is away.
@@ -252,6 +296,7 @@ class FedServing:
                 organization=row["organization"],
                 breaker=self._breaker(row["provider"], model.model_id),
                 timeout_s=row["timeout_s"],
+                key_header=row.get("key_header", ""),
             )
             if row["price"] is not None:
                 prompt, completion = row["price"]

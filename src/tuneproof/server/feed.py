@@ -2,8 +2,9 @@
 
 `GET /feed` is lines of JSON for as long as the gateway stays: the whole state at first and at each
 change (`FeedState`), `{}` at least once a second. `POST /tokens` looks a token up, `POST /events`
-keeps events, `POST /breakers` hears of a provider's. Whoever may open the socket's file is let in:
-it is in the data directory, and nobody else's to read, since the state names the providers' keys.
+keeps events, `POST /breakers` hears of a provider's, `POST /spending` of what the relay spent.
+Whoever may open the socket's file is let in: it is in the data directory, and nobody else's to
+read, since the state names the providers' keys.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class EndpointRow(TypedDict):
     api_key: str | None
     organization: str | None
     timeout_s: float
+    key_header: str
     price: tuple[float | None, float | None] | None
 
 
@@ -83,6 +85,7 @@ class FeedState(TypedDict):
     trust_s: dict[str, float | None]
     endpoints: list[EndpointRow]
     scored: list[str]
+    trainer: str | None  # where the embedded one is
     tokens: dict[str, TokenRow]  # by their hash
 
 
@@ -99,6 +102,7 @@ class Feed:
             "/events": self._events,
             "/breakers": self._breaker,
             "/subjects": self._subject,
+            "/spending": self._spending,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,6 +166,7 @@ class Feed:
                 if (row := await self._endpoint(model)) is not None
             ],
             "scored": [one.task for one in snapshot.routing if self._serving.scores(one.task)],
+            "trainer": self._app.providers.trainer_url,
             "tokens": dict(self._tokens),
         }
 
@@ -180,6 +185,7 @@ class Feed:
             "api_key": found.api_key.reveal() if found.api_key else None,
             "organization": found.organization,
             "timeout_s": found.timeout_s,
+            "key_header": found.key_header,
             "price": None if price is None else (price.prompt, price.completion),
         }
 
@@ -214,6 +220,9 @@ class Feed:
     async def _subject(self, body: bytes) -> bool:
         subject, task = orjson.loads(body)
         return await self._serving.had(subject, task)
+
+    async def _spending(self, body: bytes) -> Any:
+        return self._app.spending.told(**orjson.loads(body))
 
     async def _breaker(self, body: bytes) -> None:
         told = orjson.loads(body)

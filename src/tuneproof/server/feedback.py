@@ -21,7 +21,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from tuneproof.errors import InputError, RetryableError, TuneProofError
 from tuneproof.experiments import Comment, Outcome
 from tuneproof.server.auth import authorise
-from tuneproof.server.chatting import MAX_UNIT, loaded
+from tuneproof.server.bodies import loaded
+from tuneproof.server.chatting import MAX_UNIT
 from tuneproof.server.gateway import error_body
 from tuneproof.server.models import Strict, described, kept_text, utc
 from tuneproof.server.problems import headers_of, status_of

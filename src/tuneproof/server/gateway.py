@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,18 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from tuneproof.errors import ConflictError, InputError, NotFoundError, TuneProofError
+from tuneproof.errors import (
+    ConflictError,
+    InputError,
+    NotFoundError,
+    QuotaExhaustedError,
+    TuneProofError,
+)
 from tuneproof.experiments import Arm, Exposure, ModelRef
 from tuneproof.experiments.histories import HISTORY_PHASE, history_of
 from tuneproof.server.auth import Scope, authorise
 from tuneproof.server.chatting import PREFIX, ChatRequest, size
+from tuneproof.server.meter import BYTES_PER_TOKEN
 from tuneproof.server.models import described
 from tuneproof.server.problems import headers_of, status_of
 from tuneproof.server.tickets import Ticket
@@ -77,6 +84,10 @@ class Decision:
         """The same decision, answered by the baseline since the candidate's provider failed."""
         return replace(self, model=self.routing.baseline, failed=True)
 
+    def answered_as(self, theirs: str) -> Decision:
+        """The same decision, whose receipt names the provider's own id of the answer."""
+        return replace(self, ticket=replace(self.ticket, theirs=theirs))
+
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer says of it."""
@@ -89,9 +100,9 @@ class Decision:
 
 @dataclass(kw_only=True, slots=True)
 class Written:
-    """What is known of an answer by now; None is unknown."""
+    """What is known of an answer by now: `usage` as far as its provider names it."""
 
-    usage: Mapping[str, int] | None = None
+    usage: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     texts: list[str] | None = None
     whole: bool = False
@@ -102,7 +113,7 @@ class Gateway:
 
     def __init__(self, serving: Serving, upstream: Upstream, spool: Spool) -> None:
         self._serving = serving
-        self._upstream = upstream
+        self.upstream = upstream
         self._spool = spool
         self._spared_until: dict[ModelRef, float] = {}
 
@@ -159,8 +170,8 @@ class Gateway:
         """An answer, or a refusal: it says nothing against the provider."""
         try:
             if asked.stream:
-                return await self._upstream.stream(endpoint, asked, model)
-            return await self._upstream.complete(endpoint, asked, model)
+                return await self.upstream.stream(endpoint, asked, model)
+            return await self.upstream.complete(endpoint, asked, model)
         except Refused as refusal:
             return refusal
 
@@ -187,7 +198,9 @@ class Gateway:
         if written is not None:
             if written.whole and not error and written.texts:
                 text = "".join(written.texts) or None
-            usage = written.usage or _estimated(asked, written.bytes)
+            usage = written.usage
+            if len(usage) < 2:
+                usage = {**_estimated(asked, written.bytes), **usage}
         self._spool.add(
             Exposure(
                 id=decision.ticket.exposure,
@@ -247,7 +260,7 @@ def decide(routing: Routing, unit: str, now: datetime) -> Decision:
 def _unknown(model: str) -> NotFoundError:
     return NotFoundError(
         f"The model {model[:100]!r} does not exist here.",
-        mend='Use "tuneproof/TASK"; GET /v1/models lists all.',
+        mend='Use "tuneproof/TASK"; GET /v1/models lists all. [relay] passes other models on.',
     )
 
 
@@ -273,23 +286,7 @@ def _quoted(value: str) -> str:
     return quote(value, safe="/:@ ,;=+")
 
 
-def told(answer: Mapping[str, Any]) -> Mapping[str, int] | None:
-    """The tokens that an answer or a chunk names; None where it does not name both."""
-    usage = answer.get("usage")
-    named = usage if isinstance(usage, Mapping) else {}
-    found = {name: named.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    known = {k: n for k, n in found.items() if isinstance(n, int) and 0 <= n <= MOST_TOKENS}
-    return known if len(known) == len(found) else None
-
-
-MOST_TOKENS = 2**31 - 1
-"""The largest count that a provider is believed, and that a database keeps."""
-
-BYTES_PER_TOKEN = 4
-"""About how long a token is: where a provider does not say how many an answer has."""
-
-
-def _estimated(asked: ChatRequest, written: int) -> Mapping[str, int]:
+def _estimated(asked: ChatRequest, written: int) -> dict[str, int]:
     """The usage of a request for which its provider names none; `written` are bytes of answer."""
     read = sum(size(message["content"]) for message in asked.messages)
     return {
@@ -304,7 +301,18 @@ def error_body(error: TuneProofError) -> dict[str, Any]:
     if isinstance(error, NotFoundError):
         code = error.details.get("code", "model_not_found")
     kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
+    if isinstance(error, QuotaExhaustedError):
+        kind = code = "insufficient_quota"
     return {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
+
+
+async def not_passed_on(request: Request) -> Response:
+    """What is answered where the settings pass a request on to nobody."""
+    error = NotFoundError(
+        f"{request.url.path[:100]} is passed on to nobody.",
+        mend="Set relay.enabled and name it in relay.paths.",
+    )
+    return JSONResponse(error_body(error), status_of(error))
 
 
 def router() -> APIRouter:
@@ -327,6 +335,23 @@ def router() -> APIRouter:
     )
     async def chat() -> Response:
         raise AssertionError("answered in front of the routes, by `relay`")
+
+    @routes.post("/responses", summary="A response, answered by the arm of the unit")
+    async def responses() -> Response:
+        raise AssertionError("answered in front of the routes, by `relay`")
+
+    @routes.post("/messages", summary="A message (Anthropic's), answered by the arm of the unit")
+    async def messages() -> Response:
+        raise AssertionError("answered in front of the routes, by `relay`")
+
+    for path in ("/completions", "/embeddings", "/audio/{kind}", "/images/{kind}"):
+        routes.add_api_route(
+            path,
+            not_passed_on,
+            methods=["POST"],
+            summary="Passed on to a provider unread, where that is switched on",
+            operation_id=f"pass_on_{path.split('/')[1]}",
+        )
 
     @routes.get("/models", summary="The tasks, as models")
     async def models(request: Request) -> Response:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
-from tuneproof.server.auth import Admin, Reader
+from tuneproof.server.auth import Admin, Reader, Scope
 from tuneproof.server.models import Answer, Cursor, Instant, Limit, Paged, Strict
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
@@ -115,7 +115,7 @@ class TokenRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"example": {"name": "ci", "scopes": ["read"]}})
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w.@-]+$")
-    scopes: list[Literal["read", "write", "admin"]] = Field(min_length=1, max_length=3)
+    scopes: list[Scope] = Field(min_length=1, max_length=4)
 
 
 class NewToken(Answer):

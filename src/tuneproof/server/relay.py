@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` as plain ASGI: who asks, what, and the provider's bytes passed on.
+"""Requests for tasks as plain ASGI: who asks, what, and the provider's bytes passed on.
 
 Whatever happens (the reader leaves, the provider stalls or breaks off), a request of a subject
 leaves exactly one exposure, but for one that is refused as wrong itself.
@@ -9,85 +9,120 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
 
-from tuneproof.errors import InputError, TuneProofError
-from tuneproof.server.chatting import ChatRequest, dumped, size
-from tuneproof.server.events import MAX_BYTES
-from tuneproof.server.gateway import Decision, Gateway, Written, error_body, told
-from tuneproof.server.problems import headers_of, status_of
+from tuneproof.errors import TuneProofError
+from tuneproof.server.auth import permitted
+from tuneproof.server.chatting import ChatRequest, opened, size, task_of
+from tuneproof.server.exchange import Left, RawHeaders, Sender, body_of, while_there
+from tuneproof.server.gateway import Decision, Gateway, Written
+from tuneproof.server.passthrough import PassThrough
 from tuneproof.server.upstream import Answer, Refused, Stream, renamed
+from tuneproof.server.wires import CHAT, RESPONSES, WIRES, Wire
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from tuneproof.server.auth import Access
+    from tuneproof.server.auth import Access, Caller
     from tuneproof.server.serving import Serving
 
-__all__ = ["CHAT", "ChatRoute"]
+__all__ = ["ChatRoute"]
 
 log = logging.getLogger(__name__)
 
-CHAT = "/v1/chat/completions"
-DRAINED = 4 * MAX_BYTES
-"""How much of a body that is too large is read, so that its sender gets to read the answer."""
-
 _JSON = (b"content-type", b"application/json")
-_SAFE = (b"x-content-type-options", b"nosniff")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
-
-RawHeaders = Sequence[tuple[bytes, bytes]]
-
-
-class Left(Exception):
-    """Whoever asked has gone."""
 
 
 class ChatRoute:
-    """Answers chat requests. `gateway` is given once the service has started."""
+    """Answers requests for tasks, and passes on the others as far as the settings let it.
+
+    `gateway` is given once the service has started.
+    """
 
     def __init__(self, serving: Serving, access: Access) -> None:
         self._serving = serving
         self._access = access
+        self._passing = PassThrough(serving)
         self.gateway: Gateway | None = None
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request is for this route."""
+        if scope["type"] != "http":
+            return False
+        return _wire(scope) is not None or bool(self._passing.entry(scope))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         began = time.perf_counter()
-        answer = _Sender(send)
+        wire = _wire(scope)
+        answer = Sender(send, wire or _like(scope["path"]))
         try:
-            await self._serve(scope, receive, answer, began)
+            if wire is None:
+                await self._pass(scope, receive, answer)
+            else:
+                await self._serve(scope, receive, answer, wire, began)
         except Left:
             answer.status = 499
         except Refused as refusal:
             await answer.whole(refusal.status, refusal.body, refusal.headers)
         except TuneProofError as error:
+            if answer.begun:
+                log.warning("What was passed on broke off: %s", error)
             await answer.error(error)
         except Exception:
-            log.exception("a chat request failed")
+            log.exception("a request to the gateway failed")
             await answer.unexpected()
         finally:
             seconds = time.perf_counter() - began
-            self._serving.metrics.request_finished("POST", CHAT, answer.status, seconds)
+            path = scope["path"] if wire else self._passing.entry(scope)
+            self._serving.metrics.request_finished(scope["method"], path, answer.status, seconds)
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: _Sender, began: float) -> None:
+    async def _serve(
+        self, scope: Scope, receive: Receive, answer: Sender, wire: Wire, began: float
+    ) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        caller = None
         if not self._access.callers.may_write(headers):
-            await self._access.authorise(Headers(scope=scope), "write", any_key=True)
-        content = await _body(receive)
-        asked = ChatRequest.read(content, headers, self._serving.aliases)
+            caller = await self._identified(scope)
+        content = await body_of(receive)
+        body = opened(content, wire)
         gateway = self.gateway
         assert gateway is not None
+        task, named = task_of(body["model"], headers, self._serving.aliases)
+        if not named and self._passes(scope, task):
+            caller = permitted(caller or await self._identified(scope), "relay")
+            upstream, passing = gateway.upstream, self._passing
+            await passing.pass_on(upstream, caller.name, scope, receive, answer, content, body)
+            return
+        if caller is not None:
+            permitted(caller, "write")
+        asked = ChatRequest.read(body, task, headers, wire)
         decision = gateway.decide(asked)
-        with _while_there(receive):
+        with while_there(receive):
             await self._answer(gateway, decision, asked, answer, began)
 
+    def _passes(self, scope: Scope, task: str) -> bool:
+        """Whether a request is passed on: no task is called so."""
+        entry = self._passing.entry(scope)
+        return bool(entry) and task not in self._serving.routing.by_task
+
+    async def _pass(self, scope: Scope, receive: Receive, answer: Sender) -> None:
+        caller = permitted(await self._identified(scope), "relay")
+        gateway = self.gateway
+        assert gateway is not None
+        await self._passing.serve(gateway.upstream, caller.name, scope, receive, answer)
+
+    async def _identified(self, scope: Scope) -> Caller:
+        """Who asks. Raises `DeniedError` for who may neither ask a task nor pass anything on."""
+        caller = await self._access.identify(Headers(scope=scope), any_key=True)
+        return caller if "relay" in caller.scopes else permitted(caller, "write")
+
     async def _answer(
-        self, gateway: Gateway, decision: Decision, asked: ChatRequest, send: _Sender, began: float
+        self, gateway: Gateway, decision: Decision, asked: ChatRequest, send: Sender, began: float
     ) -> None:
         try:
             decision, answer = await gateway.ask(decision, asked)
@@ -112,14 +147,14 @@ class ChatRoute:
         decision: Decision,
         asked: ChatRequest,
         answer: Answer,
-        send: _Sender,
+        send: Sender,
         began: float,
     ) -> None:
         written = gateway.begin(decision)
         written.whole = True
-        _note(written, answer.body, "message")
+        _note(written, asked.wire.usage(answer.body), asked.wire.text(answer.body))
         gateway.record(decision, asked, began, written=written)
-        receipt = decision.ticket.encode()
+        receipt = _receipt(decision, asked.wire, answer.body.get("id"))
         headers = [*answer.headers, *_ours(decision, receipt), _JSON]
         await send.whole(200, renamed(answer.raw, answer.body, receipt), headers)
 
@@ -129,7 +164,7 @@ class ChatRoute:
         decision: Decision,
         asked: ChatRequest,
         stream: Stream,
-        send: _Sender,
+        send: Sender,
         began: float,
     ) -> None:
         """Pass the provider's events on under our id; usage that nobody asked for is kept.
@@ -138,7 +173,8 @@ class ChatRoute:
         What it cost is estimated from what was written until then, where the provider says nothing.
         """
         written = gateway.begin(decision)
-        receipt = decision.ticket.encode()
+        wire = asked.wire
+        receipt = _receipt(decision, wire, stream.id)
         failed = False
         try:
             await send.begin(200, [*stream.headers, *_ours(decision, receipt), *_STREAM])
@@ -149,16 +185,16 @@ class ChatRoute:
                     if chunk is None:
                         passed.append(event.raw)
                         continue
-                    _note(written, chunk, "delta")
-                    if asked.wants_usage or chunk.get("choices") or not chunk.get("usage"):
-                        passed.append(renamed(event.raw, chunk, receipt))
+                    _note(written, wire.usage(chunk), wire.delta(chunk))
+                    if asked.wants_usage or not _is_usage(wire, chunk):
+                        passed.append(renamed(event.raw, chunk, receipt, wire.holder))
                 if passed:
                     await send.more(b"".join(passed))
             written.whole = True
         except TuneProofError as error:
             failed = True
             log.warning("The stream for %s broke: %s", decision.routing.task, error)
-            await send.more(b"data: " + dumped(error_body(error)) + b"\n\n")
+            await send.broken(error)
         finally:
             stream.close()
             gateway.record(decision, asked, began, written=written, error=failed)
@@ -169,105 +205,33 @@ def _ours(decision: Decision, receipt: str) -> RawHeaders:
     return [*decision.headers, (b"x-tuneproof-response", receipt.encode())]
 
 
-def _note(written: Written, body: Mapping[str, Any], part: str) -> None:
-    """Gather the usage and the text of an answer's first choice, or of a chunk's."""
-    written.usage = told(body) or written.usage
-    for choice in body.get("choices") or ():
-        if isinstance(choice, dict) and not choice.get("index"):
-            said = choice.get(part)
-            text = said.get("content") if isinstance(said, dict) else None
-            if isinstance(text, str):
-                written.bytes += size(text)
-                if written.texts is not None:
-                    written.texts.append(text)
-            return
+def _wire(scope: Scope) -> Wire | None:
+    """The wire that a request is for a task over, unless it is for none."""
+    return WIRES.get(scope["path"]) if scope["method"] == "POST" else None
 
 
-async def _body(receive: Receive) -> bytes:
-    """The request's body. Raises `Left`, and `InputError` for one that is too large."""
-    parts, taken = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Left
-        part = message.get("body", b"")
-        taken += len(part)
-        if taken <= MAX_BYTES:
-            parts.append(part)
-        if not message.get("more_body") or taken > DRAINED:
-            break
-    if taken > MAX_BYTES:
-        raise InputError(
-            f"The body is larger than {MAX_BYTES} bytes.", mend="Send less.", status=413
-        )
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _like(path: str) -> Wire:
+    """Whose errors a request that is for no task expects."""
+    return next((wire for at, wire in WIRES.items() if path.startswith(f"{at}/")), CHAT)
 
 
-@contextmanager
-def _while_there(receive: Receive) -> Iterator[None]:
-    """Break the block off once whoever asked has gone. Raises `Left` then."""
-    working = asyncio.current_task()
-    assert working is not None
-    left = False
-
-    async def listen() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        working.cancel()
-
-    listening = asyncio.create_task(listen())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not left or working.uncancel():
-            raise
-        raise Left from None
-    finally:
-        listening.cancel()
+def _receipt(decision: Decision, wire: Wire, theirs: object) -> str:
+    """The id of an answer; of a response it holds the provider's own, to go on from."""
+    if wire is RESPONSES and isinstance(theirs, str):
+        decision = decision.answered_as(theirs)
+    return decision.ticket.encode()
 
 
-class _Sender:
-    """The answer on its way; `status` is what it began with, 500 before."""
+def _is_usage(wire: Wire, chunk: Mapping[str, Any]) -> bool:
+    """Whether an event tells usage alone, which a chat's reader has to ask for."""
+    return wire is CHAT and bool(chunk.get("usage")) and not chunk.get("choices")
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._begun = False
-        self.status = 500
 
-    async def begin(self, status: int, headers: RawHeaders) -> None:
-        """Send the head of an answer."""
-        self._begun = True
-        self.status = status
-        await self._send(
-            {"type": "http.response.start", "status": status, "headers": [*headers, _SAFE]}
-        )
-
-    async def more(self, body: bytes) -> None:
-        """Send a part of it."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def end(self) -> None:
-        """Nothing more comes."""
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def whole(self, status: int, body: bytes, headers: RawHeaders) -> None:
-        """Send an answer with its body; nothing where one has begun."""
-        if self._begun:
-            return
-        length = (b"content-length", b"%d" % len(body))
-        typed = [] if any(name == b"content-type" for name, _ in headers) else [_JSON]
-        await self.begin(status, [*headers, *typed, length])
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def error(self, error: TuneProofError) -> None:
-        """Send an error in the shape that OpenAI's clients read."""
-        headers = [(n.lower().encode(), v.encode()) for n, v in headers_of(error).items()]
-        await self.whole(status_of(error), dumped(error_body(error)), headers)
-
-    async def unexpected(self) -> None:
-        """Say that the fault is ours."""
-        error = {"message": "The service failed; its log says why.", "type": "server_error"}
-        body = {"error": {**error, "param": None, "code": "internal"}}
-        await self.whole(500, dumped(body), [])
+def _note(written: Written, usage: Mapping[str, int], text: str) -> None:
+    """Gather the usage and the text of an answer, or of a part of it."""
+    if usage:
+        written.usage.update(usage)
+    if text:
+        written.bytes += size(text)
+        if written.texts is not None:
+            written.texts.append(text)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 from tuneproof.server.event_lines import events_of
 
 if TYPE_CHECKING:
-    from tuneproof.app import App, ChatEndpoint, RoutingSnapshot
+    from tuneproof.app import App, ChatEndpoint, ProviderEndpoint, RoutingSnapshot
     from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome
+    from tuneproof.settings import RelayConfig
     from tuneproof.telemetry import Metrics
 
 __all__ = ["OwnServing", "Serving"]
@@ -66,6 +67,31 @@ class Serving(Protocol):
         Raises a `TuneProofError` where nobody can tell.
         """
 
+    @property
+    def relay(self) -> RelayConfig:
+        """What may be passed on that is for no task."""
+
+    @property
+    def default_provider(self) -> str:
+        """Who gets of that what names no provider."""
+
+    def provider(self, name: str) -> ProviderEndpoint | None:
+        """A provider of the settings; None where there is none of this name.
+
+        Raises a `TuneProofError` where it cannot be called.
+        """
+
+    def cost_at_usd(
+        self, provider: str, model: str, *, prompt_tokens: int, completion_tokens: int
+    ) -> float | None:
+        """What a request that was passed on cost; None where its price is not known."""
+
+    def spent_usd(self, caller: str) -> float:
+        """What this caller spent today by what was passed on."""
+
+    def spend(self, caller: str, usd: float) -> None:
+        """Count what a request of this caller cost."""
+
 
 class OwnServing:
     """The App in this process."""
@@ -80,6 +106,12 @@ class OwnServing:
         self.cost_usd = app.routing.endpoints.cost_usd
         self.keep = app.events.record
         self.had = app.events.had
+        self.relay = app.settings.relay
+        self.default_provider = app.settings.default_provider
+        self.provider = app.routing.endpoints.at
+        self.cost_at_usd = app.routing.endpoints.cost_at_usd
+        self.spent_usd = app.spending.spent_usd
+        self.spend = app.spending.spend
 
     @property
     def routing(self) -> RoutingSnapshot:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["EventSplitter", "data_of"]
+__all__ = ["EventSplitter", "data_of", "with_data"]
 
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
@@ -57,3 +57,14 @@ def data_of(event: bytes) -> bytes | None:
             value = value.removeprefix(b" ")
             found = value if found is None else found + b"\n" + value
     return found
+
+
+def with_data(event: bytes, data: bytes) -> bytes:
+    """An event with other data, which is one line; its other fields stay, comments do not."""
+    kept = (line for line in _LINE.split(event.removeprefix(_BOM)) if _is_other_field(line))
+    return b"".join(line + b"\n" for line in kept) + b"data: " + data + b"\n\n"
+
+
+def _is_other_field(line: bytes) -> bool:
+    name = line.partition(b":")[0]
+    return bool(name) and name != b"data"

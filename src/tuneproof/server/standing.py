@@ -20,7 +20,7 @@ from tuneproof.server.auth import Access, Callers, authorise
 from tuneproof.server.events import Shares
 from tuneproof.server.fed import FedServing
 from tuneproof.server.guard import Guard
-from tuneproof.server.relay import CHAT, ChatRoute
+from tuneproof.server.relay import ChatRoute
 from tuneproof.server.spool import FOLDER, Spool
 from tuneproof.server.upstream import Upstream
 from tuneproof.telemetry import Metrics
@@ -58,7 +58,7 @@ class GatewayService(FastAPI):
         """Serve one request."""
         if self._draining and scope["type"] == "http":
             send = _last(send)
-        if scope["type"] == "http" and scope["path"] == CHAT and scope["method"] == "POST":
+        if scope["type"] == "http" and self.chat.serves(scope):
             await self.chat(scope, receive, send)
             return
         await super().__call__(scope, receive, send)

@@ -24,13 +24,26 @@ from tuneproof.errors import (
     ProviderUnavailableError,
     TuneProofError,
 )
-from tuneproof.server.chatting import ChatRequest, dumped, loaded
-from tuneproof.server.sse import EventSplitter, data_of
+from tuneproof.server.bodies import dumped, loaded
+from tuneproof.server.chatting import ChatRequest
+from tuneproof.server.sse import EventSplitter, data_of, with_data
+from tuneproof.server.wires import Wire, message_of
 
 if TYPE_CHECKING:
-    from tuneproof.app import ChatEndpoint
+    from multidict import CIMultiDict
 
-__all__ = ["Answer", "Event", "Refused", "Stream", "Upstream", "renamed"]
+    from tuneproof.app import ChatEndpoint, ProviderEndpoint
+
+__all__ = [
+    "Answer",
+    "Event",
+    "Refused",
+    "Stream",
+    "Upstream",
+    "no_answer",
+    "nothing_was_sent",
+    "renamed",
+]
 
 DONE = b"[DONE]"
 CONNECT_S = 10.0
@@ -41,7 +54,9 @@ MAX_EVENT = 16 * 1024 * 1024
 """The longest event of a stream: what is longer is no answer."""
 
 _PASSED_ON = ("x-ratelimit-", "openai-", "anthropic-")
-_PASSED = frozenset({"retry-after", "retry-after-ms", "x-request-id", "x-should-retry"})
+_PASSED = frozenset(
+    {"request-id", "retry-after", "retry-after-ms", "x-request-id", "x-should-retry"}
+)
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -83,24 +98,34 @@ class Event:
     chunk: dict[str, Any] | None
 
 
-def renamed(raw: bytes, body: Mapping[str, Any], id: str) -> bytes:
-    """`raw`, which says `body`, under the id `id`: all other bytes stay where that is possible."""
-    theirs = body.get("id")
+def renamed(raw: bytes, body: Mapping[str, Any], id: str, holder: str = "") -> bytes:
+    """`raw`, which says `body`, under the id `id`: all other bytes stay where that is possible.
+
+    The id stands in the field `holder`, where one is named; what has none stays as it is.
+    """
+    held = body.get(holder) if holder else body
+    if not isinstance(held, Mapping):
+        return raw
+    theirs = held.get("id")
     if isinstance(theirs, str):
         quoted = orjson.dumps(theirs) if theirs.isascii() else b""
         for between in (b":", b": "):
             old = b'"id"' + between + quoted
             if quoted and raw.count(old) == 1 and raw.count(quoted) == 1:
                 return raw.replace(old, b'"id"' + between + b'"' + id.encode() + b'"')
-    written = dumped({**body, "id": id})
-    return b"data: " + written + b"\n\n" if not raw.lstrip().startswith(b"{") else written
+    named = {**held, "id": id}
+    written = dumped({**body, holder: named} if holder else named)
+    return written if raw.lstrip().startswith(b"{") else with_data(raw, written)
 
 
 class Stream:
     """A streamed answer that has begun: `first` are its events up to the first real chunk."""
 
-    def __init__(self, endpoint: ChatEndpoint, response: aiohttp.ClientResponse) -> None:
+    def __init__(
+        self, endpoint: ChatEndpoint, wire: Wire, response: aiohttp.ClientResponse
+    ) -> None:
         self._endpoint = endpoint
+        self._wire = wire
         self._response = response
         self._splitter = EventSplitter()
         self._finished = self._done = False
@@ -111,7 +136,7 @@ class Stream:
         """Read up to the first real chunk. Raises the provider's failure where none comes."""
         async for events in self._reads():
             self.first += events
-            if any(_is_chunk(event) for event in events):
+            if any(event.chunk and self._wire.begins(event.chunk) for event in events):
                 return
         raise _failed(self._endpoint, "answered no chunk of a stream")
 
@@ -122,6 +147,15 @@ class Stream:
             yield events
         if not self._finished:
             raise _failed(self._endpoint, "ended its stream before the answer was whole")
+
+    @property
+    def id(self) -> object:
+        """The provider's own id of the answer, as far as its first events name it."""
+        for event in self.first:
+            holder = (event.chunk or {}).get(self._wire.holder)
+            if isinstance(holder, dict) and "id" in holder:
+                return holder["id"]
+        return None
 
     def close(self) -> None:
         """Leave; the provider hears of it at once."""
@@ -136,7 +170,7 @@ class Stream:
                 if raws:
                     yield [self._read(raw) for raw in raws]
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _no_answer(self._endpoint, error) from error
+            raise no_answer(self._endpoint, error) from error
         if rest := self._splitter.end():
             yield [self._read(rest)]
 
@@ -155,16 +189,15 @@ class Stream:
         if not data:
             return Event(raw, None)
         if data.strip() == DONE:
-            self._done = self._finished = True
+            self._done = True
+            self._finished = self._finished or self._wire.done_ends
             return Event(raw, None)
         chunk = _object(self._endpoint, data)
-        if _is_error(chunk):
-            raise _failed(self._endpoint, f"broke its stream off: {_message(chunk)}")
-        if not self._finished:
-            self._finished = any(
-                isinstance(choice, dict) and choice.get("finish_reason")
-                for choice in chunk.get("choices") or ()
-            )
+        failure = self._wire.failure(chunk)
+        if failure:
+            raise _failed(self._endpoint, f"broke its stream off: {failure}")
+        self._finished = self._finished or self._wire.finishes(chunk)
+        self._done = self._done or self._wire.is_last(chunk)
         return Event(raw, chunk)
 
 
@@ -191,19 +224,18 @@ class Upstream:
 
     async def complete(self, endpoint: ChatEndpoint, asked: ChatRequest, model: str) -> Answer:
         """The provider's whole answer. Raises `Refused`, or what says how the provider failed."""
-        response = await self._post(endpoint, asked.for_model(model))
+        response = await self._post(endpoint, asked, asked.for_model(model))
         try:
             raw = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _no_answer(endpoint, error) from error
+            raise no_answer(endpoint, error) from error
         finally:
             response.release()
         _check(endpoint, response, raw)
         body = _object(endpoint, raw)
-        if _is_error(body):
-            raise _failed(endpoint, f"answered 200 with an error: {_message(body)}")
-        if not isinstance(body.get("choices"), list) or not body["choices"]:
-            raise _failed(endpoint, "answered 200 without any choice")
+        wrong = asked.wire.wrong(body)
+        if wrong:
+            raise _failed(endpoint, f"answered 200 {wrong}")
         return Answer(raw, body, _passed(response))
 
     async def stream(self, endpoint: ChatEndpoint, asked: ChatRequest, model: str) -> Stream:
@@ -213,56 +245,103 @@ class Upstream:
         """
         count = asked.wants_usage or endpoint.provider not in self._uncounted
         try:
-            return await self._stream(endpoint, asked.for_model(model, count=count))
+            return await self._stream(endpoint, asked, asked.for_model(model, count=count))
         except Refused as refusal:
             if asked.wants_usage or not count or not _is_about_usage(refusal):
                 raise
-        begun = await self._stream(endpoint, asked.for_model(model, count=False))
+        begun = await self._stream(endpoint, asked, asked.for_model(model, count=False))
         self._uncounted.add(endpoint.provider)
         return begun
 
-    async def _stream(self, endpoint: ChatEndpoint, content: bytes) -> Stream:
-        response = await self._post(endpoint, content)
+    async def _stream(self, endpoint: ChatEndpoint, asked: ChatRequest, content: bytes) -> Stream:
+        response = await self._post(endpoint, asked, content)
         try:
             async with asyncio.timeout(endpoint.timeout_s):
                 if response.status != 200:
                     _check(endpoint, response, await response.read())
-                begun = Stream(endpoint, response)
+                begun = Stream(endpoint, asked.wire, response)
                 await begun.begin()
                 return begun
         except TimeoutError as error:
             response.close()
-            raise _no_answer(endpoint, error) from error
+            raise no_answer(endpoint, error) from error
         except BaseException:
             response.close()
             raise
 
-    async def _post(self, endpoint: ChatEndpoint, content: bytes) -> aiohttp.ClientResponse:
+    async def pass_on(
+        self,
+        endpoint: ProviderEndpoint,
+        method: str,
+        path: str,
+        *,
+        headers: CIMultiDict[str],
+        content: bytes | AsyncIterator[bytes] | None,
+        timeout_s: float,
+    ) -> aiohttp.ClientResponse:
+        """Any request, sent as it is: the answer once it has begun, its bytes as they are.
+
+        Raises what the client raises.
+        """
+
+        async def send() -> aiohttp.ClientResponse:
+            return await self._session.request(
+                method,
+                URL(endpoint.url(path), encoded=True),
+                data=content,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=CONNECT_S, sock_read=timeout_s
+                ),
+                allow_redirects=False,
+                auto_decompress=False,
+            )
+
+        try:
+            return await send()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if not isinstance(content, bytes) or not nothing_was_sent(error):
+                raise
+        return await send()
+
+    async def _post(
+        self, endpoint: ChatEndpoint, asked: ChatRequest, content: bytes
+    ) -> aiohttp.ClientResponse:
         """Send it; once more where nothing was sent: no connection, or one that was closed."""
         try:
-            return await self._send(endpoint, content)
+            return await self._send(endpoint, asked, content)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            if not _nothing_was_sent(error):
-                raise _no_answer(endpoint, error) from error
+            if not nothing_was_sent(error):
+                raise no_answer(endpoint, error) from error
         try:
-            return await self._send(endpoint, content)
+            return await self._send(endpoint, asked, content)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _no_answer(endpoint, error) from error
+            raise no_answer(endpoint, error) from error
 
-    async def _send(self, endpoint: ChatEndpoint, content: bytes) -> aiohttp.ClientResponse:
+    async def _send(
+        self, endpoint: ChatEndpoint, asked: ChatRequest, content: bytes
+    ) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_S, sock_read=endpoint.timeout_s
         )
+        headers = endpoint.headers(asked.wire.path)
         return await self._session.post(
-            URL(endpoint.chat_url, encoded=True),
+            URL(endpoint.url(asked.wire.path), encoded=True),
             data=content,
-            headers=endpoint.headers,
+            headers={**headers, **asked.headers} if asked.headers else headers,
             timeout=timeout,
             allow_redirects=False,
         )
 
 
-def _nothing_was_sent(error: Exception) -> bool:
+def no_answer(endpoint: ProviderEndpoint, error: Exception) -> TuneProofError:
+    """That a provider did not answer, or not to the end."""
+    what = str(error) or type(error).__name__
+    return _failed(endpoint, f"did not answer at {endpoint.base_url}: {what}")
+
+
+def nothing_was_sent(error: Exception) -> bool:
+    """Whether a call failed before the provider got any of it."""
     kinds = (aiohttp.ClientConnectorError, aiohttp.ClientConnectionResetError)
     return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
 
@@ -276,12 +355,12 @@ def _check(endpoint: ChatEndpoint, response: aiohttp.ClientResponse, content: by
         body = loaded(content)
     except ValueError:
         body = content[:200].decode(errors="replace")
-    what, name = f"answered {status}: {_message(body)}", endpoint.provider
+    what, name = f"answered {status}: {message_of(body)}", endpoint.provider
     if status in (401, 403):
         mend = "Check the provider's key."
         raise CredentialsError(f"Provider {name!r} {what}", mend=mend, status=502)
     if status == 404:
-        mend = "Check which models the provider lists."
+        mend = "Check which models the provider lists, and which wires it speaks."
         raise NotFoundError(f"Provider {name!r} {what}", mend=mend)
     if status < 400 or status >= 500 or status == 408:
         raise _failed(endpoint, what)
@@ -307,24 +386,9 @@ def _object(endpoint: ChatEndpoint, content: bytes) -> dict[str, Any]:
     return found
 
 
-def _is_chunk(event: Event) -> bool:
-    return event.chunk is not None and isinstance(event.chunk.get("choices"), list)
-
-
-def _is_error(body: Mapping[str, Any]) -> bool:
-    return bool(body.get("error")) and not body.get("choices")
-
-
 def _is_about_usage(refusal: Refused) -> bool:
     named = b"stream_options" in refusal.body or b"include_usage" in refusal.body
     return refusal.status in (400, 422) and named
-
-
-def _message(body: Any) -> str:
-    error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, dict):
-        return str(error.get("message") or error)[:500]
-    return str(error or body or "nothing")[:500]
 
 
 def _seconds(after: str) -> float:
@@ -339,12 +403,7 @@ def _seconds(after: str) -> float:
         return 0.0
 
 
-def _failed(endpoint: ChatEndpoint, what: str) -> TuneProofError:
+def _failed(endpoint: ProviderEndpoint, what: str) -> TuneProofError:
     return ProviderUnavailableError(
         f"Provider {endpoint.provider!r} {what}", mend="Try again; `tuneproof doctor` tells more."
     )
-
-
-def _no_answer(endpoint: ChatEndpoint, error: Exception) -> TuneProofError:
-    what = str(error) or type(error).__name__
-    return _failed(endpoint, f"did not answer at {endpoint.base_url}: {what}")

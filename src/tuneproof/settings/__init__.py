@@ -1,9 +1,9 @@
 """Settings: what the user set, validated, with where it came from. Read once, passed on.
 
 `secrets`, `checks` (rules for values) → `fields` (what is known of one setting) → `declaration`,
-`pipelines`, `records`, `service` (what can be set) → `tables` (of the file) → `environment`,
-`layers` (what each source sets) → `loading` (`Settings.load` merges arguments, environment, file,
-defaults).
+`pipelines`, `records`, `relay`, `service` (what can be set) → `tables` (of the file) →
+`environment`, `layers` (what each source sets) → `loading` (`Settings.load` merges arguments,
+environment, file, defaults).
 Nothing else in TuneProof reads the environment.
 """
 
@@ -22,6 +22,7 @@ from tuneproof.settings.records import (
     TargetConfig,
     TaskConfig,
 )
+from tuneproof.settings.relay import RelayConfig
 from tuneproof.settings.secrets import Options, Secret, Url, WebhookUrl, revealed
 from tuneproof.settings.service import (
     AlertsConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "OutcomeSourceConfig",
     "PipelineConfig",
     "ProviderConfig",
+    "RelayConfig",
     "RemoteConfig",
     "ScorerConfig",
     "Secret",

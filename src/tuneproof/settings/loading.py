@@ -45,6 +45,7 @@ PROVIDER_KINDS = (
     "compatible",
     "together",
     "fireworks",
+    "anthropic",
     "trainer",
 )
 """What `kind` may say where the provider's adapter is our own."""
@@ -95,12 +96,19 @@ class Settings(Tables):
                 named = getattr(task, key)
                 if named is not None:
                     self._check_provider(f"tasks.{task.name}.{key}", named)
+        if self.relay.provider is not None:
+            self._check_provider("relay.provider", self.relay.provider)
         self._check_aliases()
 
     @property
     def task_aliases(self) -> Mapping[str, str]:
         """The task that each model name of `tasks.*.aliases` means at the gateway."""
         return {alias: task.name for task in self.tasks.values() for alias in task.aliases}
+
+    @property
+    def default_provider(self) -> str:
+        """Who gets what the relay passes on, where it names no provider."""
+        return self.relay.provider or next(iter(self.pipelines.values())).provider
 
     def _check_aliases(self) -> None:
         found = self.task_aliases

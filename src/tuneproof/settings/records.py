@@ -135,8 +135,8 @@ def _training_prices(field: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
 @dataclass(frozen=True, kw_only=True)
 class ProviderConfig:
     """Who trains and answers. `kind` is a dialect of OpenAI's wire, "openai" (told by its host),
-    "azure", "nebius", "compatible", or "trainer": our own, started in this process where no
-    `base_url` is set; or a wire of its own, "together" or "fireworks".
+    "azure", "nebius", "anthropic", "compatible", or "trainer": our own, started in this process
+    where no `base_url` is set; or a wire of its own, "together" or "fireworks".
 
     `base_model` is what pipelines train on here that name none of their own, so that naming
     another provider is enough to switch. Give the key by `api_key_env`, the name of an
@@ -151,7 +151,7 @@ class ProviderConfig:
         "openai",
         Option(
             doc="whose wire: `openai` (told by host), `azure`, `nebius`, `compatible`, `together`, "
-            "`fireworks`; `trainer`: ours"
+            "`fireworks`, `anthropic`; `trainer`: ours"
         ),
     )
     base_url: Url | None = option(
@@ -219,7 +219,11 @@ class ProviderConfig:
         return self.kind == "trainer" and self.base_url is None
 
 
-_KEY_VARIABLES = {"together": "TOGETHER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}
+_KEY_VARIABLES = {
+    "together": "TOGETHER_API_KEY",
+    "fireworks": "FIREWORKS_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+}
 
 
 def key_variable(kind: str) -> str:

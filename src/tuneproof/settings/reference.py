@@ -20,7 +20,7 @@ from tuneproof.settings.records import key_variable
 
 _BLOCK = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-_SERVICE = ("store", "cache", "tracking", "server", "alerts", "remote", "kubernetes")
+_SERVICE = ("store", "cache", "tracking", "server", "relay", "alerts", "remote", "kubernetes")
 
 
 def written(page: str) -> str:

@@ -24,6 +24,7 @@ from tuneproof.settings.records import (
     TargetConfig,
     TaskConfig,
 )
+from tuneproof.settings.relay import RelayConfig
 from tuneproof.settings.service import (
     AlertsConfig,
     CacheConfig,
@@ -55,6 +56,7 @@ class Tables:
     cache: CacheConfig = field(default_factory=CacheConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    relay: RelayConfig = field(default_factory=RelayConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)

@@ -20,7 +20,7 @@ from tuneproof.workflow import Tx
 
 __all__ = ["SCOPES", "TokenInfo", "Tokens"]
 
-SCOPES: Final = ("read", "write", "admin")
+SCOPES: Final = ("read", "write", "relay", "admin")
 
 
 @dataclass(frozen=True, kw_only=True)

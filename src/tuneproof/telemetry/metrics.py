@@ -298,6 +298,9 @@ class Metrics:
         self.events_waiting = self._gauge(
             "tuneproof_events_waiting_bytes", "Events of the gateway that the store has not yet"
         )
+        self.relay_spent = self._counter(
+            "tuneproof_relay_spent_usd", "What callers spent by the relay", "caller"
+        )
         self.delivered = self._counter(
             "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"
         )

@@ -27,6 +27,7 @@ class Config:
         ("openai", "https://eu.api.openai.com/v1", "openai"),
         ("openai", "https://us.openai.azure.com/openai/v1/", "azure"),
         ("openai", "https://api.tokenfactory.nebius.com/v1/", "nebius"),
+        ("openai", "https://api.anthropic.com/v1", "anthropic"),
         ("openai", "http://127.0.0.1:8688/v1", "compatible"),
         ("openai", "https://api.openai.com.evil.example/v1", "compatible"),
         ("azure", "http://127.0.0.1:1/v1", "azure"),
@@ -40,7 +41,8 @@ def test_address_decides_the_dialect_unless_the_kind_names_it(
 
 def test_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match="azure, compatible, fireworks, nebius, openai, together, trainer"
+        ConfigError,
+        match="anthropic, azure, compatible, fireworks, nebius, openai, together, trainer",
     ):
         dialect_for("vertex", None)
 

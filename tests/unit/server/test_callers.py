@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -128,3 +128,18 @@ def test_without_a_token_only_names_that_were_let_in_may_read(callers):
     callers.let_in(b"127.0.0.1:8000")
     assert callers.may_read(b"127.0.0.1:8000", b"")
     assert not callers.may_read(b"evil.example", b"")
+
+
+async def test_a_token_may_come_as_anthropics_clients_send_it(callers, tokens, seconds):
+    await callers.verified(TOKEN, tokens.verify, recent=True)
+    assert callers.may_write({b"x-api-key": TOKEN.encode()})
+    assert not callers.may_write({b"x-api-key": b"other"})
+    seconds.at += TRUST_S
+    assert not callers.may_write({b"x-api-key": TOKEN.encode()})
+
+
+async def test_a_token_for_the_relay_alone_may_neither_read_nor_write(callers, tokens):
+    tokens.known[TOKEN] = replace(INFO, scopes=("relay",))
+    await callers.verified(TOKEN, tokens.verify, recent=True)
+    assert not callers.may_write({b"authorization": b"Bearer tp_one"})
+    assert not callers.may_read(b"host", b"Bearer tp_one")

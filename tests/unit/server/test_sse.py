@@ -77,3 +77,26 @@ def test_only_the_id_is_another(
     assert ours == {**body, "id": "tp-ours"}
     event = b"data: " + raw + b"\n\n"
     assert json.loads(data_of(renamed(event, body, "tp-ours")) or b"") == ours
+
+
+EVENTS = st.fixed_dictionaries(
+    {"type": st.just("response.created"), "response": st.fixed_dictionaries({"id": st.text()})},
+    optional={"id": st.text(), "x": st.text()},
+)
+
+
+@given(EVENTS, st.sampled_from([None, 1]), st.sampled_from([b"\n", b"\r\n"]))
+def test_an_id_within_an_event_is_replaced_and_nothing_else(body, indent, end):
+    text = json.dumps(body, indent=indent).encode()
+    data = b"".join(b"data: " + line + end for line in text.split(b"\n"))
+    event = b": hi" + end + b"event: response.created" + end + data + end
+    found = renamed(event, body, "tp-ours", "response")
+    ours = {**body, "response": {**body["response"], "id": "tp-ours"}}
+    assert json.loads(data_of(found) or b"") == ours
+    assert b"event: response.created" in found
+    assert EventSplitter().feed(found) == [found]
+
+
+def test_an_event_without_what_holds_an_id_stays_as_it_is():
+    event = b'event: ping\ndata: {"type": "ping", "id": "x"}\n\n'
+    assert renamed(event, {"type": "ping", "id": "x"}, "tp-ours", "message") is event
