@@ -4,10 +4,11 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 LORA := .venv-lora/.ready
+SDKS := .venv-sdks/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: chaos help setup services demo test check lint types unit steady machine acceptance acceptance-long lora simulate mutate bench docs house lock clean
+.PHONY: chaos help setup services demo test check lint types unit steady machine fuzz sdks acceptance acceptance-long lora simulate mutate bench docs house lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,6 +54,11 @@ machine: setup services ## new stories of tests, rollouts and people: TUNEPROOF_
 chaos: setup services ## ten minutes of requests while everything behind them fails in turn. ARGS="--seed 8"
 	$(PYTHON) -m tests.chaos $(ARGS)
 
+fuzz: setup ## 100,000 made-up requests to service and trainer: TUNEPROOF_FUZZ=1000000 sends more
+	@seed=$${TUNEPROOF_FUZZ_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "TUNEPROOF_FUZZ_SEED=$$seed"; \
+		TUNEPROOF_FUZZ_SEED=$$seed TUNEPROOF_FUZZ=$${TUNEPROOF_FUZZ:-100000} $(PYTHON) -m pytest -q -n 2 --dist loadfile \
+		tests/integration/server/test_openapi.py tests/trainer/integration/test_openapi.py -k generated
+
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m slow
 
@@ -73,6 +79,15 @@ $(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.
 		--requirement requirements-ray.txt
 	.venv-lora/bin/pip install --quiet --no-deps --editable .
 	@touch $(LORA)
+
+sdks: setup services $(SDKS) ## the gateway by OpenAI's, LangChain's, LiteLLM's and others' libraries, unchanged
+	TUNEPROOF_SDKS=.venv-sdks/bin/python $(PYTHON) -m pytest -q -n 2 -m sdks tests/sdks
+
+$(SDKS): requirements-sdks.txt
+	@sh .ci/uv
+	$(UV) venv --quiet --allow-existing --python "$${TUNEPROOF_PYTHON:-python3}" .venv-sdks
+	$(UV) pip sync --quiet --python .venv-sdks/bin/python requirements-sdks.txt
+	@touch $(SDKS)
 
 simulate: setup ## the error rates of the statistics, whole; writes tests/simulation/results.json
 	$(PYTHON) -m tests.simulation
@@ -96,6 +111,9 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 		--extra mlflow --extra kubernetes --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock
+	$(UV) pip compile --quiet --universal --group sdks --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file requirements-sdks.txt
 
 clean: ## remove what was made here
-	rm -rf .venv .venv-lora .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lora .venv-sdks .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

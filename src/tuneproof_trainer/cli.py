@@ -155,6 +155,8 @@ def _serve(trainer: TrainerApp, listener: socket.socket) -> None:
     """Answer until a signal ends it; says on stderr where, and with what."""
     import uvicorn
 
+    from tuneproof_trainer.framing import Protocol
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -163,6 +165,7 @@ def _serve(trainer: TrainerApp, listener: socket.socket) -> None:
 
     config = uvicorn.Config(
         trainer,
+        http=Protocol,
         access_log=False,
         log_level="warning",
         server_header=False,

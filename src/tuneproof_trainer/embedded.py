@@ -18,6 +18,7 @@ import uvicorn
 
 from tuneproof_trainer.engines.protocol import TrainingEngine
 from tuneproof_trainer.errors import ServerError
+from tuneproof_trainer.framing import Protocol
 from tuneproof_trainer.listening import listening
 from tuneproof_trainer.server import TrainerApp, create_app
 from tuneproof_trainer.settings import TrainerSettings
@@ -75,6 +76,7 @@ class EmbeddedTrainer:
         self.app = create_app(self._settings, self._engines)
         config = uvicorn.Config(
             self.app,
+            http=Protocol,
             log_config=None,
             access_log=False,
             lifespan="on",

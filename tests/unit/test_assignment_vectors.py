@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tuneproof import assignment
 from tuneproof.app import RoutingSnapshot
 from tuneproof.client.state import HeldRouting
 from tuneproof.experiments import ModelRef
+from tuneproof.experiments.histories import history_of
 from tuneproof.rollout import Lane, Routing
 from tuneproof.server.deployment import RoutingAnswer
 from tuneproof.server.gateway import decide
@@ -27,6 +28,9 @@ Case = Mapping[str, Any]
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
+
+
+AT = datetime(2026, 11, 29, tzinfo=UTC)
 
 
 def model(data: Mapping[str, str] | None) -> ModelRef | None:
@@ -77,9 +81,9 @@ def test_routing_and_gateway(case: Case) -> None:
         served = routing.serve(unit)
         shown = (served.model.model_id, served.model.version, str(served.arm), served.subject)
         assert shown == expected
-        decision = decide(routing, unit)
+        decision = decide(routing, unit, AT)
         assert (decision.model, decision.arm) == (served.model, served.arm)
-        assert decision.ticket.subject == served.subject
+        assert decision.ticket.subject == (served.subject or history_of("hook", AT))
 
 
 def test_what_decide_answers(case: Case) -> None:

@@ -28,6 +28,10 @@ def called(node: ast.Call) -> str:
     return name.id if isinstance(name, ast.Name) else str(name)
 
 
+PACED = {"chaos"}
+"""Folders that do something for a time, which is what they are for."""
+
+
 def sleeps(tree: ast.AST) -> Iterator[int]:
     """Lines where a time is waited for; `asyncio.sleep(0)` is one turn of the loop."""
     for node in ast.walk(tree):
@@ -58,7 +62,8 @@ def can_fail(test: Function, beside: dict[str, Function]) -> bool:
 @pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(TESTS)))
 def test_nothing_sleeps_and_every_test_can_fail(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    assert list(sleeps(tree)) == [], "wait for a condition: tests/waiting.py"
+    if file.parent.name not in PACED:
+        assert list(sleeps(tree)) == [], "wait for a condition: tests/waiting.py"
     functions = {node.name: node for node in ast.walk(tree) if isinstance(node, Function)}
     tests = [node for name, node in functions.items() if name.startswith("test_")]
     assert [test.name for test in tests if not can_fail(test, functions)] == []

@@ -263,8 +263,11 @@ async def serving(
 def _config(service: Any, ending_s: float) -> Any:
     import uvicorn
 
+    from tuneproof.server.framing import Protocol
+
     return uvicorn.Config(
         service,
+        http=Protocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(ending_s),

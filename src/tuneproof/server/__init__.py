@@ -2,10 +2,10 @@
 
 Routes are split by noun (`fine_tuning`, `evaluation`, `deployment`, `events`, `health`,
 `catalogue`, `gateway`, `live`, `page`); `problems` says how errors look, `auth` who may call,
-`once` what an idempotency key means, `guard` what stands before all of them, `hot` what is
-answered even before that, from the App's board, `relay` the gateway's requests for tasks (`wires`
-says what they look like), and `passthrough` what is for none. Knows no database and no engine:
-every route calls one use case.
+`once` what an idempotency key means, `guard` what stands before all of them, `framing` where HTTP
+itself goes wrong, `hot` what is answered even before that, from the App's board, `relay` the
+gateway's requests for tasks (`wires` says what they look like), and `passthrough` what is for
+none. Knows no database and no engine: every route calls one use case.
 """
 
 from __future__ import annotations

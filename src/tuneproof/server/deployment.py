@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ConfigDict, Field
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tuneproof.store import Claim, HistoryEntry
 
 EXAMPLE_DEPLOYMENT = "deploy-20261120-001"
+Action = Literal["pause", "resume", "advance"]
 ROLLBACK_S = 30
 """What was promised of a rollback: traffic is back on the old model within this time."""
 
@@ -306,11 +307,20 @@ def router() -> APIRouter:
             )
         )
 
-    @routes.post("/{action}/{deployment_id}", summary="Pause, resume or advance a rollout")
+    for action in get_args(Action):
+        routes.post(f"/{action}/{{deployment_id}}", summary=f"{action.capitalize()} a rollout")(
+            _change(action)
+        )
+
+    return routes
+
+
+def _change(action: Action) -> Callable[..., Awaitable[RolloutState]]:
+    """The route of one thing that a person does to a rollout."""
+
     async def change(
         app: TheApp,
         caller: Writer,
-        action: Literal["pause", "resume", "advance"],
         deployment_id: str,
         asked: OptionalReason | None = None,
         if_match: IfMatch = None,
@@ -325,20 +335,25 @@ def router() -> APIRouter:
         history = await app.rollouts.history(deployment_id)
         return deployment_state(deployment, history, app, await app.alerts.verified())
 
-    return routes
+    return change
 
 
 def routing_router() -> APIRouter:
     """The routes under `/routing`: what clients decide by."""
     routes = APIRouter(prefix="/routing", tags=["routing"], responses=RESPONSES)
 
-    @routes.get("", response_model=RoutingAnswer, summary="Which model serves each task")
+    @routes.get(
+        "",
+        response_model=RoutingAnswer,
+        summary="Which model serves each task",
+        responses={304: {"description": "It is the version of `If-None-Match` yet"}},
+    )
     async def table(
         app: TheApp,
         _: Reader,
         after: Annotated[int, Query(ge=0, description="Answer when it is newer.")] = 0,
         wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait.")] = 0,
-        seen: Annotated[str | None, Header(alias="If-None-Match", max_length=50)] = None,
+        seen: Annotated[str | None, Header(alias="If-None-Match")] = None,
     ) -> Response:
         found = app.routing.board.snapshot
         if wait and found.version <= after:

@@ -7,7 +7,6 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import datetime
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Query, Request
@@ -17,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from tuneproof.errors import InputError
 from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.server.auth import Reader, Writer
-from tuneproof.server.models import Answer, Bulk, Instant, Limit, described, utc
+from tuneproof.server.models import Answer, Bulk, Instant, Limit, When, described, utc
 from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
@@ -58,7 +57,7 @@ class ExposureIn(Bulk):
     phase: int = Field(ge=0, le=10_000, description="As routing named it; the first is 1.")
     arm: str = Field(max_length=100, json_schema_extra={"enum": [str(arm) for arm in Arm]})
     unit: Unit
-    at: datetime
+    at: When
     task: str = Field(default="", max_length=200)
     latency_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     error: bool = False
@@ -99,7 +98,7 @@ class OutcomeIn(Bulk):
     id: Id
     subject: Id
     unit: Unit
-    at: datetime
+    at: When
     value: float = Field(allow_inf_nan=False)
     quality: float | None = Field(default=None, allow_inf_nan=False)
     item: str = Field(default="", max_length=500)
@@ -254,7 +253,7 @@ def router() -> APIRouter:
         app: TheApp,
         _: Reader,
         subject: Annotated[str | None, Query(max_length=200)] = None,
-        since: datetime | None = None,
+        since: When | None = None,
         limit: Limit = 100,
     ) -> list[ExposureOut]:
         start = None if since is None else utc(since)

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Left", "RawHeaders", "Sender", "Upload", "body_of", "while_there"]
 
-DRAINED = 4 * MAX_BYTES
-"""How much of a body that is too large is read, so that its sender gets to read the answer."""
-
 _JSON = (b"content-type", b"application/json")
 _SAFE = (b"x-content-type-options", b"nosniff")
 
@@ -43,7 +40,7 @@ async def body_of(receive: Receive) -> bytes:
         taken += len(part)
         if taken <= MAX_BYTES:
             parts.append(part)
-        if not message.get("more_body") or taken > DRAINED:
+        if not message.get("more_body") or taken > MAX_BYTES:
             break
     if taken > MAX_BYTES:
         raise InputError(

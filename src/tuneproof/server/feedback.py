@@ -24,7 +24,8 @@ from tuneproof.server.auth import authorise
 from tuneproof.server.bodies import loaded
 from tuneproof.server.chatting import MAX_UNIT
 from tuneproof.server.gateway import error_body
-from tuneproof.server.models import Strict, described, kept_text, utc
+from tuneproof.server.models import Strict, When, described, kept_text, utc
+from tuneproof.server.openai_shape import RESPONSES
 from tuneproof.server.problems import headers_of, status_of
 from tuneproof.server.tickets import Ticket, unknown_answer
 
@@ -50,6 +51,8 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class _Rated(Strict):
+    model_config = ConfigDict(strict=False)
+
     quality: Number | bool | None = None
     comment: Text | None = None
 
@@ -75,7 +78,7 @@ class Feedback(_Rated):
     )
     item: str = Field(default="", max_length=MAX_UNIT)
     id: str | None = Field(default=None, min_length=1, max_length=200)
-    at: datetime | None = None
+    at: When | None = None
 
 
 _SCHEMA = TypeAdapter(Feedback | list[Feedback])
@@ -315,7 +318,7 @@ def _refused(field: str, what: str, mend: str) -> InputError:
 
 def router() -> APIRouter:
     """`POST /v1/feedback`."""
-    routes = APIRouter(prefix="/v1", tags=["gateway"])
+    routes = APIRouter(prefix="/v1", tags=["gateway"], responses=RESPONSES)
 
     @routes.post(
         "/feedback",

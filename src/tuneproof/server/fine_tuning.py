@@ -22,6 +22,7 @@ from tuneproof.server.models import (
     OptionalReason,
     Paged,
     Strict,
+    When,
     etag,
     expected,
     instant,
@@ -75,7 +76,7 @@ class StartRequest(Strict):
         default=False, description="Go on with fewer examples than the threshold."
     )
     pipeline: str = Field(default="default", max_length=200)
-    as_of: datetime | None = Field(default=None, description="Collect as if it were this instant.")
+    as_of: When | None = Field(default=None, description="Collect as if it were this instant.")
 
 
 class Version(Answer):

@@ -22,19 +22,14 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from tuneproof.errors import (
-    ConflictError,
-    InputError,
-    NotFoundError,
-    QuotaExhaustedError,
-    TuneProofError,
-)
+from tuneproof.errors import ConflictError, NotFoundError, QuotaExhaustedError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, ModelRef
 from tuneproof.experiments.histories import HISTORY_PHASE, history_of
 from tuneproof.server.auth import Scope, authorise
 from tuneproof.server.chatting import PREFIX, ChatRequest, size
 from tuneproof.server.meter import BYTES_PER_TOKEN
 from tuneproof.server.models import described
+from tuneproof.server.openai_shape import RESPONSES, error_object
 from tuneproof.server.problems import headers_of, status_of
 from tuneproof.server.tickets import Ticket
 from tuneproof.server.upstream import Answer, Refused, Stream, Upstream
@@ -67,6 +62,10 @@ _CHAT: dict[str, Any] = {
         "user": "post-42",
     },
 }
+
+
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}
+"""What a stream is, for the OpenAPI document."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -300,10 +299,10 @@ def error_body(error: TuneProofError) -> dict[str, Any]:
     code = error.slug.replace("-", "_")
     if isinstance(error, NotFoundError):
         code = error.details.get("code", "model_not_found")
-    kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
+    found = error_object(str(error), status=status_of(error), code=code)
     if isinstance(error, QuotaExhaustedError):
-        kind = code = "insufficient_quota"
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
+        found["error"].update(type="insufficient_quota", code="insufficient_quota")
+    return found
 
 
 async def not_passed_on(request: Request) -> Response:
@@ -317,7 +316,7 @@ async def not_passed_on(request: Request) -> Response:
 
 def router() -> APIRouter:
     """The routes under `/v1`."""
-    routes = APIRouter(prefix="/v1", tags=["gateway"])
+    routes = APIRouter(prefix="/v1", tags=["gateway"], responses=RESPONSES)
 
     async def answer(
         request: Request, scope: Scope, do: Callable[[Gateway], Awaitable[Response]]
@@ -332,6 +331,7 @@ def router() -> APIRouter:
         "/chat/completions",
         summary="Chat, answered by the arm of the unit",
         openapi_extra=described(_CHAT),
+        responses={200: {"content": _EVENTS}},
     )
     async def chat() -> Response:
         raise AssertionError("answered in front of the routes, by `relay`")

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from tuneproof.errors import InputError
 from tuneproof.server.events import MAX_BYTES, too_large
+from tuneproof.server.framing import answered_when_sent
 from tuneproof.server.models import kept_text
 from tuneproof.server.problems import problem, respond
 
@@ -36,6 +37,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        receive, send = answered_when_sent(scope, receive, send)
         status = 500
 
         async def sending(message: Message) -> None:

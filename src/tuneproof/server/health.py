@@ -137,6 +137,7 @@ def router() -> APIRouter:
     @routes.get(
         "/ready",
         response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "Not now: `reasons` says why"}},
         summary="Whether requests can be answered (no dependency is asked)",
     )
     async def ready(app: TheApp) -> Response:
@@ -144,7 +145,12 @@ def router() -> APIRouter:
         body = Readiness(ready=found.ok, reasons=list(found.reasons))
         return JSONResponse(body.model_dump(), 200 if found.ok else 503)
 
-    @routes.get("/health", response_model=Health, summary="Each dependency, by a real call")
+    @routes.get(
+        "/health",
+        response_model=Health,
+        summary="Each dependency, by a real call",
+        responses={503: {"model": Health, "description": "One that all need is unhealthy"}},
+    )
     async def health(app: TheApp, _: Reader) -> Response:
         found = Health.model_validate(await app.health.report())
         body = found.model_dump(mode="json")

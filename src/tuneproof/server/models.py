@@ -6,7 +6,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from fastapi import Header, Query
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    field_validator,
+)
 
 from tuneproof.errors import InputError
 from tuneproof.experiments import ModelRef
@@ -54,6 +61,20 @@ def rfc3339(at: datetime) -> str:
 
 
 Instant = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+When = Annotated[
+    datetime,
+    Field(strict=False),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "format": "date-time"},
+                {"type": "number", "description": "Seconds since 1970."},
+            ]
+        }
+    ),
+]
+"""An instant as a request names it."""
+
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of a page.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
@@ -96,7 +117,10 @@ class Bulk(BaseModel):
 
 
 class Strict(Bulk):
-    """A request: fields that nobody knows, and texts that cannot be kept, are refused."""
+    """A request: fields that nobody knows, values of another type than the document says, and
+    texts that cannot be kept, are refused."""
+
+    model_config = ConfigDict(strict=True)
 
     @field_validator("*")
     @classmethod

@@ -1,6 +1,6 @@
 """Errors as RFC 9457 problem details: one `type` for each class of `errors.py`.
 
-`/v1/*` answers errors in the shape that OpenAI's clients read instead; see `gateway.py`.
+What is asked under `/v1` is answered in the shape that OpenAI's clients read; see `openai_shape`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 
 from tuneproof.errors import NotFoundError, TuneProofError, by_name
+from tuneproof.server.openai_shape import error_object, speaks_openai
+from tuneproof.server.wires import wire_like
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,14 @@ class Problem(BaseModel):
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Problem, "description": "The request is at fault", "content": {MEDIA_TYPE: {}}}
+    status: {
+        "description": text,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for status, text in {
+        "4XX": "The request is at fault",
+        "503": "The database, or what the request needs, does not answer now",
+    }.items()
 }
 """What each operation may answer beside its success, for the OpenAPI document."""
 
@@ -96,10 +106,33 @@ def headers_of(error: TuneProofError) -> dict[str, str]:
 
 
 def respond(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A problem as a response."""
-    body = problem.model_dump(exclude_defaults=False)
-    body = {k: v for k, v in body.items() if v not in ({}, [], "")}
-    return JSONResponse(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
+    """A problem as a response to who asked for its `instance`."""
+    if speaks_openai(problem.instance):
+        return JSONResponse(as_openai(problem), problem.status, headers=headers)
+    return JSONResponse(as_body(problem), problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def as_body(problem: Problem) -> dict[str, Any]:
+    """A problem as JSON: what says nothing is left out."""
+    return {k: v for k, v in problem.model_dump().items() if v not in ({}, [], "")}
+
+
+_CODES = {404: "unknown_url", 405: "method_not_supported"}
+"""How OpenAI calls what no route serves."""
+
+
+def as_openai(problem: Problem) -> dict[str, Any]:
+    """A problem in the shape that OpenAI's clients read, or under `/v1/messages` Anthropic's."""
+    slug = problem.type.removeprefix(PREFIX)
+    code = _CODES.get(problem.status, "invalid_request") if slug == "http" else slug
+    found = error_object(
+        f"{problem.detail} {problem.mend}".strip(),
+        status=problem.status,
+        code=code.replace("-", "_"),
+        param=problem.errors[0]["field"] if problem.errors else None,
+    )
+    wire = wire_like(problem.instance)
+    return wire.shaped(found, problem.status)
 
 
 def install(app: FastAPI) -> None:
@@ -140,6 +173,9 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and (methods := _allowed(request)):
+        headers["Allow"] = ", ".join(sorted(methods))
     return respond(
         Problem(
             type=f"{PREFIX}http",
@@ -149,13 +185,23 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
             mend="/openapi.json lists all operations.",
             instance=request.url.path,
         ),
-        dict(error.headers or {}),
+        headers,
     )
 
 
 async def _left(_request: Request, _error: Exception) -> Response:
     """Whoever asked went away before the request was whole: nobody reads this, no fault is ours."""
     return Response(status_code=499)
+
+
+def _allowed(request: Request) -> set[str]:
+    """What may be asked of this path: the router names the methods of its first route only."""
+    return {
+        method.upper()
+        for path, operations in request.app.openapi()["paths"].items()
+        if compile_path(path)[0].match(request.url.path)
+        for method in operations
+    }
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -185,7 +231,12 @@ def router() -> APIRouter:
     """`/problems/{slug}`: what each problem type means, so that `type` can be opened."""
     routes = APIRouter(tags=["problems"])
 
-    @routes.get("/problems", summary="All problem types")
+    # The other routes refer to the model in their documents; this one puts it there.
+    documented: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": Problem, "description": "The request is at fault"}
+    }
+
+    @routes.get("/problems", summary="All problem types", responses=documented)
     async def problem_types() -> list[ProblemType]:
         return list(_types().values())
 

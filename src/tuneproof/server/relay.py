@@ -18,10 +18,11 @@ from tuneproof.errors import TuneProofError
 from tuneproof.server.auth import permitted
 from tuneproof.server.chatting import ChatRequest, opened, size, task_of
 from tuneproof.server.exchange import Left, RawHeaders, Sender, body_of, while_there
+from tuneproof.server.framing import answered_when_sent
 from tuneproof.server.gateway import Decision, Gateway, Written
 from tuneproof.server.passthrough import PassThrough
 from tuneproof.server.upstream import Answer, Refused, Stream, renamed
-from tuneproof.server.wires import CHAT, RESPONSES, WIRES, Wire
+from tuneproof.server.wires import CHAT, RESPONSES, WIRES, Wire, wire_like
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -59,7 +60,9 @@ class ChatRoute:
         """Serve one request."""
         began = time.perf_counter()
         wire = _wire(scope)
-        answer = Sender(send, wire or _like(scope["path"]))
+        if wire is not None:
+            receive, send = answered_when_sent(scope, receive, send)
+        answer = Sender(send, wire or wire_like(scope["path"]))
         try:
             if wire is None:
                 await self._pass(scope, receive, answer)
@@ -208,11 +211,6 @@ def _ours(decision: Decision, receipt: str) -> RawHeaders:
 def _wire(scope: Scope) -> Wire | None:
     """The wire that a request is for a task over, unless it is for none."""
     return WIRES.get(scope["path"]) if scope["method"] == "POST" else None
-
-
-def _like(path: str) -> Wire:
-    """Whose errors a request that is for no task expects."""
-    return next((wire for at, wire in WIRES.items() if path.startswith(f"{at}/")), CHAT)
 
 
 def _receipt(decision: Decision, wire: Wire, theirs: object) -> str:

@@ -12,6 +12,7 @@ __all__ = ["EventSplitter", "data_of", "with_data"]
 
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
+_ENDED = re.compile(rb"([^\r\n]*)(\r\n|\n|\r|$)")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -60,11 +61,13 @@ def data_of(event: bytes) -> bytes | None:
 
 
 def with_data(event: bytes, data: bytes) -> bytes:
-    """An event with other data, which is one line; its other fields stay, comments do not."""
-    kept = (line for line in _LINE.split(event.removeprefix(_BOM)) if _is_other_field(line))
-    return b"".join(line + b"\n" for line in kept) + b"data: " + data + b"\n\n"
-
-
-def _is_other_field(line: bytes) -> bool:
-    name = line.partition(b":")[0]
-    return bool(name) and name != b"data"
+    """The event with other data in the place of its own; all its other lines stay."""
+    written, done = [], False
+    for line, end in _ENDED.findall(event):
+        mark = _BOM if line.startswith(_BOM) else b""
+        if line.removeprefix(mark).partition(b":")[0] != b"data":
+            written += [line, end]
+        elif not done:
+            written += [mark, b"data: ", data, end]
+            done = True
+    return b"".join(written)

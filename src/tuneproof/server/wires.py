@@ -291,6 +291,11 @@ WIRES: Mapping[str, Wire] = {f"/v1{wire.path}": wire for wire in (CHAT, RESPONSE
 """By where they are asked for."""
 
 
+def wire_like(path: str) -> Wire:
+    """Whose errors who asks for this path expects."""
+    return next((w for at, w in WIRES.items() if path == at or path.startswith(f"{at}/")), CHAT)
+
+
 def message_of(body: Any) -> str:
     """What an error says of itself, whole or beside other fields."""
     error = body.get("error") if isinstance(body, Mapping) else None

@@ -125,7 +125,8 @@ def standard_error(units: float, *, cv: float, share: float = 0.1) -> float:
     _check_design(cv, share)
     if not units > 0:
         raise InputError(f"units {units!r} is not positive.", mend="Give 1 or more.")
-    return cv / math.sqrt(units * share * (1 - share))
+    # Two roots: the product of two numbers close to 0 would be 0.
+    return cv / (math.sqrt(units) * math.sqrt(share * (1 - share)))
 
 
 def power(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import asyncio
+import json
+from functools import partial
 from pathlib import Path
 
 import httpx2
-import pytest
+from openai import AsyncOpenAI, NotFoundError
 from starlette.routing import Route
-from tests.trainer.integration.conftest import Start
+from tests.fuzzing.running import schemathesis
+from tests.trainer.integration.conftest import BASE, ENDED, Start, lines
+from tests.waiting import eventually
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.openapi import document
@@ -45,39 +48,58 @@ def test_the_document_is_served_without_a_key(start: Start) -> None:
     assert answer.json() == document()
 
 
-def fuzz(trainer: EmbeddedTrainer, examples: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Requests by schemathesis, good and bad.
-
-    Two checks are left out: on loopback any key is accepted until one is made, and a request of
-    the right shape may still name a file, part or state that is refused.
-    """
-    url = trainer.base_url.replace("/v1", "/openapi.json")
-    return subprocess.run(
-        [
-            str(Path(sys.executable).with_name("schemathesis")),
-            "run",
-            url,
-            "--checks=all",
-            "--exclude-checks=ignored_auth,positive_data_acceptance",
-            f"--max-examples={examples}",
-            "--seed=1",
-            "--phases=examples,coverage,fuzzing",
-            "--continue-on-failure",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        timeout=1800,
-    )
+UNCHECKED = ("ignored_auth", "positive_data_acceptance")
+"""On loopback any key is accepted until one is made; and a request of the right shape may still
+name a file, part or state that is refused."""
 
 
-def test_generated_requests_find_nothing_undocumented(start: Start, tmp_path: Path) -> None:
-    done = fuzz(start(), 15, tmp_path)
-    assert done.returncode == 0, done.stdout[-6000:]
+async def keep_busy(client: AsyncOpenAI, ids: Path) -> None:
+    """Have a file, a job of it with its model, and an upload, whatever becomes of them."""
+    while True:
+        file = await client.files.create(file=("train.jsonl", lines()), purpose="fine-tune")
+        job = await client.fine_tuning.jobs.create(model=BASE, training_file=file.id)
+        upload = await client.uploads.create(
+            bytes=5, filename="a.jsonl", mime_type="application/jsonl", purpose="fine-tune"
+        )
+        model = await eventually(partial(trained, client, job.id))
+        known = {
+            "file_id": [file.id],
+            "training_file": [file.id],
+            "job_id": [job.id],
+            "upload_id": [upload.id],
+            "model": [BASE, model],
+        }
+        ids.write_text(json.dumps(known))
+        await eventually(partial(gone, client, file.id, model), 4 * 3600, every_s=0.2)
 
 
-@pytest.mark.slow
-def test_twenty_thousand_generated_requests_find_nothing(start: Start, tmp_path: Path) -> None:
-    done = fuzz(start(), 1000, tmp_path)
-    assert done.returncode == 0, done.stdout[-6000:]
+async def trained(client: AsyncOpenAI, job_id: str) -> str | None:
+    job = await client.fine_tuning.jobs.retrieve(job_id)
+    return job.fine_tuned_model or (BASE if job.status in ENDED else None)
+
+
+async def gone(client: AsyncOpenAI, file_id: str, model: str) -> bool:
+    try:
+        await client.files.retrieve(file_id)
+        await client.models.retrieve(model)
+    except NotFoundError:
+        return True
+    return False
+
+
+async def test_generated_requests_find_nothing_undocumented(start: Start, tmp_path: Path) -> None:
+    trainer, ids = start(), tmp_path / "ids.json"
+    async with AsyncOpenAI(base_url=trainer.base_url, api_key="any") as client:
+        busy = asyncio.create_task(keep_busy(client, ids))
+        try:
+            await eventually(lambda: ids.exists() or busy.done())
+            found = await schemathesis(
+                trainer.base_url.replace("/v1", "/openapi.json"),
+                folder=tmp_path,
+                without_checks=UNCHECKED,
+                ids=ids,
+            )
+        finally:
+            busy.cancel()
+            await asyncio.gather(busy, return_exceptions=True)
+    assert not found.failed, found.told[-6000:]

@@ -100,3 +100,28 @@ def test_an_id_within_an_event_is_replaced_and_nothing_else(body, indent, end):
 def test_an_event_without_what_holds_an_id_stays_as_it_is():
     event = b'event: ping\ndata: {"type": "ping", "id": "x"}\n\n'
     assert renamed(event, {"type": "ping", "id": "x"}, "tp-ours", "message") is event
+
+
+OTHERS = st.lists(st.sampled_from([b"event: x", b": hi", b"id: 7", b"datax: 1", b""]), max_size=2)
+NO_IDS = st.sampled_from([None, "", 5, "same"])
+
+
+@given(OTHERS, OTHERS, ENDS, NO_IDS, st.sampled_from([None, 1]), st.booleans())
+def test_the_other_lines_of_an_event_stay(
+    before: list[bytes], behind: list[bytes], end: bytes, id: object, indent: int | None, bom: bool
+) -> None:
+    """Seen: `event:` was lost where the provider's id could not be found for certain."""
+    before, behind = [line for line in before if line], [line for line in behind if line]
+    body = {"id": id, "choices": ["", "same"]}
+    lines = [b"data: " + line.encode() for line in json.dumps(body, indent=indent).split("\n")]
+    event = b"\xef\xbb\xbf" * bom + b"".join(one + end for one in [*before, *lines, *behind, b""])
+    ours = renamed(event, body, "tp-ours")
+    assert json.loads(data_of(ours) or b"") == {**body, "id": "tp-ours"}
+    kept = [
+        one
+        for one in ours.split(end)
+        if not one.removeprefix(b"\xef\xbb\xbf").startswith(b"data: ")
+    ]
+    first = b"\xef\xbb\xbf" * (bom and bool(before))
+    assert first + b"".join(before + behind) == b"".join(kept)
+    assert ours.endswith(end + end)
