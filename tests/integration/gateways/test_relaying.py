@@ -6,7 +6,7 @@ import os
 import signal
 
 import httpx2
-from tests.gateways import Place, alive, placed
+from tests.gateways import Place, alive, placed, settings
 from tests.waiting import until
 
 RELAY = """
@@ -32,9 +32,7 @@ def all_refuse(place: Place) -> bool:
 
 
 def test_one_budget_holds_for_all_gateways_and_whoever_of_them_ends(provider, tmp_path):
-    with placed(tmp_path / "place", provider.url) as place:
-        settings = place.folder / "tuneproof.toml"
-        settings.write_text(settings.read_text() + RELAY)
+    with placed(tmp_path / "place", settings(provider.url) + RELAY) as place:
         place.serve()
         assert status(place, "unpriced") == 400
         assert status(place) == 200
