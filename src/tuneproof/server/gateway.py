@@ -310,6 +310,7 @@ async def not_passed_on(request: Request) -> Response:
     error = NotFoundError(
         f"{request.url.path[:100]} is passed on to nobody.",
         mend="Set relay.enabled and name it in relay.paths.",
+        code="unknown_url",
     )
     return JSONResponse(error_body(error), status_of(error))
 
