@@ -1,10 +1,11 @@
 """A chat request through the gateway, against other gateways before the same provider.
 
-The real service (a rollout under way, each exposure recorded in SQLite) and each peer stand before
-one provider that answers at once, all in processes of their own, and are driven in turn by wrk:
-1 and 32 connections, whole answers and streams of ten chunks, for several rounds; the figures are
-medians. All of them share two cores with the provider and with wrk. nginx passes through and reads
-nothing: it is the limit. Needs wrk and nginx on the PATH (Debian packages of these names).
+The real service (a rollout under way, each exposure recorded in SQLite), by two gateway processes
+and by its own, and each peer stand before one provider that answers at once, all in processes of
+their own, and are driven in turn by wrk: 1 and 32 connections, whole answers and streams of ten
+chunks, for several rounds; the figures are medians. All of them share two cores with the provider
+and with wrk. nginx passes through and reads nothing: it is the limit. Needs wrk and nginx on the
+PATH (Debian packages of these names).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ SECONDS = 4
 PROVIDER = PEERS / "gateway" / "provider.py"
 SCRIPT = PEERS / "gateway" / "chat.lua"
 TENSORZERO, LITELLM, NGINX = "TensorZero 2026.6.0", "LiteLLM 1.108.7, one worker", "nginx"
+BESIDE, WITHIN = "two gateway processes", "in the service's process"
+"""Ours: `tuneproof serve --gateways 2`, and without."""
+
 KEY = "sk-any-key-of-this-benchmark"
 _UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
@@ -61,9 +65,11 @@ def records() -> list[dict[str, Any]]:
     with ExitStack() as stack:
         provider = stack.enter_context(_started([sys.executable, str(PROVIDER)]))
         url = f"http://127.0.0.1:{provider['port']}/v1"
-        service = stack.enter_context(running(provider=url))
+        service = stack.enter_context(running(provider=url, gateways=2))
+        beside = f"http://127.0.0.1:{service.gateway_port}"
         gateways = {
-            "ours": Served(f"{service.url}/v1/chat/completions", "tuneproof/hook"),
+            BESIDE: Served(f"{beside}/v1/chat/completions", "tuneproof/hook"),
+            WITHIN: Served(f"{service.url}/v1/chat/completions", "tuneproof/hook"),
             "none": Served(f"{url}/chat/completions", "base"),
             NGINX: stack.enter_context(_nginx(provider["port"])),
             TENSORZERO: stack.enter_context(_peer("gateway_tensorzero", url)),
@@ -80,41 +86,42 @@ def records() -> list[dict[str, Any]]:
 
 
 def _records(case: tuple[int, bool], found: dict[str, Measured]) -> list[dict[str, Any]]:
+    """Of one number of connections, whole or streamed: ours in both ways beside each peer."""
     connections, stream = case
     kind = "streamed" if stream else "whole"
-    if connections > 1:
-        name = f"gateway: {kind} answers, {connections} connections"
-        return [
-            _record(name, "requests/s", found, peer, goal, lambda one: one.rate, up=True)
-            for peer, goal in ((TENSORZERO, 1.0), (LITELLM, 40.0), (NGINX, 0.6))
-        ]
     bare = found["none"].p50_us
-    name = f"gateway: added to a {kind} answer, median"
-    return [
-        _record(name, "µs", found, peer, goal, lambda one: one.p50_us - bare, up=False)
-        for peer, goal in ((TENSORZERO, 1.0), (NGINX, None))
-    ]
+    made = []
+    for ours in (BESIDE, WITHIN):
+        goals = (1.0, 40.0, 0.6) if ours == BESIDE else (None, None, None)
+        for peer, goal in zip((TENSORZERO, LITELLM, NGINX), goals, strict=True):
+            if connections > 1:
+                name = f"gateway, {ours}: {kind} answers, {connections} connections"
+                figures = found[ours].rate, found[peer].rate
+                ratio = figures[0] / figures[1]
+            else:
+                name = f"gateway, {ours}: added to a {kind} answer, median"
+                figures = found[ours].p50_us - bare, found[peer].p50_us - bare
+                ratio, goal = figures[1] / figures[0], goal if peer == TENSORZERO else None
+            unit = "requests/s" if connections > 1 else "µs"
+            made.append(_record(name, unit, figures, peer, ratio, goal))
+    return made
 
 
 def _record(
     name: str,
     unit: str,
-    found: dict[str, Measured],
+    figures: tuple[float, float],
     peer: str,
+    ratio: float,
     goal: float | None,
-    figure: Any,
-    *,
-    up: bool,
 ) -> dict[str, Any]:
-    ours, theirs = figure(found["ours"]), figure(found[peer])
-    ratio = ours / theirs if up else theirs / ours
     stretch = " (stretch)" if peer == NGINX else ""
     return {
         "name": name,
-        "ours": round(ours),
+        "ours": round(figures[0]),
         "unit": unit,
         "peer": peer,
-        "peer_value": round(theirs),
+        "peer_value": round(figures[1]),
         "ratio": round(ratio, 2),
         "goal": "" if goal is None else f"≥ {goal:g} ×{stretch}",
         "met": None if goal is None else ratio >= goal,

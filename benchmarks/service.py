@@ -7,12 +7,16 @@ its own; what it serves (a test, a rollout) is made before it listens.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ class Running:
     port: int
     pid: int
     rollout: str
+    gateway_port: int = 0
 
     @property
     def url(self) -> str:
@@ -38,10 +43,13 @@ class Running:
 
 
 @contextmanager
-def running(database: str | None = None, provider: str | None = None) -> Iterator[Running]:
+def running(
+    database: str | None = None, provider: str | None = None, *, gateways: int = 0
+) -> Iterator[Running]:
     """A service with a rollout at 10 %; on SQLite where no database is named.
 
-    `provider` is the address at which its models are asked, where anybody asks them.
+    `provider` is the address at which its models are asked, where anybody asks them; `gateways`
+    processes beside it do.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, folder, database or "", provider or ""]
@@ -52,10 +60,45 @@ def running(database: str | None = None, provider: str | None = None) -> Iterato
             if not line:
                 raise SystemExit(f"the service did not start; it ended with {process.wait()}")
             found: dict[str, Any] = json.loads(line)
-            yield Running(**found)
+            with _gateways(folder, gateways) as port:
+                yield Running(**found, gateway_port=port)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
+
+
+@contextmanager
+def _gateways(folder: str, processes: int) -> Iterator[int]:
+    """The port of so many gateway processes, once all of them are fed."""
+    if not processes:
+        yield 0
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tuneproof", "gateway", "--processes", str(processes)]
+    environment = {**os.environ, "PROMETHEUS_METRICS_ENABLED": "false"}
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--dir", folder, "--log-level", "error"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        seen: set[int] = set()
+        while len(seen) < processes:
+            with contextlib.suppress(OSError):
+                if (
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).status
+                    == 200
+                ):
+                    answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/live", timeout=5)
+                    seen.add(json.load(answer)["pid"])
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
 
 
 async def _serve(folder: Path, database: str, provider: str) -> None:
