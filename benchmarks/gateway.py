@@ -63,7 +63,7 @@ def records() -> list[dict[str, Any]]:
         if shutil.which(needed) is None:
             raise SystemExit(f"This benchmark needs {needed}: sudo apt-get install wrk nginx-light")
     with ExitStack() as stack:
-        provider = stack.enter_context(_started([sys.executable, str(PROVIDER)]))
+        provider = stack.enter_context(started([sys.executable, str(PROVIDER)]))
         url = f"http://127.0.0.1:{provider['port']}/v1"
         service = stack.enter_context(running(provider=url, gateways=2))
         beside = f"http://127.0.0.1:{service.gateway_port}"
@@ -181,14 +181,15 @@ def _answers(one: Served) -> None:
 @contextmanager
 def _peer(name: str, provider: str) -> Iterator[Served]:
     command = [str(interpreter(name)), str(PEERS / name / "serve.py"), provider]
-    with _started(command) as found:
+    with started(command) as found:
         base = found.get("url") or f"http://127.0.0.1:{found['port']}/v1"
         model = "tensorzero::model_name::fake" if "tensorzero" in name else "fake"
         yield Served(f"{base}/chat/completions", model)
 
 
 @contextmanager
-def _started(command: list[str]) -> Iterator[dict[str, Any]]:
+def started(command: list[str]) -> Iterator[dict[str, Any]]:
+    """A program that prints one line of JSON once it serves, and that line; ended afterwards."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
