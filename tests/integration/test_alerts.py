@@ -351,7 +351,9 @@ async def test_a_rollout_that_begins_paused_is_told(
         [test] = await app.experiments.create(baseline=base, candidates=[better])
 
         async def promoted() -> bool:
-            return (await app.store.experiments.get(test.id)).verdict is Verdict.PROMOTE
+            busy = [one for one in await app.store.routing.all() if one.lanes]
+            verdict = (await app.store.experiments.get(test.id)).verdict
+            return verdict is Verdict.PROMOTE and not busy
 
         await eventually(promoted)
         manager = app.managers.of(app.pipelines.get("default"))

@@ -95,7 +95,6 @@ class Feed:
     def __init__(self, app: App, serving: OwnServing) -> None:
         self._app = app
         self._serving = serving
-        self.gateways = 0
         self._tokens: dict[str, TokenRow] = {}
         self._doors: Mapping[str, Callable[[bytes], Awaitable[Any]]] = {
             "/tokens": self._token,
@@ -127,7 +126,7 @@ class Feed:
         """Tell of every change until the gateway leaves."""
         await send({"type": "http.response.start", "status": 200, "headers": _JSON})
         told: dict[str, Any] | None = None
-        self.gateways += 1
+        self._app.metrics.gateways.inc()
         leaving = asyncio.create_task(_left(receive))
         try:
             with (
@@ -143,7 +142,7 @@ class Feed:
                     if await _changed(changes):
                         break
         finally:
-            self.gateways -= 1
+            self._app.metrics.gateways.dec()
             leaving.cancel()
         await send({"type": "http.response.body", "body": b""})
 

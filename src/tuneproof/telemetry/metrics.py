@@ -301,6 +301,9 @@ class Metrics:
         self.relay_spent = self._counter(
             "tuneproof_relay_spent_usd", "What callers spent by the relay", "caller"
         )
+        self.gateways = self._gauge(
+            "tuneproof_gateways", "Gateway processes that this service feeds"
+        )
         self.delivered = self._counter(
             "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"
         )

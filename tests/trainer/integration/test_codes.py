@@ -30,6 +30,7 @@ ELSEWHERE = {
     "engine_overloaded": "test_turns",
     "server_error": "test_engines",
     "internal_error": "test_engines",
+    "bad_framing": "test_framing",
 }
 """Codes that need a machine or an engine of their own, and the tests that prove them."""
 
