@@ -8,6 +8,7 @@ that looks. Without a folder the segments are kept in memory.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -29,12 +30,21 @@ MOST_IN_MEMORY = 200_000
 """Where there is no disk to write to, the oldest events above this number are given up: an
 application is never brought down by its measurements."""
 
+MOST_BYTES_IN_MEMORY = 256 * 1024**2
+"""As much as that at most, however few events it is: some carry whole texts."""
+
+MOST_REFUSED_BYTES = 64 * 1024**2
+"""At this size the file of refused events begins anew; the one before it is kept."""
+
 DISK_AGAIN_S = 30.0
 """How long after the disk took nothing it is tried again."""
 
 
 class JournalSegment:
-    """Some events: a closed file of lines, or the lines themselves."""
+    """Some events: a closed file of lines, or the lines themselves.
+
+    With both, the file has only a part of them: the disk took no more.
+    """
 
     def __init__(
         self, *, path: Path | None = None, lines: list[str] | None = None, size: int = 0
@@ -42,6 +52,11 @@ class JournalSegment:
         self.path = path
         self.size = size  # bytes
         self._lines = lines
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the events would be gone with this process."""
+        return self._lines is not None
 
     def lines(self) -> list[str]:
         """The events; a line that a kill cut short is left out."""
@@ -105,8 +120,7 @@ class Journal:
                     self._root,
                     error,
                 )
-                self._open = None
-                self._disk_at = time.monotonic() + DISK_AGAIN_S
+                self._leave_disk()
         self._lines += lines
         self._bytes += sum(len(line) + 1 for line in lines)
         if len(self._lines) >= SEGMENT_EVENTS or self._bytes >= SEGMENT_BYTES:
@@ -125,50 +139,80 @@ class Journal:
         self._open.write("".join(f"{line}\n" for line in lines))
         self._open.flush()
 
+    def _leave_disk(self) -> None:
+        """Keep events in memory for a while; a folder that is gone is made anew afterwards."""
+        self._hang_up()
+        self._disk_at = time.monotonic() + DISK_AGAIN_S
+        if self._own is not None and self._lock is not None and not self._own.is_dir():
+            self._lock.close()
+            self._own = self._lock = None
+
+    def _hang_up(self) -> bool:
+        """Close the open file; whether it has all that was written to it."""
+        file, self._open = self._open, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as error:
+            log.warning("A file of events could not be closed: %s", error)
+            return False
+        return file is not None
+
     def _folder(self, root: Path) -> Path:
-        if self._own is None:
+        while self._own is None:
             own = root / uuid.uuid4().hex
             own.mkdir(parents=True)
-            self._lock = (own / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._own = own
+            lock = (own / "lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is(own / "lock", lock):
+                self._own, self._lock = own, lock
+            else:  # another process was quicker, took it for one that ended, and removed it
+                lock.close()
         return self._own
 
     def cut(self) -> None:
         """Close the open segment, if it has events, so that it can be sent."""
         if not self._lines:
             return
-        if self._open is not None:
-            self._open.close()
-            self._close(JournalSegment(path=self._open_path, size=self._bytes))
-        else:
-            self._close(JournalSegment(lines=self._lines, size=self._bytes))
+        lines = None if self._hang_up() else self._lines
+        self._close(JournalSegment(path=self._open_path, lines=lines, size=self._bytes))
+        if lines is not None:
             self._give_up()
-        self._open, self._open_path, self._lines, self._bytes = None, None, [], 0
+        self._open_path, self._lines, self._bytes = None, [], 0
 
     def _close(self, segment: JournalSegment) -> None:
         self.closed.append(segment)
         self._closed_bytes += segment.size
         while self._most_bytes and self._closed_bytes > self._most_bytes and len(self.closed) > 1:
             oldest = self.closed[0]
-            self.lost += len(oldest.lines())
+            try:
+                self.lost += len(oldest.lines())
+            except OSError as error:
+                log.error("%d bytes of events are given up unread: %s", oldest.size, error)
             self.done(oldest)
 
     def done(self, segment: JournalSegment) -> None:
-        """Forget a segment: the service has it."""
-        segment.remove()
-        if self.closed and self.closed[0] is segment:
-            self.closed.popleft()
+        """Forget a segment: the service has it.
+
+        A file that cannot be removed is taken over by the next process, and sent once more.
+        """
+        if segment in self.closed:
+            self.closed.remove(segment)
             self._closed_bytes -= segment.size
+        try:
+            segment.remove()
+        except OSError as error:
+            log.warning("The file %s of sent events cannot be removed: %s", segment.path, error)
 
     def _give_up(self) -> None:
         """Forget the oldest events where too many are kept in memory."""
-        held = [segment for segment in self.closed if segment.path is None]
+        held = [segment for segment in self.closed if segment.in_memory]
         count = sum(len(segment.lines()) for segment in held)
-        while count > MOST_IN_MEMORY:
+        held_bytes = sum(segment.size for segment in held)
+        while count > MOST_IN_MEMORY or (held_bytes > MOST_BYTES_IN_MEMORY and held[1:]):
             oldest = held.pop(0)
-            self.closed.remove(oldest)
-            self._closed_bytes -= oldest.size
+            self.done(oldest)
+            held_bytes -= oldest.size
             size = len(oldest.lines())
             count, self.lost = count - size, self.lost + size
             log.error(
@@ -215,7 +259,10 @@ class Journal:
         try:
             folder = self._root / "refused"
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            path = folder / "events.jsonl"
+            if path.exists() and path.stat().st_size >= MOST_REFUSED_BYTES:
+                path.replace(folder / "events.before.jsonl")
+            with path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
         except OSError as error:
             log.warning("A refused event could not be kept in %s: %s", self._root, error)
@@ -225,8 +272,17 @@ class Journal:
         self.cut()
         if self._own is None or self._lock is None:
             return
-        if not any(self._own.glob("*.jsonl")):
-            (self._own / "lock").unlink(missing_ok=True)
-            self._own.rmdir()
+        with contextlib.suppress(OSError):  # a folder that is gone, or that cannot be changed
+            if not any(self._own.glob("*.jsonl")):
+                (self._own / "lock").unlink(missing_ok=True)
+                self._own.rmdir()
         self._lock.close()
         self._own = self._lock = None
+
+
+def _is(path: Path, file: IO[str]) -> bool:
+    """Whether this open file is the one that has this name now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -173,7 +173,8 @@ class Sender:
         self._drain()
         while not self._stop.is_set():
             with self._guard:
-                self._journal.cut()
+                if not self._journal.closed:  # so an outage leaves a few full files
+                    self._journal.cut()
                 segment = self._journal.closed[0] if self._journal.closed else None
             if segment is None:
                 self._rest_easy()

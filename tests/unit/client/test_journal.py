@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,3 +85,115 @@ def test_disk_that_fails_later_is_replaced_by_memory(tmp_path: Path) -> None:
     journal.append(["c"])
     journal.cut()
     assert journal.closed[-1].lines() == ["b", "c"]
+
+
+def test_a_folder_that_was_removed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: once its folder was gone a process kept events in memory for as long as it lived."""
+    monkeypatch.setattr(module, "DISK_AGAIN_S", 0.0)
+    journal = Journal(tmp_path / "events")
+    journal.append(["a"])
+    journal.cut()
+    shutil.rmtree(tmp_path / "events")
+    journal.append(["b"])
+    journal.cut()
+    journal.append(["c"])
+    [path] = (tmp_path / "events").rglob("*.jsonl")
+    assert path.read_text() == "c\n"
+    journal.close()
+
+
+def test_what_the_disk_took_of_a_segment_is_removed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: a disk that was full for a moment left a file of events that had been sent."""
+    monkeypatch.setattr(module, "DISK_AGAIN_S", 0.0)
+    journal = Journal(tmp_path)
+    journal.append(["first"])
+    full_disk(journal, lambda: journal.append(["second" * 10_000]))
+    journal.append(["third"])
+    journal.cut()
+    assert _lines(journal) == ["first", "second" * 10_000, "third"]
+    journal.done(journal.closed[0])
+    assert list(tmp_path.rglob("*.jsonl")) == []
+    journal.append(["fourth"])
+    [path] = tmp_path.rglob("*.jsonl")
+    assert path.read_text() == "fourth\n"
+    journal.close()
+
+
+def full_disk(journal: Journal, do: Callable[[], None]) -> None:
+    """Do something while no file may grow."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        do()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_file_that_cannot_be_removed_holds_back_no_other(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for line in ("a", "b"):
+        journal.append([line])
+        journal.cut()
+    first = journal.closed[0]
+    assert first.path is not None
+    first.path.unlink()
+    first.path.mkdir()  # so that it cannot be unlinked
+    journal.done(first)
+    assert _lines(journal) == ["b"]
+
+
+def test_refused_events_take_no_more_than_their_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: the file of refused events grew for as long as a task was asked for in vain."""
+    monkeypatch.setattr(module, "MOST_REFUSED_BYTES", 100)
+    journal = Journal(tmp_path)
+    for number in range(1000):
+        journal.refuse(f"event {number}")
+    kept = {path.name: path for path in (tmp_path / "refused").iterdir()}
+    assert sum(path.stat().st_size for path in kept.values()) < 300
+    assert kept["events.jsonl"].read_text().splitlines()[-1] == "event 999"
+
+
+def test_memory_holds_no_more_bytes_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES_IN_MEMORY", 50_000)
+    journal = Journal(None)
+    for number in range(10):
+        journal.append([f"{number}" * 10_000])
+        journal.cut()
+    assert journal.bytes <= 50_000
+    assert (journal.lost, _lines(journal)[-1][0]) == (6, "9")
+
+
+def test_a_folder_that_is_just_made_is_not_adopted(tmp_path: Path) -> None:
+    """Seen: another process took a folder for one of a dead process before it was locked; its own
+    kept events in memory from then on."""
+    over = threading.Event()
+
+    def adopt() -> None:
+        while not over.is_set():
+            Journal(tmp_path).adopt()
+
+    others = [threading.Thread(target=adopt) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        for number in range(300):
+            journal = Journal(tmp_path)
+            journal.append([f"{number}"])
+            journal.cut()
+            [segment] = journal.closed
+            assert segment.path is not None
+            assert segment.path.read_text() == f"{number}\n"
+            journal.done(segment)
+            journal.close()
+    finally:
+        over.set()
+        for other in others:
+            other.join()
