@@ -33,18 +33,25 @@ def line_of(event: Event) -> str:
 
 
 def event_of(line: str) -> Event:
-    """What `line_of` wrote. Raises `DataError`."""
+    """What `line_of` wrote, also that of a newer version: fields that are not known are left out.
+
+    Raises `DataError`.
+    """
     try:
         found: dict[str, Any] = loaded(line.encode())
         at = datetime.fromisoformat(found["at"])
         if _ONLY_OUTCOMES in found:
-            return Outcome(**{**found, "at": at})
+            return Outcome(**{**_known(Outcome, found), "at": at})
         if _ONLY_EXPOSURES not in found:
-            return Comment(**{**found, "at": at})
-        messages = tuple(found.get("messages", ()))
-        return Exposure(**{**found, "at": at, "arm": Arm(found["arm"]), "messages": messages})
+            return Comment(**{**_known(Comment, found), "at": at})
+        more = {"at": at, "arm": Arm(found["arm"]), "messages": tuple(found.get("messages", ()))}
+        return Exposure(**{**_known(Exposure, found), **more})
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"A line is no event: {line[:200]!r} ({error}).") from error
+
+
+def _known(kind: type[Event], found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in _NAMES[kind] if name in found}
 
 
 def events_of(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tuneproof.client.journal import Journal
+from tuneproof.client.journal import Journal, JournalSegment
 from tuneproof.errors import RetryableError
 from tuneproof.experiments import Ingested
 from tuneproof.resilience import Supervisor
@@ -132,26 +132,43 @@ class Spool:
     async def _deliver(self) -> None:
         """Bring on what is there, the oldest first. Raises `RetryableError`."""
         self._something.clear()
+        unread: list[JournalSegment] = []
         try:
-            while True:
-                self._journal.cut()
-                self._tell_given_up()
-                if not self._journal.closed:
-                    return
-                segment = self._journal.closed[0]
-                try:
-                    lines = segment.lines()
-                except OSError as error:
-                    log.error("Events in %s cannot be read: %s", segment.path, error)
-                    lines = []
+            while segment := self._next(unread):
+                lines = self._read(segment)
+                if lines is None:
+                    unread.append(segment)
+                    continue
                 if lines:
                     await self._keep(lines)
                 self._journal.done(segment)
+            if unread:
+                raise RetryableError(f"{len(unread)} files of events cannot be read now.")
         except BaseException:
             self._something.set()
             raise
         finally:
             self._waits(self.waiting_bytes)
+
+    def _next(self, unread: Sequence[JournalSegment]) -> JournalSegment | None:
+        """The oldest events but for these. A file that fills is closed once others are gone, so an
+        outage leaves a few full ones."""
+        if len(self._journal.closed) <= len(unread):
+            self._journal.cut()
+        self._tell_given_up()
+        return next((one for one in self._journal.closed if one not in unread), None)
+
+    @staticmethod
+    def _read(segment: JournalSegment) -> Sequence[str] | None:
+        """Its events; none where its file is gone, None where it cannot be read now."""
+        try:
+            return segment.lines()
+        except FileNotFoundError as error:
+            log.error("The events in %s are lost: %s", segment.path, error)
+            return ()
+        except OSError as error:  # such as too many open files
+            log.warning("Events in %s cannot be read now: %s", segment.path, error)
+            return None
 
     async def _keep(self, lines: Sequence[str]) -> None:
         """Keep these; of those that are refused together, the ones that are not at fault."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 import pytest
 from tests.waiting import eventually
 
@@ -188,3 +191,58 @@ def test_a_line_says_all_that_its_event_does(event):
 def test_a_line_that_is_no_event_is_refused(line):
     with pytest.raises(DataError, match="no event"):
         event_of(line)
+
+
+async def test_what_cannot_be_read_now_is_read_later(writer, supervisor, tmp_path):
+    """Seen: with as many connections as a process may have, the files of waiting events could
+    not be opened, and were removed."""
+    spool = Spool(writer, supervisor, folder=tmp_path)
+    writer.away = True
+    spool.start()
+    for number in range(2000):
+        spool.add(exposure(f"e{number}"))
+    await eventually(lambda: writer.calls > 1)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        writer.away = False
+        await eventually(lambda: any("cannot be read" in t.last_error for t in supervisor.tasks))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await eventually(lambda: not spool.waiting_bytes)
+    assert sorted(writer.kept) == sorted(f"e{number}" for number in range(2000))
+    assert spool.dropped == 0
+    await spool.stop()
+
+
+async def test_an_outage_with_few_events_leaves_few_files(writer, supervisor, tmp_path):
+    """Seen: a file for each try, so some ten thousand of them after a weekend."""
+    spool = Spool(writer, supervisor, folder=tmp_path)
+    writer.away = True
+    spool.start()
+    for number in range(20):
+        spool.add(exposure(f"e{number}"))
+        calls = writer.calls
+        await eventually(lambda calls=calls: writer.calls > calls + 1)
+    assert len(list(tmp_path.glob("*/*.jsonl"))) <= 3
+    writer.away = False
+    await eventually(lambda: not spool.waiting_bytes)
+    assert len(writer.kept) == 20
+    await spool.stop()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        exposure("plain"),
+        Outcome(id="o", subject="s", unit="u", at=AT, value=0.5),
+        Comment(id="c", subject="s", unit="u", at=AT, text="fine"),
+    ],
+)
+def test_a_line_of_a_newer_version_is_an_event(event):
+    """Else a service would refuse for ever what a gateway says that was upgraded before it."""
+    line = orjson.dumps({**orjson.loads(line_of(event)), "novelty": 1}).decode()
+    assert event_of(line) == event
