@@ -18,6 +18,7 @@ from tuneproof.app import App
 from tuneproof.app.outages import Outages
 from tuneproof.collection import PostQuery
 from tuneproof.errors import ProviderUnavailableError
+from tuneproof.resilience import BreakerEvent, CircuitBreaker, State
 from tuneproof.settings import AlertsConfig, ProviderConfig, Secret, Url, WebhookUrl
 from tuneproof.store import RunStatus
 from tuneproof.testing import MemorySource, VirtualClock
@@ -183,3 +184,33 @@ async def test_peak_of_memory_moves_while_a_run_works_and_too_much_is_told(
         [message] = receiver.messages
         assert message["type"] == "tuneproof.memory_high"
         assert message["data"]["subject"] == run.id
+
+
+async def test_an_outage_that_a_gateway_told_is_over_when_nobody_speaks_of_it(
+    tmp_path: Path, database_url: str, wire: Wire, receiver: Receiver
+) -> None:
+    """Seen: a gateway was replaced while a provider was away, so nobody said that it was back; the
+    next outage, weeks later, was told as one of weeks."""
+    name = "chat:default:base"
+    opened = BreakerEvent(
+        breaker=name,
+        kind="opened",
+        state=State.OPEN,
+        failure_count=3,
+        retry_after_s=60.0,
+        cause="503",
+    )
+    async with standing(tmp_path, database_url, wire, receiver) as app:
+        outages = Outages(
+            breakers=lambda: {name: CircuitBreaker(name=name)},
+            store=app.store,
+            now=app.clock.now,
+            alert=app.alert,
+        )
+        outages.heard(opened)
+        await passes(app, 60 * 24 * 14)
+        outages.heard(opened)
+        await outages.look()
+        await passes(app, 2.5)
+        [outage] = await outages.lasting()
+        assert app.clock.now() - outage.since < timedelta(minutes=3)

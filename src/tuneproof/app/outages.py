@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tuneproof.app.alerting import Alerting
-from tuneproof.resilience import BreakerEvent, CircuitBreaker
+from tuneproof.resilience import BreakerEvent, CircuitBreaker, State
 from tuneproof.store import Store
 
 __all__ = ["LOOK_EVERY_S", "Outage", "Outages"]
@@ -66,6 +66,7 @@ class Outages:
         """Learn of a breaker that opens or closes; an opening is told, at most once an hour."""
         name, now = event.breaker, self._now()
         if event.kind == "opened":
+            self._forget_unheard(name, now)
             self._until[name] = now + timedelta(seconds=event.retry_after_s)
         if event.kind == "opened" and name not in self._open:
             self._open[name] = Outage(breaker=name, since=now, cause=event.cause, seen_at=now)
@@ -75,6 +76,13 @@ class Outages:
             self._open.pop(name, None)
             self._until.pop(name, None)
             self._over.add(name)
+
+    def _forget_unheard(self, name: str, now: datetime) -> None:
+        """A gateway that ended while its breaker was open never says that it closed."""
+        mine = self._breakers().get(name)
+        here = mine is not None and mine.state is not State.CLOSED
+        if name in self._open and not here and now - self._until[name] > _FRESH:
+            del self._open[name]
 
     async def look(self) -> None:
         """Keep what is away for the others to see, and tell what has been so for long."""
