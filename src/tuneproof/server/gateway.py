@@ -130,9 +130,12 @@ class Gateway:
             )
         return decide(routing, asked.unit, self._serving.now())
 
-    async def ask(self, decision: Decision, asked: ChatRequest) -> tuple[Decision, Answer | Stream]:
+    async def ask(
+        self, decision: Decision, asked: ChatRequest, replaced: Callable[[Decision], None]
+    ) -> tuple[Decision, Answer | Stream]:
         """The answer, whole or begun, and by whom: a candidate that fails is replaced.
 
+        `replaced` hears of that at once: who asked may leave before the baseline has answered.
         Raises `Refused`, or a `TuneProofError`, where nobody answers.
         """
         if decision.arm is not Arm.CANDIDATE:
@@ -146,6 +149,7 @@ class Gateway:
         except TuneProofError as error:
             log.warning("%s falls back to its baseline: %s", decision.routing.task, error)
         decision = decision.fallen_back()
+        replaced(decision)
         return decision, await self._call(decision.model, asked, anyway=True)
 
     def _spare(self, model: ModelRef, refusal: Refused) -> None:

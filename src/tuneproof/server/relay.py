@@ -127,8 +127,12 @@ class ChatRoute:
     async def _answer(
         self, gateway: Gateway, decision: Decision, asked: ChatRequest, send: Sender, began: float
     ) -> None:
+        def replaced(by: Decision) -> None:
+            nonlocal decision
+            decision = by
+
         try:
-            decision, answer = await gateway.ask(decision, asked)
+            decision, answer = await gateway.ask(decision, asked, replaced)
         except Refused as refusal:
             if refusal.limited:
                 gateway.record(decision, asked, began, error=True)

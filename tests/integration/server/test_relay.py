@@ -301,6 +301,21 @@ async def test_who_leaves_leaves_one_exposure_and_no_call(settings, provider, st
         assert (event["tokens"] is None, event["cost_usd"] is None) == (not stream, not stream)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_after_the_candidate_failed_hides_no_failure(
+    service, provider, candidates, test_id, stream
+):
+    """Seen: whoever left while the baseline was asked in its place counted as served well by the
+    candidate: the longer it had stalled, the likelier."""
+    provider.say("cand", whole(b"{}", status="503 Service Unavailable"))
+    provider.stall("base")
+    with pytest.raises(httpx2.ReadTimeout):
+        await service.http.post(CHAT, json=ask(candidates, stream=stream), timeout=0.8)
+    await eventually(lambda: provider.open == 0)
+    [event] = await exposures(service, test_id)
+    assert (event["arm"], event["error"], event["cost_usd"]) == ("candidate", True, None)
+
+
 # --- what a caller may send -----------------------------------------------------------
 
 
