@@ -86,13 +86,22 @@ class _Checked:
 
 
 class Callers:
-    """Who was let in a moment ago: a token is looked up in the database, a request is not."""
+    """Who was let in a moment ago: a token is looked up in the database, a request is not.
+
+    `held` names a token that somebody else saw to be good, and how many seconds ago, for when
+    nobody can look it up.
+    """
 
     def __init__(
-        self, *, trust_s: float = TRUST_S, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        trust_s: float = TRUST_S,
+        clock: Callable[[], float] = time.monotonic,
+        held: Callable[[str], tuple[TokenInfo, float] | None] = lambda _token: None,
     ) -> None:
         self._trust_s = trust_s
         self._clock = clock
+        self._held = held
         self._tokens: dict[str, _Checked] = {}
         self._hosts: set[bytes] = set()
 
@@ -117,6 +126,7 @@ class Callers:
                 found = await verify(token)
         except (StoreUnavailableError, TimeoutError) as error:
             now = self._clock()
+            known = self._known_or_held(token, now)
             if known is None or known.found is None or now - known.found_at > OUTAGE_S:
                 raise _unchecked() from error
             known.ended_at, known.trusted_until = now, now + self._trust_s
@@ -124,11 +134,29 @@ class Callers:
         self._remember(token, found)
         return found
 
+    def _known_or_held(self, token: str, now: float) -> _Checked | None:
+        """What was found of a token last, here or elsewhere."""
+        known, held = self._tokens.get(token), self._held(token)
+        if held is not None:
+            info, age_s = held
+            if known is None or now - age_s > known.found_at:
+                self._make_room(token)
+                known = self._tokens[token] = _Checked(info, now - age_s, now, now)
+        return known
+
     def _remember(self, token: str, found: TokenInfo | None) -> None:
-        if len(self._tokens) >= MOST_TOKENS:
-            self._tokens.clear()
+        self._make_room(token)
         now = self._clock()
         self._tokens[token] = _Checked(found, now, now, now + self._trust_s)
+
+    def _make_room(self, token: str) -> None:
+        """Forget tokens that are none first: whoever tries many drives no good one out."""
+        if token in self._tokens or len(self._tokens) < MOST_TOKENS:
+            return
+        for one in [one for one, known in self._tokens.items() if known.found is None]:
+            del self._tokens[one]
+        if len(self._tokens) >= MOST_TOKENS:
+            del self._tokens[next(iter(self._tokens))]
 
     def let_in(self, host: bytes) -> None:
         """A request by this name, without a token, may read: settings alone decide that."""

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -38,17 +38,20 @@ from tuneproof.errors import (
 from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome, RejectedEvent
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
 from tuneproof.rollout import Routing
-from tuneproof.server.auth import OUTAGE_S
+from tuneproof.server.auth import CHECK_S
 from tuneproof.server.event_lines import Event, line_of
 from tuneproof.server.fed_spending import TELL_EVERY_S, FedSpending
 from tuneproof.server.feed import (
     BEAT_S,
+    EndpointRow,
     FeedState,
     TokenRow,
     hashed,
+    known_fields,
     routing_of,
     socket_path,
 )
+from tuneproof.server.problems import status_of
 from tuneproof.settings import Secret, Settings, Url
 from tuneproof.store import TokenInfo
 from tuneproof.telemetry import Metrics
@@ -68,6 +71,23 @@ SILENT_S = 5 * BEAT_S
 """After how long without a word the service counts as away."""
 
 CALL_S = 30.0
+"""How long the service may take for a batch of events."""
+
+AWAY_S = 0.25
+"""How long is waited for a service that has been silent, where somebody waits for us."""
+
+SAVE_EVERY_S = 60.0
+"""How often is kept that what the service told is still true."""
+
+KEPT_S = 600.0
+"""How long who served a model is known after its last use: for requests that are under way."""
+
+SKEW_S = 300.0
+"""How far a clock may have been set back since something was kept."""
+
+FIRST_S = 10.0
+"""How long a gateway that knows nothing waits for the service before it takes connections."""
+
 LONGEST_PAUSE_S = 1.0
 FILE = "gateway.json"
 
@@ -90,11 +110,15 @@ class FedServing:
         self._trust_s: Mapping[str, float] = {}
         self._endpoints: dict[ModelRef, ChatEndpoint] = {}
         self._prices: dict[ModelRef, Price] = {}
+        self._unnamed: dict[ModelRef, float] = {}  # since when no routing names it
         self._scored: frozenset[str] = frozenset()
         self._breakers: dict[str, CircuitBreaker] = {}
         self.spoken = asyncio.Event()  # set once the service itself has told its state
         self._heard = asyncio.Event()
         self._heard_at: float | None = None
+        self._saved_at = -math.inf
+        self._starting = True
+        self._kept_s = 0.0  # the age of what was kept on disk, until the service speaks
         self._session = aiohttp.ClientSession(
             "http://service",
             connector=aiohttp.UnixConnector(str(socket_path(settings.dir)), limit=0),
@@ -104,7 +128,7 @@ class FedServing:
             _FedRouting(self),
             Live(),
             prepare=_nothing,
-            trust_s=lambda routing: self._trust_s.get(routing.task, math.inf),
+            trust_s=lambda routing: self._limit_s(routing) - self._kept_s,
         )
 
     async def start(self) -> None:
@@ -112,8 +136,14 @@ class FedServing:
         self._load()
         if self._routing:
             await self.board.refresh()
+        self._starting = False
         self.board.watch(self._supervisor)
         self._supervisor.keep(TASK, self._follow, longest_pause_s=LONGEST_PAUSE_S)
+        if not self._routing:  # else nobody could be answered yet
+            with contextlib.suppress(TimeoutError, StoreUnavailableError):
+                async with asyncio.timeout(FIRST_S):
+                    await self.spoken.wait()
+                    await self.board.refresh()
         if self.relay.enabled:
             with contextlib.suppress(TuneProofError):
                 await self._spending.told()  # before anybody spends more
@@ -186,31 +216,30 @@ class FedServing:
         )
 
     async def _tell_spent(self, told: Mapping[str, Any]) -> Mapping[str, float]:
-        found: Mapping[str, float] = await self._call("/spending", orjson.dumps(told))
+        found: Mapping[str, float] = await self._ask("/spending", orjson.dumps(told), SILENT_S)
         return found
 
     async def find_token(self, token: str) -> TokenInfo | None:
-        """What the service's store says of it, or said within the last hour while it is away.
-
-        Raises `StoreUnavailableError`.
-        """
-        found: TokenRow | None
+        """What the service's store says of it. Raises `StoreUnavailableError`."""
         try:
-            found = await self._call("/tokens", token.encode())
+            found: TokenRow | None = await self._ask("/tokens", token.encode(), CHECK_S)
         except StoreUnavailableError:
-            found = self._state["tokens"].get(hashed(token)) if self._state is not None else None
-            if found is None or self._seconds_since(found["at"]) > OUTAGE_S:
-                raise
-        if found is None:
-            return None
-        return TokenInfo(
-            name=found["name"],
-            scopes=tuple(found["scopes"]),
-            created_at=datetime.fromisoformat(found["created_at"]),
-        )
+            raise
+        except TuneProofError as error:
+            raise _away(error) from error
+        if found is None and self._state is not None:
+            self._state["tokens"].pop(hashed(token), None)  # and no outage brings it back
+        return None if found is None else _info(found)
+
+    def held_token(self, token: str) -> tuple[TokenInfo, float] | None:
+        """A token that was good as the service said last, and so many seconds ago."""
+        found = None if self._state is None else self._state["tokens"].get(hashed(token))
+        return None if found is None else (_info(found), self._seconds_since(found["at"]))
 
     def _seconds_since(self, at: str) -> float:
-        return (self.now() - datetime.fromisoformat(at)).total_seconds()
+        """How long ago that was; for ever, where the clock was set back behind it."""
+        found = (self.now() - datetime.fromisoformat(at)).total_seconds()
+        return math.inf if found < -SKEW_S else max(0.0, found)
 
     async def keep(
         self,
@@ -221,29 +250,37 @@ class FedServing:
     ) -> Ingested:
         """Have the service keep them. Raises what it answers, `StoreUnavailableError` above all."""
         events: list[Event] = [*exposures, *outcomes, *comments]
-        return await self.keep_lines([line_of(event) for event in events])
+        return _ingested(await self._ask("/events", _lines([line_of(event) for event in events])))
 
     async def had(self, subject: str | None, task: str) -> bool:
         """What the service says. Raises as `keep` does."""
-        return bool(await self._call("/subjects", orjson.dumps([subject, task])))
+        return bool(await self._ask("/subjects", orjson.dumps([subject, task])))
 
     async def keep_lines(self, lines: Sequence[str]) -> Ingested:
-        """As `keep` does."""
-        found = await self._call("/events", "\n".join(lines).encode())
-        rejected = [RejectedEvent(**row) for row in found.pop("rejected")]
-        return Ingested(**found, rejected=rejected)
+        """As `keep` does, and may wait for longer: nobody waits for it."""
+        return _ingested(await self._call("/events", _lines(lines), CALL_S))
 
-    async def _call(self, path: str, body: bytes) -> Any:
+    async def _ask(self, path: str, body: bytes, within_s: float = SILENT_S) -> Any:
+        """What the service answers soon, since somebody waits: one that fails counts as away."""
+        silent = self._heard_at is not None and not self.connected
+        try:
+            return await self._call(path, body, AWAY_S if silent else within_s)
+        except TuneProofError as error:
+            if status_of(error) >= 500 and not isinstance(error, StoreUnavailableError):
+                raise _away(error) from error
+            raise
+
+    async def _call(self, path: str, body: bytes, within_s: float) -> Any:
         try:
             async with self._session.post(
-                path, data=body, timeout=aiohttp.ClientTimeout(total=CALL_S)
+                path, data=body, timeout=aiohttp.ClientTimeout(total=within_s)
             ) as answer:
                 content = await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if answer.status == 200:
+                return orjson.loads(content)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _away(error) from error
-        if answer.status != 200:
-            raise _error(answer.status, content)
-        return orjson.loads(content)
+        raise _error(answer.status, content)
 
     # What the service says.
 
@@ -252,19 +289,34 @@ class FedServing:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_S, sock_read=SILENT_S)
         try:
             async with self._session.get("/feed", timeout=timeout, read_bufsize=2**26) as answer:
+                said = False
                 async for line in answer.content:
                     if not line.endswith(b"\n"):
                         break
-                    self._heard_at = time.monotonic()
-                    if len(line) > 3:
-                        self._take(orjson.loads(line))
-                        self._save()
-                        self.spoken.set()
-                    self._heard.set()
-                    self._supervisor.succeeded(TASK)
+                    said = self._hear(line) or said
+                    if said:  # a sign of life alone says nothing of what was kept on disk
+                        self._heard_now()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _away(error) from error
         raise _away(EOFError("it ended the stream"))
+
+    def _hear(self, line: bytes) -> bool:
+        """Take a line; whether it said how things stand, not only that the service lives."""
+        if len(line) <= 3:
+            return False
+        self._take(orjson.loads(line))
+        self._save()
+        self.spoken.set()
+        return True
+
+    def _heard_now(self) -> None:
+        """What was told last is true now."""
+        self._heard_at, self._kept_s = time.monotonic(), 0.0
+        if self._state is not None and self._heard_at - self._saved_at >= SAVE_EVERY_S:
+            self._state["at"] = self.now().isoformat()
+            self._save()
+        self._heard.set()
+        self._supervisor.succeeded(TASK)
 
     @property
     def connected(self) -> bool:
@@ -274,9 +326,13 @@ class FedServing:
     @property
     def told(self) -> Sequence[Routing]:
         """The routing as told last. Raises `StoreUnavailableError` where the service is away."""
-        if self._state is None or (self._heard_at is not None and not self.connected):
+        if self._state is None or not (self._starting or self.connected):
             raise _away(None)
         return self._routing
+
+    def _limit_s(self, routing: Routing) -> float:
+        """For how long its candidates may be served without a word of the service."""
+        return self._trust_s.get(routing.task, math.inf)
 
     async def changes(self) -> AsyncIterator[str]:
         """Something for each word of the service."""
@@ -286,9 +342,19 @@ class FedServing:
             yield ""
 
     def _take(self, state: FeedState) -> None:
+        """Know what was told, all of it or, where it cannot be read, none."""
+        routing = tuple(routing_of(row) for row in state["routing"])
+        scored, _tokens = frozenset(state["scored"]), state["tokens"]
+        trust_s = {
+            task: math.inf if limit is None else limit for task, limit in state["trust_s"].items()
+        }
         endpoints, prices = {}, {}
         for row in state["endpoints"]:
-            model = ModelRef(model_id=row["model_id"], version=row["version"])
+            model = ModelRef(
+                model_id=row["model_id"],
+                version=row["version"],
+                provider=row.get("model_provider"),
+            )
             endpoints[model] = ChatEndpoint(
                 provider=row["provider"],
                 base_url=Url(row["base_url"]),
@@ -301,16 +367,24 @@ class FedServing:
             if row["price"] is not None:
                 prompt, completion = row["price"]
                 prices[model] = Price(prompt=prompt, completion=completion)
-        self._endpoints, self._prices = endpoints, prices
-        self._scored = frozenset(state["scored"])
-        self._trust_s = {
-            task: math.inf if limit is None else limit for task, limit in state["trust_s"].items()
+        named = {model for one in routing for model in (one.baseline, *one.candidates)}
+        self._keep_unnamed(named | endpoints.keys())
+        self._endpoints = {**{m: self._endpoints[m] for m in self._unnamed}, **endpoints}
+        self._prices = {
+            **{m: self._prices[m] for m in self._unnamed if m in self._prices},
+            **prices,
         }
-        self._routing = tuple(routing_of(row) for row in state["routing"])
-        self._state = state
-        served = {endpoint.breaker.name for endpoint in endpoints.values()}
+        self._scored, self._trust_s = scored, trust_s
+        self._routing, self._state = routing, state
+        served = {endpoint.breaker.name for endpoint in self._endpoints.values()}
         for name in self._breakers.keys() - served:
             del self._breakers[name]
+
+    def _keep_unnamed(self, named: Collection[ModelRef]) -> None:
+        """Requests that were decided on before a change still ask for the models of then."""
+        now = time.monotonic()
+        since = {m: self._unnamed.get(m, now) for m in self._endpoints.keys() - named}
+        self._unnamed = {model: at for model, at in since.items() if now - at < KEPT_S}
 
     def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
         name = f"chat:{provider}:{model_id}"
@@ -326,7 +400,7 @@ class FedServing:
 
         async def tell() -> None:
             try:
-                await self._call("/breakers", body)
+                await self._call("/breakers", body, SILENT_S)
             except TuneProofError as error:
                 log.info("The service did not hear of the breaker %s: %s", event.breaker, error)
 
@@ -337,10 +411,7 @@ class FedServing:
     def _save(self) -> None:
         """Keep what was told, but for the providers' keys: those are in our settings as well."""
         assert self._state is not None
-        kept = {
-            **self._state,
-            "endpoints": [{**row, "api_key": None} for row in self._state["endpoints"]],
-        }
+        kept = {**self._state, "endpoints": list(map(_without_secrets, self._state["endpoints"]))}
         temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}")
         try:
             temporary.write_bytes(orjson.dumps(kept))
@@ -348,28 +419,39 @@ class FedServing:
             temporary.replace(self._file)
         except OSError as error:
             log.warning("What the service told could not be kept in %s: %s", self._file, error)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
 
     def _load(self) -> None:
         try:
             state: FeedState = orjson.loads(self._file.read_bytes())
+            age_s = self._seconds_since(state["at"])
             for row in state["endpoints"]:
-                row["api_key"] = self._own_key(row["provider"])
+                self._add_secrets(row)
             self._take(state)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("What %s says cannot be read and is ignored: %s", self._file, error)
+        except Exception as error:  # whatever is in it, applications are answered
+            log.warning("What %s says cannot be read and is ignored: %r", self._file, error)
             return
-        age_s = self._seconds_since(state["at"])
         self._routing = tuple(
-            one if age_s <= self._trust_s.get(one.task, math.inf) else _without_candidates(one)
+            one if age_s <= self._limit_s(one) else _without_candidates(one)
             for one in self._routing
         )
+        self._kept_s = age_s
         log.info("Serving what the service told %.0f s ago, until it speaks.", age_s)
 
-    def _own_key(self, provider: str) -> str | None:
-        known = self._settings.providers.get(provider)
-        return known.api_key.reveal() if known is not None and known.api_key else None
+    def _add_secrets(self, row: EndpointRow) -> None:
+        """The provider's key, and what is secret in its address, by our own settings."""
+        known = self._settings.providers.get(row["provider"])
+        if known is None:
+            return
+        row["api_key"] = known.api_key.reveal() if known.api_key else None
+        with contextlib.suppress(TuneProofError):  # such as a trainer that is not there
+            own = endpoint_at(known).base_url
+            if own.masked == row["base_url"]:
+                row["base_url"] = own.reveal()
 
 
 class _FedRouting:
@@ -394,6 +476,27 @@ class _FedRouting:
 
 async def _nothing(_models: Iterable[ModelRef]) -> None:
     """Endpoints come with the routing."""
+
+
+def _without_secrets(row: EndpointRow) -> EndpointRow:
+    return {**row, "api_key": None, "base_url": Url(row["base_url"]).masked}
+
+
+def _lines(lines: Sequence[str]) -> bytes:
+    return "\n".join(lines).encode()
+
+
+def _ingested(found: Mapping[str, Any]) -> Ingested:
+    rejected = [RejectedEvent(**known_fields(RejectedEvent, row)) for row in found["rejected"]]
+    return Ingested(**{**known_fields(Ingested, found), "rejected": rejected})
+
+
+def _info(row: TokenRow) -> TokenInfo:
+    return TokenInfo(
+        name=row["name"],
+        scopes=tuple(row["scopes"]),
+        created_at=datetime.fromisoformat(row["created_at"]),
+    )
 
 
 def _without_candidates(routing: Routing) -> Routing:

@@ -3,6 +3,8 @@
 `GET /feed` is lines of JSON for as long as the gateway stays: the whole state at first and at each
 change (`FeedState`), `{}` at least once a second. `POST /tokens` looks a token up, `POST /events`
 keeps events, `POST /breakers` hears of a provider's, `POST /spending` of what the relay spent.
+While processes are replaced by those of a new version, the two ends differ: fields that one does
+not know it leaves out, and none is ever taken away.
 Whoever may open the socket's file is let in: it is in the data directory, and nobody else's to
 read, since the state names the providers' keys.
 """
@@ -18,7 +20,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -38,7 +40,17 @@ if TYPE_CHECKING:
     from tuneproof.app import App
     from tuneproof.server.serving import OwnServing
 
-__all__ = ["BEAT_S", "Feed", "FeedState", "hashed", "listen_locally", "routing_of", "socket_path"]
+__all__ = [
+    "BEAT_S",
+    "Feed",
+    "FeedState",
+    "hashed",
+    "is_served",
+    "known_fields",
+    "listen_locally",
+    "routing_of",
+    "socket_path",
+]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +71,7 @@ class EndpointRow(TypedDict):
 
     model_id: str
     version: str | None
+    model_provider: str | None  # whom the routing names for it
     provider: str
     base_url: str
     api_key: str | None
@@ -114,6 +127,8 @@ class Feed:
             if door is None:
                 raise InputError(f"There is no {scope['path']} here.", status=404)
             status, body = 200, orjson.dumps(await door(await _all(receive)))
+        except _Left:
+            return
         except TuneProofError as error:
             status, body = status_of(error), json.dumps(problem(error).model_dump()).encode()
         except Exception:
@@ -170,15 +185,17 @@ class Feed:
         }
 
     async def _endpoint(self, model: ModelRef) -> EndpointRow | None:
-        """Who serves it; None where nobody does, which its asker is told then."""
+        """Who serves it; None where nobody does, or a database that hangs has to say."""
         try:
-            found = await self._serving.endpoint(model)
-        except TuneProofError:
+            async with asyncio.timeout(BEAT_S):
+                found = await self._serving.endpoint(model)
+        except (TuneProofError, TimeoutError):
             return None
         price = self._app.routing.endpoints.price(model)
         return {
             "model_id": model.model_id,
             "version": model.version,
+            "model_provider": model.provider,
             "provider": found.provider,
             "base_url": found.base_url.reveal(),
             "api_key": found.api_key.reveal() if found.api_key else None,
@@ -221,11 +238,13 @@ class Feed:
         return await self._serving.had(subject, task)
 
     async def _spending(self, body: bytes) -> Any:
-        return self._app.spending.told(**orjson.loads(body))
+        told = orjson.loads(body)
+        return self._app.spending.told(told["process"], told["day"], told["spent"])
 
     async def _breaker(self, body: bytes) -> None:
         told = orjson.loads(body)
-        self._app.breaker_changed(BreakerEvent(**{**told, "state": State(told["state"])}))
+        told = {**known_fields(BreakerEvent, told), "state": State(told["state"])}
+        self._app.breaker_changed(BreakerEvent(**told))
 
 
 def hashed(token: str) -> str:
@@ -241,16 +260,25 @@ def _row(routing: Routing) -> dict[str, Any]:
 
 def routing_of(row: Mapping[str, Any]) -> Routing:
     """A task's routing, as `FeedState` says it."""
-    lanes = tuple(Lane(**{**lane, "candidate": _model(lane["candidate"])}) for lane in row["lanes"])
+    lanes = tuple(
+        Lane(**{**known_fields(Lane, lane), "candidate": _model(lane["candidate"])})
+        for lane in row["lanes"]
+    )
     baseline = _model(row["baseline"])
     assert baseline is not None
     at = row["updated_at"]
     models = {"baseline": baseline, "previous": _model(row["previous"]), "lanes": lanes}
-    return Routing(**{**row, **models, "updated_at": datetime.fromisoformat(at) if at else None})
+    told = {**known_fields(Routing, row), **models}
+    return Routing(**{**told, "updated_at": datetime.fromisoformat(at) if at else None})
 
 
 def _model(row: Mapping[str, Any] | None) -> ModelRef | None:
-    return None if row is None else ModelRef(**row)
+    return None if row is None else ModelRef(**known_fields(ModelRef, row))
+
+
+def known_fields(kind: type[Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of a dataclass, but for what another version says beyond this one."""
+    return {field.name: row[field.name] for field in fields(kind) if field.name in row}
 
 
 async def _changed(changes: asyncio.Queue[Any]) -> bool:
@@ -270,10 +298,17 @@ async def _left(receive: Receive) -> None:
         pass
 
 
+class _Left(Exception):
+    """Whoever asked has gone."""
+
+
 async def _all(receive: Receive) -> bytes:
+    """The whole body. Raises `_Left` where its sender ended before: a part says nothing."""
     parts = []
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Left
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(parts)
@@ -286,6 +321,19 @@ def socket_path(folder: Path) -> Path:
         return path
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"tuneproof-{os.getuid()}" / f"{name}.sock"
+
+
+def is_served(folder: Path) -> bool:
+    """Whether somebody listens at the socket of this data directory, as far as can be seen."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(str(socket_path(folder)))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:  # such as a queue that is full
+            pass
+        return True
 
 
 def listen_locally(folder: Path) -> socket.socket:

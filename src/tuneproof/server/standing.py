@@ -90,7 +90,8 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
             waits=metrics.events_waiting.set,
         )
         upstream = Upstream.open()
-        access = Access(settings.server, serving.find_token, Callers())
+        callers = Callers(held=serving.held_token)
+        access = Access(settings.server, serving.find_token, callers)
         service.state.serving = serving
         service.state.access = access
         service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares, spool)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tuneproof.errors import StoreUnavailableError
-from tuneproof.server.auth import OUTAGE_S, TRUST_S, Callers
+from tuneproof.server.auth import MOST_TOKENS, OUTAGE_S, TRUST_S, Callers
 from tuneproof.store import TokenInfo
 
 TOKEN = "tp_one"
@@ -143,3 +143,37 @@ async def test_a_token_for_the_relay_alone_may_neither_read_nor_write(callers, t
     await callers.verified(TOKEN, tokens.verify, recent=True)
     assert not callers.may_write({b"authorization": b"Bearer tp_one"})
     assert not callers.may_read(b"host", b"Bearer tp_one")
+
+
+async def test_a_token_that_another_process_checked_is_good_for_an_hour_since_then(tokens, seconds):
+    """Seen: a gateway took what it had been told for a check of its own, and a token lived for two
+    hours without the database."""
+    checked_at = seconds.at
+    tokens.away = True
+    callers = Callers(clock=seconds, held=lambda token: (INFO, seconds.at - checked_at))
+    for _ in range(5):
+        seconds.at += 700
+        assert await callers.verified(TOKEN, tokens.verify, recent=True) is INFO
+    seconds.at = checked_at + OUTAGE_S + 1
+    with pytest.raises(StoreUnavailableError):
+        await callers.verified(TOKEN, tokens.verify, recent=True)
+
+
+async def test_a_token_that_was_revoked_is_not_held_from_before(callers, tokens, seconds):
+    callers = Callers(clock=seconds, held=lambda token: (INFO, 600.0))
+    tokens.known.clear()
+    assert await callers.verified(TOKEN, tokens.verify, recent=True) is None
+    tokens.away = True
+    seconds.at += TRUST_S
+    with pytest.raises(StoreUnavailableError):
+        await callers.verified(TOKEN, tokens.verify, recent=True)
+
+
+async def test_whoever_tries_many_tokens_drives_no_good_one_out(callers, tokens, seconds):
+    """Seen: a thousand keys that nobody knows, and no good token was known in the outage."""
+    await callers.verified(TOKEN, tokens.verify, recent=True)
+    for number in range(3 * MOST_TOKENS):
+        assert await callers.verified(f"guess-{number}", tokens.verify, recent=True) is None
+    tokens.away = True
+    seconds.at += 60
+    assert await callers.verified(TOKEN, tokens.verify, recent=True) is INFO
