@@ -23,7 +23,7 @@ from cyclopts import Parameter
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
-from tuneproof.cli.processes import Child, Family, Role, role, shared
+from tuneproof.cli.processes import Child, Family, Role, notice_vanished, role, shared
 from tuneproof.cli.service import Running, announce, private_files, usable, withdraw
 from tuneproof.errors import ConfigError
 
@@ -39,6 +39,9 @@ ENDING_S = 30.0
 
 FED_S = 10.0
 """How long a new gateway waits for its service before it counts as serving."""
+
+FEED_AGAIN_S = 5.0
+"""How often is looked whether gateways still find the service that feeds them."""
 
 METRICS_AGAIN_S = 2.0
 """How often a port for metrics that is taken is tried."""
@@ -217,6 +220,7 @@ def _stopping(server: RunningServer, mine: Role | None) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     if mine is not None:
         loop.add_reader(mine.parent, _orphaned, loop, server, mine)
+        loop.add_signal_handler(signal.SIGHUP, _hung_up)
     for wanted in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(wanted, server.stop)
     try:
@@ -224,6 +228,10 @@ def _stopping(server: RunningServer, mine: Role | None) -> Iterator[None]:
     finally:
         for wanted in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(wanted)
+
+
+def _hung_up() -> None:
+    log.info("A hangup is for the process that started this one, which replaces all.")
 
 
 def _orphaned(loop: asyncio.AbstractEventLoop, server: RunningServer, mine: Role) -> None:
@@ -238,26 +246,69 @@ async def serving(
 ) -> AsyncIterator[tuple[str, RunningServer]]:
     """Serve an App: its address, and the server at work. `listening` is a socket that listens."""
     from tuneproof.server import create_app
-    from tuneproof.server.feed import listen_locally
 
     token = secrets.token_urlsafe(32)
     listening = listening or listen(settings.server.host, settings.server.port)
     address = _address(settings, listening.getsockname()[1])
     service = create_app(app, local_token=token)
     server = RunningServer(service, listening)
-    feeding = RunningServer(service.feed, listen_locally(settings.dir))
     try:
         with _metrics(app.metrics, settings):
             await server.started()
-            await feeding.started()
-            announce(settings.dir, Running(url=address, pid=os.getpid(), token=token))
-            yield address, server
+            async with _feeding(service.feed, settings):
+                announce(settings.dir, Running(url=address, pid=os.getpid(), token=token))
+                yield address, server
     finally:
         withdraw(settings.dir)
         server.stop()
-        feeding.stop()
-        await asyncio.gather(server.task, feeding.task, return_exceptions=True)
+        await asyncio.gather(server.task, return_exceptions=True)
         listening.close()
+
+
+@asynccontextmanager
+async def _feeding(feed: Any, settings: Settings) -> AsyncIterator[None]:
+    """Feed the gateways of this machine. A folder that takes no socket hinders no service that has
+    none. Raises `ConfigError`."""
+    from tuneproof.server.feed import listen_locally
+
+    try:
+        listening = listen_locally(settings.dir)
+    except ConfigError as error:
+        if settings.server.gateways:
+            raise
+        log.warning("`tuneproof gateway` would not hear of this service: %s", error)
+        yield
+        return
+    first = RunningServer(feed, listening)
+    await first.started()
+    keeping = asyncio.create_task(_keep_feeding(feed, settings, first))
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def _keep_feeding(feed: Any, settings: Settings, first: RunningServer) -> None:
+    """Until this is cancelled: listen anew where the socket was removed, or is of a service that
+    ended. Gateways that are connected stay so."""
+    from tuneproof.server.feed import is_served, listen_locally
+
+    servers = [first]
+    try:
+        while True:
+            await asyncio.sleep(FEED_AGAIN_S)
+            if is_served(settings.dir):
+                continue
+            try:
+                servers.append(RunningServer(feed, listen_locally(settings.dir)))
+                log.warning("Gateways could not find this service any more: it listens anew.")
+            except ConfigError as error:
+                log.warning("Gateways do not find this service: %s", error)
+    finally:
+        for one in servers:
+            one.stop()
+        await asyncio.gather(*(one.task for one in servers), return_exceptions=True)
 
 
 def _config(service: Any, ending_s: float) -> Any:
@@ -292,6 +343,7 @@ def listen(host: str, port: int) -> socket.socket:
             mend="Stop what listens there, or choose another --port (0 takes a free one).",
             field="server.port",
         ) from error
+    notice_vanished(made)
     made.listen(2048)
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 
@@ -164,3 +165,82 @@ def test_where_a_token_is_needed_gateways_take_those_of_the_service(provider, tm
         refused = place.ask("u", Authorization="Bearer tp_other")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         os.kill(place.process.pid, signal.SIGCONT)
+
+
+def test_a_hangup_with_settings_that_cannot_be_served_replaces_nobody(provider, tmp_path):
+    """Seen: a slip in the settings, a hangup, and every gateway that worked had been ended."""
+    with placed(tmp_path / "place", settings(provider.url)) as place:
+        place.serve()
+        before = place.pids() | {place.service_pid()}
+        file = place.folder / "tuneproof.toml"
+        good = file.read_text()
+        file.write_text(good + "[nonsense\n")
+        with Load(place) as load:
+            place.process.send_signal(signal.SIGHUP)
+            until(lambda: "what was not replaced stays" in place.said(), otherwise=place.said)
+            asked = len(load.receipts)
+            until(lambda: len(load.receipts) > asked + 50)
+        assert load.failed == []
+        assert place.pids() | {place.service_pid()} == before
+        file.write_text(good)
+        place.process.send_signal(signal.SIGHUP)
+        until(lambda: not any(map(alive, before)), within_s=120)
+        until(place.ready)
+
+
+def test_a_gateway_that_cannot_begin_does_so_once_there_is_room(provider, tmp_path):
+    """Seen: the system had no room for a process for a moment, and its place stayed empty."""
+    with placed(tmp_path / "place", settings(provider.url)) as place:
+        place.serve()
+        victim = min(place.pids())
+        limits = resource.prlimit(place.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(place.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: "cannot begin" in place.said(), otherwise=place.said)
+        resource.prlimit(place.process.pid, resource.RLIMIT_NOFILE, limits)
+        until(lambda: len(place.pids() - {victim}) == 2, otherwise=place.said)
+        assert place.stop() == 0
+
+
+def test_gateways_find_their_service_again_where_its_socket_was_removed(place, subject):
+    """Seen: whoever removed the socket, a gateway that began afterwards was never fed."""
+    (place.folder / "data" / "gateway.sock").unlink()
+    victim = min(place.pids())
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(place.pids() - {victim}) == 2)
+    with Load(place) as load:
+        until(lambda: len(load.receipts) > 50)
+    until(lambda: all_kept(place, load))
+
+
+def test_a_hangup_that_reaches_a_gateway_ends_it_not(place, subject):
+    one = min(place.pids())
+    os.kill(one, signal.SIGHUP)
+    until(lambda: "A hangup is for the process" in place.log.read_text())
+    assert one in place.pids()
+
+
+def test_a_service_without_gateways_needs_no_socket(provider, tmp_path):
+    """Some file systems take none."""
+    with placed(tmp_path / "place", settings(provider.url)) as place:
+        (place.folder / "data" / "gateway.sock" / "in-the-way").mkdir(parents=True)
+        place.start("serve", "--port", str(place.port))
+        until(lambda: place._answers(place.url), otherwise=place.said)
+        assert "would not hear of this service" in place.said()
+        assert place.stop() == 0
+
+
+def test_a_task_whose_model_another_provider_serves_is_answered(provider, tmp_path):
+    """Seen: 404, at gateways alone."""
+    task = '[tasks.hook]\nmodel = "base"\n'
+    second = f"""
+[providers.second]
+kind = "openai"
+base_url = "{provider.url}"
+api_key = "sk-of-the-second"
+"""
+    made = settings(provider.url).replace(task, f'{task}model_provider = "second"\n') + second
+    with placed(tmp_path / "place", made) as place:
+        place.serve()
+        assert place.ask("u").status_code == 200, place.said()
+        assert provider.headers[-1]["authorization"] == "Bearer sk-of-the-second"
