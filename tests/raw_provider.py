@@ -160,6 +160,10 @@ class RawProvider:
         """Answer 200 with these pieces of a stream, then close the connection."""
         self._says[model] = lambda _: ([_STREAM, *pieces], True)
 
+    def pieces(self, model: str, pieces: Sequence[Piece]) -> None:
+        """Answer with these pieces, the head among them, then close the connection."""
+        self._says[model] = lambda _: (pieces, True)
+
     def stall(self, model: str, pieces: Sequence[Piece] | None = None) -> None:
         """Begin a stream with these pieces, or say nothing at all; then say nothing more."""
         begun = [] if pieces is None else [_STREAM, *pieces]

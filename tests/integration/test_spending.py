@@ -13,12 +13,11 @@ from tuneproof.app.spending import KEPT, Spending
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.server.fed_spending import FedSpending
 from tuneproof.store import Store
-from tuneproof.telemetry import Metrics
 
 
 def process(store: Store, clock: HandClock) -> Spending:
     """What one more process counts."""
-    return Spending(store=store, clock=clock, metrics=Metrics())
+    return Spending(store=store, clock=clock)
 
 
 async def test_each_process_knows_what_all_have_spent(store, clock):
@@ -102,7 +101,7 @@ async def test_a_gateway_without_its_service_knows_its_own(store, clock):
 
 def gateway(service: Spending, clock: HandClock) -> FedSpending:
     """What a gateway process of this service counts."""
-    return FedSpending(teller(service), now=clock.now, metrics=Metrics())
+    return FedSpending(teller(service), now=clock.now)
 
 
 def teller(service: Spending) -> Callable[[Mapping[str, Any]], Awaitable[Mapping[str, float]]]:

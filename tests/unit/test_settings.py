@@ -466,6 +466,49 @@ RELAYS = (
 )
 
 
+SHADOWS = (
+    ({"shadow_model": "m"}, "shadow_budget_usd_per_day"),
+    ({"shadow_model": "m", "shadow_budget_usd_per_day": "much"}, "shadow_budget_usd_per_day"),
+    ({"shadow_share": 10}, "shadow_share"),
+    ({"shadow_concurrency": 0}, "shadow_concurrency"),
+    ({"shadow_provider": "nobody"}, "shadow_provider"),
+    (
+        {
+            "shadow_model": "m",
+            "shadow_budget_usd_per_day": 5,
+            "served_by": "application",
+        },
+        "shadow_model",
+    ),
+)
+
+
+@pytest.mark.parametrize(("said", "field"), SHADOWS)
+def test_shadow_traffic_is_bounded_and_has_somebody_to_go_to(
+    tmp_path: Path, said: Any, field: str
+) -> None:
+    given = {f"tasks.hook.{name}": value for name, value in said.items()}
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(dir=tmp_path, env={}, **given)
+    assert str(caught.value.details["field"]).endswith(field)
+
+
+def test_a_shadow_is_served_by_whoever_serves_its_task_unless_it_is_said(tmp_path: Path) -> None:
+    more = {"shadow_model": "m", "shadow_budget_usd_per_day": "unlimited"}
+    given = {f"tasks.hook.{name}": value for name, value in more.items()}
+    others = {"providers.other.kind": "compatible", "providers.other.base_url": "http://o/v1"}
+    for said, provider in (
+        ({}, "default"),
+        ({"tasks.hook.model_provider": "other"}, "other"),
+        ({"tasks.hook.shadow_provider": "other"}, "other"),
+    ):
+        found = Settings.load(dir=tmp_path, env={}, **given, **others, **said)
+        assert found.shadows["hook"].provider == provider
+        assert found.shadows["hook"].budget_usd is None
+        assert found.counts_spending
+    assert not Settings.load(dir=tmp_path, env={}).counts_spending
+
+
 @pytest.mark.parametrize(("said", "field"), RELAYS)
 def test_what_is_passed_on_is_said_with_care(tmp_path: Path, said: Any, field: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -42,6 +42,7 @@ from tuneproof.app.schedule import LOOK_EVERY_S as SCHEDULE_EVERY_S
 from tuneproof.app.schedule import Schedule
 from tuneproof.app.scorers import Scorers
 from tuneproof.app.scoring import ScoringService
+from tuneproof.app.shadows import ShadowService
 from tuneproof.app.shutdowns import Shutdowns, ShutdownWatch
 from tuneproof.app.sources import Sources
 from tuneproof.app.spending import SETTLE_EVERY_S, Spending
@@ -145,8 +146,8 @@ class App:
     """TuneProof in one process: `async with App.open(settings) as app`.
 
     `runs`, `schedule`, `experiments`, `rollouts`, `routing`, `events`, `outcomes`, `scoring`,
-    `health`, `overview`, `doctor` and `tokens` are what can be asked of it; all else is what they
-    are made from.
+    `shadows`, `health`, `overview`, `doctor` and `tokens` are what can be asked of it; all else is
+    what they are made from.
     """
 
     def __init__(self, settings: Settings, **adapters: Unpack[AppAdapters]) -> None:
@@ -497,7 +498,10 @@ class App:
 
     def _compose_tests_and_rollouts(self) -> None:
         self.histories = HistoryService(
-            store=self.store, clock=self.clock, board=self.routing.board
+            store=self.store,
+            clock=self.clock,
+            board=self.routing.board,
+            shadows=self.settings.shadows,
         )
         self.experiments = ExperimentService(
             store=self.store,
@@ -610,7 +614,10 @@ class App:
             refused=self._refused,
         )
         self.tokens = TokenService(store=self.store, clock=self.clock)
-        self.spending = Spending(store=self.store, clock=self.clock, metrics=self.metrics)
+        self.spending = Spending(store=self.store, clock=self.clock)
+        self.shadows = ShadowService(
+            settings=self.settings, store=self.store, clock=self.clock, spending=self.spending
+        )
 
     async def _begin(self) -> None:
         """Take up what was under way, and start all that is done on the machine's own clock."""
@@ -627,7 +634,7 @@ class App:
         every("alerts", TELL_EVERY_S, self.alert.tell, leader="alerts")
         every("pools", TRIM_EVERY_S, self.pools.trim)
         every("answers", FORGET_EVERY_S, self.store.idempotency.forget, leader="answers")
-        if self.settings.relay.enabled:
+        if self.settings.counts_spending:
             await self._share_budgets()
         if self.tracker is not None:
             every("tracking", DELIVER_EVERY_S, self.tracker.deliver_once, leader="tracking")

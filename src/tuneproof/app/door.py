@@ -53,7 +53,7 @@ class Door:
         self._store = store
         self._now = now
         self._phases: dict[str, PhaseStarts] = {}
-        self._histories: set[str] = set()
+        self._kinds: dict[str, SubjectKind] = {}
 
     async def admit(
         self,
@@ -89,8 +89,7 @@ class Door:
         if asked:
             new = asked - known.keys()
             known |= await self._store.experiments.phase_starts(sorted(asked))
-            kinds = await self._store.subjects.kinds(sorted(new))
-            self._histories |= {id for id in kinds if kinds[id] is SubjectKind.HISTORY}
+            self._kinds |= await self._store.subjects.kinds(sorted(new))
 
     def _exposure(self, event: Exposure, latest: datetime) -> Exposure | str:
         phases = self._phases.get(event.subject)
@@ -98,7 +97,8 @@ class Door:
             return _unknown(event.subject)
         if event.arm not in _ARMS:
             return f"arm is {str(event.arm)!r}; there are baseline and candidate"
-        if event.arm is Arm.CANDIDATE and event.subject in self._histories:
+        history = self._kinds.get(event.subject) is SubjectKind.HISTORY
+        if event.arm is Arm.CANDIDATE and history:
             return f"arm is {str(event.arm)!r}; {event.subject} is a history, of the baseline alone"
         began = phases.get(event.phase)
         if began is None:
@@ -126,6 +126,8 @@ class Door:
         phases = self._phases.get(event.subject)
         if phases is None:
             return _unknown(event.subject)
+        if self._kinds.get(event.subject) is SubjectKind.SHADOW:
+            return f"{event.subject} is a shadow: nobody saw its answers"
         if event.at > latest:
             return _future(event.at)
         began = min(phases.values())

@@ -155,6 +155,8 @@ class EventService:
         return [request.error for request in found]
 
     async def _stop_gross_failure(self, subject: str) -> None:
+        if await self._store.subjects.kind(subject) is SubjectKind.SHADOW:
+            return
         recent = await self._store.events.recent(subject, Arm.CANDIDATE, limit=GROSS_WINDOW)
         if not guardrails.gross_failure([r.error for r in recent]).fired:
             return

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from tuneproof.app.board import Board
 from tuneproof.collection import Window
 from tuneproof.errors import NotFoundError
 from tuneproof.experiments import Exposure
-from tuneproof.experiments.histories import WEEK, history_of, week_of
+from tuneproof.experiments.histories import WEEK, history_of, shadow_of, week_of
 from tuneproof.experiments.planning import History
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import PipelineConfig, Shadow
 from tuneproof.stats.aggregates import Aggregate
-from tuneproof.store import Store
+from tuneproof.store import Store, SubjectKind
 from tuneproof.workflow import Clock
 
 __all__ = ["KEPT", "HistoryService"]
@@ -31,36 +31,47 @@ LONGEST_ANSWER = timedelta(days=1)
 class HistoryService:
     """What can be asked of histories."""
 
-    def __init__(self, *, store: Store, clock: Clock, board: Board) -> None:
+    def __init__(
+        self, *, store: Store, clock: Clock, board: Board, shadows: Mapping[str, Shadow]
+    ) -> None:
+        self._shadows = shadows
         self._store = store
         self._clock = clock
         self._board = board
         self._known: set[str] = set()
 
     async def open_for(self, exposures: Sequence[Exposure]) -> None:
-        """Take the events of the histories among the subjects of these exposures."""
+        """Take the events of the histories and shadows among the subjects of these exposures."""
         one_of_each = {event.subject: event for event in exposures}
         for subject in one_of_each.keys() - self._known:
             event = one_of_each[subject]
             await self.open(subject, event.task, event.at)
 
     async def open(self, subject: str, task: str, at: datetime) -> None:
-        """Take the events of a history, if this is the one of a task at an instant."""
-        began = self._began(subject, task, at)
-        if began is not None and subject not in self._known:
-            await self._store.histories.open(subject, began)
-            self._known.add(subject)
+        """Take the events of a history or shadow, if it is the one of a task at an instant."""
+        if subject in self._known:
+            return
+        for decided in (at, at - LONGEST_ANSWER):
+            kind = self._kind(subject, task, decided)
+            if kind is not None and self._is_taken(week_of(decided)):
+                await self._store.histories.open(subject, week_of(decided), kind=kind)
+                self._known.add(subject)
+                return
 
-    def _began(self, subject: str, task: str, at: datetime) -> datetime | None:
-        """When this history began; None where the task has no such one then."""
-        now = self._clock.now()
+    def _kind(self, subject: str, task: str, at: datetime) -> SubjectKind | None:
+        """What this subject is of a task at this instant; None where it is nothing of it."""
         if task not in self._board.snapshot.by_task:
             return None
-        for decided in (at, at - LONGEST_ANSWER):
-            if subject == history_of(task, decided):
-                began = week_of(decided)
-                return began if now - KEPT - WEEK < began <= now else None
-        return None
+        if subject == history_of(task, at):
+            return SubjectKind.HISTORY
+        shadow = self._shadows.get(task)
+        same = shadow is not None and subject == shadow_of(task, shadow.model, at)
+        return SubjectKind.SHADOW if same else None
+
+    def _is_taken(self, began: datetime) -> bool:
+        """Whether the week that began then takes events: it is not long over, nor to come."""
+        now = self._clock.now()
+        return now - KEPT - WEEK < began <= now
 
     async def read(self, task: str, window: Window, config: PipelineConfig) -> History:
         """What is known of the task's baseline from the weeks that this window touches.

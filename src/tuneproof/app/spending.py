@@ -1,4 +1,4 @@
-"""What callers spend by the relay, each in a day: counted in memory, kept and shared by the store.
+"""What callers spend by the relay, and copies of requests: counted in memory, shared by the store.
 
 A request asks no database. What each process counted is kept under a key of its own for the day,
 and those of the others are read, so a budget holds over restarts and among all workers but for the
@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 
 from tuneproof.store import Store
-from tuneproof.telemetry import Metrics
 from tuneproof.workflow import Clock
 
 __all__ = ["SETTLE_EVERY_S", "Spending"]
@@ -28,10 +27,9 @@ KEPT = "relay_spent/"
 class Spending:
     """What each caller spent today (UTC), in USD."""
 
-    def __init__(self, *, store: Store, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, *, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._metrics = metrics
         self._own = uuid.uuid4().hex
         self._day = clock.now().date()
         self._here: dict[str, dict[str, float]] = {}  # by process: ours, and those that tell us
@@ -47,7 +45,6 @@ class Spending:
         """Count what a request of this caller cost."""
         self._turn()
         _add(self._here.setdefault(self._own, {}), {caller: usd})
-        self._metrics.relay_spent.labels(caller).inc(usd)
 
     def told(self, process: str, day: str, spent: Mapping[str, float]) -> Mapping[str, float]:
         """What callers spent today, now that a process says what it counted itself this day."""

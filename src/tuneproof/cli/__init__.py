@@ -45,6 +45,7 @@ _GROUPS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
             "list": ("experiments:list_", "All experiments, newest first."),
             "show": ("experiments:show", "What an experiment shows."),
             "plan": ("experiments:plan", "What this traffic finds, and when, before a run."),
+            "shadow": ("experiments:shadow", "What shadow traffic of a task showed."),
             "end": ("experiments:end", "End an experiment before its time."),
         },
     ),

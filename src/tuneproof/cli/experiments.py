@@ -1,9 +1,9 @@
-"""`tuneproof experiment …`: create, list, show, plan, end."""
+"""`tuneproof experiment …`: create, list, show, plan, shadow, end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -313,6 +313,49 @@ async def plan(
             ]
         )
     return OK
+
+
+async def shadow(task: str, /, *, options: CommonOptions = NONE) -> int:
+    """What a model answered to copies of a task's requests, beside what users got."""
+    async with connect(options) as service:
+        found = await service.get(path_to("/evaluation/shadow", task))
+    if options.json:
+        output.data(found)
+        return OK
+    told = found["shadow"]
+    if told is None and not found["weeks"]:
+        output.say(f"{task} has no shadow. Set shadow_model in [tasks.{task}].")
+        return OK
+    if told is not None:
+        budget = told["budget_usd"]
+        output.facts(
+            [
+                ("shadow", f"{told['model']} at {told['provider']}"),
+                ("share of the units", output.percent(told["share"])),
+                ("at once in a process", told["concurrency"]),
+                ("spent today", f"{found['spent_usd']:.4f} USD"),
+                ("budget a day", "unlimited" if budget is None else f"{budget:g} USD"),
+            ]
+        )
+    columns = ["week", "answers of", "requests", "errors", "p50", "p95", "tokens", "USD"]
+    output.table(columns, [row for week in found["weeks"] for row in _sides(week)])
+    return OK
+
+
+def _sides(week: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """A row for each side of a week of shadow traffic."""
+    for side, name in (("baseline", "the baseline, to users"), ("shadow", week["model"])):
+        told = week[side]
+        latencies = (told["p50_latency_ms"], told["p95_latency_ms"])
+        yield (
+            output.moment(week["began"]),
+            name,
+            told["requests"],
+            told["errors"],
+            *("-" if ms is None else f"{ms:.0f} ms" for ms in latencies),
+            told["tokens"],
+            f"{told['cost_usd']:.4f}",
+        )
 
 
 async def end(

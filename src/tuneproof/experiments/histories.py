@@ -6,6 +6,9 @@ outcomes spread, which plans the test. It is no evidence of a test: nothing that
 A history is a subject of events of its own for each task and week (from Monday, UTC). So a unit
 that comes back counts once a week, as it counts once in a test, and a week that is over can be
 forgotten whole. Who records needs neither the store nor a round trip to know its name.
+
+So is a shadow, for each task, week and model that gets copies of requests: the answers that users
+got are its baseline, those to the copies its candidate, and each request is a unit in both.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 
-__all__ = ["HISTORY_PHASE", "WEEK", "history_of", "week_of"]
+__all__ = ["HISTORY_PHASE", "WEEK", "history_of", "shadow_of", "week_of"]
 
 WEEK = timedelta(days=7)
 
@@ -37,6 +40,15 @@ def history_of(task: str, at: datetime) -> str:
     'history-hook-20261123'
     """
     return _named(task, at.date())
+
+
+def shadow_of(task: str, model: str, at: datetime) -> str:
+    """The subject of the copies of the task's requests that this model gets at this instant.
+
+    >>> shadow_of("hook", "gpt-9", datetime(2026, 11, 29, 18, 30, tzinfo=UTC))
+    'shadow-hook-20261123-gpt-9'
+    """
+    return f"shadow-{task}-{_monday(at.date()):%Y%m%d}-{model}"
 
 
 @lru_cache(maxsize=1024)

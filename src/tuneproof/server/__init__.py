@@ -5,7 +5,8 @@ Routes are split by noun (`fine_tuning`, `evaluation`, `deployment`, `events`, `
 `once` what an idempotency key means, `guard` what stands before all of them, `framing` where HTTP
 itself goes wrong, `hot` what is answered even before that, from the App's board, `relay` the
 gateway's requests for tasks (`wires` says what they look like), and `passthrough` what is for
-none. Knows no database and no engine: every route calls one use case.
+none; `shadows` copies what was answered. Knows no database and no engine: every route calls one
+use case.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def create_app(
         try:
             yield
         finally:
+            await chat.gateway.shadows.close()
             await upstream.close()
             await spool.stop()
 

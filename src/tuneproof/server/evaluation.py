@@ -28,6 +28,7 @@ from tuneproof.server.models import (
     Answer,
     Cursor,
     IdempotencyKey,
+    Instant,
     Limit,
     Paged,
     Reason,
@@ -100,6 +101,47 @@ class PlanAnswer(Answer):
     answers_cost_usd: float | None
     reason: str
     candidates: int = Field(description="how many are tested at once; the rest is about one")
+
+
+class ShadowSetting(Answer):
+    """Who gets copies of a task's requests, and within which bounds."""
+
+    model: str
+    provider: str
+    share: float
+    concurrency: int
+    budget_usd: float | None = Field(description="a day (UTC); null: unlimited")
+
+
+class AnswersShown(Answer):
+    """All answers of one side to the same requests; tokens and cost as far as they are known."""
+
+    requests: int
+    errors: int
+    mean_latency_ms: float | None
+    p50_latency_ms: float | None
+    p95_latency_ms: float | None
+    tokens: int
+    cost_usd: float
+
+
+class ShadowWeekShown(Answer):
+    """A week (from Monday, UTC) of copies for one model: `baseline` is what users got."""
+
+    subject: str = Field(description="of GET /events?subject=")
+    model: str
+    began: Instant
+    baseline: AnswersShown
+    shadow: AnswersShown
+
+
+class ShadowAnswer(Answer):
+    """A task's shadow traffic, the newest week first. `shadow` is null where none is set."""
+
+    task: str
+    shadow: ShadowSetting | None
+    spent_usd: float = Field(description="today (UTC)")
+    weeks: list[ShadowWeekShown]
 
 
 def router() -> APIRouter:
@@ -184,6 +226,10 @@ def router() -> APIRouter:
             task=task,
         )
         return PlanAnswer(sentence=found.sentence(), **asdict(found))
+
+    @routes.get("/shadow/{task}", summary="What a task's shadow traffic showed")
+    async def shadow(app: TheApp, _: Reader, task: str) -> ShadowAnswer:
+        return ShadowAnswer.model_validate(await app.shadows.read(task))
 
     @routes.get("/status/{ab_test_id}", summary="Where a test stands")
     async def status(app: TheApp, _: Reader, ab_test_id: str) -> TestState:

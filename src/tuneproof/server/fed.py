@@ -101,8 +101,9 @@ class FedServing:
         self.metrics = metrics
         self.aliases = settings.task_aliases
         self.relay = settings.relay
+        self.shadows = settings.shadows
         self.default_provider = settings.default_provider
-        self._spending = FedSpending(self._tell_spent, now=self.now, metrics=metrics)
+        self._spending = FedSpending(self._tell_spent, now=self.now)
         self.spend, self.spent_usd = self._spending.spend, self._spending.spent_usd
         self._file = settings.dir / FILE
         self._state: FeedState | None = None
@@ -144,7 +145,7 @@ class FedServing:
                 async with asyncio.timeout(FIRST_S):
                     await self.spoken.wait()
                     await self.board.refresh()
-        if self.relay.enabled:
+        if self._settings.counts_spending:
             with contextlib.suppress(TuneProofError):
                 await self._spending.told()  # before anybody spends more
             self._supervisor.every("spending", TELL_EVERY_S, self._spending.told)
@@ -152,7 +153,7 @@ class FedServing:
     async def close(self) -> None:
         """Say the last, and close the connections to the service."""
         with contextlib.suppress(TuneProofError):
-            if self.relay.enabled:
+            if self._settings.counts_spending:
                 await self._spending.told()
         await self._session.close()
 

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import date, datetime
 from typing import Any
 
-from tuneproof.telemetry import Metrics
-
 __all__ = ["TELL_EVERY_S", "FedSpending"]
 
 TELL_EVERY_S = 1.0
@@ -26,11 +24,9 @@ class FedSpending:
         tell: Callable[[Mapping[str, Any]], Awaitable[Mapping[str, float]]],
         *,
         now: Callable[[], datetime],
-        metrics: Metrics,
     ) -> None:
         self._tell = tell
         self._now = now
-        self._metrics = metrics
         self._process = uuid.uuid4().hex
         self._day: date = now().date()
         self._here: dict[str, float] = {}
@@ -45,7 +41,6 @@ class FedSpending:
         """Count what a request of this caller cost."""
         self._turn()
         self._here[caller] = self._here.get(caller, 0.0) + usd
-        self._metrics.relay_spent.labels(caller).inc(usd)
 
     async def told(self) -> None:
         """Tell the service, and hear of the others. Raises `StoreUnavailableError`."""

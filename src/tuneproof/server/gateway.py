@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,14 @@ from tuneproof.errors import ConflictError, NotFoundError, QuotaExhaustedError, 
 from tuneproof.experiments import Arm, Exposure, ModelRef
 from tuneproof.experiments.histories import HISTORY_PHASE, history_of
 from tuneproof.server.auth import Scope, authorise
-from tuneproof.server.chatting import PREFIX, ChatRequest, size
-from tuneproof.server.meter import BYTES_PER_TOKEN
+from tuneproof.server.chatting import PREFIX, ChatRequest
 from tuneproof.server.models import described
 from tuneproof.server.openai_shape import RESPONSES, error_object
 from tuneproof.server.problems import headers_of, status_of
+from tuneproof.server.shadows import Shadows
 from tuneproof.server.tickets import Ticket
 from tuneproof.server.upstream import Answer, Refused, Stream, Upstream
+from tuneproof.server.written import Written
 
 if TYPE_CHECKING:
     from tuneproof.app import ChatEndpoint
@@ -97,16 +98,6 @@ class Decision:
         return [*same, (b"x-tuneproof-unit", unit.encode())]
 
 
-@dataclass(kw_only=True, slots=True)
-class Written:
-    """What is known of an answer by now: `usage` as far as its provider names it."""
-
-    usage: dict[str, int] = field(default_factory=dict)
-    bytes: int = 0
-    texts: list[str] | None = None
-    whole: bool = False
-
-
 class Gateway:
     """Decides, asks and records. One per service; `upstream` is shared by all requests."""
 
@@ -114,6 +105,7 @@ class Gateway:
         self._serving = serving
         self.upstream = upstream
         self._spool = spool
+        self.shadows = Shadows(serving, upstream, spool)
         self._spared_until: dict[ModelRef, float] = {}
 
     def decide(self, asked: ChatRequest) -> Decision:
@@ -201,29 +193,27 @@ class Gateway:
         if written is not None:
             if written.whole and not error and written.texts:
                 text = "".join(written.texts) or None
-            usage = written.usage
-            if len(usage) < 2:
-                usage = {**_estimated(asked, written.bytes), **usage}
-        self._spool.add(
-            Exposure(
-                id=decision.ticket.exposure,
-                subject=subject,
-                phase=routing.phase if routing.lanes else HISTORY_PHASE,
-                arm=decision.arm,
-                unit=decision.unit,
-                at=self._serving.now(),
-                task=routing.task,
-                latency_ms=(time.perf_counter() - began) * 1000,
-                error=error or decision.failed,
-                tokens=None if usage is None else sum(usage.values()),
-                cost_usd=(
-                    None if usage is None else self._serving.cost_usd(decision.model, **usage)
-                ),
-                covariate=asked.covariate,
-                text=text,
-                messages=asked.messages if text else (),
-            )
+            usage = written.tokens(asked)
+        exposure = Exposure(
+            id=decision.ticket.exposure,
+            subject=subject,
+            phase=routing.phase if routing.lanes else HISTORY_PHASE,
+            arm=decision.arm,
+            unit=decision.unit,
+            at=self._serving.now(),
+            task=routing.task,
+            latency_ms=(time.perf_counter() - began) * 1000,
+            error=error or decision.failed,
+            tokens=None if usage is None else sum(usage.values()),
+            cost_usd=None if usage is None else self._serving.cost_usd(decision.model, **usage),
+            covariate=asked.covariate,
+            text=text,
+            messages=asked.messages if text else (),
         )
+        self._spool.add(exposure)
+        ended = error or (written is not None and written.whole)
+        if ended and decision.arm is Arm.BASELINE:  # a reader who left compares with nobody
+            self.shadows.copy(asked, exposure)
 
     async def models(self) -> Response:
         """`GET /v1/models`."""
@@ -287,15 +277,6 @@ def _headers(
 
 def _quoted(value: str) -> str:
     return quote(value, safe="/:@ ,;=+")
-
-
-def _estimated(asked: ChatRequest, written: int) -> dict[str, int]:
-    """The usage of a request for which its provider names none; `written` are bytes of answer."""
-    read = sum(size(message["content"]) for message in asked.messages)
-    return {
-        "prompt_tokens": -(-read // BYTES_PER_TOKEN),
-        "completion_tokens": -(-written // BYTES_PER_TOKEN),
-    }
 
 
 def error_body(error: TuneProofError) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["BYTES_PER_TOKEN", "Meter"]
+__all__ = ["BYTES_PER_TOKEN", "USUAL_TOKENS", "Meter", "expected_tokens"]
 
 HEAD = 16 * 1024
 TAIL = 64 * 1024
@@ -19,11 +19,24 @@ TAIL = 64 * 1024
 BYTES_PER_TOKEN = 4
 """About how long a token is."""
 
+USUAL_TOKENS = 1000
+"""How long an answer under way is taken to become that has no limit."""
+
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _READ = ("prompt_tokens", "input_tokens")
 _CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 _WRITTEN = ("completion_tokens", "output_tokens")
 _MOST = 2**53
+_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
+def expected_tokens(body: Mapping[str, Any]) -> int:
+    """How many tokens the answer may have, as far as the request says."""
+    for name in _LIMITS:
+        limit = body.get(name)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return min(limit, 10**6)
+    return USUAL_TOKENS
 
 
 class Meter:

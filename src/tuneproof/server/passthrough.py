@@ -23,7 +23,7 @@ from tuneproof.errors import InputError, NotFoundError, QuotaExhaustedError
 from tuneproof.server import headers
 from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.exchange import Left, Sender, Upload, body_of, while_there
-from tuneproof.server.meter import BYTES_PER_TOKEN, Meter
+from tuneproof.server.meter import BYTES_PER_TOKEN, USUAL_TOKENS, Meter, expected_tokens
 from tuneproof.server.upstream import no_answer, nothing_was_sent
 
 if TYPE_CHECKING:
@@ -45,10 +45,6 @@ _PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.:@~-]+)+", re.ASCII)
 
 _FIELD = re.compile(rb'name="model"(?:\r\n[^\r\n]+)*\r\n\r\n([^\r\n]{1,200})\r\n')
 """The model in a multipart form, where it stands before the file."""
-
-_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-USUAL_TOKENS = 1000
-"""How long an answer under way is taken to become that has no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +105,7 @@ class PassThrough:
         passing = self._passing(scope, model if isinstance(model, str) else "")
         if isinstance(model, str) and passing.model != model:
             content = dumped({**body, "model": passing.model})
-        passing = replace(passing, content=content, expected=_expected(body))
+        passing = replace(passing, content=content, expected=expected_tokens(body))
         await self._send(upstream, caller, passing, scope, receive, send, None)
 
     def _passing(self, scope: Scope, model: str) -> Passing:
@@ -186,6 +182,7 @@ class PassThrough:
             usd = self._charge_usd(passing, charged)
             if usd:
                 self._serving.spend(caller, usd)
+                self._serving.metrics.relay_spent.labels(caller).inc(usd)
 
     def _check_price(self, passing: Passing) -> None:
         relay = self._serving.relay
@@ -334,12 +331,3 @@ def _model_in(begun: bytes) -> str:
     """The model that a multipart form names, where its beginning says it."""
     found = _FIELD.search(begun)
     return found[1].decode("utf-8", "replace") if found else ""
-
-
-def _expected(body: dict[str, Any]) -> int:
-    """How many tokens the answer may have, as far as the request says."""
-    for name in _LIMITS:
-        limit = body.get(name)
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-            return min(limit, 10**6)
-    return USUAL_TOKENS

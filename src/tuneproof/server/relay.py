@@ -16,10 +16,10 @@ from starlette.datastructures import Headers
 
 from tuneproof.errors import TuneProofError
 from tuneproof.server.auth import permitted
-from tuneproof.server.chatting import ChatRequest, opened, size, task_of
+from tuneproof.server.chatting import ChatRequest, opened, task_of
 from tuneproof.server.exchange import Left, RawHeaders, Sender, body_of, while_there
 from tuneproof.server.framing import answered_when_sent
-from tuneproof.server.gateway import Decision, Gateway, Written
+from tuneproof.server.gateway import Decision, Gateway
 from tuneproof.server.passthrough import PassThrough
 from tuneproof.server.upstream import Answer, Refused, Stream, renamed
 from tuneproof.server.wires import CHAT, RESPONSES, WIRES, Wire, wire_like
@@ -159,7 +159,7 @@ class ChatRoute:
     ) -> None:
         written = gateway.begin(decision)
         written.whole = True
-        _note(written, asked.wire.usage(answer.body), asked.wire.text(answer.body))
+        written.note(asked.wire.usage(answer.body), asked.wire.text(answer.body))
         gateway.record(decision, asked, began, written=written)
         receipt = _receipt(decision, asked.wire, answer.body.get("id"))
         headers = [*answer.headers, *_ours(decision, receipt), _JSON]
@@ -192,7 +192,7 @@ class ChatRoute:
                     if chunk is None:
                         passed.append(event.raw)
                         continue
-                    _note(written, wire.usage(chunk), wire.delta(chunk))
+                    written.note(wire.usage(chunk), wire.delta(chunk))
                     if asked.wants_usage or not _is_usage(wire, chunk):
                         passed.append(renamed(event.raw, chunk, receipt, wire.holder))
                 if passed:
@@ -227,13 +227,3 @@ def _receipt(decision: Decision, wire: Wire, theirs: object) -> str:
 def _is_usage(wire: Wire, chunk: Mapping[str, Any]) -> bool:
     """Whether an event tells usage alone, which a chat's reader has to ask for."""
     return wire is CHAT and bool(chunk.get("usage")) and not chunk.get("choices")
-
-
-def _note(written: Written, usage: Mapping[str, int], text: str) -> None:
-    """Gather the usage and the text of an answer, or of a part of it."""
-    if usage:
-        written.usage.update(usage)
-    if text:
-        written.bytes += size(text)
-        if written.texts is not None:
-            written.texts.append(text)

@@ -11,7 +11,7 @@ from tuneproof.server.event_lines import events_of
 if TYPE_CHECKING:
     from tuneproof.app import App, ChatEndpoint, ProviderEndpoint, RoutingSnapshot
     from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome
-    from tuneproof.settings import RelayConfig
+    from tuneproof.settings import RelayConfig, Shadow
     from tuneproof.telemetry import Metrics
 
 __all__ = ["OwnServing", "Serving"]
@@ -72,6 +72,10 @@ class Serving(Protocol):
         """What may be passed on that is for no task."""
 
     @property
+    def shadows(self) -> Mapping[str, Shadow]:
+        """Who gets copies of requests, by task."""
+
+    @property
     def default_provider(self) -> str:
         """Who gets of that what names no provider."""
 
@@ -84,7 +88,7 @@ class Serving(Protocol):
     def cost_at_usd(
         self, provider: str, model: str, *, prompt_tokens: int, completion_tokens: int
     ) -> float | None:
-        """What a request that was passed on cost; None where its price is not known."""
+        """What a request at a provider cost by its price there; None where that is not known."""
 
     def spent_usd(self, caller: str) -> float:
         """What this caller spent today by what was passed on."""
@@ -107,6 +111,7 @@ class OwnServing:
         self.keep = app.events.record
         self.had = app.events.had
         self.relay = app.settings.relay
+        self.shadows = app.settings.shadows
         self.default_provider = app.settings.default_provider
         self.provider = app.routing.endpoints.at
         self.cost_at_usd = app.routing.endpoints.cost_at_usd

@@ -45,6 +45,8 @@ class GatewayService(FastAPI):
     def drain(self) -> float:
         """Ask everybody to come back over a new connection; for how many seconds."""
         self._draining = True
+        if self.chat.gateway is not None:
+            self.chat.gateway.shadows.drain()
         return DRAIN_S
 
     async def fed(self, seconds: float) -> None:
@@ -102,6 +104,7 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
         try:
             yield
         finally:
+            await served.chat.gateway.shadows.close()
             await upstream.close()
             await spool.stop()
             await supervisor.close()

@@ -32,7 +32,7 @@ from tuneproof.server.wires import Wire, message_of
 if TYPE_CHECKING:
     from multidict import CIMultiDict
 
-    from tuneproof.app import ChatEndpoint, ProviderEndpoint
+    from tuneproof.app import ProviderEndpoint
 
 __all__ = [
     "Answer",
@@ -122,7 +122,7 @@ class Stream:
     """A streamed answer that has begun: `first` are its events up to the first real chunk."""
 
     def __init__(
-        self, endpoint: ChatEndpoint, wire: Wire, response: aiohttp.ClientResponse
+        self, endpoint: ProviderEndpoint, wire: Wire, response: aiohttp.ClientResponse
     ) -> None:
         self._endpoint = endpoint
         self._wire = wire
@@ -222,7 +222,7 @@ class Upstream:
         """Close all connections."""
         await self._session.close()
 
-    async def complete(self, endpoint: ChatEndpoint, asked: ChatRequest, model: str) -> Answer:
+    async def complete(self, endpoint: ProviderEndpoint, asked: ChatRequest, model: str) -> Answer:
         """The provider's whole answer. Raises `Refused`, or what says how the provider failed."""
         response = await self._post(endpoint, asked, asked.for_model(model))
         try:
@@ -238,7 +238,7 @@ class Upstream:
             raise _failed(endpoint, f"answered 200 {wrong}")
         return Answer(raw, body, _passed(response))
 
-    async def stream(self, endpoint: ChatEndpoint, asked: ChatRequest, model: str) -> Stream:
+    async def stream(self, endpoint: ProviderEndpoint, asked: ChatRequest, model: str) -> Stream:
         """The provider's streamed answer, once its first chunk is there; `close` it.
 
         Raises as `complete` does.
@@ -253,7 +253,9 @@ class Upstream:
         self._uncounted.add(endpoint.provider)
         return begun
 
-    async def _stream(self, endpoint: ChatEndpoint, asked: ChatRequest, content: bytes) -> Stream:
+    async def _stream(
+        self, endpoint: ProviderEndpoint, asked: ChatRequest, content: bytes
+    ) -> Stream:
         response = await self._post(endpoint, asked, content)
         try:
             async with asyncio.timeout(endpoint.timeout_s):
@@ -305,7 +307,7 @@ class Upstream:
         return await send()
 
     async def _post(
-        self, endpoint: ChatEndpoint, asked: ChatRequest, content: bytes
+        self, endpoint: ProviderEndpoint, asked: ChatRequest, content: bytes
     ) -> aiohttp.ClientResponse:
         """Send it; once more where nothing was sent: no connection, or one that was closed."""
         try:
@@ -319,7 +321,7 @@ class Upstream:
             raise no_answer(endpoint, error) from error
 
     async def _send(
-        self, endpoint: ChatEndpoint, asked: ChatRequest, content: bytes
+        self, endpoint: ProviderEndpoint, asked: ChatRequest, content: bytes
     ) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_S, sock_read=endpoint.timeout_s
@@ -346,7 +348,7 @@ def nothing_was_sent(error: Exception) -> bool:
     return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
 
 
-def _check(endpoint: ChatEndpoint, response: aiohttp.ClientResponse, content: bytes) -> None:
+def _check(endpoint: ProviderEndpoint, response: aiohttp.ClientResponse, content: bytes) -> None:
     """Return for 200; raises for every other status."""
     status = response.status
     if status == 200:
@@ -376,7 +378,7 @@ def _passed(response: aiohttp.ClientResponse) -> Headers:
     ]
 
 
-def _object(endpoint: ChatEndpoint, content: bytes) -> dict[str, Any]:
+def _object(endpoint: ProviderEndpoint, content: bytes) -> dict[str, Any]:
     try:
         found = loaded(content)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Settings: what the user set, validated, with where it came from. Read once, passed on.
 
 `secrets`, `checks` (rules for values) → `fields` (what is known of one setting) → `declaration`,
-`pipelines`, `records`, `relay`, `service` (what can be set) → `tables` (of the file) →
+`pipelines`, `relay`, `records`, `shadow`, `service` (what can be set) → `tables` (of the file) →
 `environment`, `layers` (what each source sets) → `loading` (`Settings.load` merges arguments,
 environment, file, defaults).
 Nothing else in TuneProof reads the environment.
@@ -33,6 +33,7 @@ from tuneproof.settings.service import (
     StoreConfig,
     TrackingConfig,
 )
+from tuneproof.settings.shadow import Shadow
 
 __all__ = [
     "ADAPTERS",
@@ -56,6 +57,7 @@ __all__ = [
     "Secret",
     "ServerConfig",
     "Settings",
+    "Shadow",
     "SourceConfig",
     "StoreConfig",
     "TargetConfig",

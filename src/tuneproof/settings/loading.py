@@ -22,6 +22,7 @@ from tuneproof.settings.layers import DEFAULT_DIR, Layer
 from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import BODY, CLUSTER_KINDS, HOOK, TargetConfig, shown
 from tuneproof.settings.secrets import Secret, Url
+from tuneproof.settings.shadow import Shadow, shadows_of
 from tuneproof.settings.tables import Tables
 
 ADAPTERS: Mapping[str, str] = MappingProxyType(
@@ -92,7 +93,7 @@ class Settings(Tables):
             if scorer.is_judge:
                 self._check_provider(f"scorers.{scorer.name}.provider", scorer.provider)
         for task in self.tasks.values():
-            for key in ("provider", "model_provider"):
+            for key in ("provider", "model_provider", "shadow_provider"):
                 named = getattr(task, key)
                 if named is not None:
                     self._check_provider(f"tasks.{task.name}.{key}", named)
@@ -109,6 +110,16 @@ class Settings(Tables):
     def default_provider(self) -> str:
         """Who gets what the relay passes on, where it names no provider."""
         return self.relay.provider or next(iter(self.pipelines.values())).provider
+
+    @property
+    def shadows(self) -> Mapping[str, Shadow]:
+        """Who gets copies of requests, by task."""
+        return shadows_of(self.tasks, self.pipelines)
+
+    @property
+    def counts_spending(self) -> bool:
+        """Whether something is served within a budget a day."""
+        return self.relay.enabled or bool(self.shadows)
 
     def _check_aliases(self) -> None:
         found = self.task_aliases

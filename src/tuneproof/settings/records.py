@@ -14,6 +14,7 @@ from typing import Any
 from tuneproof.settings import checks, fields
 from tuneproof.settings.checks import HTTP
 from tuneproof.settings.fields import YEAR_HOURS, YEAR_SECONDS, Option, metadata, option
+from tuneproof.settings.relay import UNLIMITED
 from tuneproof.settings.secrets import Options, Secret, Url
 
 _NAME = Option(doc="the table's name")
@@ -40,7 +41,8 @@ class TaskConfig:
     `empty_prompt`. `completion` is the column with the answer. `model` is the model in use
     before the first rollout (None: the pipeline's base model), which `model_provider` serves
     (None: the pipeline's provider). Where the pipeline's tasks train apart, `provider` and
-    `base_model` are this task's own (None: the pipeline's).
+    `base_model` are this task's own (None: the pipeline's). The gateway copies requests of a
+    `shadow_share` of the units for `shadow_model`.
     """
 
     name: str = field(metadata=metadata(_NAME))
@@ -82,14 +84,57 @@ class TaskConfig:
     base_model: str | None = option(
         None, Option(doc="what is tuned for this task, where it is not the pipeline's")
     )
+    shadow_model: str | None = option(
+        None,
+        Option(
+            doc="who gets copies of the task's requests at the gateway, "
+            "[unseen by users](../how-to/route-traffic.md#shadow-traffic)"
+        ),
+    )
+    shadow_provider: str | None = option(
+        None, Option(doc="who serves that model; none: whoever serves `model`")
+    )
+    shadow_share: float = option(
+        0.1, Option(at_least=0, at_most=1, doc="of the units: the requests of these are copied")
+    )
+    shadow_concurrency: int = option(
+        4,
+        Option(
+            at_least=1,
+            at_most=1000,
+            doc="copies under way at once in each process; while they are, no other is made",
+        ),
+    )
+    shadow_budget_usd_per_day: float | str | None = option(
+        None,
+        Option(
+            words=(UNLIMITED,),
+            at_least=0,
+            at_most=1e9,
+            default_doc="must be said with `shadow_model`",
+            doc="what the copies may cost in a day (UTC), all processes together; or `unlimited`",
+        ),
+    )
 
     def __post_init__(self) -> None:
         fields.check(self)
+        self._check_shadow()
         try:
             self.columns  # noqa: B018 - parses the template
         except ValueError as error:
             mend = 'Write columns in braces, such as "{original_input}"; double a brace to keep it.'
             raise checks.refuse("prompt", self.prompt, "must be a template", mend=mend) from error
+
+    def _check_shadow(self) -> None:
+        if self.shadow_model is None:
+            return
+        if self.shadow_budget_usd_per_day is None:
+            rule = "must be said with shadow_model"
+            mend = f'Set it to USD a day, or to "{UNLIMITED}".'
+            raise checks.refuse("shadow_budget_usd_per_day", None, rule, mend=mend)
+        if not self.asked_here:
+            rule = 'needs served_by = "gateway": nobody else sees the requests'
+            raise checks.refuse("shadow_model", self.shadow_model, rule, mend="Leave it out.")
 
     @property
     def asked_here(self) -> bool:

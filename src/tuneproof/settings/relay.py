@@ -25,6 +25,11 @@ OWN_PATHS = ("/v1/models", "/v1/models/*", "/v1/feedback")
 """What the gateway answers itself in any case."""
 
 
+def budget_usd(said: float | str | None) -> float | None:
+    """A budget as a number; None: as much as one likes."""
+    return said if isinstance(said, int | float) else None
+
+
 def _paths(field: str, value: Any) -> tuple[str, ...]:
     paths = checks.names(field, value)
     for path in paths:
@@ -101,8 +106,7 @@ class RelayConfig:
     @property
     def budget_usd(self) -> float | None:
         """What a caller may spend in a day; None: as much as it likes."""
-        said = self.budget_usd_per_day
-        return said if isinstance(said, int | float) else None
+        return budget_usd(self.budget_usd_per_day)
 
     def passes(self, method: str, path: str) -> str:
         """The entry of `paths` that lets a request through, its path alone; empty: none does."""

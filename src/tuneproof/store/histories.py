@@ -1,4 +1,4 @@
-"""Histories: what a task's baseline did while nothing was tested, a subject of events a week."""
+"""Histories and shadows: subjects of events a week that are no evidence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import or_, select
 
 from tuneproof.experiments import ExperimentStatus
-from tuneproof.experiments.histories import HISTORY_PHASE
+from tuneproof.experiments.histories import HISTORY_PHASE, shadow_of
 from tuneproof.store.database import Database
 from tuneproof.store.subjects import SubjectKind
 from tuneproof.store.tables import deployments, experiments, phases, requests, subjects
@@ -22,16 +22,23 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Histories:
-    """The histories among the subjects, and the stretches in which they stood still."""
+    """The histories and shadows among the subjects, and when histories stood still."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def open(self, id: str, began: datetime, *, tx: Tx | None = None) -> None:
-        """Take the events of a history from now on; one that is open stays as it is."""
+    async def open(
+        self,
+        id: str,
+        began: datetime,
+        *,
+        kind: SubjectKind = SubjectKind.HISTORY,
+        tx: Tx | None = None,
+    ) -> None:
+        """Take the events of a history or shadow from now on; one that is open stays as it is."""
         subject = {
             "id": id,
-            "kind": SubjectKind.HISTORY.value,
+            "kind": kind.value,
             "counts_items": False,
             "adjusts": False,
         }
@@ -41,12 +48,12 @@ class Histories:
             await insert_or_ignore(own, phases, phase)
 
     async def kept(self, before: datetime, *, tx: Tx | None = None) -> list[str]:
-        """The histories whose week began before this instant and that have raw events."""
+        """The histories and shadows whose week began before then and that have raw events."""
         query = (
             select(subjects.c.id)
             .join(phases, phases.c.subject == subjects.c.id)
             .where(
-                subjects.c.kind == SubjectKind.HISTORY.value,
+                subjects.c.kind.in_((SubjectKind.HISTORY.value, SubjectKind.SHADOW.value)),
                 subjects.c.purged_at.is_(None),
                 phases.c.at < before,
             )
@@ -54,6 +61,24 @@ class Histories:
         )
         async with self._database.reading(tx) as own:
             return list((await own.execute(query)).scalars())
+
+    async def shadows(
+        self, task: str, since: datetime, *, tx: Tx | None = None
+    ) -> list[tuple[str, datetime]]:
+        """The shadows of a task whose week began since then, and when; the newest first."""
+        query = (
+            select(subjects.c.id, phases.c.at)
+            .join(phases, phases.c.subject == subjects.c.id)
+            .where(
+                subjects.c.kind == SubjectKind.SHADOW.value,
+                subjects.c.id.startswith(f"shadow-{task}-", autoescape=True),
+                phases.c.at >= since,
+            )
+            .order_by(phases.c.at.desc(), subjects.c.id)
+        )
+        async with self._database.reading(tx) as own:
+            found = [(id, at) for id, at in await own.execute(query)]
+        return [(id, at) for id, at in found if id.startswith(shadow_of(task, "", at))]
 
     async def hours(self, ids: Sequence[str], *, tx: Tx | None = None) -> list[datetime]:
         """When each hour began in which one of these histories had a request, oldest first."""

@@ -27,6 +27,9 @@ class SubjectKind(Enum):
     """The stepwise move of traffic to a promoted version."""
     HISTORY = "history"
     """What a task's baseline did in a week while nothing was tested: no evidence of anything."""
+    SHADOW = "shadow"
+    """What a model answered to copies of a task's requests in a week, beside what users got: no
+    evidence either."""
 
 
 class Declaring(Protocol):

@@ -304,6 +304,15 @@ class Metrics:
         self.gateways = self._gauge(
             "tuneproof_gateways", "Gateway processes that this service feeds"
         )
+        self.shadow_requests = self._counter(
+            "tuneproof_shadow_requests",
+            "Copies of requests, by what became of them",
+            "task",
+            "result",
+        )
+        self.shadow_spent = self._counter(
+            "tuneproof_shadow_spent_usd", "What copies of requests cost", "task"
+        )
         self.delivered = self._counter(
             "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"
         )
