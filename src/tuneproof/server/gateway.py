@@ -65,6 +65,8 @@ _CHAT: dict[str, Any] = {
 }
 
 
+_KIND = {"name": "kind", "in": "path", "required": True, "schema": {"type": "string"}}
+
 _EVENTS: dict[str, Any] = {"text/event-stream": {}}
 """What a stream is, for the OpenAPI document."""
 
@@ -337,6 +339,7 @@ def router() -> APIRouter:
             methods=["POST"],
             summary="Passed on to a provider unread, where that is switched on",
             operation_id=f"pass_on_{path.split('/')[1]}",
+            openapi_extra={"parameters": [_KIND]} if path.endswith("}") else None,
         )
 
     @routes.get("/models", summary="The tasks, as models")
