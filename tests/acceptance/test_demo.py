@@ -1,4 +1,8 @@
-"""The demo as its users run it, and over twenty audiences."""
+"""The demo as its users run it, and over twenty audiences.
+
+The candidate that wins and is rolled out is what the README shows: `test_examples` runs it and
+holds it to every line.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +33,6 @@ def demo(directory: Path, *arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def test_candidate_that_truly_wins_is_promoted_and_rolled_out(tmp_path: Path) -> None:
-    found = demo(tmp_path, "--seed", "7")
-    assert found["run"]["status"] == "success"
-    assert found["experiment"]["verdict"] == "promote"
-    assert (found["rollout"]["state"], found["rollout"]["share"]) == ("complete", 1.0)
-    assert found["training"]["heldout_loss"] < found["training"]["base_heldout_loss"]
-    assert found["dataset"]["examples"]["hook"] > 100
-    assert found["rollback"] is None
-    lower, upper = found["experiment"]["interval"]
-    assert lower < found["experiment"]["true_effect"] < upper
 
 
 def test_candidate_that_turns_harmful_is_rolled_back_with_its_cause(tmp_path: Path) -> None:
