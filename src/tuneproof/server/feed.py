@@ -67,7 +67,8 @@ _JSON = [(b"content-type", b"application/json")]
 
 
 class EndpointRow(TypedDict):
-    """Who serves a model, at which price in USD per million tokens; `error` where nobody does."""
+    """Who serves a model, at which price in USD per million tokens. Where nobody does, none is
+    there."""
 
     model_id: str
     version: str | None
@@ -219,6 +220,7 @@ class Feed:
             self._tokens.pop(name, None)
             return None
         if known is None or now - datetime.fromisoformat(known["at"]) > TOKENS_ANEW:
+            self._tokens.pop(name, None)  # so that those go first which are not asked for any more
             self._tokens[name] = {
                 "name": found.name,
                 "scopes": found.scopes,
