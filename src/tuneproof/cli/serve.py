@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from tuneproof.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+
+Lifespan = Literal["on", "off"]
+"""Whether a served application has a beginning and an end of its own: one that fails to begin must
+not serve."""
 
 ENDING_S = 30.0
 """How long a gateway that ends goes on with answers that are under way."""
@@ -167,6 +171,7 @@ class RunningServer:
         *,
         ending_s: float = 2,
         drain: Callable[[], float] = lambda: 0.0,
+        lifespan: Lifespan = "on",
     ) -> None:
         import uvicorn
 
@@ -180,7 +185,7 @@ class RunningServer:
             def capture_signals(self) -> Iterator[None]:
                 yield
 
-        self._server = Server(_config(service, ending_s))
+        self._server = Server(_config(service, ending_s, lifespan))
         self.task = asyncio.create_task(self._server.serve(sockets=[listening]), name="http")
 
     async def started(self) -> None:
@@ -279,7 +284,7 @@ async def _feeding(feed: Any, settings: Settings) -> AsyncIterator[None]:
         log.warning("`tuneproof gateway` would not hear of this service: %s", error)
         yield
         return
-    first = RunningServer(feed, listening)
+    first = RunningServer(feed, listening, lifespan="off")
     await first.started()
     keeping = asyncio.create_task(_keep_feeding(feed, settings, first))
     try:
@@ -301,7 +306,7 @@ async def _keep_feeding(feed: Any, settings: Settings, first: RunningServer) -> 
             if is_served(settings.dir):
                 continue
             try:
-                servers.append(RunningServer(feed, listen_locally(settings.dir)))
+                servers.append(RunningServer(feed, listen_locally(settings.dir), lifespan="off"))
                 log.warning("Gateways could not find this service any more: it listens anew.")
             except ConfigError as error:
                 log.warning("Gateways do not find this service: %s", error)
@@ -311,7 +316,7 @@ async def _keep_feeding(feed: Any, settings: Settings, first: RunningServer) -> 
         await asyncio.gather(*(one.task for one in servers), return_exceptions=True)
 
 
-def _config(service: Any, ending_s: float) -> Any:
+def _config(service: Any, ending_s: float, lifespan: Lifespan) -> Any:
     import uvicorn
 
     from tuneproof.server.framing import Protocol
@@ -323,7 +328,7 @@ def _config(service: Any, ending_s: float) -> Any:
         access_log=False,
         timeout_graceful_shutdown=int(ending_s),
         timeout_keep_alive=30,  # clients that poll every 5 s keep their connection
-        lifespan="auto",
+        lifespan=lifespan,
         server_header=False,
         proxy_headers=False,  # nothing here trusts who a proxy says that the caller is
     )
