@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tuneproof.errors import ConfigError
+from tuneproof.resilience import end_tasks
 
 __all__ = ["Child", "Family", "Role", "notice_vanished", "role", "shared"]
 
@@ -127,9 +128,7 @@ class Family:
         try:
             await self._stopping.wait()
         finally:
-            for task in tasks:  # so that nobody is begun any more
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)  # so that nobody is begun any more
             await self._end_all()
             os.close(self._held)
             os.close(self._pipe)

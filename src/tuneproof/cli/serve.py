@@ -26,6 +26,7 @@ from tuneproof.cli.output import OK
 from tuneproof.cli.processes import Child, Family, Role, notice_vanished, role, shared
 from tuneproof.cli.service import Running, announce, private_files, usable, withdraw
 from tuneproof.errors import ConfigError
+from tuneproof.resilience import end_tasks
 
 if TYPE_CHECKING:
     from tuneproof.app import App
@@ -290,8 +291,7 @@ async def _feeding(feed: Any, settings: Settings) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        await end_tasks([keeping])
 
 
 async def _keep_feeding(feed: Any, settings: Settings, first: RunningServer) -> None:

@@ -15,7 +15,11 @@ from tuneproof.resilience.breaker import (
     State,
     at_fault,
 )
-from tuneproof.resilience.cancellation import heeding_cancellation
+from tuneproof.resilience.cancellation import (
+    cancellation_first,
+    end_tasks,
+    heeding_cancellation,
+)
 from tuneproof.resilience.pools import (
     ConnectionPoolManager,
     DatabasePool,
@@ -45,6 +49,8 @@ __all__ = [
     "TaskState",
     "aside",
     "at_fault",
+    "cancellation_first",
+    "end_tasks",
     "heeding_cancellation",
     "postgres_engine",
     "prewarm",

@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from tuneproof.errors import StateError, TuneProofError
+from tuneproof.resilience.cancellation import cancellation_first, end_tasks
 
 __all__ = ["Supervisor", "TaskHealth", "TaskState"]
 
@@ -192,7 +193,7 @@ class Supervisor:
         ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
         for name in names:
             self._records.pop(name, None)
-        await _cancelled(ending)
+        await end_tasks(ending)
 
     async def close(self, *, jobs_s: float = 0.0) -> None:
         """End everything; nothing is begun from now on. Jobs may take `jobs_s` to be done."""
@@ -201,7 +202,7 @@ class Supervisor:
             await asyncio.wait(self._jobs, timeout=jobs_s)
         ending = [*self._tasks.values(), *self._jobs]
         self._tasks.clear()
-        await _cancelled(ending)
+        await end_tasks(ending)
 
     def _record(self, name: str, every_s: float | None) -> _Record:
         if self._closed:
@@ -300,7 +301,8 @@ class _Record:
 async def _death(fn: Work) -> BaseException | None:
     """What `fn` died of; None where it returned. Cancellation of this very task goes on."""
     try:
-        await fn()
+        with cancellation_first():
+            await fn()
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
@@ -319,9 +321,3 @@ def _reason(error: BaseException) -> str:
 
 def _pause_s(failures: int, first_s: float, longest_s: float) -> float:
     return float(min(first_s * 2 ** min(failures - 1, 30), longest_s))
-
-
-async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -20,7 +20,7 @@ from tuneproof import assignment
 from tuneproof.errors import CircuitBreakerError, ProviderUnavailableError, TuneProofError
 from tuneproof.experiments import Arm, Exposure
 from tuneproof.experiments.histories import HISTORY_PHASE, shadow_of
-from tuneproof.resilience import CircuitBreaker
+from tuneproof.resilience import CircuitBreaker, end_tasks
 from tuneproof.server.meter import BYTES_PER_TOKEN, expected_tokens
 from tuneproof.server.upstream import Refused, nothing_was_sent
 from tuneproof.server.written import Written
@@ -74,10 +74,7 @@ class Shadows:
     async def close(self) -> None:
         """End the copies that are under way."""
         self.drain()
-        under_way = [task for copier in self._copiers.values() for task in copier.under_way]
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await end_tasks(task for copier in self._copiers.values() for task in copier.under_way)
 
 
 class _Bill:

@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tuneproof.errors import StoreUnavailableError
+from tuneproof.resilience import cancellation_first
 from tuneproof.store.engine import READ_OPTION, mask, unavailable_as_error
 from tuneproof.workflow import Tx
 
@@ -67,7 +68,7 @@ class Database:
 
         Raises `StoreUnavailableError` where the database does not answer.
         """
-        with unavailable_as_error(self.url):
+        with cancellation_first(), unavailable_as_error(self.url):
             async with self.engine.begin() as tx:
                 yield tx
 
@@ -77,7 +78,7 @@ class Database:
 
         Raises `StoreUnavailableError` where the database does not answer.
         """
-        with unavailable_as_error(self.url):
+        with cancellation_first(), unavailable_as_error(self.url):
             async with self._reader.connect() as tx:
                 yield tx
 

@@ -17,7 +17,7 @@ from dbos._error import DBOSException, DBOSUnexpectedStepError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof import errors
-from tuneproof.resilience import Supervisor, damage
+from tuneproof.resilience import Supervisor, damage, end_tasks
 from tuneproof.workflow.clocks import Clock
 from tuneproof.workflow.codec import RecordSerializer
 from tuneproof.workflow.ownership import Keeper
@@ -194,9 +194,7 @@ class Engine:
         with_instance = _instance()
         if with_instance is not None:
             tasks = list(with_instance._workflow_tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)
             await asyncio.to_thread(DBOS.destroy)
             # The engine shared its pool with this loop; it is gone now.
             from concurrent.futures import ThreadPoolExecutor
