@@ -49,25 +49,25 @@ steady: setup services ## ten times `make test`, a second one beside it in five:
 
 machine: setup services ## new stories of tests, rollouts and people: TUNEPROOF_MACHINE=100 tells more of them
 	TUNEPROOF_MACHINE_SEED=$${TUNEPROOF_MACHINE_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} \
-		$(PYTHON) -m pytest -q -n 2 -m slow tests/acceptance/test_machine.py
+		$(PYTHON) -m pytest -q -n 2 --timeout 0 -m slow tests/acceptance/test_machine.py
 
 chaos: setup services ## ten minutes of requests while everything behind them fails in turn. ARGS="--seed 8"
 	$(PYTHON) -m tests.chaos $(ARGS)
 
 fuzz: setup ## 100,000 made-up requests to service and trainer: TUNEPROOF_FUZZ=1000000 sends more
 	@seed=$${TUNEPROOF_FUZZ_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "TUNEPROOF_FUZZ_SEED=$$seed"; \
-		TUNEPROOF_FUZZ_SEED=$$seed TUNEPROOF_FUZZ=$${TUNEPROOF_FUZZ:-100000} $(PYTHON) -m pytest -q -n 2 --dist loadfile \
+		TUNEPROOF_FUZZ_SEED=$$seed TUNEPROOF_FUZZ=$${TUNEPROOF_FUZZ:-100000} $(PYTHON) -m pytest -q -n 2 --dist loadfile --timeout 0 \
 		tests/integration/server/test_openapi.py tests/trainer/integration/test_openapi.py -k generated
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
-	$(PYTHON) -m pytest -q -n 3 --dist loadfile -m slow
+	$(PYTHON) -m pytest -q -n 3 --dist loadfile --timeout 1500 -m slow
 
 acceptance-long: setup services ## ten restarts of the database and ten kills of a worker
-	TUNEPROOF_OUTAGES=10 $(PYTHON) -m pytest -q -m slow tests/acceptance/test_outages.py
+	TUNEPROOF_OUTAGES=10 $(PYTHON) -m pytest -q --timeout 3000 -m slow tests/acceptance/test_outages.py
 
 lora: $(LORA) ## train, answer and kill the engines lora and ray, in an environment of their own
-	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m lora tests/trainer/lora
-	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q -m ray tests/trainer/ray_cluster
+	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q --timeout 900 -m lora tests/trainer/lora
+	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q --timeout 900 -m ray tests/trainer/ray_cluster
 
 # pip chooses torch's build for this machine; everything else is pinned.
 $(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.toml
@@ -108,7 +108,7 @@ house: setup ## what the source weighs: functions, names, circles; ROOTS="--root
 lock: ## resolve the dependencies anew; the extras lora and ray have files of their own
 	@sh .ci/uv
 	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens --extra postgres --extra search \
-		--extra mlflow --extra kubernetes --generate-hashes --python-version 3.11 \
+		--extra mlflow --extra kubernetes --extra otel --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock
 	$(UV) pip compile --quiet --universal --group sdks --generate-hashes --python-version 3.11 \

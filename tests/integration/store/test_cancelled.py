@@ -1,10 +1,9 @@
-"""A write that is broken off, wherever it is: its task ends as cancelled, and nothing is half kept."""
+"""A write that is broken off, wherever it is: its task ends as cancelled, nothing is half kept."""
 
 from __future__ import annotations
 
 import asyncio
 
-import pytest
 from tests.integration.store.test_events import shown, subject_of, told
 
 from tuneproof.experiments import Arm
