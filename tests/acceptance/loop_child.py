@@ -1,8 +1,8 @@
 """One process that turns the loop in virtual time and may be told to kill itself.
 
-Run as `python -m tests.acceptance.loop_child PLAN.json`. The plan names the directory, the
-databases, changes of the pipeline's settings, and how to die: at each step in turn (`memo`; at
-those of `steps` alone, where it is there), or after some seconds (`die_after_s`).
+`live` is called in a process of its own, forked from one that has imported all. The plan names the
+directory, the databases, changes of the pipeline's settings, and how to die: at each step in turn
+(`memo`; at those of `steps` alone, where it is there), or after some seconds (`die_after_s`).
 At the end it prints what came of the run and how many effects there are of each kind.
 """
 
@@ -137,5 +137,9 @@ async def main(plan: dict[str, Any]) -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":
-    asyncio.run(main(json.loads(Path(sys.argv[1]).read_text())))
+def live(plan: Path, said: Path) -> None:
+    """Carry the plan out; what is printed, on both streams, goes into the file `said`."""
+    with said.open("wb") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    asyncio.run(main(json.loads(plan.read_text())))

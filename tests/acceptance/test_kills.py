@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.acceptance.loop_child import live
 from tests.servers import PostgresServer, mlflow_server
 
 pytestmark = pytest.mark.slow
@@ -53,15 +54,30 @@ def plan(directory: Path, **more: Any) -> Path:
     return path
 
 
-def turn(path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.acceptance.loop_child", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+LIVES = get_context("forkserver")
+"""A life is forked from a process that has imported all: half of each short one was imports."""
+LIVES.set_forkserver_preload(["tests.acceptance.loop_child"])
+
+
+@dataclass(frozen=True)
+class Life:
+    code: int
+    said: str
+
+
+def turn(path: Path) -> Life:
+    said = path.with_name("said.txt")
+    process = LIVES.Process(target=live, args=(path, said))
+    process.start()
+    process.join(LONGEST_S)
+    assert process.exitcode is not None, f"it goes on after {LONGEST_S} s: {said.read_text()}"
+    return Life(process.exitcode, said.read_text())
 
 
 def finish(path: Path) -> dict[str, Any]:
     done = turn(path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert done.code == 0, done.said[-3000:]
+    found: dict[str, Any] = json.loads(done.said.splitlines()[-1])
     return found
 
 
@@ -100,10 +116,10 @@ def test_killed_at_every_step_ends_as_undisturbed(
 ) -> None:
     memo = tmp_path / "memo"
     path = plan(tmp_path, database=database, mlflow=mlflow, memo=str(memo))
-    while (done := turn(path)).returncode == -signal.SIGKILL:
+    while (done := turn(path)).code == -signal.SIGKILL:
         pass
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.code == 0, done.said[-3000:]
+    found = json.loads(done.said.splitlines()[-1])
     kills = memo.read_text().splitlines()
     steps = {line.split()[0] for line in kills}
     assert {f"{s} {m} first" for s in steps for m in ("before", "inside", "after")} <= set(kills)
@@ -120,7 +136,7 @@ def test_killed_at_random_times_ends_as_undisturbed(
     killed = 0
     while killed < RANDOM_KILLS:
         path = plan(tmp_path, database=database, mlflow=mlflow, die_after_s=draw.uniform(1.0, 4.0))
-        code = turn(path).returncode
+        code = turn(path).code
         assert code in (-signal.SIGKILL, 0)
         if code == 0:
             break
@@ -147,10 +163,10 @@ def test_several_candidates_killed_at_their_steps_end_as_undisturbed(tmp_path: P
     undisturbed = finish(plan(_made(tmp_path / "undisturbed"), changes=SEVERAL))
     memo = tmp_path / "memo"
     path = plan(_made(tmp_path / "killed"), changes=SEVERAL, memo=str(memo), steps=STEPS)
-    while (done := turn(path)).returncode == -signal.SIGKILL:
+    while (done := turn(path)).code == -signal.SIGKILL:
         pass
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.code == 0, done.said[-3000:]
+    found = json.loads(done.said.splitlines()[-1])
     kills = set(memo.read_text().splitlines())
     assert {f"{s} {m} first" for s in STEPS for m in ("before", "after")} <= kills
     assert {"experiment.declare inside first", "experiment.look inside later"} <= kills

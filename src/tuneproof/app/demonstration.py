@@ -45,7 +45,9 @@ HISTORY_DAYS = 28
 ENGINE_POLL_S = 0.005
 """How often the engine looks for signals: virtual hours should not wait for it."""
 
-SETTLE_POLL_S = 0.01
+SETTLE_POLL_S = 0.2
+"""How often the trainer is asked how its job goes, while virtual time stands still: each question
+takes the training some of its processor."""
 
 MEMO = "demo.json"
 """Says which demo a directory holds, so that the same one goes on and another begins anew."""
