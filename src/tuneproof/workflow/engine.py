@@ -17,7 +17,13 @@ from dbos._error import DBOSException, DBOSUnexpectedStepError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tuneproof import errors
-from tuneproof.resilience import Supervisor, damage, end_tasks
+from tuneproof.resilience import (
+    Supervisor,
+    cancellation_first,
+    damage,
+    end_tasks,
+    heeding_cancellation,
+)
 from tuneproof.workflow.clocks import Clock
 from tuneproof.workflow.codec import RecordSerializer
 from tuneproof.workflow.ownership import Keeper
@@ -295,9 +301,12 @@ class Engine:
         options: Any = {"name": name, "isolation_level": level}
 
         async def named() -> dict[str, Any]:
-            return {"transaction": name, "answer": await body()}
+            with cancellation_first():  # or the engine would keep the error as the answer
+                return {"transaction": name, "answer": await body()}
 
-        recorded = await self._datasource.run_tx_step_async(options, named)
+        with cancellation_first():
+            writing = self._datasource.run_tx_step_async(options, named)
+            recorded = await heeding_cancellation(writing)
         if recorded["transaction"] != name:
             here = assert_current_dbos_context()
             raise DBOSUnexpectedStepError(
@@ -377,7 +386,8 @@ async def step(name: str, fn: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) 
     here, name = engine(), str(name)
 
     async def body() -> T:
-        result = await fn(*args)
+        with cancellation_first():
+            result = await fn(*args)
         _hook(here, name, Moment.INSIDE)
         return result
 
