@@ -128,7 +128,7 @@ class Loop:
         return await self.end(run.id)
 
     async def end(self, run_id: str) -> Run:
-        run = await self.app.runs.wait(run_id, seconds=60)
+        run = await self.app.runs.wait(run_id, seconds=180)
         assert run.status.final, f"{run.status} at {run.current_stage}: {run.stages}"
         return run
 

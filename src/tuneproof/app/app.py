@@ -47,6 +47,7 @@ from tuneproof.app.shutdowns import Shutdowns, ShutdownWatch
 from tuneproof.app.sources import Sources
 from tuneproof.app.spending import SETTLE_EVERY_S, Spending
 from tuneproof.app.tokens import TokenService
+from tuneproof.app.traces import RunTraces
 from tuneproof.app.watches import LOOK_EVERY_S as WATCHES_EVERY_S
 from tuneproof.app.watches import Watchdog
 from tuneproof.cache import Cache
@@ -66,7 +67,7 @@ from tuneproof.rollout import Routing, Target
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.standalone import cache_pool, opened_targets, pool_arguments
 from tuneproof.store import Store, unopened_store
-from tuneproof.telemetry import Metrics
+from tuneproof.telemetry import Metrics, Tracing
 from tuneproof.testing import Participant, VirtualClock
 from tuneproof.tracking import MLflowExperimentTracker
 from tuneproof.training import Provider
@@ -123,6 +124,7 @@ class AppAdapters(TypedDict, total=False):
     """How often it looks for runs of dead workers."""
     background: bool
     """False: nothing is done on the machine's own clock, such as the schedule."""
+    tracing: Tracing
     engine: bool
     """False: an App that reads and writes the store only; no trainer is started, no run goes on."""
     needs_store: bool
@@ -161,6 +163,7 @@ class App:
         self._closing = AsyncExitStack()
         self.clock: workflow.Clock = adapters.get("clock") or workflow.SystemClock()
         self.metrics = Metrics()
+        self.tracing = adapters.get("tracing") or self._tracing()
         self.live = Live()
         self.pools = ConnectionPoolManager()
         self.supervisor = Supervisor(
@@ -177,6 +180,12 @@ class App:
             yield app
         finally:
             await app.close()
+
+    def _tracing(self) -> Tracing:
+        """None for an App that only reads: it is a command's, and soon over."""
+        if not self._with_engine:
+            return Tracing()
+        return Tracing.from_env(self.settings.env, service="tuneproof")
 
     async def launch(self) -> None:
         """Open all that it is made from, in order, and take up what was under way."""
@@ -408,6 +417,9 @@ class App:
             targets=self.targets,
             tasks=settings.tasks,
         )
+        self.traces = RunTraces(
+            self.tracing, store=self.store, clock=self.clock, supervisor=self.supervisor
+        )
         self.parts = Parts(
             store=self.store,
             directory=settings.dir,
@@ -429,6 +441,7 @@ class App:
                 routing=self.routing,
                 figures=self.figures,
                 gauges=self.gauges,
+                traces=self.traces,
             ),
             prices=providers.prices,
             price=providers.price,
@@ -455,6 +468,7 @@ class App:
             takeover_s=self._given.get("takeover_s", workflow.TAKEOVER_S),
             on_step=self._given.get("on_step"),
             supervisor=self.supervisor,
+            watch=self.traces if self.tracing.on else None,
         )
         await self.engine.launch()
         self._closing.push_async_callback(self.engine.stop)
@@ -542,6 +556,7 @@ class App:
             experiments=self.experiments,
             rollouts=self.rollouts,
             histories=self.histories,
+            tracing=self.tracing,
         )
         self.outcomes = OutcomeService(
             settings=self.settings,

@@ -17,7 +17,7 @@ from tuneproof.errors import ConflictError, NotFoundError, StateError
 from tuneproof.experiments import Arm, Comment, ExperimentStatus, Exposure, Ingested, Outcome
 from tuneproof.stats import guardrails
 from tuneproof.store import HeardComment, Store, SubjectKind
-from tuneproof.telemetry import Metrics
+from tuneproof.telemetry import Metrics, Tracing
 from tuneproof.testing import VirtualClock
 from tuneproof.workflow import Clock, Tx
 
@@ -49,6 +49,7 @@ class EventService:
         experiments: ExperimentService,
         rollouts: RolloutService,
         histories: HistoryService,
+        tracing: Tracing,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -58,6 +59,7 @@ class EventService:
         self._experiments = experiments
         self._rollouts = rollouts
         self._histories = histories
+        self._tracing = tracing
         now = clock.told_until if isinstance(clock, VirtualClock) else clock.now
         self._door = Door(store=store, now=now)
 
@@ -77,7 +79,9 @@ class EventService:
         await self._histories.open_for(exposures)
         admitted = await self._door.admit(exposures, outcomes, comments)
         exposures, outcomes = admitted.exposures, admitted.outcomes
-        taken = await self._ingested(exposures, outcomes, admitted.comments)
+        subjects = {e.subject for e in exposures} | {o.subject for o in outcomes}
+        with self._tracing.events(subjects, len(exposures), len(outcomes)):
+            taken = await self._ingested(exposures, outcomes, admitted.comments)
         taken = replace(
             taken,
             rejected=(*admitted.rejected, *taken.rejected),

@@ -12,6 +12,7 @@ from tuneproof.app.gauges import Gauges
 from tuneproof.app.live import Live
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.routing import RoutingService
+from tuneproof.app.traces import RunTraces
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.experiments import ABTest, Look, Verdict
 from tuneproof.pipeline import PipelineResult
@@ -34,6 +35,7 @@ class RunHooks:
         routing: RoutingService,
         figures: LookCache,
         gauges: Gauges,
+        traces: RunTraces,
     ) -> None:
         self._metrics = metrics
         self._live = live
@@ -41,6 +43,7 @@ class RunHooks:
         self._routing = routing
         self._figures = figures
         self._gauges = gauges
+        self._traces = traces
         self._watching: list[MemoryWatch] = []
         metrics.peak_mb.set_function(self._peak_mb)
 
@@ -99,6 +102,7 @@ class RunHooks:
         self._figures.warm_soon(test, look)
         self._gauges.refresh_soon()
         self._live.publish("look", test.id, look.number)
+        self._traces.looked(test, look)
         if "next_share" in look.inputs:
             self._routing.board.stale.set()
 
@@ -112,6 +116,7 @@ class RunHooks:
         state = str(deployment.state)
         self._metrics.rollout_moved(deployment.share, state, pipeline=deployment.pipeline)
         self._live.publish("deployment", deployment.id, deployment.version)
+        self._traces.moved(deployment)
         if deployment.state in (DeploymentState.ROLLED_BACK, DeploymentState.PAUSED):
             said = deployment.cause or state
             once, pipeline = str(deployment.version), deployment.pipeline

@@ -104,7 +104,9 @@ def create_app(
             waits=app.metrics.events_waiting.set,
         )
         upstream = Upstream.open()
-        service.state.gateway = chat.gateway = gateway.Gateway(serving, upstream, spool)
+        service.state.gateway = chat.gateway = gateway.Gateway(
+            serving, upstream, spool, app.tracing
+        )
         service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares, spool)
         spool.start()
         try:
@@ -114,7 +116,7 @@ def create_app(
             await upstream.close()
             await spool.stop()
 
-    chat = ChatRoute(serving, access)
+    chat = ChatRoute(serving, access, app.tracing)
 
     service = HttpService(
         hot=Hot(app, access.callers),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tuneproof.rollout import Routing
     from tuneproof.server.serving import Serving
     from tuneproof.server.spool import Spool
+    from tuneproof.telemetry import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +104,13 @@ class Decision:
 class Gateway:
     """Decides, asks and records. One per service; `upstream` is shared by all requests."""
 
-    def __init__(self, serving: Serving, upstream: Upstream, spool: Spool) -> None:
+    def __init__(
+        self, serving: Serving, upstream: Upstream, spool: Spool, tracing: Tracing
+    ) -> None:
         self._serving = serving
         self.upstream = upstream
         self._spool = spool
+        self._tracing = tracing
         self.shadows = Shadows(serving, upstream, spool)
         self._spared_until: dict[ModelRef, float] = {}
 
@@ -166,9 +170,12 @@ class Gateway:
     ) -> Answer | Stream | Refused:
         """An answer, or a refusal: it says nothing against the provider."""
         try:
-            if asked.stream:
-                return await self.upstream.stream(endpoint, asked, model)
-            return await self.upstream.complete(endpoint, asked, model)
+            with self._tracing.asking(endpoint.provider, model) as carried:
+                if carried:
+                    asked = replace(asked, headers={**asked.headers, **carried})
+                if asked.stream:
+                    return await self.upstream.stream(endpoint, asked, model)
+                return await self.upstream.complete(endpoint, asked, model)
         except Refused as refusal:
             return refusal
 

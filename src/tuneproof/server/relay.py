@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tuneproof.server.auth import Access, Caller
     from tuneproof.server.serving import Serving
+    from tuneproof.telemetry import Tracing
 
 __all__ = ["ChatRoute"]
 
@@ -44,9 +45,10 @@ class ChatRoute:
     `gateway` is given once the service has started.
     """
 
-    def __init__(self, serving: Serving, access: Access) -> None:
+    def __init__(self, serving: Serving, access: Access, tracing: Tracing) -> None:
         self._serving = serving
         self._access = access
+        self._tracing = tracing
         self._passing = PassThrough(serving)
         self.gateway: Gateway | None = None
 
@@ -105,8 +107,12 @@ class ChatRoute:
             permitted(caller, "write")
         asked = ChatRequest.read(body, task, headers, wire)
         decision = gateway.decide(asked)
-        with while_there(receive):
-            await self._answer(gateway, decision, asked, answer, began)
+        subject, arm = decision.ticket.subject, str(decision.arm)
+        with self._tracing.request(headers, task, subject, arm) as span, while_there(receive):
+            answered = await self._answer(gateway, decision, asked, answer, began)
+            if span is not None:
+                span.set_attribute("tuneproof.exposure", decision.ticket.exposure)
+                span.set_attribute("tuneproof.fallback", answered.failed)
 
     def _passes(self, scope: Scope, task: str) -> bool:
         """Whether a request is passed on: no task is called so."""
@@ -126,7 +132,7 @@ class ChatRoute:
 
     async def _answer(
         self, gateway: Gateway, decision: Decision, asked: ChatRequest, send: Sender, began: float
-    ) -> None:
+    ) -> Decision:
         def replaced(by: Decision) -> None:
             nonlocal decision
             decision = by
@@ -147,6 +153,7 @@ class ChatRoute:
             await self._stream(gateway, decision, asked, answer, send, began)
         else:
             await self._whole(gateway, decision, asked, answer, send, began)
+        return decision
 
     async def _whole(
         self,

@@ -23,7 +23,7 @@ from tuneproof.server.guard import Guard
 from tuneproof.server.relay import ChatRoute
 from tuneproof.server.spool import FOLDER, Spool
 from tuneproof.server.upstream import Upstream
-from tuneproof.telemetry import Metrics
+from tuneproof.telemetry import Metrics, Tracing
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -80,6 +80,7 @@ def _last(send: Send) -> Send:
 def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
     """A gateway fed by the service of this data directory; serve it with uvicorn."""
     supervisor = Supervisor(restarted=metrics.task_restarted)
+    tracing = Tracing.from_env(settings.env, service="tuneproof-gateway")
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
@@ -97,8 +98,10 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
         service.state.serving = serving
         service.state.access = access
         service.state.feedback = feedback.FeedbackDesk(serving, service.state.shares, spool)
-        served.chat = ChatRoute(serving, access)
-        service.state.gateway = served.chat.gateway = gateway.Gateway(serving, upstream, spool)
+        served.chat = ChatRoute(serving, access, tracing)
+        service.state.gateway = served.chat.gateway = gateway.Gateway(
+            serving, upstream, spool, tracing
+        )
         await serving.start()
         spool.start()
         try:

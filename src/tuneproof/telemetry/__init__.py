@@ -16,7 +16,7 @@ from tuneproof.telemetry.health import (
 )
 from tuneproof.telemetry.memory import MemoryWatch, ProcessFigures
 from tuneproof.telemetry.metrics import Metrics, ModelFigures, ResponseTimes
-from tuneproof.telemetry.tracing import span
+from tuneproof.telemetry.tracing import Tracing
 
 __all__ = [
     "Alerts",
@@ -31,6 +31,6 @@ __all__ = [
     "ModelFigures",
     "ProcessFigures",
     "ResponseTimes",
+    "Tracing",
     "run_checks",
-    "span",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 
 import sqlalchemy as sa
 from dbos import DBOS, AsyncSQLAlchemyDatasource, DBOSConfig, SetWorkflowID
@@ -71,6 +72,27 @@ class Moment(StrEnum):
 StepHook = Callable[[str, Moment], None]
 
 
+class StepWatch(Protocol):
+    """Told of each step that is really carried out, not of one that is replayed: with its name and
+    its run's id."""
+
+    def step(self, name: str, run_id: str) -> AbstractContextManager[None]:
+        """Opened around it."""
+        ...
+
+    def done(self, name: str, run_id: str) -> None:
+        """Called once it is recorded."""
+        ...
+
+
+class _Nobody:
+    def step(self, name: str, run_id: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def done(self, name: str, run_id: str) -> None:
+        return None
+
+
 def durable(name: str) -> Callable[[Callable[..., Awaitable[T]]], Callable[..., Awaitable[T]]]:
     """Make a module-level async function durable under a name that never changes."""
     decorate: Any = DBOS.workflow(name=name, max_recovery_attempts=None)
@@ -103,6 +125,7 @@ class Engine:
         takeover_s: float = TAKEOVER_S,
         on_step: StepHook | None = None,
         supervisor: Supervisor | None = None,
+        watch: StepWatch | None = None,
     ) -> None:
         self._store_url = store_url
         self._store_engine = store_engine
@@ -114,6 +137,7 @@ class Engine:
         self._poll_s = poll_s
         self._takeover_s = takeover_s
         self.on_step = on_step
+        self.watch: StepWatch = watch or _Nobody()
         self._supervisor = supervisor or Supervisor()
         self._datasource: AsyncSQLAlchemyDatasource | None = None
         self._system_engine: sa.Engine | None = None
@@ -383,31 +407,42 @@ async def step(name: str, fn: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) 
     A step is at-least-once: a kill between its effect and its record repeats it. So `fn`
     finds its effect before it makes it.
     """
-    here, name = engine(), str(name)
+    here, name, run_id = engine(), str(name), str(DBOS.workflow_id)
+    carried_out = False
 
     async def body() -> T:
-        with cancellation_first():
+        nonlocal carried_out
+        with cancellation_first(), here.watch.step(name, run_id):
             result = await fn(*args)
         _hook(here, name, Moment.INSIDE)
+        carried_out = True
         return result
 
     _hook(here, name, Moment.BEFORE)
     result = cast(T, await DBOS.run_step_async({"name": name}, cast(Any, body)))
+    if carried_out:
+        here.watch.done(name, run_id)
     _hook(here, name, Moment.AFTER)
     return result
 
 
 async def transaction(name: str, fn: Callable[[Tx, Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
     """Call `fn(tx, *args)` in one transaction of the store, exactly once."""
-    here, name = engine(), str(name)
+    here, name, run_id = engine(), str(name), str(DBOS.workflow_id)
+    carried_out = False
 
     async def body() -> T:
-        result = await fn(await here.connection(), *args)
+        nonlocal carried_out
+        with here.watch.step(name, run_id):
+            result = await fn(await here.connection(), *args)
         _hook(here, name, Moment.INSIDE)
+        carried_out = True
         return result
 
     _hook(here, name, Moment.BEFORE)
     result = await here.run_transaction(name, body)
+    if carried_out:
+        here.watch.done(name, run_id)
     _hook(here, name, Moment.AFTER)
     return result
 
