@@ -450,6 +450,7 @@ async def test_shutdown_is_warned_of_once_and_counted_down(
         ]
         assert "in 59 days" in warned.reason
         assert "name a training.successor_model" in warned.reason
+        await app.concerns.refresh()
         text = (app.metrics.render())[0].decode()
         [line] = [x for x in text.splitlines() if x.startswith("tuneproof_model_shutdown_seconds{")]
         assert float(line.split()[-1]) == pytest.approx(100 * 86400)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack, cast
 from tuneproof import workflow
 from tuneproof.app.alerting import TELL_EVERY_S, Alerting, alerts_of
 from tuneproof.app.board import Board
+from tuneproof.app.concerns import Concerns
 from tuneproof.app.doctor import Doctor
 from tuneproof.app.endpoints import ModelEndpoints
 from tuneproof.app.events import EventService
@@ -493,7 +494,6 @@ class App:
         self.shutdown_watch = ShutdownWatch(
             store=self.store,
             clock=self.clock,
-            metrics=self.metrics,
             live=self.live,
             alert=self.alert,
             pipelines=self.pipelines,
@@ -633,6 +633,17 @@ class App:
         self.shadows = ShadowService(
             settings=self.settings, store=self.store, clock=self.clock, spending=self.spending
         )
+        self.concerns = Concerns(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            pipelines=self.pipelines,
+            watchdog=self.watchdog,
+            shutdowns=self.shutdowns,
+            spending=self.spending,
+            tracked=self.tracker is not None,
+        )
 
     async def _begin(self) -> None:
         """Take up what was under way, and start all that is done on the machine's own clock."""
@@ -644,6 +655,7 @@ class App:
         every("schedule", SCHEDULE_EVERY_S, self.schedule.look, leader="schedule")
         every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
         every("gauges", REFRESH_EVERY_S, self.gauges.refresh)
+        every("concerns", REFRESH_EVERY_S, self.concerns.refresh)
         every("outages", OUTAGES_EVERY_S, self.outages.look)
         every("probes", PROBE_EVERY_S, self.providers.probe)
         every("alerts", TELL_EVERY_S, self.alert.tell, leader="alerts")

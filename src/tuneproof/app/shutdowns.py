@@ -16,7 +16,6 @@ from tuneproof.app.runs import RunService
 from tuneproof.errors import StateError, TuneProofError
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.store import Run, Store
-from tuneproof.telemetry import Metrics
 from tuneproof.training import find_model
 from tuneproof.workflow import Clock
 
@@ -182,7 +181,6 @@ class ShutdownWatch:
         *,
         store: Store,
         clock: Clock,
-        metrics: Metrics,
         live: Live,
         alert: Alerting,
         pipelines: Pipelines,
@@ -191,7 +189,6 @@ class ShutdownWatch:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._metrics = metrics
         self._live = live
         self._alert = alert
         self._pipelines = pipelines
@@ -218,10 +215,6 @@ class ShutdownWatch:
         return started
 
     async def _acted(self, config: PipelineConfig, found: Shutdown, now: datetime) -> Run | None:
-        clock = self._clock
-        self._metrics.model_shuts_down(
-            config.name, found.model, lambda: found.left(clock.now()).total_seconds()
-        )
         if found.left(now) > SHUTDOWN_WARNING:
             return None
         await self._warn(config, found, now)

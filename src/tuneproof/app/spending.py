@@ -52,6 +52,11 @@ class Spending:
         if day == str(self._day) and spent:
             self._here[process] = dict(spent)
             self._elsewhere.pop(process, None)
+        return self.today()
+
+    def today(self) -> Mapping[str, float]:
+        """What each caller spent today, as far as it is known here."""
+        self._turn()
         found: dict[str, float] = {}
         for counted in self._all():
             _add(found, counted)

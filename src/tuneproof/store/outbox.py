@@ -106,6 +106,13 @@ class StoredOutbox:
         async with self._database.writing(tx) as own:
             await own.execute(update(outbox).where(outbox.c.id == id).values(values))
 
+    async def backlog(self, *, tx: Tx | None = None) -> tuple[int, datetime | None]:
+        """How many items have not arrived, and when the oldest of them was added."""
+        query = select(func.count(), func.min(outbox.c.created_at))
+        async with self._database.reading(tx) as own:
+            row = (await own.execute(query.where(outbox.c.delivered_at.is_(None)))).one()
+        return int(row[0]), row[1]
+
     async def pending(self, *, tx: Tx | None = None) -> int:
         """How many items have not arrived."""
         query = select(func.count()).select_from(outbox).where(outbox.c.delivered_at.is_(None))

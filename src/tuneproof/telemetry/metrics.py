@@ -38,6 +38,44 @@ _POOL_COUNTS = {
 }
 
 
+_CONCERNS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "watch_overdue_seconds": (
+        "By how much the most overdue look at a test or rollout is overdue; below 0 until then",
+        ["pipeline"],
+    ),
+    "run_overdue_seconds": (
+        "By how much the stage that a run works at is over its time; below 0 until then",
+        ["pipeline", "stage"],
+    ),
+    "rollback_age_seconds": (
+        "Time since the newest rollout was taken back, if it was",
+        ["pipeline"],
+    ),
+    "outbox_pending": ("Items that MLflow has not taken yet", []),
+    "outbox_oldest_seconds": ("Age of the oldest of them", []),
+    "split_broken": (
+        "1 where units of the newest test or rollout come in other shares than were set, else 0",
+        ["pipeline"],
+    ),
+    "outcomes_share": (
+        "Share of the units whose outcomes were due in the last day that have theirs",
+        ["pipeline"],
+    ),
+    "arm_error_share": (
+        "Share of an arm's requests in the tests and rollouts under way that failed",
+        ["pipeline", "arm"],
+    ),
+    "model_shutdown_seconds": (
+        "Seconds until the provider shuts a pipeline's model down",
+        ["pipeline", "model"],
+    ),
+    "budget_used_share": ("Share of a budget that is used", ["budget", "of"]),
+}
+"""What a person should know of, by the rest of its name: what it is, and its labels."""
+
+Concern = tuple[str, Sequence[str], float]
+"""A gauge of `_CONCERNS` by name, the values of its labels, its value."""
+
 _FIGURES = {
     "engagement_rate": "Mean engagement",
     "cost_per_token": "Cost per token in USD",
@@ -137,9 +175,9 @@ class Metrics:
         """Read the cache's hit rate from here; None before its first read."""
         self._watched.hit_rate = hit_rate
 
-    def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        """A gauge `tuneproof_NAME` that is read from `read`."""
-        Gauge(f"tuneproof_{name}", documentation, registry=self.registry).set_function(read)
+    def watch_concerns(self, read: Callable[[], Iterable[Concern]]) -> None:
+        """Read what a person should know of from here: name, values of its labels, value."""
+        self._watched.concerns = read
 
     # Hooks, called as things happen.
 
@@ -181,10 +219,6 @@ class Metrics:
     def test_looked_at(self, test_id: str, success_rate: float) -> None:
         """A look found this share of the test's success criteria met, 0–1."""
         self.success_rate.labels(test_id).set(success_rate)
-
-    def model_shuts_down(self, pipeline: str, model: str, left_s: Callable[[], float]) -> None:
-        """A model of a pipeline answers for `left_s()` more seconds (below 0: no longer)."""
-        self._shutdown.labels(pipeline, model).set_function(left_s)
 
     def rollout_moved(self, share: float, state: str, *, pipeline: str = "default") -> None:
         """A rollout serves `share` of the traffic, 0–1, by its step into `state`."""
@@ -260,12 +294,6 @@ class Metrics:
         self._rollout_share = self._gauge(
             "tuneproof_rollout_traffic_share", "Traffic on the rollout's version, 0-1", "pipeline"
         )
-        self._shutdown = self._gauge(
-            "tuneproof_model_shutdown_seconds",
-            "Seconds until the provider shuts a pipeline's model down",
-            "pipeline",
-            "model",
-        )
         self._rollout_steps = self._counter(
             "tuneproof_rollout_steps", "Steps of rollouts", "pipeline", "state"
         )
@@ -336,13 +364,15 @@ def _known(name: str, text: str, value: float | None) -> GaugeMetricFamily:
 
 
 class _Watched(Collector):
-    """Reads pools, breakers, the cache, the model in use and memory when Prometheus asks."""
+    """Reads pools, breakers, the cache, the model in use, memory and concerns when Prometheus
+    asks."""
 
     def __init__(self, process: ProcessFigures) -> None:
         self.pools: Callable[[], Mapping[str, int]] = dict
         self.breakers: dict[str, ObservedBreaker] = {}
         self.hit_rate: Callable[[], float | None] = lambda: None
         self.model = ModelFigures()
+        self.concerns: Callable[[], Iterable[Concern]] = tuple
         self._process = process
 
     def collect(self) -> Iterable[Metric]:
@@ -362,6 +392,17 @@ class _Watched(Collector):
         for name, text in _FIGURES.items():
             text = f"{text} of the model in use of the first pipeline, by the last look"
             yield _known(f"fine_tuning_model_{name}", text, getattr(self.model, name))
+        yield from self._concerns()
+
+    def _concerns(self) -> Iterable[Metric]:
+        """What is not known has no series."""
+        families = {
+            name: GaugeMetricFamily(f"tuneproof_{name}", text, labels=labels)
+            for name, (text, labels) in _CONCERNS.items()
+        }
+        for name, labels, value in self.concerns():
+            families[name].add_metric(labels, value)
+        return families.values()
 
     def _breaker(self, name: str) -> Iterable[Metric]:
         breaker = self.breakers.get(name)

@@ -172,7 +172,7 @@ def test_our_own_hooks_count(metrics: Metrics) -> None:
     metrics.task_restarted("schedule")
     metrics.delivered.inc(4)
     metrics.memory_warnings.inc()
-    metrics.watch("outbox_pending", "Outbox items", lambda: 12)
+    metrics.watch_concerns(lambda: [("outbox_pending", (), 12.0)])
     found = read(metrics)
     route = labels(method="GET", route="/fine-tuning/status/{id}", status="200")
     assert found["tuneproof_http_request_duration_seconds_count", route] == 1
