@@ -22,7 +22,7 @@ $(READY): requirements.lock pyproject.toml
 	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
 	@touch $(READY)
 
-services: ## install what the tests start: PostgreSQL, Redis, Node.js
+services: ## install what the tests start: PostgreSQL, Redis, Node.js, Prometheus
 	@sh .ci/services
 
 demo: setup ## the whole loop on simulated users; then the service stays up

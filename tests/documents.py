@@ -5,6 +5,8 @@ Each block in `python` or `console` stands below a comment that says what become
     <!-- run -->                  it is run, and must succeed
     <!-- run, slow -->            so it is, but only with the slow tests
     <!-- run, exit 1 -->          its (last) command must end with this code
+    <!-- run, in STATE -->        it is run by tests/integration/watched/test_runbooks.py, against a
+                                  service in that state
     <!-- not run: why -->         it cannot be run here
 
 The blocks of a page share an empty folder, in their order. A `python` block is a program of its
@@ -25,9 +27,10 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from tests.servers import free_port
@@ -77,6 +80,11 @@ class Block:
         return "slow" in self.options
 
     @property
+    def state(self) -> str:
+        """In which state the service must be that it is run against; empty where in none."""
+        return next((o.removeprefix("in ") for o in self.options if o.startswith("in ")), "")
+
+    @property
     def exit_code(self) -> int:
         """The code with which its last command must end."""
         codes = [option.removeprefix("exit ") for option in self.options if "exit " in option]
@@ -99,11 +107,22 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Session:
-    """A page being run: one folder, one set of ports, its background processes."""
+    """A page being run: one folder, one set of ports, its background processes.
 
-    def __init__(self, folder: Path) -> None:
+    `stands_for` is what really is in place of what the page says, beside the ports: ids, say;
+    `env` are variables that commands get.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stands_for: Mapping[str, str] = MappingProxyType({}),
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
-        self._ports = {port: str(free_port()) for port in PORTS}
+        self._ports = {port: stands_for.get(port) or str(free_port()) for port in PORTS}
+        self._ports |= stands_for
         self._running: list[subprocess.Popen[str]] = []
         self._env = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -113,6 +132,7 @@ class Session:
             "NO_COLOR": "1",
             "TUNEPROOF_PORT": self._ports["8686"],
             "PROMETHEUS_METRICS_PORT": self._ports["9090"],
+            **env,
         }
 
     def __enter__(self) -> Session:
@@ -123,14 +143,14 @@ class Session:
             process.terminate()
             process.wait(timeout=30)
 
-    def run(self, page: Sequence[Block], *, slow: bool) -> int:
-        """Run the blocks of a page; how many there were."""
+    def run(self, page: Sequence[Block], *, slow: bool = False, state: str = "") -> int:
+        """Run the blocks of a page, those for this state of a service; how many there were."""
         count = 0
         for block, after in zip(page, [*page[1:], None], strict=True):
             if block.mark.startswith("file: "):
                 name = self.folder / block.mark.removeprefix("file: ")
                 name.write_text(self._here(block.text), "utf-8")
-            elif block.is_run and block.slow == slow:
+            elif block.is_run and (block.slow, block.state) == (slow, state):
                 expected = after.text if after is not None and after.mark == "output" else ""
                 self._run(block, expected)
                 count += 1

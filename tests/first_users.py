@@ -360,6 +360,13 @@ RULES = {
 """Each alert: its expression, how long it must hold, how grave it is."""
 
 MENDED = {
+    'up{job="fine-tuning-pipeline"} == 0': (
+        'up{job="fine-tuning-pipeline"} == 0 or absent(up{job="fine-tuning-pipeline"})'
+    ),
+    'fine_tuning_openai_circuit_breaker_state{state="OPEN"} == 1': (
+        'sum without (state) (fine_tuning_openai_circuit_breaker_state{state!="CLOSED"}) == 1'
+    ),
+    "fine_tuning_pipeline_memory_peak_mb > 1500": "fine_tuning_memory_usage_mb > 1500",
     "increase(fine_tuning_model_cost_per_token[1h]) > 0.0005": (
         "delta(fine_tuning_model_cost_per_token[1h]) > 0.0005"
     ),
@@ -368,7 +375,9 @@ MENDED = {
         " / fine_tuning_pipeline_execution_duration_seconds_count"
     ),
 }
-"""What cannot work as it is written (`increase` is of counters, a histogram is no number)."""
+"""What cannot work as it is written: a target that vanished has no `up`, a breaker that is tried is
+not OPEN for that moment, a peak does not fall, `increase` is of counters, a histogram is no number.
+"""
 
 PANELS = {
     "Fine-Tuning Business KPIs": {

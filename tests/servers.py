@@ -1,4 +1,5 @@
-"""Real servers for tests: PostgreSQL, Redis and MLflow on free loopback ports.
+"""Real servers for tests: PostgreSQL, Redis, MLflow, Prometheus and Alertmanager on free loopback
+ports.
 
 Each is a context manager that yields a `Server` with its address, and ends what it started.
 `stop()` and `start()` make an outage on the same port with the same data. A missing binary
@@ -10,6 +11,9 @@ fails with the command that installs it: a test that needs a server never passes
         server.url                          # redis://127.0.0.1:PORT/0
     with mlflow_server() as server:
         server.url                          # http://127.0.0.1:PORT
+    with alertmanager_server(webhook=url) as manager:
+        with prometheus_server("127.0.0.1:9090", rules=path, alertmanager=manager) as server:
+            query(server, "up")             # the series that the expression gives now
 
 Start them from the main thread: they are then ended by the kernel too should pytest be killed.
 """
@@ -20,6 +24,7 @@ import contextlib
 import ctypes
 import fcntl
 import itertools
+import json
 import os
 import pwd
 import random
@@ -31,12 +36,13 @@ import sys
 import tempfile
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psycopg
 from tests.waiting import until
@@ -44,11 +50,15 @@ from tests.waiting import until
 __all__ = [
     "PostgresServer",
     "Server",
+    "alertmanager_server",
+    "binary",
     "die_with_parent",
     "free_port",
     "listens",
     "mlflow_server",
     "postgres_server",
+    "prometheus_server",
+    "query",
     "redis_server",
 ]
 
@@ -263,14 +273,14 @@ def postgres_server(**settings: str | int) -> Iterator[PostgresServer]:
 @contextmanager
 def redis_server(*arguments: str) -> Iterator[Server]:
     """A Redis server that keeps nothing on disk; `arguments` go to redis-server."""
-    binary = _binary("redis-server", "apt-get install -y redis-server")
+    program = binary("redis-server", "apt-get install -y redis-server")
     port = free_port()
     with _folder("redis") as folder:
         server = Server(
             name="Redis",
             url=f"redis://127.0.0.1:{port}/0",
             port=port,
-            command=[binary, "--port", str(port), *_REDIS_OPTIONS, *arguments],
+            command=[program, "--port", str(port), *_REDIS_OPTIONS, *arguments],
             folder=folder,
             ready=lambda: _redis_answers(port),
         )
@@ -304,6 +314,89 @@ def mlflow_server(*, allowed_hosts: str = "") -> Iterator[Server]:
             },
             start_timeout_s=120.0,
             ready=lambda: _http_answers(f"http://127.0.0.1:{port}/health"),
+        )
+        with _running(server):
+            yield server
+
+
+@contextmanager
+def prometheus_server(
+    *scraped: str,
+    job: str = "fine-tuning-pipeline",
+    rules: Path | None = None,
+    alertmanager: Server | None = None,
+) -> Iterator[Server]:
+    """A Prometheus that looks each second at `/metrics` of these addresses ("127.0.0.1:9090"),
+    and at these rules."""
+    port = free_port()
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [] if rules is None else [str(rules)],
+        "scrape_configs": [{"job_name": job, "static_configs": [{"targets": list(scraped)}]}],
+    }
+    if alertmanager is not None:
+        targets = [{"targets": [f"127.0.0.1:{alertmanager.port}"]}]
+        config["alerting"] = {"alertmanagers": [{"static_configs": targets}]}
+    with _folder("prometheus") as folder:
+        (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        server = Server(
+            name="Prometheus",
+            url=f"http://127.0.0.1:{port}",
+            port=port,
+            command=[
+                binary("prometheus", "apt-get install -y prometheus"),
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--log.level=warn",
+            ],
+            folder=folder,
+            ready=lambda: _http_answers(f"http://127.0.0.1:{port}/-/ready"),
+        )
+        with _running(server):
+            yield server
+
+
+def query(prometheus: Server, expression: str) -> list[dict[str, Any]]:
+    """The series that an expression gives now: `metric` and `value` of each."""
+    asked = urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(f"{prometheus.url}/api/v1/query?{asked}", timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    return found
+
+
+@contextmanager
+def alertmanager_server(*, webhook: str) -> Iterator[Server]:
+    """An Alertmanager that tells a webhook of each alert within a second or two."""
+    port = free_port()
+    config = {
+        "route": {
+            "receiver": "test",
+            "group_by": ["alertname"],
+            "group_wait": "0s",
+            "group_interval": "1s",
+            "repeat_interval": "1h",
+        },
+        "receivers": [{"name": "test", "webhook_configs": [{"url": webhook}]}],
+    }
+    with _folder("alertmanager") as folder:
+        (folder / "alertmanager.yml").write_text(json.dumps(config))
+        debian = shutil.which("prometheus-alertmanager") is not None
+        name = "prometheus-alertmanager" if debian else "alertmanager"
+        server = Server(
+            name="Alertmanager",
+            url=f"http://127.0.0.1:{port}",
+            port=port,
+            command=[
+                binary(name, "apt-get install -y prometheus-alertmanager"),
+                f"--config.file={folder / 'alertmanager.yml'}",
+                f"--storage.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--cluster.listen-address=",
+                "--log.level=warn",
+            ],
+            folder=folder,
+            ready=lambda: _http_answers(f"http://127.0.0.1:{port}/-/ready"),
         )
         with _running(server):
             yield server
@@ -345,7 +438,8 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         return
 
 
-def _binary(name: str, install: str) -> str:
+def binary(name: str, install: str) -> str:
+    """Where a program is. Fails with how it is installed where it is not."""
     found = shutil.which(name)
     if found is None:
         raise RuntimeError(f"This test needs `{name}`, which is not on PATH: `{install}`.")

@@ -15,7 +15,7 @@ LIMIT_S = 60.0
 
 
 def _runnable(*, slow: bool) -> list[Path]:
-    return [p for p in PAGES if any(b.is_run and b.slow == slow for b in blocks(p))]
+    return [p for p in PAGES if any(b.is_run and b.slow == slow and not b.state for b in blocks(p))]
 
 
 def _id(page: Path) -> str:
