@@ -15,8 +15,9 @@ from tuneproof.telemetry.health import (
     run_checks,
 )
 from tuneproof.telemetry.memory import MemoryWatch, ProcessFigures
-from tuneproof.telemetry.metrics import Metrics, ModelFigures, ResponseTimes
+from tuneproof.telemetry.metrics import Metrics, ResponseTimes
 from tuneproof.telemetry.tracing import Tracing
+from tuneproof.telemetry.watched import ModelFigures
 
 __all__ = [
     "Alerts",

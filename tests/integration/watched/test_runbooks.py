@@ -28,10 +28,15 @@ RUNBOOKS = sorted((ROOT / "docs/runbooks").glob("*.md"))
 STATES = {"down", "healthy", "busy", "rollout", "away", "redis", "postgres"}
 
 
+ENDS = ("tuneproof run abort", "tuneproof experiment end")
+"""What leaves nothing to look at for the pages behind it."""
+
+
 def pages(state: str) -> list[list[Block]]:
-    """The pages that have something to run in this state."""
+    """The pages that have something to run in this state; those that end something come last."""
     found = [blocks(page) for page in RUNBOOKS]
-    return [page for page in found if any(block.state == state for block in page)]
+    found = [page for page in found if any(block.state == state for block in page)]
+    return sorted(found, key=lambda page: any(end in b.text for b in page for end in ENDS))
 
 
 def run(
@@ -63,6 +68,7 @@ def test_while_nothing_is_wrong(tmp_path: Path) -> None:
     assert run(tmp_path, "healthy")
 
 
+@pytest.mark.slow
 async def test_in_the_middle_of_a_test(tmp_path: Path, sqlite_store_url: str) -> None:
     async with in_the_middle_of_a_test(tmp_path / "data", sqlite_store_url) as watched:
         store = watched.loop.app.store
@@ -104,6 +110,7 @@ async def test_while_a_rollout_is_under_way(tmp_path: Path) -> None:
         assert str((await app.store.deployments.get(begun.id)).state) == "rolled_back"
 
 
+@pytest.mark.slow
 async def test_while_the_provider_is_away(tmp_path: Path) -> None:
     with wire_server() as wire:
         wire.fail("GET /models", status=503)
@@ -127,6 +134,7 @@ def test_where_redis_keeps_the_cache(tmp_path: Path) -> None:
         assert run(tmp_path, "redis", REDIS_URL=redis.url)
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_on_postgresql(tmp_path: Path) -> None:
     with postgres_server(shared_preload_libraries="pg_stat_statements") as server:
