@@ -32,10 +32,12 @@ from tuneproof.workflow import SystemClock
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = [
     "Opening",
     "cache_pool",
+    "database_pool",
     "ensure_open",
     "loaded",
     "opened_provider",
@@ -86,7 +88,14 @@ def pool_arguments(config: StoreConfig) -> dict[str, Any] | None:
         "pool_size": config.pool_size,
         "max_overflow": config.max_overflow,
         "pool_timeout_s": config.pool_timeout,
+        "max_queries": config.max_queries,
+        "max_idle_s": config.max_idle_seconds,
     }
+
+
+def database_pool(engine: AsyncEngine, config: StoreConfig) -> DatabasePool:
+    """The pool of the store's engine, with the size that the settings say."""
+    return DatabasePool(engine, min_size=config.pool_min_size, max_idle_s=config.max_idle_seconds)
 
 
 def cache_pool(config: CacheConfig) -> BlockingConnectionPool:
@@ -95,6 +104,7 @@ def cache_pool(config: CacheConfig) -> BlockingConnectionPool:
         config.url.reveal(),
         max_connections=config.max_connections,
         socket_keepalive=config.keepalive,
+        health_check_interval_s=config.health_check_interval,
     )
 
 
@@ -103,7 +113,7 @@ def pools_of(settings: Settings | None) -> dict[str, Pool]:
     known = settings if settings is not None else Settings.load()
     store, cache = known.store, known.cache
     engine = resolve_name(ENGINE)(store.url.reveal(), **pool_arguments(store) or {})
-    pools: dict[str, Pool] = {"database": DatabasePool(engine)}
+    pools: dict[str, Pool] = {"database": database_pool(engine, store)}
     if cache.url.scheme != "mem":
         pools["redis"] = RedisPool(cache_pool(cache))
     return pools
@@ -142,7 +152,7 @@ async def opened_provider(settings: Settings, name: str) -> AsyncIterator[Any]:
         provider = settings.adapter("provider")(
             config,
             clock=SystemClock(),
-            breaker=CircuitBreaker.named(name, like="openai"),
+            breaker=CircuitBreaker.named(name, **settings.breakers.of("openai")),
             timeout_s=config.timeout_seconds,
         )
         stack.push_async_callback(provider.close)

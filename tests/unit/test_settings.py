@@ -360,6 +360,76 @@ def test_the_file_is_found_in_the_current_directory(tmp_path, monkeypatch):
         Settings.load(env={}, file="absent.toml")
 
 
+def test_a_folder_is_read_as_the_first_users_mount_it(tmp_path):
+    """It was refused: "The settings file is a directory", and neither form was read."""
+    sections = {"data_collection": {"engagement_threshold": 0.05, "days_back": 9}}
+    (tmp_path / "training_config.json").write_text(json.dumps(sections))
+    (tmp_path / "pipeline_config.yaml").write_text(
+        "training_data_threshold: 120\nengagement_threshold: 0.06\na_b_test_duration_hours: 48\n"
+    )
+    (tmp_path / "tuneproof.json").write_text(json.dumps({"store": {"pool_size": 7}, "dir": "d"}))
+    (tmp_path / "tuneproof.toml").write_text("[store]\npool_size = 8\n")
+    settings = Settings.load(env={"TUNEPROOF_CONFIG": str(tmp_path)})
+    config = settings.pipeline()
+    assert (config.training_data_threshold, config.a_b_test_duration_hours) == (120, 48)
+    assert (config.engagement_threshold, config.days_back) == (0.06, 9)
+    assert (settings.store.pool_size, settings.dir) == (8, tmp_path / "d")
+    assert settings.origins["store.pool_size"] == str(tmp_path / "tuneproof.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("training_config.json", "{", "is not valid JSON"),
+        ("training_config.json", "[]", "is a list"),
+        ("training_config.json", '{"training": {"days": 3}}', "training.days"),
+        ("pipeline_config.yaml", "a: b: c", "is not valid YAML"),
+        ("pipeline_config.yaml", "engagement_treshold: 0.1", "engagement_threshold"),
+        ("pipeline_config.yaml", "engagement_threshold: high", "pipeline_config.yaml"),
+        ("tuneproof.json", '{"store": {"pool_sise": 1}}', "pool_size"),
+    ],
+)
+def test_each_form_of_a_settings_file_is_refused_with_its_fault(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        Settings.load(file=tmp_path, env={})
+    assert said in f"{raised.value} {raised.value.details}"
+
+
+def test_a_folder_without_settings_is_refused_with_what_may_be_in_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"a directory without any of training_config\.json"):
+        Settings.load(file=tmp_path, env={})
+
+
+def test_pools_and_breakers_follow_the_settings(tmp_path):
+    """Both were constants: the documented values of a chart could not be told to the service."""
+    text = """
+        [store]
+        pool_min_size = 3
+        max_queries = 10
+        max_idle_seconds = 5
+        [cache]
+        health_check_interval = 15
+        [breakers.openai]
+        failure_threshold = 4
+        timeout = 90
+        [breakers.mlflow]
+        failure_threshold = 6
+        timeout = 400
+    """
+    settings = load(tmp_path, text)
+    assert settings.breakers.of("openai") == {
+        "failure_threshold": 4,
+        "timeout": 90,
+        "max_timeout": 300.0,
+    }
+    assert settings.breakers.of("mlflow")["max_timeout"] == 400
+    assert (settings.store.pool_min_size, settings.store.max_queries) == (3, 10)
+    assert settings.cache.health_check_interval == 15
+    with pytest.raises(ConfigError, match=r"store\.pool_min_size is 11.*at most pool_size \(10\)"):
+        load(tmp_path, "[store]\npool_min_size = 11")
+
+
 def test_adapters_are_resolved_from_dotted_names(tmp_path):
     settings = load(tmp_path, '[adapters]\ncache = "collections:OrderedDict"\nmine = "json:loads"')
     assert settings.adapter("cache").__name__ == "OrderedDict"

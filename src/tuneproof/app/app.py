@@ -60,13 +60,12 @@ from tuneproof.pipeline import Parts
 from tuneproof.resilience import (
     BreakerEvent,
     ConnectionPoolManager,
-    DatabasePool,
     RedisPool,
     Supervisor,
 )
 from tuneproof.rollout import Routing, Target
 from tuneproof.settings import PipelineConfig, Settings
-from tuneproof.standalone import cache_pool, opened_targets, pool_arguments
+from tuneproof.standalone import cache_pool, database_pool, opened_targets, pool_arguments
 from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Metrics, Tracing
 from tuneproof.testing import Participant, VirtualClock
@@ -224,7 +223,7 @@ class App:
     async def _open_store(self) -> None:
         self.store = self._given.get("store") or await self._opened_store()
         self._closing.push_async_callback(self.store.close)
-        self.pools.add("database", DatabasePool(self.store.engine))
+        self.pools.add("database", database_pool(self.store.engine, self.settings.store))
         self.metrics.watch_pools(self.pools.counts)
 
     async def _opened_store(self) -> Store:

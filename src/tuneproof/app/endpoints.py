@@ -252,7 +252,8 @@ class ModelEndpoints:
     def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
         key = f"{CHAT}{provider}:{model_id}"
         if key not in self._breakers:
-            self._breakers[key] = CircuitBreaker.named(key, like="openai", on_event=self._on_event)
+            limits = self._settings.breakers.of("openai")
+            self._breakers[key] = CircuitBreaker.named(key, on_event=self._on_event, **limits)
         return self._breakers[key]
 
     def price(self, model: ModelRef) -> Price | None:

@@ -99,7 +99,7 @@ class HealthService:
             ],
             "watches": [{**asdict(watch), "kind": watch.kind.value} for watch in watches],
             "routing_age_s": self._routing.board.age_s,
-            "connection_pools": self._pools.counts(),
+            "connection_pools": {**self._pools.counts(), **self._pools.limits()},
             "performance_metrics": {
                 "avg_response_time_ms": self._metrics.response_times.avg_ms,
                 "cache_hit_rate": self._cache.hit_rate,

@@ -94,7 +94,10 @@ class Providers:
 
     def _watch_breakers(self) -> None:
         for name in ("openai", "mlflow"):
-            breaker = CircuitBreaker.named(name, clock=self._seconds, on_event=self._on_event)
+            limits = self._settings.breakers.of(name)
+            breaker = CircuitBreaker.named(
+                name, clock=self._seconds, on_event=self._on_event, **limits
+            )
             self.breakers[name] = breaker
             self._metrics.watch_breaker(name, breaker)
         self._hear_of(self._first)
@@ -145,9 +148,9 @@ class Providers:
         if key not in self.breakers:
             self.breakers[key] = CircuitBreaker.named(
                 key,
-                like="openai",
                 clock=self._seconds,
                 on_event=self._on_event,
+                **self._settings.breakers.of("openai"),
             )
             self._hear_of(name)
         return self.breakers[key]

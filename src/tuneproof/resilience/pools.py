@@ -28,6 +28,7 @@ __all__ = [
     "DatabasePool",
     "Pool",
     "PoolCounts",
+    "PoolLimits",
     "RedisPool",
     "postgres_engine",
     "prewarm",
@@ -49,11 +50,23 @@ class PoolCounts:
     idle: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolLimits:
+    """How many connections stay open when all are idle, and how many may be open at all."""
+
+    at_least: int = 0
+    at_most: int = 0
+
+
 class Pool(Protocol):
     """What the manager needs of a pool."""
 
     def counts(self) -> PoolCounts:
         """Connections in use and idle, now."""
+        ...
+
+    def limits(self) -> PoolLimits:
+        """How many connections stay open, and how many may be."""
         ...
 
     async def ping(self) -> None:
@@ -94,6 +107,13 @@ class DatabasePool:
         if not hasattr(pool, "checkedin"):
             return PoolCounts()
         return PoolCounts(active=pool.checkedout(), idle=pool.checkedin())
+
+    def limits(self) -> PoolLimits:
+        """`min_size`, and the engine's size with its overflow; zeros for a pool that keeps none."""
+        pool: Any = self.engine.pool
+        if not hasattr(pool, "checkedin"):
+            return PoolLimits()
+        return PoolLimits(at_least=self._min_size, at_most=pool.size() + pool._max_overflow)
 
     async def ping(self) -> None:
         """Run `SELECT 1`."""
@@ -150,6 +170,10 @@ class RedisPool:
         """Connections in use and idle."""
         (idle, _), (active, _) = self.pool.get_connection_count()
         return PoolCounts(active=active, idle=idle)
+
+    def limits(self) -> PoolLimits:
+        """None stays open; as many may be as the pool was made for."""
+        return PoolLimits(at_most=self.pool.max_connections)
 
     async def ping(self) -> None:
         """Send `PING`."""
@@ -228,6 +252,15 @@ class ConnectionPoolManager:
             prefix = _PREFIXES.get(name, name)
             found[f"{prefix}_connections_active"] = counts.active
             found[f"{prefix}_connections_idle"] = counts.idle
+        return found
+
+    def limits(self) -> dict[str, int]:
+        """`db_connections_min`, `db_connections_max` and the same of each other pool held."""
+        found: dict[str, int] = {}
+        for name, pool in self._pools.items():
+            limits, prefix = pool.limits(), _PREFIXES.get(name, name)
+            found[f"{prefix}_connections_min"] = limits.at_least
+            found[f"{prefix}_connections_max"] = limits.at_most
         return found
 
     async def ping(self, name: str) -> None:

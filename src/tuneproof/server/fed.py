@@ -390,8 +390,9 @@ class FedServing:
     def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
         name = f"chat:{provider}:{model_id}"
         if name not in self._breakers:
+            limits = self._settings.breakers.of("openai")
             self._breakers[name] = CircuitBreaker.named(
-                name, like="openai", on_event=self._breaker_changed
+                name, on_event=self._breaker_changed, **limits
             )
         return self._breakers[name]
 

@@ -26,6 +26,7 @@ from tuneproof.settings.relay import RelayConfig
 from tuneproof.settings.secrets import Options, Secret, Url, WebhookUrl, revealed
 from tuneproof.settings.service import (
     AlertsConfig,
+    BreakersConfig,
     CacheConfig,
     KubernetesConfig,
     RemoteConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "STRATEGIES",
     "WITHOUT_EFFECT",
     "AlertsConfig",
+    "BreakersConfig",
     "CacheConfig",
     "Declaration",
     "KubernetesConfig",

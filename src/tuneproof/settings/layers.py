@@ -6,13 +6,12 @@ refused with the closest known one.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneproof.errors import ConfigError
-from tuneproof.settings import checks
+from tuneproof.settings import checks, files
 from tuneproof.settings.checks import unknown_key
 from tuneproof.settings.fields import from_table, options
 from tuneproof.settings.pipelines import PipelineConfig
@@ -21,19 +20,28 @@ from tuneproof.settings.secrets import Secret
 from tuneproof.settings.tables import NAMED, SINGLE, arguments
 
 DEFAULT_DIR = Path(".tuneproof")
-FILE_NAME = "tuneproof.toml"
+FILE_NAME = files.NAMES[-1]
 
 Layer = dict[str, tuple[Any, str]]
 """Path -> (value, origin)."""
 
 
 def find_file(named: Path | str | None, dir: Path) -> Path | None:
-    """The settings file: the named one, or the first usual place that has one, or None."""
+    """The settings file: the named one, or the first usual place that has one, or None.
+
+    A folder may be named that has some of `files.NAMES`, as a mounted ConfigMap does.
+    """
     if named:
         path = Path(named)
         if path.is_dir():
+            if files.in_folder(path):
+                return path
             mend = f"Name the file in it, such as {path / FILE_NAME}."
-            raise ConfigError(f"The settings file {str(path)!r} is a directory.", mend=mend)
+            raise ConfigError(
+                f"The settings file {str(path)!r} is a directory without any of "
+                f"{', '.join(files.NAMES)}.",
+                mend=mend,
+            )
         if not path.is_file():
             mend = "Create it with: tuneproof init"
             raise ConfigError(f"The settings file {str(path)!r} does not exist.", mend=mend)
@@ -41,15 +49,22 @@ def find_file(named: Path | str | None, dir: Path) -> Path | None:
     return next((p for p in (Path(FILE_NAME), dir / FILE_NAME) if p.is_file()), None)
 
 
+def folder_of(path: Path | None) -> Path:
+    """What a relative path in this settings file is relative to."""
+    if path is None:
+        return Path()
+    return path if path.is_dir() else path.parent
+
+
 def from_file(path: Path) -> Layer:
-    """What a settings file sets."""
+    """What a settings file sets, or all those of a folder, the later over the earlier ones."""
+    if path.is_dir():
+        merged: Layer = {}
+        for file in files.in_folder(path):
+            merged |= from_file(file)
+        return merged
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        mend = "Correct that line."
-        raise ConfigError(f"{path} is not valid TOML: {error}.", mend=mend) from error
-    try:
-        return {key: (value, str(path)) for key, value in _flat(data).items()}
+        return {key: (value, str(path)) for key, value in _flat(files.read(path)).items()}
     except ConfigError as error:
         raise located(error, str(path)) from error
 

@@ -199,7 +199,7 @@ class Settings(Tables):
         path = layers.find_file(named, Path(where) if where else DEFAULT_DIR)
         merged: Layer = layers.from_file(path) if path else {}
         if "dir" in merged and not where:
-            where = (path.parent if path else Path()) / str(merged["dir"][0])
+            where = layers.folder_of(path) / str(merged["dir"][0])
         merged.pop("dir", None)
         merged |= {key: (value, f"environment {name}") for key, (value, name) in from_env.items()}
         merged |= layers.from_arguments(arguments)

@@ -20,7 +20,10 @@ from tuneproof.settings.records import key_variable
 
 _BLOCK = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-_SERVICE = ("store", "cache", "tracking", "server", "relay", "alerts", "remote", "kubernetes")
+_SERVICE = (
+    *("store", "cache", "breakers", "tracking", "server"),
+    *("relay", "alerts", "remote", "kubernetes"),
+)
 
 
 def written(page: str) -> str:
@@ -90,7 +93,8 @@ def _tables(records: Mapping[str, type[Any]]) -> str:
             head = f"`[{table}]`"
             for option in options(record):
                 if option.name != "name" and option.takes_rest_of is None:
-                    yield head, f"`{option.name}`", option.default_text, option.doc
+                    place = option.paths[0] if option.section else option.name
+                    yield head, f"`{place}`", option.default_text, option.doc
                     head = ""
 
     return markdown(("table", "field", "default", "meaning"), rows())

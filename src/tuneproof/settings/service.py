@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from tuneproof.settings import checks, fields
 from tuneproof.settings.checks import HTTP
@@ -17,6 +18,9 @@ from tuneproof.settings.secrets import Secret, Url, WebhookUrl
 WEBHOOK_KINDS = ("standard", "slack")
 
 DATABASES = ("postgresql", "postgres", "sqlite")
+
+LONGEST_PAUSE_S = 300.0
+"""How long a breaker waits at most before it lets one call try again, unless it is told longer."""
 
 LOCAL = ("file", "sqlite")
 """Where MLflow may keep what it is told on this machine, without a server."""
@@ -53,8 +57,23 @@ class StoreConfig:
         ),
     )
 
+    pool_min_size: int = option(
+        2, Option(at_least=0, at_most=1000, doc="connections that stay open when all are idle")
+    )
+    max_queries: int = option(
+        50_000,
+        Option(at_least=1, at_most=10**9, doc="statements after which a connection is renewed"),
+    )
+    max_idle_seconds: float = option(
+        300,
+        Option(above=0, at_most=YEAR_SECONDS, doc="rest after which a connection is renewed"),
+    )
+
     def __post_init__(self) -> None:
         fields.check(self)
+        if self.pool_min_size > self.pool_size:
+            rule = f"must be at most pool_size ({self.pool_size})"
+            raise checks.refuse("pool_min_size", self.pool_min_size, rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +102,57 @@ class CacheConfig:
     keepalive: bool = option(
         True, Option(env="REDIS_SOCKET_KEEPALIVE", doc="TCP keepalive to Redis")
     )
+    health_check_interval: int = option(
+        30,
+        Option(
+            at_least=0,
+            at_most=86_400,
+            doc="seconds of rest after which a connection to Redis is tried before it is used; 0: "
+            "never",
+        ),
+    )
 
     def __post_init__(self) -> None:
         fields.check(self)
+
+
+def _threshold(section: str, default: int, doc: str) -> int:
+    more = Option(section=section, key="failure_threshold", at_least=1, at_most=1000, doc=doc)
+    return option(default, more)
+
+
+def _pause(section: str, default: float, doc: str) -> float:
+    more = Option(section=section, key="timeout", above=0, at_most=YEAR_SECONDS, doc=doc)
+    return option(default, more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakersConfig:
+    """When a service that fails is left alone, and for how long.
+
+    `openai` is each provider of models, whoever it is: all have a breaker of their own.
+    """
+
+    openai_failure_threshold: int = _threshold(
+        "openai", 3, "failures in a row after which a provider is left alone"
+    )
+    openai_timeout: float = _pause(
+        "openai", 120, "seconds until one call tries again; twice as long each time it fails"
+    )
+    mlflow_failure_threshold: int = _threshold("mlflow", 5, "the same of MLflow")
+    mlflow_timeout: float = _pause("mlflow", 60, "the same of MLflow")
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+    def of(self, service: str) -> dict[str, Any]:
+        """The limits of a breaker of `openai` or `mlflow`, as it takes them."""
+        timeout = getattr(self, f"{service}_timeout")
+        return {
+            "failure_threshold": getattr(self, f"{service}_failure_threshold"),
+            "timeout": timeout,
+            "max_timeout": max(LONGEST_PAUSE_S, timeout),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

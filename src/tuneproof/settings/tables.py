@@ -27,6 +27,7 @@ from tuneproof.settings.records import (
 from tuneproof.settings.relay import RelayConfig
 from tuneproof.settings.service import (
     AlertsConfig,
+    BreakersConfig,
     CacheConfig,
     KubernetesConfig,
     RemoteConfig,
@@ -54,6 +55,7 @@ class Tables:
     targets: Mapping[str, TargetConfig] = field(default_factory=dict)
     store: StoreConfig = field(default_factory=StoreConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    breakers: BreakersConfig = field(default_factory=BreakersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from tuneproof.errors import TuneProofError
-from tuneproof.resilience import CircuitBreaker, State, aside
+from tuneproof.resilience import CircuitBreaker, Diagnosis, State, aside
 
 __all__ = [
     "BreakerCheck",
@@ -125,9 +125,14 @@ class BreakerCheck:
         return ComponentHealth(
             status=HealthStatus.HEALTHY if closed else HealthStatus.DEGRADED,
             state=diagnosis.state.value,
-            detail=" ".join((f"{diagnosis.state.value}.", *diagnosis.issues)),
+            detail=" ".join((f"{diagnosis.state.value}.", _limits(diagnosis), *diagnosis.issues)),
             hint=" ".join(diagnosis.recommendations),
         )
+
+
+def _limits(breaker: Diagnosis) -> str:
+    failures = f"{breaker.failure_threshold} failure{'s' * (breaker.failure_threshold != 1)}"
+    return f"Opens after {failures} in a row, for {breaker.timeout:g} s."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

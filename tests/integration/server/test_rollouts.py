@@ -234,9 +234,13 @@ async def test_health_is_by_real_calls(service):
     assert set(health["connection_pools"]) == {
         "db_connections_active",
         "db_connections_idle",
+        "db_connections_min",
+        "db_connections_max",
         "redis_connections_active",
         "redis_connections_idle",
     }
+    found = health["checks"]["openai_circuit_breaker"]["detail"]
+    assert found == "CLOSED. Opens after 3 failures in a row, for 120 s."
     assert set(health["performance_metrics"]) == {
         "avg_response_time_ms",
         "cache_hit_rate",
