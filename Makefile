@@ -112,6 +112,13 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 		--extra mlflow --extra kubernetes --extra otel --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock
+	$(UV) pip compile --quiet --universal --extra parquet --extra tokens --extra postgres --extra search \
+		--extra kubernetes --extra otel --constraint requirements.lock --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		pyproject.toml --output-file deploy/requirements.txt
+	$(UV) pip compile --quiet --universal --group build --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file deploy/requirements-build.txt
 	$(UV) pip compile --quiet --universal --group sdks --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file requirements-sdks.txt
