@@ -176,6 +176,7 @@ def test_every_pod_is_confined_and_limited(path: Path) -> None:
     for name, pod in pods(rendered(values_of(path))):
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert isinstance(pod["securityContext"]["runAsUser"], int), name
+        assert pod["enableServiceLinks"] is False, "a Service named tuneproof sets TUNEPROOF_PORT"
         for container in [*pod.get("initContainers", []), *pod["containers"]]:
             where = f"{name}/{container['name']}"
             confined = container["securityContext"]
@@ -197,6 +198,18 @@ def test_every_mount_has_its_volume_and_every_reference_its_object(path: Path) -
             claim = volume.get("persistentVolumeClaim", {}).get("claimName", "")
             if claim.startswith(NAME):
                 one(objects, "PersistentVolumeClaim", claim)
+
+
+def test_the_data_directory_is_made_by_its_user(documented_release: list[Object]) -> None:
+    """A folder that a mount makes is root's: gateways found no socket in it, and did not start."""
+    pod = one(documented_release, "Deployment", NAME)["spec"]["template"]["spec"]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        env = {e["name"]: e.get("value") for e in container["env"]}
+        mounts = {m["mountPath"] for m in container["volumeMounts"]}
+        assert env["TUNEPROOF_DIR"] not in mounts
+        assert "/data" in mounts
+        below = {m for m in mounts if m.startswith(f"{env['TUNEPROOF_DIR']}/")}
+        assert below == (set() if container["name"] == "migrate" else {"/data/tuneproof/datasets"})
 
 
 def test_services_select_the_pods_that_they_are_for(documented_release: list[Object]) -> None:

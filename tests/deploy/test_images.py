@@ -64,7 +64,7 @@ def test_the_last_stage_installs_nothing_and_is_nobody(path: Path) -> None:
     assert {"title", "licenses", "version", "revision"} <= set(re.findall(r"image\.(\w+)=", labels))
     folder = of(last, "VOLUME")[0]
     made = of(last, "RUN")
-    assert made == [f"install -d -m 0750 -o {USER} -g {USER} {folder}"]
+    assert made == [f"install -d -m 0700 -o {USER} -g {USER} {folder}"]
 
 
 @BOTH

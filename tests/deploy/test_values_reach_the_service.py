@@ -57,7 +57,11 @@ class Pod:
         for name, text in one(objects, "ConfigMap", "fine-tuning-config")["data"].items():
             (folder / "etc").mkdir(exist_ok=True)
             (folder / "etc" / name).write_text(text, "utf-8")
-        places = {"/etc/tuneproof": str(folder / "etc"), "/data": str(folder / "data")}
+        places = {
+            "/etc/tuneproof": str(folder / "etc"),
+            "/data": str(folder),
+            "/data/tuneproof": str(folder / "data"),
+        }
         env = {}
         for entry in self.main["env"]:
             if "value" in entry:

@@ -133,6 +133,7 @@ def cron_job(config: PipelineConfig, image: str) -> Manifest:
     pod = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
         "securityContext": _as_nobody(),
         "containers": [container],
         "volumes": [{"name": "data", "emptyDir": {}}],
@@ -184,6 +185,7 @@ def deployment(image: str) -> Manifest:
     }
     pod = {
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 75,
         "securityContext": _as_nobody(),
         "containers": [container],
@@ -251,7 +253,10 @@ def _secret(variable: str, name: str, key: str, *, optional: bool = False) -> Ma
 
 
 def _places() -> list[Manifest]:
-    return [{"name": "TUNEPROOF_DIR", "value": "/data"}, {"name": "HOME", "value": "/data"}]
+    return [
+        {"name": "TUNEPROOF_DIR", "value": "/data/tuneproof"},  # made by its user, so its own
+        {"name": "HOME", "value": "/data"},
+    ]
 
 
 def _resources(least: tuple[str, str], most: tuple[str, str]) -> Manifest:

@@ -133,7 +133,7 @@ env:
     value: http://{{ include "tuneproof.name" $root }}:8686
   {{- include "tuneproof.secretEnv" (list "TUNEPROOF_TOKEN" $token.existingSecret $token.key false) | nindent 2 }}
   - name: TUNEPROOF_DIR
-    value: /data
+    value: /data/tuneproof
   - name: HOME
     value: /data
 securityContext:

@@ -20,6 +20,7 @@ metadata:
 spec:
   serviceAccountName: {{ include "tuneproof.serviceAccount" $root }}
   automountServiceAccountToken: {{ ternary "true" "false" (eq (include "tuneproof.callsCluster" $root) "yes") }}
+  enableServiceLinks: false
   {{- include "tuneproof.pullSecrets" $root | nindent 2 }}
   terminationGracePeriodSeconds: {{ int $service.terminationGracePeriodSeconds }}
   securityContext:
@@ -90,6 +91,11 @@ spec:
         {{- include "tuneproof.containerSecurity" $root | nindent 8 }}
       volumeMounts:
         {{- include "tuneproof.mounts" $root | nindent 8 }}
+        {{- if $root.Values.persistence.enabled }}
+        - name: shared
+          mountPath: /data/tuneproof/datasets
+          subPath: datasets
+        {{- end }}
   volumes:
     {{- include "tuneproof.volumes" $root | nindent 4 }}
   {{- with $service.nodeSelector }}

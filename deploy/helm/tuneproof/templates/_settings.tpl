@@ -47,7 +47,7 @@
 - name: TUNEPROOF_CONFIG
   value: /etc/tuneproof
 - name: TUNEPROOF_DIR
-  value: /data
+  value: /data/tuneproof
 - name: TUNEPROOF_HOST
   value: 0.0.0.0
 - name: HOME
@@ -119,6 +119,8 @@
 {{- end -}}
 {{- end }}
 
+{{/* Where a pod of the service finds its files. The init container makes the data directory, so that it is its user's
+own: a folder that only a mount makes would be root's, and would not be used for sockets. */}}
 {{- define "tuneproof.mounts" -}}
 - name: settings
   mountPath: /etc/tuneproof
@@ -127,11 +129,6 @@
   mountPath: /data
 - name: tmp
   mountPath: /tmp
-{{- if .Values.persistence.enabled }}
-- name: shared
-  mountPath: /data/datasets
-  subPath: datasets
-{{- end }}
 {{- if .Values.fineTuningPipeline.caBundle.configMap }}
 - name: ca
   mountPath: /etc/tuneproof-ca
