@@ -8,7 +8,7 @@ SDKS := .venv-sdks/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: chaos help setup services demo test check lint types unit steady machine fuzz sdks acceptance acceptance-long lora simulate mutate bench docs house lock clean
+.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks acceptance acceptance-long lora simulate mutate bench docs house lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -122,6 +122,9 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 	$(UV) pip compile --quiet --universal --group sdks --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file requirements-sdks.txt
+
+chart: setup ## write what is made from the chart's values, and its copies of rules and dashboards
+	$(PYTHON) -m tools.chart
 
 clean: ## remove what was made here
 	rm -rf .venv .venv-lora .venv-sdks .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

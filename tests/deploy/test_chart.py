@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,45 @@ def test_prometheus_scrapes_the_documented_job(documented_release: list[Object])
     assert service["metadata"]["labels"][monitor["jobLabel"]] == "fine-tuning-pipeline"
     assert monitor["endpoints"][0]["interval"] == "30s"
     assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+RULES = """groups:
+- name: fine-tuning-pipeline.rules
+  rules:
+  - alert: FineTuningPipelineDown
+    expr: up{job="fine-tuning-pipeline"} == 0
+    annotations:
+      description: "It is {{ $value }}"
+      runbook_url: "https://docs.threads-agent.com/runbooks/pipeline-down"
+"""
+DASHBOARD = '{"title": "Fine-Tuning", "legend": "{{ arm }}"}'
+
+
+def test_rules_and_dashboards_are_taken_as_they_lie_in_the_chart(tmp_path: Path) -> None:
+    shutil.copytree(CHART, tmp_path / "tuneproof")
+    files = tmp_path / "tuneproof" / "files"
+    shutil.rmtree(files, ignore_errors=True)
+    (files / "prometheus").mkdir(parents=True)
+    (files / "grafana").mkdir()
+    (files / "prometheus" / "fine-tuning-pipeline.rules.yaml").write_text(RULES)
+    (files / "grafana" / "performance.json").write_text(DASHBOARD)
+    values = merged({"prometheus/rules": {"runbookBaseUrl": "https://wiki/runbooks"}})
+    objects = rendered(values, chart=tmp_path / "tuneproof")
+    rules = one(objects, "PrometheusRule", f"{NAME}-fine-tuning-pipeline-rules")
+    assert rules["spec"] == yaml.safe_load(
+        RULES.replace("https://docs.threads-agent.com/runbooks", "https://wiki/runbooks")
+    )
+    dashboard = one(objects, "ConfigMap", f"{NAME}-dashboard-performance")
+    assert json.loads(dashboard["data"]["performance.json"]) == json.loads(DASHBOARD)
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert faults(objects) == []
+
+
+def test_a_second_release_of_a_namespace_shares_no_object() -> None:
+    def names(**values: Any) -> set[tuple[str, str]]:
+        return {(o["kind"], o["metadata"]["name"]) for o in rendered(merged(values), name="second")}
+
+    assert not names() & names(fullnameOverride="second")
 
 
 def test_a_changed_setting_replaces_the_pods() -> None:

@@ -4,6 +4,12 @@
 {{ .Values.fullnameOverride }}
 {{- end }}
 
+{{/* The ConfigMap with the settings. */}}
+{{- define "tuneproof.config" -}}
+{{- $name := include "tuneproof.name" . -}}
+{{ ternary "fine-tuning-config" (printf "%s-config" $name) (eq $name "fine-tuning-pipeline") }}
+{{- end }}
+
 {{- define "tuneproof.labels" -}}
 app.kubernetes.io/name: tuneproof
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -142,7 +142,7 @@ own: a folder that only a mount makes would be root's, and would not be used for
 {{- define "tuneproof.volumes" -}}
 - name: settings
   configMap:
-    name: fine-tuning-config
+    name: {{ include "tuneproof.config" . }}
 - name: data
   emptyDir: {}
 - name: tmp
