@@ -44,7 +44,9 @@ class KubernetesOptimizedPipeline:
         self._told = config
         self._given = app
         self._settings = settings
-        self.openai_circuit_breaker = CircuitBreaker.named("openai")
+        known = settings or (app.settings if app is not None else None)
+        limits = known.breakers.of("openai") if known is not None else {}
+        self.openai_circuit_breaker = CircuitBreaker.named("openai", **limits)
 
     @property
     def _app(self) -> App:
