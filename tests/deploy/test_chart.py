@@ -246,6 +246,18 @@ RULES = """groups:
 DASHBOARD = '{"title": "Fine-Tuning", "legend": "{{ arm }}"}'
 
 
+def test_each_gateway_process_is_scraped_by_its_own_port() -> None:
+    values = merged({"fineTuningPipeline/gateways": 2})
+    objects = rendered(values)
+    spec = one(objects, "Deployment", NAME)["spec"]["template"]["spec"]
+    ports = {port["name"]: port["containerPort"] for port in spec["containers"][0]["ports"]}
+    assert (ports["metrics"], ports["metrics-1"], ports["metrics-2"]) == (9090, 9091, 9092)
+    service = one(objects, "Service", NAME)["spec"]["ports"]
+    assert {p["targetPort"] for p in service} == set(ports)
+    monitor = one(objects, "ServiceMonitor", NAME)["spec"]["endpoints"]
+    assert [e["port"] for e in monitor] == ["metrics", "metrics-1", "metrics-2"]
+
+
 def test_rules_and_dashboards_are_taken_as_they_lie_in_the_chart(tmp_path: Path) -> None:
     shutil.copytree(CHART, tmp_path / "tuneproof")
     files = tmp_path / "tuneproof" / "files"
@@ -638,7 +650,7 @@ add and append base concat deepCopy default dict dig div eq ext fail float64 fro
 fromYaml get gt hasSuffix include index int int64 join kindIs last len list lookup max
 merge mergeOverwrite mul mulf ne nindent not or print printf quote randAlphaNum replace
 rest semverCompare set sha256sum splitList ternary toJson toPrettyJson toString toYaml tpl
-trimSuffix
+trimSuffix until
 """
 """What templates call; all are in Helm 3.8 (Sprig 3.2.2, and Helm's own)."""
 

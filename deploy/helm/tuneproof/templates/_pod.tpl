@@ -62,6 +62,10 @@ spec:
         - name: gateway
           containerPort: 8687
         {{- end }}
+        {{- range $number := until (int $service.gateways) }}
+        - name: metrics-{{ add $number 1 }}
+          containerPort: {{ add 9091 $number }}
+        {{- end }}
       startupProbe:
         httpGet:
           path: /ready
