@@ -56,6 +56,7 @@ __all__ = [
     "free_port",
     "listens",
     "mlflow_server",
+    "postgres_binary",
     "postgres_server",
     "prometheus_server",
     "query",
@@ -444,6 +445,11 @@ def binary(name: str, install: str) -> str:
     if found is None:
         raise RuntimeError(f"This test needs `{name}`, which is not on PATH: `{install}`.")
     return found
+
+
+def postgres_binary(name: str) -> str:
+    """One of PostgreSQL's own programs, such as `pg_dump`."""
+    return str(_postgres_binaries() / name)
 
 
 def _postgres_binaries() -> Path:

@@ -306,6 +306,29 @@ class TrainingDataBatch:
         found: list[ExampleObject] = pkgutil.resolve_name(EXAMPLES)(self, task)
         return found
 
+    def within(self, folder: Path) -> TrainingDataBatch:
+        """The same dataset where its folder is another one."""
+        here = Path(self.train_path).parent
+
+        def at(path: str) -> str:
+            return str(folder / Path(path).relative_to(here)) if path else path
+
+        datasets = {
+            task: replace(
+                dataset,
+                train_path=at(dataset.train_path),
+                validation_path=at(dataset.validation_path),
+            )
+            for task, dataset in self.datasets.items()
+        }
+        return replace(
+            self,
+            datasets=datasets,
+            train_path=at(self.train_path),
+            validation_path=at(self.validation_path),
+            manifest_path=at(self.manifest_path),
+        )
+
     @property
     def train_examples(self) -> int:
         """Lines of the merged training file."""

@@ -36,6 +36,7 @@ from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
 from tuneproof.app.private import keep_private
 from tuneproof.app.providers import PROBE_EVERY_S, Providers
+from tuneproof.app.restore import refuse_half_restored
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.runs import RunService
@@ -189,6 +190,7 @@ class App:
 
     async def launch(self) -> None:
         """Open all that it is made from, in order, and take up what was under way."""
+        refuse_half_restored(self.settings.dir)
         if self._makes:
             keep_private(self.settings.dir)
         self._lock_directory()

@@ -27,6 +27,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "migrate": ("system:migrate", "Bring the database to this version's schema, and end."),
     "manifests": ("manifests:manifests", "Print what kubectl applies, without Helm."),
     "rollback": ("rollouts:rollback", "Return a task to its old model, now."),
+    "backup": ("backups:backup", "Save everything to one file, while the service runs."),
+    "restore": ("backups:restore", "Put a backup into an empty data directory."),
 }
 _GROUPS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
     "run": (

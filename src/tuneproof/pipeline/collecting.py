@@ -63,12 +63,16 @@ class CollectStage:
 
 
 async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataBatch:
-    """The batch with its files on this machine: another worker may have collected it.
+    """The batch with its files on this machine: another worker may have collected it, or the
+    data directory may have been restored elsewhere.
 
     Raises `DataError` where the posts have changed since.
     """
     if Path(batch.train_path).exists():
         return batch
+    moved = batch.within(run.parts.directory / "datasets" / batch.hash)
+    if Path(moved.train_path).exists():
+        return moved
     again = await _built(run, batch.window.until)
     if again.hash != batch.hash:
         raise DataError(

@@ -13,10 +13,12 @@ from tuneproof.store.engine import database_url, make_engine, mask, refuse_absen
 from tuneproof.store.experiments import Phase, look_document, look_of_document
 from tuneproof.store.idempotency import Claim, Idempotency, KeptAnswer
 from tuneproof.store.ids import uuid7
+from tuneproof.store.migrate import HEAD as SCHEMA
 from tuneproof.store.paging import Page
 from tuneproof.store.rollups import ArmStratum
 from tuneproof.store.runs import Run, RunStatus
 from tuneproof.store.scores import ScoringSpend, Tally, Waiting
+from tuneproof.store.snapshots import SqliteViews, schema_of
 from tuneproof.store.store import Store, open_store, unopened_store
 from tuneproof.store.subjects import SubjectKind
 from tuneproof.store.tables import metadata
@@ -24,6 +26,7 @@ from tuneproof.store.tokens import TokenInfo
 from tuneproof.store.watches import WatchedSubject
 
 __all__ = [
+    "SCHEMA",
     "Activity",
     "ArmStratum",
     "Claim",
@@ -37,6 +40,7 @@ __all__ = [
     "Run",
     "RunStatus",
     "ScoringSpend",
+    "SqliteViews",
     "Store",
     "SubjectKind",
     "Tally",
@@ -51,6 +55,7 @@ __all__ = [
     "metadata",
     "open_store",
     "refuse_absent",
+    "schema_of",
     "unopened_store",
     "uuid7",
 ]
