@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -19,12 +20,14 @@ from string import Formatter
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from tuneproof.errors import ConfigError, DataError
-from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig
+from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig, refuse_both
 
 __all__ = [
     "NO_TIME",
     "Collected",
     "Curator",
+    "Cut",
+    "Cutting",
     "DataCollector",
     "Dataset",
     "Example",
@@ -103,7 +106,8 @@ class PostQuery:
     """Which posts: those of the window with a rate at or above `threshold`, best first.
 
     Ties are in the order of their ids. `max_records` None: all. `columns` are the words that
-    the tasks' templates need beside the usual ones.
+    the tasks' templates need beside the usual ones. Where the threshold came of a share of the
+    window's posts, `top_share` is that share and `rated` how many posts had a rate.
     """
 
     window: Window
@@ -111,6 +115,33 @@ class PostQuery:
     max_records: int | None = 10_000
     chunk_size: int = 1000
     columns: tuple[str, ...] = ()
+    top_share: float | None = None
+    rated: int | None = None
+
+    def described(self) -> dict[str, object]:
+        """What a manifest says of it."""
+        found: dict[str, object] = {
+            "since": self.window.since.isoformat(),
+            "until": self.window.until.isoformat(),
+            "engagement_threshold": self.threshold,
+            "max_records": self.max_records,
+        }
+        if self.top_share is not None:
+            found |= {"top_share": self.top_share, "rated": self.rated}
+        return found
+
+    def selects(self) -> str:
+        """Which posts that are, in words."""
+        if self.top_share is None:
+            return f"posts with a rate of {self.threshold:g} or more"
+        if not self.rated:
+            return (
+                f"the best {100 * self.top_share:g} % of the posts; none of the window has a rate"
+            )
+        return (
+            f"the best {100 * self.top_share:g} % of {self.rated:,} rated posts: those with a "
+            f"rate of {self.threshold:.4g} or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +192,46 @@ class Totals:
     counted: int = 0
     negative: int = 0
     negative_rates: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Where a share of the best begins: `rated` posts have a rate of 0..1, `threshold` is the least
+    rate of the share; 0 where there are none."""
+
+    rated: int
+    threshold: float
+
+
+@runtime_checkable
+class Cutting(Protocol):
+    """A source that finds where its best begin by itself, instead of handing each post over."""
+
+    async def cut(self, window: Window, share: float) -> Cut | None:
+        """The cut of a window; None where it cannot be had so, and posts must be read."""
+
+
+async def cut_of(source: Source, query: PostQuery, share: float) -> Cut:
+    """Where the best `share` of a window's rated posts begins: of n the ceil(share * n) best, with
+    all that are as good as the last of them."""
+    if isinstance(source, Cutting):
+        found = await source.cut(query.window, share)
+        if found is not None:
+            return found
+    rates = array("d")
+    async for chunk in source.posts(replace(query, threshold=0.0, max_records=None)):
+        rates.extend(
+            rate for post in chunk if (rate := post.engagement_rate) is not None and 0 <= rate <= 1
+        )
+    if not rates:
+        return Cut(rated=0, threshold=0.0)
+    return Cut(rated=len(rates), threshold=sorted(rates, reverse=True)[best_of(rates, share) - 1])
+
+
+def best_of(rated: Sized | int, share: float) -> int:
+    """How many posts the best share of so many is: at least one."""
+    number = rated if isinstance(rated, int) else len(rated)
+    return min(number, max(1, math.ceil(share * number - 1e-9)))
 
 
 @runtime_checkable
@@ -366,8 +437,9 @@ class TimeSource(Protocol):
 class DataCollector:
     """Collects the posts of a window and has them curated. Usable by itself.
 
-    `engagement_threshold` is inclusive. Left out, `source` and `tasks` are those of the
-    settings, `dir` is the settings' data directory, and posts are curated by `curation`.
+    `engagement_threshold` is inclusive; `top_share` takes its place. Left out, `source` and
+    `tasks` are those of the settings, `dir` is the settings' data directory, and posts are
+    curated by `curation`.
     Raises `ConfigError` for thresholds and sizes that cannot be.
     """
 
@@ -385,13 +457,18 @@ class DataCollector:
         clock: TimeSource | None = None,
         curator: Curator | None = None,
         settings: Settings | None = None,
+        top_share: float | None = None,
     ) -> None:
         _check("engagement_threshold", engagement_threshold, 0, 1)
+        if top_share is not None:
+            _check("top_share", top_share, math.ulp(0), 1)
+        refuse_both(top_share, engagement_threshold)
         _check("days_back", days_back, 0, 36_500)
         _check("chunk_size", chunk_size, 1, 100_000)
         if max_records is not None:
             _check("max_records", max_records, 1, math.inf)
         self.engagement_threshold = engagement_threshold
+        self.top_share = top_share
         self.days_back = days_back
         self.max_records = max_records
         self.chunk_size = chunk_size
@@ -412,6 +489,7 @@ class DataCollector:
             days_back=config.days_back,
             max_records=config.max_records,
             chunk_size=config.chunk_size,
+            top_share=config.top_share,
             **arguments,
         )
 
@@ -441,11 +519,19 @@ class DataCollector:
         columns = (c for task in self.tasks for c in (*task.columns, task.completion))
         return PostQuery(
             window=Window(since=end - timedelta(days=days_back), until=end),
-            threshold=self.engagement_threshold,
+            threshold=self.engagement_threshold if self.top_share is None else 0.0,
             max_records=self.max_records,
             chunk_size=self.chunk_size,
             columns=tuple(dict.fromkeys(columns)),
+            top_share=self.top_share,
         )
+
+    async def chosen(self, source: Source, query: PostQuery) -> PostQuery:
+        """The query with the threshold at which its share of the best begins."""
+        if query.top_share is None:
+            return query
+        cut = await cut_of(source, query, query.top_share)
+        return replace(query, threshold=cut.threshold, rated=cut.rated)
 
     async def _collect(self, source: Source, query: PostQuery) -> TrainingDataBatch:
         check = await source.check(query)
@@ -457,6 +543,7 @@ class DataCollector:
                 missing=list(check.missing),
                 found=list(check.found),
             )
+        query = await self.chosen(source, query)
         curate = self._curator or pkgutil.resolve_name(CURATOR)
         directory = await asyncio.to_thread(self._directory)
         batch: TrainingDataBatch = await curate(
@@ -503,6 +590,8 @@ def _why_none(check: SourceCheck, query: PostQuery) -> str:
             f"The newest post is of {check.newest:%Y-%m-%d %H:%M} UTC, before the window "
             f"{window}: set --as-of, or widen days_back."
         )
+    if query.top_share is not None:
+        return f"No post in the window {window} has a rate: widen days_back."
     return (
         f"No post in the window {window} has a rate of {query.threshold:g} or more: "
         "widen days_back, or lower engagement_threshold."

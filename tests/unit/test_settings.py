@@ -602,3 +602,19 @@ def test_only_listed_requests_are_passed_on() -> None:
     ):
         assert relay.passes(method, path) == entry, (method, path)
     assert dataclasses.replace(relay, enabled=False).passes("POST", "/v1/embeddings") == ""
+
+
+def test_a_share_or_a_threshold_chooses_the_posts_and_never_both() -> None:
+    both = {"data_collection": {"top_share": 0.1, "engagement_threshold": 0.05}}
+    with pytest.raises(ConfigError, match="exactly one of them") as refused:
+        PipelineConfig.from_sections("default", both)
+    assert refused.value.details["field"] == "top_share"
+    config = PipelineConfig(top_share=0.1)
+    assert config.override(days_back=3).top_share == 0.1
+    assert config.override(engagement_threshold=0.05).top_share is None
+    back = config.override(engagement_threshold=0.05).override(top_share=0.2)
+    assert (back.top_share, back.engagement_threshold) == (0.2, 0.06)
+    with pytest.raises(ConfigError, match="exactly one of them"):
+        config.override(top_share=0.2, engagement_threshold=0.05)
+    with pytest.raises(ConfigError, match="top_share"):
+        PipelineConfig(top_share=0)

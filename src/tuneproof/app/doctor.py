@@ -316,10 +316,12 @@ def _open_directory(path: Path) -> Finding:
 
 def _posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:
     batch, name = found.batch, f"{config.name}: posts"
+    more = "lower engagement_threshold" if config.top_share is None else "raise top_share"
     made = sum(batch.examples.values())
     kept = ", ".join(f"{count:,} {task}" for task, count in batch.examples.items())
     dropped = ", ".join(f"{count:,} {why}" for why, count in batch.dropped.items() if count)
     detail = f"{batch.posts:,} posts give examples: {kept}; dropped: {dropped or 'none'}"
+    detail += f"; chosen are {found.selects}"
     if batch.note:
         return Finding(name=name, status="failed", detail="a run would be skipped", mend=batch.note)
     if made < config.training_data_threshold:
@@ -327,7 +329,7 @@ def _posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:
             name=name,
             status="warning" if made else "failed",
             detail=f"{detail}; a run needs {config.training_data_threshold} in all, and is skipped",
-            mend="Widen days_back, lower engagement_threshold, or lower training_data_threshold.",
+            mend=f"Widen days_back, {more}, or lower training_data_threshold.",
         )
     mend = " ".join(found.advice)
     return Finding(name=name, status="warning" if mend else "ok", detail=detail, mend=mend)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 from tuneproof import workflow
 from tuneproof.app.histories import HistoryService
@@ -40,6 +41,7 @@ from tuneproof.experiments.planning import (
 )
 from tuneproof.experiments.view import ABOVE_ZERO
 from tuneproof.pipeline import experiment_alone
+from tuneproof.pipeline.collecting import collector
 from tuneproof.rollout import Routing
 from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.store import Claim, Store
@@ -268,6 +270,21 @@ class ExperimentService:
             prices=self._providers.prices(config),
             candidates=candidates,
         )
+
+    async def selection(self, *, pipeline: str = "default", days_back: float | None = None) -> str:
+        """Which posts a run of this pipeline would learn from now, in words.
+
+        Raises `DataError` where the posts cannot be read.
+        """
+        config = self._pipelines.get(pipeline)
+        days = config.days_back if days_back is None else days_back
+        source = self._sources.open(config)
+        try:
+            collecting = collector(config, source, (), directory=Path(), clock=self._clock)
+            query = collecting.query(days, self._clock.now())
+            return (await collecting.chosen(source, query)).selects()
+        finally:
+            await source.close()
 
     async def _history(
         self, config: PipelineConfig, window: Window, posts: str | None, task: str | None

@@ -33,6 +33,8 @@ class Rehearsal:
 
     batch: TrainingDataBatch
     first: Mapping[str, str]
+    selects: str
+    """Which posts a run would learn from, in words."""
     advice: Sequence[str] = ()
 
 
@@ -46,7 +48,9 @@ async def rehearse(
         collecting = collector(config, source, tasks, directory=Path(folder), clock=clock)
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                check = await source.check(collecting.query(config.days_back, clock.now()))
+                query = collecting.query(config.days_back, clock.now())
+                check = await source.check(query)
+                query = query if check.missing else await collecting.chosen(source, query)
                 batch = await collecting.collect_training_data()
         except TimeoutError as error:
             raise DataError(
@@ -54,7 +58,7 @@ async def rehearse(
                 mend=" ".join(check.advice) or "Add an index on the time of the posts.",
             ) from error
         first = await asyncio.to_thread(_first, batch)
-    return Rehearsal(batch=batch, first=first, advice=check.advice)
+    return Rehearsal(batch=batch, first=first, selects=query.selects(), advice=check.advice)
 
 
 def _first(batch: TrainingDataBatch) -> dict[str, str]:

@@ -301,6 +301,8 @@ async def plan(
         output.data(found)
         return OK
     output.say(found["sentence"])
+    if found["selects"]:
+        output.say(f"A run would learn from {found['selects']}.")
     if found["probability"] is not None:
         output.facts(
             [

@@ -306,12 +306,7 @@ class _Curation:
             "format": _FORMAT,
             "pipeline": self._collected.pipeline,
             "source": self._collected.source,
-            "query": {
-                "since": query.window.since.isoformat(),
-                "until": query.window.until.isoformat(),
-                "engagement_threshold": query.threshold,
-                "max_records": query.max_records,
-            },
+            "query": query.described(),
             "tasks": {
                 task.name: {
                     "prompt": task.prompt,

@@ -251,12 +251,7 @@ class _Pairing:
             "method": "dpo",
             "pipeline": self._collected.pipeline,
             "source": self._collected.source,
-            "query": {
-                "since": query.window.since.isoformat(),
-                "until": query.window.until.isoformat(),
-                "engagement_threshold": query.threshold,
-                "max_records": query.max_records,
-            },
+            "query": query.described(),
             "pairs": {
                 "margin": self._options.margin,
                 "confidence": self._options.confidence,

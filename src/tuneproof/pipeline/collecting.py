@@ -106,7 +106,7 @@ def collector(
     """What collects for a run of this config: preferences also need the posts that did badly."""
     pairs = config.method == "dpo"
     if pairs:
-        config = replace(config, engagement_threshold=0.0, max_records=None)
+        config = replace(config, engagement_threshold=0.0, top_share=None, max_records=None)
     options = PairOptions(margin=config.pair_margin, confidence=config.pair_confidence)
     return DataCollector.of(
         config,

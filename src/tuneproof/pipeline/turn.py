@@ -117,7 +117,7 @@ class _Turn:
             raise _Ended(
                 RunStatus.SKIPPED,
                 f"{found} examples, and training_data_threshold is {needed}: nothing was spent. "
-                f"{batch.note} Widen days_back, lower engagement_threshold, or wait.",
+                f"{batch.note} Widen days_back, {_choosing(config)}, or wait.",
             )
         return batch
 
@@ -214,3 +214,8 @@ async def _wait_unless_aborted(until: datetime) -> workflow.Signal | None:
     if signal is not None and signal.kind == "abort":
         raise AbortedError(signal.reason or "Aborted.", actor=signal.actor)
     return signal
+
+
+def _choosing(config: PipelineConfig) -> str:
+    """What lets more posts in."""
+    return "lower engagement_threshold" if config.top_share is None else "raise top_share"

@@ -101,6 +101,7 @@ class PlanAnswer(Answer):
     answers_cost_usd: float | None
     reason: str
     candidates: int = Field(description="how many are tested at once; the rest is about one")
+    selects: str = Field(description="which posts a run would learn from; empty with `task`")
 
 
 class ShadowSetting(Answer):
@@ -225,7 +226,10 @@ def router() -> APIRouter:
             candidates=candidates,
             task=task,
         )
-        return PlanAnswer(sentence=found.sentence(), **asdict(found))
+        selects = (
+            "" if task else await app.experiments.selection(pipeline=pipeline, days_back=days_back)
+        )
+        return PlanAnswer(sentence=found.sentence(), selects=selects, **asdict(found))
 
     @routes.get("/shadow/{task}", summary="What a task's shadow traffic showed")
     async def shadow(app: TheApp, _: Reader, task: str) -> ShadowAnswer:

@@ -10,7 +10,7 @@ Nothing else in TuneProof reads the environment.
 from tuneproof.settings.declaration import Declaration, declared_rows
 from tuneproof.settings.fields import Option, options
 from tuneproof.settings.loading import ADAPTERS, WITHOUT_EFFECT, Settings, resolved
-from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig
+from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig, refuse_both
 from tuneproof.settings.records import (
     BODY,
     HOOK,
@@ -69,6 +69,7 @@ __all__ = [
     "WebhookUrl",
     "declared_rows",
     "options",
+    "refuse_both",
     "resolved",
     "revealed",
 ]

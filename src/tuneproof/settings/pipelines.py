@@ -63,6 +63,9 @@ def _min_scores(field: str, given: Mapping[str, float]) -> Mapping[str, float]:
     return given
 
 
+DEFAULT_THRESHOLD = 0.06
+"""The least rate of a post that is learnt from, where nothing else is said."""
+
 collection = partial(Option, section="data_collection")
 training = partial(Option, section="training")
 gate = partial(Option, section="gate")
@@ -115,12 +118,21 @@ class PipelineConfig(Declaration):
         ),
     )
     engagement_threshold: float = option(
-        0.06,
+        DEFAULT_THRESHOLD,
         collection(
             at_least=0,
             at_most=1,
             env="FINE_TUNING_ENGAGEMENT_THRESHOLD",
             doc="the least rate of a post that is learnt from, inclusive",
+        ),
+    )
+    top_share: float | None = option(
+        None,
+        collection(
+            above=0,
+            at_most=1,
+            doc="instead of a threshold, the share of the window's rated posts that is learnt "
+            "from, best first: 0.1 is the best tenth, with all that are as good as its last one",
         ),
     )
     days_back: float = option(
@@ -531,6 +543,7 @@ class PipelineConfig(Declaration):
         super().__post_init__()
         if self.candidates > 1:
             self._check_candidates()
+        refuse_both(self.top_share, self.engagement_threshold)
         checks.number("initial_traffic", self.initial_traffic, above=0, at_most=self.max_traffic)
         if self.holdback >= self.max_traffic:
             rule = f"must be below max_traffic ({self.max_traffic:g})"
@@ -598,4 +611,25 @@ class PipelineConfig(Declaration):
                     mend=f"Set {name} in tuneproof.toml.",
                     field=name,
                 )
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **_one_of_both(changes))
+
+
+def refuse_both(top_share: float | None, engagement_threshold: float) -> None:
+    """Raise `ConfigError` where a share and a threshold are both given: one of them holds."""
+    if top_share is not None and engagement_threshold != DEFAULT_THRESHOLD:
+        raise ConfigError(
+            f"top_share ({top_share:g}) and engagement_threshold ({engagement_threshold:g}) are "
+            "both set; exactly one of them chooses the posts.",
+            mend="Leave one of them out.",
+            field="top_share",
+            value=top_share,
+        )
+
+
+def _one_of_both(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Changes by which one way to choose posts takes the place of the other."""
+    if "top_share" in changes and "engagement_threshold" not in changes:
+        return {**changes, "engagement_threshold": DEFAULT_THRESHOLD}
+    if "engagement_threshold" in changes and "top_share" not in changes:
+        return {**changes, "top_share": None}
+    return changes

@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -20,7 +21,15 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import NullPool
 
-from tuneproof.collection import Post, PostQuery, SourceCheck, Totals, Window
+from tuneproof.collection import (
+    Cut,
+    Post,
+    PostQuery,
+    SourceCheck,
+    Totals,
+    Window,
+    best_of,
+)
 from tuneproof.errors import DataError, StoreUnavailableError, TuneProofError
 from tuneproof.resilience import damage
 from tuneproof.settings import SourceConfig
@@ -103,6 +112,18 @@ class SqlSource(ABC):
         if not self.adds_up(summed):
             return None
         return await asyncio.to_thread(self._totals, table, found, query)
+
+    async def cut(self, window: Window, share: float) -> Cut | None:
+        """Where the best share begins, by the database; None for rates that are text."""
+        table = self._table
+        if table is None:
+            table = await asyncio.to_thread(self._look)
+        query = PostQuery(window=window, threshold=0.0, max_records=None)
+        found = find_columns(table.columns, self.config.columns, query)
+        need_columns(found, self.config.columns, query, str(self))
+        if not self.adds_up([table.columns[found["engagement_rate"]]]):
+            return None
+        return await asyncio.to_thread(self._cut, table, found, query, share)
 
     async def close(self) -> None:
         """Forget the schema; connections live only as long as a read."""
@@ -234,6 +255,35 @@ class SqlSource(ABC):
             negative=sum(hour.n for hour in below),
             negative_rates=math.fsum(hour.rates or 0.0 for hour in below),
         )
+
+    def _cut(
+        self, table: Table, found: Mapping[str, str], query: PostQuery, share: float
+    ) -> Cut | None:
+        source = table.selectable()
+        kept = source.c[found["engagement_rate"]]
+        strays = self.strays([kept])
+        double: sa.Double[float] = sa.Double()
+        rate = sa.cast(kept, double)
+        rated = sa.and_(rate >= 0, rate <= 1)
+        times: list[Any] = [*self.since_until(source.c[found["ts"]], query)]
+        if self.config.where:
+            times.append(sa.text(f"({self.config.where})"))
+        stray = sa.func.sum(sa.case((strays, 1), else_=0))
+        counts = sa.select(sa.func.count(), stray).select_from(source)
+        ranked = sa.select(rate, kept).select_from(source).where(*times, rated)
+        with self._connected() as connection:
+            self.ready(connection, table, found)
+            row = connection.execute(counts.where(*times, sa.or_(rated, strays))).one()
+            number: int = row[0]
+            if row[1]:
+                return None
+            if not number:
+                return Cut(rated=0, threshold=0.0)
+            last = ranked.order_by(kept.desc()).offset(best_of(number, share) - 1).limit(1)
+            least, exact = connection.execute(last).one()
+        if isinstance(exact, Decimal) and Decimal(least) > exact:
+            least = math.nextafter(least, 0.0)  # what it is rounded to must not leave it out
+        return Cut(rated=number, threshold=float(least))
 
     def aggregate(self, table: Table, found: Mapping[str, str], query: PostQuery) -> sa.Select[Any]:
         """The totals by hour in one statement, with the number of rows that cannot be added up;

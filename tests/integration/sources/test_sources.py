@@ -104,6 +104,41 @@ async def test_threshold_is_inclusive_and_window_half_open(make: Make) -> None:
     assert {p.id for p in await collected(make(rows), query())} == {"1", "5", "7"}
 
 
+async def chosen(source: Source, share: float, **arguments: Any) -> tuple[list[Post], Any]:
+    """The posts that a collector with this share learns from, and what its manifest says."""
+    collecting = DataCollector(source=source, top_share=share, max_records=None, **arguments)
+    wanted = await collecting.chosen(source, collecting.query(7, UNTIL))
+    return await collected(source, wanted), wanted
+
+
+async def test_a_share_takes_the_best_of_the_rated_posts_with_all_that_tie(make: Make) -> None:
+    """A threshold of 0.06 in a week of rates below 0.05 chose nothing at all."""
+    rows = [row(i, engagement_rate=i / 4000) for i in range(1, 41)]
+    rows += [row(41, engagement_rate=None), row(42, engagement_rate=0.9, ts=UNTIL)]
+    random.Random(2).shuffle(rows)
+    source = make(rows)
+    found, wanted = await chosen(source, 0.1)
+    assert [p.id for p in found] == ["40", "39", "38", "37"]
+    assert (wanted.rated, wanted.threshold) == (40, 37 / 4000)
+    assert wanted.described()["top_share"] == 0.1
+    assert wanted.described()["rated"] == 40
+    assert wanted.selects() == (
+        "the best 10 % of 40 rated posts: those with a rate of 0.00925 or more"
+    )
+    assert len((await chosen(source, 1.0))[0]) == 40
+
+
+async def test_posts_as_good_as_the_last_of_the_share_come_too(make: Make) -> None:
+    source = make([row(i, engagement_rate=0.02 if i > 3 else 0.05) for i in range(1, 11)])
+    assert len((await chosen(source, 0.3))[0]) == 3
+    assert len((await chosen(source, 0.31))[0]) == 10
+
+
+async def test_a_share_of_posts_without_rates_is_none_of_them(make: Make) -> None:
+    _, wanted = await chosen(make([row(1, engagement_rate=None)]), 0.5)
+    assert wanted.selects() == "the best 50 % of the posts; none of the window has a rate"
+
+
 async def test_best_come_first_and_ties_by_id(make: Make) -> None:
     rows = [row(i, engagement_rate=0.06 + (i % 5) / 100) for i in range(1, 41)]
     random.Random(1).shuffle(rows)
