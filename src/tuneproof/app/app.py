@@ -18,6 +18,8 @@ from tuneproof.app.alerting import TELL_EVERY_S, Alerting, alerts_of
 from tuneproof.app.board import Board
 from tuneproof.app.concerns import Concerns
 from tuneproof.app.doctor import Doctor
+from tuneproof.app.drifting import LOOK_EVERY_S as DRIFT_EVERY_S
+from tuneproof.app.drifting import DriftWatch
 from tuneproof.app.endpoints import ModelEndpoints
 from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService
@@ -602,6 +604,16 @@ class App:
             tracker=self.tracker,
             figures=self.figures,
         )
+        self.drifts = DriftWatch(
+            store=self.store,
+            clock=self.clock,
+            live=self.live,
+            alert=self.alert,
+            pipelines=self.pipelines,
+            sources=self.sources,
+            runs=self.runs,
+            tasks=self.parts.tasks,
+        )
         self.overview = Overview(
             store=self.store,
             clock=self.clock,
@@ -609,6 +621,7 @@ class App:
             routing=self.routing,
             schedule=self.schedule,
             shutdowns=self.shutdowns,
+            drifts=self.drifts,
             watchdog=self.watchdog,
             outages=self.outages,
             providers=self.providers,
@@ -654,6 +667,7 @@ class App:
             return
         every = self.supervisor.every
         every("schedule", SCHEDULE_EVERY_S, self.schedule.look, leader="schedule")
+        every("drift", DRIFT_EVERY_S, self.drifts.look, leader="drift")
         every("watches", WATCHES_EVERY_S, self.watchdog.look, leader="watches")
         every("gauges", REFRESH_EVERY_S, self.gauges.refresh)
         every("concerns", REFRESH_EVERY_S, self.concerns.refresh)

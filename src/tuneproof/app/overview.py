@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from typing import TypedDict
 
+from tuneproof.app.drifting import DriftStatus, DriftWatch
 from tuneproof.app.outages import Outage, Outages
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
@@ -54,6 +55,7 @@ class PipelineStatus(TypedDict):
     traffic: float | None
     next_start_at: str | None
     shutdown: Countdown | None
+    drift: DriftStatus | None
     next_action: str
     stalled_watches: Sequence[str]
     waits_for_person: Sequence[str]
@@ -78,6 +80,7 @@ class Overview:
         routing: RoutingService,
         schedule: Schedule,
         shutdowns: Shutdowns,
+        drifts: DriftWatch,
         watchdog: Watchdog,
         outages: Outages,
         providers: Providers,
@@ -88,6 +91,7 @@ class Overview:
         self._routing = routing
         self._schedule = schedule
         self._shutdowns = shutdowns
+        self._drifts = drifts
         self._watchdog = watchdog
         self._outages = outages
         self._providers = providers
@@ -134,6 +138,7 @@ class Overview:
             ),
             "next_start_at": starts.isoformat() if starts else None,
             "shutdown": await self._countdown(config, now),
+            "drift": await self._drifts.known(config),
             "next_action": _next_action(run, deployment, starts),
             "stalled_watches": [w.sentence() for w in blind if w.stalled],
             "waits_for_person": [

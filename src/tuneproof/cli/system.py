@@ -118,7 +118,15 @@ def _pipeline(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("candidate", None if traffic is None else f"serves {output.percent(traffic)}"),
         ("next start", output.moment(starts) if starts else None),
         ("shutdown", _shutdown(pipeline.get("shutdown"))),
+        ("drift", _drift(pipeline.get("drift"))),
     ]
+
+
+def _drift(found: Mapping[str, Any] | None) -> str | None:
+    """What was last seen of the posts; nothing while they look like those that were trained on."""
+    if not found:
+        return None
+    return found["sentence"] if found["drifted"] else found["error"] or None
 
 
 def _shutdown(announced: Mapping[str, Any] | None) -> str | None:

@@ -529,6 +529,15 @@ class PipelineConfig(Declaration):
             doc='a tick while a run is before `holding`: skip it, or `"queue"` one',
         ),
     )
+    on_drift: str = option(
+        "tell",
+        schedule(
+            choices=("off", "tell", "train"),
+            by_request=False,
+            doc="what is done once posts are shown to [differ from the training window]"
+            '(../how-to/drift.md): tell of it, start a run besides (`"train"`), or not even look',
+        ),
+    )
     schedule_driver: str = option(
         "internal",
         schedule(
