@@ -8,7 +8,7 @@ SDKS := .venv-sdks/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks acceptance acceptance-long lora simulate mutate bench docs house lock clean
+.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -125,6 +125,12 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 
 chart: setup ## write what is made from the chart's values, and its copies of rules and dashboards
 	$(PYTHON) -m tools.chart
+
+sbom: setup ## what the lock has in it, as CycloneDX JSON: dist/sbom.cdx.json
+	$(PYTHON) tools/sbom.py requirements.lock dist/sbom.cdx.json
+
+audit: setup ## ask osv.dev for known vulnerabilities of what the lock has; fails where nobody answers
+	$(PYTHON) tools/audit.py requirements.lock
 
 clean: ## remove what was made here
 	rm -rf .venv .venv-lora .venv-sdks .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

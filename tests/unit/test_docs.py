@@ -14,6 +14,7 @@ from tuneproof import App, Settings
 from tuneproof.cli import _COMMANDS, _GROUPS
 from tuneproof.errors import by_name
 from tuneproof.server import create_app
+from tuneproof.server.scopes import scopes
 from tuneproof.settings import reference, tables
 from tuneproof.telemetry import Metrics
 
@@ -94,6 +95,11 @@ async def test_every_route_is_described_with_its_scope(tmp_path: Path) -> None:
     told = dict.fromkeys(route for route, _ in pairs)
     assert told == known, _differing(told, known, "docs/reference/rest.md")
     assert len(pairs) == len(routes)
+    async with App.open(Settings(dir=tmp_path / "again"), engine=False) as app:
+        needed = scopes(create_app(app))
+    named = {name.replace(":path}", "}"): scope for name, scope in needed.items()}
+    assert dict(pairs) == {name: named[name] for name in routes}
+    assert set(named) - set(routes) == {"GET /openapi.json", "GET /dashboard/style.css"}
     public = {
         f"{m.upper()} {p}" for p, o in document["paths"].items() for m in o if not _locked(o[m])
     }

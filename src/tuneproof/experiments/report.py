@@ -15,7 +15,7 @@ from typing import Final
 from tuneproof.experiments.records import AbsentInputs, ABTest, ArmMetrics, Criterion, Look, Verdict
 from tuneproof.settings import declared_rows
 
-__all__ = ["POINTS", "report_html", "thinned"]
+__all__ = ["POINTS", "STYLE", "report_html", "thinned"]
 
 POINTS: Final = 240
 """The chart shows at most this many looks; declared ones and the last are always among them."""
@@ -23,7 +23,7 @@ POINTS: Final = 240
 WIDTH, HEIGHT = 920, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 36
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --line: #d5dae1; --quiet: #66717f; --cand: #2440b5;
   --band: #2440b526; --good: #1a7f4b; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --line: #2a313b; --quiet: #9aa5b4;
@@ -76,7 +76,7 @@ def report_html(test: ABTest, looks: Sequence[Look], family: Beside = ()) -> str
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_t(test.id)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>{_t(test.id)}</title><style>{STYLE}</style></head><body>"
         + "\n".join(p for p in parts if p)
         + "</body></html>\n"
     )

@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from tuneproof.server import (
     catalogue,
@@ -34,9 +35,9 @@ from tuneproof.server import (
     problems,
     webhooks,
 )
-from tuneproof.server.auth import Access, Callers
+from tuneproof.server.auth import Access, Callers, Reader
 from tuneproof.server.feed import Feed
-from tuneproof.server.guard import Guard
+from tuneproof.server.guard import Guard, refused
 from tuneproof.server.hot import PATHS, Hot
 from tuneproof.server.relay import ChatRoute
 from tuneproof.server.serving import OwnServing
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from tuneproof.app import App
+    from tuneproof.settings import ServerConfig
 
 __all__ = ["create_app"]
 
@@ -60,14 +62,19 @@ class HttpService(FastAPI):
     """The service, with what is asked for all the time answered in front of it; `feed` is for the
     gateway processes of this machine."""
 
-    def __init__(self, *, hot: Hot, chat: ChatRoute, feed: Feed, **settings: Any) -> None:
+    def __init__(
+        self, *, hot: Hot, chat: ChatRoute, feed: Feed, server: ServerConfig, **settings: Any
+    ) -> None:
         super().__init__(**settings)
+        self._server = server
         self.feed = feed
         self._hot = hot
         self._chat = chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if self._server.allowed_hosts and await refused(scope, send, self._server):
+            return
         quick = scope["type"] == "http" and scope["path"] in PATHS
         if quick and await self._hot.answered(scope, send):
             return
@@ -120,6 +127,7 @@ def create_app(
 
     service = HttpService(
         hot=Hot(app, access.callers),
+        server=app.settings.server,
         chat=chat,
         feed=Feed(app, serving),
         title="TuneProof",
@@ -128,6 +136,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
     )
     service.state.tuneproof = app
     service.state.access = access
@@ -153,5 +162,10 @@ def create_app(
         webhooks.router(),
     ):
         service.include_router(routes)
+
+    @service.get("/openapi.json", include_in_schema=False)
+    async def described(_: Reader) -> JSONResponse:
+        return JSONResponse(service.openapi())
+
     service.add_middleware(Guard, metrics=app.metrics)
     return service

@@ -7,8 +7,10 @@ of this machine and from no other site, so that a page in the user's browser can
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,6 +75,15 @@ OUTAGE_S = 3600.0
 unless by another worker which still reaches the database."""
 
 MOST_TOKENS = 1000
+
+FREE = 5
+"""So many wrong tokens of one address are answered at once; each further one twice as late."""
+
+FIRST_S, LONGEST_S = 0.1, 5.0
+FORGIVEN_S = 60.0
+"""An address that sent none for so long begins anew."""
+
+MOST_PEERS, MOST_WAITING = 1000, 200
 
 
 @dataclass(slots=True)
@@ -194,6 +205,46 @@ class Callers:
         )
 
 
+class WrongTokens:
+    """Answers wrong tokens ever later, by the address that they come from.
+
+    Right tokens never wait, whatever else comes from their address: a proxy's is that of all who
+    are behind it. What is remembered is bounded, and so is how many answers wait at once: beyond it
+    they are given at once, so nobody can fill the service with waiting.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._waiting = 0
+
+    async def answer_later(self, peer: str) -> None:
+        """Return when a wrong token from this address may be answered."""
+        delay_s = self._delay_s(peer)
+        if not delay_s or self._waiting >= MOST_WAITING:
+            return
+        self._waiting += 1
+        try:
+            await self._sleep(delay_s)
+        finally:
+            self._waiting -= 1
+
+    def _delay_s(self, peer: str) -> float:
+        now = self._clock()
+        count, last = self._seen.pop(peer, (0, now))
+        count = 1 if now - last > FORGIVEN_S else count + 1
+        self._seen[peer] = count, now
+        if len(self._seen) > MOST_PEERS:
+            self._seen.popitem(last=False)
+        return 0.0 if count <= FREE else min(FIRST_S * 2.0 ** min(count - FREE - 1, 30), LONGEST_S)
+
+
 def _unchecked() -> StoreUnavailableError:
     return StoreUnavailableError(
         "The bearer token cannot be checked now: the database does not answer.",
@@ -219,9 +270,11 @@ class Access:
         self._find = find
         self._local_token = local_token
         self.callers = callers
+        self._wrong = WrongTokens()
 
-    async def identify(self, headers: Headers, *, any_key: bool = False) -> Caller:
-        """Who sends this. Raises `DeniedError` (401, or 403 for a foreign page).
+    async def identify(self, headers: Headers, *, any_key: bool = False, peer: str = "") -> Caller:
+        """Who sends this, from the address `peer`. Raises `DeniedError` (401, or 403 for a foreign
+        page); for a wrong token the later, the more came from there.
 
         `any_key` takes a token that nobody knows for none, as OpenAI's clients always send a key,
         and checks one that was good a moment ago not again: the gateway asks no database for a
@@ -249,6 +302,7 @@ class Access:
         if known is None and needless:
             return self._let_in(headers)
         if known is None:
+            await self._wrong.answer_later(peer)
             raise DeniedError(
                 "The bearer token is not one of this service, or was revoked.",
                 mend="Make one with `tuneproof token create NAME --scope read`.",
@@ -256,9 +310,11 @@ class Access:
         scopes = frozenset[str]().union(*(_INCLUDES[scope] for scope in known.scopes))
         return Caller(name=known.name, scopes=scopes)
 
-    async def authorise(self, headers: Headers, scope: Scope, *, any_key: bool = False) -> Caller:
+    async def authorise(
+        self, headers: Headers, scope: Scope, *, any_key: bool = False, peer: str = ""
+    ) -> Caller:
         """The caller, if it has `scope`. Raises `DeniedError` (401 or 403)."""
-        return permitted(await self.identify(headers, any_key=any_key), scope)
+        return permitted(await self.identify(headers, any_key=any_key, peer=peer), scope)
 
     def _let_in(self, headers: Headers) -> Caller:
         """A caller of this machine without a token. Raises `DeniedError` for a foreign page."""
@@ -282,7 +338,8 @@ def permitted(caller: Caller, scope: Scope) -> Caller:
 async def authorise(request: Request, scope: Scope, *, any_key: bool = False) -> Caller:
     """The caller, if it has `scope`. Raises `DeniedError` (401 or 403)."""
     access: Access = request.app.state.access
-    return await access.authorise(request.headers, scope, any_key=any_key)
+    peer = "" if request.client is None else request.client.host
+    return await access.authorise(request.headers, scope, any_key=any_key, peer=peer)
 
 
 def _token(headers: Headers) -> str | None:
@@ -300,17 +357,55 @@ def _token(headers: Headers) -> str | None:
 
 def _check_own(headers: Headers, settings: ServerConfig) -> None:
     """Refuse what a foreign page, or a name rebound to this machine, may have sent."""
-    public = "" if settings.public_url is None else settings.public_url.host
-    own = {*_OWN_NAMES, settings.host, *([public] if public else [])}
     host = _hostname(f"//{headers.get('host', '')}")
     origin = headers.get("origin")
-    foreign = origin is not None and _hostname(origin) not in own
-    if host not in own or foreign:
+    foreign = origin is not None and not _ours(_hostname(origin), settings)
+    if not _ours(host, settings) or foreign:
         raise DeniedError(
             f"Without a token only this machine is served, not {origin if foreign else host!r}.",
             mend="Call it by 127.0.0.1, send a token, or set server.public_url.",
             status=403,
         )
+
+
+def _ours(host: str | None, settings: ServerConfig) -> bool:
+    """Whether a name is one of this service: of this machine, of the public address, or allowed."""
+    public = "" if settings.public_url is None else settings.public_url.host
+    if host is None:
+        return False
+    if host in {*_OWN_NAMES, settings.host.lower(), *([public] if public else [])}:
+        return True
+    return any(
+        host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:]))
+        for allowed in map(str.lower, settings.allowed_hosts)
+    )
+
+
+def misdirected(headers: Headers, settings: ServerConfig) -> DeniedError | None:
+    """Why a request is for somebody else, where `server.allowed_hosts` says who we are.
+
+    An address in numbers is let through: no page can come by one that was rebound, and probes of
+    a cluster come by nothing else.
+    """
+    if not settings.allowed_hosts:
+        return None
+    host, origin = _hostname(f"//{headers.get('host', '')}"), headers.get("origin")
+    for name in (host, *([_hostname(origin)] if origin is not None else [])):
+        if not (_ours(name, settings) or (name is not None and _is_number(name))):
+            return DeniedError(
+                f"This service is not called {str(name)[:200]!r}.",
+                mend="Add the name to server.allowed_hosts, or call it by one that is there.",
+                status=403,
+            )
+    return None
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _hostname(address: str) -> str | None:
@@ -324,6 +419,7 @@ def _needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     async def dependency(request: Request, _: Annotated[Any, Security(bearer)]) -> Caller:
         return await authorise(request, scope)
 
+    dependency.scope = scope  # type: ignore[attr-defined]
     return dependency
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import Field
 
-from tuneproof.experiments.report import report_html
+from tuneproof.experiments.report import STYLE, report_html
 from tuneproof.server.auth import Reader, Writer
 from tuneproof.server.declared import (
     EXAMPLE_TEST,
@@ -51,11 +53,13 @@ if TYPE_CHECKING:
     from tuneproof.experiments import ABTest
     from tuneproof.store import Claim
 
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+
 REPORT_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""The report carries its style with it, and nothing else."""
+"""The report carries its style with it, known by its hash, and nothing else."""
 
 
 class TallyAnswer(Answer):

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
 from tuneproof.errors import InputError
+from tuneproof.server.auth import misdirected
 from tuneproof.server.events import MAX_BYTES, too_large
 from tuneproof.server.framing import answered_when_sent
 from tuneproof.server.models import kept_text
@@ -21,6 +22,7 @@ from tuneproof.server.problems import problem, respond
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from tuneproof.settings import ServerConfig
     from tuneproof.telemetry import Metrics
 
 
@@ -57,6 +59,21 @@ class Guard:
         finally:
             seconds = time.perf_counter() - began
             self._metrics.request_finished(scope["method"], _route(scope), status, seconds)
+
+
+async def refused(scope: Scope, send: Send, server: ServerConfig) -> bool:
+    """Whether a request was answered here, since it is by a name that is not ours."""
+    if scope["type"] != "http":
+        return False
+    refusal = misdirected(Headers(scope=scope), server)
+    if refusal is None:
+        return False
+
+    async def nothing() -> Message:
+        return {"type": "http.disconnect"}
+
+    await respond(problem(refusal, quote(scope["path"])))(scope, nothing, send)
+    return True
 
 
 def _announced(scope: Scope) -> int:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from tuneproof.errors import NotFoundError, TuneProofError, by_name
+from tuneproof.server.auth import Reader
 from tuneproof.server.openai_shape import error_object, speaks_openai
 from tuneproof.server.wires import wire_like
 
@@ -237,11 +238,11 @@ def router() -> APIRouter:
     }
 
     @routes.get("/problems", summary="All problem types", responses=documented)
-    async def problem_types() -> list[ProblemType]:
+    async def problem_types(_: Reader) -> list[ProblemType]:
         return list(_types().values())
 
     @routes.get("/problems/{slug}", summary="What a problem type means", responses=RESPONSES)
-    async def problem_type(slug: str) -> ProblemType:
+    async def problem_type(_: Reader, slug: str) -> ProblemType:
         types = _types()
         if slug not in types:
             raise NotFoundError(f"There is no problem type {slug[:80]!r}.", mend="See /problems.")

@@ -127,7 +127,8 @@ class ChatRoute:
 
     async def _identified(self, scope: Scope) -> Caller:
         """Who asks. Raises `DeniedError` for who may neither ask a task nor pass anything on."""
-        caller = await self._access.identify(Headers(scope=scope), any_key=True)
+        peer = (scope.get("client") or ("",))[0]
+        caller = await self._access.identify(Headers(scope=scope), any_key=True, peer=peer)
         return caller if "relay" in caller.scopes else permitted(caller, "write")
 
     async def _answer(

@@ -19,7 +19,7 @@ from tuneproof.server import feedback, gateway, problems
 from tuneproof.server.auth import Access, Callers, authorise
 from tuneproof.server.events import Shares
 from tuneproof.server.fed import FedServing
-from tuneproof.server.guard import Guard
+from tuneproof.server.guard import Guard, refused
 from tuneproof.server.relay import ChatRoute
 from tuneproof.server.spool import FOLDER, Spool
 from tuneproof.server.upstream import Upstream
@@ -28,7 +28,7 @@ from tuneproof.telemetry import Metrics, Tracing
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-    from tuneproof.settings import Settings
+    from tuneproof.settings import ServerConfig, Settings
 
 __all__ = ["GatewayService", "create_gateway"]
 
@@ -40,6 +40,7 @@ class GatewayService(FastAPI):
     """The gateway's routes, with chat answered in front of them."""
 
     chat: ChatRoute
+    server: ServerConfig
     _draining = False
 
     def drain(self) -> float:
@@ -60,6 +61,8 @@ class GatewayService(FastAPI):
         """Serve one request."""
         if self._draining and scope["type"] == "http":
             send = _last(send)
+        if self.server.allowed_hosts and await refused(scope, send, self.server):
+            return
         if scope["type"] == "http" and self.chat.serves(scope):
             await self.chat(scope, receive, send)
             return
@@ -121,6 +124,7 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
         redoc_url=None,
         openapi_url=None,
     )
+    served.server = settings.server
     served.state.shares = Shares()
     problems.install(served)
     served.include_router(gateway.router())

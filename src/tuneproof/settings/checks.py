@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
+import re
+import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -168,6 +171,45 @@ def names(field: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def host_names(field: str, value: object) -> tuple[str, ...]:
+    """A tuple of names of hosts, from a list that may be empty: no scheme, no port, no path."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise refuse(field, value, "must be a list of names of hosts")
+    for name in value:
+        if not isinstance(name, str) or not _HOST.fullmatch(name):
+            mend = 'Write names alone: ["tuneproof.example.com", "*.svc.cluster.local"].'
+            raise refuse(field, name, "must be the name of a host", mend=mend)
+    return tuple(value)
+
+
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+
+_METADATA = ("metadata.google.internal", "metadata.goog", "instance-data.ec2.internal")
+_METADATA_NUMBERS = ("100.100.100.200", "fd00:ec2::254", "168.63.129.16")
+"""Where clouds tell a machine its own keys, beside the link-local address of most."""
+
+
+def no_metadata(field: str, value: str) -> None:
+    """Refuse an address of the machine's own link or of its cloud's metadata, however written."""
+    host = Url(value).host.rstrip(".").lower().partition("%")[0]
+    if host in _METADATA or _is_link_local(host):
+        rule = "is an address of the link or of a cloud's metadata, which gives out keys"
+        raise refuse(field, Url(value), rule, mend="Name the server that is meant.")
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        try:  # 2852039166, 0xa9fea9fe and the like, which the system's resolver takes too
+            found = ipaddress.ip_address(socket.inet_aton(host))
+        except (OSError, UnicodeError):
+            return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    number = mapped or found
+    return number.is_link_local or str(number) in _METADATA_NUMBERS
+
+
 def address(field: str, value: object, schemes: Sequence[str]) -> None:
     """Refuse an address whose scheme is not among `schemes` (`postgresql+x` counts as its stem)."""
     scheme = value.partition(":")[0].partition("+")[0] if isinstance(value, str) else ""
@@ -175,6 +217,8 @@ def address(field: str, value: object, schemes: Sequence[str]) -> None:
         rule = f"must be an address that starts with one of {', '.join(f'{s}:' for s in schemes)}"
         shown = Url(value) if isinstance(value, str) else value
         raise refuse(field, shown, rule)
+    if scheme in HTTP and isinstance(value, str):
+        no_metadata(field, value)
 
 
 def port(field: str, value: str) -> None:

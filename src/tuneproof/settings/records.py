@@ -406,6 +406,9 @@ class TargetConfig:
     def __post_init__(self) -> None:
         fields.check(self)
         if self.kind == "webhook":
+            for key in ("url", "observe_url"):
+                if isinstance(self.options.get(key), str):
+                    checks.no_metadata(f"targets.{self.name}.{key}", self.options[key])
             object.__setattr__(self, "options", Options(self.options, hides_paths=True))
 
 

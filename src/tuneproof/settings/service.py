@@ -274,6 +274,15 @@ class ServerConfig:
             doc="where they listen; 0: a free one",
         ),
     )
+    allowed_hosts: tuple[str, ...] = option(
+        (),
+        Option(
+            rule=checks.host_names,
+            doc="names by which it is called, `*.example.com` for all below one; others are "
+            "refused, addresses in numbers are not. None: [any, with a "
+            "token](../how-to/tokens.md#names)",
+        ),
+    )
     require_token: bool | None = option(None, Option(doc="none: on any bind but loopback"))
 
     def __post_init__(self) -> None:
