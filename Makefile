@@ -60,7 +60,7 @@ fuzz: setup ## 100,000 made-up requests to service and trainer: TUNEPROOF_FUZZ=1
 		tests/integration/server/test_openapi.py tests/trainer/integration/test_openapi.py -k generated
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
-	$(PYTHON) -m pytest -q -n 3 --dist loadfile --timeout 1500 -m slow
+	$(PYTHON) -m pytest -q -n 3 --dist worksteal --timeout 1800 -m slow
 
 acceptance-long: setup services ## ten restarts of the database, ten kills of a worker, twenty audiences
 	TUNEPROOF_OUTAGES=10 TUNEPROOF_AUDIENCES=20 $(PYTHON) -m pytest -q --timeout 3000 -m slow \
