@@ -91,8 +91,9 @@ async def for_ever():
     finally:
         ended.append("cancelled")
 
-signal.setitimer(signal.ITIMER_REAL, 0.2)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+signal.setitimer(signal.ITIMER_REAL, 0.2)
 try:
     breaker.call(for_ever)
 except KeyboardInterrupt:
