@@ -62,9 +62,9 @@ fuzz: setup ## 100,000 made-up requests to service and trainer: TUNEPROOF_FUZZ=1
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 3 --dist worksteal --timeout 1800 -m slow
 
-acceptance-long: setup services ## ten restarts of the database, ten kills of a worker, twenty audiences
-	TUNEPROOF_OUTAGES=10 TUNEPROOF_AUDIENCES=20 $(PYTHON) -m pytest -q --timeout 3000 -m slow \
-		tests/acceptance/test_outages.py tests/acceptance/test_demo.py
+acceptance-long: setup services ## ten outages, twenty audiences, each step killed on both databases
+	TUNEPROOF_OUTAGES=10 TUNEPROOF_AUDIENCES=20 TUNEPROOF_KILLS=all $(PYTHON) -m pytest -q --timeout 3000 -m slow \
+		tests/acceptance/test_outages.py tests/acceptance/test_demo.py tests/acceptance/test_kills.py
 
 lora: $(LORA) ## train, answer and kill the engines lora and ray, in an environment of their own
 	OMP_NUM_THREADS=1 .venv-lora/bin/python -m pytest -q --timeout 900 -m lora tests/trainer/lora

@@ -39,7 +39,7 @@ from tests.waiting import until
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNABLE = ("python", "console")
-TIMEOUT_S = 420.0
+TIMEOUT_S = 900.0
 START_S = 60.0
 PORTS = ("8686", "8700", "9090")
 

@@ -1,12 +1,14 @@
 """A run that is killed, again and again, ends as the undisturbed run did, with one of each effect.
 
 The process is killed with SIGKILL before, inside and after each distinct step, the first time
-and a later one, and at random times, on both databases, while MLflow listens.
+and a later one (on PostgreSQL by `make acceptance-long`), and at random times on both databases,
+while MLflow listens.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -22,6 +24,9 @@ from tests.servers import PostgresServer, mlflow_server
 pytestmark = pytest.mark.slow
 
 RANDOM_KILLS = 20
+EVERY_STEP = ("sqlite", "postgres") if os.environ.get("TUNEPROOF_KILLS") == "all" else ("sqlite",)
+"""Where each step is killed: over a hundred lives each; both by `make acceptance-long`."""
+
 LONGEST_S = 900
 
 
@@ -111,6 +116,7 @@ def assert_once(found: dict[str, Any]) -> None:
     assert [k for k, n in effects.items() if k.startswith("rollups differ") and n] == []
 
 
+@pytest.mark.parametrize("database", EVERY_STEP, indirect=True)
 def test_killed_at_every_step_ends_as_undisturbed(
     tmp_path: Path, database: str | None, mlflow: str, undisturbed: dict[str, Any]
 ) -> None:

@@ -233,9 +233,7 @@ def router() -> APIRouter:
     routes = APIRouter(tags=["problems"])
 
     # The other routes refer to the model in their documents; this one puts it there.
-    documented: dict[int | str, dict[str, Any]] = {
-        "4XX": {"model": Problem, "description": "The request is at fault"}
-    }
+    documented = {**RESPONSES, "4XX": {**RESPONSES["4XX"], "model": Problem}}
 
     @routes.get("/problems", summary="All problem types", responses=documented)
     async def problem_types(_: Reader) -> list[ProblemType]:
