@@ -63,7 +63,7 @@ def experiment_of(seed: int, directory: str) -> dict[str, Any]:
     return asyncio.run(one())
 
 
-def test_of_ten_audiences_nine_promote_and_never_a_candidate_that_is_no_better(
+def test_of_all_audiences_nine_in_ten_promote_and_never_a_candidate_that_is_no_better(
     tmp_path: Path,
 ) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
