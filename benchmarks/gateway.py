@@ -18,8 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -144,15 +146,16 @@ def _rounds(gateways: dict[str, Served], connections: int, *, stream: bool) -> d
 def _driven(one: Served, connections: int, *, stream: bool) -> Measured:
     command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--timeout", "20s", "--latency"]
     environment = {**os.environ, "BODY_MODEL": one.model, "BODY_STREAM": "1" if stream else "0"}
-    said = subprocess.run(
+    ran = subprocess.run(
         [*command, "-s", str(SCRIPT), one.url],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=True,
         env=environment,
-    ).stdout
-    if "Non-2xx" in said or "Socket errors" in said:
-        raise SystemExit(f"{one.url} did not answer well:\n{said}")
+    )
+    if ran.returncode or "Non-2xx" in ran.stdout or "Socket errors" in ran.stdout:
+        raise SystemExit(f"{one.url} did not answer well:\n{ran.stdout}")
+    said = ran.stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
     half = re.search(r"50%\s+([\d.]+)(us|ms|s)", said)
     if rate is None or half is None:
@@ -189,7 +192,10 @@ def _peer(name: str, provider: str) -> Iterator[Served]:
 
 @contextmanager
 def started(command: list[str]) -> Iterator[dict[str, Any]]:
-    """A program that prints one line of JSON once it serves, and that line; ended afterwards."""
+    """A program that prints one line of JSON once it serves, and that line; ended afterwards.
+
+    What it prints from then on is read and dropped: a full pipe would hold it up.
+    """
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -197,6 +203,7 @@ def started(command: list[str]) -> Iterator[dict[str, Any]]:
     try:
         for line in process.stdout:
             if line.startswith("{"):
+                threading.Thread(target=deque, args=(process.stdout, 0), daemon=True).start()
                 yield json.loads(line)
                 return
         raise SystemExit(f"{command} ended with {process.wait()}")
