@@ -17,6 +17,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from tuneproof.errors import ConfigError, ProviderUnavailableError, StateError
+from tuneproof.outgoing import Rules, told
 from tuneproof.resilience import CircuitBreaker, DatabasePool, Pool, RedisPool, redis_pool
 from tuneproof.settings import (
     CacheConfig,
@@ -149,11 +150,13 @@ async def opened_provider(settings: Settings, name: str) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
         if config.embedded:
             config = await _with_trainer(settings, config, stack)
-        provider = settings.adapter("provider")(
+        make = settings.adapter("provider")
+        provider = make(
             config,
             clock=SystemClock(),
             breaker=CircuitBreaker.named(name, **settings.breakers.of("openai")),
             timeout_s=config.timeout_seconds,
+            **told(make, Rules(settings.outgoing)),
         )
         stack.push_async_callback(provider.close)
         yield provider
@@ -182,7 +185,7 @@ def opened_target(settings: Settings, config: TargetConfig) -> Any:
     """
     own, where = ":" in config.kind, f"targets.{config.name}.kind"
     make = resolved(where, config.kind) if own else settings.adapter("target")
-    return make(settings.target(config.name))
+    return make(settings.target(config.name), **told(make, Rules(settings.outgoing)))
 
 
 def opened_targets(settings: Settings, *, lenient: bool = False) -> list[Any]:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from tuneproof import workflow
 from tuneproof.errors import RetryableError, TuneProofError
+from tuneproof.outgoing import Rules
 from tuneproof.resilience import Supervisor
 from tuneproof.settings import Settings
 from tuneproof.store import KeptAlert, Store
@@ -37,6 +38,7 @@ def alerts_of(settings: Settings) -> Alerts:
         webhook_kind=config.webhook_kind,
         unset_secret=config.webhook_secret_env if _unset(settings) else "",
         prometheus_url=config.prometheus_url,
+        outgoing=Rules(settings.outgoing),
     )
 
 

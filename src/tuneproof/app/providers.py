@@ -15,6 +15,7 @@ from tuneproof.app.providing import price_at, provider_of
 from tuneproof.errors import ProviderUnavailableError, StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.experiments.planning import Prices
+from tuneproof.outgoing import Rules, told
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, State, Supervisor
 from tuneproof.settings import PipelineConfig, ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
@@ -54,6 +55,7 @@ class _MakesProvider(Protocol):
         clock: workflow.Clock,
         breaker: CircuitBreaker,
         timeout_s: float,
+        **outgoing: Rules,
     ) -> Provider: ...
 
 
@@ -136,6 +138,7 @@ class Providers:
                 clock=self._clock,
                 breaker=self.breaker_of(config.name),
                 timeout_s=config.timeout_seconds,
+                **told(make, Rules(self._settings.outgoing)),
             )
         return self._opened[config.name]
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 import httpx2
 
 from tuneproof.errors import ProviderUnavailableError
+from tuneproof.outgoing import ANYWHERE, Rules
+from tuneproof.outgoing.clients import http_client
 from tuneproof.providers.wire_errors import Refusal, from_refusal
 from tuneproof.settings import Secret, Url
 
@@ -34,14 +36,14 @@ class Http:
         key: Secret,
         breaker: Breaker | None = None,
         timeout_s: float = 30.0,
+        outgoing: Rules = ANYWHERE,
     ) -> None:
         self.name = name
         self.base_url = Url(base_url.reveal().rstrip("/"))
         self._breaker = breaker
-        self._client = httpx2.AsyncClient(
-            headers={"authorization": f"Bearer {key.reveal()}"}, timeout=timeout_s, trust_env=False
-        )
-        self._bare = httpx2.AsyncClient(timeout=timeout_s, trust_env=False)
+        headers = {"authorization": f"Bearer {key.reveal()}"}
+        self._client = http_client(outgoing, headers=headers, timeout=timeout_s)
+        self._bare = http_client(outgoing, timeout=timeout_s)
 
     async def json(self, method: str, path: str, **options: Any) -> Any:
         """Make a call and return what was answered, {} for an empty answer.
@@ -76,7 +78,7 @@ class Http:
                     f"Provider {self.name!r} at {self.base_url} did not answer in time.",
                     mend="The call is made again later; check the server and the network.",
                 ) from e
-            except httpx2.HTTPError as e:
+            except (httpx2.HTTPError, httpx2.InvalidURL) as e:
                 raise ProviderUnavailableError(
                     f"Provider {self.name!r} at {self.base_url} cannot be reached: {e}.",
                     mend=f"Check `base_url` of providers.{self.name}.",

@@ -8,6 +8,8 @@ from typing import Protocol
 import openai
 
 from tuneproof.errors import ConfigError
+from tuneproof.outgoing import ANYWHERE, Rules
+from tuneproof.outgoing.clients import http_client
 from tuneproof.providers import fireworks, prices, together
 from tuneproof.providers.dialects import NATIVE, NATIVE_CHAT, Dialect, dialect_for
 from tuneproof.providers.fireworks import Fireworks
@@ -48,15 +50,18 @@ def open_provider(
     clock: Clock | None = None,
     breaker: Breaker | None = None,
     timeout_s: float = 30.0,
+    outgoing: Rules = ANYWHERE,
 ) -> OpenAIWire | Together | Fireworks:
     """The provider that `config` describes; no call is made yet.
 
-    `timeout_s` bounds each silence of the server (connect, read, write), not a whole upload.
+    `timeout_s` bounds each silence of the server (connect, read, write), not a whole upload;
+    `outgoing` says which addresses may be called.
     Raises `ConfigError` for an unknown kind, a malformed address, or a missing key where the
     server is not on this machine.
     """
     clock = clock or SystemClock()
     base_url, key = callable_at(config)
+    outgoing.check_written(f"providers.{config.name}.base_url", base_url)
     chat = OpenAIWire(
         name=config.name,
         client=openai.AsyncOpenAI(
@@ -65,6 +70,9 @@ def open_provider(
             organization=None if config.kind in NATIVE else config.organization,
             max_retries=0,
             timeout=timeout_s,
+            http_client=http_client(
+                outgoing, make=openai.DefaultAsyncHttpx2Client, trust_env=True, timeout=timeout_s
+            ),
         ),
         dialect=NATIVE_CHAT.get(config.kind) or _dialect(config),
         clock=clock,
@@ -72,7 +80,14 @@ def open_provider(
     )
     if config.kind not in NATIVE:
         return chat
-    http = Http(name=config.name, base_url=base_url, key=key, breaker=breaker, timeout_s=timeout_s)
+    http = Http(
+        name=config.name,
+        base_url=base_url,
+        key=key,
+        breaker=breaker,
+        timeout_s=timeout_s,
+        outgoing=outgoing,
+    )
     if config.kind == "together":
         return Together(name=config.name, http=http, chat=chat, clock=clock)
     return Fireworks(

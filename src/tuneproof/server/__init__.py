@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from tuneproof.outgoing import Rules
 from tuneproof.server import (
     catalogue,
     deployment,
@@ -110,7 +111,7 @@ def create_app(
             lost=app.metrics.events_lost.inc,
             waits=app.metrics.events_waiting.set,
         )
-        upstream = Upstream.open()
+        upstream = Upstream.open(Rules(app.settings.outgoing))
         service.state.gateway = chat.gateway = gateway.Gateway(
             serving, upstream, spool, app.tracing
         )

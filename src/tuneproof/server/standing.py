@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from tuneproof.errors import StoreUnavailableError
+from tuneproof.outgoing import Rules
 from tuneproof.resilience import Supervisor
 from tuneproof.server import feedback, gateway, problems
 from tuneproof.server.auth import Access, Callers, authorise
@@ -95,7 +96,7 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
             lost=metrics.events_lost.inc,
             waits=metrics.events_waiting.set,
         )
-        upstream = Upstream.open()
+        upstream = Upstream.open(Rules(settings.outgoing))
         callers = Callers(held=serving.held_token)
         access = Access(settings.server, serving.find_token, callers)
         service.state.serving = serving

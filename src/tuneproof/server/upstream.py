@@ -24,6 +24,8 @@ from tuneproof.errors import (
     ProviderUnavailableError,
     TuneProofError,
 )
+from tuneproof.outgoing import ANYWHERE, Rules
+from tuneproof.outgoing.clients import connector
 from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.chatting import ChatRequest
 from tuneproof.server.sse import EventSplitter, data_of, with_data
@@ -209,10 +211,11 @@ class Upstream:
         self._uncounted: set[str] = set()  # providers that refuse `stream_options`
 
     @classmethod
-    def open(cls) -> Upstream:
-        """With a pool of its own; `close` it. As many connections as there are requests."""
+    def open(cls, outgoing: Rules = ANYWHERE) -> Upstream:
+        """With a pool of its own; `close` it. As many connections as there are requests, to where
+        `outgoing` lets them."""
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ttl_dns_cache=60),
+            connector=connector(outgoing, limit=0, keepalive_timeout=15, ttl_dns_cache=60),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
         )

@@ -6,12 +6,12 @@ import difflib
 import ipaddress
 import math
 import re
-import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from tuneproof.errors import ConfigError
+from tuneproof.settings import addresses
 from tuneproof.settings.secrets import Secret, Url
 
 HTTP = ("http", "https")
@@ -184,30 +184,25 @@ def host_names(field: str, value: object) -> tuple[str, ...]:
 
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
-_METADATA = ("metadata.google.internal", "metadata.goog", "instance-data.ec2.internal")
-_METADATA_NUMBERS = ("100.100.100.200", "fd00:ec2::254", "168.63.129.16")
-"""Where clouds tell a machine its own keys, beside the link-local address of most."""
-
 
 def no_metadata(field: str, value: str) -> None:
     """Refuse an address of the machine's own link or of its cloud's metadata, however written."""
-    host = Url(value).host.rstrip(".").lower().partition("%")[0]
-    if host in _METADATA or _is_link_local(host):
-        rule = "is an address of the link or of a cloud's metadata, which gives out keys"
-        raise refuse(field, Url(value), rule, mend="Name the server that is meant.")
+    if addresses.gives_out_keys(Url(value).host):
+        mend = "Name the server that is meant."
+        raise refuse(field, Url(value), addresses.GIVES_OUT_KEYS, mend=mend)
 
 
-def _is_link_local(host: str) -> bool:
-    try:
-        found = ipaddress.ip_address(host)
-    except ValueError:
-        try:  # 2852039166, 0xa9fea9fe and the like, which the system's resolver takes too
-            found = ipaddress.ip_address(socket.inet_aton(host))
-        except (OSError, UnicodeError):
-            return False
-    mapped = getattr(found, "ipv4_mapped", None)
-    number = mapped or found
-    return number.is_link_local or str(number) in _METADATA_NUMBERS
+def networks(field: str, value: object) -> tuple[str, ...]:
+    """A tuple of networks, from a list that may be empty: "10.0.0.0/8", "fd00::/8", "10.1.2.3"."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise refuse(field, value, "must be a list of networks")
+    for one in value:
+        try:
+            ipaddress.ip_network(one)
+        except (ValueError, TypeError) as error:
+            mend = 'Write networks in numbers: ["10.0.0.0/8", "127.0.0.1/32"].'
+            raise refuse(field, one, "must be a network", mend=mend) from error
+    return tuple(value)
 
 
 def address(field: str, value: object, schemes: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ _BLOCK = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _SERVICE = (
     *("store", "cache", "breakers", "tracking", "server"),
-    *("relay", "alerts", "remote", "kubernetes"),
+    *("relay", "alerts", "outgoing", "remote", "kubernetes"),
 )
 
 

@@ -343,6 +343,34 @@ class AlertsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutgoingConfig:
+    """Which addresses providers, webhooks and targets may have. Of a name, each address that is
+    connected to is looked at; those of the own link and of a cloud's metadata are refused always.
+    """
+
+    private_addresses: bool = option(
+        True,
+        Option(
+            env="TUNEPROOF_PRIVATE_ADDRESSES",
+            doc="whether providers, webhooks and targets may be at [private "
+            "addresses](../how-to/tokens.md#addresses-that-are-called): RFC 1918, loopback, ULA. "
+            "Your own trainers are there",
+        ),
+    )
+    allowed_networks: tuple[str, ...] = option(
+        (),
+        Option(
+            rule=checks.networks,
+            doc="private networks that may be called all the same: `127.0.0.1/32` for the embedded "
+            "trainer",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
     """The service that the command line speaks to, where it is not the local one."""
 

@@ -30,6 +30,7 @@ from tuneproof.settings.service import (
     BreakersConfig,
     CacheConfig,
     KubernetesConfig,
+    OutgoingConfig,
     RemoteConfig,
     ServerConfig,
     StoreConfig,
@@ -60,6 +61,7 @@ class Tables:
     server: ServerConfig = field(default_factory=ServerConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    outgoing: OutgoingConfig = field(default_factory=OutgoingConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
 

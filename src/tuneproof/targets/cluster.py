@@ -21,6 +21,8 @@ from tuneproof.errors import (
     RetryableError,
     TuneProofError,
 )
+from tuneproof.outgoing import ANYWHERE, Rules
+from tuneproof.outgoing.clients import guard_pools
 from tuneproof.resilience import CircuitBreaker
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ class Cluster:
         context: str | None = None,
         connection_pool: bool = True,
         circuit_breaker: bool = True,
+        outgoing: Rules = ANYWHERE,
     ) -> None:
         self._server = server
         self._token = token
@@ -61,6 +64,8 @@ class Cluster:
         self._kubeconfig = kubeconfig
         self._context = context
         self._pooled = connection_pool
+        # Where the cluster itself says how to reach it, that is private, and meant.
+        self._outgoing = outgoing if server is not None else ANYWHERE
         self._breaker = CircuitBreaker.named("kubernetes") if circuit_breaker else None
         self._api: Any = None
 
@@ -171,7 +176,9 @@ class Cluster:
                 "or `server` and `token_file`, in the target's options.",
             ) from error
         settings.retries = False  # one layer of retries only, and it is the caller's
-        return client.ApiClient(settings)
+        api = client.ApiClient(settings)
+        guard_pools(api.rest_client.pool_manager, self._outgoing)
+        return api
 
     def _configure(self, settings: Any) -> None:
         settings.host = (self._server or "").rstrip("/")

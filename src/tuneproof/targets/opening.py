@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from tuneproof.errors import ConfigError
+from tuneproof.outgoing import ANYWHERE, Rules, told
 from tuneproof.rollout import Target
+from tuneproof.settings import Url
 from tuneproof.targets.cluster import Cluster
 from tuneproof.targets.config_map import ConfigMapTarget
 from tuneproof.targets.env_file import EnvFileTarget
@@ -33,8 +35,8 @@ class Described(Protocol):
     def options(self) -> Mapping[str, Any]: ...
 
 
-def open_target(config: Described) -> Target:
-    """The target that `config` describes; nothing is called yet.
+def open_target(config: Described, *, outgoing: Rules = ANYWHERE) -> Target:
+    """The target that `config` describes, calling where `outgoing` lets it; nothing is called yet.
 
     Options of the cluster (`server`, `token_file`, `kubeconfig`, ...) stand beside the target's
     own. Raises `ConfigError` for an unknown kind or option, and for a missing one.
@@ -46,8 +48,8 @@ def open_target(config: Described) -> Target:
         )
     make = KINDS[config.kind]
     options = dict(config.options)
-    own = _names(make) - {"name", "cluster"}
-    of_cluster = _names(Cluster) if "cluster" in _names(make) else set()
+    own = _names(make) - {"name", "cluster", "outgoing"}
+    of_cluster = _names(Cluster) - {"outgoing"} if "cluster" in _names(make) else set()
     unknown = sorted(set(options) - own - of_cluster)
     if unknown:
         raise ConfigError(
@@ -56,14 +58,23 @@ def open_target(config: Described) -> Target:
         )
     if of_cluster:
         given = {key: options.pop(key) for key in sorted(of_cluster & set(options))}
-        options["cluster"] = Cluster(**given)
+        options["cluster"] = Cluster(**given, outgoing=outgoing)
     missing = sorted(_required(make) - set(options))
     if missing:
         raise ConfigError(
             f"Target {config.name!r} needs the option {missing[0]!r}.",
             mend=f"Set it in [targets.{config.name}].",
         )
-    return make(name=config.name, **options)
+    _check_written(config, outgoing)
+    return make(name=config.name, **options, **told(make, outgoing))
+
+
+def _check_written(config: Described, outgoing: Rules) -> None:
+    """Refuse an address that is written as a number that must not be called."""
+    for key in ("url", "observe_url", "server"):
+        given = config.options.get(key)
+        if isinstance(given, str):
+            outgoing.check_written(f"targets.{config.name}.{key}", Url(given))
 
 
 def _names(make: Callable[..., Any]) -> set[str]:

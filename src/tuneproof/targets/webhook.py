@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote, urlsplit
+
+import httpx2
 
 from tuneproof.errors import (
     ConfigError,
@@ -23,6 +21,8 @@ from tuneproof.errors import (
     TuneProofError,
 )
 from tuneproof.experiments import ModelRef
+from tuneproof.outgoing import ANYWHERE, Rules
+from tuneproof.outgoing.clients import http_client
 from tuneproof.rollout import Lane, Routing
 from tuneproof.settings import Url
 
@@ -45,6 +45,7 @@ class WebhookTarget:
         headers: Mapping[str, str] | None = None,
         observe_url: str | None = None,
         timeout_s: float = 10.0,
+        outgoing: Rules = ANYWHERE,
     ) -> None:
         self.name = name
         self._url = _checked(url)
@@ -52,6 +53,7 @@ class WebhookTarget:
         self._secret = secret
         self._headers = dict(headers or {})
         self._timeout_s = timeout_s
+        self._outgoing = outgoing
 
     async def apply(self, routing: Routing) -> None:
         """Post this routing. Raises `RetryableError` where no answer came, it was 5xx or 429;
@@ -65,16 +67,14 @@ class WebhookTarget:
         if self._secret is not None:
             digest = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
             headers["X-TuneProof-Signature"] = f"sha256={digest}"
-        request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
-        await asyncio.to_thread(self._send, request)
+        await self._send("POST", self._url, content=body, headers=headers)
 
     async def observe(self, task: str) -> Mapping[str, Any] | None:
         """What the endpoint says that it serves; None without an `observe_url`."""
         if self._observe_url is None:
             return None
         url = self._observe_url.replace("{task}", quote(task, safe=""))
-        request = urllib.request.Request(url, headers={**self._headers})
-        content = await asyncio.to_thread(self._send, request)
+        content = await self._send("GET", url, headers=self._headers)
         try:
             found = json.loads(content)
         except ValueError:
@@ -85,29 +85,21 @@ class WebhookTarget:
             )
         return found
 
-    def _send(self, request: urllib.request.Request) -> bytes:
+    async def _send(self, method: str, url: str, **options: Any) -> bytes:
+        """The answer's bytes. A redirect is an answer, too: a redirected POST becomes a GET."""
         try:
-            with _opener.open(request, timeout=self._timeout_s) as response:
-                content: bytes = response.read()
-                return content
-        except urllib.error.HTTPError as error:
-            with error:
-                raise _refusal(self.name, request.full_url, error.code) from error
-        except (OSError, HTTPException) as error:
+            async with http_client(
+                self._outgoing, trust_env=True, timeout=self._timeout_s
+            ) as client:
+                answer = await client.request(method, url, **options)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise RetryableError(
-                f"Webhook {self.name!r} at {Url(request.full_url)} did not answer: {error}.",
+                f"Webhook {self.name!r} at {Url(url)} did not answer: {error}.",
                 mend="It is called again; check that the endpoint runs.",
             ) from error
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET: report it instead."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-_opener = urllib.request.build_opener(_NoRedirect)
+        if answer.status_code >= 300:
+            raise _refusal(self.name, url, answer.status_code)
+        return answer.content
 
 
 def _document(routing: Routing) -> dict[str, object]:

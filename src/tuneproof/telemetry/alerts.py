@@ -23,6 +23,8 @@ from typing import Any
 import httpx2
 
 from tuneproof.errors import ConfigError, RetryableError, TuneProofError
+from tuneproof.outgoing import ANYWHERE, Rules
+from tuneproof.outgoing.clients import http_client
 from tuneproof.settings import Secret, Url, WebhookUrl
 
 __all__ = ["Alerts"]
@@ -60,6 +62,7 @@ class Alerts:
         unset_secret: str = "",
         prometheus_url: Url | str | None = None,
         timeout_s: float = 5.0,
+        outgoing: Rules = ANYWHERE,
     ) -> None:
         self._now = now
         self._webhook_url = None if webhook_url is None else WebhookUrl(webhook_url)
@@ -68,6 +71,7 @@ class Alerts:
         self._unset_secret = unset_secret
         self._prometheus_url = None if prometheus_url is None else Url(prometheus_url)
         self._timeout_s = timeout_s
+        self._outgoing = outgoing
         self._verified: dict[str, datetime] = {}
 
     @property
@@ -212,10 +216,10 @@ class Alerts:
         return found
 
     async def _call(self, method: str, url: Url, **options: Any) -> httpx2.Response:
-        async with httpx2.AsyncClient(timeout=self._timeout_s, trust_env=False) as client:
+        async with http_client(self._outgoing, timeout=self._timeout_s) as client:
             try:
                 answer = await client.request(method, url.reveal(), **options)
-            except httpx2.HTTPError as e:
+            except (httpx2.HTTPError, httpx2.InvalidURL) as e:
                 raise RetryableError(
                     f"{url} cannot be reached: {e or type(e).__name__}.",
                     mend="Check the address in [alerts], and that it is up.",
