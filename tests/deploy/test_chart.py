@@ -351,7 +351,7 @@ def test_the_embedded_database_takes_the_connections_of_all_pods(
 ) -> None:
     spec = one(documented_release, "StatefulSet", f"{NAME}-postgresql")["spec"]
     container = spec["template"]["spec"]["containers"][0]
-    assert container["args"] == ["-c", "max_connections=122"], "6 pods x 17, and 20 for others"
+    assert container["args"] == ["-c", "max_connections=128"], "6 pods x 18, and 20 for others"
     assert container["volumeMounts"][0]["mountPath"] == "/var/lib/postgresql"
 
 
@@ -487,7 +487,7 @@ def merged(changes: dict[str, Any], base: dict[str, Any] = DOCUMENTED) -> dict[s
         ({"openai/existingSecret": ""}, "5 pods would each start a trainer of their own"),
         (
             {"postgresql/enabled": False},
-            "5 pods and 1 more during an update keep up to 17 connections each, 102 together; "
+            "5 pods and 1 more during an update keep up to 18 connections each, 108 together; "
             "externalDatabase.maxConnections is 100",
         ),
         (

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tuneproof.app.alerting import Alerting
+from tuneproof.app.connections import Need
 from tuneproof.app.health import HealthService
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
@@ -25,7 +26,7 @@ from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor, TaskHealth, aside
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
-from tuneproof.store import KeptAlert, Store
+from tuneproof.store import KeptAlert, Store, server_connections
 from tuneproof.telemetry import Alerts, HealthStatus
 from tuneproof.training import find_model, preflight
 from tuneproof.workflow import Clock
@@ -133,6 +134,7 @@ class Doctor:
             found.append(_open_directory(self._settings.dir))
         if not self._absent:
             found += await self._tried("commits", self._commit_findings())
+            found += await self._tried("connections", self._connection_findings())
         found += await self._tried("alerts", self._alert_findings())
         if not self._absent:
             found += await self._tried("alerts that wait", self._waiting_findings())
@@ -174,6 +176,18 @@ class Doctor:
         detail = f"off: {', '.join(unsafe)}; a run that goes on after a crash may fail"
         mend = "Turn it on: commits are lost when the database, or its machine, crashes."
         return [Finding(name="commits", status="warning", detail=detail, mend=mend)]
+
+    async def _connection_findings(self) -> list[Finding]:
+        """Whether the database lets in what our workers may open; it is asked."""
+        server = await server_connections(self._store.database)
+        if server is None:
+            return []
+        need = Need(config=self._settings.store, server=server)
+        return [
+            Finding(
+                name="connections", status=need.status, detail=need.sentence(), mend=need.mend()
+            )
+        ]
 
     async def _alert_findings(self) -> list[Finding]:
         """Whether somebody is told when a person should look."""

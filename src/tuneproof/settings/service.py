@@ -56,6 +56,16 @@ class StoreConfig:
             doc="seconds to wait for one",
         ),
     )
+    workers: int | None = option(
+        None,
+        Option(
+            at_least=1,
+            at_most=10_000,
+            env="TUNEPROOF_WORKERS",
+            doc="how many share the database at most, one that a rolling restart adds counted in, "
+            "for [`doctor`](../how-to/postgresql.md#connections); none: those that live",
+        ),
+    )
 
     pool_min_size: int = option(
         2, Option(at_least=0, at_most=1000, doc="connections that stay open when all are idle")

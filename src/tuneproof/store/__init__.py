@@ -8,6 +8,8 @@ each noun, `store` holds them together; events go through `events` into `ingest_
 from tuneproof.store.activity import Activity
 from tuneproof.store.alerts import KeptAlert
 from tuneproof.store.comments import HeardComment
+from tuneproof.store.connections import ServerConnections, server_connections
+from tuneproof.store.database import LISTENER_CONNECTIONS
 from tuneproof.store.deployments import HistoryEntry
 from tuneproof.store.engine import database_url, make_engine, mask, refuse_absent
 from tuneproof.store.experiments import Phase, look_document, look_of_document
@@ -26,6 +28,7 @@ from tuneproof.store.tokens import TokenInfo
 from tuneproof.store.watches import WatchedSubject
 
 __all__ = [
+    "LISTENER_CONNECTIONS",
     "SCHEMA",
     "Activity",
     "ArmStratum",
@@ -40,6 +43,7 @@ __all__ = [
     "Run",
     "RunStatus",
     "ScoringSpend",
+    "ServerConnections",
     "SqliteViews",
     "Store",
     "SubjectKind",
@@ -56,6 +60,7 @@ __all__ = [
     "open_store",
     "refuse_absent",
     "schema_of",
+    "server_connections",
     "unopened_store",
     "uuid7",
 ]

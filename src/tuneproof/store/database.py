@@ -28,6 +28,9 @@ _OFF = """
     ORDER BY name
 """
 
+LISTENER_CONNECTIONS = 1
+"""Connections of a worker beside its pool: the one that `listen` holds."""
+
 _DEAD_PEER = {
     "keepalives": 1,
     "keepalives_idle": 5,

@@ -12,6 +12,7 @@ from tuneproof.workflow.clocks import Clock, SystemClock
 from tuneproof.workflow.codec import RecordSerializer, Upgrade, register, register_as, registered
 from tuneproof.workflow.engine import (
     APPLICATION_VERSION,
+    ENGINE_CONNECTIONS,
     TAKEOVER_S,
     Engine,
     EngineError,
@@ -26,12 +27,14 @@ from tuneproof.workflow.engine import (
     transaction,
     wait,
 )
-from tuneproof.workflow.ownership import DirectoryLock
+from tuneproof.workflow.ownership import LOCK_SPACE, DirectoryLock
 from tuneproof.workflow.signals import CONTROL, TICK, RunStatus, Signal
 
 __all__ = [
     "APPLICATION_VERSION",
     "CONTROL",
+    "ENGINE_CONNECTIONS",
+    "LOCK_SPACE",
     "TAKEOVER_S",
     "TICK",
     "Clock",

@@ -51,6 +51,11 @@ TAKEOVER_QUEUE = "takeover"
 MAX_NAP_S = 3600.0
 """A wait looks at the clock at least this often: engine timers stop while a laptop sleeps."""
 
+_POOL_SIZE = 5
+
+ENGINE_CONNECTIONS = _POOL_SIZE + 2
+"""Connections of a worker to PostgreSQL: the engine's pool, the one by which it listens, which it
+takes out of that, and the one that holds the locks."""
 
 TAKEOVER_S = 1.5
 """How often it is looked for runs of dead workers."""
@@ -180,7 +185,7 @@ class Engine:
             "serializer": serializer,
             "log_level": "ERROR",
             "notification_listener_polling_interval_sec": self._poll_s,
-            "sys_db_pool_size": 5,
+            "sys_db_pool_size": _POOL_SIZE,
         }
         if self._system_engine is not None:
             config["system_database_engine"] = self._system_engine

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOCK_SPACE = 0x7450  # "tP": keeps our advisory locks apart from the user's
+LOCK_SPACE = 0x7450  # "tP": keeps our advisory locks apart from the user's
 
 GRACE_ROUNDS = 3
 """For how many rounds a lock must be seen free: a living worker needs two to take it again."""
@@ -159,7 +159,7 @@ class Keeper:
                 log.warning("worker %s is gone; resuming %s", owner, ", ".join(ids))
                 await self._resume(ids)
         finally:
-            await self._ask("SELECT pg_advisory_unlock(%s, %s)", _LOCK_SPACE, _lock_key(owner))
+            await self._ask("SELECT pg_advisory_unlock(%s, %s)", LOCK_SPACE, _lock_key(owner))
 
     async def own(self) -> None:
         """Hold the lock of this executor id. Raises `StateError` where another worker has it."""
@@ -195,13 +195,13 @@ class Keeper:
     async def _take(self, name: str) -> bool:
         """Whether this session holds the lock of this name; it is taken where it is free."""
         [[taken]] = await self._ask(
-            "SELECT pg_try_advisory_lock(%s, %s)", _LOCK_SPACE, _lock_key(name)
+            "SELECT pg_try_advisory_lock(%s, %s)", LOCK_SPACE, _lock_key(name)
         )
         return bool(taken)
 
     async def _held(self) -> set[int]:
         """The keys of all our locks that somebody holds."""
-        return {_signed(row[0]) for row in await self._ask(_HELD, _LOCK_SPACE)}
+        return {_signed(row[0]) for row in await self._ask(_HELD, LOCK_SPACE)}
 
     async def _ask(self, statement: str, *values: int) -> Sequence[tuple[int | bool, ...]]:
         """What the session says; one that breaks is dropped with all that it held."""

@@ -53,9 +53,9 @@ yes
 {{- end -}}
 {{- end }}
 
-{{/* Connections that pods keep to the database: the pool, and 7 for the engine, its lock and its listener. */}}
+{{/* Connections that pods keep to the database: the pool, and 8 for the engine, its lock and the listeners. */}}
 {{- define "tuneproof.connections" -}}
-{{- $each := add .Values.fineTuningPipeline.kubernetesOptimizations.connectionPools.database.maxSize 7 -}}
+{{- $each := add .Values.fineTuningPipeline.kubernetesOptimizations.connectionPools.database.maxSize 8 -}}
 {{ mul $each (add (include "tuneproof.replicas" . | int) (include "tuneproof.surge" . | int)) }}
 {{- end }}
 
