@@ -53,7 +53,8 @@ def metrics_key(ab_test_id: str, arm: str, n: int) -> str:
 class Cache:
     """JSON values by key, each for a time, with a measured hit rate.
 
-    `url` is `mem://`, `redis://…` or `rediss://…`; keys begin with `prefix`, where one is given.
+    `url` is `mem://`, `redis://…` or `rediss://…`, both also with `+sentinel`; keys begin with
+    `prefix`, where one is given.
     `pool` (of `resilience.redis_pool`) makes the connections counted and bounded.
     After an error Redis is left alone for a second, and longer while it stays away (up to 16 s),
     then one caller tries it for all, so an outage costs callers little.
@@ -211,13 +212,16 @@ def _connect(url: str, pool: BlockingConnectionPool | None, size: int) -> Cashew
     from cashews.picklers import PicklerType
 
     cashews = Cashews()
-    scheme = url.split(":", 1)[0]
+    scheme = url.split(":", 1)[0].removesuffix("+sentinel")
     if scheme == "mem":
         cashews.setup(url, size=size, check_interval=0, pickle_type=PicklerType.JSON)
     elif scheme in ("redis", "rediss"):
         given: Any = _Given(pool or redis_pool(url, command_timeout_s=_COMMAND_TIMEOUT_S))
-        cashews.setup(
-            url, suppress=False, pickle_type=PicklerType.JSON, connection_pool_class=given
+        cashews.setup(  # its address is the pool's affair
+            f"{scheme}://",
+            suppress=False,
+            pickle_type=PicklerType.JSON,
+            connection_pool_class=given,
         )
     else:
         raise ConfigError(

@@ -11,7 +11,7 @@ import asyncio
 import pkgutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -345,30 +345,39 @@ def redis_pool(
     """A pool of up to `max_connections` Redis connections, for which callers wait their turn.
 
     A command that times out is tried once more, and a connection that was idle for
-    `health_check_interval_s` is checked before use. Raises `ConfigError` for a malformed URL.
+    `health_check_interval_s` is checked before use. With `redis+sentinel://` connections go to
+    whom the Sentinels say. Raises `ConfigError` for a malformed URL.
     """
-    from redis.asyncio import BlockingConnectionPool
-
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": wait_timeout_s,
+        "retry_on_timeout": True,
+        "health_check_interval": health_check_interval_s,
+        "socket_timeout": command_timeout_s,
+        "socket_connect_timeout": command_timeout_s,
+        "client_name": client_name,
+    }
     if socket_keepalive and not url.startswith("unix:"):
-        arguments = {"socket_keepalive": True, "socket_keepalive_options": _tcp_keepalive()}
+        arguments["socket_keepalive"] = True
+        arguments["socket_keepalive_options"] = _tcp_keepalive()
     try:
-        return BlockingConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            timeout=wait_timeout_s,
-            retry_on_timeout=True,
-            health_check_interval=health_check_interval_s,
-            socket_timeout=command_timeout_s,
-            socket_connect_timeout=command_timeout_s,
-            client_name=client_name,
-            **arguments,
-        )
+        return _redis_pool(url, arguments)
     except ValueError as error:
         raise ConfigError(
             f"REDIS_URL is {url!r}: {error}",
-            mend="Write redis://[user:password@]host[:port]/database.",
+            mend="Write redis://[user:password@]host[:port]/database, or "
+            "redis+sentinel://[user:password@]host[:port],host[:port]/NAME/database.",
         ) from error
+
+
+def _redis_pool(url: str, arguments: Mapping[str, Any]) -> BlockingConnectionPool:
+    if url.partition(":")[0].endswith("+sentinel"):
+        from tuneproof.resilience.sentinels import sentinel_pool
+
+        return sentinel_pool(url, **arguments)
+    from redis.asyncio import BlockingConnectionPool
+
+    return BlockingConnectionPool.from_url(url, **arguments)
 
 
 def _postgres_url(url: str | URL) -> URL:

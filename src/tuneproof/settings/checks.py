@@ -219,11 +219,24 @@ def address(field: str, value: object, schemes: Sequence[str]) -> None:
 def port(field: str, value: str) -> None:
     """Refuse an address whose host or port cannot be one; what is no address is left alone."""
     scheme, mark, rest = value.partition("://")
+    if scheme.endswith("+sentinel"):
+        sentinels(field, value)
+        return
     # A database's password may hold what ends a host elsewhere: then the host is behind its `@`.
     forms = (rest, rest.partition("@")[2])
     if mark and rest and not any(_has_port(f"{scheme}://{form}") for form in forms if form):
         rule = "must be an address, whose port is a number from 1 to 65535 where it has one"
         raise refuse(field, Url(value), rule)
+
+
+def sentinels(field: str, value: str) -> None:
+    """Refuse an address of Redis's Sentinels that lacks a host, a port or the primary's name."""
+    parts = urlsplit(value)
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if not parts.path.strip("/") or not all(h and _has_port(f"redis://{h}") for h in hosts):
+        rule = "must name each Sentinel, its port where that is not 26379, and the primary"
+        mend = "Write redis+sentinel://HOST:26379,HOST:26379/NAME/0."
+        raise refuse(field, Url(value), rule, mend=mend)
 
 
 def _has_port(address: str) -> bool:

@@ -103,7 +103,7 @@ class CacheConfig:
             schemes=("mem", "redis", "rediss", "unix"),
             env="REDIS_URL",
             argument="redis_url",
-            doc="or `redis://...`",
+            doc="or `redis://...`; by Sentinels `redis+sentinel://HOST:26379,HOST:26379/NAME/0`",
         ),
     )
     max_connections: int = option(

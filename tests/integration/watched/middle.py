@@ -20,6 +20,7 @@ from tuneproof.experiments import ModelRef
 from tuneproof.settings import CacheConfig, ServerConfig, TrackingConfig, Url
 from tuneproof.store import RunStatus
 
+CACHED = CacheConfig(enabled=True)
 BUDGETED = {"max_cost_usd_month": 100.0}
 PRICED = {"training_prices": {"base": 1.0}, "prices": {"base": [1.0, 2.0], "ft:": [1.0, 2.0]}}
 
@@ -50,13 +51,15 @@ class Watched:
 
 
 @asynccontextmanager
-async def in_the_middle_of_a_test(directory: Path, database: str) -> AsyncIterator[Watched]:
+async def in_the_middle_of_a_test(
+    directory: Path, database: str, *, cache: CacheConfig = CACHED
+) -> AsyncIterator[Watched]:
     """A service whose version was promoted, rolled out and taken back, and is tested again while
     the next one is trained; its base model is shut down soon, and something in it keeps dying."""
     provider, port = Provider(name="p"), free_port()
     async with open_providers(
         directory, database, provider, changes=BUDGETED, more=PRICED,
-        cache=CacheConfig(enabled=True), tracking=TrackingConfig(uri=Url("http://127.0.0.1:9")),
+        cache=cache, tracking=TrackingConfig(uri=Url("http://127.0.0.1:9")),
         server=ServerConfig(port=0, metrics_port=port),
     ) as loop:  # fmt: skip
         app, standing = loop.app, Standing(loop)
