@@ -58,8 +58,9 @@ class Post(NamedTuple):
     """One published output with its measured outcome: a row of the user's table.
 
     A tuple, not a dataclass: millions are made, and this takes a third of the time. `version`
-    is our version that wrote it, None for anybody else. `fields` holds further columns by the
-    words that the tasks' templates use.
+    is our version that wrote it, None for anybody else. `group` is the test or slot in which it
+    competed with others, None where nobody says. `fields` holds further columns by the words
+    that the tasks' templates use.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Post(NamedTuple):
     impressions: int | None = None
     clicks: int | None = None
     version: str | None = None
+    group: str | None = None
     fields: Mapping[str, Any] | None = None
 
     def text(self, column: str) -> str:

@@ -35,8 +35,8 @@ from tuneproof.curation.sift import (
     Dropped,
     Placed,
     Seen,
-    input_key,
     side_of,
+    split_key,
 )
 from tuneproof.errors import ConfigError, DataError
 
@@ -192,9 +192,8 @@ class _Curation:
         if post.id in self._options.erased:
             self._dropped.add("erased", post)
             return None
-        key = input_key(post, self._tasks)
         side = side_of(
-            key,
+            split_key(post, self._tasks),
             post.id,
             validation_share=self._options.validation_share,
             kept_back_share=self._options.kept_back_share,

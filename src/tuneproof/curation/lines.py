@@ -35,12 +35,16 @@ class ColumnText(NamedTuple):
 
 
 class TrainingLine(NamedTuple):
-    """An example: its bytes, its answer, and the fault of one of its texts."""
+    """An example: its bytes, its answer, and the fault of one of its texts.
+
+    `has_input` is false where the prompt is the same for every post.
+    """
 
     json: bytes
     answer: str
     fault: str | None
     tokens: int
+    has_input: bool
 
 
 class Cleaner:
@@ -91,12 +95,12 @@ class LineMaker:
         """The line for a post whose columns' texts are these."""
         answer = texts[self._completion]
         fault = answer.fault
-        empty = bool(self._columns)
+        empty = True
         for column in self._columns:
             found = texts[column]
             fault = found.fault if fault is None or found.fault == NOT_UTF8 else fault
             empty = empty and not found.text.strip()
-        if empty:
+        if empty and self._columns:
             prompt = self._empty
         else:
             parts = []
@@ -107,7 +111,7 @@ class LineMaker:
             prompt = b"".join(parts)
         line = b"".join((self._head, prompt, _MIDDLE, answer.json, _END))
         tokens = (len(prompt) // 4 or 1) + (len(answer.json) // 4 or 1) + self._about
-        return TrainingLine(line, answer.text, fault, tokens)
+        return TrainingLine(line, answer.text, fault, tokens, not empty)
 
 
 def _escaped(text: str) -> bytes:

@@ -1,14 +1,19 @@
-"""Preference pairs: two posts of the same input, of which one clearly did better.
+"""Preference pairs: two posts that competed, of which one clearly did better.
+
+Posts of one `group` competed, whatever they were asked, and nobody else: a house prompt that many
+tests share says nothing of who their readers were. Where no group is named, posts of the same
+input did, if they were published within some days of each other; a prompt that is the same for
+every post is no input. The pair's prompt is that of the better post.
 
 Outcomes differ clearly where the interval of the difference of the two rates lies above a
 margin: Newcombe's hybrid score interval (Statistics in Medicine 17, 1998, method 10) from the
 clicks and impressions of both, so posts without them give no pairs. Each line is
 `{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}`, the
 format of the fine-tuning wire's method `dpo`. The same rules as elsewhere say which posts are
-fit at all; the split is by input, so that no input is on both sides.
+fit at all; the split is by group or input, so that none is on both sides.
 
-Posts are kept by input until all are read: memory grows with the inputs, not with the posts,
-since of each input only the `kept` best and worst are held.
+Posts are kept by group or input until all are read: memory grows with these, not with the posts,
+since of each only the `kept` best and worst are held.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -28,8 +34,10 @@ from tuneproof.collection import NO_TIME, Collected, Curator, Post, TrainingData
 from tuneproof.curation.curate import CurationOptions
 from tuneproof.curation.files import DatasetFiles
 from tuneproof.curation.lines import Cleaner, LineMaker
-from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, Dropped, input_key, side_of
+from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, Dropped, side_of, split_key
 from tuneproof.errors import ConfigError
+
+_GROUP: Final = b"group\x1f"
 
 __all__ = ["PairOptions", "clear_difference", "curate_pairs", "pairs_curator"]
 
@@ -38,13 +46,15 @@ __all__ = ["PairOptions", "clear_difference", "curate_pairs", "pairs_curator"]
 class PairOptions:
     """When two outcomes differ clearly: the interval of `confidence` lies above `margin`.
 
-    `most` pairs are made of one input; `kept` posts of each end are looked at.
+    `most` pairs are made of one group or input; `kept` posts of each end are looked at. Without a
+    group, posts within `days` of each other competed.
     """
 
     margin: float = 0.0
     confidence: float = 0.95
     most: int = 4
     kept: int = 4
+    days: float = 7.0
     rules: CurationOptions = field(default_factory=CurationOptions)
 
     def __post_init__(self) -> None:
@@ -52,6 +62,10 @@ class PairOptions:
             raise ConfigError(
                 f"A margin of {self.margin} at a confidence of {self.confidence} cannot be.",
                 mend="A margin lies in 0–1, a confidence in 0.5–1.",
+            )
+        if not self.days > 0:
+            raise ConfigError(
+                f"Posts cannot be {self.days:g} days apart at most.", mend="Give more than 0 days."
             )
 
 
@@ -62,6 +76,8 @@ class _Answer:
     post_id: str
     clicks: int
     impressions: int
+    at: datetime
+    prompt: bytes
     messages: tuple[dict[str, Any], ...]
 
     @property
@@ -122,7 +138,8 @@ class _Pairing:
         self._makers = [LineMaker(task) for task in self._tasks]
         columns = (c for task in self._tasks for c in (*task.columns, task.completion))
         self._columns = tuple(dict.fromkeys(columns))
-        self._answers: dict[tuple[str, str, bytes], list[_Answer]] = {}
+        self._competed: dict[tuple[str, str, bytes], list[_Answer]] = {}
+        self._within = timedelta(days=options.days)
         self._posts = 0
         self._used: set[str] = set()
         self.files = DatasetFiles(collected.directory, [task.name for task in self._tasks])
@@ -150,9 +167,8 @@ class _Pairing:
         if post.id in rules.erased:
             self._dropped.add("erased", post)
             return None
-        key = input_key(post, self._tasks)
         side = side_of(
-            key,
+            split_key(post, self._tasks),
             post.id,
             validation_share=rules.validation_share,
             kept_back_share=rules.kept_back_share,
@@ -170,11 +186,15 @@ class _Pairing:
             reason = reason or ("too_short" if answer else "empty")
         if line.tokens > self._options.rules.max_tokens:
             reason = reason or "too_long"
+        if not post.group and not line.has_input:
+            reason = reason or "no_group"
         if reason is not None:
             self._dropped.add(reason, post, line.answer, maker.name)
             return
         messages = orjson.loads(line.json)["messages"]
-        found = self._answers.setdefault((maker.name, side, orjson.dumps(messages[:-1])), [])
+        prompt = orjson.dumps(messages[:-1])
+        among = _GROUP + post.group.encode("utf-8", "surrogatepass") if post.group else prompt
+        found = self._competed.setdefault((maker.name, side, among), [])
         assert post.impressions is not None
         assert post.clicks is not None
         found.append(
@@ -182,6 +202,8 @@ class _Pairing:
                 post_id=post.id,
                 clicks=post.clicks,
                 impressions=post.impressions,
+                at=post.ts,
+                prompt=prompt,
                 messages=(messages[-1],),
             )
         )
@@ -193,10 +215,11 @@ class _Pairing:
     def finish(self) -> TrainingDataBatch:
         """Pair what was kept, write the manifest, move the dataset into place."""
         counts: Counter[str] = Counter()
-        for (task, side, prompt), answers in sorted(self._answers.items()):
+        for (task, side, among), answers in sorted(self._competed.items()):
             lines, lineage = [], []
-            for better, worse in self._pairs(answers):
-                lines.append(_line(prompt, better, worse))
+            grouped = among.startswith(_GROUP)
+            for better, worse in self._pairs(answers, None if grouped else self._within):
+                lines.append(_line(better, worse))
                 lineage += [
                     f"{a.post_id},{task},{side},{a.rate!r}".encode() for a in (better, worse)
                 ]
@@ -223,12 +246,16 @@ class _Pairing:
             note="" if counts.total() else _why_none(self._options),
         )
 
-    def _pairs(self, answers: list[_Answer]) -> Iterator[tuple[_Answer, _Answer]]:
+    def _pairs(
+        self, answers: list[_Answer], within: timedelta | None
+    ) -> Iterator[tuple[_Answer, _Answer]]:
         """The clearest differences first; each post is in at most one pair, texts differ."""
         ranked = sorted(answers, key=_order)
         found = []
         for i, worse in enumerate(ranked):
             for better in ranked[i + 1 :]:
+                if within is not None and abs(better.at - worse.at) > within:
+                    continue
                 bound = clear_difference(
                     (better.clicks, better.impressions),
                     (worse.clicks, worse.impressions),
@@ -256,6 +283,7 @@ class _Pairing:
                 "margin": self._options.margin,
                 "confidence": self._options.confidence,
                 "most_of_one_input": self._options.most,
+                "days": self._options.days,
             },
             "tasks": {
                 task.name: {
@@ -278,10 +306,10 @@ def _order(answer: _Answer) -> tuple[float, str]:
     return answer.rate, answer.post_id
 
 
-def _line(prompt: bytes, better: _Answer, worse: _Answer) -> bytes:
+def _line(better: _Answer, worse: _Answer) -> bytes:
     return orjson.dumps(
         {
-            "input": {"messages": orjson.loads(prompt)},
+            "input": {"messages": orjson.loads(better.prompt)},
             "preferred_output": list(better.messages),
             "non_preferred_output": list(worse.messages),
         }
@@ -290,6 +318,7 @@ def _line(prompt: bytes, better: _Answer, worse: _Answer) -> bytes:
 
 def _why_none(options: PairOptions) -> str:
     return (
-        "No two posts of the same input differ clearly: pairs need impressions and clicks, and "
-        f"a difference above {options.margin:g} at {options.confidence:.0%} confidence."
+        "No two posts that competed differ clearly: pairs need posts of one group (or of one input "
+        f"within {options.days:g} days) with impressions and clicks, and a difference above "
+        f"{options.margin:g} at {options.confidence:.0%} confidence."
     )

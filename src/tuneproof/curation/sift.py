@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from tuneproof.collection import Post, Task
 
-__all__ = ["KEPT_BACK", "TRAIN", "VALIDATION", "Dropped", "Placed", "Seen", "input_key", "side_of"]
+__all__ = ["KEPT_BACK", "TRAIN", "VALIDATION", "Dropped", "Placed", "Seen", "side_of", "split_key"]
 
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"
@@ -111,17 +111,16 @@ class Placed:
 
 
 def side_of(
-    input_key: str, unit: str, *, validation_share: float = 0.1, kept_back_share: float = 0.05
+    split_key: str, unit: str, *, validation_share: float = 0.1, kept_back_share: float = 0.05
 ) -> str:
     """The side of an example: `train`, `validation` or `kept_back`.
 
-    The input decides between training and validation, by hash, the same in every cycle: what
-    was held out once is never trained on. The unit decides, likewise, whether it is used at
-    all.
+    The key decides between training and validation, by hash, the same in every cycle: what was
+    held out once is never trained on. The unit decides, likewise, whether it is used at all.
     """
     if kept_back_share and _share("kept back\x1f", unit) < kept_back_share:
         return KEPT_BACK
-    return VALIDATION if _share("split\x1f", input_key) < validation_share else TRAIN
+    return VALIDATION if _share("split\x1f", split_key) < validation_share else TRAIN
 
 
 @lru_cache(maxsize=64)
@@ -131,13 +130,17 @@ def root_columns(tasks: tuple[Task, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(c for t in tasks for c in t.columns if c not in written))
 
 
-def input_key(post: Post, tasks: tuple[Task, ...]) -> str:
-    """What the split goes by: the post's inputs that no task writes, whatever their case.
+def split_key(post: Post, tasks: tuple[Task, ...]) -> str:
+    """What the split goes by: the group in which the post competed, else its inputs.
 
-    A `body` is asked for by its `hook`, which itself is an answer to `original_input`: so all
-    examples of a post fall on one side, and with them those of all posts with the same input.
-    A post without any input goes by what it answered.
+    Of the inputs those that no task writes count, whatever their case. A `body` is asked for by its
+    `hook`, which itself is an answer to `original_input`: so all examples of a post fall on one
+    side, and with them those of all posts with the same input. A post without any input goes by
+    what it answered. Posts of one group fall on one side whatever they answer; an input that
+    many groups share, such as a house prompt, stands on both.
     """
+    if post.group:
+        return f"group\x1f{post.group}"
     text = "\x1f".join([post.text(column) for column in root_columns(tasks)]).strip("\x1f \n\t")
     if not text:
         text = "\x1f".join(post.text(task.completion) for task in tasks)

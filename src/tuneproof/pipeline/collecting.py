@@ -107,7 +107,9 @@ def collector(
     pairs = config.method == "dpo"
     if pairs:
         config = replace(config, engagement_threshold=0.0, top_share=None, max_records=None)
-    options = PairOptions(margin=config.pair_margin, confidence=config.pair_confidence)
+    options = PairOptions(
+        margin=config.pair_margin, confidence=config.pair_confidence, days=config.pair_days
+    )
     return DataCollector.of(
         config,
         source=source,

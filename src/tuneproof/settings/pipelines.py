@@ -230,6 +230,15 @@ class PipelineConfig(Declaration):
     pair_confidence: float = option(
         0.95, training(at_least=0.5, at_most=0.9999, doc="`dpo`: how sure that difference must be")
     )
+    pair_days: float = option(
+        7,
+        training(
+            above=0,
+            at_most=36_500,
+            doc="`dpo`: how many days apart two posts of the same input may be, where no `group` "
+            "says which posts competed",
+        ),
+    )
     search: Mapping[str, tuple[int | float, ...]] | None = option(
         None, training(rule=_search, doc="hyperparameters to try: `{ n_epochs = [1, 3] }`")
     )

@@ -12,6 +12,7 @@ from tuneproof.errors import DataError
 __all__ = ["Times", "instant", "maker"]
 
 _WORDS = Post._fields[:-1]
+_TEXTS = ("persona_id", "original_input", "hook", "body", "version", "group")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -19,7 +20,7 @@ def maker(words: Sequence[str]) -> Callable[[Sequence[Any]], Post]:
     """What makes a post of a row whose values stand in the order of `words`."""
     places = [words.index(word) if word in words else None for word in _WORDS]
     further = [(word, place) for place, word in enumerate(words) if word not in _WORDS]
-    text = {_WORDS.index(w) for w in ("persona_id", "original_input", "hook", "body", "version")}
+    text = {_WORDS.index(w) for w in _TEXTS}
 
     def make(row: Sequence[Any]) -> Post:
         values = [None if place is None else row[place] for place in places]

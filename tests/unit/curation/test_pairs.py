@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,59 @@ def test_impossible_options_are_refused() -> None:
         PairOptions(margin=2)
     with pytest.raises(ConfigError):
         PairOptions(confidence=1)
+
+
+def grouped(number: int, group: str, clicks: int, topic: str = "the house prompt") -> Post:
+    return made(number, topic, clicks)._replace(group=group)
+
+
+async def test_pairs_are_made_within_a_group_only_whatever_the_prompt(tmp_path: Path) -> None:
+    posts = [
+        p
+        for i in range(60)
+        for p in (
+            grouped(3 * i, f"test {i}", 150, f"angle {i}"),
+            grouped(3 * i + 1, f"test {i}", 20),
+            grouped(3 * i + 2, f"lonely {i}", 90),  # same prompt, other readers
+        )
+    ]
+    batch = await paired(tmp_path, posts)
+    found = lines(batch)
+    assert 30 < len(found) <= 60
+    for line in found:
+        asked = line["input"]["messages"][0]["content"]  # type: ignore[index,call-overload]
+        number = 3 * int(asked.removeprefix("angle "))
+        assert line["preferred_output"][0]["content"].startswith(f"Hook {number} ")  # type: ignore[index]
+        assert line["non_preferred_output"][0]["content"].startswith(f"Hook {number + 1} ")  # type: ignore[index]
+
+
+async def test_a_group_is_on_one_side_though_its_inputs_differ(tmp_path: Path) -> None:
+    posts = [
+        p
+        for i in range(300)
+        for p in (grouped(2 * i, f"test {i}", 150, f"a {i}"), grouped(2 * i + 1, f"test {i}", 20))
+    ]
+    batch = await paired(tmp_path, posts)
+    lineage = Path(batch.manifest_path).with_name("lineage.csv").read_text().splitlines()[1:]
+    sides: dict[int, set[str]] = {}
+    for post_id, _, side, _ in (row.split(",") for row in lineage):
+        sides.setdefault(int(post_id) // 2, set()).add(side)
+    assert all(len(found) == 1 for found in sides.values())
+    assert {"train", "validation"} == {next(iter(found)) for found in sides.values()}
+
+
+async def test_an_empty_input_is_no_group_and_inputs_are_bounded_in_time(tmp_path: Path) -> None:
+    empty = [made(2 * i, "", 150) for i in range(40)] + [made(2 * i + 1, "", 20) for i in range(40)]
+    batch = await paired(tmp_path, empty)
+    assert batch.total_records == 0
+    assert batch.dropped["no_group"] > 60
+    assert "one group" in batch.note
+    apart = [
+        p._replace(ts=T0 + timedelta(days=9 * place))
+        for i in range(60)
+        for place, p in enumerate((made(2 * i, f"t {i}", 150), made(2 * i + 1, f"t {i}", 20)))
+    ]
+    assert (await paired(tmp_path, apart)).total_records == 0
+    assert (await paired(tmp_path, apart, PairOptions(days=10))).total_records > 30
+    with pytest.raises(ConfigError, match="0 days apart"):
+        PairOptions(days=0)
