@@ -1,23 +1,44 @@
 """Judging texts: offline before any user sees a version, and online while a test runs.
 
-`gate` checks a trained version on held-out examples; `scorers` is what a scorer is and the texts
-that are scored online, `judge` a scorer that asks a model. None of them knows a database.
+`gate` checks a trained version on held-out examples. `published` reads what came of posts,
+`outcomes` learns from them which of two answers does better (`texts`: what it sees of one), and
+`comparing` asks that of candidate and baseline. `scorers` is what a scorer is and the texts that
+are scored online, `judge` a scorer that asks a model. None of them knows a database.
 """
 
-from tuneproof.evaluation.gate import Gate, GateReport, Sample
+from tuneproof.evaluation.comparing import Asked, Prediction, predict
+from tuneproof.evaluation.gate import Gate, GateReport, Sample, inputs_of
 from tuneproof.evaluation.judge import Judge, read_score
+from tuneproof.evaluation.outcomes import (
+    OutcomeModel,
+    OutcomeReport,
+    Published,
+    WinRate,
+    fit_outcomes,
+)
+from tuneproof.evaluation.published import outcome_models
 from tuneproof.evaluation.scorers import Messages, Scored, Scorer, Text, ask, sampled
 
 __all__ = [
+    "Asked",
     "Gate",
     "GateReport",
     "Judge",
     "Messages",
+    "OutcomeModel",
+    "OutcomeReport",
+    "Prediction",
+    "Published",
     "Sample",
     "Scored",
     "Scorer",
     "Text",
+    "WinRate",
     "ask",
+    "fit_outcomes",
+    "inputs_of",
+    "outcome_models",
+    "predict",
     "read_score",
     "sampled",
 ]

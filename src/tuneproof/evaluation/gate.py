@@ -1,7 +1,13 @@
 """The gate: the offline check before any user sees a version.
 
-Held-out loss against the base model, checks of sampled outputs, and whatever scorers the
-user brings. A version that fails is rejected and never served. Knows no database.
+Likelihood of held-out answers against the base model, checks of sampled outputs, and whatever
+scorers the user brings; `comparing` adds whether the answers would win. A version that fails is
+rejected and never served. Knows no database.
+
+What likelihood must do depends on the training. Supervised training raises that of good answers,
+so the held-out loss must fall. Training on preferences lowers it for better and worse answers
+alike, the worse ones more: there the better ones must gain on the worse ones, and the loss may
+not explode.
 """
 
 from __future__ import annotations
@@ -13,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneproof.errors import DataError
+from tuneproof.evaluation.comparing import Prediction
 from tuneproof.evaluation.scorers import Messages, Scorer, ask
 from tuneproof.training import Completion, ModelVersion, Provider, Score
 
@@ -24,6 +31,11 @@ SPECIAL_TOKENS = ("<|", "|>", "<s>", "</s>", "[INST]", "\x00")
 
 MAX_BAD_SHARE = 0.1
 """The share of sampled outputs that may fail a check before the gate does."""
+
+MAX_LINES = 100_000
+
+MAX_LOSS_RISE = 0.25
+"""By what share preference training may raise the loss of the better answers over the base's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +52,10 @@ class GateReport:
     """What the gate saw. Losses are nats per token of the held-out replies.
 
     `improvement` is the share by which the loss fell below the base's (0.1 = 10 %); None
-    where the provider cannot score, which the reason says.
+    where the provider cannot score, which the reason says. Of held-out pairs, `pair_accuracy` is
+    the share in which the better answer gained on the worse one, and `pair_margin` by how many
+    nats in the mean; both None where there are no pairs. `predictions` say of each task how often
+    the answers are expected to win.
     """
 
     passed: bool
@@ -51,6 +66,31 @@ class GateReport:
     improvement: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    pair_accuracy: float | None = None
+    pair_margin: float | None = None
+    predictions: tuple[Prediction, ...] = ()
+
+
+class _Line(NamedTuple):
+    """A held-out chat with its answer; of a pair the better one, and `worse` with the other."""
+
+    chat: Messages
+    worse: Messages | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gain:
+    """How many nats the better answer of each held-out pair gained on the worse one."""
+
+    margins: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.margins) / len(self.margins)
+
+    @property
+    def accuracy(self) -> float:
+        return sum(margin > 0 for margin in self.margins) / len(self.margins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,31 +146,39 @@ class Gate:
         """Judge a trained version. Raises `DataError` when the held-out file is unreadable."""
         if version.model_id is None:
             return GateReport(passed=False, reason="The version has no model: its job never ended.")
-        examples = _read(Path(validation_path), self._max_heldout)
-        if not examples:
+        lines = _read(Path(validation_path), self._max_heldout)
+        if not lines:
             return GateReport(
                 passed=False, reason="The held-out set is empty: nothing can be checked."
             )
+        examples = [line.chat for line in lines]
         loss = await self._loss(version.model_id, examples)
         base = await self._loss(version.base_model, examples) if loss else None
+        gain = await self._gain(version, lines) if base else None
         samples = await self._sample(version.model_id, examples[: self._samples])
         scores = await self._score(examples, samples)
-        faults = self._faults(loss, base, samples, scores)
+        faults = [
+            *self._unlikely(loss, base, gain),
+            *_unfit(samples),
+            *self._low(scores),
+        ]
         improvement = 1 - loss.mean / base.mean if loss and base and base.mean > 0 else None
         return GateReport(
             passed=not faults,
-            reason=" ".join(faults) or _praise(loss, base, improvement, len(samples)),
+            reason=" ".join(faults) or _praise(loss, base, gain, len(samples)),
             heldout_examples=len(examples),
             heldout_loss=loss.mean if loss else None,
             base_heldout_loss=base.mean if base else None,
             improvement=improvement,
             scores={name: mean.value for name, mean in scores.items()},
             samples=tuple(samples),
+            pair_accuracy=gain.accuracy if gain else None,
+            pair_margin=gain.mean if gain else None,
         )
 
     async def heldout_loss(self, model: str, validation_path: Path | str) -> float | None:
         """A model's loss on held-out examples, nats per token; None where nobody can score."""
-        examples = _read(Path(validation_path), self._max_heldout)
+        examples = [line.chat for line in _read(Path(validation_path), self._max_heldout)]
         loss = await self._loss(model, examples) if examples else None
         return loss.mean if loss else None
 
@@ -140,6 +188,23 @@ class Gate:
         if len(scores) < len(examples) or not (tokens := sum(s.tokens for s in scores)):
             return None
         return _Loss(tokens=tokens, nats=-math.fsum(s.logprob for s in scores))
+
+    async def _gain(self, version: ModelVersion, lines: Sequence[_Line]) -> _Gain | None:
+        """The reward of direct preference optimisation without its factor, better less worse."""
+        pairs = [(line.chat, line.worse) for line in lines if line.worse is not None]
+        if not pairs or version.model_id is None:
+            return None
+        tuned, base = version.model_id, version.base_model
+
+        async def margin(better: Messages, worse: Messages) -> float | None:
+            asked = [(tuned, better), (base, better), (tuned, worse), (base, worse)]
+            found = await asyncio.gather(*(self._one_score(*one) for one in asked))
+            scores = [score.logprob for score in found if score is not None]
+            return (scores[0] - scores[1]) - (scores[2] - scores[3]) if len(scores) == 4 else None
+
+        found = await asyncio.gather(*(margin(*pair) for pair in pairs))
+        margins = tuple(one for one in found if one is not None)
+        return _Gain(margins=margins) if margins else None
 
     async def _one_score(self, model: str, messages: Messages) -> Score | None:
         async with self._slots:
@@ -196,26 +261,33 @@ class Gate:
             except DataError as error:
                 return error.message
 
-    def _faults(
-        self,
-        loss: _Loss | None,
-        base: _Loss | None,
-        samples: Sequence[Sample],
-        scores: Mapping[str, _Mean],
-    ) -> list[str]:
-        faults = []
-        if loss and base and loss.mean >= base.mean * (1 - self._min_improvement):
-            faults.append(
+    def _unlikely(self, loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list[str]:
+        """What is wrong with the likelihood of the held-out answers."""
+        if not loss or not base:
+            return []
+        if gain is None:
+            if loss.mean < base.mean * (1 - self._min_improvement):
+                return []
+            return [
                 f"The held-out loss {loss.mean:.3f} is not at least {self._min_improvement:.1%} "
                 f"below the base model's {base.mean:.3f}."
-            )
-        bad = [s for s in samples if s.faults]
-        if samples and len(bad) > MAX_BAD_SHARE * len(samples):
-            kinds = sorted({f for s in bad for f in s.faults})
+            ]
+        faults = []
+        if gain.mean <= 0:
             faults.append(
-                f"{len(bad)} of {len(samples)} sampled outputs fail a check ({', '.join(kinds)}); "
-                f"{MAX_BAD_SHARE:.0%} may."
+                f"The better answers of {len(gain.margins)} held-out pairs did not gain on the "
+                f"worse ones ({gain.mean:+.3f} nats in the mean, {gain.accuracy:.0%} of the pairs)."
             )
+        if loss.mean > base.mean * (1 + MAX_LOSS_RISE):
+            faults.append(
+                f"The held-out loss {loss.mean:.3f} is more than {MAX_LOSS_RISE:.0%} above the "
+                f"base model's {base.mean:.3f}: the model lost its language."
+            )
+        return faults
+
+    def _low(self, scores: Mapping[str, _Mean]) -> list[str]:
+        """Which scorers did not score, or gave too little."""
+        faults = []
         for name, mean in scores.items():
             if len(mean.unscored) > MAX_BAD_SHARE * mean.asked:
                 faults.append(
@@ -229,30 +301,54 @@ class Gate:
         return faults
 
 
-def _praise(loss: _Loss | None, base: _Loss | None, improvement: float | None, samples: int) -> str:
-    if loss and base and improvement is not None:
+def _unfit(samples: Sequence[Sample]) -> list[str]:
+    """Whether too many of the sampled outputs fail a check."""
+    bad = [sample for sample in samples if sample.faults]
+    if len(bad) <= MAX_BAD_SHARE * len(samples):
+        return []
+    kinds = sorted({fault for sample in bad for fault in sample.faults})
+    return [
+        f"{len(bad)} of {len(samples)} sampled outputs fail a check ({', '.join(kinds)}); "
+        f"{MAX_BAD_SHARE:.0%} may."
+    ]
+
+
+def _praise(loss: _Loss | None, base: _Loss | None, gain: _Gain | None, samples: int) -> str:
+    fine = f"{samples} sampled outputs pass their checks"
+    if not loss or not base or not base.mean > 0:
+        return f"{fine}; this provider cannot score held-out text, so the loss was not compared."
+    if gain is not None:
         return (
-            f"The held-out loss fell {improvement:.1%}, from {base.mean:.3f} to {loss.mean:.3f} "
-            f"nats per token; {samples} sampled outputs pass their checks."
+            f"The better answers gained on the worse ones in {gain.accuracy:.0%} of "
+            f"{len(gain.margins)} held-out pairs, {gain.mean:+.3f} nats in the mean; {fine}."
         )
     return (
-        f"{samples} sampled outputs pass their checks; this provider cannot score held-out "
-        "text, so the loss was not compared."
+        f"The held-out loss fell {1 - loss.mean / base.mean:.1%}, from {base.mean:.3f} to "
+        f"{loss.mean:.3f} nats per token; {fine}."
     )
 
 
-def _chat(line: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chat of an example; of a preference the one with the preferred answer."""
+def _line(line: dict[str, Any]) -> _Line:
     if "messages" in line:
-        found: list[dict[str, Any]] = line["messages"]
-        return found
-    return [*line["input"]["messages"], *line["preferred_output"]]
+        return _Line(line["messages"], None)
+    asked = line["input"]["messages"]
+    return _Line([*asked, *line["preferred_output"]], [*asked, *line["non_preferred_output"]])
 
 
-def _read(path: Path, most: int) -> list[list[dict[str, Any]]]:
+def inputs_of(path: Path | str, most: int) -> list[Messages]:
+    """The chats of a held-out file without their answers, each once, at most so many.
+
+    Raises `DataError` where the file is unreadable.
+    """
+    chats = (line.chat[:-1] for line in _read(Path(path), MAX_LINES))
+    once = {json.dumps(chat, sort_keys=True): chat for chat in chats}
+    return list(islice(once.values(), most))
+
+
+def _read(path: Path, most: int) -> list[_Line]:
     try:
         with path.open(encoding="utf-8") as file:
-            return [_chat(json.loads(line)) for line in islice(file, most)]
+            return [_line(json.loads(line)) for line in islice(file, most)]
     except (OSError, ValueError, KeyError) as e:
         raise DataError(
             f"The held-out file {path} cannot be read: {e}.",

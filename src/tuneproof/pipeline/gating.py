@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import NamedTuple, cast
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
-from tuneproof.evaluation import Gate, GateReport, Scorer
-from tuneproof.experiments import model_ref
+from tuneproof.evaluation import (
+    Asked,
+    Gate,
+    GateReport,
+    OutcomeModel,
+    Prediction,
+    Scorer,
+    inputs_of,
+    outcome_models,
+    predict,
+)
+from tuneproof.experiments import ModelRef, model_ref
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
@@ -67,8 +77,57 @@ class GateStage:
         )
         report = await gate.check(version, batch.validation_path)
         if report.passed:
+            report = after_comparing(
+                report, await self._predicted(version, batch), run.config.gate_min_win_rate
+            )
+        if report.passed:
             await self._ensure_answers(version)
         return report
+
+    async def _predicted(
+        self, version: ModelVersion, batch: TrainingDataBatch
+    ) -> tuple[Prediction, ...]:
+        """How often the version's answers are expected to win, of each task that may be asked."""
+        run, config = self._run, self._run.config
+        if not config.gate_compared or version.model_id is None or not run.parts.asks(config.tasks):
+            return ()
+        models = await self._outcomes(batch)
+        baseline = await model_in_use(run, version.base_model)
+        candidate = Asked(provider=await answering(run, version), model=version.model_id)
+        rival = Asked(provider=await self._serving(baseline), model=baseline.model_id)
+        return tuple(
+            [
+                await predict(
+                    task,
+                    models[task],
+                    candidate,
+                    rival,
+                    inputs_of(batch.datasets[task].validation_path, config.gate_compared),
+                    seed=config.seed,
+                )
+                for task in batch.datasets
+            ]
+        )
+
+    async def _outcomes(self, batch: TrainingDataBatch) -> dict[str, OutcomeModel]:
+        run, config = self._run, self._run.config
+        source = run.parts.source(config, run.arguments.posts)
+        try:
+            return await outcome_models(
+                source,
+                [run.parts.tasks[name] for name in batch.datasets],
+                batch.window.until,
+                days=max(config.gate_outcome_days, config.days_back),
+                pair_days=config.pair_days,
+            )
+        finally:
+            await source.close()
+
+    async def _serving(self, model: ModelRef) -> Provider:
+        parts = self._run.parts
+        if parts.serves is None:
+            return parts.provider(model.provider or self._run.config.provider)
+        return await parts.serves(model)
 
     async def _ensure_answers(self, version: ModelVersion) -> None:
         """Both models that users are about to meet answer."""
@@ -99,6 +158,12 @@ class GateStage:
             "heldout_examples": report.heldout_examples,
             "reason": report.reason,
             "samples": [{"prompt": s.prompt, "text": s.text} for s in report.samples[:5]],
+            **_pairs(report),
+            **(
+                {"predictions": [_said(one) for one in report.predictions]}
+                if report.predictions
+                else {}
+            ),
             **({"candidates": [_of_candidate(one) for one in judged]} if len(judged) > 1 else {}),
         }
         status = StageStatus.COMPLETED if report.passed else StageStatus.FAILED
@@ -129,6 +194,21 @@ async def answering(run: RunContext, version: ModelVersion) -> Provider:
     return await run.parts.serves(model_ref(version))
 
 
+def after_comparing(
+    report: GateReport, predictions: tuple[Prediction, ...], least: float
+) -> GateReport:
+    """The report with what is expected of the answers; it fails where too little is."""
+    short = [one for one in predictions if one.falls_short(least)]
+    said = " ".join(one.sentence() for one in predictions)
+    if not short:
+        return replace(report, predictions=predictions, reason=f"{report.reason} {said}".rstrip())
+    why = (
+        f"{' '.join(one.sentence() for one in short)} The lower bound may not be below "
+        f"gate.min_win_rate, {least:.0%}."
+    )
+    return replace(report, passed=False, predictions=predictions, reason=why)
+
+
 def _after(version: ModelVersion, report: GateReport) -> ModelVersion:
     return replace(
         version,
@@ -136,6 +216,16 @@ def _after(version: ModelVersion, report: GateReport) -> ModelVersion:
         heldout_loss=report.heldout_loss,
         base_heldout_loss=report.base_heldout_loss,
     )
+
+
+def _pairs(report: GateReport) -> dict[str, object]:
+    if report.pair_accuracy is None:
+        return {}
+    return {"pair_accuracy": report.pair_accuracy, "pair_margin": report.pair_margin}
+
+
+def _said(prediction: Prediction) -> dict[str, object]:
+    return {**asdict(prediction), "sentence": prediction.sentence()}
 
 
 def _of_candidate(judged: Judged) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tuneproof import workflow
 from tuneproof.collection import Dataset, Source, Task, TrainingDataBatch, Window
-from tuneproof.evaluation import GateReport, Sample, Scorer
+from tuneproof.evaluation import GateReport, OutcomeReport, Prediction, Sample, Scorer
 from tuneproof.experiments import (
     ABTest,
     Arm,
@@ -391,10 +391,12 @@ workflow.register(
     Look,
     ModelRef,
     ModelVersion,
+    OutcomeReport,
     Part,
     PipelineConfig,
     PipelineResult,
     Plan,
+    Prediction,
     JobProgress,
     RunArguments,
     Sample,

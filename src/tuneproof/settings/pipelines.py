@@ -286,6 +286,35 @@ class PipelineConfig(Declaration):
         20,
         gate(key="samples", at_least=0, at_most=10**6, doc="outputs that are sampled and checked"),
     )
+    gate_compared: int = option(
+        100,
+        gate(
+            key="compared",
+            at_least=0,
+            at_most=10_000,
+            doc="held-out inputs of each task that candidate and baseline both answer, for the "
+            "[outcome model](../how-to/what-it-learns.md) to judge; 0: none",
+        ),
+    )
+    gate_min_win_rate: float = option(
+        0.45,
+        gate(
+            key="min_win_rate",
+            at_least=0,
+            at_most=1,
+            doc="the least lower bound of how often the candidate's answers are expected to do "
+            "better than the baseline's",
+        ),
+    )
+    gate_outcome_days: float = option(
+        90,
+        gate(
+            key="outcome_days",
+            above=0,
+            at_most=CENTURY_DAYS,
+            doc="from the posts of how many days the outcome model learns",
+        ),
+    )
     gate_scorers: tuple[str, ...] = option(
         (),
         gate(

@@ -1,0 +1,87 @@
+"""What came of the posts until now, as a model of each task's outcomes, for the gate."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from tuneproof.collection import NO_TIME, Post, PostQuery, Source, Task, Window
+from tuneproof.evaluation.outcomes import OutcomeModel, Published, fit_outcomes
+
+__all__ = ["MOST_POSTS", "outcome_models", "published_of"]
+
+MOST_POSTS = 5_000
+"""How many posts of a task are learnt from; of more a sample, whole groups by hash."""
+
+
+async def outcome_models(
+    source: Source, tasks: Sequence[Task], until: datetime, *, days: float, pair_days: float
+) -> dict[str, OutcomeModel]:
+    """A model of each task from the rated posts of the `days` before `until`.
+
+    Raises as the source does: `DataError`, `StoreUnavailableError`.
+    """
+    columns = tuple(dict.fromkeys(c for task in tasks for c in (*task.columns, task.completion)))
+    query = PostQuery(
+        window=Window(since=until - timedelta(days=days), until=until),
+        threshold=0.0,
+        max_records=None,
+        columns=columns,
+    )
+    kept = {task.name: _Kept() for task in tasks}
+    async for chunk in source.posts(query):
+        for post in chunk:
+            for task in tasks:
+                found = published_of(post, task, pair_days)
+                if found is not None:
+                    kept[task.name].add(post.id, found)
+    return {
+        name: await asyncio.to_thread(fit_outcomes, one.published) for name, one in kept.items()
+    }
+
+
+def published_of(post: Post, task: Task, pair_days: float) -> Published | None:
+    """A post as an answer to a task; None where it has no time, no answer or no usable rate.
+
+    Without a `group`, posts of the same input competed that were published in the same `pair_days`.
+    """
+    rate, text = post.engagement_rate, post.text(task.completion)
+    if rate is None or not 0 <= rate <= 1 or post.ts == NO_TIME or not text.strip():
+        return None
+    impressions = post.impressions if post.impressions and post.impressions > 0 else None
+    return Published(text, _competed_in(post, task, pair_days), rate, impressions)
+
+
+def _competed_in(post: Post, task: Task, pair_days: float) -> str:
+    if post.group:
+        return f"group\x1f{post.group}"
+    if not any(post.text(column).strip() for column in task.columns):
+        return ""
+    turn = int(post.ts.timestamp() // (pair_days * 86_400))
+    return f"input\x1f{turn}\x1f{task.request(post)}"
+
+
+class _Kept:
+    """Posts, thinned by whole groups each time that they are too many; in whatever order they come
+    the same are kept."""
+
+    def __init__(self) -> None:
+        self._posts: dict[str, tuple[int, Published]] = {}
+        self._every = 1
+
+    def add(self, post_id: str, published: Published) -> None:
+        code = zlib.crc32((published.group or post_id).encode("utf-8", "surrogatepass"))
+        if code % self._every:
+            return
+        self._posts[post_id] = code, published
+        while len(self._posts) > MOST_POSTS:
+            self._every *= 2
+            self._posts = {
+                key: one for key, one in self._posts.items() if one[0] % self._every == 0
+            }
+
+    @property
+    def published(self) -> Sequence[Published]:
+        return [one for _, one in self._posts.values()]
