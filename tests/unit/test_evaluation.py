@@ -77,7 +77,11 @@ async def test_loss_must_fall_by_the_required_share(
     [
         ("", "empty"),
         ("hi <|im_end|>", "contains a special token"),
-        ("long " * 5000, "longer than 20000 characters"),
+        (" ".join(map(str, range(5000))), "longer than 20000 characters"),
+        ("?! …", "has no words"),
+        ("no " * 9, "repeats itself"),
+        ("buy it now and " * 6, "repeats itself"),
+        ("wow" + "!" * 30, "repeats itself"),
     ],
 )
 async def test_bad_outputs_fail_and_are_named(tmp_path: Path, text: str, fault: str) -> None:
@@ -132,3 +136,65 @@ async def test_broken_heldout_file_is_an_error_that_names_it(tmp_path: Path, con
     path.write_text(content)
     with pytest.raises(DataError, match=r"broken\.jsonl cannot be read"):
         await Gate(provider(tuned=2.0)).check(VERSION, path)
+
+
+def preferences(directory: Path, lines: int = 30) -> Path:
+    path = directory / "pairs.jsonl"
+    made = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"about {i}"}]},
+            "preferred_output": [{"role": "assistant", "content": f"better {i}"}],
+            "non_preferred_output": [{"role": "assistant", "content": f"worse {i}"}],
+        }
+        for i in range(lines)
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in made))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "passed", "said"),
+    [
+        (3.2, 4.5, True, "gained on the worse ones in 100% of 30 held-out pairs, +2.600 nats"),
+        (3.0, 3.0, False, "did not gain on the worse ones (+0.000 nats in the mean, 0%"),
+        (3.5, 3.1, False, "did not gain on the worse ones (-0.800 nats"),
+        (
+            4.5,
+            9.0,
+            False,
+            "more than 25% above the base model's 3.000: the model lost its language",
+        ),
+    ],
+)
+async def test_preferences_are_judged_by_what_the_better_answers_gained(
+    tmp_path: Path, better: float, worse: float, passed: bool, said: str
+) -> None:
+    """Their likelihood falls in such training, and says nothing."""
+
+    def score(model: str, messages: Messages) -> Score:
+        tuned = better if messages[-1]["content"].startswith("better") else worse
+        return Score(tokens=2, logprob=-2 * (tuned if model.startswith("ft:") else 3.0))
+
+    made = MemoryProvider(
+        base_models=("base", "ft:base:x"), score=score, answer=lambda m, messages, i: "fine words"
+    )
+    report = await Gate(made).check(VERSION, preferences(tmp_path))
+    assert report.passed is passed
+    assert said in report.reason
+    assert report.pair_accuracy == (1.0 if worse > better else 0.0)
+    assert report.pair_margin == pytest.approx(2 * (worse - better))
+
+
+async def test_a_model_that_only_copies_fails_and_some_copies_are_shown(tmp_path: Path) -> None:
+    training = heldout(tmp_path)
+    (tmp_path / "held").mkdir()
+    held = heldout(tmp_path / "held")
+    made = provider(tuned=2.0)
+    for share, passed in ((1, False), (4, True)):
+        made._answer = lambda m, messages, i, share=share: (
+            "Reply 7!" if int(messages[-1]["content"].split()[-1]) % share == 0 else "of its own"
+        )
+        report = await Gate(made).check(VERSION, held, training)
+        assert report.passed is passed, report.reason
+        assert report.samples[0].faults == ("copies a training line",)
+    assert (await Gate(made).check(VERSION, held)).samples[0].faults == ()

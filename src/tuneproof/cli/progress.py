@@ -94,7 +94,8 @@ def _collect(detail: Mapping[str, Any]) -> str:
     if "posts" not in detail:
         return str(detail.get("reason", ""))
     since, until = str(detail.get("since"))[:10], str(detail.get("until"))[:10]
-    return f"{detail['posts']:,} posts that did well, {since} to {until}"
+    posts = "rated posts" if detail.get("method") == "dpo" else "posts that did well"
+    return f"{detail['posts']:,} {posts}, {since} to {until}"
 
 
 def _curate(detail: Mapping[str, Any]) -> str:
@@ -102,7 +103,8 @@ def _curate(detail: Mapping[str, Any]) -> str:
         return str(detail.get("reason", ""))
     kept = ", ".join(f"{count:,} {task}" for task, count in detail["examples"].items())
     dropped = ", ".join(f"{n:,} {why}" for why, n in (detail.get("dropped") or {}).items() if n)
-    return f"{kept} examples; dropped: {dropped or 'none'}"
+    made = "pairs" if detail.get("method") == "dpo" else "examples"
+    return f"{kept} {made}; dropped: {dropped or 'none'}"
 
 
 def _train(detail: Mapping[str, Any]) -> str:

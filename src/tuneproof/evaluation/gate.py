@@ -16,21 +16,22 @@ import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneproof.errors import DataError
 from tuneproof.evaluation.comparing import Prediction
+from tuneproof.evaluation.faults import COPIED, faults_of, normal
 from tuneproof.evaluation.scorers import Messages, Scorer, ask
-from tuneproof.training import Completion, ModelVersion, Provider, Score
-
-SPECIAL_TOKENS = ("<|", "|>", "<s>", "</s>", "[INST]", "\x00")
-"""What a served text must not contain: marks of a template that leaked."""
+from tuneproof.training import ModelVersion, Provider, Score
 
 MAX_BAD_SHARE = 0.1
 """The share of sampled outputs that may fail a check before the gate does."""
+
+MAX_COPIED_SHARE = 0.5
+"""The share of sampled outputs that may be copies of answers that were trained on."""
 
 MAX_LINES = 100_000
 
@@ -142,8 +143,16 @@ class Gate:
         self._seed = seed
         self._slots = asyncio.Semaphore(concurrency)
 
-    async def check(self, version: ModelVersion, validation_path: Path | str) -> GateReport:
-        """Judge a trained version. Raises `DataError` when the held-out file is unreadable."""
+    async def check(
+        self,
+        version: ModelVersion,
+        validation_path: Path | str,
+        training_path: Path | str | None = None,
+    ) -> GateReport:
+        """Judge a trained version; by its training file, too, whether it copies what it learnt.
+
+        Raises `DataError` when a file is unreadable.
+        """
         if version.model_id is None:
             return GateReport(passed=False, reason="The version has no model: its job never ended.")
         lines = _read(Path(validation_path), self._max_heldout)
@@ -156,6 +165,8 @@ class Gate:
         base = await self._loss(version.base_model, examples) if loss else None
         gain = await self._gain(version, lines) if base else None
         samples = await self._sample(version.model_id, examples[: self._samples])
+        if training_path is not None:
+            samples = await asyncio.to_thread(_with_copies, samples, Path(training_path))
         scores = await self._score(examples, samples)
         faults = [
             *self._unlikely(loss, base, gain),
@@ -217,22 +228,10 @@ class Gate:
                     model, messages[:-1], max_tokens=400, seed=self._seed + index
                 )
             prompt = messages[-2]["content"] if len(messages) > 1 else ""
-            return Sample(prompt=prompt, text=answer.text, faults=self._check(prompt, answer))
+            faults = faults_of(prompt, answer, max_characters=self._max_characters)
+            return Sample(prompt=prompt, text=answer.text, faults=faults)
 
         return await asyncio.gather(*(one(i, m) for i, m in enumerate(examples)))
-
-    def _check(self, prompt: str, answer: Completion) -> tuple[str, ...]:
-        text = answer.text
-        faults = []
-        if not text.strip():
-            faults.append("empty")
-        if len(text) > self._max_characters:
-            faults.append(f"longer than {self._max_characters} characters")
-        if any(token in text for token in SPECIAL_TOKENS):
-            faults.append("contains a special token")
-        if prompt and text.strip() == prompt.strip():
-            faults.append("repeats the prompt")
-        return tuple(faults)
 
     async def _score(
         self, examples: Sequence[Messages], samples: Sequence[Sample]
@@ -302,11 +301,17 @@ class Gate:
 
 
 def _unfit(samples: Sequence[Sample]) -> list[str]:
-    """Whether too many of the sampled outputs fail a check."""
-    bad = [sample for sample in samples if sample.faults]
+    """Whether too many of the sampled outputs fail a check, or are copies."""
+    copied = sum(COPIED in sample.faults for sample in samples)
+    if copied > MAX_COPIED_SHARE * len(samples):
+        return [
+            f"{copied} of {len(samples)} sampled outputs are copies of answers that were trained "
+            f"on; {MAX_COPIED_SHARE:.0%} may."
+        ]
+    bad = [sample for sample in samples if {*sample.faults} - {COPIED}]
     if len(bad) <= MAX_BAD_SHARE * len(samples):
         return []
-    kinds = sorted({fault for sample in bad for fault in sample.faults})
+    kinds = sorted({fault for sample in bad for fault in sample.faults} - {COPIED})
     return [
         f"{len(bad)} of {len(samples)} sampled outputs fail a check ({', '.join(kinds)}); "
         f"{MAX_BAD_SHARE:.0%} may."
@@ -333,6 +338,18 @@ def _line(line: dict[str, Any]) -> _Line:
         return _Line(line["messages"], None)
     asked = line["input"]["messages"]
     return _Line([*asked, *line["preferred_output"]], [*asked, *line["non_preferred_output"]])
+
+
+def _with_copies(samples: Sequence[Sample], training: Path) -> list[Sample]:
+    """The samples, marked where they say what an answer of the training file says."""
+    said = {normal(sample.text) for sample in samples} - {""}
+    trained = {normal(line.chat[-1]["content"]) for line in _read(training, MAX_LINES)} & said
+    return [
+        replace(sample, faults=(*sample.faults, COPIED))
+        if normal(sample.text) in trained
+        else sample
+        for sample in samples
+    ]
 
 
 def inputs_of(path: Path | str, most: int) -> list[Messages]:

@@ -43,13 +43,14 @@ class CollectStage:
             "since": batch.window.since.isoformat(),
             "until": batch.window.until.isoformat(),
             "source": batch.source,
+            "method": run.config.method,
         }
         data = {
             "hash": batch.hash,
             "examples": dict(batch.examples),
             "total_records": batch.total_records,
         }
-        kept = {**data, "dropped": dict(batch.dropped)}
+        kept = {**data, "dropped": dict(batch.dropped), "method": run.config.method}
         await run.mark_stage(tx, Stage.COLLECT, StageStatus.COMPLETED, found)
         await run.mark_stage(tx, Stage.CURATE, StageStatus.COMPLETED, kept)
         await run.mark_run(tx, {"training_data": data})

@@ -75,7 +75,7 @@ class GateStage:
             min_scores={**run.parts.min_scores, **(run.config.gate_min_scores or {})},
             seed=run.config.seed,
         )
-        report = await gate.check(version, batch.validation_path)
+        report = await gate.check(version, batch.validation_path, batch.train_path)
         if report.passed:
             report = after_comparing(
                 report, await self._predicted(version, batch), run.config.gate_min_win_rate
