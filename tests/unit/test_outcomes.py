@@ -211,3 +211,29 @@ async def test_too_many_posts_are_thinned_by_whole_groups() -> None:
     models = await outcome_models(source, [Task.of(HOOK)], UNTIL, days=90, pair_days=7)
     assert set(models) == {"hook"}
     assert not models["hook"].report.usable
+
+
+def test_a_text_that_was_published_elsewhere_is_not_unseen() -> None:
+    """Each text stands in two groups and did alike in both: known by heart, that is no knowledge."""
+    usable = 0
+    for seed in range(4):
+        draw = random.Random(seed)
+        posts = []
+        for pair in range(80):
+            texts = [" ".join(f"w{draw.randrange(10**6)}" for _ in range(5)) for _ in range(2)]
+            for copy in range(2):
+                posts += [
+                    Published(one, f"test {pair} {copy}", rate, 2000)
+                    for one, rate in zip(texts, (0.05, 0.12), strict=True)
+                ]
+        report = fit_outcomes(posts).report
+        assert report.judged == 160
+        usable += report.usable
+    assert usable <= 1
+
+
+def test_what_was_published_again_counts_once_with_all_its_readers() -> None:
+    posts = competing(9, 60)
+    halves = [one._replace(impressions=300) for one in posts for _ in range(2)]
+    texts = [one.text for one in posts[:30]]
+    assert fit_outcomes(halves).scores(texts) == pytest.approx(fit_outcomes(posts).scores(texts))

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import fmean
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -200,7 +201,7 @@ def fit_outcomes(
     single outcomes. `embedding` takes the place of words and characters. The same posts, in
     whatever order, give the same model. Too few posts give one whose report is not usable.
     """
-    posts = sorted(published, key=_order)
+    posts = _merged(published)
     if len(posts) < FOLDS:
         report = OutcomeReport(kind="single", groups=0, learnt=len(posts), judged=0)
         return OutcomeModel(lambda texts: np.zeros((len(texts), 1)), np.zeros(1), report, 0.0)
@@ -208,10 +209,29 @@ def fit_outcomes(
     features: Features = Embedded(embedding, texts) if embedding else TextFeatures(texts)
     seen = features(texts)
     learner = _learner(seen, posts)
-    margins = _unseen_margins(learner)
+    margins = _unseen_margins(learner, texts)
     scale, error = _scale(margins, learner.judged)
     weights = learner.learn(np.ones(len(posts), bool))
     return OutcomeModel(features, weights * scale, _report(learner, margins), error)
+
+
+def _merged(published: Sequence[Published]) -> list[Published]:
+    """Posts in a fixed order; what was published several times in a group is one post.
+
+    Its rate is the mean by impressions; where some have none, the plain mean, and none.
+    """
+    same: dict[tuple[str, str], list[Published]] = defaultdict(list)
+    for post in sorted(published, key=_order):
+        same[post.group, post.text].append(post)
+    return [found[0] if len(found) == 1 else _together(found) for found in same.values()]
+
+
+def _together(posts: Sequence[Published]) -> Published:
+    shown = [post.impressions or 0 for post in posts]
+    if not all(shown):
+        return posts[0]._replace(rate=fmean(post.rate for post in posts), impressions=None)
+    rate = fmean([post.rate for post in posts], weights=shown)
+    return posts[0]._replace(rate=rate, impressions=sum(shown))
 
 
 def _order(post: Published) -> tuple[str, str, float, int]:
@@ -378,9 +398,12 @@ def _cluster(learner: _Learner, number: int) -> str:
     return learner.judged[number].group if learner.kind == "groups" else str(number)
 
 
-def _unseen_margins(learner: _Learner) -> Floats:
-    """For each judged pair the winner's score less the loser's, by a model that saw neither."""
+def _unseen_margins(learner: _Learner, texts: Sequence[str]) -> Floats:
+    """For each judged pair the winner's score less the loser's, by a model that saw neither text,
+    in its group or in any other."""
     pairs = learner.judged
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    said = np.array([numbers[text] for text in texts])
     margins = np.zeros(len(pairs))
     folds = np.array([_hashed(_cluster(learner, n)) % FOLDS for n in range(len(pairs))])
     for fold in range(FOLDS):
@@ -389,8 +412,7 @@ def _unseen_margins(learner: _Learner) -> Floats:
             continue
         better = np.array([pairs[n].better for n in held])
         worse = np.array([pairs[n].worse for n in held])
-        known = np.ones(learner.seen.shape[0], bool)
-        known[better] = known[worse] = False
+        known = ~np.isin(said, said[np.concatenate([better, worse])])
         weights = learner.learn(known)
         margins[held] = (learner.seen[better] - learner.seen[worse]) @ weights
     return margins
