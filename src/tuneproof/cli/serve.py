@@ -40,7 +40,7 @@ Lifespan = Literal["on", "off"]
 not serve."""
 
 ENDING_S = 30.0
-"""How long a gateway that ends goes on with answers that are under way."""
+"""How long who ends goes on with answers that are under way: a gateway, or a drained service."""
 
 FED_S = 10.0
 """How long a new gateway waits for its service before it counts as serving."""
@@ -173,11 +173,16 @@ class RunningServer:
         ending_s: float = 2,
         drain: Callable[[], float] = lambda: 0.0,
         lifespan: Lifespan = "on",
+        leaving_s: float = 0.0,
+        end_streams: Callable[[], None] = lambda: None,
     ) -> None:
         import uvicorn
 
+        self._service = service
         self._drain = drain
         self._stopping = False
+        self._leaving_s = leaving_s
+        self._end_streams = end_streams
 
         class Server(uvicorn.Server):
             """Leaves signals to us: uvicorn raises them again, before anything is closed."""
@@ -200,6 +205,29 @@ class RunningServer:
     async def ended(self) -> None:
         """Return once the server has stopped; being cancelled here does not break it off."""
         await asyncio.shield(self.task)
+
+    def leave(self) -> None:
+        """Say that this ends, answer all that comes for `leaving_s` more, then `stop`.
+
+        Connections are closed behind each answer: who comes again is led elsewhere. Answers that
+        are under way then get `ENDING_S`, streams of events none. Told twice, it stops at once.
+        """
+        if not self._leaving_s or not self._server.started:
+            self.stop()
+            return
+        asyncio.get_running_loop().call_later(self._leaving_s, self._left)
+        self._leaving_s = 0.0
+        self._server.config.timeout_graceful_shutdown = int(ENDING_S)
+        self._service.state.ending = True
+        closing = (b"connection", b"close")
+        self._server.config.encoded_headers.append(closing)
+        state = self._server.server_state
+        state.default_headers = [*state.default_headers, closing]
+        log.info("It ends; until then it answers, and says by /ready that it does.")
+
+    def _left(self) -> None:
+        self._end_streams()
+        self.stop()
 
     def stop(self) -> None:
         """Answer what is under way, then end; open streams are cut after `ending_s`.
@@ -227,8 +255,8 @@ def _stopping(server: RunningServer, mine: Role | None) -> Iterator[None]:
     if mine is not None:
         loop.add_reader(mine.parent, _orphaned, loop, server, mine)
         loop.add_signal_handler(signal.SIGHUP, _hung_up)
-    for wanted in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(wanted, server.stop)
+    loop.add_signal_handler(signal.SIGINT, server.stop)
+    loop.add_signal_handler(signal.SIGTERM, server.leave)
     try:
         yield
     finally:
@@ -257,7 +285,12 @@ async def serving(
     listening = listening or listen(settings.server.host, settings.server.port)
     address = _address(settings, listening.getsockname()[1])
     service = create_app(app, local_token=token)
-    server = RunningServer(service, listening)
+    server = RunningServer(
+        service,
+        listening,
+        leaving_s=settings.server.drain_seconds,
+        end_streams=app.live.close,
+    )
     try:
         with _metrics(app.metrics, settings):
             await server.started()

@@ -142,6 +142,7 @@ def create_app(
     service.state.tuneproof = app
     service.state.access = access
     service.state.shares = events.Shares()
+    service.state.ending = False
     problems.install(service)
     for routes in (
         fine_tuning.router(),

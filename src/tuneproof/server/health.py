@@ -140,10 +140,11 @@ def router() -> APIRouter:
         responses={503: {"model": Readiness, "description": "Not now: `reasons` says why"}},
         summary="Whether requests can be answered (no dependency is asked)",
     )
-    async def ready(app: TheApp) -> Response:
+    async def ready(app: TheApp, request: Request) -> Response:
         found = app.health.ready()
-        body = Readiness(ready=found.ok, reasons=list(found.reasons))
-        return JSONResponse(body.model_dump(), 200 if found.ok else 503)
+        ending = ["it ends, and answers until then"] if request.app.state.ending else []
+        body = Readiness(ready=found.ok and not ending, reasons=[*ending, *found.reasons])
+        return JSONResponse(body.model_dump(), 200 if body.ready else 503)
 
     @routes.get(
         "/health",

@@ -284,6 +284,17 @@ class ServerConfig:
             doc="where they listen; 0: a free one",
         ),
     )
+    drain_seconds: float = option(
+        0,
+        Option(
+            at_least=0,
+            at_most=600,
+            env="TUNEPROOF_DRAIN_SECONDS",
+            doc="for how long after SIGTERM `/ready` says no while requests are still answered, so "
+            "that [a load balancer](../how-to/postgresql.md#restart-one-after-another) goes "
+            "elsewhere; 0: it ends at once. The chart sets 5",
+        ),
+    )
     allowed_hosts: tuple[str, ...] = option(
         (),
         Option(

@@ -85,10 +85,6 @@ spec:
           port: http
         periodSeconds: 5
         timeoutSeconds: 3
-      lifecycle:
-        preStop:
-          exec:
-            command: [sleep, "5"]
       resources:
         {{- toYaml $service.resources | nindent 8 }}
       securityContext:

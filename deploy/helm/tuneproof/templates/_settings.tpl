@@ -13,6 +13,7 @@
   "store" (dict "pool_min_size" (int $database.minSize) "pool_size" (int $database.maxSize) "max_overflow" 0 "max_queries" (int $database.maxQueries) "max_idle_seconds" $database.maxInactiveLifetime "workers" (add (include "tuneproof.replicas" . | int) (include "tuneproof.surge" . | int)))
   "cache" (dict "max_connections" (int $optimized.connectionPools.redis.maxConnections) "health_check_interval" (int $optimized.connectionPools.redis.healthCheckInterval))
   "breakers" $breakers
+  "server" (dict "drain_seconds" 5)
   "pipelines" (dict "default" (dict "schedule" (dict "driver" $service.schedule.driver)))
 -}}
 {{- if .Values.trainer.enabled -}}
