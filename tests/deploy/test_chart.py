@@ -372,7 +372,7 @@ def test_the_trainer_takes_turns_on_its_gpu() -> None:
     spec = one(objects, "Deployment", f"{NAME}-trainer")["spec"]
     assert spec["strategy"] == {"type": "Recreate"}
     container = spec["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "--model=/models/SmolLM2-1.7B-Instruct" in container["args"]
     settings = json.loads(one(objects, "ConfigMap", "fine-tuning-config")["data"]["tuneproof.json"])
     assert settings["providers"]["default"]["base_url"] == f"http://{NAME}-trainer:8700/v1"

@@ -56,15 +56,19 @@ spec:
       ports:
         - name: http
           containerPort: 8686
+          protocol: TCP
         - name: metrics
           containerPort: 9090
+          protocol: TCP
         {{- if $service.gateways }}
         - name: gateway
           containerPort: 8687
+          protocol: TCP
         {{- end }}
         {{- range $number := until (int $service.gateways) }}
         - name: metrics-{{ add $number 1 }}
           containerPort: {{ add 9091 $number }}
+          protocol: TCP
         {{- end }}
       startupProbe:
         httpGet:
