@@ -8,7 +8,7 @@ SDKS := .venv-sdks/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 
-.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
+.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks cluster acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,7 +29,7 @@ demo: setup ## the whole loop on simulated users; then the service stays up
 	$(PYTHON) -m tuneproof demo --seed $(SEED)
 
 test: setup services lint types ## everything but the long checks; under 10 minutes on two cores
-	$(PYTHON) -m pytest -q -n 3 --dist loadfile -m "not slow"
+	$(PYTHON) -m pytest -q -n 3 --dist loadfile -m "not slow and not cluster"
 
 check: setup lint types unit ## lint, types, unit tests; under a minute
 
@@ -89,6 +89,11 @@ $(SDKS): requirements-sdks.txt
 	$(UV) venv --quiet --allow-existing --python "$${TUNEPROOF_PYTHON:-python3}" .venv-sdks
 	$(UV) pip sync --quiet --python .venv-sdks/bin/python requirements-sdks.txt
 	@touch $(SDKS)
+
+cluster: setup services ## a live API server, the images, every alert, Redis by Sentinel; root on Debian 12
+	@sh .ci/cluster
+	$(PYTHON) -m tools.kube_apiserver
+	$(PYTHON) -m pytest -q --timeout 3600 -m cluster tests/deployed $(ARGS)
 
 simulate: setup ## the error rates of the statistics, whole; writes tests/simulation/results.json
 	$(PYTHON) -m tests.simulation

@@ -160,9 +160,9 @@ class Session:
         if block.language == "python":
             self._expect(block, [sys.executable, "-c", self._here(block.text)], expected, 0)
             return
-        commands = list(_commands(block.text))
-        for index, (command, shown) in enumerate(commands):
-            last = index == len(commands) - 1
+        told = list(commands(block.text))
+        for index, (command, shown) in enumerate(told):
+            last = index == len(told) - 1
             if command.endswith("&"):
                 self._start(block, command.rstrip("& "), shown)
             else:
@@ -249,7 +249,8 @@ def unprinted(shown: str, printed: str) -> str:
     return ""
 
 
-def _commands(text: str) -> Iterator[tuple[str, str]]:
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """Each command of a console block, its lines joined, with what is shown below it."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, shown = part.partition("\n")
         while command.endswith("\\"):
