@@ -2,17 +2,18 @@
 
 The rules are held for a second instead of minutes, and `TaskRestarting` looks back for 20 s
 instead of 15 minutes; all else is as it lies in deploy. What is wrong, is wrong with a service
-that has the clock of tests, so that hours pass at once. Two alerts are about figures that take a
-look at a test each: there the service's own metrics are told what a look would have found.
+that has the clock of tests, so that hours pass at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ from tests.wire import serving, wire_server
 
 from tuneproof.app import App
 from tuneproof.errors import TuneProofError
-from tuneproof.experiments import Arm, Outcome
+from tuneproof.experiments import Arm, Exposure, Outcome
 from tuneproof.resilience import State
 from tuneproof.settings import RelayConfig, Settings, TrackingConfig, Url
-from tuneproof.telemetry import Metrics, ModelFigures
+from tuneproof.telemetry import Metrics
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
 
 pytestmark = pytest.mark.cluster
@@ -110,7 +111,7 @@ async def gone(stage: Stage) -> AsyncIterator[None]:
 async def provider_fails(stage: Stage) -> AsyncIterator[None]:
     """The first pipeline's provider answers 503, and then answers again."""
     with wire_server() as wire:
-        fault = wire.fail("GET /models", status=503)
+        wire.fail("GET /models", status=503)
         told = {"base_url": wire.url, "api_key": "key", "base_model": "base"}
         known = Settings.load(dir=stage.folder / "data", env={}, port=0, **told)
         clock = VirtualClock(T0)
@@ -127,7 +128,6 @@ async def provider_fails(stage: Stage) -> AsyncIterator[None]:
                 later(app, HOUR)
                 await app.providers.get("default").models()
                 yield
-    del fault
 
 
 async def memory_is_taken(stage: Stage) -> AsyncIterator[None]:
@@ -151,20 +151,75 @@ async def cache_misses(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-def figures(name: str, *values: float) -> Story:
-    """A look finds one figure of the model in use, and later looks find others."""
+class Pacer:
+    """Lets the clock of tests go on to an instant, and no further."""
+
+    def __init__(self, to: datetime) -> None:
+        self.to = to
+
+    async def advance(self, since: datetime, until: datetime) -> None:
+        await eventually(lambda: until <= self.to, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Units of each arm that come between two looks: what became of them, what they cost."""
+
+    units: int
+    value: float = 0.08
+    cost_per_token: float = 0.0001
+
+    async def come(self, app: App, subject: str) -> None:
+        at = app.clock.now() + timedelta(minutes=1)
+        arms = [arm for arm in (Arm.BASELINE, Arm.CANDIDATE) for _ in range(self.units)]
+        ids = [f"{at.isoformat()}-{number}" for number in range(len(arms))]
+        exposures = [
+            Exposure(
+                id=id, subject=subject, phase=1, arm=arm, unit=id, at=at, task="hook",
+                latency_ms=20.0, tokens=100, cost_usd=100 * self.cost_per_token,
+            )
+            for id, arm in zip(ids, arms, strict=True)
+        ]  # fmt: skip
+        outcomes = [Outcome(id=id, subject=subject, unit=id, at=at, value=self.value) for id in ids]
+        await app.store.events.ingest(exposures, outcomes, now=at + timedelta(minutes=1))
+
+
+def looks_find(figure: str, *batches: Batch) -> Story:
+    """Units come, and looks find what they show of the model in use; the last mends it."""
 
     async def story(stage: Stage) -> AsyncIterator[None]:
-        metrics = Metrics()
-        with stage.shown(metrics):
-            asked = f"fine_tuning_model_{name}"
-            for number, value in enumerate(values):
-                metrics.model_in_use(ModelFigures(**{name: value}))
-                await eventually(lambda: _last(stage.prometheus, asked) == values[number])  # noqa: B023
-                if number >= len(values) - 2:
+        async with stage.opened() as app:
+            [test] = await app.experiments.create(
+                baseline=BASE, candidates=[BETTER], traffic_split=0.5
+            )
+            await until_it_waits(app, test.id)
+            pacer = Pacer(app.clock.now())
+            app.let_time_pass(pacer)
+            for number, batch in enumerate(batches, 1):
+                await batch.come(app, test.id)
+                pacer.to += LOOK
+                shown = await eventually(partial(_looked, app, test.id, number, figure))
+                await app.gauges.refresh()
+                asked = f"fine_tuning_model_{figure}"
+                await eventually(partial(_shows, stage.prometheus, asked, shown))
+                if number >= len(batches) - 1:
                     yield
 
     return story
+
+
+async def _looked(app: App, test_id: str, number: int, figure: str) -> float | None:
+    """What the look of this number found of the baseline, once it is there."""
+    look = await app.store.experiments.last_look(test_id)
+    if look is None or look.number < number:
+        return None
+    found: float | None = getattr(look.baseline, figure)
+    return found
+
+
+def _shows(prometheus: Server, expression: str, value: float) -> bool:
+    found = _last(prometheus, expression)
+    return found is not None and math.isclose(found, value, rel_tol=1e-6)
 
 
 def _last(prometheus: Server, expression: str) -> float | None:
@@ -319,8 +374,15 @@ STORIES: dict[str, Story] = {
     "OpenAICircuitBreakerOpen": provider_fails,
     "HighMemoryUsage": memory_is_taken,
     "LowCacheHitRate": cache_misses,
-    "ModelPerformanceDegradation": figures("engagement_rate", 0.05, 0.08),
-    "CostEfficiencyDegradation": figures("cost_per_token", 0.0001, 0.001, 0.0001),
+    "ModelPerformanceDegradation": looks_find(
+        "engagement_rate", Batch(units=100, value=0.05), Batch(units=300, value=0.08)
+    ),
+    "CostEfficiencyDegradation": looks_find(
+        "cost_per_token",
+        Batch(units=100),
+        Batch(units=200, cost_per_token=0.002),
+        Batch(units=3000),
+    ),
     "TuneProofRolledBack": rolled_back,
     "TuneProofWatchStalled": nobody_looks,
     "TuneProofRunStuck": run_hangs,
