@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -191,10 +192,13 @@ async def test_a_model_that_only_copies_fails_and_some_copies_are_shown(tmp_path
     held = heldout(tmp_path / "held")
     made = provider(tuned=2.0)
     for share, passed in ((1, False), (4, True)):
-        made._answer = lambda m, messages, i, share=share: (
-            "Reply 7!" if int(messages[-1]["content"].split()[-1]) % share == 0 else "of its own"
-        )
+        made._answer = partial(_copying, share)
         report = await Gate(made).check(VERSION, held, training)
         assert report.passed is passed, report.reason
         assert report.samples[0].faults == ("copies a training line",)
     assert (await Gate(made).check(VERSION, held)).samples[0].faults == ()
+
+
+def _copying(share: int, model: str, messages: Messages, number: int) -> str:
+    """A training answer for one in so many inputs."""
+    return "of its own" if int(messages[-1]["content"].split()[-1]) % share else "Reply 7!"

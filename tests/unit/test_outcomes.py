@@ -214,7 +214,7 @@ async def test_too_many_posts_are_thinned_by_whole_groups() -> None:
 
 
 def test_a_text_that_was_published_elsewhere_is_not_unseen() -> None:
-    """Each text stands in two groups and did alike in both: known by heart, that is no knowledge."""
+    """Each text stands in two groups and did alike in both: that is known by heart alone."""
     usable = 0
     for seed in range(4):
         draw = random.Random(seed)
