@@ -161,7 +161,10 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
         first = await loop.turn()
         assert first.status is RunStatus.SUCCESS
         switched = replace(
-            loop.app.pipelines.get("default"), provider="new", base_model="open-base"
+            loop.app.pipelines.get("default"),
+            provider="new",
+            base_model="open-base",
+            gate_compared=0,
         )
         calls = {p.name: dict(p.calls) for p in (old, new)}
         second = await loop.turn(pipeline=switched)
@@ -409,7 +412,16 @@ def paired_posts() -> list[Post]:
 async def test_preferences_train_by_dpo_and_pass_the_gate(
     tmp_path: Path, sqlite_store_url: str
 ) -> None:
-    provider = Provider(name="p")
+    liked = {post.text(column) for post in paired_posts()[1::2] for column in ("hook", "body")}
+
+    def score(model: str, messages: Sequence[Mapping[str, str]]) -> Score:
+        """Tuned models find all answers less likely, disliked ones the more so."""
+        answer = messages[-1]["content"]
+        words = len(answer.split())
+        tuned = 2.2 if answer in liked else 3.0
+        return Score(tokens=words, logprob=-(tuned if model.startswith("ft:") else 2.0) * words)
+
+    provider = Provider(name="p", score=score)
     async with open_providers(
         tmp_path,
         sqlite_store_url,
@@ -426,6 +438,9 @@ async def test_preferences_train_by_dpo_and_pass_the_gate(
         assert set(line) == {"input", "preferred_output", "non_preferred_output"}
         assert line["preferred_output"][0]["role"] == "assistant"
         assert run.result["training_data"]["examples"]["hook"] > 50
+        gate = run.stages["gate"]["detail"]
+        assert gate["pair_accuracy"] == 1.0
+        assert gate["heldout_loss"] > gate["base_heldout_loss"]
 
 
 # --- shutdowns ----------------------------------------------------------------------------------
