@@ -48,18 +48,28 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres: PostgresServer) -> str:
-    """The name of a migrated database, to copy from."""
+    """The name of a database with the newest schema, store's and engine's, to copy from."""
     url = postgres.create_database("template_store")
-    asyncio.run(_migrate(url))
+    asyncio.run(_migrate(url, engine_url=url))
     return "template_store"
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file, to copy."""
+    """A SQLite file with the newest schema, to copy; beside it `engine.db`, the engine's."""
     path = tmp_path_factory.mktemp("template") / "store.db"
-    asyncio.run(_migrate(f"sqlite:///{path}"))
+    asyncio.run(_migrate(f"sqlite:///{path}", engine_url=f"sqlite:///{path.parent / 'engine.db'}"))
     return path
+
+
+@pytest.fixture(scope="session")
+def data_template(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory as a service leaves it that was stopped before anything happened."""
+    folder = tmp_path_factory.mktemp("template") / "data"
+    folder.mkdir(mode=0o700)
+    shutil.copy(sqlite_template, folder / "tuneproof.db")
+    shutil.copy(sqlite_template.parent / "engine.db", folder)
+    return folder
 
 
 @pytest.fixture
@@ -72,9 +82,10 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def sqlite_store_url(sqlite_template: Path, tmp_path: Path) -> str:
-    """A SQLite file with the newest schema."""
+    """A SQLite file with the newest schema; that of an engine beside it has it, too."""
     path = tmp_path / "store.db"
     shutil.copy(sqlite_template, path)
+    shutil.copy(sqlite_template.parent / "engine.db", tmp_path)
     return f"sqlite:///{path}"
 
 
@@ -101,7 +112,11 @@ async def store(database_url: str, clock: HandClock) -> AsyncIterator[Store]:
     await store.close()
 
 
-async def _migrate(url: str) -> None:
+async def _migrate(url: str, *, engine_url: str) -> None:
+    """What an App does where it finds no tables, which takes longer than most tests."""
+    from dbos import DBOS  # most tests need no database
+
     engine = make_engine(url)
     await migrate(engine)
     await engine.dispose()
+    await asyncio.to_thread(DBOS.migrate, engine_url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -87,7 +88,8 @@ def chat(chat_provider: Chat) -> Chat:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, chat: Chat) -> Settings:
+def settings(tmp_path: Path, data_template: Path, chat: Chat) -> Settings:
+    shutil.copytree(data_template, tmp_path / "data")
     return Settings.load(
         dir=tmp_path / "data",
         env={},
