@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ from tuneproof.server.spool import FOLDER, Spool
 from tuneproof.server.upstream import Upstream
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
     from starlette.types import Receive, Scope, Send
 
     from tuneproof.app import App
@@ -135,6 +137,7 @@ def create_app(
         version=metadata.version("tuneproof"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        routes=list(_routes()),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -144,7 +147,23 @@ def create_app(
     service.state.shares = events.Shares()
     service.state.ending = False
     problems.install(service)
-    for routes in (
+
+    @service.get("/openapi.json", include_in_schema=False)
+    async def described(_: Reader) -> JSONResponse:
+        return JSONResponse(service.openapi())
+
+    service.add_middleware(Guard, metrics=app.metrics)
+    return service
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """All routes; they know no App, so they are made once.
+
+    A service takes them as they are: what includes a router makes each route again, twice, and the
+    second time while the first request waits.
+    """
+    routers = (
         fine_tuning.router(),
         evaluation.router(),
         families.router(),
@@ -162,12 +181,5 @@ def create_app(
         page.router(),
         problems.router(),
         webhooks.router(),
-    ):
-        service.include_router(routes)
-
-    @service.get("/openapi.json", include_in_schema=False)
-    async def described(_: Reader) -> JSONResponse:
-        return JSONResponse(service.openapi())
-
-    service.add_middleware(Guard, metrics=app.metrics)
-    return service
+    )
+    return tuple(route for router in routers for route in router.routes)

@@ -121,6 +121,7 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
         title="TuneProof gateway",
         version=metadata.version("tuneproof"),
         lifespan=lifespan,
+        routes=[*gateway.router().routes, *feedback.router().routes],
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -128,8 +129,6 @@ def create_gateway(settings: Settings, metrics: Metrics) -> GatewayService:
     served.server = settings.server
     served.state.shares = Shares()
     problems.install(served)
-    served.include_router(gateway.router())
-    served.include_router(feedback.router())
     _add_probes(served, metrics)
     served.add_middleware(Guard, metrics=metrics)
     return served
