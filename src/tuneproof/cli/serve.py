@@ -295,10 +295,13 @@ async def serving(
         with _metrics(app.metrics, settings):
             await server.started()
             async with _feeding(service.feed, settings):
-                announce(settings.dir, Running(url=address, pid=os.getpid(), token=token))
-                yield address, server
+                try:
+                    announce(settings.dir, Running(url=address, pid=os.getpid(), token=token))
+                    yield address, server
+                finally:
+                    withdraw(settings.dir)
+                    server.stop()  # the two end side by side: each takes its time
     finally:
-        withdraw(settings.dir)
         server.stop()
         await asyncio.gather(server.task, return_exceptions=True)
         listening.close()
