@@ -7,6 +7,8 @@ LORA := .venv-lora/.ready
 SDKS := .venv-sdks/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
+# Where it is set, each process compiles all modules anew, and pytest rewrites all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks cluster acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
 

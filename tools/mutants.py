@@ -14,13 +14,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import libcst as cst
-from libcst.metadata import WhitespaceInclusivePositionProvider
-from mutmut.mutation.mutators import mutation_operators
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "src/tuneproof"
@@ -53,9 +49,6 @@ def dotted(path: str) -> str:
 def files_of(paths: Iterable[str]) -> list[str]:
     """The test files of these modules, each once."""
     return list(dict.fromkeys(f"tests/unit/{test}" for path in paths for test in TESTS[path]))
-
-
-_NO_BEHAVIOUR = (cst.Annotation, cst.Decorator, cst.Raise, cst.Assert)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +89,10 @@ class Mutant:
 
 def mutants_of(root: Path, path: str) -> list[Mutant]:
     """All mutants of a module, in the order of its lines."""
+    from tools.sites import sites_of  # its parser takes seconds to import
+
     source = (root / path).read_text()
-    sites = _Sites()
-    wrapper = cst.MetadataWrapper(cst.parse_module(source))
-    wrapper.visit(sites)
     begins = [0, *itertools.accumulate(map(len, source.splitlines(keepends=True)))]
-    found = sorted(sites.found, key=lambda site: (site.start, site.end))
     return [
         Mutant(
             path=path,
@@ -111,9 +102,9 @@ def mutants_of(root: Path, path: str) -> list[Mutant]:
             source=source,
             start=begins[site.start[0] - 1] + site.start[1],
             end=begins[site.end[0] - 1] + site.end[1],
-            new=wrapper.module.code_for_node(site.changed),
+            new=site.new,
         )
-        for number, site in enumerate(found)
+        for number, site in enumerate(sites_of(source))
     ]
 
 
@@ -129,77 +120,3 @@ def drawn(mutants: Mapping[str, Sequence[Mutant]], size: int, seed: int) -> list
         lot = random.Random(f"{seed} {path}").sample(known, part)
         chosen += sorted(lot, key=lambda m: m.number)
     return chosen
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Site:
-    """What may be changed: where it stands (line from 1, column), in what, and what it becomes."""
-
-    scope: str
-    in_class: bool
-    start: tuple[int, int]
-    end: tuple[int, int]
-    changed: cst.CSTNode
-
-
-class _Sites(cst.CSTVisitor):
-    """Collects the sites of a module."""
-
-    METADATA_DEPENDENCIES = (WhitespaceInclusivePositionProvider,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[_Site] = []
-        self._scope: list[cst.ClassDef | cst.FunctionDef] = []
-
-    def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, _NO_BEHAVIOUR) or _only_for_readers(node):
-            return False
-        if isinstance(node, cst.ClassDef | cst.FunctionDef):
-            self._scope.append(node)
-        for changed in _changes(node):
-            place = self.get_metadata(WhitespaceInclusivePositionProvider, node)
-            self.found.append(
-                _Site(
-                    scope=self._function(),
-                    in_class=bool(self._scope) and not self._function(),
-                    start=(place.start.line, place.start.column),
-                    end=(place.end.line, place.end.column),
-                    changed=changed,
-                )
-            )
-        return True
-
-    def on_leave(self, original_node: cst.CSTNode) -> None:
-        if self._scope and self._scope[-1] is original_node:
-            self._scope.pop()
-
-    def _function(self) -> str:
-        """The outermost function, by its qualified name; empty in none."""
-        names: list[str] = []
-        for node in self._scope:
-            names.append(node.name.value)
-            if isinstance(node, cst.FunctionDef):
-                return ".".join(names)
-        return ""
-
-
-def _only_for_readers(node: cst.CSTNode) -> bool:
-    if isinstance(node, cst.If):
-        return _names(node.test, "TYPE_CHECKING")
-    if isinstance(node, cst.Assign):
-        return _names(node.targets[0].target, "__all__") or _only_for_readers(node.value)
-    if isinstance(node, cst.Subscript):
-        return _names(node.value, "Literal")
-    return isinstance(node, cst.SimpleString) and " " in str(node.evaluated_value)
-
-
-def _names(node: cst.CSTNode, name: str) -> bool:
-    return isinstance(node, cst.Name) and node.value == name
-
-
-def _changes(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    for kind, operator in mutation_operators:
-        if isinstance(node, kind):
-            changed: Iterable[cst.CSTNode] = operator(node)
-            yield from list(changed)[:1] if isinstance(node, cst.SimpleString) else changed

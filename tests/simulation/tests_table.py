@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from tests.simulation import vectorised as v
@@ -14,8 +15,12 @@ from tuneproof.stats import design, guardrails, spending, splits
 RULE_HOURS = (72, 120, 168)
 """The declared looks of a week: 3/7, 5/7 and all of it."""
 REQUIRED = math.log(1.15)
-WATCHED = np.array([math.inf] * 23 + list(spending.bounds([h / 168 for h in range(24, 169)])))
-"""Bounds for z when the same error is spent over all hours from the second day on."""
+
+
+@cache
+def watched_bounds() -> Array:
+    """Bounds for z when the same error is spent over all hours from the second day on."""
+    return np.array([math.inf] * 23 + list(spending.bounds([h / 168 for h in range(24, 169)])))
 
 
 def sequence_false(runs: int, rng: np.random.Generator) -> list[Record]:
@@ -83,7 +88,7 @@ def promote_spec(runs: int, rng: np.random.Generator) -> list[Record]:
             crossed, point = _declared(c)
             found += int(crossed.any(1).sum())
             promoted += int((crossed & point).any(1).sum())
-            watched += _ever((c.z >= WATCHED) & (c.d > REQUIRED))
+            watched += _ever((c.z >= watched_bounds()) & (c.d > REQUIRED))
             naive += _ever((v.welch_p(sums, min_units=100) < 0.05) & (v.lifts(sums) > 0.15))
         shares = found / runs, promoted / runs, watched / runs, naive / runs
         out += _promote_records(lift, label, shares, runs)

@@ -7,10 +7,9 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mlflow import MlflowClient
 from tests.conftest import HandClock
 from tests.servers import Server, mlflow_server
 
@@ -25,6 +24,9 @@ from tuneproof.resilience import CircuitBreaker, State
 from tuneproof.settings import Settings, StoreConfig, TrackingConfig
 from tuneproof.store import Store
 from tuneproof.tracking import MLflowExperimentTracker, MLflowModelRegistry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 numbers = itertools.count(1)
 
@@ -44,6 +46,8 @@ async def tracker(store: Store, mlflow: Server, clock: HandClock) -> AsyncIterat
 
 @pytest.fixture
 def client(mlflow: Server) -> MlflowClient:
+    from mlflow import MlflowClient  # takes seconds, of every process that collects this file
+
     return MlflowClient(mlflow.url)
 
 
