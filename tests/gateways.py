@@ -27,7 +27,11 @@ from tests.line import clean_env
 from tests.servers import die_with_parent, free_port
 from tests.waiting import until
 
-__all__ = ["Load", "Place", "alive", "placed", "settings"]
+__all__ = ["HTTP", "Load", "Place", "alive", "placed", "settings"]
+
+HTTP = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), timeout=30, trust_env=False)
+"""A connection for each request, so that each process gets some; `httpx2.get` reads all authorities
+of TLS each time as well, which takes ten times as long as the request."""
 
 SETTINGS = """
 [providers.fake]
@@ -100,7 +104,7 @@ class Place:
 
     def _answers(self, url: str) -> bool:
         try:
-            return httpx2.get(f"{url}/ready", timeout=5).status_code == 200
+            return HTTP.get(f"{url}/ready", timeout=5).status_code == 200
         except httpx2.HTTPError:
             return False
 
@@ -109,19 +113,19 @@ class Place:
         found = set()
         for _ in range(20):
             try:
-                if httpx2.get(f"{self.gateway}/ready", timeout=5).status_code == 200:
-                    found.add(int(httpx2.get(f"{self.gateway}/live", timeout=5).json()["pid"]))
+                if HTTP.get(f"{self.gateway}/ready", timeout=5).status_code == 200:
+                    found.add(int(HTTP.get(f"{self.gateway}/live", timeout=5).json()["pid"]))
             except httpx2.HTTPError:
                 continue
         return found
 
     def service_pid(self) -> int:
-        return int(httpx2.get(f"{self.url}/live", timeout=5).json()["pid"])
+        return int(HTTP.get(f"{self.url}/live", timeout=5).json()["pid"])
 
     def declare(self) -> str:
         """Begin a test; its id."""
         models = {"baseline_model": {"model_id": "base"}, "candidate_model": {"model_id": "cand"}}
-        answer = httpx2.post(
+        answer = HTTP.post(
             f"{self.url}/evaluation/create-ab-test",
             json={**models, "tasks": ["hook"], "traffic_split": 0.5},
             headers=self.headers,
@@ -136,7 +140,7 @@ class Place:
 
     def ask(self, unit: str, **headers: str) -> httpx2.Response:
         body = {"model": "tuneproof/hook", "messages": [], "user": unit}
-        return httpx2.post(
+        return HTTP.post(
             f"{self.gateway}/v1/chat/completions",
             json=body,
             headers={**self.headers, **headers},

@@ -7,9 +7,8 @@ import resource
 import signal
 import socket
 
-import httpx2
 import pytest
-from tests.gateways import Load, Place, alive, placed, settings
+from tests.gateways import HTTP, Load, Place, alive, placed, settings
 from tests.waiting import until
 
 from tuneproof.server.tickets import Ticket
@@ -41,13 +40,13 @@ def test_two_processes_answer_and_what_they_saw_arrives(place, subject):
 
 def test_feedback_by_a_gateway_process_is_kept_by_the_service(place, subject):
     def told(body):
-        return httpx2.post(f"{place.gateway}/v1/feedback", json=body, timeout=30)
+        return HTTP.post(f"{place.gateway}/v1/feedback", json=body, timeout=30)
 
     receipt = place.ask("u").headers["x-tuneproof-response"]
     body = {"response_id": receipt, "value": {"value": 0.5, "comment": "fine"}}
     answers = [told(body).json() for _ in range(2)]
     assert answers == [{"accepted": 1, "duplicates": 0}, {"accepted": 0, "duplicates": 1}]
-    said = httpx2.get(f"{place.url}/events/comments", params={"subject": subject}, timeout=30)
+    said = HTTP.get(f"{place.url}/events/comments", params={"subject": subject}, timeout=30)
     assert [one["text"] for one in said.json()] == ["fine"]
     unknown = Ticket(exposure="e", task="hook", subject="ab-test-20000101-001", unit="u").encode()
     for receipt in ("chatcmpl-1", unknown):
@@ -72,13 +71,13 @@ def test_feedback_waits_for_a_service_that_is_away(place, subject):
     receipt = place.ask("who-said-it").headers["x-tuneproof-response"]
     os.kill(place.service_pid(), signal.SIGKILL)
     told = {"response_id": receipt, "value": {"value": 0.25, "comment": "better"}}
-    answer = httpx2.post(f"{place.gateway}/v1/feedback", json=told, timeout=30)
+    answer = HTTP.post(f"{place.gateway}/v1/feedback", json=told, timeout=30)
     assert (answer.status_code, answer.json()) == (
         200,
         {"accepted": 1, "duplicates": 0, "waiting": True},
     )
     until(place.ready)
-    again = httpx2.post(f"{place.gateway}/v1/feedback", json=told, timeout=30)
+    again = HTTP.post(f"{place.gateway}/v1/feedback", json=told, timeout=30)
     assert again.json()["accepted"] + again.json()["duplicates"] == 1
     until(lambda: place.counted("outcomes", "who-said-it") == 1)
     assert place.counted("comments", "who-said-it") == 1
@@ -158,7 +157,7 @@ def test_where_a_token_is_needed_gateways_take_those_of_the_service(provider, tm
         place.serve()
         assert {place.ask("u").status_code for _ in range(20)} == {200}  # so both know it
         assert place.ask("u", Authorization="Bearer tp_unknown").status_code == 401
-        assert httpx2.get(f"{place.gateway}/metrics").status_code == 401
+        assert HTTP.get(f"{place.gateway}/metrics").status_code == 401
         os.kill(place.process.pid, signal.SIGSTOP)  # so that nobody begins the service again
         os.kill(place.service_pid(), signal.SIGKILL)
         assert {place.ask("u").status_code for _ in range(20)} == {200}

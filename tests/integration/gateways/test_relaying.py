@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-import httpx2
-from tests.gateways import Place, alive, placed, settings
+from tests.gateways import HTTP, Place, alive, placed, settings
 from tests.waiting import until
 
 RELAY = """
@@ -23,7 +22,7 @@ budget_usd_per_day = 2.0
 def status(place: Place, model: str = "base-2") -> int:
     body = {"model": model, "messages": []}
     url = f"{place.gateway}/v1/chat/completions"
-    return httpx2.post(url, json=body, timeout=30).status_code
+    return HTTP.post(url, json=body, timeout=30).status_code
 
 
 def all_refuse(place: Place) -> bool:

@@ -6,9 +6,8 @@ import os
 import signal
 from typing import Any
 
-import httpx2
 from tests.chat import Chat
-from tests.gateways import Place, placed, settings
+from tests.gateways import HTTP, Place, placed, settings
 from tests.waiting import until
 
 SHADOW = """
@@ -30,7 +29,7 @@ def copied(provider: Chat) -> int:
 
 def shown(place: Place) -> dict[str, Any]:
     """The only week of the service's report; nothing before there is one."""
-    report = httpx2.get(f"{place.url}/evaluation/shadow/hook", timeout=30).json()
+    report = HTTP.get(f"{place.url}/evaluation/shadow/hook", timeout=30).json()
     return dict(report["weeks"][0]) if report["weeks"] else {}
 
 
