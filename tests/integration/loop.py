@@ -24,6 +24,9 @@ SECRET = "whsec_" + base64.b64encode(b"thirty-two bytes of a secret....").decode
 
 T0 = datetime(2025, 1, 6, 2, 0, tzinfo=UTC)
 
+STRIDE = timedelta(hours=4)
+"""How much time passes at once: what comes between two looks, in one piece."""
+
 QUICK = PipelineConfig(
     base_model="base",
     training_data_threshold=50,
@@ -152,7 +155,7 @@ async def open_loop(
     alerts: AlertsConfig | None = None,
     **adapters: Any,
 ) -> AsyncIterator[Loop]:
-    clock = VirtualClock(T0)
+    clock = VirtualClock(T0, stride=STRIDE)
     made = provider or MemoryProvider(clock=clock)
     chosen = replace(config, **(changes or {}))
     told = {} if alerts is None else {"alerts": alerts, "env": {alerts.webhook_secret_env: SECRET}}

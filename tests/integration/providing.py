@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.integration.loop import QUICK, T0, Loop, Traffic, posts, settings
+from tests.integration.loop import QUICK, STRIDE, T0, Loop, Traffic, posts, settings
 
 from tuneproof.app import App
 from tuneproof.collection import Post
@@ -56,7 +56,7 @@ async def open_providers(
     **records: Any,
 ) -> AsyncIterator[Loop]:
     """A loop over these providers; the first one is the pipeline's, unless `changes` says."""
-    clock = VirtualClock(T0)
+    clock = VirtualClock(T0, stride=STRIDE)
     OPENED.clear()
     OPENED.update({p.name: p for p in providers})
     config = replace(QUICK, **{"provider": providers[0].name, **(changes or {})})

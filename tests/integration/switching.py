@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.integration.loop import QUICK, T0, Loop, Traffic, posts
+from tests.integration.loop import QUICK, STRIDE, T0, Loop, Traffic, posts
 
 from tuneproof.app import App
 from tuneproof.settings import ProviderConfig, Settings, StoreConfig
@@ -44,7 +44,7 @@ async def open_wires(
     )
     async with App.open(
         settings,
-        clock=clock or VirtualClock(T0),
+        clock=clock or VirtualClock(T0, stride=STRIDE),
         source=MemorySource(posts()),
         poll_s=0.005,
         background=False,
