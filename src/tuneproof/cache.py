@@ -182,7 +182,7 @@ class Cache:
             return _FAILED
         except _outages() as error:
             self.errors += 1
-            log.warning("the cache could not %s %r: %r", verb, key, error.__cause__ or error)
+            log.warning("the cache could not %s %r: %s", verb, key, _cause(error))
             return _FAILED
         except ValueError:  # somebody else's value, or one cut short
             self.errors += 1
@@ -195,7 +195,7 @@ class Cache:
         except _outages() as error:
             self.errors += 1
             raise StoreUnavailableError(
-                f"Redis did not answer: {error.__cause__ or error!r}.",
+                f"Redis did not answer: {_cause(error)}.",
                 mend="Check that it is up, and REDIS_URL.",
             ) from error
 
@@ -205,6 +205,12 @@ def _outages() -> tuple[type[Exception], ...]:
     from redis.exceptions import RedisError
 
     return (CacheBackendInteractionError, RedisError, OSError)
+
+
+def _cause(error: Exception) -> str:
+    """What redis-py says, which its `repr` leaves out."""
+    cause = error.__cause__ or error
+    return str(cause).rstrip(".") or repr(cause)
 
 
 def _connect(url: str, pool: BlockingConnectionPool | None, size: int) -> Cashews:

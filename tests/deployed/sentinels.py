@@ -8,19 +8,21 @@ with watched_redis() as redis:
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import ConnectionError
 from redis.sentinel import MasterNotFoundError, Sentinel
-from tests.servers import Server, binary, free_port, redis_server
+from tests.servers import Server, binary, free_port, listens, redis_server
 from tests.waiting import until
 
-__all__ = ["WatchedRedis", "watched_redis"]
+__all__ = ["WatchedRedis", "encrypted_redis", "watched_redis"]
 
 NAME = "primary"
 WATCHING = """\
@@ -69,6 +71,41 @@ class WatchedRedis:
     def hand_over(self) -> None:
         """Ask for a failover while nothing is wrong."""
         self.watch.sentinels[0].execute_command("SENTINEL", "FAILOVER", NAME)
+
+
+@contextmanager
+def encrypted_redis(folder: Path) -> Iterator[str]:
+    """A primary and one Sentinel that speak TLS alone, by a certificate of `folder`/tls.crt."""
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    asked = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=redis"]
+    asked += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", *asked, "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run(made, check=True, capture_output=True)
+    told = {"tls-cert-file": certificate, "tls-key-file": key, "tls-ca-cert-file": certificate}
+    told |= {"tls-auth-clients": "no", "tls-replication": "yes", "port": 0, "bind": "127.0.0.1"}
+    primary, sentinel = free_port(), free_port()
+    with ExitStack() as stack:
+        for name, port, more in (
+            ("redis", primary, ["save ''"]),
+            ("sentinel", sentinel, [f"sentinel monitor {NAME} 127.0.0.1 {primary} 1"]),
+        ):
+            place = folder / name
+            place.mkdir()
+            settings = {**told, "tls-port": port, "dir": place}
+            lines = [*(f"{key} {value}" for key, value in settings.items()), *more]
+            (place / "redis.conf").write_text("\n".join(lines) + "\n")
+            command = [binary("redis-server", "apt-get install -y redis-server"), "redis.conf"]
+            server = Server(
+                name=name,
+                url=f"rediss://127.0.0.1:{port}",
+                port=port,
+                command=[*command, *(["--sentinel"] if name == "sentinel" else [])],
+                folder=place,
+                ready=partial(listens, port),
+            )
+            server.start()
+            stack.callback(server.stop)
+        yield f"rediss+sentinel://127.0.0.1:{sentinel}/{NAME}/0"
 
 
 @contextmanager

@@ -7,14 +7,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
-from tests.deployed.sentinels import WatchedRedis, watched_redis
+from tests.deployed.sentinels import WatchedRedis, encrypted_redis, watched_redis
 from tests.integration.watched.middle import Watched, in_the_middle_of_a_test
 from tests.waiting import eventually
 
+from tuneproof.cache import Cache
+from tuneproof.errors import StoreUnavailableError
 from tuneproof.settings import CacheConfig, Url
 
 pytestmark = pytest.mark.cluster
@@ -100,3 +103,19 @@ async def keeps(watched: Watched, redis: WatchedRedis, key: str) -> bool:
         return False
     found = await asyncio.to_thread(redis.client().keys, f"*{key}*")
     return bool(found)
+
+
+async def test_sentinels_and_redis_are_spoken_to_by_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with encrypted_redis(tmp_path) as url:
+        with monkeypatch.context() as trusted:
+            trusted.setenv("SSL_CERT_FILE", str(tmp_path / "tls.crt"))
+            cache = Cache(url)
+            assert await eventually(partial(cache.set, "key", "kept", 60))
+            assert await cache.get("key") == "kept"
+            await cache.close()
+        cache = Cache(url)  # nobody vouches for that certificate any more
+        with pytest.raises(StoreUnavailableError, match=r"no Sentinel of .* names a primary"):
+            await cache.ping()
+        await cache.close()

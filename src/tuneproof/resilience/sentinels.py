@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
@@ -72,8 +73,24 @@ def _host(text: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or PORT
 
 
+def _place(sentinel: Redis) -> str:
+    known = sentinel.connection_pool.connection_kwargs
+    return f"{known['host']}:{known['port']}"
+
+
 class _Pool(BlockingConnectionPool, SentinelConnectionPool):
     """Callers wait for a connection, and a connection asks the Sentinels where to go."""
+
+    async def get_master_address(self) -> tuple[str, int]:
+        """Where the primary is; raises `MasterNotFoundError` where no Sentinel says."""
+        try:
+            asked = super().get_master_address()  # type: ignore[no-untyped-call]
+            address: tuple[str, int] = await asked
+        except MasterNotFoundError as error:
+            places = ", ".join(_place(sentinel) for sentinel in self.sentinel_manager.sentinels)
+            said = f"no Sentinel of {places} names a primary {self.service_name!r}"
+            raise MasterNotFoundError(said) from error
+        return address
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the connections; with all of them those to the Sentinels, too."""
