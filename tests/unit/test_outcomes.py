@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_noise_is_not_used_and_says_so() -> None:
         assert report.judged >= 30
         usable += report.usable
         if not report.usable:
-            assert "no better than a coin, so it is not used" in report.sentence()
+            assert report.sentence().endswith("no better than a coin: not used")
     assert usable <= 1  # one in forty, by the interval
 
 
@@ -108,7 +109,7 @@ def test_order_does_not_matter_and_little_is_no_error(learnt: OutcomeModel) -> N
         model = fit_outcomes(few)
         assert not model.report.usable
         assert model.scores(["anything", ""]).tolist() == [0.0, 0.0]
-        assert "Too few posts differ clearly" in model.report.sentence()
+        assert "too few posts differ clearly" in model.report.sentence()
 
 
 def test_without_groups_single_outcomes_are_learnt_from() -> None:
@@ -168,6 +169,7 @@ async def test_a_candidate_that_would_lose_falls_short(
     )
     assert found.falls_short(0.45) is short
     assert found.inputs == 60
+    assert not replace(found, inputs=49).falls_short(1.0)  # told, but no reason to refuse
     assert found.sentence().startswith("hook: expected to do better in ")
 
 
@@ -178,7 +180,7 @@ async def test_no_model_is_asked_by_an_outcome_model_that_knows_nothing() -> Non
     found = await predict("hook", blind, asked, asked, [[{"role": "user", "content": "x"}]] * 9)
     assert found.win_rate is None
     assert not found.falls_short(1.0)
-    assert found.sentence() == f"hook: {blind.report.sentence()}"
+    assert found.sentence() == f"hook: {blind.report.sentence()}."
 
 
 def test_posts_compete_by_group_else_by_input_and_time() -> None:

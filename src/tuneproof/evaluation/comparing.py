@@ -19,6 +19,10 @@ __all__ = ["Asked", "Prediction", "predict"]
 
 MAX_TOKENS = 400
 
+LEAST_INPUTS = 50
+"""With fewer inputs the interval is wider than any difference that a training makes: what is
+expected is told then, and refuses nobody."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -47,15 +51,15 @@ class Prediction:
     def sentence(self) -> str:
         """What a person is told of it."""
         if self.win_rate is None or self.low is None or self.high is None:
-            return f"{self.task}: {self.reason or self.outcomes.sentence()}"
+            return f"{self.task}: {self.reason or self.outcomes.sentence()}."
         return (
             f"{self.task}: expected to do better in {self.win_rate:.0%} ({self.low:.0%} to "
-            f"{self.high:.0%}) of {self.inputs} inputs. {self.outcomes.sentence()}"
+            f"{self.high:.0%}) of {self.inputs} inputs; {self.outcomes.sentence()}."
         )
 
     def falls_short(self, least: float) -> bool:
-        """Whether the lower bound is below `least`; never where nothing can be said."""
-        return self.low is not None and self.low < least
+        """Whether the lower bound, over 50 inputs or more, is below `least`."""
+        return self.low is not None and self.inputs >= LEAST_INPUTS and self.low < least
 
 
 async def predict(
@@ -93,7 +97,7 @@ async def predict(
         return Prediction(
             task=task,
             outcomes=outcomes.report,
-            reason="Too few held-out inputs to compare answers.",
+            reason="too few held-out inputs to compare answers",
         )
     return Prediction(
         task=task,

@@ -30,7 +30,7 @@ from tuneproof.training import ModelVersion, Provider, Score
 MAX_BAD_SHARE = 0.1
 """The share of sampled outputs that may fail a check before the gate does."""
 
-MAX_COPIED_SHARE = 0.5
+MAX_COPIED_SHARE = 0.9
 """The share of sampled outputs that may be copies of answers that were trained on."""
 
 MAX_LINES = 100_000

@@ -95,12 +95,12 @@ class OutcomeReport:
     def sentence(self) -> str:
         """What a person is told of it."""
         if self.accuracy is None or self.low is None or self.high is None:
-            return "Too few posts differ clearly to learn from which of two answers does better."
+            return "too few posts differ clearly to learn which of two answers does better"
         told = (
-            f"Of {self.judged} pairs of posts that it had not seen it picked the one that did "
-            f"better in {self.accuracy:.0%} ({self.low:.0%} to {self.high:.0%})"
+            f"the outcome model was right on {self.accuracy:.0%} ({self.low:.0%} to "
+            f"{self.high:.0%}) of {self.judged:,} unseen pairs"
         )
-        return f"{told}." if self.usable else f"{told}: no better than a coin, so it is not used."
+        return told if self.usable else f"{told}, no better than a coin: not used"
 
 
 @dataclass(frozen=True, kw_only=True)
