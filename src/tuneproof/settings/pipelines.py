@@ -287,7 +287,7 @@ class PipelineConfig(Declaration):
         gate(key="samples", at_least=0, at_most=10**6, doc="outputs that are sampled and checked"),
     )
     gate_compared: int = option(
-        100,
+        0,
         gate(
             key="compared",
             at_least=0,
