@@ -103,6 +103,16 @@ def test_the_images_install_what_the_lock_has() -> None:
     assert not {"pytest", "mypy", "ruff", "mlflow", "torch"} & set(image)
 
 
+def test_the_pins_of_an_engine_do_not_contradict_each_other() -> None:
+    """Seen: the pins of what builds the wheel were among them, and contradicted the lock's."""
+    [made] = [run for run in of(stages(TRAINER)[1], "RUN") if "pins.txt" in run]
+    read = re.findall(r"requirements\S*", made.partition("> pins.txt")[0])
+    assert not [name for name in read if "*" in name]
+    named = {name: {pins(ROOT / path).get(name) for path in read} for name in pins(ROOT / read[1])}
+    assert len(named) > 10
+    assert [name for name, found in named.items() if len(found - {None}) > 1] == []
+
+
 def test_the_chart_runs_the_images_as_they_are_made() -> None:
     last = stages(SERVICE)[-1]
     spec = one(rendered(), "Deployment", NAME)["spec"]["template"]["spec"]
