@@ -267,6 +267,8 @@ def test_no_setting_lets_keys_be_asked_for(host: str) -> None:
 @pytest.mark.parametrize("host", ["8.8.8.8", "2606:4700::1111", "api.openai.com"])
 def test_public_addresses_may_be_called(host: str) -> None:
     PRIVATE_REFUSED.check(host)
+    with pytest.raises(AddressRefused, match="private"):
+        PRIVATE_REFUSED.check("10.1.2.3")
 
 
 def test_what_is_written_as_a_private_number_is_refused_before_it_is_called() -> None:
