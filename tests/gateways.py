@@ -138,6 +138,10 @@ class Place:
         """Whose evidence the gateways record."""
         return self.ask("probe").headers.get("x-tuneproof-subject")
 
+    def all_know(self, subject: str) -> bool:
+        """Whether whoever is asked records for this subject: each request may reach another."""
+        return all(self.subject() == subject for _ in range(20))
+
     def ask(self, unit: str, **headers: str) -> httpx2.Response:
         body = {"model": "tuneproof/hook", "messages": [], "user": unit}
         return HTTP.post(

@@ -138,7 +138,7 @@ async def run(*, seconds: float, seed: int, rate: float) -> Result:
 
 def _declare(place: Place) -> None:
     subject = place.declare()
-    until(lambda: place.subject() == subject)
+    until(lambda: place.all_know(subject))
 
 
 def _drain(place: Place, client: Client) -> None:

@@ -18,7 +18,7 @@ from tuneproof.server.tickets import Ticket
 def subject(place: Place) -> str:
     """A test that is under way, as the gateways know."""
     made = place.declare()
-    until(lambda: place.subject() == made)
+    until(lambda: place.all_know(made))
     return made
 
 

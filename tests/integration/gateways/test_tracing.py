@@ -62,7 +62,7 @@ def test_a_request_goes_on_in_its_callers_trace_to_the_provider(provider, tmp_pa
         with placed(tmp_path / "place", settings(provider.url), **env) as place:
             place.serve()
             test = place.declare()
-            until(lambda: all(place.subject() == test for _ in range(20)))  # both processes
+            until(lambda: place.all_know(test))
             answer = place.ask("u-1", traceparent=f"00-{TRACE}-{CALLER}-01")
             assert answer.status_code == 200
             until(lambda: len(told.of_trace(TRACE)) == 2)
