@@ -3,7 +3,6 @@
 The tests of the Upworthy archive are halved five times at random; what was learnt on one half is
 asked about pairs of the other half that differ at p < .01. Standard errors are of clusters by
 test. The learning curve takes a part of the tests. Needs `../shared/data/upworthy_posts.parquet`.
-`benchmarks/trainer/learns.py` asks tuned models the same.
 """
 
 from __future__ import annotations

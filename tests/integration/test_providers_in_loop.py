@@ -443,6 +443,50 @@ async def test_preferences_train_by_dpo_and_pass_the_gate(
         assert gate["heldout_loss"] > gate["base_heldout_loss"]
 
 
+# --- would its answers win? ----------------------------------------------------------------------
+
+
+def judged_posts() -> list[Post]:
+    """Of each topic two hooks: readers like the one with a word in it."""
+    return [
+        one._replace(
+            original_input=f"topic {i // 2}",
+            hook=f"Hook {i} {'gladly' if i % 2 else 'maybe'} of it",
+            impressions=1000,
+            engagement_rate=0.12 if i % 2 else 0.08,
+        )
+        for i, one in enumerate(posts(1600))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "passes", "said"),
+    [
+        ("gladly", True, "hook: expected to do better in "),
+        ("maybe", False, "The lower bound may not be below gate.min_win_rate, 45%."),
+    ],
+)
+async def test_gate_asks_both_models_whose_answers_would_win(
+    tmp_path: Path, sqlite_store_url: str, word: str, passes: bool, said: str
+) -> None:
+    def answer(model: str, messages: Sequence[Mapping[str, str]], number: int) -> str:
+        return f"An answer {word if model.startswith('ft:') else 'plain'} of it"
+
+    provider = Provider(name="p", answer=answer)
+    changes = {"gate_compared": 100, "engagement_threshold": 0.06, "tasks": ("hook",)}
+    async with open_providers(
+        tmp_path, sqlite_store_url, provider, changes=changes, source=judged_posts()
+    ) as loop:
+        run = await loop.turn(last_stage="gate")
+        assert run.status is (RunStatus.SUCCESS if passes else RunStatus.REJECTED), run.reason
+        assert said in run.reason
+        [found] = run.stages["gate"]["detail"]["predictions"]
+        assert found["task"] == "hook"
+        assert found["inputs"] >= 50
+        assert found["outcomes"]["accuracy"] > 0.9
+        assert (found["low"] > 0.5) is passes
+
+
 # --- shutdowns ----------------------------------------------------------------------------------
 
 

@@ -37,9 +37,10 @@ from tuneproof.curation.lines import Cleaner, LineMaker
 from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, Dropped, side_of, split_key
 from tuneproof.errors import ConfigError
 
-_GROUP: Final = b"group\x1f"
-
 __all__ = ["PairOptions", "clear_difference", "curate_pairs", "pairs_curator"]
+
+_GROUP: Final = b"group\x1f"
+"""What the key of a group begins with; that of an input is the JSON of its messages."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,15 +161,18 @@ class Gate:
                 passed=False, reason="The held-out set is empty: nothing can be checked."
             )
         examples = [line.chat for line in lines]
-        loss = await self._loss(version.model_id, examples)
-        base = await self._loss(version.base_model, examples) if loss else None
-        gain = await self._gain(version, lines) if base else None
+        tuned = await self._likelihoods(version.model_id, examples)
+        loss = _loss(tuned)
+        untuned = await self._likelihoods(version.base_model, examples) if loss else []
+        base = _loss(untuned)
+        worse = [line.worse for line in lines if line.worse is not None]
+        gain = await self._gain(version, worse, tuned, untuned) if base and worse else None
         samples = await self._sample(version.model_id, examples[: self._samples])
         if training_path is not None:
             samples = await asyncio.to_thread(_with_copies, samples, Path(training_path))
         scores = await self._score(examples, samples)
         faults = [
-            *self._unlikely(loss, base, gain),
+            *(_forgets(loss, base, gain) if worse else self._unlearnt(loss, base)),
             *_unfit(samples),
             *self._low(scores),
         ]
@@ -190,32 +193,43 @@ class Gate:
     async def heldout_loss(self, model: str, validation_path: Path | str) -> float | None:
         """A model's loss on held-out examples, nats per token; None where nobody can score."""
         examples = [line.chat for line in _read(Path(validation_path), self._max_heldout)]
-        loss = await self._loss(model, examples) if examples else None
+        loss = _loss(await self._likelihoods(model, examples))
         return loss.mean if loss else None
 
-    async def _loss(self, model: str, examples: Sequence[Messages]) -> _Loss | None:
+    async def _likelihoods(self, model: str, examples: Sequence[Messages]) -> list[Score]:
+        """How likely the model finds each answer; none at all where one cannot be scored."""
         found = await asyncio.gather(*(self._one_score(model, e) for e in examples))
-        scores = [s for s in found if s is not None]
-        if len(scores) < len(examples) or not (tokens := sum(s.tokens for s in scores)):
+        scores = [score for score in found if score is not None]
+        return scores if len(scores) == len(examples) else []
+
+    async def _gain(
+        self,
+        version: ModelVersion,
+        worse: Sequence[Messages],
+        tuned: Sequence[Score],
+        untuned: Sequence[Score],
+    ) -> _Gain | None:
+        """The reward of direct preference optimisation without its factor, better less worse.
+
+        `tuned` and `untuned` are the scores of the better answers. None where the worse ones
+        cannot be scored.
+        """
+        if version.model_id is None or len(worse) < len(tuned):
             return None
-        return _Loss(tokens=tokens, nats=-math.fsum(s.logprob for s in scores))
-
-    async def _gain(self, version: ModelVersion, lines: Sequence[_Line]) -> _Gain | None:
-        """The reward of direct preference optimisation without its factor, better less worse."""
-        pairs = [(line.chat, line.worse) for line in lines if line.worse is not None]
-        if not pairs or version.model_id is None:
+        of_worse = [
+            await self._likelihoods(model, worse)
+            for model in (version.model_id, version.base_model)
+        ]
+        if not all(of_worse):
             return None
-        tuned, base = version.model_id, version.base_model
-
-        async def margin(better: Messages, worse: Messages) -> float | None:
-            asked = [(tuned, better), (base, better), (tuned, worse), (base, worse)]
-            found = await asyncio.gather(*(self._one_score(*one) for one in asked))
-            scores = [score.logprob for score in found if score is not None]
-            return (scores[0] - scores[1]) - (scores[2] - scores[3]) if len(scores) == 4 else None
-
-        found = await asyncio.gather(*(margin(*pair) for pair in pairs))
-        margins = tuple(one for one in found if one is not None)
-        return _Gain(margins=margins) if margins else None
+        return _Gain(
+            margins=tuple(
+                (better.logprob - before.logprob) - (other.logprob - other_before.logprob)
+                for better, before, other, other_before in zip(
+                    tuned, untuned, *of_worse, strict=True
+                )
+            )
+        )
 
     async def _one_score(self, model: str, messages: Messages) -> Score | None:
         async with self._slots:
@@ -260,29 +274,14 @@ class Gate:
             except DataError as error:
                 return error.message
 
-    def _unlikely(self, loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list[str]:
-        """What is wrong with the likelihood of the held-out answers."""
-        if not loss or not base:
+    def _unlearnt(self, loss: _Loss | None, base: _Loss | None) -> list[str]:
+        """Whether supervised training did not make the held-out answers likelier."""
+        if not loss or not base or loss.mean < base.mean * (1 - self._min_improvement):
             return []
-        if gain is None:
-            if loss.mean < base.mean * (1 - self._min_improvement):
-                return []
-            return [
-                f"The held-out loss {loss.mean:.3f} is not at least {self._min_improvement:.1%} "
-                f"below the base model's {base.mean:.3f}."
-            ]
-        faults = []
-        if gain.mean <= 0:
-            faults.append(
-                f"The better answers of {len(gain.margins)} held-out pairs did not gain on the "
-                f"worse ones ({gain.mean:+.3f} nats in the mean, {gain.accuracy:.0%} of the pairs)."
-            )
-        if loss.mean > base.mean * (1 + MAX_LOSS_RISE):
-            faults.append(
-                f"The held-out loss {loss.mean:.3f} is more than {MAX_LOSS_RISE:.0%} above the "
-                f"base model's {base.mean:.3f}: the model lost its language."
-            )
-        return faults
+        return [
+            f"The held-out loss {loss.mean:.3f} is not at least {self._min_improvement:.1%} "
+            f"below the base model's {base.mean:.3f}."
+        ]
 
     def _low(self, scores: Mapping[str, _Mean]) -> list[str]:
         """Which scorers did not score, or gave too little."""
@@ -298,6 +297,28 @@ class Gate:
             if not value >= least:
                 faults.append(f"Scorer {name!r} gives {value:.3f}, below {least:g}.")
         return faults
+
+
+def _loss(scores: Sequence[Score]) -> _Loss | None:
+    tokens = sum(score.tokens for score in scores)
+    nats = -math.fsum(score.logprob for score in scores)
+    return _Loss(tokens=tokens, nats=nats) if tokens else None
+
+
+def _forgets(loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list[str]:
+    """Whether training on preferences taught none, or took the model's language."""
+    faults = []
+    if gain is not None and gain.mean <= 0:
+        faults.append(
+            f"The better answers of {len(gain.margins)} held-out pairs did not gain on the "
+            f"worse ones ({gain.mean:+.3f} nats in the mean, {gain.accuracy:.0%} of the pairs)."
+        )
+    if loss and base and loss.mean > base.mean * (1 + MAX_LOSS_RISE):
+        faults.append(
+            f"The held-out loss {loss.mean:.3f} is more than {MAX_LOSS_RISE:.0%} above the "
+            f"base model's {base.mean:.3f}: the model lost its language."
+        )
+    return faults
 
 
 def _unfit(samples: Sequence[Sample]) -> list[str]:

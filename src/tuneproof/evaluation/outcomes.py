@@ -3,7 +3,7 @@
 Trained on posts that competed with each other, by Bradley and Terry's model (Biometrika 39, 1952):
 the log-odds that one answer does better than another is the difference of their scores. Where
 nothing competed, a regression on single outcomes gives the scores. The score is linear in what
-is seen of a text (`texts`): its words, characters and form, or what an embedding gives instead.
+is seen of a text (`texts`): its words, characters and form.
 
 How far it can be believed is measured on posts that it was not fitted to: five times on four fifths
 of the groups, judged on the fifth (`accuracy`). From those comes the scale of its scores, too, so
@@ -23,38 +23,35 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from tuneproof.evaluation.texts import (
-    Embedded,
-    Embedding,
-    Features,
-    Floats,
-    Matrix,
-    TextFeatures,
-)
+from tuneproof.evaluation.texts import Features, Floats, Matrix, fit_features
 
 __all__ = ["OutcomeModel", "OutcomeReport", "Published", "WinRate", "fit_outcomes"]
 
 FOLDS: Final = 5
 CONFIDENCE: Final = 0.95
+_Z: Final = float(norm.ppf(0.5 + CONFIDENCE / 2))
 CLEAR: Final = 0.95
 """How sure it must be which of two posts did better, for the pair to count in `accuracy`."""
 
 LEAST_PAIRS: Final = 30
 """Fewer clear pairs of posts that competed: single outcomes are learnt from instead."""
 
-_PRECISION: Final = {"maxiter": 60, "ftol": 1e-6}
 LEAST_CERTAIN: Final = 0.1
 """Pairs of which it is nearly even who did better teach nothing."""
+
+_PRECISION: Final = {"maxiter": 60, "ftol": 1e-6}
 
 MOST_PAIRS: Final = 50_000
 MOST_OF_GROUP: Final = 60
 """How many pairs are learnt from, and how many of one group: a sample of more, by hash."""
 
 PENALTY: Final = 3.0
-"""Of the squared weights; chosen on `benchmarks/learns.py`."""
+"""Of the squared weights. It and what is seen of a text were chosen on three of the five halves of
+`benchmarks/learns.py`, of which the other two were no judge: expect a little less elsewhere."""
 
 
 class Published(NamedTuple):
@@ -76,7 +73,7 @@ class OutcomeReport:
 
     `accuracy` is the share of `judged` clear pairs in which it picked the winner, `low` and `high`
     its interval (95 %, pairs of one group go together). `kind` is `groups` or `single`, after what
-    it learnt from; `pairs` or posts it learnt from are `learnt`.
+    it learnt from, `learnt` how many pairs or posts that were.
     """
 
     kind: str
@@ -150,10 +147,6 @@ class OutcomeModel:
         """The score of each text, shape `(len(texts),)`."""
         return np.asarray(self._features(texts) @ self._weights) if texts else np.zeros(0)
 
-    def best(self, texts: Sequence[str]) -> int:
-        """The place of the answer with the highest score; the first of equals."""
-        return int(np.argmax(self.scores(texts)))
-
     def win_rate(
         self, ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
     ) -> WinRate | None:
@@ -182,9 +175,6 @@ class OutcomeModel:
         )
 
 
-_Z: Final = float(norm.ppf(0.5 + CONFIDENCE / 2))
-
-
 def _sigmoid(value: Floats) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * value)))
 
@@ -192,27 +182,28 @@ def _sigmoid(value: Floats) -> Floats:
 # --- fitting ----------------------------------------------------------------------------------
 
 
-def fit_outcomes(
-    published: Sequence[Published], *, embedding: Embedding | None = None
-) -> OutcomeModel:
+def fit_outcomes(published: Sequence[Published]) -> OutcomeModel:
     """Learn from published answers which of two does better, and how well that is known.
 
     Learns from pairs of posts that competed; where fewer than 30 of those differ clearly, from
-    single outcomes. `embedding` takes the place of words and characters. The same posts, in
-    whatever order, give the same model. Too few posts give one whose report is not usable.
+    single outcomes. The same posts, in whatever order, give the same model. Too few posts give one
+    whose report is not usable.
     """
     posts = _merged(published)
     if len(posts) < FOLDS:
         report = OutcomeReport(kind="single", groups=0, learnt=len(posts), judged=0)
-        return OutcomeModel(lambda texts: np.zeros((len(texts), 1)), np.zeros(1), report, 0.0)
+        return OutcomeModel(_blind, np.zeros(1), report, 0.0)
     texts = [post.text for post in posts]
-    features: Features = Embedded(embedding, texts) if embedding else TextFeatures(texts)
-    seen = features(texts)
+    features, seen = fit_features(texts)
     learner = _learner(seen, posts)
     margins = _unseen_margins(learner, texts)
     scale, error = _scale(margins, learner.judged)
     weights = learner.learn(np.ones(len(posts), bool))
     return OutcomeModel(features, weights * scale, _report(learner, margins), error)
+
+
+def _blind(texts: Sequence[str]) -> Matrix:
+    return sparse.csr_array((len(texts), 1))
 
 
 def _merged(published: Sequence[Published]) -> list[Published]:

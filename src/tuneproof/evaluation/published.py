@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from tuneproof.collection import NO_TIME, Post, PostQuery, Source, Task, Window
+from tuneproof.curation import KEPT_BACK, side_of
 from tuneproof.evaluation.outcomes import OutcomeModel, Published, fit_outcomes
 
 __all__ = ["MOST_POSTS", "outcome_models", "published_of"]
 
 MOST_POSTS = 5_000
-"""How many posts of a task are learnt from; of more a sample, whole groups by hash."""
+MOST_OF_GROUP = 200
+"""How many posts of a task are learnt from, and how many of one group: of more a sample by hash."""
 
 
 async def outcome_models(
@@ -43,12 +45,15 @@ async def outcome_models(
 
 
 def published_of(post: Post, task: Task, pair_days: float) -> Published | None:
-    """A post as an answer to a task; None where it has no time, no answer or no usable rate.
+    """A post as an answer to a task; None where it has no time, no answer or no usable rate, and
+    of units that are kept back from all use.
 
     Without a `group`, posts of the same input competed that were published in the same `pair_days`.
     """
     rate, text = post.engagement_rate, post.text(task.completion)
     if rate is None or not 0 <= rate <= 1 or post.ts == NO_TIME or not text.strip():
+        return None
+    if side_of("", post.id) == KEPT_BACK:
         return None
     impressions = post.impressions if post.impressions and post.impressions > 0 else None
     return Published(text, _competed_in(post, task, pair_days), rate, impressions)
@@ -64,24 +69,41 @@ def _competed_in(post: Post, task: Task, pair_days: float) -> str:
 
 
 class _Kept:
-    """Posts, thinned by whole groups each time that they are too many; in whatever order they come
-    the same are kept."""
+    """The posts of a task, thinned by hash where they are too many: of a group some posts, of the
+    groups some. In whatever order they come, the same are kept."""
 
     def __init__(self) -> None:
-        self._posts: dict[str, tuple[int, Published]] = {}
+        self._groups: dict[str, dict[str, Published]] = {}
         self._every = 1
+        self._count = 0
 
     def add(self, post_id: str, published: Published) -> None:
-        code = zlib.crc32((published.group or post_id).encode("utf-8", "surrogatepass"))
-        if code % self._every:
+        name = published.group or f"single\x1f{post_id}"
+        if _hashed(name) % self._every:
             return
-        self._posts[post_id] = code, published
-        while len(self._posts) > MOST_POSTS:
-            self._every *= 2
-            self._posts = {
-                key: one for key, one in self._posts.items() if one[0] % self._every == 0
-            }
+        group = self._groups.setdefault(name, {})
+        self._count += post_id not in group and len(group) < MOST_OF_GROUP
+        group[post_id] = published
+        if len(group) > 2 * MOST_OF_GROUP:
+            self._groups[name] = _some(group)
+        while self._count > MOST_POSTS:
+            self._halve()
+
+    def _halve(self) -> None:
+        self._every *= 2
+        self._groups = {
+            name: group for name, group in self._groups.items() if not _hashed(name) % self._every
+        }
+        self._count = sum(min(len(group), MOST_OF_GROUP) for group in self._groups.values())
 
     @property
     def published(self) -> Sequence[Published]:
-        return [one for _, one in self._posts.values()]
+        return [one for group in self._groups.values() for one in _some(group).values()]
+
+
+def _some(group: Mapping[str, Published]) -> dict[str, Published]:
+    return dict(sorted(group.items(), key=lambda one: (_hashed(one[0]), one[0]))[:MOST_OF_GROUP])
+
+
+def _hashed(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))

@@ -18,15 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["Embedded", "Embedding", "Features", "Floats", "Matrix", "TextFeatures"]
+__all__ = ["Features", "Floats", "Matrix", "fit_features"]
 
 Floats: TypeAlias = NDArray[np.float64]
-Matrix: TypeAlias = "sparse.csr_array | Floats"
+Matrix: TypeAlias = "sparse.csr_array"
 Features = Callable[[Sequence[str]], Matrix]
-"""Texts to a matrix of one row each, whose lengths are about 1."""
-
-Embedding = Callable[[Sequence[str]], Floats]
-"""Texts to vectors, shape `(len(texts), dimensions)`."""
+"""Texts to a matrix of one row each."""
 
 _Parts: TypeAlias = Callable[[str], Iterable[str]]
 
@@ -50,6 +47,10 @@ def _characters(text: str) -> Iterator[str]:
             yield padded[start : start + size]
 
 
+def _forms(texts: Sequence[str]) -> Floats:
+    return np.array([_form(text) for text in texts])
+
+
 def _form(text: str) -> list[float]:
     """Length, punctuation, digits, capitals: what a text looks like from afar."""
     size = max(1, len(text))
@@ -62,38 +63,47 @@ def _form(text: str) -> list[float]:
     ]
 
 
-class TextFeatures:
-    """Words, characters and form, side by side; rarities and form are fitted to the texts given."""
+def fit_features(texts: Sequence[str]) -> tuple[Features, Matrix]:
+    """What makes features of texts, its rarities fitted to these, and their own features."""
+    counts = [_counted(texts, parts) for parts in (_words, _characters)]
+    form = _forms(texts)
+    fitted = _Features([_Rarity(count) for count in counts], form)
+    return fitted, fitted.of(counts, form)
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._kinds = [_Rare(texts, grams) for grams in (_words, _characters)]
-        form = np.array([_form(text) for text in texts])
+
+class _Features:
+    """Words, characters and form, side by side."""
+
+    def __init__(self, rarities: Sequence[_Rarity], form: Floats) -> None:
+        self._rarities = rarities
         self._middle, self._spread = form.mean(0), np.maximum(form.std(0), 1e-9)
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
-        form = (np.array([_form(text) for text in texts]) - self._middle) / self._spread
-        parts = [*(kind(texts) for kind in self._kinds)]
-        parts.append(sparse.csr_array(np.clip(form, -4, 4) * _FORM_WEIGHT))
-        return sparse.csr_array(sparse.hstack(parts))
+        return self.of([_counted(texts, parts) for parts in (_words, _characters)], _forms(texts))
+
+    def of(self, counts: Sequence[Matrix], form: Floats) -> Matrix:
+        """The features of what was counted."""
+        parts = [rarity(count) for rarity, count in zip(self._rarities, counts, strict=True)]
+        shape = np.clip((form - self._middle) / self._spread, -4, 4) * _FORM_WEIGHT
+        return sparse.csr_array(sparse.hstack([*parts, sparse.csr_array(shape)]))
 
 
-class _Rare:
-    """TF-IDF of one kind of parts of a text, rows of length 1; what one text alone has is out."""
+class _Rarity:
+    """TF-IDF of one kind of parts, rows of length 1; what one text alone has is left out."""
 
-    def __init__(self, texts: Sequence[str], parts: _Parts) -> None:
-        self._parts = parts
-        held = np.bincount(_counted(texts, parts).indices, minlength=1 << _BITS)
+    def __init__(self, counts: Matrix) -> None:
+        held = np.bincount(counts.indices, minlength=1 << _BITS)
         self._columns = np.flatnonzero(held >= 2)
-        self._rarity = np.log((1 + len(texts)) / (1 + held[self._columns])) + 1
+        self._rarity = np.log((1 + counts.shape[0]) / (1 + held[self._columns])) + 1
 
-    def __call__(self, texts: Sequence[str]) -> sparse.csr_array:
-        counts = _counted(texts, self._parts).tocsc()[:, self._columns]
-        rare = sparse.csr_array(counts @ sparse.diags_array(self._rarity))
+    def __call__(self, counts: Matrix) -> Matrix:
+        kept = counts.tocsc()[:, self._columns]
+        rare = sparse.csr_array(kept @ sparse.diags_array(self._rarity))
         lengths = np.sqrt(np.asarray(rare.multiply(rare).sum(axis=1)).ravel())
         return sparse.csr_array(sparse.diags_array(1 / np.maximum(lengths, 1e-9)) @ rare)
 
 
-def _counted(texts: Sequence[str], parts: _Parts) -> sparse.csr_array:
+def _counted(texts: Sequence[str], parts: _Parts) -> Matrix:
     """How often each hashed part is in each text, as 1 + log of the count."""
     columns: list[int] = []
     values: list[float] = []
@@ -111,19 +121,3 @@ def _counted(texts: Sequence[str], parts: _Parts) -> sparse.csr_array:
 
 def _column(part: str) -> int:
     return zlib.crc32(part.encode("utf-8", "surrogatepass")) % (1 << _BITS)
-
-
-class Embedded:
-    """Vectors of an embedding, each dimension centred and scaled by the texts given first."""
-
-    def __init__(self, embedding: Embedding, texts: Sequence[str]) -> None:
-        self._embedding = embedding
-        vectors = self._vectors(texts)
-        self._middle = vectors.mean(0)
-        self._spread = np.maximum(vectors.std(0), 1e-9) * math.sqrt(vectors.shape[1])
-
-    def __call__(self, texts: Sequence[str]) -> Floats:
-        return np.asarray((self._vectors(texts) - self._middle) / self._spread)
-
-    def _vectors(self, texts: Sequence[str]) -> Floats:
-        return np.asarray(self._embedding(texts), float)

@@ -42,6 +42,7 @@ class GateStage:
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
+        self._models: dict[str, OutcomeModel] = {}
 
     async def check(
         self, versions: Sequence[ModelVersion], batch: TrainingDataBatch
@@ -64,7 +65,7 @@ class GateStage:
     async def _checked(self, version: ModelVersion, batch: TrainingDataBatch) -> GateReport:
         run = self._run
         batch = await with_files(run, batch)
-        provider = await answering(run, version)
+        provider = await answering(run, model_ref(version))
         if isinstance(provider, Deploys) and version.model_id is not None:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
         gate = Gate(
@@ -91,15 +92,17 @@ class GateStage:
         run, config = self._run, self._run.config
         if not config.gate_compared or version.model_id is None or not run.parts.asks(config.tasks):
             return ()
-        models = await self._outcomes(batch)
+        self._models = self._models or await self._outcomes(batch)
         baseline = await model_in_use(run, version.base_model)
-        candidate = Asked(provider=await answering(run, version), model=version.model_id)
-        rival = Asked(provider=await self._serving(baseline), model=baseline.model_id)
+        candidate, rival = [
+            Asked(provider=await answering(run, model), model=model.model_id)
+            for model in (model_ref(version), baseline)
+        ]
         return tuple(
             [
                 await predict(
                     task,
-                    models[task],
+                    self._models[task],
                     candidate,
                     rival,
                     inputs_of(batch.datasets[task].validation_path, config.gate_compared),
@@ -110,6 +113,7 @@ class GateStage:
         )
 
     async def _outcomes(self, batch: TrainingDataBatch) -> dict[str, OutcomeModel]:
+        """A model of each task's outcomes, the same for all versions of the run."""
         run, config = self._run, self._run.config
         source = run.parts.source(config, run.arguments.posts)
         try:
@@ -122,12 +126,6 @@ class GateStage:
             )
         finally:
             await source.close()
-
-    async def _serving(self, model: ModelRef) -> Provider:
-        parts = self._run.parts
-        if parts.serves is None:
-            return parts.provider(model.provider or self._run.config.provider)
-        return await parts.serves(model)
 
     async def _ensure_answers(self, version: ModelVersion) -> None:
         """Both models that users are about to meet answer."""
@@ -187,11 +185,11 @@ def leading(judged: Sequence[Judged]) -> Judged:
     return next((one for one in judged if one.report.passed), judged[0])
 
 
-async def answering(run: RunContext, version: ModelVersion) -> Provider:
-    """Who answers for a version: who trained it, wherever the settings point by now."""
+async def answering(run: RunContext, model: ModelRef) -> Provider:
+    """Who answers for a model: of a version who trained it, wherever the settings point by now."""
     if run.parts.serves is None:
         return run.parts.provider(run.config.provider)
-    return await run.parts.serves(model_ref(version))
+    return await run.parts.serves(model)
 
 
 def after_comparing(

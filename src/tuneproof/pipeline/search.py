@@ -9,6 +9,7 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import TrainingFailedError
 from tuneproof.evaluation import Gate
+from tuneproof.experiments import model_ref
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.gating import answering
@@ -97,7 +98,7 @@ class TrialSearch:
         """The held-out loss: scored by us, else what the provider itself measured."""
         batch = await with_files(self._run, batch)
         assert version.model_id is not None
-        gate = Gate(await answering(self._run, version), seed=self._run.config.seed)
+        gate = Gate(await answering(self._run, model_ref(version)), seed=self._run.config.seed)
         loss = await gate.heldout_loss(version.model_id, batch.validation_path)
         if loss is not None:
             return loss

@@ -235,8 +235,8 @@ class PipelineConfig(Declaration):
         training(
             above=0,
             at_most=36_500,
-            doc="`dpo`: how many days apart two posts of the same input may be, where no `group` "
-            "says which posts competed",
+            doc="`dpo` and the gate's outcome model: how many days apart two posts of the same "
+            "input may be, where no `group` says which posts competed",
         ),
     )
     search: Mapping[str, tuple[int | float, ...]] | None = option(
