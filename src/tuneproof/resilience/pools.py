@@ -364,10 +364,16 @@ def redis_pool(
         return _redis_pool(url, arguments)
     except ValueError as error:
         raise ConfigError(
-            f"REDIS_URL is {url!r}: {error}",
+            f"REDIS_URL is {_shown(url)!r}: {error}",
             mend="Write redis://[user:password@]host[:port]/database, or "
             "redis+sentinel://[user:password@]host[:port],host[:port]/NAME/database.",
         ) from error
+
+
+def _shown(url: str) -> str:
+    """An address without what may be secret in it: user, password and parameters."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _redis_pool(url: str, arguments: Mapping[str, Any]) -> BlockingConnectionPool:

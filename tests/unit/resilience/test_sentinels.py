@@ -69,3 +69,19 @@ async def test_a_pool_and_a_cache_are_made_of_it_without_a_call() -> None:
     assert pool.max_connections == 7
     cache = Cache(WHOLE, pool=pool)
     await cache.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://:topsecret@one,two",
+        "redis+sentinel://me:topsecret@one/primary/0?sentinel_word=topsecret",
+        "redis://:topsecret@one:port/0",
+        "http://me:topsecret@one?password=topsecret",
+    ],
+)
+def test_what_is_secret_in_a_malformed_address_is_not_told(url: str) -> None:
+    with pytest.raises(ConfigError, match="REDIS_URL is '") as refused:
+        redis_pool(url)
+    assert "topsecret" not in refused.value.message
+    assert "one" in refused.value.message
