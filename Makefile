@@ -92,10 +92,10 @@ $(SDKS): requirements-sdks.txt
 	$(UV) pip sync --quiet --python .venv-sdks/bin/python requirements-sdks.txt
 	@touch $(SDKS)
 
-cluster: setup services ## a live API server, the images, every alert, Redis by Sentinel; root on Debian 12
+cluster: setup services ## a live API server, images, alerts, Sentinels, workers restarted and upgraded; root on Debian 12
 	@sh .ci/cluster
 	$(PYTHON) -m tools.kube_apiserver
-	$(PYTHON) -m pytest -q --timeout 3600 -m cluster tests/deployed $(ARGS)
+	$(PYTHON) -m pytest -q --timeout 3600 -m cluster tests/cluster tests/deployed $(ARGS)
 
 simulate: setup ## the error rates of the statistics, whole; writes tests/simulation/results.json
 	$(PYTHON) -m tests.simulation
