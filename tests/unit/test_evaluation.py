@@ -197,6 +197,9 @@ async def test_a_model_that_only_copies_fails_and_some_copies_are_shown(tmp_path
         assert report.passed is passed, report.reason
         assert report.samples[0].faults == ("copies a training line",)
     assert (await Gate(made).check(VERSION, held)).samples[0].faults == ()
+    made._answer = partial(_copying, 1)
+    few = await Gate(made, samples=9).check(VERSION, held, training)
+    assert few.passed, "nine copies are too few to tell"
 
 
 def _copying(share: int, model: str, messages: Messages, number: int) -> str:

@@ -31,7 +31,9 @@ MAX_BAD_SHARE = 0.1
 """The share of sampled outputs that may fail a check before the gate does."""
 
 MAX_COPIED_SHARE = 0.9
-"""The share of sampled outputs that may be copies of answers that were trained on."""
+LEAST_COPIES = 10
+"""The share of sampled outputs that may be copies of answers that were trained on, and from how many
+copies on it counts: two of two samples are no share."""
 
 MAX_LINES = 100_000
 
@@ -324,7 +326,7 @@ def _forgets(loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list
 def _unfit(samples: Sequence[Sample]) -> list[str]:
     """Whether too many of the sampled outputs fail a check, or are copies."""
     copied = sum(COPIED in sample.faults for sample in samples)
-    if copied > MAX_COPIED_SHARE * len(samples):
+    if copied >= LEAST_COPIES and copied > MAX_COPIED_SHARE * len(samples):
         return [
             f"{copied} of {len(samples)} sampled outputs are copies of answers that were trained "
             f"on; {MAX_COPIED_SHARE:.0%} may."
