@@ -32,8 +32,8 @@ MAX_BAD_SHARE = 0.1
 
 MAX_COPIED_SHARE = 0.9
 LEAST_COPIES = 10
-"""The share of sampled outputs that may be copies of answers that were trained on, and from how many
-copies on it counts: two of two samples are no share."""
+"""The share of sampled outputs that may be copies of answers that were trained on, and from how
+many copies on it counts: two of two samples are no share."""
 
 MAX_LINES = 100_000
 
