@@ -31,7 +31,7 @@ demo: setup ## the whole loop on simulated users; then the service stays up
 	$(PYTHON) -m tuneproof demo --seed $(SEED)
 
 test: setup services lint types ## everything but the long checks; under 10 minutes on two cores
-	$(PYTHON) -m pytest -q -n 3 --dist loadfile -m "not slow and not cluster"
+	$(PYTHON) -m pytest -q -n 4 --dist worksteal -m "not slow and not cluster"
 
 check: setup lint types unit ## lint, types, unit tests; under a minute
 
