@@ -30,7 +30,7 @@ services: ## install what the tests start: PostgreSQL, Redis, Node.js, Prometheu
 demo: setup ## the whole loop on simulated users; then the service stays up
 	$(PYTHON) -m tuneproof demo --seed $(SEED)
 
-test: setup services lint types ## everything but the long checks; under 10 minutes on two cores
+test: setup services lint types ## everything but the long checks; a quarter of an hour on two cores
 	$(PYTHON) -m pytest -q -n 4 --dist worksteal -m "not slow and not cluster"
 
 check: setup lint types unit ## lint, types, unit tests; under a minute
