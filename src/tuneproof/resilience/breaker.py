@@ -276,6 +276,11 @@ class CircuitBreaker:
             self._close()
         self._failure_count = 0
 
+    def allow_probe(self) -> None:
+        """Let the next call probe, whatever is left of the pause: the service was seen to be up."""
+        if self._state is State.OPEN:
+            self._reopen_at = min(self._reopen_at, self._clock())
+
     def diagnose(self) -> Diagnosis:
         """How the service does by the last 50 calls, what is wrong, and what to do about it."""
         return Diagnosis(

@@ -25,6 +25,7 @@ from fastapi.responses import JSONResponse
 from tuneproof.errors import ConflictError, NotFoundError, QuotaExhaustedError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, ModelRef
 from tuneproof.experiments.histories import HISTORY_PHASE, history_of
+from tuneproof.resilience import State
 from tuneproof.server.auth import Scope, authorise
 from tuneproof.server.chatting import PREFIX, ChatRequest
 from tuneproof.server.models import described
@@ -137,18 +138,44 @@ class Gateway:
         Raises `Refused`, or a `TuneProofError`, where nobody answers.
         """
         if decision.arm is not Arm.CANDIDATE:
-            return decision, await self._call(decision.model, asked, anyway=True)
+            return decision, await self._by_baseline(decision, asked)
+        candidate = decision.model
         try:
-            if time.monotonic() >= self._spared_until.get(decision.model, 0.0):
-                return decision, await self._call(decision.model, asked, anyway=False)
+            if time.monotonic() >= self._spared_until.get(candidate, 0.0):
+                anyway = await self._both_away(candidate, decision.routing.baseline)
+                return decision, await self._call(candidate, asked, anyway=anyway)
         except Refused as refusal:
-            self._spare(decision.model, refusal)
+            self._spare(candidate, refusal)
             log.warning("%s falls back to its baseline: %s", decision.routing.task, refusal)
         except TuneProofError as error:
             log.warning("%s falls back to its baseline: %s", decision.routing.task, error)
         decision = decision.fallen_back()
         replaced(decision)
-        return decision, await self._call(decision.model, asked, anyway=True)
+        return decision, await self._by_baseline(decision, asked)
+
+    # An outage of a provider opens the breakers of candidate and baseline alike. The baseline is
+    # asked in any case and is back at once. A candidate that was refused meanwhile, and then until
+    # its pause is over, would fail beside it as if the fault were its own, and be taken back.
+
+    async def _both_away(self, candidate: ModelRef, baseline: ModelRef) -> bool:
+        """Whether their one provider fails for both: then to be replaced is no help."""
+        endpoint = await self._serving.endpoint(candidate)
+        if endpoint.breaker.state is State.CLOSED:
+            return False
+        beside = await self._serving.endpoint(baseline)
+        return beside.provider == endpoint.provider and beside.breaker.state is not State.CLOSED
+
+    async def _by_baseline(self, decision: Decision, asked: ChatRequest) -> Answer | Stream:
+        """The baseline's answer; if its provider is back by it, candidates there may try, too."""
+        endpoint = await self._serving.endpoint(decision.model)
+        away = endpoint.breaker.state is not State.CLOSED
+        answer = await self._call(decision.model, asked, anyway=True)
+        if away:
+            for candidate in decision.routing.candidates:
+                beside = await self._serving.endpoint(candidate)
+                if beside.provider == endpoint.provider:
+                    beside.breaker.allow_probe()
+        return answer
 
     def _spare(self, model: ModelRef, refusal: Refused) -> None:
         """Ask this candidate no more before its provider said that it may be."""

@@ -110,6 +110,25 @@ async def test_an_open_breaker_spares_the_candidates_provider(service, chat, tes
     assert asked.count("base") == 6
 
 
+@pytest.mark.parametrize("first", [Arm.BASELINE, Arm.CANDIDATE])
+async def test_an_outage_of_their_provider_is_over_for_both_arms(service, chat, test_id, first):
+    """Before: the candidate's breaker stayed open for two minutes beside a baseline that answered,
+    and ten requests later the test was ended for an outage."""
+    both = await units(service)
+    for model in ("cand", "base"):
+        chat.fail(model, status=500)
+    for _ in range(4):
+        for unit in both.values():
+            answer = await service.post("/v1/chat/completions", ask(unit))
+            assert answer.json()["error"]["code"] == "provider_unavailable"
+    chat.failing.clear()
+    order = [first, *(arm for arm in both if arm is not first)]
+    for arm in order:
+        answer = await service.post("/v1/chat/completions", ask(both[arm]))
+        assert "x-tuneproof-fallback" not in answer.headers
+        assert answer.headers["x-tuneproof-model"] == {"baseline": "base", "candidate": "cand"}[arm]
+
+
 async def test_when_both_fail_the_caller_learns_it_in_openais_shape(service, chat, test_id):
     chat.fail("cand", status=500)
     chat.fail("base", status=500)

@@ -85,6 +85,18 @@ async def test_probe_closes_the_breaker_after_the_timeout() -> None:
     assert breaker.state is State.CLOSED
 
 
+async def test_a_probe_may_be_allowed_before_the_pause_is_over() -> None:
+    breaker = CircuitBreaker("x", failure_threshold=1, timeout=120, clock=Clock())
+    breaker.allow_probe()
+    await break_by(breaker, 1)
+    with pytest.raises(CircuitBreakerError):
+        await breaker.call(succeed)
+    breaker.allow_probe()
+    assert breaker.state is State.OPEN  # who calls next finds out
+    assert await breaker.call(succeed) == "answer"
+    assert breaker.state is State.CLOSED
+
+
 async def test_repeated_opening_backs_off_up_to_the_cap_and_closing_resets_it() -> None:
     clock = Clock()
     breaker = CircuitBreaker(1, 10, clock=clock, max_timeout=35)
