@@ -86,7 +86,7 @@ async def test_probe_closes_the_breaker_after_the_timeout() -> None:
 
 
 async def test_a_probe_may_be_allowed_before_the_pause_is_over() -> None:
-    breaker = CircuitBreaker("x", failure_threshold=1, timeout=120, clock=Clock())
+    breaker = CircuitBreaker(1, 120, clock=Clock())
     breaker.allow_probe()
     await break_by(breaker, 1)
     with pytest.raises(CircuitBreakerError):
