@@ -150,12 +150,13 @@ class EventService:
         return sorted(found, key=lambda e: (e.at, e.id))[-limit:]
 
     async def _beside(self, subject: str, since: datetime) -> list[bool]:
-        """Which of the baseline's requests since then failed; the last few before, where it had
-        none since."""
+        """Which of the baseline's requests since then failed; with the last ones before, where
+        there are too few to tell."""
         recent = self._store.events.recent
         found = await recent(subject, Arm.BASELINE, limit=BASELINE_WINDOW, since=since)
-        if not found:
-            found = await recent(subject, Arm.BASELINE, limit=5, since=since - BESIDE)
+        least = guardrails.BESIDE_AT_LEAST
+        if len(found) < least and not any(request.error for request in found):
+            found = await recent(subject, Arm.BASELINE, limit=least, since=since - BESIDE)
         return [request.error for request in found]
 
     async def _stop_gross_failure(self, subject: str) -> None:

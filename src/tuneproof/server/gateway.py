@@ -25,7 +25,7 @@ from fastapi.responses import JSONResponse
 from tuneproof.errors import ConflictError, NotFoundError, QuotaExhaustedError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, ModelRef
 from tuneproof.experiments.histories import HISTORY_PHASE, history_of
-from tuneproof.resilience import State
+from tuneproof.resilience import CircuitBreaker, State
 from tuneproof.server.auth import Scope, authorise
 from tuneproof.server.chatting import PREFIX, ChatRequest
 from tuneproof.server.models import described
@@ -75,13 +75,18 @@ _EVENTS: dict[str, Any] = {"text/event-stream": {}}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Which arm answers this request."""
+    """Which arm answers this request, decided at `at`.
+
+    Its exposure counts from then: an arm whose answers fail late, or are replaced late, is compared
+    with what the other was asked at the same time.
+    """
 
     routing: Routing
     unit: str
     arm: Arm
     model: ModelRef
     ticket: Ticket
+    at: datetime
     failed: bool = False
 
     def fallen_back(self) -> Decision:
@@ -114,6 +119,8 @@ class Gateway:
         self._tracing = tracing
         self.shadows = Shadows(serving, upstream, spool)
         self._spared_until: dict[ModelRef, float] = {}
+        self._out: dict[ModelRef, set[CircuitBreaker]] = {}
+        """By baseline: of the candidates that failed since it answered last."""
 
     def decide(self, asked: ChatRequest) -> Decision:
         """Which arm answers. Raises `NotFoundError` or `ConflictError` where none does."""
@@ -138,44 +145,38 @@ class Gateway:
         Raises `Refused`, or a `TuneProofError`, where nobody answers.
         """
         if decision.arm is not Arm.CANDIDATE:
-            return decision, await self._by_baseline(decision, asked)
-        candidate = decision.model
+            return decision, await self._asked_anyway(decision, asked)
+        breaker = None
         try:
-            if time.monotonic() >= self._spared_until.get(candidate, 0.0):
-                anyway = await self._both_away(candidate, decision.routing.baseline)
-                return decision, await self._call(candidate, asked, anyway=anyway)
+            if time.monotonic() >= self._spared_until.get(decision.model, 0.0):
+                endpoint = await self._serving.endpoint(decision.model)
+                breaker = endpoint.breaker
+                call = breaker.call_anyway if await self._both_away(decision) else breaker.call
+                return decision, await self._through(call, endpoint, asked, decision.model)
         except Refused as refusal:
-            self._spare(candidate, refusal)
+            self._spare(decision.model, refusal)
             log.warning("%s falls back to its baseline: %s", decision.routing.task, refusal)
         except TuneProofError as error:
             log.warning("%s falls back to its baseline: %s", decision.routing.task, error)
         decision = decision.fallen_back()
         replaced(decision)
-        return decision, await self._by_baseline(decision, asked)
+        if breaker is not None:
+            self._out.setdefault(decision.model, set()).add(breaker)
+        return decision, await self._asked_anyway(decision, asked)
 
-    # An outage of a provider opens the breakers of candidate and baseline alike. The baseline is
-    # asked in any case and is back at once. A candidate that was refused meanwhile, and then until
-    # its pause is over, would fail beside it as if the fault were its own, and be taken back.
+    # A candidate's breaker spares its users the wait. Were it to refuse for its whole pause, three
+    # requests that a reset cut off would become two minutes of "failures" beside a baseline that
+    # answers, and the candidate would be taken back for them. So one request at a time finds out
+    # whether it is back, as long as the baseline answers in its place; and in an outage of both,
+    # where that is no help, it is asked as the baseline is.
 
-    async def _both_away(self, candidate: ModelRef, baseline: ModelRef) -> bool:
-        """Whether their one provider fails for both: then to be replaced is no help."""
-        endpoint = await self._serving.endpoint(candidate)
-        if endpoint.breaker.state is State.CLOSED:
+    async def _both_away(self, decision: Decision) -> bool:
+        """Whether neither the candidate nor its baseline answered of late."""
+        candidate = await self._serving.endpoint(decision.model)
+        if candidate.breaker.state is State.CLOSED:
             return False
-        beside = await self._serving.endpoint(baseline)
-        return beside.provider == endpoint.provider and beside.breaker.state is not State.CLOSED
-
-    async def _by_baseline(self, decision: Decision, asked: ChatRequest) -> Answer | Stream:
-        """The baseline's answer; if its provider is back by it, candidates there may try, too."""
-        endpoint = await self._serving.endpoint(decision.model)
-        away = endpoint.breaker.state is not State.CLOSED
-        answer = await self._call(decision.model, asked, anyway=True)
-        if away:
-            for candidate in decision.routing.candidates:
-                beside = await self._serving.endpoint(candidate)
-                if beside.provider == endpoint.provider:
-                    beside.breaker.allow_probe()
-        return answer
+        baseline = await self._serving.endpoint(decision.routing.baseline)
+        return baseline.breaker.state is not State.CLOSED
 
     def _spare(self, model: ModelRef, refusal: Refused) -> None:
         """Ask this candidate no more before its provider said that it may be."""
@@ -183,11 +184,22 @@ class Gateway:
             wait_s = min(refusal.retry_after_s, LONGEST_WAIT_S)
             self._spared_until[model] = time.monotonic() + wait_s
 
-    async def _call(self, model: ModelRef, asked: ChatRequest, *, anyway: bool) -> Answer | Stream:
-        """Ask a model through its breaker; the baseline, whom nobody replaces, in any case."""
-        endpoint = await self._serving.endpoint(model)
-        breaker = endpoint.breaker.call_anyway if anyway else endpoint.breaker.call
-        found = await breaker(self._answered, endpoint, asked, model.model_id)
+    async def _asked_anyway(self, decision: Decision, asked: ChatRequest) -> Answer | Stream:
+        """The baseline's answer: nobody replaces it, so its breaker refuses nothing."""
+        endpoint = await self._serving.endpoint(decision.model)
+        call = endpoint.breaker.call_anyway
+        answer = await self._through(call, endpoint, asked, decision.model)
+        for breaker in self._out.pop(decision.model, ()):
+            breaker.allow_probe()
+        return answer
+
+    async def _through(
+        self, call: Callable[..., Any], endpoint: ChatEndpoint, asked: ChatRequest, model: ModelRef
+    ) -> Answer | Stream:
+        """Ask a model through its breaker. Raises `Refused`, which says nothing against it."""
+        found: Answer | Stream | Refused = await call(
+            self._answered, endpoint, asked, model.model_id
+        )
         if isinstance(found, Refused):
             raise found
         return found
@@ -236,7 +248,7 @@ class Gateway:
             phase=routing.phase if routing.lanes else HISTORY_PHASE,
             arm=decision.arm,
             unit=decision.unit,
-            at=self._serving.now(),
+            at=decision.at,
             task=routing.task,
             latency_ms=(time.perf_counter() - began) * 1000,
             error=error or decision.failed,
@@ -283,7 +295,9 @@ def decide(routing: Routing, unit: str, now: datetime) -> Decision:
     served = routing.serve(unit)
     subject = served.subject or history_of(routing.task, now)
     ticket = Ticket(exposure=uuid.uuid4().hex, task=routing.task, subject=subject, unit=unit)
-    return Decision(routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket)
+    return Decision(
+        routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket, at=now
+    )
 
 
 def _unknown(model: str) -> NotFoundError:

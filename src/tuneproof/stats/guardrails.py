@@ -33,6 +33,13 @@ __all__ = [
     "split_alpha",
 ]
 
+BESIDE_AT_LEAST: Final = 10
+"""So many of the baseline's requests without a failure tell of it; of fewer, nothing is known."""
+
+BY_CHANCE: Final = 1e-4
+"""How improbable the candidate's share of the failures must be for the breaker to open: it reads
+anew with each failure. Simulated (`tests/unit/stats/test_guardrails.py`)."""
+
 _ODDS: Final = (1.5, 2.0, 3.0, 5.0, 10.0)
 """How many times the baseline's odds of failing the candidate's may be, alike likely."""
 
@@ -370,10 +377,14 @@ def gross_failure(
     """The immediate breaker: at least `failures` of the last `window` requests failed.
 
     `outcomes` in order of time, newest last, True where the request failed; only the last
-    `window` are read. `baseline` are those of the baseline at the same time: where they fail at
-    least half as often, it is an outage of both and no fault of the candidate (`shared`). At a
-    true error rate of 5 % it fires by chance about once in 100 million requests. Fires before the
-    window is full, too. Raises `InputError` unless 0 < failures <= window.
+    `window` are read. `baseline` are those of the baseline at the same time, or the last of some
+    minutes: as many as there are. Where any of them failed, or there are at least
+    `BESIDE_AT_LEAST`, it fires only if so many failures would fall to the candidate with a
+    probability of at most `BY_CHANCE` were both to fail alike (Fisher's exact test, one-sided);
+    otherwise it is an outage of both (`shared`), and what the candidate adds to it is for
+    `excess_failures` to say. At a true error rate of 5 % it fires by chance about once in 100
+    million requests. Fires before the window is full, too. Raises `InputError` unless
+    0 < failures <= window.
 
     >>> gross_failure([False] * 30 + [True] * 10).fired, gross_failure([True] * 9).fired
     (True, False)
@@ -386,20 +397,24 @@ def gross_failure(
             f"{failures} failures of {window} requests cannot be.", mend="Use 10 of 20."
         )
     last = outcomes[-window:]
-    failed = sum(map(bool, last))
+    failed, beside = sum(map(bool, last)), sum(map(bool, baseline))
     many = failed >= failures
-    alike = many and _share_of(baseline) >= failed / len(last) / 2
+    told = beside > 0 or len(baseline) >= BESIDE_AT_LEAST
+    chance = _by_chance(failed, len(last), beside, len(baseline)) if many and told else 0.0
     return GrossFailure(
-        fired=many and not alike,
-        shared=many and alike,
+        fired=many and chance <= BY_CHANCE,
+        shared=many and chance > BY_CHANCE,
         failures=failed,
         seen=len(last),
         reason=f"{failed} of the last {len(last)} requests failed; the breaker opens at {failures}",
     )
 
 
-def _share_of(failed: Sequence[bool]) -> float:
-    return sum(map(bool, failed)) / len(failed) if failed else 0.0
+def _by_chance(failed: int, n: int, beside: int, m: int) -> float:
+    """P(at least `failed` of the failures fall on these n of n + m requests), hypergeometric."""
+    both = failed + beside
+    ways = sum(math.comb(n, k) * math.comb(m, both - k) for k in range(failed, min(n, both) + 1))
+    return ways / math.comb(n + m, both)
 
 
 def _exp(log_e: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -266,6 +267,19 @@ async def test_a_candidate_that_stalls_is_replaced(service, provider, candidates
     await eventually(lambda: provider.open == 0)
     [event] = await exposures(service, test_id)
     assert event["error"] is True
+
+
+async def test_one_request_at_a_time_waits_for_a_candidate_that_hangs(
+    service, provider, candidates, test_id
+):
+    provider.stall("cand")
+    for _ in range(3):  # each of them waits: then the breaker is open
+        assert (await streamed(service, candidates)).headers["x-tuneproof-fallback"] == "true"
+    before = len(provider.bodies)
+    answers = await asyncio.gather(*(streamed(service, candidates) for _ in range(6)))
+    assert {answer.headers["x-tuneproof-fallback"] for answer in answers} == {"true"}
+    asked = [body["model"] for body in provider.bodies[before:]]
+    assert (asked.count("cand"), asked.count("base")) == (1, 6)
 
 
 async def test_a_stream_that_stalls_is_told_to_its_reader(service, provider, candidates, test_id):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta as beta_distribution
+from scipy.stats import fisher_exact
 
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats import guardrails, sequential
@@ -440,16 +441,37 @@ def test_a_gross_failure_is_ten_of_the_last_twenty():
     assert guardrails.gross_failure([True], failures=1, window=1).fired
 
 
-def test_a_gross_failure_is_shared_where_the_baseline_fails_half_as_often():
-    """12 of 16 is 75 %, so from 37.5 % of the baseline on nobody is to blame."""
-    last = [True] * 12 + [False] * 4
-    half = [True] * 3 + [False] * 5
-    found = guardrails.gross_failure(last, baseline=half)
-    assert (found.fired, found.shared, found.seen) == (False, True, 16)
-    less = guardrails.gross_failure(last, baseline=[*half, False])
+def test_a_gross_failure_is_shared_where_chance_may_have_dealt_the_failures_so():
+    last = [True] * 14 + [False] * 6
+    found = guardrails.gross_failure(last, baseline=[True] * 3 + [False] * 17)
+    assert (found.fired, found.shared, found.seen) == (False, True, 20)
+    assert fisher_exact([[14, 6], [3, 17]], alternative="greater").pvalue == pytest.approx(
+        5.8e-4, rel=0.1
+    )
+    less = guardrails.gross_failure(last, baseline=[True] * 1 + [False] * 19)
     assert (less.fired, less.shared) == (True, False)
     few = guardrails.gross_failure([True] * 9, baseline=[True] * 9)
     assert (few.fired, few.shared) == (False, False)
+
+
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (20, 200), (12, 1), (20, 3)])
+def test_the_breaker_opens_where_fishers_exact_test_says_so(n, m):
+    for failed in range(10, n + 1):
+        for beside in range(1, m + 1):
+            table = [[failed, n - failed], [beside, m - beside]]
+            expected = fisher_exact(table, alternative="greater").pvalue <= guardrails.BY_CHANCE
+            last = [True] * failed + [False] * (n - failed)
+            found = guardrails.gross_failure(
+                last, baseline=[True] * beside + [False] * (m - beside)
+            )
+            assert (found.fired, found.shared) == (expected, not expected)
+
+
+def test_of_a_baseline_that_was_hardly_asked_nothing_is_known():
+    last = [True] * 10 + [False] * 10
+    assert guardrails.gross_failure(last, baseline=[False] * 9).fired
+    assert guardrails.gross_failure(last, baseline=[False] * 10).shared
+    assert guardrails.gross_failure(last, baseline=[False] * 30).fired
 
 
 def drop_of(lift, upper, drop=0.15):
