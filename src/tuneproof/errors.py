@@ -151,7 +151,7 @@ class RetryableError(TuneProofError):
 
 
 class ProviderUnavailableError(RetryableError):
-    """The provider did not answer in time, or answered 5xx."""
+    """The provider did not answer in time (`details["timed_out"]`), or answered 5xx."""
 
 
 class NotDeployedError(RetryableError):

@@ -379,7 +379,13 @@ class MemoryProvider:
             for index, text in enumerate(texts)
         ]
 
-    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
+    async def score(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        timeout_s: float | None = None,
+    ) -> Score | None:
         """What the scoring function says."""
         self._called("score")
         self._require(model)

@@ -2,13 +2,15 @@
 
 `gate` checks a trained version on held-out examples. `published` reads what came of posts,
 `outcomes` learns from them which of two answers does better (`texts`: what it sees of one), and
-`comparing` asks that of candidate and baseline. `scorers` is what a scorer is and the texts that
-are scored online, `judge` a scorer that asks a model. None of them knows a database.
+`comparing` asks that of candidate and baseline; `kept` keeps what they answered, for a check that
+is broken off. `scorers` is what a scorer is and the texts that are scored online, `judge` a scorer
+that asks a model. None of them knows a database.
 """
 
 from tuneproof.evaluation.comparing import Asked, Prediction, predict
 from tuneproof.evaluation.gate import Gate, GateReport, Sample, inputs_of
 from tuneproof.evaluation.judge import Judge, read_score
+from tuneproof.evaluation.kept import Kept
 from tuneproof.evaluation.outcomes import (
     OutcomeModel,
     OutcomeReport,
@@ -24,6 +26,7 @@ __all__ = [
     "Gate",
     "GateReport",
     "Judge",
+    "Kept",
     "Messages",
     "OutcomeModel",
     "OutcomeReport",

@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneproof.evaluation.kept import together
 from tuneproof.evaluation.outcomes import OutcomeModel, OutcomeReport
 from tuneproof.evaluation.scorers import Messages
-from tuneproof.training import Provider
+from tuneproof.training import Answers
 
 __all__ = ["Asked", "Prediction", "predict"]
 
@@ -28,7 +29,7 @@ expected is told then, and refuses nobody."""
 class Asked:
     """A model and who answers for it."""
 
-    provider: Provider
+    provider: Answers
     model: str
 
 
@@ -71,7 +72,6 @@ async def predict(
     *,
     answers: int = 2,
     seed: int = 0,
-    concurrency: int = 8,
 ) -> Prediction:
     """Ask both models `answers` times for each input (chats without their answer), and judge.
 
@@ -79,17 +79,15 @@ async def predict(
     """
     if not outcomes.report.usable:
         return Prediction(task=task, outcomes=outcomes.report)
-    slots = asyncio.Semaphore(concurrency)
 
     async def texts(asked: Asked, number: int, messages: Messages) -> list[str]:
-        async with slots:
-            found = await asked.provider.complete(
-                asked.model, messages, n=answers, max_tokens=MAX_TOKENS, seed=seed + number
-            )
+        found = await asked.provider.complete(
+            asked.model, messages, n=answers, max_tokens=MAX_TOKENS, seed=seed + number
+        )
         return [one.text for one in found]
 
     ours, theirs = [
-        await asyncio.gather(*(texts(asked, number, one) for number, one in enumerate(inputs)))
+        await together([texts(asked, number, one) for number, one in enumerate(inputs)])
         for asked in (candidate, baseline)
     ]
     found = await asyncio.to_thread(outcomes.win_rate, ours, theirs)

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 from tuneproof.errors import DataError
 from tuneproof.evaluation.comparing import Prediction
 from tuneproof.evaluation.faults import COPIED, faults_of, normal
+from tuneproof.evaluation.kept import together
 from tuneproof.evaluation.scorers import Messages, Scorer, ask
-from tuneproof.training import ModelVersion, Provider, Score
+from tuneproof.training import Answers, ModelVersion, Score
 
 MAX_BAD_SHARE = 0.1
 """The share of sampled outputs that may fail a check before the gate does."""
@@ -119,12 +120,13 @@ class Gate:
     """Checks a version against its base on held-out examples.
 
     `min_improvement` is the share by which the loss must fall (0: it must fall at all);
-    `min_scores` the least mean of each named scorer; `concurrency` how many calls at once.
+    `min_scores` the least mean of each named scorer. `provider` and scorers are asked for all at
+    once: give those of `Kept`, which bounds that and asks nothing twice.
     """
 
     def __init__(
         self,
-        provider: Provider,
+        provider: Answers,
         *,
         min_improvement: float = 0.0,
         samples: int = 20,
@@ -133,7 +135,6 @@ class Gate:
         scorers: Mapping[str, Scorer] | None = None,
         min_scores: Mapping[str, float] | None = None,
         seed: int = 0,
-        concurrency: int = 8,
     ) -> None:
         self._provider = provider
         self._min_improvement = min_improvement
@@ -143,7 +144,6 @@ class Gate:
         self._scorers = dict(scorers or {})
         self._min_scores = dict(min_scores or {})
         self._seed = seed
-        self._slots = asyncio.Semaphore(concurrency)
 
     async def check(
         self,
@@ -192,6 +192,13 @@ class Gate:
             pair_margin=gain.mean if gain else None,
         )
 
+    async def calls(self, validation_path: Path | str) -> int:
+        """How many answers a check asks for at most. Raises `DataError` as `check` does."""
+        lines = await asyncio.to_thread(_read, Path(validation_path), self._max_heldout)
+        worse = sum(line.worse is not None for line in lines)
+        sampled = min(self._samples, len(lines))
+        return 2 * (len(lines) + worse) + sampled * (1 + len(self._scorers))
+
     async def heldout_loss(self, model: str, validation_path: Path | str) -> float | None:
         """A model's loss on held-out examples, nats per token; None where nobody can score."""
         examples = [line.chat for line in _read(Path(validation_path), self._max_heldout)]
@@ -200,7 +207,7 @@ class Gate:
 
     async def _likelihoods(self, model: str, examples: Sequence[Messages]) -> list[Score]:
         """How likely the model finds each answer; none at all where one cannot be scored."""
-        found = await asyncio.gather(*(self._one_score(model, e) for e in examples))
+        found = await together([self._provider.score(model, e) for e in examples])
         scores = [score for score in found if score is not None]
         return scores if len(scores) == len(examples) else []
 
@@ -233,32 +240,24 @@ class Gate:
             )
         )
 
-    async def _one_score(self, model: str, messages: Messages) -> Score | None:
-        async with self._slots:
-            return await self._provider.score(model, messages)
-
     async def _sample(self, model: str, examples: Sequence[Messages]) -> list[Sample]:
         async def one(index: int, messages: Messages) -> Sample:
-            async with self._slots:
-                [answer] = await self._provider.complete(
-                    model, messages[:-1], max_tokens=400, seed=self._seed + index
-                )
+            [answer] = await self._provider.complete(
+                model, messages[:-1], max_tokens=400, seed=self._seed + index
+            )
             prompt = messages[-2]["content"] if len(messages) > 1 else ""
             faults = faults_of(prompt, answer, max_characters=self._max_characters)
             return Sample(prompt=prompt, text=answer.text, faults=faults)
 
-        return await asyncio.gather(*(one(i, m) for i, m in enumerate(examples)))
+        return await together([one(i, m) for i, m in enumerate(examples)])
 
     async def _score(
         self, examples: Sequence[Messages], samples: Sequence[Sample]
     ) -> dict[str, _Mean]:
         means = {}
         for name, scorer in self._scorers.items():
-            found = await asyncio.gather(
-                *(
-                    self._ask(scorer, m[:-1], s.text)
-                    for m, s in zip(examples, samples, strict=False)
-                )
+            found = await together(
+                [self._ask(scorer, m[:-1], s.text) for m, s in zip(examples, samples, strict=False)]
             )
             scores = [score for score in found if isinstance(score, float)]
             means[name] = _Mean(
@@ -270,11 +269,10 @@ class Gate:
 
     async def _ask(self, scorer: Scorer, messages: Messages, text: str) -> float | str:
         """The score of one text, or why there is none."""
-        async with self._slots:
-            try:
-                return float((await ask(scorer, messages, text)).value)
-            except DataError as error:
-                return error.message
+        try:
+            return float((await ask(scorer, messages, text)).value)
+        except DataError as error:
+            return error.message
 
     def _unlearnt(self, loss: _Loss | None, base: _Loss | None) -> list[str]:
         """Whether supervised training did not make the held-out answers likelier."""

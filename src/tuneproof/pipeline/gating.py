@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import NamedTuple, cast
 
 from tuneproof import workflow
@@ -12,6 +16,7 @@ from tuneproof.evaluation import (
     Asked,
     Gate,
     GateReport,
+    Kept,
     OutcomeModel,
     Prediction,
     Scorer,
@@ -26,8 +31,14 @@ from tuneproof.pipeline.details import VersionDetail
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.routing import manager_of, model_in_use
 from tuneproof.pipeline.steps import StepName
+from tuneproof.resilience import end_tasks
 from tuneproof.training import Deploys, ModelVersion, Provider, VersionStatus
 from tuneproof.workflow import Tx
+
+log = logging.getLogger(__name__)
+
+TELL_S = 2.0
+"""How often it is recorded how far a check is, seconds."""
 
 
 class Judged(NamedTuple):
@@ -59,6 +70,7 @@ class GateStage:
                 report = await run.patiently(StepName.GATE_CHECK, self._checked, version, batch)
                 judged.append(Judged(_after(version, report), report))
         await workflow.transaction(StepName.GATE_END, self._write, tuple(judged))
+        await forget_kept(run, batch)
         run.changed()
         return tuple(judged)
 
@@ -68,25 +80,51 @@ class GateStage:
         provider = await answering(run, model_ref(version))
         if isinstance(provider, Deploys) and version.model_id is not None:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
+        kept = await kept_of(run, batch)
         gate = Gate(
-            provider,
+            kept.of(provider),
             min_improvement=run.config.gate_min_improvement,
             samples=run.config.gate_samples,
-            scorers=self._scorers(),
+            scorers={n: kept.scorer(n, s) for n, s in self._scorers().items()},
             min_scores={**run.parts.min_scores, **(run.config.gate_min_scores or {})},
             seed=run.config.seed,
         )
-        report = await gate.check(version, batch.validation_path, batch.train_path)
-        if report.passed:
-            report = after_comparing(
-                report, await self._predicted(version, batch), run.config.gate_min_win_rate
-            )
+        calls = await gate.calls(batch.validation_path)
+        async with self._telling(kept, calls):
+            report = await gate.check(version, batch.validation_path, batch.train_path)
+            if report.passed:
+                report = after_comparing(
+                    report,
+                    await self._predicted(version, batch, kept),
+                    run.config.gate_min_win_rate,
+                )
         if report.passed:
             await self._ensure_answers(version)
         return report
 
+    @asynccontextmanager
+    async def _telling(self, kept: Kept, calls: int) -> AsyncIterator[None]:
+        """Record every few seconds how many answers there are, of how many."""
+        task = asyncio.create_task(self._tell(kept, calls))
+        try:
+            yield
+        finally:
+            await end_tasks([task])
+
+    async def _tell(self, kept: Kept, calls: int) -> None:
+        told = 0
+        while True:
+            await asyncio.sleep(TELL_S)
+            if kept.given == told:
+                continue
+            told = kept.given
+            try:
+                await self._run.progress(Stage.GATE, step=told, total_steps=calls)
+            except Exception:  # the check goes on, whoever watches
+                log.exception("how far the gate is could not be kept")
+
     async def _predicted(
-        self, version: ModelVersion, batch: TrainingDataBatch
+        self, version: ModelVersion, batch: TrainingDataBatch, kept: Kept
     ) -> tuple[Prediction, ...]:
         """How often the version's answers are expected to win, of each task that may be asked."""
         run, config = self._run, self._run.config
@@ -95,7 +133,7 @@ class GateStage:
         self._models = self._models or await self._outcomes(batch)
         baseline = await model_in_use(run, version.base_model)
         candidate, rival = [
-            Asked(provider=await answering(run, model), model=model.model_id)
+            Asked(provider=kept.of(await answering(run, model)), model=model.model_id)
             for model in (model_ref(version), baseline)
         ]
         return tuple(
@@ -183,6 +221,22 @@ class GateStage:
 def leading(judged: Sequence[Judged]) -> Judged:
     """The one that stands for the run: the first that passed, else the first."""
     return next((one for one in judged if one.report.passed), judged[0])
+
+
+async def kept_of(run: RunContext, batch: TrainingDataBatch) -> Kept:
+    """What the run's models have answered, beside the dataset that they are checked on."""
+    return await asyncio.to_thread(Kept, _kept_path(run, batch))
+
+
+async def forget_kept(run: RunContext, batch: TrainingDataBatch) -> None:
+    """Remove it, where it is on this machine."""
+    for one in (batch, batch.within(run.parts.directory / "datasets" / batch.hash)):
+        with suppress(OSError):
+            await asyncio.to_thread(_kept_path(run, one).unlink)
+
+
+def _kept_path(run: RunContext, batch: TrainingDataBatch) -> Path:
+    return Path(batch.validation_path).parent / f"answers-{run.id}.jsonl"
 
 
 async def answering(run: RunContext, model: ModelRef) -> Provider:

@@ -110,6 +110,9 @@ class PipelineResult:
 class RunRecords(Protocol):
     """Where runs are written down."""
 
+    async def progress(self, id: str, stage: str, *, step: int, total_steps: int) -> None:
+        """Record how far a stage is; nothing where it is not at work (any more)."""
+
     async def stage(
         self,
         id: str,

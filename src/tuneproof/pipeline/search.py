@@ -12,7 +12,7 @@ from tuneproof.evaluation import Gate
 from tuneproof.experiments import model_ref
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
-from tuneproof.pipeline.gating import answering
+from tuneproof.pipeline.gating import answering, kept_of
 from tuneproof.pipeline.jobs import JobKey, Jobs
 from tuneproof.pipeline.preflight import Point
 from tuneproof.pipeline.records import Stage, StageStatus
@@ -98,7 +98,8 @@ class TrialSearch:
         """The held-out loss: scored by us, else what the provider itself measured."""
         batch = await with_files(self._run, batch)
         assert version.model_id is not None
-        gate = Gate(await answering(self._run, model_ref(version)), seed=self._run.config.seed)
+        provider = await answering(self._run, model_ref(version))
+        gate = Gate((await kept_of(self._run, batch)).of(provider), seed=self._run.config.seed)
         loss = await gate.heldout_loss(version.model_id, batch.validation_path)
         if loss is not None:
             return loss

@@ -51,9 +51,15 @@ class Native:
         """Return where the model answers. Raises `NotDeployedError`, which says how it comes to."""
         await self._chat.ensure_deployed(model)
 
-    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
+    async def score(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        timeout_s: float | None = None,
+    ) -> Score | None:
         """None: these wires give no probabilities of a given reply."""
-        return await self._chat.score(model, messages)
+        return await self._chat.score(model, messages, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Give connections back."""

@@ -354,7 +354,13 @@ class OpenAIWire:
         latency_ms = (self._clock.now() - started_at).total_seconds() * 1000
         return completions_of(answer, latency_ms)
 
-    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
+    async def score(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        timeout_s: float | None = None,
+    ) -> Score | None:
         """How likely the model finds the last (assistant) message.
 
         Asks for `prompt_logprobs` of the whole conversation. A server that gives them for the
@@ -366,12 +372,13 @@ class OpenAIWire:
             return None
         whole = {"max_tokens": 1, "prompt_logprobs": 0, "add_generation_prompt": False}
         try:
-            answer = await self._chat(model, messages, whole)
+            answer = await self._chat(model, messages, whole, timeout_s=timeout_s)
             entries = getattr(answer, "prompt_logprobs", None)
             if not isinstance(entries, list):
                 return None
             if None not in entries[1:]:
-                start = await self._chat(model, messages[:-1], {"max_tokens": 1})
+                short = {"max_tokens": 1}
+                start = await self._chat(model, messages[:-1], short, timeout_s=timeout_s)
                 entries = entries[start.usage.prompt_tokens if start.usage else len(entries) :]
         except DataError:
             return None

@@ -29,6 +29,7 @@ def translate(error: openai.OpenAIError, *, provider: str, address: str) -> Tune
         return ProviderUnavailableError(
             f"Provider {provider!r} at {address} did not answer in time.",
             mend="The call is made again later; check the server and the network.",
+            timed_out=True,
         )
     return ProviderUnavailableError(
         f"Provider {provider!r} at {address} cannot be reached: {_cause(error)}.",

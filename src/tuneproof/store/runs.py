@@ -244,6 +244,18 @@ class Runs:
                 changes["current_stage"] = stage
             return await self.update(id, tx=own, **changes)
 
+    async def progress(self, id: str, stage: str, *, step: int, total_steps: int) -> None:
+        """Record how far a stage is; nothing where it is not at work (any more)."""
+        async with self._database.writing(None) as own:
+            run = await _load(own, id, lock=True)
+            entry = dict(run.stages.get(stage, {}))
+            if entry.get("status") != "in_progress":
+                return
+            steps = {"step": step, "total_steps": max(step, total_steps)}
+            entry["detail"] = {**entry.get("detail", {}), **steps}
+            changes: dict[str, Any] = {"stages": {**run.stages, stage: entry}}
+            await self.update(id, tx=own, updated_at=self._clock.now(), **changes)
+
 
 async def _load(tx: Tx, id: str, *, lock: bool = False) -> Run:
     query = select(runs).where(runs.c.id == id)

@@ -14,6 +14,7 @@ from tuneproof.training.costs import (
 )
 from tuneproof.training.preflight import Catalogue, Prober, TrainingReadiness, find_model, preflight
 from tuneproof.training.records import (
+    Answers,
     Completion,
     Deploys,
     Job,
@@ -39,6 +40,7 @@ from tuneproof.training.trainer import (
 __all__ = [
     "MAX_SUFFIX",
     "RUN_KEY",
+    "Answers",
     "Catalogue",
     "Completion",
     "CostEstimate",

@@ -134,7 +134,33 @@ class Deploys(Protocol):
         """Return where the model answers. Raises `NotDeployedError`, which says how to mend it."""
 
 
-class Provider(Protocol):
+class Answers(Protocol):
+    """Who answers for models; the errors are those of a `Provider`."""
+
+    async def complete(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        n: int = 1,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Sequence[Completion]:
+        """Ask a model for `n` replies."""
+
+    async def score(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        timeout_s: float | None = None,
+    ) -> Score | None:
+        """How likely the model finds the last message; None where the wire cannot say."""
+
+
+class Provider(Answers, Protocol):
     """Who trains and answers: the OpenAI wire, whoever speaks it.
 
     Errors: `CredentialsError`, `TrainingNotAvailableError`, `QuotaExhaustedError`,
@@ -166,22 +192,6 @@ class Provider(Protocol):
 
     async def models(self) -> Sequence[ModelInfo]:
         """The models that this account can call."""
-
-    async def complete(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        n: int = 1,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Sequence[Completion]:
-        """Ask a model for `n` replies."""
-
-    async def score(self, model: str, messages: Sequence[Mapping[str, str]]) -> Score | None:
-        """How likely the model finds the last message; None where the wire cannot say."""
 
     async def ping(self) -> None:
         """Raise unless the provider answers an authenticated call."""
