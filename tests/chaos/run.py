@@ -131,6 +131,7 @@ async def run(*, seconds: float, seed: int, rate: float) -> Result:
         finally:
             client.close()
         kept = _kept(url)
+        await asyncio.to_thread(place.stop)
         for proxy in proxies.values():
             await proxy.stop()
         return _result(books, faults, kept, seconds=seconds, seed=seed)

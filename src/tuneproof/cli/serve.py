@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +23,7 @@ from cyclopts import Parameter
 
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
-from tuneproof.cli.output import OK
+from tuneproof.cli.output import FAILED, OK
 from tuneproof.cli.processes import Child, Family, Role, notice_vanished, role, shared
 from tuneproof.cli.service import Running, announce, private_files, usable, withdraw
 from tuneproof.errors import ConfigError
@@ -41,6 +42,9 @@ not serve."""
 
 ENDING_S = 30.0
 """How long who ends goes on with answers that are under way: a gateway, or a drained service."""
+
+CLOSING_S = 15.0
+"""How long what stands behind a server may take to close, once it answers nobody any more."""
 
 FED_S = 10.0
 """How long a new gateway waits for its service before it counts as serving."""
@@ -117,6 +121,7 @@ async def _serve(settings: Settings, options: CommonOptions, mine: Role | None) 
             mine.is_ready()
         with _stopping(server, mine):
             await server.ended()
+            end_within(CLOSING_S)
     return OK
 
 
@@ -136,6 +141,7 @@ async def _answer(settings: Settings, mine: Role) -> int:
             await service.fed(FED_S)
             mine.is_ready()
             await server.ended()
+            end_within(CLOSING_S)
     return OK
 
 
@@ -154,6 +160,28 @@ async def _family(settings: Settings, options: CommonOptions, *, service: bool) 
     if options.json:
         output.line({"gateway": address, "pid": os.getpid()})
     return await Family(places, argv=sys.argv[1:]).run()
+
+
+def end_within(seconds: float) -> None:
+    """End this process by then, whatever it still waits for.
+
+    A database that accepts connections and answers nothing holds threads for as long as it likes;
+    who told us to end would kill us after all. What is not closed is as after a kill: it is taken
+    over from what is stored.
+    """
+    timer = threading.Timer(seconds, _overdue, (seconds,))
+    timer.daemon = True
+    timer.start()
+
+
+def _overdue(seconds: float) -> None:
+    log.error(
+        "Not everything was closed within %g s: a server behind this one does not answer. The "
+        "process ends without it; runs go on at the next start.",
+        seconds,
+    )
+    logging.shutdown()
+    os._exit(FAILED)
 
 
 def settle() -> None:
