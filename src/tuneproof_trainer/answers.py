@@ -19,6 +19,8 @@ __all__ = [
     "CheckpointObject",
     "ChoiceObject",
     "DeletedObject",
+    "EmbeddingList",
+    "EmbeddingObject",
     "ErrorAnswer",
     "EventObject",
     "FileObject",
@@ -285,6 +287,30 @@ class TokenUsage(TypedDict):
     total_tokens: int
     prompt_tokens_details: PromptTokens
     completion_tokens_details: CompletionTokens
+
+
+class EmbeddingObject(TypedDict):
+    """One text as a vector of length 1: numbers, or as base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(TypedDict):
+    """How many tokens the texts had."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(TypedDict):
+    """Texts as vectors, in the order of the request."""
+
+    object: Literal["list"]
+    data: list[EmbeddingObject]
+    model: str
+    usage: EmbeddingUsage
 
 
 class PromptLogprob(TypedDict):

@@ -48,10 +48,14 @@ class Chat:
     """The route, as a plain ASGI function: it is the hot one."""
 
     def __init__(
-        self, settings: TrainerSettings, models: Models, clock: Callable[[], float]
+        self,
+        settings: TrainerSettings,
+        models: Models,
+        turns: Turns,
+        clock: Callable[[], float],
     ) -> None:
         self._settings, self._models, self._clock = settings, models, clock
-        self._turns = Turns(settings.answers_at_once, settings.answers_waiting)
+        self._turns = turns
 
     async def __call__(self, caller: ApiCaller, receive: Receive, send: Send) -> None:
         """Answer one request, for as long as its client is there."""
@@ -65,10 +69,6 @@ class Chat:
         async with self._turns.place():
             await self._models.ready(model)
             await answer.send(send)
-
-    def close(self) -> None:
-        """Make no more answers."""
-        self._turns.close()
 
     def _generation(self, request: ChatRequest) -> tuple[Generation, tuple[str, ...]]:
         """The way to generate; raises ApiError 400 for what cannot be done here."""

@@ -13,6 +13,7 @@ from tuneproof_trainer.answers import (
     ChatCompletion,
     CheckpointObject,
     DeletedObject,
+    EmbeddingList,
     ErrorAnswer,
     EventObject,
     FileObject,
@@ -30,6 +31,7 @@ from tuneproof_trainer.requests import (
     CompleteUpload,
     CreateJob,
     CreateUpload,
+    EmbeddingsRequest,
     EventsQuery,
     FileForm,
     FilesQuery,
@@ -43,6 +45,7 @@ Schema = dict[str, Any]
 _REF = "#/components/schemas/"
 _SHAPES = (
     *(ChatCompletion, ChatRequest, CompleteUpload, CreateJob, CreateUpload, DeletedObject),
+    *(EmbeddingList, EmbeddingsRequest),
     *(ErrorAnswer, FileForm, FileObject, HealthAnswer, JobObject, ModelList, ModelObject),
     *(ObjectPage[CheckpointObject], ObjectPage[EventObject], ObjectPage[FileObject]),
     *(ObjectPage[JobObject], PartForm, UploadObject, UploadPartObject),
@@ -214,6 +217,15 @@ def _models() -> dict[str, Schema]:
         "/v1/chat/completions": {
             "post": _operation(
                 "createChatCompletion", "Answer a conversation", completion, errors, body=chat
+            )
+        },
+        "/v1/embeddings": {
+            "post": _operation(
+                "createEmbedding",
+                "Texts as vectors",
+                _answer(EmbeddingList),
+                errors,
+                body=_json(EmbeddingsRequest),
             )
         },
         "/health": {

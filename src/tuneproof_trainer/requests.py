@@ -14,6 +14,7 @@ __all__ = [
     "CompleteUpload",
     "CreateJob",
     "CreateUpload",
+    "EmbeddingsRequest",
     "EventsQuery",
     "FileForm",
     "FilesQuery",
@@ -164,6 +165,24 @@ class ChatRequest(_Body):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None
+
+
+_TEXT = Annotated[str, Field(min_length=1)]
+
+
+class EmbeddingsRequest(_Body):
+    """POST /v1/embeddings. Input that is tokens already is not taken: which would they be?"""
+
+    model: Annotated[str, Field(min_length=1)]
+    input: _TEXT | Annotated[list[_TEXT], Field(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, in their order."""
+        return [self.input] if isinstance(self.input, str) else self.input
 
 
 _Binary = Annotated[bytes, Field(json_schema_extra={"type": "string", "format": "binary"})]

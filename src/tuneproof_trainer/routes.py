@@ -403,7 +403,6 @@ class _Models:
 
 
 _UNSUPPORTED = {
-    "embeddings": "This server trains and serves chat models; it makes no embeddings.",
     "completions": "This server serves chat models; ask them by /v1/chat/completions.",
     "responses": "This server has no responses API; ask its models by /v1/chat/completions.",
 }

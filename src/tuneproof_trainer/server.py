@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -14,18 +14,22 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tuneproof_trainer.access import ApiCaller
 from tuneproof_trainer.chat import Chat
+from tuneproof_trainer.embeddings import Embeddings
 from tuneproof_trainer.engines.protocol import EngineError, TrainingEngine
 from tuneproof_trainer.errors import ApiError, is_disk_full
 from tuneproof_trainer.polls import Polls
 from tuneproof_trainer.routes import make_routes
 from tuneproof_trainer.service import TrainerService
 from tuneproof_trainer.settings import TrainerSettings
+from tuneproof_trainer.turns import Turns
 
 __all__ = ["TrainerApp", "create_app"]
 
 logger = logging.getLogger(__name__)
-_CHAT = "/v1/chat/completions"
 _POLLED = "/v1/fine_tuning/jobs"
+Hot = Callable[[ApiCaller, Receive, Send], Awaitable[None]]
+"""Routes that ask a model, as plain functions."""
+
 _OPEN = frozenset({"/health", "/openapi.json"})
 
 
@@ -46,7 +50,12 @@ class TrainerApp:
 
     def __init__(self, service: TrainerService) -> None:
         self.service = service
-        self._chat = Chat(service.settings, service.models, service.clock)
+        settings = service.settings
+        self._turns = Turns(settings.answers_at_once, settings.answers_waiting)
+        self._hot: dict[str, Hot] = {
+            "/v1/chat/completions": Chat(settings, service.models, self._turns, service.clock),
+            "/v1/embeddings": Embeddings(service.models, self._turns),
+        }
         self._router = Router(make_routes(service), redirect_slashes=False)
         self._polls = Polls(self._router, service.database)
 
@@ -67,7 +76,7 @@ class TrainerApp:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        self._chat.close()
+        self._turns.close()
         await self.service.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -96,10 +105,10 @@ class TrainerApp:
         if path not in _OPEN:
             caller = self._admitted(scope, answer)
             scope["caller"] = caller
-            if path == _CHAT:
+            if (hot := self._hot.get(path)) is not None:
                 if scope["method"] != "POST":
                     raise HTTPException(405, headers={"allow": "POST"})
-                await self._chat(caller, receive, answer)
+                await hot(caller, receive, answer)
                 return
             if path.startswith(_POLLED) and scope["method"] == "GET":
                 await self._polls(caller.org, scope, receive, answer)

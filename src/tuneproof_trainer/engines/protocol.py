@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 __all__ = [
     "BaseModel",
+    "Embedded",
     "EngineError",
     "Examples",
     "Generation",
@@ -30,6 +31,7 @@ __all__ = [
     "TrainingExample",
     "TrainingOutcome",
     "TrainingTask",
+    "no_embeddings",
 ]
 
 
@@ -182,6 +184,14 @@ class TokenScore:
     rank: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Embedded:
+    """Texts as vectors of length 1, all of one size; `tokens` is how many the texts had."""
+
+    vectors: Sequence[Sequence[float]]
+    tokens: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BaseModel:
     """A model that the engine brings."""
@@ -201,6 +211,16 @@ class EngineError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.code, self.message, self.param)
+
+
+def no_embeddings(model: str) -> EngineError:
+    """What is raised by an engine that makes no vectors of texts."""
+    return EngineError(
+        "unsupported_endpoint",
+        f"The model `{model}` is served by an engine that makes no embeddings; the engine lora, "
+        "where it answers itself, makes them.",
+        "model",
+    )
 
 
 class TrainingEngine(Protocol):
@@ -245,3 +265,6 @@ class TrainingEngine(Protocol):
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """Each token of the conversation, with log-probabilities of the last answer's."""
+
+    def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """The texts as vectors. Raises EngineError `unsupported_endpoint` where it makes none."""

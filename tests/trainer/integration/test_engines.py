@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from openai import InternalServerError
+from openai import BadRequestError, InternalServerError, NotFoundError
 from tests.trainer.integration.conftest import client_of, ended, lines, reached, upload
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.protocol import (
     BaseModel,
+    Embedded,
     EngineError,
     Generation,
     Hyperparameters,
@@ -86,6 +87,9 @@ class Scripted:
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         return [TokenScore(7, "x", -0.5)]
+
+    def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        return Embedded([(0.36, 0.48, 0.8)] * len(texts), sum(map(len, texts)))
 
 
 def served(tmp_path: Path, engine: Scripted, **settings: int) -> EmbeddedTrainer:
@@ -203,3 +207,25 @@ def test_a_job_during_which_the_server_ends_again_and_again_is_given_up(tmp_path
         assert job.error is not None
         assert (job.status, job.error.code) == ("failed", "server_error")
         assert "5 times" in job.error.message
+
+
+def test_texts_are_vectors_in_both_formats_and_cut_to_length_1(tmp_path: Path) -> None:
+    with served(tmp_path, Scripted()) as trainer:
+        client = client_of(trainer)
+        plain = client.embeddings.create(
+            model="scripted-1", input=["a", "bcd"], encoding_format="float"
+        )
+        assert [one.embedding for one in plain.data] == [[0.36, 0.48, 0.8]] * 2
+        assert [one.index for one in plain.data] == [0, 1]
+        assert (plain.usage.prompt_tokens, plain.usage.total_tokens) == (4, 4)
+        packed = client.embeddings.create(
+            model="scripted-1", input="a"
+        )  # base64, which it asks for
+        assert packed.data[0].embedding == pytest.approx([0.36, 0.48, 0.8])
+        cut = client.embeddings.create(model="scripted-1", input="a", dimensions=2)
+        assert cut.data[0].embedding == pytest.approx([0.6, 0.8])
+        for asked, told in (({"dimensions": 4}, "3 dimensions"), ({"input": ""}, "input")):
+            with pytest.raises(BadRequestError, match=told):
+                client.embeddings.create(**{"model": "scripted-1", "input": "a", **asked})
+        with pytest.raises(NotFoundError):
+            client.embeddings.create(model="another", input="a")

@@ -12,10 +12,11 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from tuneproof_trainer.engines.lora.conversations import Encoded
-from tuneproof_trainer.engines.lora.measures import answer_logits
+from tuneproof_trainer.engines.lora.measures import answer_logits, mean_states
 from tuneproof_trainer.engines.lora.sampling import Draw
 from tuneproof_trainer.engines.protocol import EngineError, Token
 
@@ -106,13 +107,7 @@ class Batcher:
 
         Raises EngineError `context_length_exceeded` for a prompt that leaves no room.
         """
-        if len(prompt) >= self._limit:
-            raise EngineError(
-                "context_length_exceeded",
-                f"This model's maximum context length is {self._limit} tokens; the messages have "
-                f"{len(prompt)}. Shorten them.",
-                "messages",
-            )
+        self._check(prompt, "messages", "the messages have")
         request = _Request(model, prompt, draw, self._limit)
         with self._news:
             self._waiting.append(request)
@@ -127,6 +122,35 @@ class Batcher:
                 return _scores(network, encoded)
 
         return self.call(work)
+
+    def embed(self, model: str, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Each row's mean state, of length 1; answers get their turns in between.
+
+        Raises EngineError `context_length_exceeded` for a row that leaves no room.
+        """
+        for row in rows:
+            self._check(row, "input", "a text has")
+        found: dict[int, list[float]] = {}
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+        for start in range(0, len(order), _AT_ONCE):
+            places = order[start : start + _AT_ONCE]
+
+            def work(batch: Sequence[Sequence[int]]) -> list[list[float]]:
+                with self._use(model) as network:
+                    return mean_states(network, batch)
+
+            vectors = self.call(partial(work, [rows[place] for place in places]))
+            found.update(zip(places, vectors, strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _check(self, ids: Sequence[int], param: str, has: str) -> None:
+        if len(ids) >= self._limit:
+            raise EngineError(
+                "context_length_exceeded",
+                f"This model's maximum context length is {self._limit} tokens; {has} {len(ids)}. "
+                "Shorten them.",
+                param,
+            )
 
     def call(self, work: Callable[[], _T]) -> _T:
         """Do something between two slices, when nothing else uses the network."""

@@ -105,8 +105,12 @@ class Conversations:
         before, answer = self._answer(messages, last)
         return self._marked(before + answer, [(before, answer)])
 
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text that is no conversation."""
+        return self._ids(text)
+
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """How many tokens a text has."""
         return len(self._ids(text))
 
     # -- text -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tuneproof_trainer.engines.lora.options import LoraOptions
 from tuneproof_trainer.engines.lora.process import prepare, train_in_child
 from tuneproof_trainer.engines.protocol import (
     BaseModel,
+    Embedded,
     Generation,
     Message,
     Reporter,
@@ -46,6 +47,9 @@ class Answers(Protocol):
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """The tokens of a conversation."""
+
+    def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """The texts as vectors."""
 
 
 class LoraEngine:
@@ -137,3 +141,7 @@ class LoraEngine:
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """Each token of the conversation, with log-probabilities of the last answer's."""
         return self._answers.score(model, messages)
+
+    def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """The texts as vectors: what the model makes of their tokens, in the mean."""
+        return self._answers.embed(model, texts)

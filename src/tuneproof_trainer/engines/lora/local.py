@@ -16,6 +16,7 @@ from tuneproof_trainer.engines.lora.loading import limit_of, load_conversations,
 from tuneproof_trainer.engines.lora.options import Base, LoraOptions
 from tuneproof_trainer.engines.lora.sampling import Draw
 from tuneproof_trainer.engines.protocol import (
+    Embedded,
     EngineError,
     Generation,
     Message,
@@ -140,6 +141,16 @@ class LocalAnswers:
             logprob, rank = (None, None) if label == IGNORED else next(scores)
             found.append(TokenScore(number, text, logprob, rank))
         return found
+
+    def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """The texts as vectors: what the model makes of their tokens, in the mean.
+
+        Raises EngineError `context_length_exceeded` for a text that is too long.
+        """
+        network, adapter = self._network_of(model)
+        rows = [network.conversations.ids(text) for text in texts]
+        vectors = network.batcher.embed(adapter, rows)
+        return Embedded(vectors, sum(map(len, rows)))
 
     def _network_of(self, model: str) -> tuple[_Network, str]:
         path = self._paths.get(model)

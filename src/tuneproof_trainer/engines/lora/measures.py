@@ -8,9 +8,11 @@ from typing import Any
 
 from tuneproof_trainer.engines.lora.conversations import IGNORED, Encoded
 
-__all__ = ["answer_logits", "knows_nothing", "measure", "padded", "tally"]
+__all__ = ["answer_logits", "knows_nothing", "mean_states", "measure", "padded", "tally"]
 
 _BATCH = 8
+_LAYER = -1
+"""Of which layer the states are."""
 _KNOWS_NOTHING = 0.95
 _SAMPLE = 8
 
@@ -46,6 +48,20 @@ def answer_logits(model: Any, rows: Sequence[Encoded]) -> Iterator[tuple[Any, An
     for row_logits, row_labels in zip(logits[:, :-1], labels[:, 1:], strict=True):
         learned = row_labels != IGNORED
         yield row_logits[learned].float().log_softmax(-1), row_labels[learned]
+
+
+def mean_states(model: Any, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+    """For each row of tokens the mean of the last layer's states, of length 1."""
+    import torch
+
+    batch = padded([Encoded(list(ids), [IGNORED] * len(ids)) for ids in rows], model.device)
+    batch.pop("labels")
+    with torch.no_grad():
+        answer = model(**batch, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+    states = answer.hidden_states[_LAYER].float()
+    there = batch["attention_mask"].unsqueeze(-1)
+    means = (states * there).sum(1) / there.sum(1)
+    return torch.nn.functional.normalize(means, dim=-1).tolist()  # type: ignore[no-any-return]
 
 
 def tally(model: Any, encoded: Sequence[Encoded]) -> tuple[float, int, int]:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneproof_trainer.engines.protocol import (
+    Embedded,
     EngineError,
     Generation,
     Message,
     Token,
     TokenScore,
+    no_embeddings,
 )
 
 __all__ = ["VllmAnswers"]
@@ -129,6 +131,10 @@ class VllmAnswers:
                         yield Token("", finish=_finish(choice.finish_reason))
                         return
         raise EngineError("server_error", f"vLLM at {self._url} broke off its answer.")
+
+    def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """vLLM gives none of a model that generates."""
+        raise no_embeddings(model)
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """vLLM's `prompt_logprobs`, of the last answer and its end only."""

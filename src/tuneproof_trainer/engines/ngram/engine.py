@@ -17,6 +17,7 @@ from tuneproof_trainer.engines.ngram.prompts import read_prompt
 from tuneproof_trainer.engines.ngram.tokens import EOS_TEXT, public_id, split
 from tuneproof_trainer.engines.protocol import (
     BaseModel,
+    Embedded,
     EngineError,
     Generation,
     Message,
@@ -26,6 +27,7 @@ from tuneproof_trainer.engines.protocol import (
     TokenScore,
     TrainingOutcome,
     TrainingTask,
+    no_embeddings,
 )
 
 if TYPE_CHECKING:
@@ -155,6 +157,10 @@ class NgramEngine:
                 yield Token(token, own, tuple((t, own if t == token else p) for t, p in top))
             speaker.say(token)
         yield Token("", finish="length")
+
+    def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """It counts words; there is nothing that could be a vector of meaning."""
+        raise no_embeddings(model)
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """Every token of the conversation; the last answer's and its end's with probabilities."""
