@@ -57,6 +57,8 @@ class JobReporter:
             message += f", validation loss={metrics.valid_loss:.2f}"
         if metrics.full_valid_loss is not None:
             message += f", full validation loss={metrics.full_valid_loss:.2f}"
+        if metrics.full_valid_reward_accuracy is not None:
+            message += f", validation reward accuracy={metrics.full_valid_reward_accuracy:.2f}"
         finish = self._guess(metrics)
 
         def work(connection: Connection) -> None:

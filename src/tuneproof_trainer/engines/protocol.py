@@ -98,7 +98,12 @@ class TrainingTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepMetrics:
-    """Loss (nats per token) and accuracy (share of tokens guessed) at one step."""
+    """Loss (nats per token) and accuracy (share of tokens guessed) at one step.
+
+    Of preference training also the rewards of the pairs: the share of them whose preferred answer
+    gained on the other, against the model that the training began with, and by how much in the
+    mean (nats, times beta).
+    """
 
     step: int
     total_steps: int
@@ -108,6 +113,10 @@ class StepMetrics:
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = None
+    train_reward_margin: float | None = None
+    full_valid_reward_accuracy: float | None = None
+    full_valid_reward_margin: float | None = None
 
 
 class StopReason(enum.Enum):

@@ -147,7 +147,13 @@ class LoraProgress(TrainerCallback):  # type: ignore[misc]
             total_steps=self._schedule.steps,
             train_loss=float(logs["loss"]),
             train_mean_token_accuracy=float(logs["mean_token_accuracy"]),
+            train_reward_accuracy=self._reward(logs, "accuracies"),
+            train_reward_margin=self._reward(logs, "margins"),
         )
+
+    def _reward(self, logs: dict[str, Any], name: str) -> float | None:
+        """A reward of the step's pairs; a team's have fillers among them, and none is told."""
+        return logs.get(f"rewards/{name}") if self._team.size == 1 else None
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any
@@ -162,6 +168,8 @@ class LoraProgress(TrainerCallback):  # type: ignore[misc]
             valid_mean_token_accuracy=accuracy,
             full_valid_loss=loss,
             full_valid_mean_token_accuracy=accuracy,
+            full_valid_reward_accuracy=metrics.get("eval_reward_accuracy"),
+            full_valid_reward_margin=metrics.get("eval_reward_margin"),
         )
         if self._stops_early:
             self._judge(loss, state.global_step)

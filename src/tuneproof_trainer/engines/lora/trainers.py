@@ -111,23 +111,34 @@ class _Preference(_Member, DPOTrainer):  # type: ignore[misc]
         return mean * held - math.log(2) * (held - pairs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss over pairs, and accuracy over tokens of preferred answers, on the validation."""
+        """Loss and rewards over pairs, and accuracy over tokens of preferred answers, on the
+        validation. What TRL means over all members' pairs has fillers in it, whose reward is 0."""
         count = len(self.validation)
         shares = MemberBatches(count, self.shares.width * self.team.size, self.team, None)
         rows = _pairs(self.validation, filled=True)
         self.model.eval()
         loss, accuracies, tokens = 0.0, [], []
+        gained = margin = 0.0
+        measured = self._metrics["eval"]
         with torch.no_grad(), self.compute_loss_context_manager():
             for numbers in shares:
                 collated = self.data_collator([rows[n] for n in numbers])
                 loss += float(self._summed(self.model, self._prepare_inputs(collated)))
-                accuracies.append(self._metrics["eval"]["mean_token_accuracy"][-1])
+                held = len(collated["input_ids"]) // 2 * self.team.size
+                gained += held * measured["rewards/accuracies"][-1]
+                margin += held * measured["rewards/margins"][-1]
+                accuracies.append(measured["mean_token_accuracy"][-1])
                 tokens.append(float(collated["completion_mask"][: len(numbers)].sum()))
-        self._metrics["eval"].clear()
+        measured.clear()
         self.model.train()
         total, *tokens = self.team.total([loss, *tokens])
         right = sum(share * of for share, of in zip(accuracies, tokens, strict=True))
-        return self._evaluated(total / count, eval_mean_token_accuracy=right / sum(tokens))
+        return self._evaluated(
+            total / count,
+            eval_mean_token_accuracy=right / sum(tokens),
+            eval_reward_accuracy=gained / count,
+            eval_reward_margin=margin / count,
+        )
 
 
 def supervised_trainer(
