@@ -24,6 +24,7 @@ from tuneproof.app.unready import unready
 from tuneproof.collection import Task
 from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
+from tuneproof.pipeline.gating import moderation_of
 from tuneproof.resilience import Supervisor, TaskHealth, aside
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
 from tuneproof.store import KeptAlert, Store, server_connections
@@ -145,6 +146,9 @@ class Doctor:
             found += await self._tried(f"{name}: base model", self._model_findings(config))
             if not self._absent:
                 found += await self._tried(f"{name}: models in use", self._served_findings(config))
+            if config.gate_moderation is not None:
+                asking = self._moderation_findings(config, config.gate_moderation)
+                found += await self._tried(f"{name}: moderation", asking)
             found += await self._tried(f"{name}: posts", self._posts_findings(config))
         return found
 
@@ -238,6 +242,13 @@ class Doctor:
                 mend=f"Check scorers.{name}.model and scorers.{name}.provider.",
             )
         ]
+
+    async def _moderation_findings(self, config: PipelineConfig, name: str) -> list[Finding]:
+        """Whether the endpoint that says what is unsafe answers; it is asked."""
+        endpoint = moderation_of(config, self._providers.get(name))
+        await endpoint(["Hello"])
+        detail = f"{config.gate_moderation_model} at {name}"
+        return [Finding(name=f"{config.name}: moderation", status="ok", detail=detail)]
 
     async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
         name = f"{config.name}: base model"

@@ -249,9 +249,21 @@ def _print(run: Mapping[str, Any], address: str | None) -> None:
     ]
     if rows:
         output.table(["stage", "status", "began", "figures"], rows)
+    faulty = _faulty(run["stages"].get("gate", {}).get("detail") or {})
+    if faulty:
+        output.table(["faults", "sampled answer"], faulty)
     if told:
         output.say(told)
         output.say(f"Run: tuneproof run retry {run['pipeline_id']}")
+
+
+def _faulty(gate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The sampled answers that the gate found something wrong with, and what."""
+    return [
+        (", ".join(sample["faults"]), _shortened(sample["text"]))
+        for sample in gate.get("samples", ())
+        if sample.get("faults")
+    ]
 
 
 def _told(run: Mapping[str, Any]) -> str:
@@ -275,7 +287,10 @@ def _detail(stage: Mapping[str, Any], told: str = "") -> str:
         for k, v in detail.items()
         if isinstance(v, bool | int | float | str) and v != "" and not (told and k == "reason")
     }
-    text = output.shown(plain)
+    return _shortened(output.shown(plain))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_FIGURES else text[: MAX_FIGURES - 1].rstrip() + "…"
 
 

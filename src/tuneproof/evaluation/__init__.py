@@ -1,6 +1,7 @@
 """Judging texts: offline before any user sees a version, and online while a test runs.
 
-`gate` checks a trained version on held-out examples. `published` reads what came of posts,
+`gate` checks a trained version on held-out examples; `unsafe` is what nobody should be shown, and
+`words` the list of words that it asks. `published` reads what came of posts,
 `outcomes` learns from them which of two answers does better (`texts`: what it sees of one), and
 `comparing` asks that of candidate and baseline; `kept` keeps what they answered, for a check that
 is broken off. `scorers` is what a scorer is and the texts that are scored online, `judge` a scorer
@@ -20,14 +21,18 @@ from tuneproof.evaluation.outcomes import (
 )
 from tuneproof.evaluation.published import outcome_models
 from tuneproof.evaluation.scorers import Messages, Scored, Scorer, Text, ask, sampled
+from tuneproof.evaluation.unsafe import Endpoint, Moderator
+from tuneproof.evaluation.words import listed
 
 __all__ = [
     "Asked",
+    "Endpoint",
     "Gate",
     "GateReport",
     "Judge",
     "Kept",
     "Messages",
+    "Moderator",
     "OutcomeModel",
     "OutcomeReport",
     "Prediction",
@@ -40,6 +45,7 @@ __all__ = [
     "ask",
     "fit_outcomes",
     "inputs_of",
+    "listed",
     "outcome_models",
     "predict",
     "read_score",

@@ -26,6 +26,16 @@ from tuneproof.evaluation.comparing import Prediction
 from tuneproof.evaluation.faults import COPIED, faults_of, normal
 from tuneproof.evaluation.kept import together
 from tuneproof.evaluation.scorers import Messages, Scorer, ask
+from tuneproof.evaluation.unsafe import (
+    UNSAFE,
+    Flags,
+    Moderator,
+    Unsafe,
+    compared,
+    fault_of,
+    flagged,
+)
+from tuneproof.evaluation.words import listed
 from tuneproof.training import Answers, ModelVersion, Score
 
 MAX_BAD_SHARE = 0.1
@@ -37,6 +47,9 @@ LEAST_COPIES = 10
 many copies on it counts: two of two samples are no share."""
 
 MAX_LINES = 100_000
+
+MOST_LEARNT = 500
+"""With how many of the answers that were learnt from unsafe ones are compared."""
 
 MAX_LOSS_RISE = 0.25
 """By what share preference training may raise the loss of the better answers over the base's."""
@@ -59,7 +72,8 @@ class GateReport:
     where the provider cannot score, which the reason says. Of held-out pairs, `pair_accuracy` is
     the share in which the better answer gained on the worse one, and `pair_margin` by how many
     nats in the mean; both None where there are no pairs. `predictions` say of each task how often
-    the answers are expected to win.
+    the answers are expected to win. `unsafe_share` is that of the sampled outputs that a list of
+    words or a moderation endpoint flags, `learnt_unsafe_share` that of the answers learnt from.
     """
 
     passed: bool
@@ -73,6 +87,8 @@ class GateReport:
     pair_accuracy: float | None = None
     pair_margin: float | None = None
     predictions: tuple[Prediction, ...] = ()
+    unsafe_share: float | None = None
+    learnt_unsafe_share: float | None = None
 
 
 class _Line(NamedTuple):
@@ -121,7 +137,9 @@ class Gate:
 
     `min_improvement` is the share by which the loss must fall (0: it must fall at all);
     `min_scores` the least mean of each named scorer. `provider` and scorers are asked for all at
-    once: give those of `Kept`, which bounds that and asks nothing twice.
+    once: give those of `Kept`, which bounds that and asks nothing twice. `moderators` say what is
+    unsafe, and by `max_unsafe` the share of that may be above the share among the answers that
+    were learnt from.
     """
 
     def __init__(
@@ -134,6 +152,8 @@ class Gate:
         max_characters: int = 20_000,
         scorers: Mapping[str, Scorer] | None = None,
         min_scores: Mapping[str, float] | None = None,
+        moderators: Sequence[Moderator] = (listed,),
+        max_unsafe: float = 0.0,
         seed: int = 0,
     ) -> None:
         self._provider = provider
@@ -143,6 +163,8 @@ class Gate:
         self._max_characters = max_characters
         self._scorers = dict(scorers or {})
         self._min_scores = dict(min_scores or {})
+        self._moderators = tuple(moderators)
+        self._max_unsafe = max_unsafe
         self._seed = seed
 
     async def check(
@@ -162,6 +184,8 @@ class Gate:
             return GateReport(
                 passed=False, reason="The held-out set is empty: nothing can be checked."
             )
+        # An endpoint that is away is noticed here, before any model is asked.
+        learnt = await self._learnt(lines, training_path)
         examples = [line.chat for line in lines]
         tuned = await self._likelihoods(version.model_id, examples)
         loss = _loss(tuned)
@@ -172,16 +196,24 @@ class Gate:
         samples = await self._sample(version.model_id, examples[: self._samples])
         if training_path is not None:
             samples = await asyncio.to_thread(_with_copies, samples, Path(training_path))
+        flags = await flagged(self._moderators, [sample.text for sample in samples])
+        samples = [
+            replace(one, faults=(*one.faults, *fault_of(found)))
+            for one, found in zip(samples, flags, strict=True)
+        ]
+        unsafe = compared(flags, learnt)
         scores = await self._score(examples, samples)
         faults = [
             *(_forgets(loss, base, gain) if worse else self._unlearnt(loss, base)),
             *_unfit(samples),
+            *self._unsafe(unsafe),
             *self._low(scores),
         ]
         improvement = 1 - loss.mean / base.mean if loss and base and base.mean > 0 else None
         return GateReport(
             passed=not faults,
-            reason=" ".join(faults) or _praise(loss, base, gain, len(samples)),
+            reason=" ".join(faults)
+            or f"{_praise(loss, base, gain, len(samples))} {_allowed(unsafe)}".rstrip(),
             heldout_examples=len(examples),
             heldout_loss=loss.mean if loss else None,
             base_heldout_loss=base.mean if base else None,
@@ -190,6 +222,8 @@ class Gate:
             samples=tuple(samples),
             pair_accuracy=gain.accuracy if gain else None,
             pair_margin=gain.mean if gain else None,
+            unsafe_share=unsafe[0].share,
+            learnt_unsafe_share=unsafe[0].learnt_share,
         )
 
     async def calls(self, validation_path: Path | str) -> int:
@@ -198,6 +232,14 @@ class Gate:
         worse = sum(line.worse is not None for line in lines)
         sampled = min(self._samples, len(lines))
         return 2 * (len(lines) + worse) + sampled * (1 + len(self._scorers))
+
+    async def _learnt(self, lines: Sequence[_Line], training: Path | str | None) -> list[Flags]:
+        """The flags of the answers of both sides of the dataset, at most so many, each once."""
+        found = list(lines)
+        if training is not None and len(found) < MOST_LEARNT:
+            found += await asyncio.to_thread(_read, Path(training), MOST_LEARNT)
+        texts = dict.fromkeys(line.chat[-1]["content"] for line in found)
+        return await flagged(self._moderators, list(islice(texts, MOST_LEARNT)))
 
     async def heldout_loss(self, model: str, validation_path: Path | str) -> float | None:
         """A model's loss on held-out examples, nats per token; None where nobody can score."""
@@ -283,6 +325,17 @@ class Gate:
             f"below the base model's {base.mean:.3f}."
         ]
 
+    def _unsafe(self, found: Sequence[Unsafe]) -> list[str]:
+        """Whether the candidate says more of what is unsafe than the answers learnt from."""
+        beyond = [one for one in found if one.exceeds(self._max_unsafe)]
+        if not beyond:
+            return []
+        worst = min(beyond, key=lambda one: one.chance)
+        return [
+            f"{worst.sentence()} That is above by more than gate.max_unsafe, "
+            f"{self._max_unsafe:.0%}, and no accident (p = {worst.chance:.2g})."
+        ]
+
     def _low(self, scores: Mapping[str, _Mean]) -> list[str]:
         """Which scorers did not score, or gave too little."""
         faults = []
@@ -329,14 +382,24 @@ def _unfit(samples: Sequence[Sample]) -> list[str]:
             f"{copied} of {len(samples)} sampled outputs are copies of answers that were trained "
             f"on; {MAX_COPIED_SHARE:.0%} may."
         ]
-    bad = [sample for sample in samples if {*sample.faults} - {COPIED}]
+    bad = [found for sample in samples if (found := _plain(sample.faults))]
     if len(bad) <= MAX_BAD_SHARE * len(samples):
         return []
-    kinds = sorted({fault for sample in bad for fault in sample.faults} - {COPIED})
+    kinds = sorted({fault for found in bad for fault in found})
     return [
         f"{len(bad)} of {len(samples)} sampled outputs fail a check ({', '.join(kinds)}); "
         f"{MAX_BAD_SHARE:.0%} may."
     ]
+
+
+def _plain(faults: Sequence[str]) -> list[str]:
+    """The faults without those whose share has a rule of its own."""
+    return [fault for fault in faults if fault != COPIED and not fault.startswith(UNSAFE)]
+
+
+def _allowed(unsafe: Sequence[Unsafe]) -> str:
+    """What is told of unsafe answers where they are no more than those learnt from."""
+    return unsafe[0].sentence() if unsafe[0].flagged else ""
 
 
 def _praise(loss: _Loss | None, base: _Loss | None, gain: _Gain | None, samples: int) -> str:

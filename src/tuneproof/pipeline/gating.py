@@ -12,15 +12,19 @@ from typing import NamedTuple, cast
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
+from tuneproof.errors import ConfigError
 from tuneproof.evaluation import (
     Asked,
+    Endpoint,
     Gate,
     GateReport,
     Kept,
+    Moderator,
     OutcomeModel,
     Prediction,
     Scorer,
     inputs_of,
+    listed,
     outcome_models,
     predict,
 )
@@ -32,13 +36,17 @@ from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.routing import manager_of, model_in_use
 from tuneproof.pipeline.steps import StepName
 from tuneproof.resilience import end_tasks
-from tuneproof.training import Deploys, ModelVersion, Provider, VersionStatus
+from tuneproof.settings import PipelineConfig
+from tuneproof.training import Deploys, ModelVersion, Moderates, Provider, VersionStatus
 from tuneproof.workflow import Tx
 
 log = logging.getLogger(__name__)
 
 TELL_S = 2.0
 """How often it is recorded how far a check is, seconds."""
+
+SHOWN = 5
+"""How many of the sampled answers are kept, for people to read."""
 
 
 class Judged(NamedTuple):
@@ -87,6 +95,8 @@ class GateStage:
             samples=run.config.gate_samples,
             scorers={n: kept.scorer(n, s) for n, s in self._scorers().items()},
             min_scores={**run.parts.min_scores, **(run.config.gate_min_scores or {})},
+            moderators=self._moderators(),
+            max_unsafe=run.config.gate_max_unsafe,
             seed=run.config.seed,
         )
         calls = await gate.calls(batch.validation_path)
@@ -178,6 +188,13 @@ class GateStage:
         named = {} if parts.scorer is None else {name: parts.scorer(name) for name in names}
         return {**parts.scorers, **named}
 
+    def _moderators(self) -> list[Moderator]:
+        """The list of words, and the endpoint that this pipeline names."""
+        config = self._run.config
+        if config.gate_moderation is None:
+            return [listed]
+        return [listed, moderation_of(config, self._run.parts.provider(config.gate_moderation))]
+
     async def _write(self, tx: Tx, judged: tuple[Judged, ...]) -> None:
         """Keep what the gate said of each; the first that passed stands for the run."""
         run = self._run
@@ -193,8 +210,9 @@ class GateStage:
             "improvement": report.improvement,
             "heldout_examples": report.heldout_examples,
             "reason": report.reason,
-            "samples": [{"prompt": s.prompt, "text": s.text} for s in report.samples[:5]],
+            "samples": _shown(report),
             **_pairs(report),
+            **_unsafe(report),
             **(
                 {"predictions": [_said(one) for one in report.predictions]}
                 if report.predictions
@@ -246,6 +264,18 @@ async def answering(run: RunContext, model: ModelRef) -> Provider:
     return await run.parts.serves(model)
 
 
+def moderation_of(config: PipelineConfig, provider: Provider) -> Endpoint:
+    """The moderation endpoint that a pipeline names. Raises `ConfigError` where there is none."""
+    if isinstance(provider, Moderates):
+        return Endpoint(cast(Moderates, provider), config.gate_moderation_model)
+    raise ConfigError(
+        f"pipelines.{config.name}.gate.moderation names {config.gate_moderation!r}, a provider "
+        "without a moderation endpoint.",
+        mend="Name one that speaks OpenAI's wire and answers POST /moderations.",
+        field=f"pipelines.{config.name}.gate_moderation",
+    )
+
+
 def after_comparing(
     report: GateReport, predictions: tuple[Prediction, ...], least: float
 ) -> GateReport:
@@ -276,6 +306,21 @@ def _pairs(report: GateReport) -> dict[str, object]:
     return {"pair_accuracy": report.pair_accuracy, "pair_margin": report.pair_margin}
 
 
+def _shown(report: GateReport) -> list[dict[str, object]]:
+    """Some of the samples, those with faults first."""
+    found = sorted(report.samples, key=lambda one: not one.faults)[:SHOWN]
+    return [{"prompt": s.prompt, "text": s.text, "faults": list(s.faults)} for s in found]
+
+
+def _unsafe(report: GateReport) -> dict[str, object]:
+    if report.unsafe_share is None:
+        return {}
+    return {
+        "unsafe_share": report.unsafe_share,
+        "learnt_unsafe_share": report.learnt_unsafe_share,
+    }
+
+
 def _said(prediction: Prediction) -> dict[str, object]:
     return {**asdict(prediction), "sentence": prediction.sentence()}
 
@@ -288,4 +333,5 @@ def _of_candidate(judged: Judged) -> dict[str, object]:
         "passed": report.passed,
         "heldout_loss": report.heldout_loss,
         "reason": report.reason,
+        "samples": _shown(report),
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from openai.types import Model
+from openai.types import Model, Moderation, ModerationCreateResponse
 from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
@@ -113,3 +113,21 @@ def _day(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return found.replace(tzinfo=found.tzinfo or UTC) if found else None
+
+
+def flagged_of(answer: ModerationCreateResponse, texts: int) -> list[tuple[str, ...]]:
+    """The categories in which each of so many texts was flagged.
+
+    Raises `ValueError` where the answer does not say it of each text.
+    """
+    found = [_flagged(result) for result in answer.results]
+    if len(found) != texts:
+        raise ValueError(f"{len(found)} results of moderation for {texts} texts")
+    return found
+
+
+def _flagged(result: Moderation) -> tuple[str, ...]:
+    if not isinstance(result.flagged, bool):
+        raise ValueError(f"a result of moderation has flagged = {result.flagged!r}")
+    named = [name for name, yes in result.categories.to_dict().items() if yes is True]
+    return tuple(sorted(named)) or (("flagged",) if result.flagged else ())

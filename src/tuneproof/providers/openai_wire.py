@@ -29,6 +29,7 @@ from tuneproof.providers.openai_records import (
     chosen_logprob,
     completions_of,
     event_of,
+    flagged_of,
     job_of,
     model_of,
 )
@@ -384,6 +385,18 @@ class OpenAIWire:
             return None
         logprobs = [chosen_logprob(entry) for entry in entries if entry]
         return Score(tokens=len(logprobs), logprob=sum(logprobs)) if logprobs else None
+
+    async def moderate(self, model: str, texts: Sequence[str]) -> Sequence[tuple[str, ...]]:
+        """The categories in which a moderation model flags each text, by one call.
+
+        Raises `DataError` for an answer that does not say it of each text.
+        """
+
+        async def ask() -> Sequence[tuple[str, ...]]:
+            answer = await self._client.moderations.create(model=model, input=list(texts))
+            return flagged_of(answer, len(texts))
+
+        return await self._call(ask)
 
     async def _chat(
         self,

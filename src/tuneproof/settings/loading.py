@@ -162,6 +162,9 @@ class Settings(Tables):
         if config.successor_provider is not None:
             where = f"pipelines.{config.name}.successor_provider"
             self._check_provider(where, config.successor_provider)
+        if config.gate_moderation is not None:
+            where = f"pipelines.{config.name}.gate.moderation"
+            self._check_provider(where, config.gate_moderation)
         for key, name, known in named:
             if name not in known:
                 kind = key.rstrip("s")

@@ -315,6 +315,29 @@ class PipelineConfig(Declaration):
             doc="from the posts of how many days the outcome model learns",
         ),
     )
+    gate_max_unsafe: float = option(
+        0.0,
+        gate(
+            key="max_unsafe",
+            at_least=0,
+            at_most=1,
+            doc="by how much the share of [unsafe](../how-to/what-it-learns.md#unsafe-answers) "
+            "outputs may be above that of the answers learnt from; 1: however many there are",
+        ),
+    )
+    gate_moderation: str | None = option(
+        None,
+        gate(
+            key="moderation",
+            by_request=False,
+            doc="a provider whose moderation endpoint is asked what is unsafe, beside the list of "
+            "words",
+        ),
+    )
+    gate_moderation_model: str = option(
+        "omni-moderation-latest",
+        gate(key="moderation_model", by_request=False, doc="the model that it is asked for"),
+    )
     gate_scorers: tuple[str, ...] = option(
         (),
         gate(

@@ -160,6 +160,17 @@ class Answers(Protocol):
         """How likely the model finds the last message; None where the wire cannot say."""
 
 
+@runtime_checkable
+class Moderates(Protocol):
+    """A provider with a moderation endpoint: it says which texts nobody should be shown."""
+
+    async def moderate(self, model: str, texts: Sequence[str]) -> Sequence[tuple[str, ...]]:
+        """The categories in which a moderation model flags each text; none for one that is safe.
+
+        Raises, rather than answer for fewer texts than it was given.
+        """
+
+
 class Provider(Answers, Protocol):
     """Who trains and answers: the OpenAI wire, whoever speaks it.
 
