@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse
 from tests.integration.loop import QUICK, STRIDE, T0, Loop, Traffic, posts, settings
+from tests.line import EXECUTABLE, clean_env
 from tests.moderation import Moderation, moderation_server
 
 from tuneproof.app import App
@@ -95,6 +98,23 @@ async def test_an_obscene_candidate_is_rejected_by_default_and_its_answers_are_s
         shown = detail["samples"][0]
         assert shown["text"].endswith("shut the fuck up")
         assert shown["faults"] == ["unsafe (fuck)"]
+    told = await asyncio.to_thread(shown_by_command, run.id, tmp_path, sqlite_store_url)
+    assert "unsafe (fuck)" in told
+    assert "shut the fuck up" in told
+
+
+def shown_by_command(run_id: str, directory: Path, database: str) -> str:
+    """What `tuneproof run show` says."""
+    done = subprocess.run(
+        [*EXECUTABLE, "run", "show", run_id, "--dir", str(directory)],
+        env=clean_env(DATABASE_URL=database),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 async def test_the_share_that_fails_is_a_setting(tmp_path: Path, sqlite_store_url: str) -> None:

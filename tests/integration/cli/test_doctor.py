@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 from tests.line import Line
+from tests.moderation import moderation_server
 from tests.servers import free_port
 
 from tuneproof.cli.output import FAILED, OK, USAGE
@@ -188,3 +190,18 @@ def test_each_way_of_alerts_is_checked_by_itself(line, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "set")
     found = findings(line, code=FAILED)
     assert "cannot be reached" in found["alerts: webhook"]["detail"]
+
+
+def test_the_moderation_endpoint_is_asked(line):
+    source(posts(200))
+    with moderation_server() as server:
+        settings = Path("tuneproof.toml").read_text()
+        provider = f'[providers.safety]\nkind = "compatible"\nbase_url = "{server.url}"\n'
+        gate = '[pipelines.default.gate]\nmoderation = "safety"\n'
+        Path("tuneproof.toml").write_text(f"{settings}{provider}{gate}")
+        found = findings(line)["default: moderation"]
+        assert found["status"] == "ok"
+        assert found["detail"] == "omni-moderation-latest at safety"
+        assert server.asked == [["Hello"]]
+        server.next(JSONResponse({"error": {"message": "no such model"}}, 404))
+        assert findings(line, code=FAILED)["default: moderation"]["status"] == "failed"
