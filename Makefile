@@ -5,12 +5,14 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 LORA := .venv-lora/.ready
 SDKS := .venv-sdks/.ready
+MLFLOW_2 := .venv-mlflow-2/.ready
+OTHER_POSTGRES := tests/matrix/node_modules/.package-lock.json
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 # Where it is set, each process compiles all modules anew, and pytest rewrites all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks cluster acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
+.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks cluster matrix acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -97,6 +99,18 @@ cluster: setup services ## a live API server, images, alerts, Sentinels, workers
 	$(PYTHON) -m tools.kube_apiserver
 	$(PYTHON) -m pytest -q --timeout 3600 -m cluster tests/cluster tests/deployed $(ARGS)
 
+matrix: setup services $(OTHER_POSTGRES) $(MLFLOW_2) ## the integration tests on PostgreSQL 13 and 17, and with an MLflow 2 server. ARGS="mlflow-2"
+	$(PYTHON) -m tests.matrix $(ARGS)
+
+$(OTHER_POSTGRES): tests/matrix/package-lock.json
+	npm ci --prefix tests/matrix --loglevel=error --no-audit --no-fund
+
+$(MLFLOW_2): tests/matrix/requirements.txt
+	@sh .ci/uv
+	$(UV) venv --quiet --allow-existing --python "$${TUNEPROOF_PYTHON:-python3}" .venv-mlflow-2
+	$(UV) pip sync --quiet --python .venv-mlflow-2/bin/python tests/matrix/requirements.txt
+	@touch $(MLFLOW_2)
+
 simulate: setup ## the error rates of the statistics, whole; writes tests/simulation/results.json
 	$(PYTHON) -m tests.simulation
 
@@ -129,6 +143,9 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 	$(UV) pip compile --quiet --universal --group sdks --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file requirements-sdks.txt
+	$(UV) pip compile --quiet --universal --group mlflow-2 --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file tests/matrix/requirements.txt
 
 chart: setup ## write what is made from the chart's values, and its copies of rules and dashboards
 	$(PYTHON) -m tools.chart
@@ -140,4 +157,4 @@ audit: setup ## ask osv.dev for known vulnerabilities of what the lock has; fail
 	$(PYTHON) tools/audit.py requirements.lock
 
 clean: ## remove what was made here
-	rm -rf .venv .venv-lora .venv-sdks .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lora .venv-mlflow-2 .venv-sdks tests/matrix/node_modules .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

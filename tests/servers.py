@@ -48,6 +48,8 @@ import psycopg
 from tests.waiting import until
 
 __all__ = [
+    "MLFLOW",
+    "POSTGRES",
     "PostgresServer",
     "Server",
     "alertmanager_server",
@@ -62,6 +64,12 @@ __all__ = [
     "query",
     "redis_server",
 ]
+
+POSTGRES = "TUNEPROOF_POSTGRES"
+"""Names the folder of another PostgreSQL's programs: how `make matrix` has the tests start it."""
+
+MLFLOW = "TUNEPROOF_MLFLOW"
+"""Names the Python of another MLflow's environment."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -297,7 +305,8 @@ def mlflow_server(*, allowed_hosts: str = "") -> Iterator[Server]:
     """
     port = free_port()
     with _folder("mlflow") as folder:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        python = os.environ.get(MLFLOW, sys.executable)
+        command = [python, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
         command += ["--artifacts-destination", str(folder / "artifacts")]
@@ -453,6 +462,8 @@ def postgres_binary(name: str) -> str:
 
 
 def _postgres_binaries() -> Path:
+    if chosen := os.environ.get(POSTGRES):
+        return Path(chosen)
     folders = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -int(path.parent.name)
     )

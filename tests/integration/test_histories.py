@@ -12,7 +12,10 @@ from tests.servers import PostgresServer
 HISTORIES = {name: scenario for scenario in SCENARIOS.values() for name in scenario.interrupted}
 
 
-@pytest.mark.parametrize("database", DATABASES)
+@pytest.mark.parametrize(
+    "database",
+    [pytest.param(name, marks=[pytest.mark.postgres] * (name == "postgres")) for name in DATABASES],
+)
 @pytest.mark.parametrize("name", HISTORIES)
 async def test_history_is_replayed_to_its_end(
     name: str, database: str, tmp_path: Path, request: pytest.FixtureRequest

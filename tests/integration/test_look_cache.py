@@ -50,6 +50,7 @@ def series(text: str, name: str) -> dict[str, float]:
     return {labels: float(value) for labels, value in found}
 
 
+@pytest.mark.postgres
 async def test_metrics_of_a_test_are_read_through_redis_under_the_documented_keys(
     tmp_path: Path, postgres_store_url: str, redis: Server
 ) -> None:

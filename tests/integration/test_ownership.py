@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 import psycopg
 import pytest
 from tests.servers import PostgresServer, postgres_server
+from tests.waiting import until
 
 from tuneproof.errors import StateError, StoreUnavailableError
 from tuneproof.workflow.ownership import Keeper
@@ -91,12 +92,14 @@ async def workers(server: PostgresServer, runs: Runs, clock: Hand) -> AsyncItera
 
 
 def end_sessions(server: PostgresServer) -> None:
-    """End all sessions but ours, as an administrator does."""
+    """End all sessions but ours, as an administrator does, and wait until they are gone."""
     with psycopg.connect(server.dsn, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+        ended = connection.execute(
+            "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
-        )
+        ).fetchall()
+        living = "SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)"
+        until(lambda: not connection.execute(living, [[pid for pid, _ in ended]]).fetchall())
 
 
 async def restart(server: PostgresServer) -> None:

@@ -144,6 +144,7 @@ def secret_settings(text: str) -> set[str]:
     return {table for table in known if f"[{table}" in text or table == "remote"}
 
 
+@pytest.mark.postgres
 def test_no_output_of_a_whole_run_tells_a_secret(
     tmp_path: Path, postgres: PostgresServer, trainer: str
 ) -> None:

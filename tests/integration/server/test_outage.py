@@ -74,6 +74,7 @@ async def chat(http: httpx2.AsyncClient, unit: str) -> httpx2.Response:
     return await http.post("/v1/chat/completions", json=ask(unit))
 
 
+@pytest.mark.postgres
 async def test_gateway_and_decisions_go_on_without_the_database(
     stored: Settings, own_postgres: PostgresServer
 ) -> None:
@@ -119,6 +120,7 @@ async def test_gateway_and_decisions_go_on_without_the_database(
         assert health["routing_age_s"] < 30
 
 
+@pytest.mark.postgres
 async def test_another_worker_hears_of_a_change_without_asking(stored: Settings) -> None:
     async with worker(stored) as one:
         store, supervisor = await open_store(stored.store.url.reveal()), Supervisor()

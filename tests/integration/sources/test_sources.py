@@ -219,7 +219,9 @@ async def test_rates_that_are_no_shares_are_left_to_curation(make: Make, tmp_pat
     assert (batch.posts, batch.dropped["invalid_rate"]) == (9, 1)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv", "postgres"])
+@pytest.mark.parametrize(
+    "kind", ["parquet", "csv", pytest.param("postgres", marks=pytest.mark.postgres)]
+)
 async def test_nan_rates_are_counted(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
