@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests import liked
+from tests.liked import DISLIKED, LIKED, clicked, competing, text
 from tests.posts import UNTIL, ListSource, post
 
 from tuneproof.collection import Task
@@ -22,32 +24,10 @@ from tuneproof.evaluation.published import (
 from tuneproof.settings import BODY, HOOK
 from tuneproof.testing import MemoryProvider
 
-FILLER = ["rain", "stone", "river", "lamp", "garden", "paper", "window", "cloud", "bread", "wheel"]
-LIKED, DISLIKED = "seven", "perhaps"
-
-
-def text(draw: random.Random, word: str | None) -> str:
-    words = draw.sample(FILLER, 6)
-    return " ".join([*words[:3], word, *words[3:]] if word else words)
-
-
-def clicked(draw: random.Random, rate: float, shown: int) -> float:
-    return sum(draw.random() < rate for _ in range(shown)) / shown
-
-
-def competing(seed: int, groups: int, *, gap: float = 0.06, shown: int = 600) -> list[Published]:
-    """Three posts in each group: a word that readers like, none, and one that they do not."""
-    draw = random.Random(seed)
-    return [
-        Published(text(draw, word), f"test {g}", clicked(draw, rate, shown), shown)
-        for g in range(groups)
-        for word, rate in ((LIKED, 0.08 + gap), (None, 0.08 + gap / 2), (DISLIKED, 0.08))
-    ]
-
 
 @pytest.fixture(scope="module")
 def learnt() -> OutcomeModel:
-    return fit_outcomes(competing(1, 150))
+    return liked.learnt()
 
 
 def test_it_picks_winners_of_groups_that_it_never_saw(learnt: OutcomeModel) -> None:

@@ -1,17 +1,18 @@
 """Judging texts: offline before any user sees a version, and online while a test runs.
 
 `gate` checks a trained version on held-out examples; `unsafe` is what nobody should be shown, and
-`words` the list of words that it asks. `published` reads what came of posts,
-`outcomes` learns from them which of two answers does better (`texts`: what it sees of one), and
-`comparing` asks that of candidate and baseline; `kept` keeps what they answered, for a check that
-is broken off. `scorers` is what a scorer is and the texts that are scored online, `judge` a scorer
-that asks a model. None of them knows a database.
+`words` the list of words that it asks. `published` reads what came of posts, `outcomes` learns from
+them which of two answers does better (`texts`: what it sees of one; `keeping`: the model as bytes),
+and `comparing` asks that of candidate and baseline; `kept` keeps what they answered, for a check
+that is broken off. `scorers` is what a scorer is and the texts that are scored online, `judge` a
+scorer that asks a model. None of them knows a database.
 """
 
 from tuneproof.evaluation.comparing import Asked, Prediction, predict
 from tuneproof.evaluation.gate import Gate, GateReport, Sample, inputs_of
 from tuneproof.evaluation.judge import Judge, read_score
 from tuneproof.evaluation.kept import Kept
+from tuneproof.evaluation.keeping import packed, unpacked
 from tuneproof.evaluation.outcomes import (
     OutcomeModel,
     OutcomeReport,
@@ -47,7 +48,9 @@ __all__ = [
     "inputs_of",
     "listed",
     "outcome_models",
+    "packed",
     "predict",
     "read_score",
     "sampled",
+    "unpacked",
 ]

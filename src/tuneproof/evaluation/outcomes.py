@@ -23,7 +23,6 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.optimize import minimize
 from scipy.stats import norm
 
@@ -132,20 +131,22 @@ class OutcomeModel:
     """Scores answers so that their differences are log-odds of doing better.
 
     `report` says how far it can be believed; `scale_error` is the standard error of the scale of
-    its scores, as a share of it.
+    its scores, as a share of it. Without `features` it sees nothing: all texts score 0.
     """
 
     def __init__(
-        self, features: Features, weights: Floats, report: OutcomeReport, scale_error: float
+        self, features: Features | None, weights: Floats, report: OutcomeReport, scale_error: float
     ) -> None:
-        self._features = features
-        self._weights = weights
-        self._scale_error = scale_error
+        self.features = features
+        self.weights = weights
+        self.scale_error = scale_error
         self.report = report
 
     def scores(self, texts: Sequence[str]) -> Floats:
         """The score of each text, shape `(len(texts),)`."""
-        return np.asarray(self._features(texts) @ self._weights) if texts else np.zeros(0)
+        if self.features is None or not texts:
+            return np.zeros(len(texts))
+        return np.asarray(self.features(texts) @ self.weights)
 
     def win_rate(
         self, ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
@@ -164,7 +165,7 @@ class OutcomeModel:
         wins = np.array([_sigmoid(d).mean() for d in differences])
         slopes = np.array([(d * _sigmoid(d) * _sigmoid(-d)).mean() for d in differences])
         sampled = wins.std(ddof=1) / math.sqrt(len(wins))
-        scaled = slopes.mean() * self._scale_error
+        scaled = slopes.mean() * self.scale_error
         half = _Z * math.hypot(sampled, scaled)
         value = float(wins.mean())
         return WinRate(
@@ -192,7 +193,7 @@ def fit_outcomes(published: Sequence[Published]) -> OutcomeModel:
     posts = _merged(published)
     if len(posts) < FOLDS:
         report = OutcomeReport(kind="single", groups=0, learnt=len(posts), judged=0)
-        return OutcomeModel(_blind, np.zeros(1), report, 0.0)
+        return OutcomeModel(None, np.zeros(0), report, 0.0)
     texts = [post.text for post in posts]
     features, seen = fit_features(texts)
     learner = _learner(seen, posts)
@@ -200,10 +201,6 @@ def fit_outcomes(published: Sequence[Published]) -> OutcomeModel:
     scale, error = _scale(margins, learner.judged)
     weights = learner.learn(np.ones(len(posts), bool))
     return OutcomeModel(features, weights * scale, _report(learner, margins), error)
-
-
-def _blind(texts: Sequence[str]) -> Matrix:
-    return sparse.csr_array((len(texts), 1))
 
 
 def _merged(published: Sequence[Published]) -> list[Published]:

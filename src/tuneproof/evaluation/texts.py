@@ -11,6 +11,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeAlias
 
@@ -18,12 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["Features", "Floats", "Matrix", "fit_features"]
+__all__ = ["Features", "Floats", "Matrix", "Rarity", "fit_features"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = "sparse.csr_array"
-Features = Callable[[Sequence[str]], Matrix]
-"""Texts to a matrix of one row each."""
 
 _Parts: TypeAlias = Callable[[str], Iterable[str]]
 
@@ -67,38 +66,58 @@ def fit_features(texts: Sequence[str]) -> tuple[Features, Matrix]:
     """What makes features of texts, its rarities fitted to these, and their own features."""
     counts = [_counted(texts, parts) for parts in (_words, _characters)]
     form = _forms(texts)
-    fitted = _Features([_Rarity(count) for count in counts], form)
+    words, characters = map(Rarity.fitted, counts)
+    middle, spread = form.mean(0), np.maximum(form.std(0), 1e-9)
+    fitted = Features(words=words, characters=characters, middle=middle, spread=spread)
     return fitted, fitted.of(counts, form)
 
 
-class _Features:
-    """Words, characters and form, side by side."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """Texts to a matrix of one row each: words, characters and form, side by side.
 
-    def __init__(self, rarities: Sequence[_Rarity], form: Floats) -> None:
-        self._rarities = rarities
-        self._middle, self._spread = form.mean(0), np.maximum(form.std(0), 1e-9)
+    `middle` and `spread` are of the form of the texts that it was fitted to.
+    """
+
+    words: Rarity
+    characters: Rarity
+    middle: Floats
+    spread: Floats
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
         return self.of([_counted(texts, parts) for parts in (_words, _characters)], _forms(texts))
 
+    @property
+    def width(self) -> int:
+        """How many columns the matrix has."""
+        return len(self.words.columns) + len(self.characters.columns) + len(self.middle)
+
     def of(self, counts: Sequence[Matrix], form: Floats) -> Matrix:
         """The features of what was counted."""
-        parts = [rarity(count) for rarity, count in zip(self._rarities, counts, strict=True)]
-        shape = np.clip((form - self._middle) / self._spread, -4, 4) * _FORM_WEIGHT
+        kinds = (self.words, self.characters)
+        parts = [rarity(count) for rarity, count in zip(kinds, counts, strict=True)]
+        shape = np.clip((form - self.middle) / self.spread, -4, 4) * _FORM_WEIGHT
         return sparse.csr_array(sparse.hstack([*parts, sparse.csr_array(shape)]))
 
 
-class _Rarity:
-    """TF-IDF of one kind of parts, rows of length 1; what one text alone has is left out."""
+@dataclass(frozen=True, eq=False)
+class Rarity:
+    """TF-IDF of one kind of parts, rows of length 1: the hashed columns that count, and how rare
+    each is. What one text alone has is left out."""
 
-    def __init__(self, counts: Matrix) -> None:
+    columns: NDArray[np.int64]
+    weights: Floats
+
+    @classmethod
+    def fitted(cls, counts: Matrix) -> Rarity:
+        """From what was counted in texts."""
         held = np.bincount(counts.indices, minlength=1 << _BITS)
-        self._columns = np.flatnonzero(held >= 2)
-        self._rarity = np.log((1 + counts.shape[0]) / (1 + held[self._columns])) + 1
+        columns = np.flatnonzero(held >= 2)
+        return cls(columns, np.log((1 + counts.shape[0]) / (1 + held[columns])) + 1)
 
     def __call__(self, counts: Matrix) -> Matrix:
-        kept = counts.tocsc()[:, self._columns]
-        rare = sparse.csr_array(kept @ sparse.diags_array(self._rarity))
+        kept = counts.tocsc()[:, self.columns]
+        rare = sparse.csr_array(kept @ sparse.diags_array(self.weights))
         lengths = np.sqrt(np.asarray(rare.multiply(rare).sum(axis=1)).ravel())
         return sparse.csr_array(sparse.diags_array(1 / np.maximum(lengths, 1e-9)) @ rare)
 
