@@ -69,7 +69,7 @@ def chat_server() -> Iterator[Chat]:
         if body.get("stream"):
             return StreamingResponse(_stream(chat, body), media_type="text/event-stream")
         say = chat.answers.get(body["model"])
-        text = " ".join(WORDS) if say is None else say(body["messages"][-1]["content"])
+        text = " ".join(WORDS) if say is None else say(_asked(body))
         return JSONResponse(_whole(body, text))
 
     async def models(request: Request) -> Response:
@@ -81,6 +81,11 @@ def chat_server() -> Iterator[Chat]:
     ]
     with serving(Starlette(routes=routes), port):
         yield chat
+
+
+def _asked(body: dict[str, Any]) -> str:
+    """The last message; nothing where there is none."""
+    return str(body["messages"][-1]["content"]) if body["messages"] else ""
 
 
 def _whole(body: dict[str, Any], text: str) -> dict[str, Any]:

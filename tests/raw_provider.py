@@ -5,6 +5,7 @@ async with raw_provider() as provider:
     provider.say("cand", b"HTTP/1.1 204 No Content\r\n\r\n")
     provider.stream("base", [b"data: ...\n\n"])   # a 200 with these pieces, then it ends
     provider.stall("cand", [b"data: ...\n\n"])    # these pieces, then nothing, and no end
+    provider.turns("base", [[ANSWER], None])      # the first is answered, the second stalls
     provider.bodies                               # what was asked, as far as it was JSON
     provider.seen[-1].path                        # each request: its path, headers and bytes
     provider.say("/v1/files", whole(b"{}"))       # where there is no model: by path
@@ -14,6 +15,7 @@ async with raw_provider() as provider:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -168,6 +170,17 @@ class RawProvider:
         """Begin a stream with these pieces, or say nothing at all; then say nothing more."""
         begun = [] if pieces is None else [_STREAM, *pieces]
         self._says[model] = lambda _: (begun, False)
+
+    def turns(self, model: str, answers: Sequence[Sequence[bytes] | None]) -> None:
+        """Answer one request after the other with the pieces of one of these, each once; None says
+        nothing, and keeps the connection. After the last it begins anew."""
+        turn = itertools.cycle(answers)
+
+        def say(_: dict[str, Any]) -> tuple[Sequence[Piece], bool]:
+            pieces = next(turn)
+            return ([], False) if pieces is None else (pieces, True)
+
+        self._says[model] = say
 
     def well(self, model: str) -> None:
         """Answer well again."""

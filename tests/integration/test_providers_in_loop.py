@@ -21,7 +21,7 @@ from tests.integration.providing import Provider, open_providers
 from tuneproof.collection import Post
 from tuneproof.errors import ConfigError, CredentialsError, DeniedError, NotFoundError
 from tuneproof.experiments import model_ref
-from tuneproof.settings import TaskConfig
+from tuneproof.settings import HOOK, TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.training import JobStatus, Score, TrainingReadiness
 
@@ -485,6 +485,30 @@ async def test_gate_asks_both_models_whose_answers_would_win(
         assert found["inputs"] >= 50
         assert found["outcomes"]["accuracy"] > 0.9
         assert (found["low"] > 0.5) is passes
+
+
+async def test_each_run_keeps_the_model_by_which_answers_are_picked(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """Also one whose candidate the gate refuses: the model knows the posts, not the candidate."""
+    provider = Provider(name="p", answer=lambda model, messages, number: "")
+    changes = {"engagement_threshold": 0.06, "tasks": ("hook",)}
+    records = {"tasks": {"hook": replace(HOOK, best_of=4)}}
+    async with open_providers(
+        tmp_path, sqlite_store_url, provider, changes=changes, source=judged_posts(), **records
+    ) as loop:
+        best_of = loop.app.best_of
+        await best_of.refresh()
+        assert best_of.of("hook") is None
+        run = await loop.turn(last_stage="gate")
+        assert run.status is RunStatus.REJECTED, run.reason
+        await best_of.refresh()
+        picker = best_of.of("hook")
+        assert picker is not None
+        assert picker.answers == 4
+        assert picker.pick(["A hook maybe of it", "A hook gladly of it"]) == 1
+        [standing] = await best_of.standings()
+        assert (standing.asked, run.id in standing.why) == (4, True)
 
 
 # --- shutdowns ----------------------------------------------------------------------------------

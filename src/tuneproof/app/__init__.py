@@ -7,6 +7,7 @@ HTTP service and Python alike: `app.runs.start()`, `app.store.experiments.get(id
 """
 
 from tuneproof.app.app import App, AppAdapters
+from tuneproof.app.best_of import BestOf, Picker, read_picker
 from tuneproof.app.board import Board, RoutingSnapshot
 from tuneproof.app.doctor import Doctor, Finding
 from tuneproof.app.endpoints import ChatEndpoint, ProviderEndpoint, answer_cost_usd, endpoint_at
@@ -24,6 +25,7 @@ __all__ = [
     "AbortedRun",
     "App",
     "AppAdapters",
+    "BestOf",
     "Board",
     "ChatEndpoint",
     "Doctor",
@@ -34,6 +36,7 @@ __all__ = [
     "Live",
     "LiveEvent",
     "LogEntry",
+    "Picker",
     "ProviderEndpoint",
     "Ready",
     "RolloutService",
@@ -48,4 +51,5 @@ __all__ = [
     "endpoint_at",
     "newest_tick",
     "next_tick",
+    "read_picker",
 ]

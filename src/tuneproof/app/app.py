@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack, cast
 
 from tuneproof import workflow
 from tuneproof.app.alerting import TELL_EVERY_S, Alerting, alerts_of
+from tuneproof.app.best_of import BestOf
 from tuneproof.app.board import Board
 from tuneproof.app.concerns import Concerns
 from tuneproof.app.doctor import Doctor
@@ -151,8 +152,8 @@ class App:
     """TuneProof in one process: `async with App.open(settings) as app`.
 
     `runs`, `schedule`, `experiments`, `rollouts`, `routing`, `events`, `outcomes`, `scoring`,
-    `shadows`, `health`, `overview`, `doctor` and `tokens` are what can be asked of it; all else is
-    what they are made from.
+    `best_of`, `shadows`, `health`, `overview`, `doctor` and `tokens` are what can be asked of it;
+    all else is what they are made from.
     """
 
     def __init__(self, settings: Settings, **adapters: Unpack[AppAdapters]) -> None:
@@ -410,6 +411,9 @@ class App:
             figures=self.figures,
             supervisor=self.supervisor,
         )
+        self.best_of = BestOf(
+            settings=settings, store=self.store, clock=self.clock, board=self.routing.board
+        )
         self.targets = list(self._given.get("targets") or ()) or opened_targets(
             settings, lenient=not self._with_engine
         )
@@ -452,6 +456,8 @@ class App:
             serves=providers.serves,
             place=self.places.label if providers.given is None else str,
             tracks_runs=settings.tracking.autolog,
+            picked=self.best_of.tasks,
+            keep_outcomes=self.best_of.keep,
         )
 
     async def _open_engine(self) -> None:
@@ -640,6 +646,7 @@ class App:
             shutdowns=self.shutdowns,
             sources=self.sources,
             health=self.health,
+            best_of=self.best_of,
             refused=self._refused,
         )
         self.tokens = TokenService(store=self.store, clock=self.clock)
@@ -681,6 +688,7 @@ class App:
         if self.tracker is not None:
             every("tracking", DELIVER_EVERY_S, self.tracker.deliver_once, leader="tracking")
         self.outcomes.watch(self.supervisor)
+        await self.best_of.watch(self.supervisor)
         await self.scoring.watch(self.supervisor)
 
     async def _share_budgets(self) -> None:

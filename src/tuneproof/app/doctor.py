@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tuneproof.app.alerting import Alerting
+from tuneproof.app.best_of import BestOf
 from tuneproof.app.connections import Need
 from tuneproof.app.health import HealthService
 from tuneproof.app.pipelines import Pipelines
@@ -69,6 +70,7 @@ class Doctor:
         shutdowns: Shutdowns,
         sources: Sources,
         health: HealthService,
+        best_of: BestOf,
         refused: StoreUnavailableError | None,
     ) -> None:
         self._settings = settings
@@ -84,6 +86,7 @@ class Doctor:
         self._shutdowns = shutdowns
         self._sources = sources
         self._health = health
+        self._best_of = best_of
         self._refused = refused
 
     async def examine(self) -> Sequence[Finding]:
@@ -139,6 +142,8 @@ class Doctor:
         found += await self._tried("alerts", self._alert_findings())
         if not self._absent:
             found += await self._tried("alerts that wait", self._waiting_findings())
+        if not self._absent:
+            found += await self._tried("best of several answers", self._best_of_findings())
         for name in self._scorers.used():
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
         for config in self._pipelines.running:
@@ -222,6 +227,18 @@ class Doctor:
             )
             for given_up, alerts in (await self._alerting.waiting()).items()
             if alerts
+        ]
+
+    async def _best_of_findings(self) -> list[Finding]:
+        """Whether the answers that the settings want picked are, and by what."""
+        return [
+            Finding(
+                name=f"{one.task}: best of {one.wanted}",
+                status="ok" if one.asked > 1 else "warning",
+                detail=one.sentence(),
+                mend="" if one.asked > 1 else _LEARN,
+            )
+            for one in await self._best_of.standings()
         ]
 
     async def _scorer_findings(self, name: str) -> list[Finding]:
@@ -400,6 +417,10 @@ def _alerts_in_words(alerts: Sequence[KeptAlert]) -> str:
 
 
 _LOAD = "Load some: tuneproof posts import FILE; or say where yours are in [sources.posts]."
+_LEARN = (
+    "Each run's gate trains it anew from posts that competed: start one, or give it more posts "
+    "(gate.outcome_days, a `group` column)."
+)
 _LOOK = "Nobody judges its candidate: look at the log of the service, or end it by hand."
 
 

@@ -12,7 +12,7 @@ from tuneproof.app.places import Places
 from tuneproof.app.providing import longest_prefix, price_at, provider_of
 from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
-from tuneproof.providers import NATIVE, chat_address, key_header
+from tuneproof.providers import NATIVE, chat_address, key_header, takes_n
 from tuneproof.resilience import BreakerEvent, CircuitBreaker
 from tuneproof.settings import ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
@@ -52,6 +52,8 @@ class ProviderEndpoint:
     timeout_s: float
     key_header: str = ""
     """Which header has the key on `/messages`; empty: `Authorization`, as on all other paths."""
+    takes_n: bool = False
+    """Whether it is known to give as many answers to a chat as its `n` says."""
 
     def url(self, path: str) -> str:
         """Where a path of its wire is; it may carry a secret."""
@@ -103,6 +105,7 @@ class _Called(TypedDict):
     organization: str | None
     timeout_s: float
     key_header: str
+    takes_n: bool
 
 
 def _called(config: ProviderConfig) -> _Called:
@@ -114,6 +117,7 @@ def _called(config: ProviderConfig) -> _Called:
         "organization": None if config.kind in NATIVE else config.organization,
         "timeout_s": config.timeout_seconds,
         "key_header": key_header(config),
+        "takes_n": takes_n(config),
     }
 
 

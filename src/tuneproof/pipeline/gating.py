@@ -89,6 +89,7 @@ class GateStage:
         if isinstance(provider, Deploys) and version.model_id is not None:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
         kept = await kept_of(run, batch)
+        await self._learn(batch)
         gate = Gate(
             kept.of(provider),
             min_improvement=run.config.gate_min_improvement,
@@ -140,7 +141,6 @@ class GateStage:
         run, config = self._run, self._run.config
         if not config.gate_compared or version.model_id is None or not run.parts.asks(config.tasks):
             return ()
-        self._models = self._models or await self._outcomes(batch)
         baseline = await model_in_use(run, version.base_model)
         candidate, rival = [
             Asked(provider=kept.of(await answering(run, model)), model=model.model_id)
@@ -160,20 +160,28 @@ class GateStage:
             ]
         )
 
-    async def _outcomes(self, batch: TrainingDataBatch) -> dict[str, OutcomeModel]:
-        """A model of each task's outcomes, the same for all versions of the run."""
+    async def _learn(self, batch: TrainingDataBatch) -> None:
+        """Train a model of the outcomes of each task that needs one, for all versions of the run;
+        it is kept for the gateway, which picks answers by it."""
         run, config = self._run, self._run.config
+        compares = config.gate_compared and run.parts.asks(config.tasks)
+        wanted = [task for task in batch.datasets if compares or task in run.parts.picked]
+        if self._models or not wanted:
+            return
         source = run.parts.source(config, run.arguments.posts)
         try:
-            return await outcome_models(
+            models = await outcome_models(
                 source,
-                [run.parts.tasks[name] for name in batch.datasets],
+                [run.parts.tasks[name] for name in wanted],
                 batch.window.until,
                 days=max(config.gate_outcome_days, config.days_back),
                 pair_days=config.pair_days,
             )
         finally:
             await source.close()
+        for task, model in models.items():
+            await run.parts.keep_outcomes(task, model, run.id)
+        self._models = models
 
     async def _ensure_answers(self, version: ModelVersion) -> None:
         """Both models that users are about to meet answer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tuneproof import workflow
 from tuneproof.collection import Dataset, Source, Task, TrainingDataBatch, Window
-from tuneproof.evaluation import GateReport, OutcomeReport, Prediction, Sample, Scorer
+from tuneproof.evaluation import GateReport, OutcomeModel, OutcomeReport, Prediction, Sample, Scorer
 from tuneproof.experiments import (
     ABTest,
     Arm,
@@ -337,6 +337,10 @@ async def _unknown(pipeline: str) -> PipelineConfig | None:
     return None
 
 
+async def _forgets(task: str, model: OutcomeModel, run_id: str) -> None:
+    """Stands where nobody uses the model beyond its run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """The adapters of this process that runs work with; `workflow.resources()` of a run.
@@ -348,6 +352,8 @@ class Parts:
     `settings_now(pipeline)` is what a run that started now would be given;
     `place(provider)` a name that finds the provider also after it has moved; `asks(tasks)` whether
     checks may ask the models of any of these tasks; `directory` holds datasets and temporary files.
+    Of the tasks in `picked` the gateway picks answers by a model of their outcomes, so each run
+    trains one; `keep_outcomes(task, model, run_id)` keeps such a model.
     """
 
     store: RunStore
@@ -369,6 +375,8 @@ class Parts:
     place: Callable[[str], str] = str
     asks: Callable[[Sequence[str]], bool] = lambda tasks: True
     tracks_runs: bool = True
+    picked: Collection[str] = ()
+    keep_outcomes: Callable[[str, OutcomeModel, str], Awaitable[None]] = _forgets
 
 
 workflow.register(

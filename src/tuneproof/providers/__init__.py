@@ -20,6 +20,7 @@ from tuneproof.providers.opening import (
     default_price,
     key_header,
     open_provider,
+    takes_n,
 )
 from tuneproof.providers.prices import price_of
 from tuneproof.providers.together import Together
@@ -44,4 +45,5 @@ __all__ = [
     "open_provider",
     "price_of",
     "read_webhook",
+    "takes_n",
 ]

@@ -51,6 +51,8 @@ class Dialect:
     """Whether a job over an absent file may be asked for, to see if the account may train."""
     key_header: str = ""
     """Which header has the key where Anthropic's wire is spoken; empty: `Authorization`."""
+    takes_n: bool = False
+    """Whether a chat's `n` is known to give so many answers, whose prompt is read once."""
     prices: str = ""
     """Whose rows of the price table hold here (`prices.price_of`); none: no default price."""
 
@@ -65,6 +67,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 max_tokens_field="max_completion_tokens",
                 prompt_logprobs=False,
                 probes_training=True,
+                takes_n=True,
                 prices="openai",
             ),
             Dialect(
@@ -79,6 +82,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 # The deployment must bear the model's name, of which it takes 64 characters.
                 suffix=False,
                 deploys="In Azure, make a deployment whose name is the model's.",
+                takes_n=True,
                 max_tokens_field="max_completion_tokens",
                 prompt_logprobs=False,
             ),
@@ -97,7 +101,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 prompt_logprobs=False,
                 key_header="x-api-key",
             ),
-            Dialect(name="trainer", probes_training=True, prices="trainer"),
+            Dialect(name="trainer", probes_training=True, takes_n=True, prices="trainer"),
             Dialect(name="compatible"),
         )
     }
@@ -111,10 +115,12 @@ NATIVE_CHAT: Mapping[str, Dialect] = MappingProxyType(
             name="together",
             prompt_logprobs=False,
             deploys="At Together, make a dedicated endpoint of it.",
+            takes_n=True,
         ),
         "fireworks": Dialect(
             name="fireworks",
             prompt_logprobs=False,
+            takes_n=True,
             deploys="At Fireworks, load it onto a deployment (firectl load-lora, or the console).",
         ),
     }

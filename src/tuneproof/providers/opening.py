@@ -136,6 +136,11 @@ def key_header(config: Endpoint) -> str:
     return "" if config.kind in NATIVE else _dialect(config).key_header
 
 
+def takes_n(config: Endpoint) -> bool:
+    """Whether the provider is known to give as many answers to a chat as its `n` says."""
+    return (NATIVE_CHAT.get(config.kind) or _dialect(config)).takes_n
+
+
 def default_price(
     kind: str, base_url: str | None, model: str, method: str = "supervised"
 ) -> Price | None:

@@ -40,6 +40,7 @@ from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
 from tuneproof.rollout import Routing
 from tuneproof.server.auth import CHECK_S
 from tuneproof.server.event_lines import Event, line_of
+from tuneproof.server.fed_pickers import FedPickers
 from tuneproof.server.fed_spending import TELL_EVERY_S, FedSpending
 from tuneproof.server.feed import (
     BEAT_S,
@@ -105,6 +106,8 @@ class FedServing:
         self.default_provider = settings.default_provider
         self._spending = FedSpending(self._tell_spent, now=self.now)
         self.spend, self.spent_usd = self._spending.spend, self._spending.spent_usd
+        self._pickers = FedPickers(settings.dir, supervisor)
+        self.picker = self._pickers.of
         self._file = settings.dir / FILE
         self._state: FeedState | None = None
         self._routing: tuple[Routing, ...] = ()
@@ -135,6 +138,7 @@ class FedServing:
     async def start(self) -> None:
         """Listen to the service from now on; until it speaks, what was kept on disk holds."""
         self._load()
+        await self._pickers.read()
         if self._routing:
             await self.board.refresh()
         self._starting = False
@@ -364,6 +368,7 @@ class FedServing:
                 breaker=self._breaker(row["provider"], model.model_id),
                 timeout_s=row["timeout_s"],
                 key_header=row.get("key_header", ""),
+                takes_n=row.get("takes_n", False),
             )
             if row["price"] is not None:
                 prompt, completion = row["price"]
@@ -377,6 +382,7 @@ class FedServing:
         }
         self._scored, self._trust_s = scored, trust_s
         self._routing, self._state = routing, state
+        self._pickers.told(state.get("pickers", {}))
         served = {endpoint.breaker.name for endpoint in self._endpoints.values()}
         for name in self._breakers.keys() - served:
             del self._breakers[name]

@@ -79,6 +79,7 @@ class EndpointRow(TypedDict):
     organization: str | None
     timeout_s: float
     key_header: str
+    takes_n: bool
     price: tuple[float | None, float | None] | None
 
 
@@ -99,6 +100,7 @@ class FeedState(TypedDict):
     trust_s: dict[str, float | None]
     endpoints: list[EndpointRow]
     scored: list[str]
+    pickers: dict[str, tuple[int, str]]  # by task: of how many answers, and the model's hash
     trainer: str | None  # where the embedded one is
     tokens: dict[str, TokenRow]  # by their hash
 
@@ -181,6 +183,11 @@ class Feed:
                 if (row := await self._endpoint(model)) is not None
             ],
             "scored": [one.task for one in snapshot.routing if self._serving.scores(one.task)],
+            "pickers": {
+                one.task: (picker.answers, picker.hash)
+                for one in snapshot.routing
+                if (picker := self._serving.picker(one.task)) is not None
+            },
             "trainer": self._app.providers.trainer_url,
             "tokens": dict(self._tokens),
         }
@@ -203,6 +210,7 @@ class Feed:
             "organization": found.organization,
             "timeout_s": found.timeout_s,
             "key_header": found.key_header,
+            "takes_n": found.takes_n,
             "price": None if price is None else (price.prompt, price.completion),
         }
 

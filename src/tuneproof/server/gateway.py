@@ -30,20 +30,24 @@ from tuneproof.server.auth import Scope, authorise
 from tuneproof.server.chatting import PREFIX, ChatRequest
 from tuneproof.server.models import described
 from tuneproof.server.openai_shape import RESPONSES, error_object
+from tuneproof.server.picking import Picking, may_pick
 from tuneproof.server.problems import headers_of, status_of
 from tuneproof.server.shadows import Shadows
 from tuneproof.server.tickets import Ticket
-from tuneproof.server.upstream import Answer, Refused, Stream, Upstream
+from tuneproof.server.upstream import Answer, Recorded, Refused, Stream, Upstream
 from tuneproof.server.written import Written
 
 if TYPE_CHECKING:
-    from tuneproof.app import ChatEndpoint
+    from tuneproof.app import ChatEndpoint, Picker
     from tuneproof.rollout import Routing
     from tuneproof.server.serving import Serving
     from tuneproof.server.spool import Spool
     from tuneproof.telemetry import Tracing
 
 log = logging.getLogger(__name__)
+
+Reply = Answer | Stream | Recorded
+"""An answer: whole, begun, or read to its end before it is passed on as a stream."""
 
 LONGEST_WAIT_S = 300.0
 """How long a candidate is spared at most whose provider said that it is asked too often."""
@@ -88,6 +92,8 @@ class Decision:
     ticket: Ticket
     at: datetime
     failed: bool = False
+    picker: Picker | None = None
+    """Who picks among several answers; None where one is asked for."""
 
     def fallen_back(self) -> Decision:
         """The same decision, answered by the baseline since the candidate's provider failed."""
@@ -104,7 +110,10 @@ class Decision:
         model = self.model.model_id
         same = _headers(self.routing.task, self.arm, model, subject, self.failed)
         unit = self.unit if self.unit.isalnum() and self.unit.isascii() else _quoted(self.unit)
-        return [*same, (b"x-tuneproof-unit", unit.encode())]
+        found = [*same, (b"x-tuneproof-unit", unit.encode())]
+        if self.picker is not None:
+            found.append((b"x-tuneproof-best-of", b"%d" % self.picker.answers))
+        return found
 
 
 class Gateway:
@@ -118,6 +127,7 @@ class Gateway:
         self._spool = spool
         self._tracing = tracing
         self.shadows = Shadows(serving, upstream, spool)
+        self._picking = Picking(upstream, serving.metrics)
         self._spared_until: dict[ModelRef, float] = {}
         self._out: dict[ModelRef, set[CircuitBreaker]] = {}
         """By baseline: of the candidates that failed since it answered last."""
@@ -134,11 +144,15 @@ class Gateway:
                 mend="Ask GET /decide or the client which model serves a unit; or set "
                 f'served_by = "gateway" in [tasks.{asked.task}].',
             )
-        return decide(routing, asked.unit, self._serving.now())
+        decision = decide(routing, asked.unit, self._serving.now())
+        picker = self._serving.picker(asked.task)
+        if picker is None or not may_pick(asked):
+            return decision
+        return replace(decision, picker=picker)
 
     async def ask(
         self, decision: Decision, asked: ChatRequest, replaced: Callable[[Decision], None]
-    ) -> tuple[Decision, Answer | Stream]:
+    ) -> tuple[Decision, Reply]:
         """The answer, whole or begun, and by whom: a candidate that fails is replaced.
 
         `replaced` hears of that at once: who asked may leave before the baseline has answered.
@@ -152,7 +166,7 @@ class Gateway:
                 endpoint = await self._serving.endpoint(decision.model)
                 breaker = endpoint.breaker
                 call = breaker.call_anyway if await self._both_away(decision) else breaker.call
-                return decision, await self._through(call, endpoint, asked, decision.model)
+                return decision, await self._through(call, endpoint, asked, decision)
         except Refused as refusal:
             self._spare(decision.model, refusal)
             log.warning("%s falls back to its baseline: %s", decision.routing.task, refusal)
@@ -184,34 +198,39 @@ class Gateway:
             wait_s = min(refusal.retry_after_s, LONGEST_WAIT_S)
             self._spared_until[model] = time.monotonic() + wait_s
 
-    async def _asked_anyway(self, decision: Decision, asked: ChatRequest) -> Answer | Stream:
+    async def _asked_anyway(self, decision: Decision, asked: ChatRequest) -> Reply:
         """The baseline's answer: nobody replaces it, so its breaker refuses nothing."""
         endpoint = await self._serving.endpoint(decision.model)
         call = endpoint.breaker.call_anyway
-        answer = await self._through(call, endpoint, asked, decision.model)
+        answer = await self._through(call, endpoint, asked, decision)
         for breaker in self._out.pop(decision.model, ()):
             breaker.allow_probe()
         return answer
 
     async def _through(
-        self, call: Callable[..., Any], endpoint: ChatEndpoint, asked: ChatRequest, model: ModelRef
-    ) -> Answer | Stream:
+        self,
+        call: Callable[..., Any],
+        endpoint: ChatEndpoint,
+        asked: ChatRequest,
+        decision: Decision,
+    ) -> Reply:
         """Ask a model through its breaker. Raises `Refused`, which says nothing against it."""
-        found: Answer | Stream | Refused = await call(
-            self._answered, endpoint, asked, model.model_id
-        )
+        found: Reply | Refused = await call(self._answered, endpoint, asked, decision)
         if isinstance(found, Refused):
             raise found
         return found
 
     async def _answered(
-        self, endpoint: ChatEndpoint, asked: ChatRequest, model: str
-    ) -> Answer | Stream | Refused:
+        self, endpoint: ChatEndpoint, asked: ChatRequest, decision: Decision
+    ) -> Reply | Refused:
         """An answer, or a refusal: it says nothing against the provider."""
+        model, picker = decision.model.model_id, decision.picker
         try:
             with self._tracing.asking(endpoint.provider, model) as carried:
                 if carried:
                     asked = replace(asked, headers={**asked.headers, **carried})
+                if picker is not None:
+                    return await self._picking.ask(endpoint, asked, model, picker)
                 if asked.stream:
                     return await self.upstream.stream(endpoint, asked, model)
                 return await self.upstream.complete(endpoint, asked, model)
@@ -241,7 +260,7 @@ class Gateway:
         if written is not None:
             if written.whole and not error and written.texts:
                 text = "".join(written.texts) or None
-            usage = written.tokens(asked)
+            usage = written.spent_tokens(asked)
         exposure = Exposure(
             id=decision.ticket.exposure,
             subject=subject,
@@ -254,6 +273,7 @@ class Gateway:
             error=error or decision.failed,
             tokens=None if usage is None else sum(usage.values()),
             cost_usd=None if usage is None else self._serving.cost_usd(decision.model, **usage),
+            attributes=_attributes(decision),
             covariate=asked.covariate,
             text=text,
             messages=asked.messages if text else (),
@@ -298,6 +318,11 @@ def decide(routing: Routing, unit: str, now: datetime) -> Decision:
     return Decision(
         routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket, at=now
     )
+
+
+def _attributes(decision: Decision) -> dict[str, str]:
+    """What an exposure says of how it was answered, to be looked into as a segment."""
+    return {} if decision.picker is None else {"best_of": str(decision.picker.answers)}
 
 
 def _unknown(model: str) -> NotFoundError:

@@ -21,7 +21,7 @@ from tuneproof.server.exchange import Left, RawHeaders, Sender, body_of, while_t
 from tuneproof.server.framing import answered_when_sent
 from tuneproof.server.gateway import Decision, Gateway
 from tuneproof.server.passthrough import PassThrough
-from tuneproof.server.upstream import Answer, Refused, Stream, renamed
+from tuneproof.server.upstream import Answer, Recorded, Refused, Stream, renamed
 from tuneproof.server.wires import CHAT, RESPONSES, WIRES, Wire, wire_like
 
 if TYPE_CHECKING:
@@ -150,10 +150,10 @@ class ChatRoute:
         except asyncio.CancelledError:
             gateway.record(decision, asked, began)
             raise
-        if isinstance(answer, Stream):
-            await self._stream(gateway, decision, asked, answer, send, began)
-        else:
+        if isinstance(answer, Answer):
             await self._whole(gateway, decision, asked, answer, send, began)
+        else:
+            await self._stream(gateway, decision, asked, answer, send, began)
         return decision
 
     async def _whole(
@@ -166,7 +166,7 @@ class ChatRoute:
         began: float,
     ) -> None:
         written = gateway.begin(decision)
-        written.whole = True
+        written.spent, written.whole = answer.spent, True
         written.note(asked.wire.usage(answer.body), asked.wire.text(answer.body))
         gateway.record(decision, asked, began, written=written)
         receipt = _receipt(decision, asked.wire, answer.body.get("id"))
@@ -178,7 +178,7 @@ class ChatRoute:
         gateway: Gateway,
         decision: Decision,
         asked: ChatRequest,
-        stream: Stream,
+        stream: Stream | Recorded,
         send: Sender,
         began: float,
     ) -> None:
@@ -188,6 +188,7 @@ class ChatRoute:
         What it cost is estimated from what was written until then, where the provider says nothing.
         """
         written = gateway.begin(decision)
+        written.spent = stream.spent
         wire = asked.wire
         receipt = _receipt(decision, wire, stream.id)
         failed = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from tuneproof.server.event_lines import events_of
 
 if TYPE_CHECKING:
-    from tuneproof.app import App, ChatEndpoint, ProviderEndpoint, RoutingSnapshot
+    from tuneproof.app import App, ChatEndpoint, Picker, ProviderEndpoint, RoutingSnapshot
     from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome
     from tuneproof.settings import RelayConfig, Shadow
     from tuneproof.telemetry import Metrics
@@ -37,6 +37,9 @@ class Serving(Protocol):
 
     def scores(self, task: str) -> bool:
         """Whether this task's answers are scored, so that their texts are to be kept."""
+
+    def picker(self, task: str) -> Picker | None:
+        """Who picks among several answers of this task; None where one is asked for."""
 
     def now(self) -> datetime:
         """The time that events carry."""
@@ -106,6 +109,7 @@ class OwnServing:
         self.aliases = app.settings.task_aliases
         self.now = app.clock.now
         self.scores = app.scoring.scores_task
+        self.picker = app.best_of.of
         self.endpoint = app.routing.endpoints.of
         self.cost_usd = app.routing.endpoints.cost_usd
         self.keep = app.events.record

@@ -285,6 +285,7 @@ class _Copier:
             error=tokens is None,
             tokens=tokens,
             cost_usd=cost_usd,
+            attributes={},
         )
         self._spool.add(users)
         self._spool.add(copys)

@@ -30,6 +30,7 @@ from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.chatting import ChatRequest
 from tuneproof.server.sse import EventSplitter, data_of, with_data
 from tuneproof.server.wires import Wire, message_of
+from tuneproof.server.written import Spent
 
 if TYPE_CHECKING:
     from multidict import CIMultiDict
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Event",
+    "Recorded",
     "Refused",
     "Stream",
     "Upstream",
     "no_answer",
     "nothing_was_sent",
+    "nothing_was_spent",
     "renamed",
 ]
 
@@ -85,11 +88,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: as it came, and read."""
+    """A whole answer: as it came, and read; what was spent, where others came beside it."""
 
     raw: bytes
     body: dict[str, Any]
     headers: Headers
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ def renamed(raw: bytes, body: Mapping[str, Any], id: str, holder: str = "") -> b
 
 class Stream:
     """A streamed answer that has begun: `first` are its events up to the first real chunk."""
+
+    spent: Spent | None = None
 
     def __init__(
         self, endpoint: ProviderEndpoint, wire: Wire, response: aiohttp.ClientResponse
@@ -201,6 +207,24 @@ class Stream:
         self._finished = self._finished or self._wire.finishes(chunk)
         self._done = self._done or self._wire.is_last(chunk)
         return Event(raw, chunk)
+
+
+class Recorded:
+    """A streamed answer that has been read to its end, to be passed on as it came."""
+
+    def __init__(self, stream: Stream, groups: Sequence[list[Event]], spent: Spent) -> None:
+        self._groups = groups
+        self.headers = stream.headers
+        self.id = stream.id
+        self.spent = spent
+
+    async def events(self) -> AsyncIterator[list[Event]]:
+        """The events in the groups in which they arrived."""
+        for group in self._groups:
+            yield group
+
+    def close(self) -> None:
+        """Nothing is open any more."""
 
 
 class Upstream:
@@ -351,6 +375,14 @@ def nothing_was_sent(error: Exception) -> bool:
     return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
 
 
+def nothing_was_spent(failure: Exception) -> bool:
+    """Whether a call that failed was answered with a failure's status, or was not even sent."""
+    if isinstance(failure, Refused | CredentialsError | NotFoundError):
+        return True
+    answered = isinstance(failure, TuneProofError) and _ANSWERED in failure.details
+    return answered or nothing_was_sent(failure)
+
+
 def _check(endpoint: ProviderEndpoint, response: aiohttp.ClientResponse, content: bytes) -> None:
     """Return for 200; raises for every other status."""
     status = response.status
@@ -368,7 +400,7 @@ def _check(endpoint: ProviderEndpoint, response: aiohttp.ClientResponse, content
         mend = "Check which models the provider lists, and which wires it speaks."
         raise NotFoundError(f"Provider {name!r} {what}", mend=mend)
     if status < 400 or status >= 500 or status == 408:
-        raise _failed(endpoint, what)
+        raise _failed(endpoint, what, **{_ANSWERED: status})
     raise Refused(status, content, _passed(response))
 
 
@@ -408,7 +440,10 @@ def _seconds(after: str) -> float:
         return 0.0
 
 
-def _failed(endpoint: ProviderEndpoint, what: str) -> TuneProofError:
-    return ProviderUnavailableError(
-        f"Provider {endpoint.provider!r} {what}", mend="Try again; `tuneproof doctor` tells more."
-    )
+_ANSWERED = "answered"
+"""The detail of a failure that is the provider's own answer: the status of that."""
+
+
+def _failed(endpoint: ProviderEndpoint, what: str, **details: int) -> TuneProofError:
+    mend = "Try again; `tuneproof doctor` tells more."
+    return ProviderUnavailableError(f"Provider {endpoint.provider!r} {what}", mend=mend, **details)

@@ -12,17 +12,28 @@ from tuneproof.server.meter import BYTES_PER_TOKEN
 if TYPE_CHECKING:
     from tuneproof.server.chatting import ChatRequest
 
-__all__ = ["Written"]
+__all__ = ["Spent", "Written"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """The tokens of several answers of which one is given; None where they are not all known."""
+
+    tokens: dict[str, int] | None
 
 
 @dataclass(kw_only=True, slots=True)
 class Written:
-    """What is known of an answer by now: `usage` as far as its provider names it."""
+    """What is known of an answer by now: `usage` as far as its provider names it.
+
+    `spent` is said where others were asked for beside it.
+    """
 
     usage: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     texts: list[str] | None = None
     whole: bool = False
+    spent: Spent | None = None
 
     def note(self, usage: Mapping[str, int], text: str) -> None:
         """Gather the usage and the text of an answer, or of a part of it."""
@@ -32,6 +43,10 @@ class Written:
             self.bytes += size(text)
             if self.texts is not None:
                 self.texts.append(text)
+
+    def spent_tokens(self, asked: ChatRequest) -> dict[str, int] | None:
+        """The usage of all answers that were asked for; None where that is not known."""
+        return self.tokens(asked) if self.spent is None else self.spent.tokens
 
     def tokens(self, asked: ChatRequest) -> dict[str, int]:
         """The usage of both sides; what the provider does not name is estimated."""

@@ -42,7 +42,8 @@ class TaskConfig:
     before the first rollout (None: the pipeline's base model), which `model_provider` serves
     (None: the pipeline's provider). Where the pipeline's tasks train apart, `provider` and
     `base_model` are this task's own (None: the pipeline's). The gateway copies requests of a
-    `shadow_share` of the units for `shadow_model`.
+    `shadow_share` of the units for `shadow_model`. It asks for `best_of` answers to a request, of
+    which the outcome model picks one.
     """
 
     name: str = field(metadata=metadata(_NAME))
@@ -84,6 +85,16 @@ class TaskConfig:
     base_model: str | None = option(
         None, Option(doc="what is tuned for this task, where it is not the pipeline's")
     )
+    best_of: int = option(
+        1,
+        Option(
+            at_least=1,
+            at_most=16,
+            doc="how many answers the gateway asks for, of which the outcome model "
+            "[picks one](../how-to/what-it-learns.md#better-answers-without-training); 1: none is "
+            "picked",
+        ),
+    )
     shadow_model: str | None = option(
         None,
         Option(
@@ -119,6 +130,9 @@ class TaskConfig:
     def __post_init__(self) -> None:
         fields.check(self)
         self._check_shadow()
+        if self.best_of > 1 and not self.asked_here:
+            rule = 'needs served_by = "gateway": nobody else asks for answers'
+            raise checks.refuse("best_of", self.best_of, rule, mend="Leave it out.")
         try:
             self.columns  # noqa: B018 - parses the template
         except ValueError as error:

@@ -266,6 +266,12 @@ class Metrics:
         self.shadow_spent = self._counter(
             "tuneproof_shadow_spent_usd", "What copies of requests cost", "task"
         )
+        self.best_of_answers = self._counter(
+            "tuneproof_best_of_answers",
+            "Answers of which one is picked, by what became of them",
+            "task",
+            "result",
+        )
         self.delivered = self._counter(
             "tuneproof_tracking_delivered", "Outbox items delivered to MLflow"
         )

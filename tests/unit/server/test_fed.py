@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ import orjson
 import pytest
 from aiohttp import web
 from starlette.types import Message
+from tests.liked import learnt
 from tests.waiting import eventually, stays
 
 from tuneproof.app import App
 from tuneproof.errors import StoreUnavailableError
+from tuneproof.evaluation import packed
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Lane, Routing
@@ -312,3 +315,25 @@ async def test_a_socket_without_a_service_is_not_served(tmp_path: Path) -> None:
     async with listening(tmp_path):
         await stays(lambda: is_served(tmp_path), turns=3)
     assert not is_served(tmp_path)
+
+
+async def test_it_picks_by_the_model_of_its_disk_once_that_is_there(tmp_path: Path) -> None:
+    content = packed(learnt())
+    hash = hashlib.sha256(content).hexdigest()
+    async with listening(tmp_path) as service, gateway(tmp_path) as serving:
+        service.says(state(pickers={"hook": [4, hash]}))
+        await eventually(lambda: serving.spoken.is_set())
+        assert serving.picker("hook") is None  # the file is not there: one answer
+        (tmp_path / "outcome-models").mkdir()
+        (tmp_path / "outcome-models" / f"{hash}.npz").write_bytes(content)
+        service.says(state(pickers={"hook": [3, hash]}))
+        found = await eventually(lambda: serving.picker("hook"))
+        assert (found.answers, found.hash) == (3, hash)
+        service.says(state())  # of a version that knows no pickers
+        await eventually(lambda: serving.picker("hook") is None)
+        service.says(state(pickers={"hook": [2, hash]}))
+        await eventually(lambda: serving.picker("hook"))
+    async with gateway(tmp_path) as serving:  # and without the service, from its disk
+        found = serving.picker("hook")
+        assert found is not None
+        assert found.answers == 2
