@@ -11,8 +11,8 @@ scorer that asks a model. None of them knows a database.
 from tuneproof.evaluation.comparing import Asked, Prediction, predict
 from tuneproof.evaluation.gate import Gate, GateReport, Sample, inputs_of
 from tuneproof.evaluation.judge import Judge, read_score
-from tuneproof.evaluation.kept import Kept
 from tuneproof.evaluation.keeping import packed, unpacked
+from tuneproof.evaluation.kept import Kept
 from tuneproof.evaluation.outcomes import (
     OutcomeModel,
     OutcomeReport,
