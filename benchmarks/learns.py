@@ -2,7 +2,9 @@
 
 The tests of the Upworthy archive are halved five times at random; what was learnt on one half is
 asked about pairs of the other half that differ at p < .01. Standard errors are of clusters by
-test. The learning curve takes a part of the tests. Needs `../shared/data/upworthy_posts.parquet`.
+test. The learning curve takes a part of the tests. And of two or four headlines of a test, as of
+several answers: how many more clicks has the one that is picked than one at random? Needs
+`../shared/data/upworthy_posts.parquet`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from tuneproof.evaluation.outcomes import Published, fit_outcomes
+from tuneproof.evaluation.outcomes import OutcomeModel, Published, fit_outcomes
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "upworthy_posts.parquet"
 SEEDS = (1, 2, 3, 4, 5)
@@ -27,6 +29,9 @@ CURVE = (100, 300, 1000, 3000)
 
 CLEAR_Z = 2.5758
 """p < .01, two-sided."""
+
+SEVERAL = (2, 4)
+"""Of how many headlines one is picked."""
 
 Scores = Callable[[Sequence[str]], Sequence[float]]
 
@@ -87,21 +92,65 @@ def picked(asked: Sequence[Duel], scores: Scores) -> Picked:
     return Picked(share, error, len(right))
 
 
+class Lift(NamedTuple):
+    """By what share the picked ones' rates are above those of all that they are picked among, in
+    the mean over tests; its standard error, and how many tests."""
+
+    share: float
+    error: float
+    tests: int
+
+
+def lifted(tests: dict[str, list[Published]], seed: int, model: OutcomeModel, several: int) -> Lift:
+    """What picking one of `several` headlines of a test gains, in tests that it has not seen.
+
+    A ratio of two means; its error by the delta method.
+    """
+    draw, best, usual = random.Random(seed), [], []
+    for test in sorted(halves(list(tests), seed)[1]):
+        rates = _rates(tests[test])
+        if len(rates) >= several:
+            chosen = draw.sample(sorted(rates), several)
+            best.append(rates[chosen[int(model.scores(chosen).argmax())]])
+            usual.append(statistics.fmean(rates[text] for text in chosen))
+    ratio = sum(best) / sum(usual)
+    left = [ours - ratio * mean for ours, mean in zip(best, usual, strict=True)]
+    error = statistics.stdev(left) / math.sqrt(len(left)) / statistics.fmean(usual)
+    return Lift(ratio - 1, error, len(usual))
+
+
+def _rates(published: Sequence[Published]) -> dict[str, float]:
+    """Of each text, all its clicks over all its impressions."""
+    clicks: dict[str, float] = defaultdict(float)
+    shown: dict[str, int] = defaultdict(int)
+    for post in published:
+        assert post.impressions
+        clicks[post.text] += post.rate * post.impressions
+        shown[post.text] += post.impressions
+    return {text: clicks[text] / shown[text] for text in shown}
+
+
 def records() -> list[dict[str, Any]]:
     """Measure."""
     if not DATA.exists():
         raise SystemExit(f"This benchmark needs {DATA}.")
     tests = posts()
-    whole = [_learnt(tests, seed) for seed in SEEDS]
+    models = [_learnt(tests, seed) for seed in SEEDS]
+    whole = [_judged(tests, seed, model) for seed, model in zip(SEEDS, models, strict=True)]
     longer = [_asked(tests, seed, lambda texts: [len(text) for text in texts]) for seed in SEEDS]
     made = [_record("learns: winners picked by the outcome model", whole, longer, 0.70)]
+    for several in SEVERAL:
+        lifts = [
+            lifted(tests, seed, model, several) for seed, model in zip(SEEDS, models, strict=True)
+        ]
+        made.append(_gain(several, lifts))
     for pairs in CURVE:
-        part = [_learnt(tests, seed, pairs) for seed in SEEDS]
+        part = [_judged(tests, seed, _learnt(tests, seed, pairs)) for seed in SEEDS]
         made.append(_record(f"learns: the same after {pairs:,} pairs", part, longer, None))
     return made
 
 
-def _learnt(tests: dict[str, list[Published]], seed: int, pairs: int | None = None) -> Picked:
+def _learnt(tests: dict[str, list[Published]], seed: int, pairs: int | None = None) -> OutcomeModel:
     learn, _ = halves(list(tests), seed)
     published: list[Published] = []
     count = 0
@@ -110,12 +159,32 @@ def _learnt(tests: dict[str, list[Published]], seed: int, pairs: int | None = No
             break
         count += math.comb(len({post.text for post in tests[test]}), 2)
         published += tests[test]
-    model = fit_outcomes(published)
+    return fit_outcomes(published)
+
+
+def _judged(tests: dict[str, list[Published]], seed: int, model: OutcomeModel) -> Picked:
     return _asked(tests, seed, lambda texts: list(model.scores(texts)))
 
 
 def _asked(tests: dict[str, list[Published]], seed: int, scores: Scores) -> Picked:
     return picked(duels(tests, halves(list(tests), seed)[1]), scores)
+
+
+def _gain(several: int, found: Sequence[Lift]) -> dict[str, Any]:
+    share = statistics.fmean(one.share for one in found)
+    return {
+        "name": f"learns: clicks of the one that is picked of {several} headlines",
+        "ours": round(1 + share, 3),
+        "unit": "of the mean",
+        "peer": "one at random",
+        "peer_value": 1,
+        "ratio": round(1 + share, 2),
+        "goal": "",
+        "met": None,
+        "standard_error": round(statistics.fmean(one.error for one in found), 3),
+        "seeds": [round(1 + one.share, 3) for one in found],
+        "tests": round(statistics.fmean(one.tests for one in found)),
+    }
 
 
 def _record(
