@@ -359,7 +359,10 @@ async def test_without_a_model_that_knows_something_one_answer_is_asked_for(want
         assert len(provider.bodies) == 7
 
 
-async def test_a_restart_goes_on_picking_also_where_its_file_is_gone(wanted, provider):
+async def test_a_restart_goes_on_picking_also_where_its_file_is_damaged(
+    wanted, provider, database_url
+):
+    wanted = replace(wanted, store=replace(wanted.store, url=database_url))
     async with open_service(wanted) as service:
         await know(service)
     for lost in (False, True):
