@@ -2,7 +2,7 @@
 
 `gate` checks a trained version on held-out examples; `unsafe` is what nobody should be shown, and
 `words` the list of words that it asks. `published` reads what came of posts, `outcomes` learns from
-them which of two answers does better (`texts`: what it sees of one; `keeping`: the model as bytes),
+them which of two answers does better (`texts`: what it sees of one; `packing`: the model as bytes),
 and `comparing` asks that of candidate and baseline; `kept` keeps what they answered, for a check
 that is broken off. `scorers` is what a scorer is and the texts that are scored online, `judge` a
 scorer that asks a model. None of them knows a database.
@@ -11,7 +11,6 @@ scorer that asks a model. None of them knows a database.
 from tuneproof.evaluation.comparing import Asked, Prediction, predict
 from tuneproof.evaluation.gate import Gate, GateReport, Sample, inputs_of
 from tuneproof.evaluation.judge import Judge, read_score
-from tuneproof.evaluation.keeping import packed, unpacked
 from tuneproof.evaluation.kept import Kept
 from tuneproof.evaluation.outcomes import (
     OutcomeModel,
@@ -20,6 +19,7 @@ from tuneproof.evaluation.outcomes import (
     WinRate,
     fit_outcomes,
 )
+from tuneproof.evaluation.packing import packed, unpacked
 from tuneproof.evaluation.published import outcome_models
 from tuneproof.evaluation.scorers import Messages, Scored, Scorer, Text, ask, sampled
 from tuneproof.evaluation.unsafe import Endpoint, Moderator
