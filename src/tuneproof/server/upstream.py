@@ -55,6 +55,10 @@ CONNECT_S = 10.0
 LINGER_S = 0.5
 """How long the end of a stream is waited for behind its `[DONE]`, to keep its connection."""
 
+IDLE_S = 4.0
+"""How long a connection that nobody uses is kept: less than uvicorn's and Node's 5 s, as vLLM has
+them, which may close it just as it is asked; then nobody knows whether the request arrived."""
+
 MAX_EVENT = 16 * 1024 * 1024
 """The longest event of a stream: what is longer is no answer."""
 
@@ -239,7 +243,7 @@ class Upstream:
         """With a pool of its own; `close` it. As many connections as there are requests, to where
         `outgoing` lets them."""
         session = aiohttp.ClientSession(
-            connector=connector(outgoing, limit=0, keepalive_timeout=15, ttl_dns_cache=60),
+            connector=connector(outgoing, limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
         )
