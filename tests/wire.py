@@ -120,7 +120,6 @@ def serving(app: Any, port: int) -> Iterator[None]:
         port=port,
         log_level="error",
         timeout_graceful_shutdown=1,
-        timeout_keep_alive=60,  # longer than our pools do: else it may close one as we ask by it
         lifespan="off",
     )
     server = uvicorn.Server(config)
