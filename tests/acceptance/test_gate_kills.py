@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ def test_killed_at_random_it_answers_nothing_twice_and_says_the_same(tmp_path: P
         wire.prompt_logprobs = [None, None, {"5": {"logprob": -1.5}}, {"2": {"logprob": -0.5}}]
 
         def answer(model: str, messages: list[dict[str, str]], index: int) -> str:
-            time.sleep(ANSWER_S)
+            threading.Event().wait(ANSWER_S)  # a model thinks
             return f"{model} answers {len(wire.requests)}"  # asked again it says something else
 
         wire.answer = answer

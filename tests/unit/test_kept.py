@@ -103,6 +103,10 @@ async def test_what_cannot_be_scored_is_asked_again(tmp_path: Path) -> None:
     assert await Kept(file).of(sees).score("a", chat) == Score(tokens=1, logprob=-1.0)
 
 
+TURNS = 20
+"""How many turns of the loop a call is under way."""
+
+
 class Slow:
     """A machine that answers one at a time: who waits behind too many others loses patience."""
 
@@ -119,7 +123,8 @@ class Slow:
         self._busy += 1
         self.most = max(self.most, self._busy)
         try:
-            await asyncio.sleep(0.01)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             if self._busy > self._bears:
                 self.timed_out += 1
                 raise ProviderUnavailableError("Too late.", mend="", timed_out=True)
