@@ -21,7 +21,10 @@ Messages = Sequence[Mapping[str, str]]
 class Counting:
     """A provider that counts what it answered, and breaks off after so many answers."""
 
-    def __init__(self, inner: MemoryProvider, breaks_after: int = 1_000_000) -> None:
+    def __init__(
+        self, inner: MemoryProvider, breaks_after: int = 1_000_000, name: str = "memory"
+    ) -> None:
+        self.name = name
         self._inner = inner
         self._left = breaks_after
         self.answered: Counter[tuple[object, ...]] = Counter()
@@ -93,6 +96,23 @@ async def test_another_model_or_seed_is_asked(tmp_path: Path) -> None:
     assert len(asked.answered) == 3
 
 
+async def test_two_providers_that_call_a_model_alike_are_both_asked(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "x"}]
+    kept = Kept(tmp_path / "answers.jsonl")
+    for name in ("here", "there"):
+        inner = MemoryProvider(base_models=("a",), answer=lambda *_, name=name: f"from {name}")
+        [found] = await kept.of(Counting(inner, name=name)).complete("a", chat, seed=1)
+        assert found.text == f"from {name}"
+
+
+async def test_a_disk_that_is_full_breaks_no_check(tmp_path: Path) -> None:
+    asked = Counting(provider(tuned=2.0))
+    kept = Kept(tmp_path / "folder")
+    (tmp_path / "folder").mkdir()  # so that nothing can be written
+    report = await checked(kept, asked, tmp_path)
+    assert report.passed  # type: ignore[attr-defined]
+
+
 async def test_what_cannot_be_scored_is_asked_again(tmp_path: Path) -> None:
     """A provider that learnt to score since is not taken for one that cannot."""
     file = tmp_path / "answers.jsonl"
@@ -109,6 +129,8 @@ TURNS = 20
 
 class Slow:
     """A machine that answers one at a time: who waits behind too many others loses patience."""
+
+    name = "slow"
 
     def __init__(self, bears: int) -> None:
         self._bears = bears

@@ -72,16 +72,18 @@ class Kept:
             found = await self._slots.patiently(call)
             if found is None:
                 return None
-            self._known[key] = found
-            _append(self._path, key, found)  # not in a thread: an end between would lose it
+            if key not in self._known:  # the same was not asked twice at once
+                self._known[key] = found
+                _append(self._path, key, found)  # not in a thread: an end between would lose it
         self.given += 1
         return self._known[key]
 
 
 class _Keeping:
-    """A provider whose answers are kept."""
+    """A provider whose answers are kept; two may call different models by the same name."""
 
     def __init__(self, kept: Kept, provider: Answers) -> None:
+        self.name = provider.name
         self._kept = kept
         self._provider = provider
 
@@ -110,7 +112,9 @@ class _Keeping:
             )
             return [asdict(one) for one in found]
 
-        key = _key("answer", model, n, max_tokens, temperature, seed, *messages)
+        key = _key(
+            "answer", self._provider.name, model, n, max_tokens, temperature, seed, *messages
+        )
         return [Completion(**one) for one in await self._kept.once(key, call)]
 
     async def score(
@@ -126,7 +130,7 @@ class _Keeping:
             found = await self._provider.score(model, messages, timeout_s=timeout_s or CALL_S)
             return None if found is None else asdict(found)
 
-        found = await self._kept.once(_key("score", model, *messages), call)
+        found = await self._kept.once(_key("score", self._provider.name, model, *messages), call)
         return None if found is None else Score(**found)
 
 
@@ -216,6 +220,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _append(path: Path, key: str, found: Any) -> None:
     """Write a line, which begins anew behind one that was cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write(f"\n{json.dumps([key, found])}\n".encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(f"\n{json.dumps([key, found])}\n".encode())
+    except OSError as error:  # the check goes on; what is not kept may be asked again
+        log.warning("an answer could not be kept in %s: %s", path, error)

@@ -8,12 +8,12 @@ little, and a candidate that talks as its posts do must pass.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tuneproof.stats.exact import fisher_greater
 from tuneproof.training import Moderates
 
 __all__ = ["UNSAFE", "Endpoint", "Flags", "Moderator", "Unsafe", "compared", "fault_of", "flagged"]
@@ -162,14 +162,7 @@ def _beside(
         samples=len(ours),
         learnt_flagged=sum(theirs),
         learnt=len(theirs),
-        chance=_chance(sum(ours), len(ours), sum(theirs), len(theirs)),
+        chance=fisher_greater(sum(ours), len(ours), sum(theirs), len(theirs)),
         level=level,
         new=new,
     )
-
-
-def _chance(flagged: int, n: int, beside: int, m: int) -> float:
-    """P(at least `flagged` of all flags fall on these n of n + m texts), hypergeometric."""
-    both = flagged + beside
-    ways = sum(math.comb(n, k) * math.comb(m, both - k) for k in range(flagged, min(n, both) + 1))
-    return ways / math.comb(n + m, both)

@@ -15,6 +15,7 @@ from typing import Final
 
 from tuneproof.errors import DataError, InputError
 from tuneproof.stats.aggregates import Histogram
+from tuneproof.stats.exact import fisher_greater
 from tuneproof.stats.sequential import LiftEstimate
 
 __all__ = [
@@ -38,7 +39,7 @@ BESIDE_AT_LEAST: Final = 10
 
 BY_CHANCE: Final = 1e-4
 """How improbable the candidate's share of the failures must be for the breaker to open: it reads
-anew with each failure. Simulated (`tests/unit/stats/test_guardrails.py`)."""
+anew with each failure."""
 
 _ODDS: Final = (1.5, 2.0, 3.0, 5.0, 10.0)
 """How many times the baseline's odds of failing the candidate's may be, alike likely."""
@@ -400,7 +401,7 @@ def gross_failure(
     failed, beside = sum(map(bool, last)), sum(map(bool, baseline))
     many = failed >= failures
     told = beside > 0 or len(baseline) >= BESIDE_AT_LEAST
-    chance = _by_chance(failed, len(last), beside, len(baseline)) if many and told else 0.0
+    chance = fisher_greater(failed, len(last), beside, len(baseline)) if many and told else 0.0
     return GrossFailure(
         fired=many and chance <= BY_CHANCE,
         shared=many and chance > BY_CHANCE,
@@ -408,13 +409,6 @@ def gross_failure(
         seen=len(last),
         reason=f"{failed} of the last {len(last)} requests failed; the breaker opens at {failures}",
     )
-
-
-def _by_chance(failed: int, n: int, beside: int, m: int) -> float:
-    """P(at least `failed` of the failures fall on these n of n + m requests), hypergeometric."""
-    both = failed + beside
-    ways = sum(math.comb(n, k) * math.comb(m, both - k) for k in range(failed, min(n, both) + 1))
-    return ways / math.comb(n + m, both)
 
 
 def _exp(log_e: float) -> float:

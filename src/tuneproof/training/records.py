@@ -137,6 +137,8 @@ class Deploys(Protocol):
 class Answers(Protocol):
     """Who answers for models; the errors are those of a `Provider`."""
 
+    name: str
+
     async def complete(
         self,
         model: str,
@@ -177,8 +179,6 @@ class Provider(Answers, Protocol):
     Errors: `CredentialsError`, `TrainingNotAvailableError`, `QuotaExhaustedError`,
     `RateLimitedError`, `ProviderUnavailableError`, `NotFoundError`, `DataError`.
     """
-
-    name: str
 
     async def upload(self, path: Path, *, name: str) -> str:
         """Upload a JSONL file streamed under `name` and return the provider's file id."""

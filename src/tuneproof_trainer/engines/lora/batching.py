@@ -144,6 +144,8 @@ class Batcher:
         return [found[place] for place in range(len(rows))]
 
     def _check(self, ids: Sequence[int], param: str, has: str) -> None:
+        if not ids:
+            raise EngineError("invalid_value", "A text without a token has no vector.", param)
         if len(ids) >= self._limit:
             raise EngineError(
                 "context_length_exceeded",
