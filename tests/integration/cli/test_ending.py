@@ -7,30 +7,10 @@ import time
 from pathlib import Path
 
 from tests.chaos.faults import Proxy
-from tests.gateways import placed
+from tests.gateways import placed, settings
 from tests.servers import postgres_server
 
 from tuneproof.cli.serve import CLOSING_S
-
-SETTINGS = """
-[store]
-url = "{store}"
-
-[providers.fake]
-kind = "openai"
-base_url = "http://127.0.0.1:9/v1"
-api_key = "k"
-base_model = "base"
-
-[pipelines.default]
-provider = "fake"
-
-[tasks.hook]
-model = "base"
-
-[server]
-metrics_enabled = false
-"""
 
 
 async def test_a_database_that_hangs_does_not_keep_it(tmp_path: Path) -> None:
@@ -39,7 +19,9 @@ async def test_a_database_that_hangs_does_not_keep_it(tmp_path: Path) -> None:
         proxy = Proxy(server.port)
         await proxy.start()
         url = server.create_database().replace(str(server.port), str(proxy.port))
-        with placed(tmp_path / "place", SETTINGS.format(store=url)) as place:
+        with placed(
+            tmp_path / "place", settings("http://127.0.0.1:9/v1") + f'\n[store]\nurl = "{url}"\n'
+        ) as place:
             await asyncio.to_thread(place.serve)
             proxy.set("stall")
             began = time.monotonic()
