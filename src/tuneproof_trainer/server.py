@@ -51,10 +51,10 @@ class TrainerApp:
     def __init__(self, service: TrainerService) -> None:
         self.service = service
         settings = service.settings
-        self._turns = Turns(settings.answers_at_once, settings.answers_waiting)
+        self.turns = Turns(settings.answers_at_once, settings.answers_waiting)
         self._hot: dict[str, Hot] = {
-            "/v1/chat/completions": Chat(settings, service.models, self._turns, service.clock),
-            "/v1/embeddings": Embeddings(service.models, self._turns),
+            "/v1/chat/completions": Chat(settings, service.models, self.turns, service.clock),
+            "/v1/embeddings": Embeddings(service.models, self.turns),
         }
         self._router = Router(make_routes(service), redirect_slashes=False)
         self._polls = Polls(self._router, service.database)
@@ -76,7 +76,7 @@ class TrainerApp:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        self._turns.close()
+        self.turns.close()
         await self.service.stop()
         await send({"type": "lifespan.shutdown.complete"})
 

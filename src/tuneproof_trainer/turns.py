@@ -27,27 +27,33 @@ _DONE: Any = object()
 
 
 class Turns:
-    """Places for answers: `at_once` are made, `waiting` more may wait for a place."""
+    """Places for answers: `at_once` are made, `waiting` more may wait for a place.
+
+    `free` and `waiting` say how many places are free now, and how many wait for one.
+    """
 
     def __init__(self, at_once: int, waiting: int) -> None:
-        self._free = asyncio.Semaphore(at_once)
-        self._most_waiting, self._waiting = waiting, 0
+        self._places = asyncio.Semaphore(at_once)
+        self.free = at_once
+        self._most_waiting, self.waiting = waiting, 0
         self._threads = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="trainer-answer")
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """A place for one answer; raises ApiError 503 where too many wait for one already."""
-        if self._free.locked() and self._waiting >= self._most_waiting:
+        if self._places.locked() and self.waiting >= self._most_waiting:
             raise _overloaded()
-        self._waiting += 1
+        self.waiting += 1
         try:
-            await self._free.acquire()
+            await self._places.acquire()
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
+        self.free -= 1
         try:
             yield
         finally:
-            self._free.release()
+            self.free += 1
+            self._places.release()
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Do what blocks in a thread."""

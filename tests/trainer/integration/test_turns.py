@@ -84,7 +84,7 @@ def _asked(trainer: EmbeddedTrainer) -> None:
 def places(trainer: EmbeddedTrainer) -> int:
     """How many answers could be begun now."""
     assert trainer.app is not None
-    return trainer.app._chat._turns._free._value
+    return trainer.app.turns.free
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -108,9 +108,9 @@ def test_those_who_left_the_queue_free_it_for_others(tmp_path: Path) -> None:
         until(lambda: engine.talking == 1)
         for _ in range(3):
             assert trainer.app is not None
-            turns = trainer.app._chat._turns
-            leave(trainer, lambda turns=turns: turns._waiting == 1)  # type: ignore[misc]
-            until(lambda turns=turns: turns._waiting == 0)  # type: ignore[misc]
+            turns = trainer.app.turns
+            leave(trainer, lambda turns=turns: turns.waiting == 1)  # type: ignore[misc]
+            until(lambda turns=turns: turns.waiting == 0)  # type: ignore[misc]
         engine.enough.set()
         holding.join(20)
     assert engine.most_talking == 1
@@ -123,8 +123,8 @@ def test_beyond_the_queue_answers_are_refused_and_told_when_to_come_back(tmp_pat
         for line in lines:
             line.start()
         assert trainer.app is not None
-        turns = trainer.app._chat._turns
-        until(lambda: engine.talking == 2 and turns._waiting == 3)
+        turns = trainer.app.turns
+        until(lambda: engine.talking == 2 and turns.waiting == 3)
         client = client_of(trainer)
         with pytest.raises(InternalServerError) as refused:
             client.chat.completions.create(**ASKED)
