@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from tuneproof.app.door import Door
 from tuneproof.app.experiments import ExperimentService
@@ -28,11 +29,15 @@ log = logging.getLogger(__name__)
 BESIDE = timedelta(minutes=5)
 """How long before the candidate's last requests the baseline's still tell of the same time."""
 
+LATE = timedelta(minutes=15)
+"""A failure may be told this late (a time-out is), and still take the candidate back at once; what
+comes later is for the hours' guardrails."""
+
 BASELINE_WINDOW = 200
 """How many of the baseline's requests at that time are read."""
 
 GROSS_WINDOW = 20
-"""The breaker for gross failure reads this many of the candidate's last requests."""
+"""The breaker for gross failure reads this many of the candidate's requests up to its failure."""
 
 
 class EventService:
@@ -89,10 +94,16 @@ class EventService:
         )
         self._metrics.events_ingested(len(exposures), len(outcomes))
         self._metrics.events_rejected.inc(len(taken.rejected))
-        failing = {e.subject for e in exposures if e.error and e.arm is Arm.CANDIDATE}
-        for subject in failing - set(taken.unknown):
-            await self._stop_gross_failure(subject)
+        for subject, last in self._failing(exposures).items():
+            if subject not in taken.unknown:
+                await self._stop_gross_failure(subject, last)
         return taken
+
+    def _failing(self, exposures: Sequence[Exposure]) -> dict[str, datetime]:
+        """Of each subject whose candidate's requests failed lately, when the last of them was."""
+        late = self._clock.now() - LATE
+        failed = [e for e in exposures if e.error and e.arm is Arm.CANDIDATE and e.at > late]
+        return {e.subject: e.at for e in sorted(failed, key=lambda e: e.at)}
 
     async def _ingested(
         self,
@@ -149,23 +160,26 @@ class EventService:
         ]
         return sorted(found, key=lambda e: (e.at, e.id))[-limit:]
 
-    async def _beside(self, subject: str, since: datetime) -> list[bool]:
-        """Which of the baseline's requests since then failed; with the last ones before, where
+    async def _beside(self, subject: str, since: datetime, until: datetime) -> list[bool]:
+        """Which of the baseline's requests in that time failed; with the last ones before, where
         there are too few to tell."""
-        recent = self._store.events.recent
-        found = await recent(subject, Arm.BASELINE, limit=BASELINE_WINDOW, since=since)
+        recent = partial(self._store.events.recent, subject, Arm.BASELINE, until=until)
+        found = await recent(limit=BASELINE_WINDOW, since=since)
         least = guardrails.BESIDE_AT_LEAST
         if len(found) < least and not any(request.error for request in found):
-            found = await recent(subject, Arm.BASELINE, limit=least, since=since - BESIDE)
+            found = await recent(limit=least, since=since - BESIDE)
         return [request.error for request in found]
 
-    async def _stop_gross_failure(self, subject: str) -> None:
+    async def _stop_gross_failure(self, subject: str, last: datetime) -> None:
+        """Judge the requests up to the last that failed: a time-out is told when many newer
+        requests are there already, and those that will time out, too, are not."""
         if await self._store.subjects.kind(subject) is SubjectKind.SHADOW:
             return
-        recent = await self._store.events.recent(subject, Arm.CANDIDATE, limit=GROSS_WINDOW)
+        candidate = partial(self._store.events.recent, subject, Arm.CANDIDATE)
+        recent = await candidate(limit=GROSS_WINDOW, until=last)
         if not guardrails.gross_failure([r.error for r in recent]).fired:
             return
-        beside = await self._beside(subject, recent[0].at)
+        beside = await self._beside(subject, recent[0].at, last)
         found = guardrails.gross_failure([r.error for r in recent], baseline=beside)
         if found.shared:
             log.warning("%s fails as its baseline does, which is waited out.", subject)

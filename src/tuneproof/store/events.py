@@ -210,9 +210,10 @@ class Events:
         *,
         limit: int = 20,
         since: datetime | None = None,
+        until: datetime | None = None,
         tx: Tx | None = None,
     ) -> list[RecentRequest]:
-        """The last requests of an arm (not before `since`), oldest first."""
+        """The last requests of an arm (from `since` to `until`), oldest first."""
         table = exposures
         async with self._database.reading(tx) as own:
             key = await _key(own, subject)
@@ -221,6 +222,8 @@ class Events:
             )
             if since is not None:
                 query = query.where(table.c.at >= to_micros(since))
+            if until is not None:
+                query = query.where(table.c.at <= to_micros(until))
             query = query.where(*await exposed_days(own, key))
             query = query.order_by(table.c.at.desc(), table.c.id.desc()).limit(limit)
             found = (await own.execute(query)).all()

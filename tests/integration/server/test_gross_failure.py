@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 from tests.integration.server.conftest import Service
@@ -16,8 +17,10 @@ async def begun(service: Service) -> str:
     return id
 
 
-async def told(service: Service, test_id: str, arm: str, failed: list[bool]) -> None:
-    now = service.app.clock.now().isoformat()
+async def told(
+    service: Service, test_id: str, arm: str, failed: list[bool], *, later: timedelta = timedelta()
+) -> None:
+    now = (service.app.clock.now() + later).isoformat()
     common: dict[str, Any] = {"subject": test_id, "phase": 1, "arm": arm, "at": now}
     events = [
         {**common, "id": f"{arm}-{i}-{now}", "unit": f"{arm}{i}", "error": error}
@@ -78,3 +81,24 @@ async def test_a_candidate_with_nothing_beside_it_is_taken_back_too(service: Ser
     id = await begun(service)
     await told(service, id, "candidate", [True] * 12)
     assert (await status(service, id))["status"] == "aborted"
+
+
+async def test_requests_that_time_out_are_judged_beside_those_of_their_own_time(
+    service: Service,
+) -> None:
+    """Their failure is told when hundreds of newer requests, which went well at once, are there."""
+    id = await begun(service)
+    for arm in ("baseline", "candidate"):
+        await told(service, id, arm, [False] * 30, later=timedelta(minutes=1))
+    await told(service, id, "baseline", [False] * 20)
+    await told(service, id, "candidate", [True] * 14)
+    assert (await status(service, id))["status"] == "aborted"
+
+
+async def test_an_outage_that_is_told_late_is_one_of_both_all_the_same(service: Service) -> None:
+    id = await begun(service)
+    for arm in ("baseline", "candidate"):
+        await told(service, id, arm, [False] * 30, later=timedelta(minutes=1))
+    await told(service, id, "baseline", [True] * 14)
+    await told(service, id, "candidate", [True] * 14)
+    assert (await status(service, id))["status"] == "running"

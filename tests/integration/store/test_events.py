@@ -224,6 +224,8 @@ async def test_recent_requests_come_oldest_first(store: Store) -> None:
     recent = await store.events.recent(subject, Arm.BASELINE, limit=3)
     assert [r.error for r in recent] == [False, True, True]
     assert [r.at for r in recent] == [T0 + i * HOUR for i in (2, 3, 4)]
+    earlier = await store.events.recent(subject, Arm.BASELINE, limit=3, until=T0 + 3 * HOUR)
+    assert [r.at for r in earlier] == [T0 + i * HOUR for i in (1, 2, 3)]
 
 
 async def test_unknown_subject_is_refused_and_the_rest_taken(store: Store) -> None:
