@@ -59,7 +59,7 @@ metrics_enabled = false
 @dataclass(frozen=True)
 class Result:
     """What is left of it. `failed` failed for our sake; `strange` were answered by whom they may
-    not; `lost` and `doubled` are events that were acknowledged."""
+    not; `lost` and `doubled` are events that were acknowledged; `test` is how the test stands."""
 
     seed: int
     seconds: float
@@ -75,11 +75,13 @@ class Result:
     p50_ms: float
     p99_ms: float
     slowest_choice_ms: float
+    test: str
 
     @property
     def good(self) -> bool:
         """Whether it is as promised."""
-        return not (self.failed or self.strange or self.lost or self.doubled)
+        harmed = self.failed or self.strange or self.lost or self.doubled
+        return not harmed and self.test == "running"
 
 
 @contextmanager
@@ -130,11 +132,11 @@ async def run(*, seconds: float, seed: int, rate: float) -> Result:
             await asyncio.to_thread(_drain, place, client)
         finally:
             client.close()
-        kept = _kept(url)
+        kept, test = _kept(url), _stands(url)
         await asyncio.to_thread(place.stop)
         for proxy in proxies.values():
             await proxy.stop()
-        return _result(books, faults, kept, seconds=seconds, seed=seed)
+        return _result(books, faults, kept, seconds=seconds, seed=seed, test=test)
 
 
 def _declare(place: Place) -> None:
@@ -159,8 +161,21 @@ def _kept(url: str) -> tuple[dict[str, int], int]:
     return {str(id): int(times) for id, times in rows}, int(counted[0]) if counted else 0
 
 
+def _stands(url: str) -> str:
+    """The test's status; of one that was ended, why."""
+    with psycopg.connect(url.replace("+psycopg", "")) as opened:
+        [(status, reason)] = opened.execute("SELECT status, reason FROM experiments").fetchall()
+    return status if status == "running" else f"{status}: {reason}"
+
+
 def _result(
-    books: Books, faults: Faults, kept: tuple[dict[str, int], int], *, seconds: float, seed: int
+    books: Books,
+    faults: Faults,
+    kept: tuple[dict[str, int], int],
+    *,
+    seconds: float,
+    seed: int,
+    test: str,
 ) -> Result:
     stored, counted = kept
     acknowledged = {one.exposure for one in books.answered if one.exposure} | set(books.recorded)
@@ -185,6 +200,7 @@ def _result(
         p50_ms=1e3 * quantile([one.ended - one.began for one in books.answered], 0.5),
         p99_ms=1e3 * quantile([one.ended - one.began for one in books.answered], 0.99),
         slowest_choice_ms=1e3 * books.slowest_choice_s,
+        test=test,
     )
 
 

@@ -17,7 +17,7 @@ from tuneproof.app.scoring import ScoringService
 from tuneproof.errors import ConflictError, NotFoundError, StateError
 from tuneproof.experiments import Arm, Comment, ExperimentStatus, Exposure, Ingested, Outcome
 from tuneproof.stats import guardrails
-from tuneproof.store import HeardComment, Store, SubjectKind
+from tuneproof.store import HeardComment, RecentRequest, Store, SubjectKind
 from tuneproof.telemetry import Metrics, Tracing
 from tuneproof.testing import VirtualClock
 from tuneproof.workflow import Clock, Tx
@@ -160,27 +160,24 @@ class EventService:
         ]
         return sorted(found, key=lambda e: (e.at, e.id))[-limit:]
 
-    async def _beside(self, subject: str, since: datetime, until: datetime) -> list[bool]:
-        """Which of the baseline's requests in that time failed; with the last ones before, where
-        there are too few to tell."""
-        recent = partial(self._store.events.recent, subject, Arm.BASELINE, until=until)
+    async def _beside(
+        self, subject: str, since: datetime, until: datetime, tx: Tx
+    ) -> list[RecentRequest]:
+        """The baseline's requests of that time; with the last ones before, where there are too few
+        to tell."""
+        recent = partial(self._store.events.recent, subject, Arm.BASELINE, until=until, tx=tx)
         found = await recent(limit=BASELINE_WINDOW, since=since)
         least = guardrails.BESIDE_AT_LEAST
         if len(found) < least and not any(request.error for request in found):
-            found = await recent(limit=least, since=since - BESIDE)
-        return [request.error for request in found]
+            return await recent(limit=least, since=since - BESIDE)
+        return found
 
     async def _stop_gross_failure(self, subject: str, last: datetime) -> None:
         """Judge the requests up to the last that failed: a time-out is told when many newer
         requests are there already, and those that will time out, too, are not."""
         if await self._store.subjects.kind(subject) is SubjectKind.SHADOW:
             return
-        candidate = partial(self._store.events.recent, subject, Arm.CANDIDATE)
-        recent = await candidate(limit=GROSS_WINDOW, until=last)
-        if not guardrails.gross_failure([r.error for r in recent]).fired:
-            return
-        beside = await self._beside(subject, recent[0].at, last)
-        found = guardrails.gross_failure([r.error for r in recent], baseline=beside)
+        found = await self._gross_failure(subject, last)
         if found.shared:
             log.warning("%s fails as its baseline does, which is waited out.", subject)
         if found.fired:
@@ -188,6 +185,20 @@ class EventService:
                 await self._take_back(subject, found.reason)
             except (ConflictError, StateError):  # the events of this batch are kept all the same
                 log.info("%s was ended by somebody else meanwhile.", subject)
+
+    async def _gross_failure(self, subject: str, last: datetime) -> guardrails.GrossFailure:
+        """Both arms as they were at one instant: events that come in between two queries would
+        be those of one arm alone."""
+        async with self._store.database.read() as tx:
+            recent = await self._store.events.recent(
+                subject, Arm.CANDIDATE, limit=GROSS_WINDOW, until=last, tx=tx
+            )
+            failed = [request.error for request in recent]
+            found = guardrails.gross_failure(failed)
+            if not found.fired:
+                return found
+            beside = await self._beside(subject, recent[0].at, last, tx)
+        return guardrails.gross_failure(failed, baseline=[request.error for request in beside])
 
     async def _take_back(self, subject: str, reason: str) -> None:
         kind = await self._store.subjects.kind(subject)

@@ -12,6 +12,7 @@ from tuneproof.store.connections import ServerConnections, server_connections
 from tuneproof.store.database import LISTENER_CONNECTIONS
 from tuneproof.store.deployments import HistoryEntry
 from tuneproof.store.engine import database_url, make_engine, mask, refuse_absent
+from tuneproof.store.events import RecentRequest
 from tuneproof.store.experiments import Phase, look_document, look_of_document
 from tuneproof.store.idempotency import Claim, Idempotency, KeptAnswer
 from tuneproof.store.ids import uuid7
@@ -40,6 +41,7 @@ __all__ = [
     "KeptAnswer",
     "Page",
     "Phase",
+    "RecentRequest",
     "Run",
     "RunStatus",
     "ScoringSpend",

@@ -45,7 +45,8 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self._reader = engine.execution_options(**{READ_OPTION: True})
+        one_instant = {"isolation_level": "REPEATABLE READ"} if self.dialect != "sqlite" else {}
+        self._reader = engine.execution_options(**{READ_OPTION: True}, **one_instant)
 
     def __repr__(self) -> str:
         return f"<Database {mask(self.url)}>"
@@ -77,7 +78,8 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
-        """A transaction that only reads; it never waits for a writer.
+        """A transaction that only reads, all of it as it was at the first: it never waits for a
+        writer, and what is written meanwhile is not there.
 
         Raises `StoreUnavailableError` where the database does not answer.
         """

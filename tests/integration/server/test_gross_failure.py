@@ -6,7 +6,10 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from tests.integration.server.conftest import Service
+
+from tuneproof.experiments import Arm, Exposure
 
 
 async def begun(service: Service) -> str:
@@ -66,6 +69,38 @@ async def test_a_candidate_that_fails_alone_is_taken_back_at_once(service: Servi
     found = await status(service, id)
     assert found["status"] == "aborted"
     assert "14 of the last 14 requests failed" in found["reason"]
+
+
+async def test_both_arms_are_read_at_one_instant(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen, once in some minutes of an outage: what came in between the two queries was counted as
+    successes of the baseline alone."""
+    id = await begun(service)
+    await told(service, id, "baseline", [True] * 20)
+    events = service.app.store.events
+    read = events.recent
+
+    async def recent(subject: str, arm: Arm, **how: Any) -> Any:
+        found = await read(subject, arm, **how)
+        if arm is Arm.CANDIDATE:
+            monkeypatch.setattr(events, "recent", read)
+            at = found[-1].at
+            common: dict[str, Any] = {"subject": id, "phase": 1, "at": at, "task": "hook"}
+            await events.ingest(
+                [
+                    Exposure(id=f"other-{arm}-{i}", unit=f"{arm}-{i}", arm=arm, **common)
+                    for arm in (Arm.BASELINE, Arm.CANDIDATE)
+                    for i in range(20)
+                ],
+                [],
+            )
+        return found
+
+    monkeypatch.setattr(events, "recent", recent)
+    await told(service, id, "candidate", [True] * 20)
+    assert events.recent == read, "nothing came in between"
+    assert (await status(service, id))["status"] == "running"
 
 
 async def test_an_outage_of_a_part_of_both_ends_no_test(service: Service) -> None:

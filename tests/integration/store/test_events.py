@@ -228,6 +228,15 @@ async def test_recent_requests_come_oldest_first(store: Store) -> None:
     assert [r.at for r in earlier] == [T0 + i * HOUR for i in (1, 2, 3)]
 
 
+async def test_who_reads_sees_one_instant(store: Store) -> None:
+    subject = await subject_of(store)
+    async with store.database.read() as tx:
+        before = await store.events.recent(subject, Arm.BASELINE, tx=tx)
+        await store.events.ingest([shown(subject, "u1", at=1)], [])
+        assert await store.events.recent(subject, Arm.BASELINE, tx=tx) == before == []
+    assert len(await store.events.recent(subject, Arm.BASELINE)) == 1
+
+
 async def test_unknown_subject_is_refused_and_the_rest_taken(store: Store) -> None:
     subject = await subject_of(store)
     got = await store.events.ingest(
