@@ -137,7 +137,7 @@ def records() -> list[dict[str, Any]]:
     tests = posts()
     models = [_learnt(tests, seed) for seed in SEEDS]
     whole = [_judged(tests, seed, model) for seed, model in zip(SEEDS, models, strict=True)]
-    longer = [_asked(tests, seed, lambda texts: [len(text) for text in texts]) for seed in SEEDS]
+    longer = [asked(tests, seed, lambda texts: [len(text) for text in texts]) for seed in SEEDS]
     made = [_record("learns: winners picked by the outcome model", whole, longer, 0.70)]
     for several in SEVERAL:
         lifts = [
@@ -150,7 +150,10 @@ def records() -> list[dict[str, Any]]:
     return made
 
 
-def _learnt(tests: dict[str, list[Published]], seed: int, pairs: int | None = None) -> OutcomeModel:
+def taught(
+    tests: dict[str, list[Published]], seed: int, pairs: int | None = None
+) -> list[Published]:
+    """The headlines of one half, of as many tests as have so many pairs."""
     learn, _ = halves(list(tests), seed)
     published: list[Published] = []
     count = 0
@@ -159,14 +162,18 @@ def _learnt(tests: dict[str, list[Published]], seed: int, pairs: int | None = No
             break
         count += math.comb(len({post.text for post in tests[test]}), 2)
         published += tests[test]
-    return fit_outcomes(published)
+    return published
+
+
+def _learnt(tests: dict[str, list[Published]], seed: int, pairs: int | None = None) -> OutcomeModel:
+    return fit_outcomes(taught(tests, seed, pairs))
 
 
 def _judged(tests: dict[str, list[Published]], seed: int, model: OutcomeModel) -> Picked:
-    return _asked(tests, seed, lambda texts: list(model.scores(texts)))
+    return asked(tests, seed, lambda texts: list(model.scores(texts)))
 
 
-def _asked(tests: dict[str, list[Published]], seed: int, scores: Scores) -> Picked:
+def asked(tests: dict[str, list[Published]], seed: int, scores: Scores) -> Picked:
     return picked(duels(tests, halves(list(tests), seed)[1]), scores)
 
 

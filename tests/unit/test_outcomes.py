@@ -13,13 +13,14 @@ from tests.liked import DISLIKED, LIKED, clicked, competing, text
 from tests.posts import UNTIL, ListSource, post
 
 from tuneproof.collection import Task
-from tuneproof.evaluation import Asked, OutcomeModel, Published, fit_outcomes, predict
+from tuneproof.errors import DataError
+from tuneproof.evaluation import Asked, OutcomeModel, Published, fit_outcomes, packed, predict
 from tuneproof.evaluation.published import (
     MOST_OF_GROUP,
     MOST_POSTS,
     _Kept,
-    outcome_models,
     published_of,
+    published_posts,
 )
 from tuneproof.settings import BODY, HOOK
 from tuneproof.testing import MemoryProvider
@@ -223,9 +224,10 @@ async def test_each_task_has_a_model_of_its_own() -> None:
         for g in range(150)
         for place, (word, rate) in enumerate(((LIKED, 0.14), (None, 0.11), (DISLIKED, 0.08)))
     ]
-    models = await outcome_models(
+    published = await published_posts(
         ListSource(rows), [Task.of(HOOK), Task.of(BODY)], UNTIL, days=90, pair_days=7
     )
+    models = {task: fit_outcomes(found) for task, found in published.items()}
     assert models["hook"].report.usable
     assert not models["body"].report.usable
 
@@ -254,3 +256,49 @@ def test_what_was_published_again_counts_once_with_all_its_readers() -> None:
     halves = [one._replace(impressions=300) for one in posts for _ in range(2)]
     texts = [one.text for one in posts[:30]]
     assert fit_outcomes(halves).scores(texts) == pytest.approx(fit_outcomes(posts).scores(texts))
+
+
+# --- vectors ------------------------------------------------------------------------------------
+
+
+def drawn_by_vector(seed: int, groups: int) -> tuple[list[Published], dict[str, np.ndarray]]:
+    """Two texts of words that are never said again; readers like the one whose vector leans one
+    way, which it does not always."""
+    draw = random.Random(seed)
+    posts, vectors = [], {}
+    for group in range(groups):
+        for leans, rate in ((1.0, 0.12), (-1.0, 0.08)):
+            words = " ".join(f"w{draw.randrange(10**9)}" for _ in range(5))
+            posts.append(Published(words, f"test {group}", clicked(draw, rate, 800), 800))
+            vectors[words] = np.array([draw.gauss(leans, 1), draw.gauss(0, 5), 3.0])
+    return posts, vectors
+
+
+def test_by_vectors_it_knows_what_words_do_not_say() -> None:
+    posts, vectors = drawn_by_vector(1, 200)
+    seen = fit_outcomes(posts, vectors, vectors_of="base")
+    assert not fit_outcomes(posts).report.usable
+    assert seen.report.usable
+    assert seen.report.vectors_of == "base"
+    assert "with vectors of base," in seen.report.sentence()
+    ours, theirs = ["a", "b", "c"], ["d", "e", "f"]
+    known = {one: np.array([1.0 if one in ours else -1.0, 0.0, 3.0]) for one in ours + theirs}
+    found = seen.win_rate([[one] for one in ours], [[one] for one in theirs], known)
+    assert found is not None
+    assert found.low > 0.6
+    assert set(seen.scores(["a", "d", "x"], known).argsort()[[0, 2]]) == {1, 0}, (
+        "a text without a vector stands in the middle"
+    )
+
+
+def test_where_only_some_have_vectors_the_others_are_seen_as_their_middle() -> None:
+    posts, vectors = drawn_by_vector(2, 200)
+    half = {post.text: vectors[post.text] for post in posts[:200]}
+    assert fit_outcomes(posts, half, vectors_of="base").report.usable
+    assert fit_outcomes(posts, {}, vectors_of="base").report.vectors_of == ""
+
+
+def test_what_needs_vectors_is_not_kept_for_who_has_none() -> None:
+    posts, vectors = drawn_by_vector(3, 40)
+    with pytest.raises(DataError, match="needs vectors"):
+        packed(fit_outcomes(posts, vectors, vectors_of="base"))

@@ -25,7 +25,7 @@ from tuneproof.app.unready import unready
 from tuneproof.collection import Task
 from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
-from tuneproof.pipeline.gating import moderation_of
+from tuneproof.pipeline.gating import embedder_of, moderation_of
 from tuneproof.resilience import Supervisor, TaskHealth, aside
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
 from tuneproof.store import KeptAlert, Store, server_connections
@@ -154,6 +154,8 @@ class Doctor:
             if config.gate_moderation is not None:
                 asking = self._moderation_findings(config, config.gate_moderation)
                 found += await self._tried(f"{name}: moderation", asking)
+            if config.gate_embedding_model is not None and config.gate_embeddings != "off":
+                found += await self._tried(f"{name}: embeddings", self._embeddings_findings(config))
             found += await self._tried(f"{name}: posts", self._posts_findings(config))
         return found
 
@@ -266,6 +268,12 @@ class Doctor:
         await endpoint(["Hello"])
         detail = f"{config.gate_moderation_model} at {name}"
         return [Finding(name=f"{config.name}: moderation", status="ok", detail=detail)]
+
+    async def _embeddings_findings(self, config: PipelineConfig) -> list[Finding]:
+        """Whether the model gives vectors that outcomes are to be learnt by; it is asked."""
+        await embedder_of(config, config.base_model or "", self._providers.get)
+        detail = f"{config.gate_embedding_model} answers"
+        return [Finding(name=f"{config.name}: embeddings", status="ok", detail=detail)]
 
     async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
         name = f"{config.name}: base model"

@@ -2,10 +2,10 @@
 
 `gate` checks a trained version on held-out examples; `unsafe` is what nobody should be shown, and
 `words` the list of words that it asks. `published` reads what came of posts, `outcomes` learns from
-them which of two answers does better (`texts`: what it sees of one; `packing`: the model as bytes),
-and `comparing` asks that of candidate and baseline; `kept` keeps what they answered, for a check
-that is broken off. `scorers` is what a scorer is and the texts that are scored online, `judge` a
-scorer that asks a model. None of them knows a database.
+them which of two answers does better (`texts`: what it sees of one, `vectors`: a language model's
+part in that; `packing`: the model as bytes), and `comparing` asks that of candidate and baseline;
+`kept` keeps what they answered, for a check that is broken off. `scorers` is what a scorer is and
+the texts that are scored online, `judge` a scorer that asks a model. None of them knows a database.
 """
 
 from tuneproof.evaluation.comparing import Asked, Prediction, predict
@@ -20,13 +20,15 @@ from tuneproof.evaluation.outcomes import (
     fit_outcomes,
 )
 from tuneproof.evaluation.packing import packed, unpacked
-from tuneproof.evaluation.published import outcome_models
+from tuneproof.evaluation.published import published_posts
 from tuneproof.evaluation.scorers import Messages, Scored, Scorer, Text, ask, sampled
 from tuneproof.evaluation.unsafe import Endpoint, Moderator
+from tuneproof.evaluation.vectors import Embedder
 from tuneproof.evaluation.words import listed
 
 __all__ = [
     "Asked",
+    "Embedder",
     "Endpoint",
     "Gate",
     "GateReport",
@@ -47,9 +49,9 @@ __all__ = [
     "fit_outcomes",
     "inputs_of",
     "listed",
-    "outcome_models",
     "packed",
     "predict",
+    "published_posts",
     "read_score",
     "sampled",
     "unpacked",

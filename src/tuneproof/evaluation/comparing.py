@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tuneproof.evaluation.kept import together
 from tuneproof.evaluation.outcomes import OutcomeModel, OutcomeReport
 from tuneproof.evaluation.scorers import Messages
+from tuneproof.evaluation.vectors import Embedder
 from tuneproof.training import Answers
 
 __all__ = ["Asked", "Prediction", "predict"]
@@ -70,12 +71,14 @@ async def predict(
     baseline: Asked,
     inputs: Sequence[Messages],
     *,
+    embedder: Embedder | None = None,
     answers: int = 2,
     seed: int = 0,
 ) -> Prediction:
     """Ask both models `answers` times for each input (chats without their answer), and judge.
 
-    No model is asked where the outcome model knows no better than a coin.
+    `embedder` gives the vectors that the outcome model was fitted to. No model is asked where the
+    outcome model knows no better than a coin.
     """
     if not outcomes.report.usable:
         return Prediction(task=task, outcomes=outcomes.report)
@@ -90,7 +93,10 @@ async def predict(
         await together([texts(asked, number, one) for number, one in enumerate(inputs)])
         for asked in (candidate, baseline)
     ]
-    found = await asyncio.to_thread(outcomes.win_rate, ours, theirs)
+    vectors = None
+    if embedder is not None:
+        vectors = await embedder.vectors([text for some in (*ours, *theirs) for text in some])
+    found = await asyncio.to_thread(outcomes.win_rate, ours, theirs, vectors)
     if found is None:
         return Prediction(
             task=task,

@@ -7,6 +7,7 @@ single call. What was answered stands in a file, and is not asked again.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import logging
@@ -17,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tuneproof.errors import DataError, ProviderUnavailableError
 from tuneproof.evaluation.scorers import Messages, Scored, Scorer, ask
 from tuneproof.resilience import end_tasks
-from tuneproof.training import Answers, Completion, Score
+from tuneproof.training import Answers, Completion, Embeds, Score
 
 __all__ = ["Kept", "together"]
 
@@ -55,6 +58,10 @@ class Kept:
     def of(self, provider: Answers) -> Answers:
         """This provider, asked for what it has not answered yet."""
         return _Keeping(self, provider)
+
+    def embedding(self, provider: Embeds) -> Embeds:
+        """This provider, asked for vectors that it has not given yet."""
+        return _Embedding(self, provider)
 
     def scorer(self, name: str, scorer: Scorer) -> Scorer:
         """This scorer, asked for what it has not scored yet."""
@@ -132,6 +139,27 @@ class _Keeping:
 
         found = await self._kept.once(_key("score", self._provider.name, model, *messages), call)
         return None if found is None else Score(**found)
+
+
+class _Embedding:
+    """A provider whose vectors are kept, as 32-bit numbers."""
+
+    def __init__(self, kept: Kept, provider: Embeds) -> None:
+        self.name = provider.name
+        self._kept = kept
+        self._provider = provider
+
+    async def embed(
+        self, model: str, texts: Sequence[str], *, timeout_s: float | None = None
+    ) -> Sequence[Sequence[float]]:
+        """As the provider's."""
+
+        async def call() -> list[str]:
+            found = await self._provider.embed(model, texts, timeout_s=timeout_s or CALL_S)
+            return [base64.b64encode(np.asarray(one, "<f4").tobytes()).decode() for one in found]
+
+        found = await self._kept.once(_key("vectors", self.name, model, *texts), call)
+        return [np.frombuffer(base64.b64decode(one), "<f4").tolist() for one in found]
 
 
 class _Slots:

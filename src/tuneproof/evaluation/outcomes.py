@@ -3,7 +3,8 @@
 Trained on posts that competed with each other, by Bradley and Terry's model (Biometrika 39, 1952):
 the log-odds that one answer does better than another is the difference of their scores. Where
 nothing competed, a regression on single outcomes gives the scores. The score is linear in what
-is seen of a text (`texts`): its words, characters and form.
+is seen of a text (`texts`): its words, characters and form, and a language model's vector of it
+where there is one.
 
 How far it can be believed is measured on posts that it was not fitted to: five times on four fifths
 of the groups, judged on the fifth (`accuracy`). From those comes the scale of its scores, too, so
@@ -17,6 +18,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from statistics import fmean
 from typing import Final, NamedTuple, Protocol
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from tuneproof.evaluation.texts import Features, Floats, Matrix, fit_features
+from tuneproof.evaluation.texts import Features, Floats, Seen, Vectors, fit_features
 
 __all__ = ["OutcomeModel", "OutcomeReport", "Published", "WinRate", "fit_outcomes"]
 
@@ -72,7 +74,8 @@ class OutcomeReport:
 
     `accuracy` is the share of `judged` clear pairs in which it picked the winner, `low` and `high`
     its interval (95 %, pairs of one group go together). `kind` is `groups` or `single`, after what
-    it learnt from, `learnt` how many pairs or posts that were.
+    it learnt from, `learnt` how many pairs or posts that were. `vectors_of` is the model whose
+    vectors of the texts it saw, empty for none.
     """
 
     kind: str
@@ -82,6 +85,7 @@ class OutcomeReport:
     accuracy: float | None = None
     low: float | None = None
     high: float | None = None
+    vectors_of: str = ""
 
     @property
     def usable(self) -> bool:
@@ -92,8 +96,9 @@ class OutcomeReport:
         """What a person is told of it."""
         if self.accuracy is None or self.low is None or self.high is None:
             return "too few posts differ clearly to learn which of two answers does better"
+        seeing = f", with vectors of {self.vectors_of}," if self.vectors_of else ""
         told = (
-            f"the outcome model was right on {self.accuracy:.0%} ({self.low:.0%} to "
+            f"the outcome model{seeing} was right on {self.accuracy:.0%} ({self.low:.0%} to "
             f"{self.high:.0%}) of {self.judged:,} unseen pairs"
         )
         return told if self.usable else f"{told}, no better than a coin: not used"
@@ -142,14 +147,17 @@ class OutcomeModel:
         self.scale_error = scale_error
         self.report = report
 
-    def scores(self, texts: Sequence[str]) -> Floats:
-        """The score of each text, shape `(len(texts),)`."""
+    def scores(self, texts: Sequence[str], vectors: Vectors | None = None) -> Floats:
+        """The score of each text, shape `(len(texts),)`; `vectors` as it was fitted to."""
         if self.features is None or not texts:
             return np.zeros(len(texts))
-        return np.asarray(self.features(texts) @ self.weights)
+        return self.features(texts, vectors) @ self.weights
 
     def win_rate(
-        self, ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
+        self,
+        ours: Sequence[Sequence[str]],
+        theirs: Sequence[Sequence[str]],
+        vectors: Vectors | None = None,
     ) -> WinRate | None:
         """How often one model's answers are expected to do better than the other's.
 
@@ -161,7 +169,8 @@ class OutcomeModel:
         both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a and b]
         if len(both) < 2:
             return None
-        differences = [np.subtract.outer(self.scores(a), self.scores(b)) for a, b in both]
+        scores = partial(self.scores, vectors=vectors)
+        differences = [np.subtract.outer(scores(a), scores(b)) for a, b in both]
         wins = np.array([_sigmoid(d).mean() for d in differences])
         slopes = np.array([(d * _sigmoid(d) * _sigmoid(-d)).mean() for d in differences])
         sampled = wins.std(ddof=1) / math.sqrt(len(wins))
@@ -183,8 +192,13 @@ def _sigmoid(value: Floats) -> Floats:
 # --- fitting ----------------------------------------------------------------------------------
 
 
-def fit_outcomes(published: Sequence[Published]) -> OutcomeModel:
+def fit_outcomes(
+    published: Sequence[Published], vectors: Vectors | None = None, *, vectors_of: str = ""
+) -> OutcomeModel:
     """Learn from published answers which of two does better, and how well that is known.
+
+    `vectors` are those that the model `vectors_of` makes of their texts; its scores then need them
+    of other texts, too.
 
     Learns from pairs of posts that competed; where fewer than 30 of those differ clearly, from
     single outcomes. The same posts, in whatever order, give the same model. Too few posts give one
@@ -195,12 +209,13 @@ def fit_outcomes(published: Sequence[Published]) -> OutcomeModel:
         report = OutcomeReport(kind="single", groups=0, learnt=len(posts), judged=0)
         return OutcomeModel(None, np.zeros(0), report, 0.0)
     texts = [post.text for post in posts]
-    features, seen = fit_features(texts)
+    features, seen = fit_features(texts, vectors)
     learner = _learner(seen, posts)
     margins = _unseen_margins(learner, texts)
     scale, error = _scale(margins, learner.judged)
     weights = learner.learn(np.ones(len(posts), bool))
-    return OutcomeModel(features, weights * scale, _report(learner, margins), error)
+    report = replace(_report(learner, margins), vectors_of=vectors_of if vectors else "")
+    return OutcomeModel(features, weights * scale, report, error)
 
 
 def _merged(published: Sequence[Published]) -> list[Published]:
@@ -230,7 +245,7 @@ class _Learner(Protocol):
     """One way to learn scores of posts; `judged` are the pairs by which it is measured."""
 
     kind: str
-    seen: Matrix
+    seen: Seen
     judged: Sequence[_Pair]
 
     def learn(self, known: NDArray[np.bool_]) -> Floats:
@@ -241,7 +256,7 @@ class _Learner(Protocol):
         """How many pairs or posts it learns from."""
 
 
-def _learner(seen: Matrix, posts: Sequence[Published]) -> _Learner:
+def _learner(seen: Seen, posts: Sequence[Published]) -> _Learner:
     pairs = _competed(posts)
     if sum(pair.sure >= CLEAR for pair in pairs) >= LEAST_PAIRS:
         return _Pairwise(seen, pairs)
@@ -253,7 +268,7 @@ class _Pairwise:
 
     kind = "groups"
 
-    def __init__(self, seen: Matrix, pairs: Sequence[_Pair]) -> None:
+    def __init__(self, seen: Seen, pairs: Sequence[_Pair]) -> None:
         self.seen, self.judged = seen, pairs
         self.learnt = len(pairs)
         self._better = np.array([pair.better for pair in pairs])
@@ -263,16 +278,20 @@ class _Pairwise:
     def learn(self, known: NDArray[np.bool_]) -> Floats:
         """The weights, from pairs of known posts."""
         used = known[self._better] & known[self._worse] & (self._certain >= LEAST_CERTAIN)
-        apart = self.seen[self._better[used]] - self.seen[self._worse[used]]
-        certain = self._certain[used]
+        better, worse, certain = self._better[used], self._worse[used], self._certain[used]
+        posts = len(known)
 
         def loss(weights: Floats) -> tuple[float, Floats]:
-            margin = apart @ weights
+            scores = self.seen @ weights
+            margin = scores[better] - scores[worse]
             found = float(certain @ np.logaddexp(0, -margin) + PENALTY / 2 * (weights @ weights))
-            slope = PENALTY * weights - apart.T @ (certain * _sigmoid(-margin))
-            return found, np.asarray(slope)
+            pull = certain * _sigmoid(-margin)
+            shares = np.zeros(posts)
+            np.add.at(shares, better, pull)
+            np.subtract.at(shares, worse, pull)
+            return found, PENALTY * weights - self.seen.summed(shares)
 
-        return _least(loss, self.seen.shape[1])
+        return _least(loss, self.seen.width)
 
 
 class _Singly:
@@ -280,7 +299,7 @@ class _Singly:
 
     kind = "single"
 
-    def __init__(self, seen: Matrix, posts: Sequence[Published], pairs: Sequence[_Pair]) -> None:
+    def __init__(self, seen: Seen, posts: Sequence[Published], pairs: Sequence[_Pair]) -> None:
         self.seen, self.judged = seen, pairs
         self.learnt = len(posts)
         rates = np.array([post.rate for post in posts])
@@ -303,10 +322,10 @@ class _Singly:
             found = float(certain @ missed**2 + PENALTY * (weights[1:] @ weights[1:])) / 2
             slope = PENALTY * weights
             slope[0] = certain @ missed
-            slope[1:] += seen.T @ (certain * missed)
+            slope[1:] += seen.summed(certain * missed)
             return found, slope
 
-        return _least(loss, seen.shape[1] + 1)[1:]
+        return _least(loss, seen.width + 1)[1:]
 
 
 def _least(loss: Callable[[Floats], tuple[float, Floats]], size: int) -> Floats:
@@ -402,7 +421,8 @@ def _unseen_margins(learner: _Learner, texts: Sequence[str]) -> Floats:
         worse = np.array([pairs[n].worse for n in held])
         known = ~np.isin(said, said[np.concatenate([better, worse])])
         weights = learner.learn(known)
-        margins[held] = (learner.seen[better] - learner.seen[worse]) @ weights
+        scores = learner.seen @ weights
+        margins[held] = scores[better] - scores[worse]
     return margins
 
 

@@ -33,6 +33,11 @@ def packed(model: OutcomeModel) -> bytes:
     Weights are rounded to 32 bits: scores change by a millionth of their spread.
     """
     features = model.features
+    if features is not None and features.space is not None:
+        raise DataError(
+            "This outcome model needs vectors, which who picks by it has not.",
+            mend="Keep one that was fitted without.",
+        )
     if features is None:
         raise DataError(
             "The outcome model has learnt nothing, so there is nothing to keep.",

@@ -1,27 +1,26 @@
-"""What came of the posts until now, as a model of each task's outcomes, for the gate."""
+"""What came of the posts until now: what a model of each task's outcomes learns from."""
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from tuneproof.collection import NO_TIME, Post, PostQuery, Source, Task, Window
 from tuneproof.curation import KEPT_BACK, side_of
-from tuneproof.evaluation.outcomes import OutcomeModel, Published, fit_outcomes
+from tuneproof.evaluation.outcomes import Published
 
-__all__ = ["MOST_POSTS", "outcome_models", "published_of"]
+__all__ = ["MOST_POSTS", "published_of", "published_posts"]
 
 MOST_POSTS = 5_000
 MOST_OF_GROUP = 200
 """How many posts of a task are learnt from, and how many of one group: of more a sample by hash."""
 
 
-async def outcome_models(
+async def published_posts(
     source: Source, tasks: Sequence[Task], until: datetime, *, days: float, pair_days: float
-) -> dict[str, OutcomeModel]:
-    """A model of each task from the rated posts of the `days` before `until`.
+) -> dict[str, Sequence[Published]]:
+    """Of each task the rated posts of the `days` before `until`.
 
     Raises as the source does: `DataError`, `StoreUnavailableError`.
     """
@@ -39,9 +38,7 @@ async def outcome_models(
                 found = published_of(post, task, pair_days)
                 if found is not None:
                     kept[task.name].add(post.id, found)
-    return {
-        name: await asyncio.to_thread(fit_outcomes, one.published) for name, one in kept.items()
-    }
+    return {name: one.published for name, one in kept.items()}
 
 
 def published_of(post: Post, task: Task, pair_days: float) -> Published | None:

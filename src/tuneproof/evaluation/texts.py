@@ -1,7 +1,8 @@
-"""What an outcome model sees of a text: its words and characters, and its form.
+"""What an outcome model sees of a text: its words and characters, its form, a model's vector of it.
 
 Words and characters are counted, and weighted by how rare they are (TF-IDF), in hashed columns, so
-nothing has to be remembered of the texts but how many hold each.
+nothing has to be remembered of the texts but how many hold each. Vectors come from elsewhere, by
+the text: where there are none it sees the rest.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
@@ -18,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["Features", "Floats", "Matrix", "Rarity", "fit_features"]
+__all__ = ["Features", "Floats", "Matrix", "Rarity", "Seen", "Vectors", "fit_features"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = "sparse.csr_array"
+
+Vectors: TypeAlias = Mapping[str, NDArray[np.floating[Any]]]
+"""Of some texts, all of one size."""
 
 Columns: TypeAlias = NDArray[np.int64]
 
@@ -30,6 +34,9 @@ _Parts: TypeAlias = Callable[[str], Columns]
 
 _SIZE: Final = 2**18
 _FORM_WEIGHT: Final = 0.3
+_VECTOR_WEIGHT: Final = 1.0
+"""Of a whole vector, whatever its size: as much as all words of a text, or all its characters."""
+
 _TOKEN: Final = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 
 
@@ -87,19 +94,52 @@ def _form(text: str) -> list[float]:
     ]
 
 
-def fit_features(texts: Sequence[str]) -> tuple[Features, Matrix]:
-    """What makes features of texts, its rarities fitted to these, and their own features."""
+def fit_features(texts: Sequence[str], vectors: Vectors | None = None) -> tuple[Features, Seen]:
+    """What makes features of texts, fitted to these, and their own features.
+
+    `vectors` are of the texts; one that has none is seen as the middle of those that have.
+    """
     counts = [_counted(texts, parts) for parts in (_words, _characters)]
     form = _forms(texts)
     words, characters = map(Rarity.fitted, counts)
     middle, spread = form.mean(0), np.maximum(form.std(0), 1e-9)
-    fitted = Features(words=words, characters=characters, middle=middle, spread=spread)
-    return fitted, fitted.of(counts, form)
+    fitted = Features(
+        words=words,
+        characters=characters,
+        middle=middle,
+        spread=spread,
+        space=Space.fitted(texts, vectors) if vectors else None,
+    )
+    return fitted, fitted.of(texts, counts, form, vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A row for each text: what is counted, mostly nothing, beside what is dense."""
+
+    counted: Matrix
+    dense: Floats
+
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return int(self.counted.shape[1]) + int(self.dense.shape[1])
+
+    def __matmul__(self, weights: Floats) -> Floats:
+        edge = self.counted.shape[1]
+        return np.asarray(self.counted @ weights[:edge] + self.dense @ weights[edge:])
+
+    def __getitem__(self, rows: NDArray[np.bool_]) -> Seen:
+        return Seen(self.counted[rows], self.dense[rows])
+
+    def summed(self, shares: Floats) -> Floats:
+        """The sum of the rows, each as often as its share says, shape `(width,)`."""
+        return np.concatenate([self.counted.T @ shares, shares @ self.dense])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """Texts to a matrix of one row each: words, characters and form, side by side.
+    """Texts to a row each: words, characters and form, and the vector where it was fitted to some.
 
     `middle` and `spread` are of the form of the texts that it was fitted to.
     """
@@ -108,21 +148,50 @@ class Features:
     characters: Rarity
     middle: Floats
     spread: Floats
+    space: Space | None = None
 
-    def __call__(self, texts: Sequence[str]) -> Matrix:
-        return self.of([_counted(texts, parts) for parts in (_words, _characters)], _forms(texts))
+    def __call__(self, texts: Sequence[str], vectors: Vectors | None = None) -> Seen:
+        counts = [_counted(texts, parts) for parts in (_words, _characters)]
+        return self.of(texts, counts, _forms(texts), vectors)
 
     @property
     def width(self) -> int:
-        """How many columns the matrix has."""
-        return len(self.words.columns) + len(self.characters.columns) + len(self.middle)
+        """How many columns there are."""
+        counted = len(self.words.columns) + len(self.characters.columns) + len(self.middle)
+        return counted + (0 if self.space is None else len(self.space.middle))
 
-    def of(self, counts: Sequence[Matrix], form: Floats) -> Matrix:
+    def of(
+        self, texts: Sequence[str], counts: Sequence[Matrix], form: Floats, vectors: Vectors | None
+    ) -> Seen:
         """The features of what was counted."""
         kinds = (self.words, self.characters)
         parts = [rarity(count) for rarity, count in zip(kinds, counts, strict=True)]
         shape = np.clip((form - self.middle) / self.spread, -4, 4) * _FORM_WEIGHT
-        return sparse.csr_array(sparse.hstack([*parts, sparse.csr_array(shape)]))
+        dense = np.zeros((len(texts), 0))
+        if self.space is not None:
+            dense = self.space(texts, vectors or {})
+        return Seen(sparse.csr_array(sparse.hstack([*parts, sparse.csr_array(shape)])), dense)
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The vectors of some model: their middle, and how far each dimension spreads."""
+
+    middle: Floats
+    spread: Floats
+
+    @classmethod
+    def fitted(cls, texts: Sequence[str], vectors: Vectors) -> Space:
+        """To the vectors of texts, of which one at least has one."""
+        known = np.array([vectors[text] for text in texts if text in vectors], np.float64)
+        return cls(known.mean(0), np.maximum(known.std(0), 1e-9))
+
+    def __call__(self, texts: Sequence[str], vectors: Vectors) -> Floats:
+        found = np.zeros((len(texts), len(self.middle)))
+        for row, text in enumerate(texts):
+            if text in vectors:
+                found[row] = (vectors[text] - self.middle) / self.spread
+        return found * (_VECTOR_WEIGHT / math.sqrt(len(self.middle)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -15,6 +17,7 @@ from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import ConfigError
 from tuneproof.evaluation import (
     Asked,
+    Embedder,
     Endpoint,
     Gate,
     GateReport,
@@ -22,11 +25,13 @@ from tuneproof.evaluation import (
     Moderator,
     OutcomeModel,
     Prediction,
+    Published,
     Scorer,
+    fit_outcomes,
     inputs_of,
     listed,
-    outcome_models,
     predict,
+    published_posts,
 )
 from tuneproof.experiments import ModelRef, model_ref
 from tuneproof.pipeline.collecting import with_files
@@ -37,7 +42,7 @@ from tuneproof.pipeline.routing import manager_of, model_in_use
 from tuneproof.pipeline.steps import StepName
 from tuneproof.resilience import end_tasks
 from tuneproof.settings import PipelineConfig
-from tuneproof.training import Deploys, ModelVersion, Moderates, Provider, VersionStatus
+from tuneproof.training import Deploys, Embeds, ModelVersion, Moderates, Provider, VersionStatus
 from tuneproof.workflow import Tx
 
 log = logging.getLogger(__name__)
@@ -62,6 +67,7 @@ class GateStage:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._models: dict[str, OutcomeModel] = {}
+        self._embedder: Embedder | None = None
 
     async def check(
         self, versions: Sequence[ModelVersion], batch: TrainingDataBatch
@@ -89,7 +95,7 @@ class GateStage:
         if isinstance(provider, Deploys) and version.model_id is not None:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
         kept = await kept_of(run, batch)
-        await self._learn(batch)
+        await self._learn(batch, version.base_model, kept)
         gate = Gate(
             kept.of(provider),
             min_improvement=run.config.gate_min_improvement,
@@ -123,12 +129,12 @@ class GateStage:
             await end_tasks([task])
 
     async def _tell(self, kept: Kept, calls: int) -> None:
-        told = 0
+        began, told = kept.given, 0
         while True:
             await asyncio.sleep(TELL_S)
-            if kept.given == told:
+            if kept.given - began == told:
                 continue
-            told = kept.given
+            told = kept.given - began
             try:
                 await self._run.progress(Stage.GATE, step=told, total_steps=calls)
             except Exception:  # the check goes on, whoever watches
@@ -154,34 +160,57 @@ class GateStage:
                     candidate,
                     rival,
                     inputs_of(batch.datasets[task].validation_path, config.gate_compared),
+                    embedder=self._embedder,
                     seed=config.seed,
                 )
                 for task in batch.datasets
             ]
         )
 
-    async def _learn(self, batch: TrainingDataBatch) -> None:
-        """Train a model of the outcomes of each task that needs one, for all versions of the run;
-        it is kept for the gateway, which picks answers by it."""
+    async def _learn(self, batch: TrainingDataBatch, base: str, kept: Kept) -> None:
+        """Train a model of the outcomes of each task that needs one, for all versions of the run.
+
+        That of a task whose answers the gateway picks is kept: it sees the words alone, for
+        nobody waits there for vectors.
+        """
         run, config = self._run, self._run.config
         compares = config.gate_compared and run.parts.asks(config.tasks)
         wanted = [task for task in batch.datasets if compares or task in run.parts.picked]
         if self._models or not wanted:
             return
+        posts = await self._published(wanted, batch.window.until)
+        for task in [task for task in wanted if task in run.parts.picked]:
+            model = await asyncio.to_thread(fit_outcomes, posts[task])
+            await run.parts.keep_outcomes(task, model, run.id)
+        if compares:
+            self._embedder = await embedder_of(config, base, run.parts.provider, kept.embedding)
+            self._models = {task: await self._fitted(posts[task], kept) for task in wanted}
+
+    async def _published(
+        self, tasks: Sequence[str], until: datetime
+    ) -> Mapping[str, Sequence[Published]]:
+        run, config = self._run, self._run.config
         source = run.parts.source(config, run.arguments.posts)
         try:
-            models = await outcome_models(
+            return await published_posts(
                 source,
-                [run.parts.tasks[name] for name in wanted],
-                batch.window.until,
+                [run.parts.tasks[name] for name in tasks],
+                until,
                 days=max(config.gate_outcome_days, config.days_back),
                 pair_days=config.pair_days,
             )
         finally:
             await source.close()
-        for task, model in models.items():
-            await run.parts.keep_outcomes(task, model, run.id)
-        self._models = models
+
+    async def _fitted(self, posts: Sequence[Published], kept: Kept) -> OutcomeModel:
+        embedder = self._embedder
+        if embedder is None:
+            return await asyncio.to_thread(fit_outcomes, posts)
+        texts = [post.text for post in posts]
+        async with self._telling(kept, embedder.calls(texts)):
+            vectors = await embedder.vectors(texts)
+        fit = partial(fit_outcomes, posts, vectors, vectors_of=embedder.model)
+        return await asyncio.to_thread(fit)
 
     async def _ensure_answers(self, version: ModelVersion) -> None:
         """Both models that users are about to meet answer."""
@@ -270,6 +299,36 @@ async def answering(run: RunContext, model: ModelRef) -> Provider:
     if run.parts.serves is None:
         return run.parts.provider(run.config.provider)
     return await run.parts.serves(model)
+
+
+async def embedder_of(
+    config: PipelineConfig,
+    base_model: str,
+    provider: Callable[[str], Provider],
+    kept: Callable[[Embeds], Embeds] = lambda provider: provider,
+) -> Embedder | None:
+    """Who gives vectors of texts; None where `gate.embeddings` is off, or auto and nobody does.
+
+    Raises `ConfigError` where the settings name one that does not.
+    """
+    if config.gate_embeddings == "off":
+        return None
+    auto = config.gate_embeddings == "auto"
+    asked = provider(config.provider if auto else config.gate_embeddings)
+    model = config.gate_embedding_model or base_model
+    if isinstance(asked, Embeds):
+        found = Embedder(kept(asked), model)
+        if await found.answers():
+            return found
+    if auto and config.gate_embedding_model is None:
+        log.info("%s gives no vectors of %s: outcomes are learnt by words.", asked.name, model)
+        return None
+    raise ConfigError(
+        f"{asked.name} gives no vectors of {model!r}, which pipelines.{config.name}.gate asks for.",
+        mend="Name a provider and a model that make embeddings as gate.embeddings and "
+        "gate.embedding_model, or leave both out.",
+        field=f"pipelines.{config.name}.gate_embeddings",
+    )
 
 
 def moderation_of(config: PipelineConfig, provider: Provider) -> Endpoint:

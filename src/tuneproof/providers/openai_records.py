@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from openai.types import Model, Moderation, ModerationCreateResponse
+from openai.types import CreateEmbeddingResponse, Model, Moderation, ModerationCreateResponse
 from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
@@ -113,6 +114,22 @@ def _day(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return found.replace(tzinfo=found.tzinfo or UTC) if found else None
+
+
+def vectors_of(answer: CreateEmbeddingResponse, texts: int) -> list[list[float]]:
+    """The vector of each of so many texts.
+
+    Raises `ValueError` where the answer has not one of each, of one size, all finite.
+    """
+    found = {one.index: one.embedding for one in answer.data}
+    if sorted(found) != list(range(texts)):
+        raise ValueError(f"{len(answer.data)} vectors for {texts} texts")
+    vectors = [found[place] for place in range(texts)]
+    if len({len(vector) for vector in vectors}) > 1 or not all(vectors):
+        raise ValueError("its vectors are of different sizes")
+    if not all(math.isfinite(value) for vector in vectors for value in vector):
+        raise ValueError("a vector has a value that is no number")
+    return vectors
 
 
 def flagged_of(answer: ModerationCreateResponse, texts: int) -> list[tuple[str, ...]]:

@@ -32,6 +32,7 @@ from tuneproof.providers.openai_records import (
     flagged_of,
     job_of,
     model_of,
+    vectors_of,
 )
 from tuneproof.providers.wire_errors import translate
 from tuneproof.settings import Url
@@ -395,6 +396,25 @@ class OpenAIWire:
         async def ask() -> Sequence[tuple[str, ...]]:
             answer = await self._client.moderations.create(model=model, input=list(texts))
             return flagged_of(answer, len(texts))
+
+        return await self._call(ask)
+
+    async def embed(
+        self, model: str, texts: Sequence[str], *, timeout_s: float | None = None
+    ) -> Sequence[Sequence[float]]:
+        """The model's vectors of texts, by one call.
+
+        Raises `DataError` for a refusal, and an answer that has not one vector of each text.
+        """
+
+        async def ask() -> Sequence[Sequence[float]]:
+            answer = await self._client.embeddings.create(
+                model=model,
+                input=list(texts),
+                encoding_format="float",
+                timeout=openai.NOT_GIVEN if timeout_s is None else timeout_s,
+            )
+            return vectors_of(answer, len(texts))
 
         return await self._call(ask)
 

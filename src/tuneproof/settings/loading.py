@@ -165,6 +165,15 @@ class Settings(Tables):
         if config.gate_moderation is not None:
             where = f"pipelines.{config.name}.gate.moderation"
             self._check_provider(where, config.gate_moderation)
+        if config.gate_embeddings not in ("auto", "off"):
+            where = f"pipelines.{config.name}.gate.embeddings"
+            self._check_provider(where, config.gate_embeddings)
+            if config.gate_embedding_model is None:
+                raise ConfigError(
+                    f"{where} names a provider, and gate.embedding_model no model of it.",
+                    mend='Give e.g. embedding_model = "text-embedding-3-small".',
+                    field=f"pipelines.{config.name}.gate.embedding_model",
+                )
         for key, name, known in named:
             if name not in known:
                 kind = key.rstrip("s")

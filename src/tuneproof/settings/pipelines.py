@@ -315,6 +315,24 @@ class PipelineConfig(Declaration):
             doc="from the posts of how many days the outcome model learns",
         ),
     )
+    gate_embeddings: str = option(
+        "auto",
+        gate(
+            key="embeddings",
+            by_request=False,
+            doc="who gives the outcome model vectors of texts, so that it [knows more]"
+            "(../how-to/what-it-learns.md#vectors-of-texts): `auto`, the pipeline's provider "
+            "where it does; a provider; or `off`",
+        ),
+    )
+    gate_embedding_model: str | None = option(
+        None,
+        gate(
+            key="embedding_model",
+            by_request=False,
+            doc="the model whose vectors those are; unset: the base model of the run",
+        ),
+    )
     gate_max_unsafe: float = option(
         0.0,
         gate(

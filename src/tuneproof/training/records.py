@@ -173,6 +173,21 @@ class Moderates(Protocol):
         """
 
 
+@runtime_checkable
+class Embeds(Protocol):
+    """A provider that gives texts as vectors."""
+
+    name: str
+
+    async def embed(
+        self, model: str, texts: Sequence[str], *, timeout_s: float | None = None
+    ) -> Sequence[Sequence[float]]:
+        """The model's vector of each text, all of one size.
+
+        Raises `DataError` where it refuses one of them, or makes no vectors.
+        """
+
+
 class Provider(Answers, Protocol):
     """Who trains and answers: the OpenAI wire, whoever speaks it.
 

@@ -1,0 +1,88 @@
+"""A language model's vectors of texts: what an outcome model sees of them beside their words.
+
+A model that was made to generate knows more of a headline than its words say: by its vectors a
+small linear model finds more winners than the model itself does after it was trained to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneproof.errors import (
+    CredentialsError,
+    DataError,
+    NotFoundError,
+    ProviderUnavailableError,
+)
+from tuneproof.evaluation.kept import together
+from tuneproof.evaluation.texts import Vectors
+from tuneproof.training import Embeds
+
+__all__ = ["Embedder"]
+
+AT_ONCE: Final = 32
+"""How many texts one call asks for."""
+
+LONGEST: Final = 2_000
+"""How many characters of a text are asked for: the rest adds little, and each model has a limit."""
+
+_NOT_IMPLEMENTED: Final = 501
+
+
+class Embedder:
+    """Asks a model for the vectors of texts, of each text once."""
+
+    def __init__(self, provider: Embeds, model: str) -> None:
+        self.model = model
+        self._provider = provider
+        self._known: dict[str, NDArray[np.floating[Any]]] = {}
+
+    async def answers(self) -> bool:
+        """Whether this model gives vectors: most that generate do not, and are refused.
+
+        Raises what says nothing of that: `ProviderUnavailableError`, `RateLimitedError`, ...
+        """
+        try:
+            await self._provider.embed(self.model, ["Hello"])
+        except (DataError, NotFoundError, CredentialsError):
+            return False
+        except ProviderUnavailableError as error:
+            if error.details.get("status") != _NOT_IMPLEMENTED:
+                raise
+            return False
+        return True
+
+    def calls(self, texts: Sequence[str]) -> int:
+        """How many calls these texts take."""
+        return -(-len(self._new(texts)) // AT_ONCE)
+
+    async def vectors(self, texts: Sequence[str]) -> Vectors:
+        """The vectors of these texts, and of all before.
+
+        An empty text has none, nor has one that is refused when it is asked for alone.
+        """
+        new = self._new(texts)
+        batches = [new[start : start + AT_ONCE] for start in range(0, len(new), AT_ONCE)]
+        for found in await together([self._asked(batch) for batch in batches]):
+            self._known.update(found)
+        return self._known
+
+    def _new(self, texts: Sequence[str]) -> list[str]:
+        """Those that were not asked for yet, equally long ones together."""
+        known = self._known
+        new = {text for text in texts if text.strip() and text not in known}
+        return sorted(new, key=lambda text: (len(text), text))
+
+    async def _asked(self, texts: Sequence[str]) -> dict[str, NDArray[np.floating[Any]]]:
+        try:
+            found = await self._provider.embed(self.model, [text[:LONGEST] for text in texts])
+        except DataError:
+            if len(texts) == 1:
+                return {}
+            half = len(texts) // 2
+            return {**await self._asked(texts[:half]), **await self._asked(texts[half:])}
+        return dict(zip(texts, np.asarray(found, np.float32), strict=True))
