@@ -39,7 +39,7 @@ UNTIL = datetime(2026, 11, 2, tzinfo=UTC)
 GOOD = (1.0, 0.7, 0.5, 0.3, 0.0)
 """Of what a candidate is trained on, the share that did best; the rest did worst."""
 
-EXAMPLES, INPUTS, ANSWERS, DRAWS = 400, 100, 2, 20
+EXAMPLES, INPUTS, ANSWERS, BODIES, DRAWS = 400, 100, 2, 4, 2
 TASK = Task.of(HOOK)
 
 
@@ -81,7 +81,7 @@ async def trained(provider: OpenAIWire, posts: Sequence[Post], folder: Path) -> 
         job = await provider.job(job.id)
         return job.status.final
 
-    await eventually(over)
+    await eventually(over, 300)
     assert job.fine_tuned_model is not None, job.error_message
     return job.fine_tuned_model
 
@@ -95,10 +95,16 @@ class Truth:
         self._chance = chance
 
     async def rates(self, model: str, hooks: Sequence[str]) -> list[float]:
-        """The expected rate of a post with each hook."""
+        """The expected rates of posts with these hooks."""
         asked = [[{"role": "user", "content": BODY.prompt.format(hook=hook)}] for hook in hooks]
-        bodies = [await self._provider.complete(model, one, max_tokens=72) for one in asked]
-        return [self._audience.rate(h, b[0].text) for h, b in zip(hooks, bodies, strict=True)]
+        bodies = [
+            await self._provider.complete(model, one, n=BODIES, max_tokens=72) for one in asked
+        ]
+        return [
+            self._audience.rate(hook, body.text)
+            for hook, some in zip(hooks, bodies, strict=True)
+            for body in some
+        ]
 
     def wins(self, ours: Sequence[float], theirs: Sequence[float]) -> float:
         """Over all pairs, with each post's luck."""

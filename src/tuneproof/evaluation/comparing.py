@@ -26,6 +26,11 @@ LEAST_INPUTS = 50
 expected is told then, and refuses nobody."""
 
 
+WIDEST = 0.12
+"""An interval that is wider holds whatever a training makes, since the outcome model knows little:
+by its lower bound alone every candidate would be refused."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """A model and who answers for it."""
@@ -60,8 +65,12 @@ class Prediction:
         )
 
     def falls_short(self, least: float) -> bool:
-        """Whether the lower bound, over 50 inputs or more, is below `least`."""
-        return self.low is not None and self.inputs >= LEAST_INPUTS and self.low < least
+        """Whether the lower bound, over 50 inputs or more, is below `least`: where little is known,
+        only of a candidate that is expected to lose all the same."""
+        if self.low is None or self.high is None or self.inputs < LEAST_INPUTS:
+            return False
+        told = self.high < 0.5 or self.high - self.low <= WIDEST
+        return told and self.low < least
 
 
 async def predict(

@@ -18,7 +18,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import combinations
 from statistics import fmean
 from typing import Final, NamedTuple, Protocol
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from tuneproof.evaluation.texts import Features, Floats, Seen, Vectors, fit_features
 
@@ -35,6 +35,7 @@ __all__ = ["OutcomeModel", "OutcomeReport", "Published", "WinRate", "fit_outcome
 FOLDS: Final = 5
 CONFIDENCE: Final = 0.95
 _Z: Final = float(norm.ppf(0.5 + CONFIDENCE / 2))
+_T: Final = float(student.ppf(0.5 + CONFIDENCE / 2, FOLDS - 1))
 CLEAR: Final = 0.95
 """How sure it must be which of two posts did better, for the pair to count in `accuracy`."""
 
@@ -136,16 +137,24 @@ class OutcomeModel:
     """Scores answers so that their differences are log-odds of doing better.
 
     `report` says how far it can be believed; `scale_error` is the standard error of the scale of
-    its scores, as a share of it. Without `features` it sees nothing: all texts score 0.
+    its scores, as a share of it. `others` are the weights that it would have without a fifth of the
+    posts, a row for each fifth: by how they differ is known how well it knows its own. Without
+    `features` it sees nothing: all texts score 0.
     """
 
     def __init__(
-        self, features: Features | None, weights: Floats, report: OutcomeReport, scale_error: float
+        self,
+        features: Features | None,
+        weights: Floats,
+        report: OutcomeReport,
+        scale_error: float,
+        others: Floats | None = None,
     ) -> None:
         self.features = features
         self.weights = weights
         self.scale_error = scale_error
         self.report = report
+        self.others = np.zeros((0, len(weights))) if others is None else others
 
     def scores(self, texts: Sequence[str], vectors: Vectors | None = None) -> Floats:
         """The score of each text, shape `(len(texts),)`; `vectors` as it was fitted to."""
@@ -163,19 +172,24 @@ class OutcomeModel:
 
         `ours[i]` and `theirs[i]` are both models' answers to the same input, one or more each;
         inputs that one of them left unanswered do not count, and None says that there are too
-        few. The interval (95 %) has two parts: the inputs are a sample, and the scale of the
-        scores, by which chance is told from knowledge, is an estimate.
+        few. The interval (95 %) has three parts: the inputs are a sample; the scale of the scores,
+        by which chance is told from knowledge, is an estimate; and so are the weights (a jackknife
+        by fifths of the posts). The last is the largest: what is misjudged of one model's answers
+        is misjudged in all of them.
         """
         both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a and b]
-        if len(both) < 2:
+        if len(both) < 2 or self.features is None:
             return None
-        scores = partial(self.scores, vectors=vectors)
-        differences = [np.subtract.outer(scores(a), scores(b)) for a, b in both]
+        texts = [text for pair in both for some in pair for text in some]
+        seen = self.features(texts, vectors)
+        differences = _differences(seen @ self.weights, both)
         wins = np.array([_sigmoid(d).mean() for d in differences])
         slopes = np.array([(d * _sigmoid(d) * _sigmoid(-d)).mean() for d in differences])
         sampled = wins.std(ddof=1) / math.sqrt(len(wins))
         scaled = slopes.mean() * self.scale_error
-        half = _Z * math.hypot(sampled, scaled)
+        others = [_differences(seen @ weights, both) for weights in self.others]
+        weighed = _jackknife([fmean(_sigmoid(d).mean() for d in other) for other in others])
+        half = math.hypot(_Z * sampled, _Z * scaled, _T * weighed)
         value = float(wins.mean())
         return WinRate(
             value=value,
@@ -183,6 +197,25 @@ class OutcomeModel:
             high=min(1.0, value + half),
             inputs=len(wins),
         )
+
+
+def _differences(
+    scores: Floats, both: Sequence[tuple[Sequence[str], Sequence[str]]]
+) -> list[Floats]:
+    """Of each input, all of our answers' scores less all of theirs."""
+    found, at = [], 0
+    for ours, theirs in both:
+        middle, end = at + len(ours), at + len(ours) + len(theirs)
+        found.append(np.subtract.outer(scores[at:middle], scores[middle:end]))
+        at = end
+    return found
+
+
+def _jackknife(values: Sequence[float]) -> float:
+    """The standard error of what comes out so without each of the folds."""
+    if len(values) < 2:
+        return 0.0
+    return math.sqrt((len(values) - 1) * float(np.var(values)))
 
 
 def _sigmoid(value: Floats) -> Floats:
@@ -211,11 +244,11 @@ def fit_outcomes(
     texts = [post.text for post in posts]
     features, seen = fit_features(texts, vectors)
     learner = _learner(seen, posts)
-    margins = _unseen_margins(learner, texts)
+    margins, others = _without_each_fold(learner, texts)
     scale, error = _scale(margins, learner.judged)
     weights = learner.learn(np.ones(len(posts), bool))
     report = replace(_report(learner, margins), vectors_of=vectors_of if vectors else "")
-    return OutcomeModel(features, weights * scale, report, error)
+    return OutcomeModel(features, weights * scale, report, error, others * scale)
 
 
 def _merged(published: Sequence[Published]) -> list[Published]:
@@ -405,13 +438,13 @@ def _cluster(learner: _Learner, number: int) -> str:
     return learner.judged[number].group if learner.kind == "groups" else str(number)
 
 
-def _unseen_margins(learner: _Learner, texts: Sequence[str]) -> Floats:
+def _without_each_fold(learner: _Learner, texts: Sequence[str]) -> tuple[Floats, Floats]:
     """For each judged pair the winner's score less the loser's, by a model that saw neither text,
-    in its group or in any other."""
+    in its group or in any other; and those models' weights."""
     pairs = learner.judged
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     said = np.array([numbers[text] for text in texts])
-    margins = np.zeros(len(pairs))
+    margins, others = np.zeros(len(pairs)), []
     folds = np.array([_hashed(_cluster(learner, n)) % FOLDS for n in range(len(pairs))])
     for fold in range(FOLDS):
         held = np.flatnonzero(folds == fold).tolist()
@@ -421,9 +454,10 @@ def _unseen_margins(learner: _Learner, texts: Sequence[str]) -> Floats:
         worse = np.array([pairs[n].worse for n in held])
         known = ~np.isin(said, said[np.concatenate([better, worse])])
         weights = learner.learn(known)
+        others.append(weights)
         scores = learner.seen @ weights
         margins[held] = scores[better] - scores[worse]
-    return margins
+    return margins, np.array(others).reshape(len(others), learner.seen.width)
 
 
 def _scale(margins: Floats, pairs: Sequence[_Pair]) -> tuple[float, float]:
