@@ -341,7 +341,11 @@ class MemoryProvider:
                 at=at,
                 level="info",
                 message=f"Step {step}",
-                data={"step": step, "train_loss": 2.0 / (step + 1)},
+                data={
+                    "step": step,
+                    "total_steps": self._polls,
+                    "train_loss": 2.0 / (step + 1),
+                },
             )
             for step in range(self._polled.get(job_id, 0))
         ]

@@ -36,7 +36,8 @@ class JobReporter:
         self._checkpoints_kept = settings.checkpoints_kept
         self._model = model_name(root, self._org, row["suffix"], row["tag"])
         self._started_at = jobs.clock()
-        self._first_step: int | None = None
+        self._first: tuple[float, int] | None = None
+        """When a step was first reported, and which: before it, a model was loaded, too."""
 
     # -- the engine's side ------------------------------------------------------------------
 
@@ -71,11 +72,14 @@ class JobReporter:
         self._db.write(work)
 
     def _guess(self, metrics: StepMetrics) -> int:
-        now = self._jobs.clock()
-        if self._first_step is None:
-            self._first_step = metrics.step - 1
-        done = metrics.step - self._first_step
-        return int(now + (now - self._started_at) / done * (metrics.total_steps - metrics.step)) + 1
+        """When the job will have done all its steps, at the pace of those that were reported."""
+        now, left = self._jobs.clock(), metrics.total_steps - metrics.step
+        if self._first is None:
+            self._first = now, metrics.step
+        since, first = self._first
+        if metrics.step == first:
+            since, first = self._started_at, metrics.step - 1
+        return int(now + (now - since) / (metrics.step - first) * left) + 1
 
     def checkpoint(self, step: int, metrics: StepMetrics, save: Callable[[Path], None]) -> None:
         """Keep a model under its name; the last step's bears the job's own."""

@@ -270,7 +270,9 @@ def _due(run: Run) -> datetime:
     stage = run.stages.get(run.current_stage or "", {})
     if not stage.get("started_at"):
         return run.created_at + BEGINS_WITHIN
-    return datetime.fromisoformat(stage["started_at"]) + _may_take(run)
+    due = datetime.fromisoformat(stage["started_at"]) + _may_take(run)
+    given_up = (stage.get("detail") or {}).get("gives_up_at")  # by when a job must have moved on
+    return max(due, datetime.fromisoformat(given_up) + STAGE_MAY_TAKE) if given_up else due
 
 
 def _may_take(run: Run) -> timedelta:
@@ -278,4 +280,5 @@ def _may_take(run: Run) -> timedelta:
         return STAGE_MAY_TAKE
     told: Mapping[str, object] = run.config
     jobs = int(str(told.get("search_trials") or 1)) if told.get("search") else 1
-    return STAGE_MAY_TAKE + jobs * timedelta(seconds=float(str(told.get("timeout_seconds") or 0)))
+    limit = told.get("timeout_seconds")
+    return STAGE_MAY_TAKE + jobs * timedelta(seconds=limit if isinstance(limit, int | float) else 0)

@@ -45,6 +45,7 @@ from tuneproof.pipeline.collecting import collector
 from tuneproof.rollout import Routing
 from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.store import Claim, Store
+from tuneproof.training import TimeEstimate, estimate_time
 from tuneproof.workflow import Clock, Tx
 
 log = logging.getLogger(__name__)
@@ -249,8 +250,9 @@ class ExperimentService:
 
         Reads the pipeline's posts (or the file `posts`), or what the gateway recorded of a
         `task` while nothing was tested; changes nothing. `candidates` are tested at once (default:
-        as the settings say). Raises `ConfigError` for a share or duration out of range,
-        `DataError` where the posts cannot be read, `NotFoundError` for a task that nobody serves.
+        as the settings say). Its training is taken to be as large as the last one. Raises
+        `ConfigError` for a share or duration out of range, `DataError` where the posts cannot be
+        read, `NotFoundError` for a task that nobody serves.
         """
         config = self._pipelines.get(pipeline)
         asked = {"traffic_split": share, "a_b_test_duration_hours": hours, "days_back": days_back}
@@ -262,14 +264,26 @@ class ExperimentService:
         if config.loop_ledger:
             level = min(level, 2 * allot(spent, (), loop_alpha=config.loop_alpha).alpha)
         history = await self._history(config, window, posts, task)
+        tokens, training = await self._training(config)
         return plan_cycle(
             history,
             config,
             alpha=level,
             lift=lift,
+            trained_tokens=tokens,
+            training=training,
             prices=self._providers.prices(config),
             candidates=candidates,
         )
+
+    async def _training(self, config: PipelineConfig) -> tuple[float | None, TimeEstimate | None]:
+        """The tokens that the pipeline's newest training had, and how long as many take now."""
+        earlier = await self._store.runs.training_times(config.provider)
+        tokens = next((float(t.tokens) for t in earlier if t.pipeline == config.name), None)
+        if tokens is None:
+            return None, None
+        model, method = config.base_model, config.method
+        return tokens, estimate_time(tokens, base_model=model, method=method, earlier=earlier)
 
     async def selection(self, *, pipeline: str = "default", days_back: float | None = None) -> str:
         """Which posts a run of this pipeline would learn from now, in words.

@@ -41,6 +41,8 @@ class ActiveRun(TypedDict):
     stage: str | None
     note: str
     """Why its stage waits, or what went wrong last; empty where all goes well."""
+    progress: str
+    """How far its stage is; empty where that is not known."""
 
 
 class PipelineStatus(TypedDict):
@@ -175,6 +177,7 @@ def _active(run: Run) -> ActiveRun:
         "status": str(run.status),
         "stage": run.current_stage,
         "note": run.note,
+        "progress": run.progress,
     }
 
 
@@ -182,7 +185,8 @@ def _next_action(run: Run | None, deployment: Deployment | None, starts: datetim
     if deployment is not None and deployment.next_at is not None:
         return f"rollout {deployment.id}: next step at {deployment.next_at:%Y-%m-%d %H:%M} UTC"
     if run is not None:
-        return f"run {run.id}: {run.current_stage or 'about to begin'}"
+        progress = f", {run.progress}" if run.progress else ""
+        return f"run {run.id}: {run.current_stage or 'about to begin'}{progress}"
     if starts is not None:
         return f"next run at {starts:%Y-%m-%d %H:%M} UTC"
     return "nothing: start a run (tuneproof run start)"

@@ -303,6 +303,8 @@ async def plan(
     output.say(found["sentence"])
     if found["selects"]:
         output.say(f"A run would learn from {found['selects']}.")
+    if found["training_s"] is None:
+        output.say("How long its training takes is known once one has ended at its provider.")
     if found["probability"] is not None:
         output.facts(
             [

@@ -112,6 +112,7 @@ def _pipeline(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("next", pipeline.get("next_action")),
         ("in use", in_use),
         ("run", run and f"{run['id']}: {run['status']}, {run['stage'] or 'not begun'}"),
+        ("", run.get("progress")),
         ("", run.get("note")),
         ("experiment", pipeline.get("experiment_id")),
         ("rollout", pipeline.get("deployment_id")),

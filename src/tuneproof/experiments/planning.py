@@ -19,6 +19,7 @@ from tuneproof.experiments.records import Criterion
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats import design
 from tuneproof.stats.aggregates import Aggregate
+from tuneproof.training import TimeEstimate, duration
 
 __all__ = ["CyclePlan", "History", "Prices", "plan_cycle", "read_history"]
 
@@ -82,9 +83,9 @@ class CyclePlan:
     enrolment, at the two-sided level `alpha` that is left for promoting; `promoted` that it is
     promoted; `needed_h` the enrolment that finds it in 80 % of tests (None: more than a year).
     They are None where `reason` says why nothing can be planned, and so is `mean` unless that is
-    below 0. Costs are in USD, None where
-    no price is set. Where several `candidates` are tested at once, all but the costs is about
-    one of them.
+    below 0. Costs are in USD, None where no price is set; `training_s` is how long the training
+    takes, None where none before tells. Where several `candidates` are tested at once, all but
+    the costs is about one of them.
     """
 
     lift: float
@@ -100,6 +101,7 @@ class CyclePlan:
     needed_h: float | None = None
     training_cost_usd: float | None = None
     answers_cost_usd: float | None = None
+    training_s: float | None = None
     reason: str = ""
     candidates: int = 1
 
@@ -112,7 +114,7 @@ class CyclePlan:
     def sentence(self) -> str:
         """This plan in words."""
         if self.probability is None:
-            return f"Nothing can be planned: {self.reason}."
+            return f"Nothing can be planned: {self.reason}.{self._time()}"
         what = f"find {self.lift:+.0%}" if self.lift else "show that engagement does not fall"
         if self.needed_h is None:
             finds = f"This traffic would not {what} within a year"
@@ -121,13 +123,17 @@ class CyclePlan:
         each = f" for each of {self.candidates} candidates" if self.candidates > 1 else ""
         return (
             f"{finds} at {self.share:.0%} share{each}; within the {_days(self.hours)} allowed, "
-            f"{self.probability:.0%} of such tests find it. {self._cost()}"
+            f"{self.probability:.0%} of such tests find it. {self._cost()}{self._time()}"
         )
 
     def _cost(self) -> str:
         if self.cost_usd is None:
             return "What the cycle costs is unknown: no price is set."
         return f"This cycle costs about ${self.cost_usd:,.2f}."
+
+    def _time(self) -> str:
+        known = self.training_s is not None
+        return f" Its training takes about {duration(self.training_s or 0.0)}." if known else ""
 
 
 async def read_history(source: Source, window: Window) -> History:
@@ -187,6 +193,7 @@ def plan_cycle(
     alpha: float | None = None,
     lift: float | None = None,
     trained_tokens: float | None = None,
+    training: TimeEstimate | None = None,
     prices: Prices | None = None,
     candidates: int | None = None,
 ) -> CyclePlan:
@@ -194,9 +201,10 @@ def plan_cycle(
 
     `alpha` is the two-sided level left for promoting (default: the test's own); `lift` the true
     effect to plan for (default: the required lift; with `decision="confirmed"` one and a half
-    times that, since the bound itself must exceed it); `trained_tokens` what would be trained;
-    `candidates` how many are tested at once (default: as the settings say). They share the level
-    and the baseline. Raises `InputError` where their shares leave the baseline too little.
+    times that, since the bound itself must exceed it); `trained_tokens` what would be trained
+    and `training` how long that takes; `candidates` how many are tested at once (default: as the
+    settings say). They share the level and the baseline. Raises `InputError` where their shares
+    leave the baseline too little.
     """
     count = config.candidates if candidates is None else candidates
     _check_shares(count, config.traffic_split)
@@ -208,6 +216,7 @@ def plan_cycle(
         hours=config.a_b_test_duration_hours,
         alpha=level,
         decision=config.decision,
+        training_s=training.seconds if training else None,
         candidates=count,
     )
     why = _unplannable(history, wanted, config)

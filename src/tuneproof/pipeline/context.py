@@ -221,11 +221,11 @@ class RunContext:
         if not self._alone:
             await self.parts.store.runs.stage(self.id, stage, status, detail, self.now, tx=tx)
 
-    async def progress(self, stage: Stage, *, step: int, total_steps: int) -> None:
-        """How far a stage is, recorded in the middle of one of its steps."""
+    async def progress(self, stage: Stage, detail: Mapping[str, object]) -> None:
+        """How far a stage is (`step`, `total_steps`, ...), recorded in the middle of one of its
+        steps."""
         if not self._alone:
-            runs = self.parts.store.runs
-            await runs.progress(self.id, stage, step=step, total_steps=total_steps)
+            await self.parts.store.runs.progress(self.id, stage, detail)
             self.changed()
 
     async def mark_run(

@@ -136,7 +136,8 @@ class GateStage:
                 continue
             told = kept.given - began
             try:
-                await self._run.progress(Stage.GATE, step=told, total_steps=calls)
+                steps = {"step": told, "total_steps": max(told, calls)}
+                await self._run.progress(Stage.GATE, steps)
             except Exception:  # the check goes on, whoever watches
                 log.exception("how far the gate is could not be kept")
 

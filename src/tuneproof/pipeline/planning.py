@@ -14,7 +14,7 @@ from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.steps import StepName
 from tuneproof.settings import PipelineConfig
-from tuneproof.training import estimate_training
+from tuneproof.training import TimeEstimate, estimate_time, estimate_training
 from tuneproof.workflow import Tx
 
 
@@ -40,11 +40,13 @@ class PlanStage:
         source = parts.source(config, self._run.arguments.posts)
         try:
             history = await read_history(source, batch.window)
+            tokens = await asyncio.to_thread(self._tokens_of, batch)
             return plan_cycle(
                 history,
                 config,
                 alpha=level,
-                trained_tokens=await asyncio.to_thread(self._tokens_of, batch),
+                trained_tokens=tokens,
+                training=await self._time_of(tokens),
                 prices=parts.prices(config),
             )
         except TuneProofError as error:  # a plan is advice: the run goes on and says why
@@ -66,6 +68,17 @@ class PlanStage:
             return None
         price = self._run.parts.price(config.provider, config.base_model or "", config.method)
         return estimate_training(path, price, n_epochs=config.n_epochs).trained_tokens
+
+    async def _time_of(self, tokens: float | None) -> TimeEstimate | None:
+        config = self._run.config
+        if tokens is None:
+            return None
+        return estimate_time(
+            tokens,
+            base_model=config.base_model,
+            method=config.method,
+            earlier=await self._run.parts.store.runs.training_times(config.provider),
+        )
 
     async def _write(self, tx: Tx, plan: CyclePlan) -> None:
         await self._run.mark_run(tx, {"plan": {**asdict(plan), "sentence": plan.sentence()}})

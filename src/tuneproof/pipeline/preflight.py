@@ -15,7 +15,9 @@ from tuneproof.pipeline.context import RunContext
 from tuneproof.training import (
     CostEstimate,
     Price,
+    TimeEstimate,
     TrainingReadiness,
+    estimate_time,
     estimate_training,
     preflight,
     trials,
@@ -31,7 +33,7 @@ class Cleared:
 
     `cost_usd` is the estimate of all `points` together: the hyperparameters to try, one
     (empty) point where nothing is searched. `earlier_usd` is what earlier attempts of this run
-    have spent.
+    have spent. `time` is that of one job; None where no earlier training tells.
     """
 
     readiness: TrainingReadiness
@@ -41,6 +43,7 @@ class Cleared:
     cost_usd: float | None = None
     earlier_usd: float = 0.0
     month_usd: float = 0.0
+    time: TimeEstimate | None = None
     detail: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -73,6 +76,12 @@ class Preflight:
             price=price,
             earlier_usd=earlier,
             month_usd=month,
+            time=estimate_time(
+                estimate.trained_tokens,
+                base_model=base,
+                method=config.method,
+                earlier=await self._parts.store.runs.training_times(config.provider),
+            ),
         )
         return self._within_budget(found)
 
@@ -159,6 +168,14 @@ def cost_of_trial(found: Cleared, point: Point) -> float | None:
     return _sum(found, [point])
 
 
+def time_of_trial(found: Cleared, point: Point) -> float | None:
+    """How many seconds one trial was expected to take; None where nothing tells."""
+    if found.time is None:
+        return None
+    epochs = found.estimate.epochs
+    return found.time.seconds * int(point.get("n_epochs", epochs)) / epochs
+
+
 def _shown(found: Cleared) -> dict[str, object]:
     """What the run's page says of the preflight."""
     readiness, estimate = found.readiness, found.estimate
@@ -169,10 +186,12 @@ def _shown(found: Cleared) -> dict[str, object]:
         "tokens": estimate.tokens,
         "tokens_counted": estimate.counted,
         "epochs": estimate.epochs,
+        "estimated_seconds": round(found.time.seconds) if found.time else None,
+        "estimated_by_trainings": found.time.trainings if found.time else 0,
         "estimated_cost_usd": estimate.cost_usd,
         "price_source": estimate.price_source,
         "price_as_of": estimate.price_as_of,
     }
 
 
-workflow.register(Cleared, CostEstimate, Price, TrainingReadiness)
+workflow.register(Cleared, CostEstimate, Price, TimeEstimate, TrainingReadiness)

@@ -51,6 +51,7 @@ from tuneproof.training import (
     ModelVersion,
     Price,
     Provider,
+    TrainingTime,
     VersionStatus,
 )
 from tuneproof.workflow import RunStatus, Tx
@@ -110,7 +111,7 @@ class PipelineResult:
 class RunRecords(Protocol):
     """Where runs are written down."""
 
-    async def progress(self, id: str, stage: str, *, step: int, total_steps: int) -> None:
+    async def progress(self, id: str, stage: str, detail: Mapping[str, object]) -> None:
         """Record how far a stage is; nothing where it is not at work (any more)."""
 
     async def stage(
@@ -145,6 +146,9 @@ class RunRecords(Protocol):
         self, pipeline: str, *, since: datetime | None = None, run_id: str | None = None
     ) -> float:
         """What a pipeline's runs (or one) have spent on training, those under way included."""
+
+    async def training_times(self, provider: str) -> Sequence[TrainingTime]:
+        """How long the newest trainings at a provider took, newest first, of all pipelines."""
 
 
 class VersionRecords(DatasetRecords, Protocol):

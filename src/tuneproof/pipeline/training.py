@@ -10,7 +10,15 @@ from tuneproof.collection import TrainingDataBatch
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
-from tuneproof.pipeline.jobs import JobKey, Jobs, Spending, cancel, find_under_way, trainer_of
+from tuneproof.pipeline.jobs import (
+    UNKNOWN_PROGRESS,
+    JobKey,
+    Jobs,
+    Spending,
+    cancel,
+    find_under_way,
+    trainer_of,
+)
 from tuneproof.pipeline.preflight import Cleared, Preflight
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.search import Searched, Trained, TrialSearch, shown_trials
@@ -130,13 +138,16 @@ class TrainStage:
             "job_id": version.training_job_id,
             "trained_tokens": version.trained_tokens,
             "metrics": dict(progress.metrics),
+            "hyperparameters": dict(progress.job.hyperparameters),
             "cost_usd": spent,
+            **UNKNOWN_PROGRESS,
             **({"trials": shown_trials(trials)} if trials else {}),
         }
         await run.mark_stage(tx, Stage.TRAIN, StageStatus.COMPLETED, detail)
         known = {
             "model_version": VersionDetail.of(version).to_dict(),
             "cost": spending.detail(run.now.isoformat(), ended=True),
+            "training_time": spending.time(version, run.config.method),
         }
         await run.mark_run(tx, known)
         numbers = {k: float(v) for k, v in progress.metrics.items() if isinstance(v, (int, float))}

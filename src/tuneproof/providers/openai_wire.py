@@ -60,6 +60,9 @@ UNREADABLE = ("error", "failed")
 UNDEPLOYED = ("model_not_available", "DeploymentNotFound")
 """Codes by which a refusal (400) says that a model is not deployed: Together's, Azure's."""
 
+NEWEST_EVENTS = 20
+"""How many events of a job under way are read at once."""
+
 READ = ("processed", "succeeded")
 """States of a file that a server has read; `succeeded` is Azure's word."""
 
@@ -252,6 +255,15 @@ class OpenAIWire:
             return [event_of(event) async for event in pages]
 
         return (await self._call(read))[::-1]  # the wire lists the newest first
+
+    async def newest_events(self, job_id: str) -> Sequence[JobEvent]:
+        """The newest events of the job, oldest first."""
+
+        async def read() -> list[JobEvent]:
+            page = await self._client.fine_tuning.jobs.list_events(job_id, limit=NEWEST_EVENTS)
+            return [event_of(event) for event in page.data]
+
+        return (await self._call(read))[::-1]
 
     # Models
 

@@ -8,12 +8,11 @@ with a budget refuses to train until one is set.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from tuneproof.training import Price
+from tuneproof.training import Price, size_b
 
 _OPENAI = "https://developers.openai.com/api/docs/pricing"
 _TOGETHER = "https://www.together.ai/pricing"
@@ -86,9 +85,6 @@ AUTO_EPOCHS: Mapping[str, int] = MappingProxyType({"together": 1, "fireworks": 1
 """How many epochs a provider trains where it may choose, as its reference says; OpenAI's
 choice depends on the file and is 3 for some hundred examples."""
 
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:[.p]\d+)?)b(?![a-z])", re.IGNORECASE)
-"""The size in a model's name: `Llama-3.1-8B-Instruct`, `llama-v3p1-70b`, `qwen2p5-0p5b`."""
-
 
 def price_of(vendor: str, model: str, method: str = "supervised") -> Price | None:
     """The default price of a model at a vendor (`openai`, `azure`, `together`, `fireworks`).
@@ -123,15 +119,3 @@ def _by_size(vendor: str, model: str, method: str) -> Price | None:
         auto_epochs=AUTO_EPOCHS[vendor],
         evaluations=1 if vendor == "together" else 0,  # `n_evals` of our jobs
     )
-
-
-def size_b(model: str) -> float | None:
-    """Billions of parameters, as the model's name says; None where it does not.
-
-    >>> size_b("meta-llama/Meta-Llama-3.1-8B-Instruct-Reference")
-    8.0
-    >>> size_b("accounts/fireworks/models/qwen2p5-0p5b-instruct")
-    0.5
-    """
-    found = _SIZE.findall(model.replace("-", " ").replace("/", " ").replace("_", " "))
-    return max((float(size.replace("p", ".")) for size in found), default=None)

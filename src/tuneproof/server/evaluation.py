@@ -103,6 +103,9 @@ class PlanAnswer(Answer):
     needed_h: float | None
     training_cost_usd: float | None
     answers_cost_usd: float | None
+    training_s: float | None = Field(
+        description="how long the training takes; null: none that was like it has ended yet"
+    )
     reason: str
     candidates: int = Field(description="how many are tested at once; the rest is about one")
     selects: str = Field(description="which posts a run would learn from; empty with `task`")

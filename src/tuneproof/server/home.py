@@ -55,7 +55,7 @@ def _body(
         ),
         "Runs": table(
             ["run", "status", "began", "reason"],
-            [(r.id, r.status.value, instant(r.created_at), r.reason or "") for r in runs],
+            [(r.id, r.status.value, instant(r.created_at), r.reason or _at(r)) for r in runs],
         ),
         "Experiments": table(
             ["experiment", "status", "began", "verdict"],
@@ -98,6 +98,11 @@ def _body(
         ),
     }
     return "\n".join(f"<h2>{name}</h2>{shown}" for name, shown in sections.items())
+
+
+def _at(run: Run) -> str:
+    """What a run is at, and how far."""
+    return ": ".join(filter(None, (run.current_stage, run.note or run.progress)))
 
 
 def _routing_cells(routing: Routing) -> tuple[str, ...]:

@@ -191,12 +191,15 @@ class PipelineConfig(Declaration):
     seed: int = option(
         0, training(at_least=0, at_most=2**31 - 1, doc="of the training and of the gate's samples")
     )
-    timeout_seconds: float = option(
-        1800,
+    timeout_seconds: float | str = option(
+        "auto",
         training(
+            words=("auto",),
             above=0,
             at_most=YEAR_SECONDS,
-            doc="how long a job may take before it is cancelled; hours for large ones",
+            mend='Give seconds, or "auto" to let a job train for as long as it moves on.',
+            doc="how long a job may take before it is cancelled; `auto`: [as long as it moves "
+            "on](../how-to/costs.md#time)",
         ),
     )
     poll_seconds: float = option(
@@ -651,6 +654,11 @@ class PipelineConfig(Declaration):
         if self.traffic_split > most + 1e-9:
             rule = f"must be at most {most:.4g} with candidates = {self.candidates}: each has it"
             raise checks.refuse("traffic_split", self.traffic_split, rule)
+
+    @property
+    def job_limit_s(self) -> float | None:
+        """How long a training job may take; None: as long as it moves on."""
+        return None if isinstance(self.timeout_seconds, str) else self.timeout_seconds
 
     @property
     def unwatched_limit_hours(self) -> float:

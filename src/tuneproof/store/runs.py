@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from tuneproof.store.database import Database
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_json_types, to_row
 from tuneproof.store.tables import runs
+from tuneproof.training import TrainingTime
 from tuneproof.workflow import RunStatus, Tx
 
 __all__ = ["Run", "RunStatus", "Runs"]
@@ -52,6 +53,14 @@ class Run:
     def note(self) -> str:
         """Why its stage waits, or what went wrong in it last; empty where all goes well."""
         return self._of_stage("note")
+
+    @property
+    def progress(self) -> str:
+        """How far its stage is, where that is known: steps, and when they will be done."""
+        done, total, at = (self._of_stage(n) for n in ("step", "total_steps", "ends_at"))
+        steps = f"step {done} of {total or '?'}" if done else ""
+        until = f"done at about {datetime.fromisoformat(at):%Y-%m-%d %H:%M} UTC" if at else ""
+        return ", ".join(part for part in (steps, until) if part)
 
     @property
     def needs(self) -> str:
@@ -244,15 +253,30 @@ class Runs:
                 changes["current_stage"] = stage
             return await self.update(id, tx=own, **changes)
 
-    async def progress(self, id: str, stage: str, *, step: int, total_steps: int) -> None:
+    async def training_times(self, provider: str) -> Sequence[TrainingTime]:
+        """How long the newest trainings at a provider took, newest first, of all pipelines."""
+        runs = (await self.page()).items
+        told = [(run.pipeline, run.result.get("training_time") or {}) for run in runs]
+        return [
+            TrainingTime(
+                pipeline=pipeline,
+                base_model=str(one["base_model"]),
+                method=str(one["method"]),
+                tokens=int(one["tokens"]),
+                seconds=float(one["seconds"]),
+            )
+            for pipeline, one in told
+            if one.get("provider") == provider
+        ]
+
+    async def progress(self, id: str, stage: str, detail: Mapping[str, object]) -> None:
         """Record how far a stage is; nothing where it is not at work (any more)."""
         async with self._database.writing(None) as own:
             run = await _load(own, id, lock=True)
             entry = dict(run.stages.get(stage, {}))
             if entry.get("status") != "in_progress":
                 return
-            steps = {"step": step, "total_steps": max(step, total_steps)}
-            entry["detail"] = {**entry.get("detail", {}), **steps}
+            entry["detail"] = {**entry.get("detail", {}), **to_json_types(detail)}
             changes: dict[str, Any] = {"stages": {**run.stages, stage: entry}}
             await self.update(id, tx=own, updated_at=self._clock.now(), **changes)
 

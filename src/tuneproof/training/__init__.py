@@ -1,8 +1,9 @@
 """Training: from a dataset to a version, over the wire of a fine-tuning provider.
 
 `records` says what a provider can do, not who it is; `preflight` asks before anything is
-spent; `costs` counts tokens and money; `trainer` uploads, creates and follows a job; `search`
-says which hyperparameters to try. Never touches a database.
+spent; `costs` counts tokens and money, `durations` time; `trainer` uploads, creates and follows a
+job, `progress` says how far it is and whether it stands still; `search` says which
+hyperparameters to try. Never touches a database.
 """
 
 from tuneproof.training.costs import (
@@ -12,7 +13,15 @@ from tuneproof.training.costs import (
     count_file,
     estimate_training,
 )
+from tuneproof.training.durations import (
+    TimeEstimate,
+    TrainingTime,
+    duration,
+    estimate_time,
+    size_b,
+)
 from tuneproof.training.preflight import Catalogue, Prober, TrainingReadiness, find_model, preflight
+from tuneproof.training.progress import JobProgress, JobWatch
 from tuneproof.training.records import (
     Answers,
     Completion,
@@ -22,6 +31,7 @@ from tuneproof.training.records import (
     JobEvent,
     JobRequest,
     JobStatus,
+    ListsNewestEvents,
     ModelInfo,
     ModelVersion,
     Moderates,
@@ -34,7 +44,6 @@ from tuneproof.training.search import Trial, suggest, trials
 from tuneproof.training.trainer import (
     MAX_SUFFIX,
     RUN_KEY,
-    JobProgress,
     ModelTrainer,
     new_version_id,
 )
@@ -53,6 +62,8 @@ __all__ = [
     "JobProgress",
     "JobRequest",
     "JobStatus",
+    "JobWatch",
+    "ListsNewestEvents",
     "ModelInfo",
     "ModelTrainer",
     "ModelVersion",
@@ -62,15 +73,20 @@ __all__ = [
     "Provider",
     "ReadsFiles",
     "Score",
+    "TimeEstimate",
     "TrainingReadiness",
+    "TrainingTime",
     "Trial",
     "VersionStatus",
     "cost_of_training",
     "count_file",
+    "duration",
+    "estimate_time",
     "estimate_training",
     "find_model",
     "new_version_id",
     "preflight",
+    "size_b",
     "suggest",
     "trials",
 ]

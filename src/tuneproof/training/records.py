@@ -127,6 +127,14 @@ class ReadsFiles(Protocol):
 
 
 @runtime_checkable
+class ListsNewestEvents(Protocol):
+    """A provider that hands over the end of a job's log without the rest of it."""
+
+    async def newest_events(self, job_id: str) -> Sequence[JobEvent]:
+        """The newest events of the job, oldest first; as many as one answer holds."""
+
+
+@runtime_checkable
 class Deploys(Protocol):
     """A provider whose fine-tunes answer only once they are deployed."""
 

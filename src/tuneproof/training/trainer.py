@@ -7,10 +7,10 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -27,11 +27,13 @@ from tuneproof.errors import (
 from tuneproof.resilience import retrying
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.standalone import ensure_open, loaded, opened_provider, opening
+from tuneproof.training.progress import JobProgress, JobWatch, progress_of
 from tuneproof.training.records import (
     Job,
     JobEvent,
     JobRequest,
     JobStatus,
+    ListsNewestEvents,
     ModelVersion,
     Provider,
     ReadsFiles,
@@ -50,16 +52,11 @@ RUN_KEY = "tuneproof_run"
 SLOWEST_UPLOAD = 1024 * 1024
 """Bytes a second below which an upload is given up."""
 
+READ_WITHIN_S = 24 * 3600.0
+"""How long a provider may read a file, where the settings give jobs no time."""
+
 MAX_SUFFIX = 64
 """The wire's limit on a model's suffix, in characters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobProgress:
-    """A job as one poll saw it, with its last metrics."""
-
-    job: Job
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class ModelTrainer:
@@ -69,6 +66,9 @@ class ModelTrainer:
     waits for its end. Both find what they made before, so calling them again after a kill
     uploads nothing twice and trains nothing twice. With `waits` False a file that the provider is
     still reading raises `ProviderUnavailableError` at once, for a caller with a timer.
+
+    A job that moves on is left to go on, unless `timeout_s` says how long it may take; one that
+    stands still is cancelled (`training.progress` says when).
 
     A provider that is left out is the settings' first, opened for each call, or for as long as
     `async with trainer.opened()`; the embedded trainer goes on with a job where the call before
@@ -86,7 +86,7 @@ class ModelTrainer:
         hyperparameters: Mapping[str, int | float | str] | None = None,
         seed: int | None = 0,
         suffix: str | None = None,
-        timeout_s: float = 1800.0,
+        timeout_s: float | None = None,
         poll_s: float = 10.0,
         upload_timeout_s: float = 30.0,
         waits: bool = True,
@@ -127,7 +127,7 @@ class ModelTrainer:
             hyperparameters={k: v for k, v in chosen.items() if v != "auto"},
             seed=config.seed,
             suffix=config.suffix,
-            timeout_s=config.timeout_seconds,
+            timeout_s=config.job_limit_s,
             poll_s=config.poll_seconds,
             **arguments,
         )
@@ -237,7 +237,7 @@ class ModelTrainer:
         if not isinstance(self.provider, ReadsFiles):
             return
         reader = cast(ReadsFiles, self.provider)
-        deadline = self._clock.now() + timedelta(seconds=self.timeout_s)
+        deadline = self._clock.now() + timedelta(seconds=self.timeout_s or READ_WITHIN_S)
         while not await retrying(lambda: reader.file_ready(file_id), attempts=3):
             if not self._waits or self._clock.now() >= deadline:
                 raise ProviderUnavailableError(
@@ -275,7 +275,7 @@ class ModelTrainer:
 
     @opening
     async def poll(self, version: ModelVersion) -> JobProgress:
-        """The version's job as it stands now, with its newest metrics."""
+        """The version's job as it stands now, with its steps; its metrics once it has ended."""
         job_id = _job_of(version)
         try:
             job = await self.provider.job(job_id)
@@ -285,15 +285,26 @@ class ModelTrainer:
                 mend=f"tuneproof run retry {version.run_id or ''} trains again.",
                 code="job_not_found",
             ) from e
-        metrics: dict[str, float] = {}
-        for event in await self._events(job_id) if job.status.final else ():
-            metrics.update({k: v for k, v in event.data.items() if isinstance(v, (int, float))})
-        return JobProgress(job=job, metrics=metrics)
+        return progress_of(job, await self._events(job))
 
-    async def _events(self, job_id: str) -> Sequence[JobEvent]:
-        """The job's log; empty where the provider keeps none: the job has ended all the same."""
+    async def _events(self, job: Job) -> Sequence[JobEvent] | None:
+        """The log of a job that has ended, else its end; empty where its provider keeps none, None
+        where it cannot be read now."""
+        if job.status.final:
+            return await self._told(job.id, self.provider.events)
         try:
-            return await self.provider.events(job_id)
+            if isinstance(self.provider, ListsNewestEvents):
+                newest = cast(ListsNewestEvents, self.provider)
+                return await self._told(job.id, newest.newest_events)
+            return await self._told(job.id, self.provider.events)
+        except RetryableError:  # that the job goes on is known; the next poll asks again
+            return None
+
+    async def _told(
+        self, job_id: str, ask: Callable[[str], Awaitable[Sequence[JobEvent]]]
+    ) -> Sequence[JobEvent]:
+        try:
+            return await ask(job_id)
         except (NotFoundError, DataError) as e:
             log.info("%s has no events of job %s: %s", self.provider.name, job_id, e)
             return ()
@@ -302,33 +313,44 @@ class ModelTrainer:
     async def monitor_training_job(self, model_version: ModelVersion) -> ModelVersion:
         """Wait for the job's end and return the trained version.
 
-        Raises `TrainingFailedError` when the job fails, is cancelled, or outlasts `timeout_s`
-        (it is cancelled then).
+        Raises `TrainingFailedError` when the job fails, is cancelled, stands still or outlasts
+        `timeout_s` (it is cancelled then).
         """
-        deadline = self._clock.now() + timedelta(seconds=self.timeout_s)
+        watch = self.watch(self._clock.now())
         while True:
             progress = await self.poll(model_version)
+            watch.saw(progress, self._clock.now())
             if progress.job.status.final:
                 return self.trained(model_version, progress)
-            if self._clock.now() >= deadline:
-                return self.trained(model_version, await self.give_up(model_version))
+            if watch.over(self._clock.now()):
+                ended = await self.give_up(model_version, progress, watch)
+                return self.trained(model_version, ended)
             await self._clock.sleep_until(self._clock.now() + timedelta(seconds=self.poll_s))
 
-    async def give_up(self, version: ModelVersion, seen: JobProgress | None = None) -> JobProgress:
-        """End a job that outlasted `timeout_s`; what it came to if it succeeded meanwhile.
+    def watch(self, at: datetime, expected_s: float | None = None) -> JobWatch:
+        """What follows a job from this instant on, and says when it is to be given up."""
+        return JobWatch(at, limit_s=self.timeout_s, poll_s=self.poll_s, expected_s=expected_s)
 
-        Raises `TrainingFailedError` with code `timeout`, which says where the job was last
-        seen and whether it was cancelled.
+    async def give_up(
+        self, version: ModelVersion, seen: JobProgress | None, watch: JobWatch
+    ) -> JobProgress:
+        """End a job that stands still or outlasted its time; what it came to if it succeeded
+        meanwhile.
+
+        Raises `TrainingFailedError` with code `timeout` or `stalled`, which says where the job
+        was last seen and whether it was cancelled.
         """
         try:
             seen = await self.poll(version)
             cancelled = await self.cancel(version)
             ended = await self.poll(version)
         except RetryableError as e:
-            raise self._timed_out(version, seen, f"and could not be cancelled: {e.message}") from e
+            ending = f"and could not be cancelled: {e.message}"
+            raise self._given_up(version, seen, watch, ending) from e
         if ended.job.status is JobStatus.SUCCEEDED:
             return ended
-        raise self._timed_out(version, seen, "and was cancelled." if cancelled else "and is over.")
+        ending = "and was cancelled." if cancelled else "and is over."
+        raise self._given_up(version, seen, watch, ending)
 
     def trained(self, version: ModelVersion, progress: JobProgress) -> ModelVersion:
         """The version after its job ended. Raises `TrainingFailedError` unless it succeeded."""
@@ -357,16 +379,15 @@ class ModelTrainer:
             trained_tokens=job.trained_tokens,
         )
 
-    def _timed_out(
-        self, version: ModelVersion, seen: JobProgress | None, ending: str
+    def _given_up(
+        self, version: ModelVersion, seen: JobProgress | None, watch: JobWatch, ending: str
     ) -> TrainingFailedError:
         job = seen.job if seen else None
         state = f"was still {job.raw_status}" if job else "had never been seen"
         return TrainingFailedError(
-            f"Job {version.training_job_id} at {self.provider.name} {state} after "
-            f"{self.timeout_s:g} s {ending}",
-            mend="Raise training.timeout_seconds, then retry the run from its training.",
-            code="timeout",
+            f"Job {version.training_job_id} at {self.provider.name} {state} {watch.why()} {ending}",
+            mend=_MENDS[watch.code],
+            code=watch.code,
             state=job.raw_status if job else None,
             job_id=version.training_job_id,
         )
@@ -387,6 +408,10 @@ class ModelTrainer:
 _MENDS = {
     "invalid_training_file": "Mend the examples it names (tuneproof data review), then retry.",
     "invalid_n_examples": "Collect more examples: widen days_back or lower engagement_threshold.",
+    "timeout": 'Raise training.timeout_seconds, or leave it at "auto", then retry the run from its '
+    "training.",
+    "stalled": "See what the provider's log says of the job, then retry the run from its training; "
+    "a job that may be silent for longer needs training.timeout_seconds.",
     "exceeded_quota": "Raise the quota at the provider, then retry the run from its training.",
 }
 

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of prices, pairs and search run."""
+"""The examples in the docstrings of durations, pairs and search run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from types import ModuleType
 import pytest
 
 from tuneproof.curation import pairs
-from tuneproof.providers import prices
-from tuneproof.training import search
+from tuneproof.training import durations, search
 
 
-@pytest.mark.parametrize("module", [prices, pairs, search], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [durations, pairs, search], ids=lambda m: m.__name__)
 def test_examples_run(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted
