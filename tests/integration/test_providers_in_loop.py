@@ -443,6 +443,58 @@ async def test_preferences_train_by_dpo_and_pass_the_gate(
         assert gate["heldout_loss"] > gate["base_heldout_loss"]
 
 
+async def test_search_of_preferences_chooses_by_the_pairs_not_by_likelihood(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """The longer a trial trains, the less likely it finds all answers, and the better it tells
+    the liked ones; the longest one has lost its language. By likelihood, the shortest would win."""
+    liked = {post.text(column) for post in paired_posts()[1::2] for column in ("hook", "body")}
+    nats = {"0001": (2.05, 2.1), "0002": (2.2, 3.0), "0003": (2.9, 9.0)}
+
+    def score(model: str, messages: Sequence[Mapping[str, str]]) -> Score:
+        answer = messages[-1]["content"]
+        words = len(answer.split())
+        better, worse = nats.get(model[-4:], (2.0, 2.0))
+        return Score(tokens=words, logprob=-(better if answer in liked else worse) * words)
+
+    provider = Provider(name="p", score=score)
+    changes = {"method": "dpo", "beta": 0.2, **SEARCH}
+    async with open_providers(
+        tmp_path, sqlite_store_url, provider, changes=changes, source=paired_posts()
+    ) as loop:
+        run = await loop.turn(last_stage="gate")
+        assert run.status is RunStatus.SUCCESS, run.reason
+        [version] = await loop.app.store.versions.list()
+        assert (version.model_id or "").endswith("0002")
+        trials = run.stages["train"]["detail"]["trials"]
+        assert [t["pair_accuracy"] for t in trials] == [1.0, 1.0, 1.0]
+        assert [t["forgot"] for t in trials] == [False, False, True]
+        assert trials[2]["pair_loss"] < trials[1]["pair_loss"] < trials[0]["pair_loss"]
+        assert trials[0]["heldout_loss"] < trials[1]["heldout_loss"]
+
+
+async def test_search_of_preferences_believes_a_provider_that_cannot_score(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    class Mute(Provider):
+        """Scores nothing, and reports what its jobs lowered: the loss of the pairs."""
+
+        async def events(self, job_id: str) -> Any:
+            found = list(await super().events(job_id))
+            loss = {"0001": 0.68, "0002": 0.5, "0003": 0.6}[job_id[-4:]]
+            return [*found, replace(found[-1], data={"full_valid_loss": loss})]
+
+    provider = Mute(name="p", score=lambda model, messages: None)
+    changes = {"method": "dpo", **SEARCH}
+    async with open_providers(
+        tmp_path, sqlite_store_url, provider, changes=changes, source=paired_posts()
+    ) as loop:
+        run = await loop.turn(last_stage="gate")
+        trials = run.stages["train"]["detail"]["trials"]
+        assert [t["pair_loss"] for t in trials] == [0.68, 0.5, 0.6]
+        assert (run.result["model_version"]["model_id"] or "").endswith("0002")
+
+
 # --- would its answers win? ----------------------------------------------------------------------
 
 

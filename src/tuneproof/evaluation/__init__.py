@@ -9,7 +9,7 @@ the texts that are scored online, `judge` a scorer that asks a model. None of th
 """
 
 from tuneproof.evaluation.comparing import Asked, Prediction, predict
-from tuneproof.evaluation.gate import Gate, GateReport, Sample, inputs_of
+from tuneproof.evaluation.gate import Gate, GateReport, HeldOut, Sample, inputs_of
 from tuneproof.evaluation.judge import Judge, read_score
 from tuneproof.evaluation.kept import Kept
 from tuneproof.evaluation.outcomes import (
@@ -32,6 +32,7 @@ __all__ = [
     "Endpoint",
     "Gate",
     "GateReport",
+    "HeldOut",
     "Judge",
     "Kept",
     "Messages",

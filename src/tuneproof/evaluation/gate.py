@@ -91,6 +91,22 @@ class GateReport:
     learnt_unsafe_share: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How a model does on held-out examples: `loss` in nats per token of the answers.
+
+    Of pairs, `pair_accuracy` and `pair_margin` as in a `GateReport`, and `pair_loss`, what
+    training on preferences lowers: nats a pair. `forgot` says that the loss rose so far above the
+    base's that the gate would refuse the model.
+    """
+
+    loss: float | None = None
+    pair_accuracy: float | None = None
+    pair_margin: float | None = None
+    pair_loss: float | None = None
+    forgot: bool = False
+
+
 class _Line(NamedTuple):
     """A held-out chat with its answer; of a pair the better one, and `worse` with the other."""
 
@@ -111,6 +127,11 @@ class _Gain:
     @property
     def accuracy(self) -> float:
         return sum(margin > 0 for margin in self.margins) / len(self.margins)
+
+    def loss(self, beta: float) -> float:
+        """The mean of -log sigmoid(beta x margin): the loss of direct preference optimisation
+        (Rafailov and others, 2023, equation 7)."""
+        return math.fsum(_softplus(-beta * margin) for margin in self.margins) / len(self.margins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,11 +262,29 @@ class Gate:
         texts = dict.fromkeys(line.chat[-1]["content"] for line in found)
         return await flagged(self._moderators, list(islice(texts, MOST_LEARNT)))
 
-    async def heldout_loss(self, model: str, validation_path: Path | str) -> float | None:
-        """A model's loss on held-out examples, nats per token; None where nobody can score."""
-        examples = [line.chat for line in _read(Path(validation_path), self._max_heldout)]
-        loss = _loss(await self._likelihoods(model, examples))
-        return loss.mean if loss else None
+    async def heldout(
+        self, version: ModelVersion, validation_path: Path | str, *, beta: float
+    ) -> HeldOut:
+        """How a trained version does on held-out examples; `beta` is its training's, of pairs.
+
+        What nobody can score is None. The base is asked only where there are pairs.
+        """
+        assert version.model_id is not None
+        lines = await asyncio.to_thread(_read, Path(validation_path), self._max_heldout)
+        examples = [line.chat for line in lines]
+        worse = [line.worse for line in lines if line.worse is not None]
+        tuned = await self._likelihoods(version.model_id, examples)
+        loss = _loss(tuned)
+        untuned = await self._likelihoods(version.base_model, examples) if loss and worse else []
+        base = _loss(untuned)
+        gain = await self._gain(version, worse, tuned, untuned) if base and worse else None
+        return HeldOut(
+            loss=loss.mean if loss else None,
+            pair_accuracy=gain.accuracy if gain else None,
+            pair_margin=gain.mean if gain else None,
+            pair_loss=gain.loss(beta) if gain else None,
+            forgot=_exploded(loss, base),
+        )
 
     async def _likelihoods(self, model: str, examples: Sequence[Messages]) -> list[Score]:
         """How likely the model finds each answer; none at all where one cannot be scored."""
@@ -358,6 +397,15 @@ def _loss(scores: Sequence[Score]) -> _Loss | None:
     return _Loss(tokens=tokens, nats=nats) if tokens else None
 
 
+def _softplus(x: float) -> float:
+    """log(1 + e^x), also where e^x is beyond all numbers."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def _exploded(loss: _Loss | None, base: _Loss | None) -> bool:
+    return bool(loss and base and loss.mean > base.mean * (1 + MAX_LOSS_RISE))
+
+
 def _forgets(loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list[str]:
     """Whether training on preferences taught none, or took the model's language."""
     faults = []
@@ -366,7 +414,7 @@ def _forgets(loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list
             f"The better answers of {len(gain.margins)} held-out pairs did not gain on the "
             f"worse ones ({gain.mean:+.3f} nats in the mean, {gain.accuracy:.0%} of the pairs)."
         )
-    if loss and base and loss.mean > base.mean * (1 + MAX_LOSS_RISE):
+    if loss and base and _exploded(loss, base):
         faults.append(
             f"The held-out loss {loss.mean:.3f} is more than {MAX_LOSS_RISE:.0%} above the "
             f"base model's {base.mean:.3f}: the model lost its language."

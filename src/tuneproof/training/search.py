@@ -15,10 +15,19 @@ from tuneproof.errors import ConfigError
 
 Number = int | float
 
+FORGOT = 100.0
+"""What a model that lost its language counts more than one that did not, in nats."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One choice of hyperparameters, and how it did: nats per token, lower is better."""
+    """One choice of hyperparameters, and how it did.
+
+    `heldout_loss` is in nats per token. Training on preferences lowers the likelihood of better
+    and worse answers alike, so its trials are told apart by `pair_loss` (nats a pair), with
+    `pair_accuracy` and `pair_margin` (nats) beside it; one that `forgot` lost its language, and
+    comes after all others.
+    """
 
     number: int
     hyperparameters: Mapping[str, Number] = field(default_factory=dict)
@@ -27,6 +36,16 @@ class Trial:
     heldout_loss: float | None = None
     cost_usd: float | None = None
     error: str = ""
+    pair_loss: float | None = None
+    pair_accuracy: float | None = None
+    pair_margin: float | None = None
+    forgot: bool = False
+
+    @property
+    def value(self) -> float | None:
+        """What a search wants to be as low as can be; None for a trial that failed."""
+        found = self.heldout_loss if self.pair_loss is None else self.pair_loss
+        return found + FORGOT if self.forgot and found is not None else found
 
 
 def trials(space: Mapping[str, Sequence[Number]], most: int) -> list[dict[str, Number]]:
@@ -68,12 +87,12 @@ def suggest(
     sampler = optuna.samplers.TPESampler(seed=seed + len(history), n_startup_trials=3)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     for trial in history:
-        if trial.heldout_loss is not None:
+        if trial.value is not None:
             study.add_trial(
                 optuna.trial.create_trial(
                     params=dict(trial.hyperparameters),
                     distributions=distributions,
-                    value=trial.heldout_loss,
+                    value=trial.value,
                 )
             )
     return dict(study.ask(distributions).params)
