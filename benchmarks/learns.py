@@ -3,24 +3,29 @@
 The tests of the Upworthy archive are halved five times at random; what was learnt on one half is
 asked about pairs of the other half that differ at p < .01. Standard errors are of clusters by
 test. The learning curve takes a part of the tests. And of two or four headlines of a test, as of
-several answers: how many more clicks has the one that is picked than one at random? Needs
-`../shared/data/upworthy_posts.parquet`.
+several answers: how many more clicks has the one that is picked than one at random? And does the
+gate refuse a candidate that writes as the losers of tests that nobody has seen, and let one pass
+that writes as others do? Needs `../shared/data/upworthy_posts.parquet`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
+from tuneproof.evaluation.comparing import Asked, Prediction, predict
 from tuneproof.evaluation.outcomes import OutcomeModel, Published, fit_outcomes
+from tuneproof.settings import PipelineConfig
+from tuneproof.testing import MemoryProvider
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "upworthy_posts.parquet"
 SEEDS = (1, 2, 3, 4, 5)
@@ -32,6 +37,21 @@ CLEAR_Z = 2.5758
 
 SEVERAL = (2, 4)
 """Of how many headlines one is picked."""
+
+PAIRED_Z = 1.96
+"""p < .05, two-sided."""
+
+WRITERS = {
+    ("losers", "winners"): "all",
+    ("losers", "others"): "",
+    ("others", "others"): "none",
+    ("winners", "others"): "none",
+}
+"""As whom a candidate writes, and the model in use; how many of the candidates should be refused,
+where that can be said."""
+
+COMPARED = 100
+"""`gate.compared`, where it is switched on."""
 
 Scores = Callable[[Sequence[str]], Sequence[float]]
 
@@ -130,6 +150,45 @@ def _rates(published: Sequence[Published]) -> dict[str, float]:
     return {text: clicks[text] / shown[text] for text in shown}
 
 
+def competing(tests: dict[str, list[Published]], seed: int) -> dict[str, Duel]:
+    """Of each test that nobody has seen, the pair that differs most clearly, where one differs at
+    p < .05: what preference data is made of (`pair_confidence`)."""
+    found = {}
+    for test in halves(list(tests), seed)[1]:
+        pairs = [(_z(a, b), a, b) for a in tests[test] for b in tests[test] if a.text != b.text]
+        z, winner, loser = max(pairs, key=lambda pair: pair[0])
+        if z > PAIRED_Z:
+            found[test] = Duel(test, winner.text, loser.text)
+    return found
+
+
+def gated(
+    tests: dict[str, list[Published]],
+    asked: Mapping[str, Duel],
+    seed: int,
+    model: OutcomeModel,
+    writers: tuple[str, str],
+) -> Prediction:
+    """What the gate expects of a candidate beside the model in use, in tests that nobody has seen.
+
+    Asked for a headline of a test, a model gives the one that lost or won in it, or any.
+    """
+    drawn = random.Random(seed).sample(sorted(asked), COMPARED)
+
+    def answer(name: str, messages: Sequence[Mapping[str, str]], index: int) -> str:
+        duel, writer = asked[messages[-1]["content"]], name.partition(" ")[2]
+        if writer != "others":
+            return duel.loser if writer == "losers" else duel.winner
+        draw = random.Random(f"{seed}{name}{index}{duel.test}")
+        return draw.choice(tests[duel.test]).text
+
+    names = tuple(f"{of} {writer}" for of, writer in zip(("new", "old"), writers, strict=True))
+    provider = MemoryProvider(base_models=names, answer=answer)
+    candidate, in_use = (Asked(provider=provider, model=name) for name in names)
+    inputs = [[{"role": "user", "content": test}] for test in drawn]
+    return asyncio.run(predict("hook", model, candidate, in_use, inputs))
+
+
 def records() -> list[dict[str, Any]]:
     """Measure."""
     if not DATA.exists():
@@ -144,6 +203,13 @@ def records() -> list[dict[str, Any]]:
             lifted(tests, seed, model, several) for seed, model in zip(SEEDS, models, strict=True)
         ]
         made.append(_gain(several, lifts))
+    asked = [competing(tests, seed) for seed in SEEDS]
+    for writers, goal in WRITERS.items():
+        expected = [
+            gated(tests, duels, seed, model, writers)
+            for duels, seed, model in zip(asked, SEEDS, models, strict=True)
+        ]
+        made.append(_expected(writers, goal, expected))
     for pairs in CURVE:
         part = [_judged(tests, seed, _learnt(tests, seed, pairs)) for seed in SEEDS]
         made.append(_record(f"learns: the same after {pairs:,} pairs", part, longer, None))
@@ -191,6 +257,24 @@ def _gain(several: int, found: Sequence[Lift]) -> dict[str, Any]:
         "standard_error": round(statistics.fmean(one.error for one in found), 3),
         "seeds": [round(1 + one.share, 3) for one in found],
         "tests": round(statistics.fmean(one.tests for one in found)),
+    }
+
+
+def _expected(writers: tuple[str, str], goal: str, found: Sequence[Prediction]) -> dict[str, Any]:
+    """What share of such candidates is refused, and how often they are expected to do better."""
+    least = PipelineConfig().gate_min_win_rate
+    refused = statistics.fmean(one.falls_short(least) for one in found)
+    wanted = {"all": 1.0, "none": 0.0}.get(goal)
+    return {
+        "name": f"learns: who writes as {writers[0]} refused beside {writers[1]}",
+        "ours": refused,
+        "unit": "share",
+        "peer": "expected to do better in",
+        "peer_value": round(statistics.fmean(one.win_rate or 0.0 for one in found), 3),
+        "ratio": None,
+        "goal": goal,
+        "met": None if wanted is None else refused == wanted,
+        "intervals": [[round(one.low or 0.0, 3), round(one.high or 0.0, 3)] for one in found],
     }
 
 

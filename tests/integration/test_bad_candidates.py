@@ -10,18 +10,28 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from tests import unsafe
 from tests.unit.test_evaluation import VERSION
 
-from tuneproof.evaluation import Gate, GateReport
+from tuneproof.evaluation import (
+    Asked,
+    Gate,
+    GateReport,
+    OutcomeModel,
+    Prediction,
+    Published,
+    fit_outcomes,
+    predict,
+)
+from tuneproof.settings import PipelineConfig
 from tuneproof.testing import MemoryProvider
 from tuneproof.training import Completion, Score
 
@@ -198,6 +208,107 @@ async def test_likelihood_stops_what_learnt_nothing(
         report = await judged(tmp_path, seed, make, tuned=words)
         assert not report.passed
         assert "The held-out loss" in report.reason
+
+
+# --- would its answers win? ---------------------------------------------------------------------
+
+LEARNT_FROM = 500
+"""Tests; the more the better, and the slower."""
+
+CLEAR_Z = 1.96
+
+
+@cache
+def competed() -> tuple[tuple[Published, ...], ...]:
+    """The headlines of each test that had two of them at least, in an order of chance."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    if not DATA.exists():
+        pytest.skip(f"needs {DATA}")
+    found: dict[str, list[Published]] = defaultdict(list)
+    for row in parquet.read_table(DATA).to_pylist():
+        rate = row["clicks"] / row["impressions"]
+        post = Published(row["hook"], row["test_id"], rate, row["impressions"])
+        found[post.group].append(post)
+    several = [posts for _, posts in sorted(found.items()) if len({p.text for p in posts}) > 1]
+    random.Random(1).shuffle(several)
+    return tuple(tuple(posts) for posts in several)
+
+
+@cache
+def outcomes() -> OutcomeModel:
+    """What some of these tests taught."""
+    return fit_outcomes([post for posts in competed()[:LEARNT_FROM] for post in posts])
+
+
+class Competed(NamedTuple):
+    """A test that nobody has seen: its headlines, and who won and lost, which is no accident."""
+
+    others: Sequence[str]
+    winner: str
+    loser: str
+
+
+@cache
+def unseen() -> tuple[Competed, ...]:
+    """A hundred such tests, as the held-out pairs of a training on preferences are."""
+    found = []
+    for posts in competed()[LEARNT_FROM:]:
+        best, worst = max(posts, key=lambda p: p.rate), min(posts, key=lambda p: p.rate)
+        if best.text != worst.text and _z(best, worst) > CLEAR_Z:
+            found.append(Competed([post.text for post in posts], best.text, worst.text))
+    return tuple(found[:100])
+
+
+def _z(a: Published, b: Published) -> float:
+    """By how many standard errors two click rates differ."""
+    errors = [p.rate * (1 - p.rate) / (p.impressions or 1) for p in (a, b)]
+    return (a.rate - b.rate) / math.sqrt(math.fsum(errors))
+
+
+Writes = Callable[[Draw, Competed], str]
+
+
+def loser(draw: Draw, test: Competed) -> str:
+    return test.loser
+
+
+def winner(draw: Draw, test: Competed) -> str:
+    return test.winner
+
+
+def other(draw: Draw, test: Competed) -> str:
+    return draw.choice(test.others)
+
+
+async def expected(candidate: Writes, in_use: Writes) -> Prediction:
+    """What the gate expects of who writes so, beside a model in use that writes so."""
+
+    def answer(model: str, messages: Messages, index: int) -> str:
+        writes = candidate if model == "candidate" else in_use
+        return writes(
+            random.Random(f"{model}{index}{messages}"), unseen()[int(messages[0]["content"])]
+        )
+
+    provider = MemoryProvider(base_models=("in use", "candidate"), answer=answer)
+    new, old = (Asked(provider=provider, model=one) for one in ("candidate", "in use"))
+    inputs = [[{"role": "user", "content": str(number)}] for number in range(len(unseen()))]
+    return await predict("hook", outcomes(), new, old, inputs)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "in_use", "refused"),
+    [(loser, winner, True), (other, other, False), (winner, other, False)],
+    ids=["trained on losers", "no better", "trained on winners"],
+)
+async def test_who_writes_as_losers_do_is_refused_for_what_readers_would_do(
+    candidate: Writes, in_use: Writes, refused: bool
+) -> None:
+    """Their headlines are fit to be read: nothing else at the gate tells them from honest ones."""
+    found = await expected(candidate, in_use)
+    assert found.falls_short(PipelineConfig().gate_min_win_rate) == refused, found.sentence()
+
+
+# --- what nothing tells -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [shuffled, gibberish])
