@@ -122,12 +122,19 @@ class UploadPartObject(TypedDict):
 
 
 class HyperparametersObject(TypedDict):
-    """Those in force; "auto" until the training has chosen."""
+    """Those in force; "auto" until the training has chosen.
+
+    The last four are the engine's own (`lora`, `ray`), and no other server of this API has them.
+    """
 
     n_epochs: int | Literal["auto"]
     batch_size: int | Literal["auto"]
     learning_rate_multiplier: float | Literal["auto"]
     beta: NotRequired[float | Literal["auto"]]
+    learning_rate: NotRequired[float]
+    rank: NotRequired[int]
+    max_example_tokens: NotRequired[int]
+    threads: NotRequired[int]
 
 
 class MethodDetails(TypedDict):

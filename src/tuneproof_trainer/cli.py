@@ -48,6 +48,9 @@ def serve(
     vllm: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     quantize: Literal["auto", "4bit", "none"] = "auto",
+    rank: Count = 16,
+    max_example_tokens: Count = 2048,
+    threads: Count | None = None,
     ray_address: str | None = None,
     ray_storage: Path | None = None,
     workers: Count = 2,
@@ -85,6 +88,12 @@ def serve(
         What the lora engine runs on.
     quantize:
         Whether the lora engine loads weights in 4 bits; auto does where memory is too small.
+    rank:
+        Rank of the lora engine's adapters: the higher, the more they can hold, and cost.
+    max_example_tokens:
+        Longer examples are cut by the lora engine; of less memory, take fewer.
+    threads:
+        Threads of the processor for one training of the lora engine; half the cores by default.
     ray_address:
         The head of the ray engine's cluster, HOST:PORT, or auto on one of its nodes; by default
         each job starts a Ray on this machine.
@@ -130,6 +139,9 @@ def serve(
         vllm=vllm,
         device=device,
         quantize=quantize,
+        lora_rank=rank,
+        max_example_tokens=max_example_tokens,
+        training_threads=threads,
         ray_address=ray_address,
         ray_storage=ray_storage,
         workers=workers,

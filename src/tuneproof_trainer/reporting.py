@@ -43,7 +43,8 @@ class JobReporter:
 
     def chosen(self, hyperparameters: Hyperparameters) -> None:
         """Show the values in force on the job."""
-        values = orjson.dumps(dataclasses.asdict(hyperparameters)).decode()
+        known = {k: v for k, v in dataclasses.asdict(hyperparameters).items() if v is not None}
+        values = orjson.dumps(known).decode()
         self._db.write(
             lambda c: c.execute("UPDATE jobs SET effective = ? WHERE id = ?", (values, self._id))
         )

@@ -236,6 +236,7 @@ def _print(run: Mapping[str, Any], address: str | None) -> None:
             ("examples", run["training_data"]["examples"]),
             ("model", version["model_id"]),
             ("base model", version["base_model"]),
+            ("trained with", _chosen(run["stages"].get("train", {}).get("detail") or {})),
             ("held-out loss", _losses(run["result"])),
             ("plan", run["result"].get("plan", {}).get("sentence")),
             ("experiment", run["result"].get("ab_test_id")),
@@ -270,6 +271,12 @@ def _told(run: Mapping[str, Any]) -> str:
     """A failed run's error with its mend; empty where there is none. It is told once."""
     error = run["error"]
     return f"{error.get('message', error)} {error.get('mend', '')}".strip() if error else ""
+
+
+def _chosen(train: Mapping[str, Any]) -> str | None:
+    """The hyperparameters in force, those that "auto" chose among them."""
+    found = train.get("hyperparameters") or {}
+    return ", ".join(f"{n.replace('_', ' ')} {output.shown(v)}" for n, v in found.items()) or None
 
 
 def _losses(result: Mapping[str, Any]) -> str | None:

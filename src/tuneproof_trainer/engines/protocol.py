@@ -68,12 +68,26 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Hyperparameters:
-    """What the job asked for; None where it said "auto"."""
+    """What the job asked for; None where it said "auto".
+
+    Those after `beta` cannot be asked for: engines that choose them say what they took.
+    """
 
     n_epochs: int | None = None
     batch_size: int | None = None
     learning_rate_multiplier: float | None = None
     beta: float | None = None
+    learning_rate: float | None = None
+    """The highest of the training."""
+
+    rank: int | None = None
+    """Of the adapter."""
+
+    max_example_tokens: int | None = None
+    """Tokens of the longest example, as far as it was not cut."""
+
+    threads: int | None = None
+    """Of the processor, for each member of a team."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -74,11 +74,14 @@ def test_held_out_questions_are_answered_exactly(client: OpenAI, job: FineTuning
 def test_the_job_shows_what_was_chosen_and_how_it_went(client: OpenAI, job: FineTuningJob) -> None:
     assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (4, 8)
     assert isinstance(job.hyperparameters.learning_rate_multiplier, float)
+    chosen = job.hyperparameters.to_dict()
+    assert (chosen["learning_rate"], chosen["rank"], chosen["threads"]) == (0.005, 16, 1)
+    assert 8 < chosen["max_example_tokens"] < 64  # type: ignore[operator]
     assert job.trained_tokens is not None
     assert job.trained_tokens > 4 * 500 * 8
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
     told = " ".join(event.message for event in events)
-    assert "learning rate 0.005" in told
+    assert "batch size 8, learning rate 0.005, rank 16, on cpu in 32 bits, threads: 1." in told
     assert "Before training: validation loss" in told
     data: list[Any] = [event.data for event in events if event.type == "metrics"]
     assert data[0]["step"] == data[0]["total_steps"] == 4 * 63

@@ -140,7 +140,9 @@ class LoraTraining:
             sample = [_as_encoded(row) for row in rows[:8]]
             untrained = self._team.agree(knows_nothing(model, sample))
             model = new_adapter(model, self._options.rank, untrained=untrained)
-        chosen = choices.choose(requested, method, count, untrained=untrained)
+        chosen = self._told(
+            choices.choose(requested, method, count, untrained=untrained), model, rows
+        )
         self._parent.chosen(chosen)
         if untrained and not self._resumed:
             self._parent.message(
@@ -148,6 +150,18 @@ class LoraTraining:
                 "are trained, too."
             )
         return model, chosen
+
+    def _told(self, chosen: Hyperparameters, model: Any, rows: Sequence[Any]) -> Hyperparameters:
+        """The values in force, with those that no job can ask for."""
+        import torch
+
+        return dataclasses.replace(
+            chosen,
+            learning_rate=choices.learning_rate(chosen, self._task.method),
+            rank=model.peft_config["default"].r,
+            max_example_tokens=max(_length(row) for row in rows),
+            threads=torch.get_num_threads(),
+        )
 
     def _introduce(
         self,
@@ -158,13 +172,14 @@ class LoraTraining:
         schedule: choices.StepCount,
     ) -> None:
         """Say what is about to happen, and from where."""
-        rate = choices.learning_rate(chosen, self._task.method)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         bits = 4 if getattr(model, "is_loaded_in_4bit", False) else 8 * model.dtype.itemsize
         self._parent.message(
-            f"Training {trained:,} weights on {len(rows)} examples: {schedule.epochs} epochs of "
-            f"{schedule.per_epoch} steps, learning rate {rate:.2g}, rank {self._options.rank}, "
-            f"on {model.device.type} in {bits} bits."
+            f"Training {trained:,} weights on {len(rows)} examples of at most "
+            f"{chosen.max_example_tokens:,} tokens: {schedule.epochs} epochs of "
+            f"{schedule.per_epoch} steps, batch size {chosen.batch_size}, learning rate "
+            f"{chosen.learning_rate:.2g}, rank {chosen.rank}, on {model.device.type} in {bits} "
+            f"bits, threads: {chosen.threads}."
         )
         if held and self._task.method == "supervised":
             loss, accuracy = measure(model, held)
@@ -227,6 +242,13 @@ def _as_encoded(row: Encoded | Pair) -> Encoded:
     if isinstance(row, Encoded):
         return row
     return Encoded(row.prompt + row.chosen, [-100] * len(row.prompt) + row.chosen)
+
+
+def _length(row: Encoded | Pair) -> int:
+    """Tokens of a row, of a pair's longer side."""
+    if isinstance(row, Encoded):
+        return len(row.ids)
+    return len(row.prompt) + max(len(row.chosen), len(row.rejected))
 
 
 def _size(row: Encoded | Pair) -> int:
