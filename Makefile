@@ -6,13 +6,14 @@ READY := .venv/.ready
 LORA := .venv-lora/.ready
 SDKS := .venv-sdks/.ready
 MLFLOW_2 := .venv-mlflow-2/.ready
+OBJECTS := .venv-objects/.ready
 OTHER_POSTGRES := tests/matrix/node_modules/.package-lock.json
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SEED ?= 7
 # Where it is set, each process compiles all modules anew, and pytest rewrites all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks cluster matrix acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
+.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks cluster matrix objects acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -102,6 +103,15 @@ cluster: setup services ## a live API server, images, alerts, Sentinels, workers
 matrix: setup services $(OTHER_POSTGRES) $(MLFLOW_2) ## the integration tests on PostgreSQL 13 and 17, and with an MLflow 2 server. ARGS="mlflow-2"
 	$(PYTHON) -m tests.matrix $(ARGS)
 
+objects: setup services $(OBJECTS) ## datasets in an object store by S3's wire, which a server on loopback speaks
+	TUNEPROOF_OBJECTS=.venv-objects/bin/python $(PYTHON) -m pytest -q -m objects tests/objects
+
+$(OBJECTS): tests/objects/requirements.txt
+	@sh .ci/uv
+	$(UV) venv --quiet --allow-existing --python "$${TUNEPROOF_PYTHON:-python3}" .venv-objects
+	$(UV) pip sync --quiet --python .venv-objects/bin/python tests/objects/requirements.txt
+	@touch $(OBJECTS)
+
 $(OTHER_POSTGRES): tests/matrix/package-lock.json
 	npm ci --prefix tests/matrix --loglevel=error --no-audit --no-fund
 
@@ -130,11 +140,11 @@ house: setup ## what the source weighs: functions, names, circles; ROOTS="--root
 lock: ## resolve the dependencies anew; the extras lora and ray have files of their own
 	@sh .ci/uv
 	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens --extra postgres --extra search \
-		--extra mlflow --extra kubernetes --extra otel --generate-hashes --python-version 3.11 \
+		--extra mlflow --extra kubernetes --extra otel --extra s3 --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock
 	$(UV) pip compile --quiet --universal --extra parquet --extra tokens --extra postgres --extra search \
-		--extra kubernetes --extra otel --constraint requirements.lock --generate-hashes --python-version 3.11 \
+		--extra kubernetes --extra otel --extra s3 --constraint requirements.lock --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file deploy/requirements.txt
 	$(UV) pip compile --quiet --universal --group build --generate-hashes --python-version 3.11 \
@@ -146,6 +156,9 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 	$(UV) pip compile --quiet --universal --group mlflow-2 --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file tests/matrix/requirements.txt
+	$(UV) pip compile --quiet --universal --group objects --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file tests/objects/requirements.txt
 
 chart: setup ## write what is made from the chart's values, and its copies of rules and dashboards
 	$(PYTHON) -m tools.chart
@@ -157,4 +170,4 @@ audit: setup ## ask osv.dev for known vulnerabilities of what the lock has; fail
 	$(PYTHON) tools/audit.py requirements.lock
 
 clean: ## remove what was made here
-	rm -rf .venv .venv-lora .venv-mlflow-2 .venv-sdks tests/matrix/node_modules .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lora .venv-mlflow-2 .venv-objects .venv-sdks tests/matrix/node_modules .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

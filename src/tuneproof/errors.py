@@ -14,6 +14,7 @@
     │   ├── RateLimitedError         the provider said 429; carries `retry_after_s`
     │   ├── StoreUnavailableError    the database did not answer
     │   ├── TrackingUnavailableError MLflow did not answer
+    │   ├── FilesUnavailableError    the object store did not answer, or refused
     │   └── CircuitBreakerError      the breaker is open; never retried at once
     └── StopError                  this run cannot go on; a person decides
         ├── TrainingNotAvailableError the provider no longer trains for this account (403)
@@ -42,6 +43,7 @@ __all__ = [
     "CredentialsError",
     "DataError",
     "DeniedError",
+    "FilesUnavailableError",
     "InputError",
     "NotDeployedError",
     "NotFoundError",
@@ -168,6 +170,10 @@ class StoreUnavailableError(RetryableError):
 
 class TrackingUnavailableError(RetryableError):
     """The MLflow server did not answer; the outbox keeps what it should have got."""
+
+
+class FilesUnavailableError(RetryableError):
+    """The object store did not answer, or refused: a bucket or a right is not there yet."""
 
 
 class CircuitBreakerError(RetryableError):

@@ -15,7 +15,13 @@ import numpy as np
 from tuneproof.app import App
 from tuneproof.collection import Post
 from tuneproof.experiments import Arm, Exposure, Outcome
-from tuneproof.settings import AlertsConfig, PipelineConfig, Settings, StoreConfig
+from tuneproof.settings import (
+    AlertsConfig,
+    FilesConfig,
+    PipelineConfig,
+    Settings,
+    StoreConfig,
+)
 from tuneproof.store import Run
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
 
@@ -153,12 +159,15 @@ async def open_loop(
     provider: MemoryProvider | None = None,
     source: MemorySource | None = None,
     alerts: AlertsConfig | None = None,
+    files: FilesConfig | None = None,
     **adapters: Any,
 ) -> AsyncIterator[Loop]:
     clock = VirtualClock(T0, stride=STRIDE)
     made = provider or MemoryProvider(clock=clock)
     chosen = replace(config, **(changes or {}))
-    told = {} if alerts is None else {"alerts": alerts, "env": {alerts.webhook_secret_env: SECRET}}
+    told: dict[str, Any] = {} if files is None else {"files": files}
+    if alerts is not None:
+        told |= {"alerts": alerts, "env": {alerts.webhook_secret_env: SECRET}}
     async with App.open(
         settings(directory, database, chosen, **told),
         clock=clock,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -57,6 +58,7 @@ from tuneproof.app.watches import LOOK_EVERY_S as WATCHES_EVERY_S
 from tuneproof.app.watches import Watchdog
 from tuneproof.cache import Cache
 from tuneproof.collection import Source, Task
+from tuneproof.curation import ShelvedDatasets
 from tuneproof.errors import StateError, StoreUnavailableError, TuneProofError
 from tuneproof.evaluation import Scorer
 from tuneproof.experiments import ModelRef
@@ -69,6 +71,7 @@ from tuneproof.resilience import (
 )
 from tuneproof.rollout import Routing, Target
 from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.shelf import Shelf
 from tuneproof.standalone import cache_pool, database_pool, opened_targets, pool_arguments
 from tuneproof.store import Store, unopened_store
 from tuneproof.telemetry import Metrics, Tracing
@@ -201,6 +204,7 @@ class App:
         await self._bind_virtual_clock()
         self._open_cache()
         self._open_alerts()
+        await self._open_files()
         await self._open_providers()
         await self._open_routing()
         self._compose_parts()
@@ -288,6 +292,19 @@ class App:
         self.figures = LookCache(
             store=self.store, cache=self.cache if used else None, supervisor=self.supervisor
         )
+
+    async def _open_files(self) -> None:
+        """Know the object store, where the settings name one; that it answers is not asked."""
+        config = self.settings.files
+        self.shelf: Shelf | None = None
+        self.shelved: ShelvedDatasets | None = None
+        if config.url is not None:
+            self.shelf = Shelf(config.url)
+            self.shelved = ShelvedDatasets(
+                self.shelf, self.settings.dir, cache_bytes=config.cache_mb << 20
+            )
+            if self._with_engine:
+                await asyncio.to_thread(self.shelf.open)
 
     async def _open_providers(self) -> None:
         given = self._given.get("provider")
@@ -431,6 +448,7 @@ class App:
         self.parts = Parts(
             store=self.store,
             directory=settings.dir,
+            shelved=self.shelved,
             clock=self.clock,
             provider=providers.get,
             source=self.sources.open,
@@ -499,6 +517,7 @@ class App:
             routing=self.routing,
             outages=self.outages,
             effective=self.shutdowns.effective,
+            shelved=self.shelved,
         )
         self.shutdown_watch = ShutdownWatch(
             store=self.store,
@@ -647,6 +666,7 @@ class App:
             sources=self.sources,
             health=self.health,
             best_of=self.best_of,
+            shelf=self.shelf,
             refused=self._refused,
         )
         self.tokens = TokenService(store=self.store, clock=self.clock)

@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,15 +24,18 @@ from typing import Final
 
 from tuneproof.app.archive import FORMAT, ArchiveWriter, Entry, Manifest
 from tuneproof.app.restore import ENGINE, LOST_AND_FOUND, STORE, refuse_half_restored
+from tuneproof.curation import ShelvedDatasets
+from tuneproof.curation.files import DATASETS
 from tuneproof.errors import DataError, RetryableError, StateError
 from tuneproof.settings import Settings
+from tuneproof.shelf import Shelf
 from tuneproof.store import SqliteViews, database_url, refuse_absent, schema_of
 
 __all__ = ["back_up"]
 
 TRAINER: Final = "trainer/trainer.sqlite"
 
-FOLDERS: Final = ("datasets", "trainer", "spool")
+FOLDERS: Final = (DATASETS, "trainer", "spool")
 FILES: Final = ("demo.json",)
 SPOOL: Final = "spool/"
 STAGING: Final = ".backup-"
@@ -71,7 +74,9 @@ def back_up(settings: Settings, to: Path, *, now: datetime, replace: bool = Fals
             with writer.writing():
                 schema = taking.write(writer)
                 return writer.finish(
-                    lambda files: _manifest(settings, files, schema=schema, now=now)
+                    lambda files: _manifest(
+                        settings, files, schema=schema, now=now, damaged=taking.damaged
+                    )
                 )
         except OSError as error:
             raise DataError(
@@ -88,7 +93,9 @@ class _Taking:
     def __init__(self, settings: Settings, staging: Path) -> None:
         self._directory, self._staging = settings.dir, staging
         self._databases = _databases(settings)
+        self._shelf = None if settings.files.url is None else Shelf(settings.files.url)
         self._held: list[_Held] = []
+        self.damaged: list[str] = []
         self.views = SqliteViews(list(self._databases.values()), self._hold)
 
     def _hold(self) -> None:
@@ -116,7 +123,28 @@ class _Taking:
         self.views.close()
         for held in self._held:
             _add(writer, held)
+        if self._shelf is not None:
+            self._write_shelved(writer, ShelvedDatasets(self._shelf, self._staging, cache_bytes=0))
         return schema
+
+    def _write_shelved(self, writer: ArchiveWriter, shelved: ShelvedDatasets) -> None:
+        """Add the datasets that only the object store has: after the instant, so none is missing
+        that a row of the databases names. Those that are damaged there are left out."""
+        here = {Path(held.name).parts[1] for held in self._held if held.name.startswith(DATASETS)}
+        for digest in shelved.all():
+            if digest in here:
+                continue
+            try:
+                folder = shelved.find(digest)
+            except DataError:
+                self.damaged.append(f"{DATASETS}/{digest}")
+                continue
+            if folder is None:
+                continue  # removed meanwhile, by a rule of the bucket
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = path.relative_to(self._staging).as_posix()
+                _add(writer, _Held(name=name, path=path, size=path.stat().st_size))
+            shutil.rmtree(folder)
 
 
 def _add(writer: ArchiveWriter, held: _Held) -> None:
@@ -170,7 +198,12 @@ def _travels(name: str, folder: str) -> bool:
 
 
 def _manifest(
-    settings: Settings, files: Mapping[str, Entry], *, schema: str | None, now: datetime
+    settings: Settings,
+    files: Mapping[str, Entry],
+    *,
+    schema: str | None,
+    now: datetime,
+    damaged: Sequence[str],
 ) -> Manifest:
     stays = {
         path.name
@@ -187,7 +220,7 @@ def _manifest(
         schema=schema,
         directory=str(settings.dir),
         files=files,
-        left_out=tuple(sorted(stays)),
+        left_out=tuple(sorted([*stays, *damaged])),
     )
 
 

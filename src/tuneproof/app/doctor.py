@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tuneproof.experiments import ModelRef
 from tuneproof.pipeline.gating import embedder_of, moderation_of
 from tuneproof.resilience import Supervisor, TaskHealth, aside
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
+from tuneproof.shelf import Shelf
 from tuneproof.store import KeptAlert, Store, server_connections
 from tuneproof.telemetry import Alerts, HealthStatus
 from tuneproof.training import find_model, preflight
@@ -71,6 +73,7 @@ class Doctor:
         sources: Sources,
         health: HealthService,
         best_of: BestOf,
+        shelf: Shelf | None,
         refused: StoreUnavailableError | None,
     ) -> None:
         self._settings = settings
@@ -87,6 +90,7 @@ class Doctor:
         self._sources = sources
         self._health = health
         self._best_of = best_of
+        self._shelf = shelf
         self._refused = refused
 
     async def examine(self) -> Sequence[Finding]:
@@ -139,6 +143,8 @@ class Doctor:
         if not self._absent:
             found += await self._tried("commits", self._commit_findings())
             found += await self._tried("connections", self._connection_findings())
+        if self._shelf is not None:
+            found += await self._tried("files", self._files_findings(self._shelf))
         found += await self._tried("alerts", self._alert_findings())
         if not self._absent:
             found += await self._tried("alerts that wait", self._waiting_findings())
@@ -199,6 +205,12 @@ class Doctor:
                 name="connections", status=need.status, detail=need.sentence(), mend=need.mend()
             )
         ]
+
+    async def _files_findings(self, shelf: Shelf) -> list[Finding]:
+        """Whether the object store takes, gives back and deletes a file, as it must for a run."""
+        await asyncio.to_thread(shelf.check)
+        detail = f"{shelf.url} took a file, gave it back and deleted it"
+        return [Finding(name="files", status="ok", detail=detail)]
 
     async def _alert_findings(self) -> list[Finding]:
         """Whether somebody is told when a person should look."""

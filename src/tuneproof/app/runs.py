@@ -15,6 +15,7 @@ from tuneproof.app.outages import Outages
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
+from tuneproof.curation import ShelvedDatasets
 from tuneproof.errors import (
     ConfigError,
     ConflictError,
@@ -82,6 +83,7 @@ class RunService:
         routing: RoutingService,
         outages: Outages,
         effective: Callable[[PipelineConfig], Awaitable[PipelineConfig]],
+        shelved: ShelvedDatasets | None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -95,6 +97,7 @@ class RunService:
         self._routing = routing
         self._outages = outages
         self._effective = effective
+        self._shelved = shelved
 
     async def start(
         self,
@@ -329,6 +332,8 @@ class RunService:
 
         run = await self._store.runs.get(run_id)
         found = run.result.get("training_data", {}).get("hash")
+        if found and self._shelved is not None:
+            await asyncio.to_thread(self._shelved.find, found)
         path = self._settings.dir / "datasets" / str(found) / "manifest.json"
         if not found or not path.exists():
             raise NotFoundError(

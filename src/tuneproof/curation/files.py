@@ -4,6 +4,8 @@ DIR/datasets/HASH/train.jsonl  validation.jsonl      all tasks, for training tog
                   TASK/train.jsonl  validation.jsonl  one task
                   lineage.csv                         which post made which line, and its rate
                   manifest.json                       what, from where, and what was left out
+
+What came from elsewhere is one of ours only by `completed`: its hash is reckoned anew.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from tuneproof.collection import Dataset
 from tuneproof.curation.sift import TRAIN, VALIDATION
+from tuneproof.errors import DataError
 
-__all__ = ["LINEAGE", "DatasetFiles", "TaskFiles"]
+__all__ = ["DATASETS", "LINEAGE", "DatasetFiles", "TaskFiles", "completed", "essential"]
+
+DATASETS: Final = "datasets"
+"""The folder of all datasets, in a data directory."""
 
 LINEAGE: Final = "lineage.csv"
+MANIFEST: Final = "manifest.json"
 SIDES: Final = (TRAIN, VALIDATION)
 _BUFFER: Final = 1 << 20
 _STALE_S: Final = 24 * 3600
@@ -59,21 +66,15 @@ class TaskFiles:
 
     def digest(self) -> str:
         """The hash of what both files hold."""
-        total = hashlib.sha256()
-        for side in SIDES:
-            with (self.folder / f"{side}.jsonl").open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()[:32]
+        return _digest(self.folder)
 
 
 class DatasetFiles:
     """A dataset's folder while it is made. As a context manager it leaves nothing half made."""
 
     def __init__(self, directory: Path, tasks: Sequence[str]) -> None:
-        self.root = directory / "datasets"
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(self.root)
-        self.folder = self.root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        self.root = directory / DATASETS
+        self.folder = unfinished(self.root)
         self.tasks = {task: TaskFiles(self.folder / task) for task in tasks}
         self._lineage = _open(self.folder / LINEAGE)
         self._lineage.write(b"post_id,task,side,engagement_rate\n")
@@ -101,21 +102,13 @@ class DatasetFiles:
         A folder of this hash that exists already holds the same lines, and is left alone.
         """
         digests = {task: files.digest() for task, files in self.tasks.items()}
-        whole = hashlib.sha256("".join(f"{t} {d}\n" for t, d in digests.items()).encode())
-        digest = whole.hexdigest()[:32]
+        digest = _whole(digests)
         place = self.root / digest
         datasets = {t: self._dataset(t, digests[t], place) for t in self.tasks}
         if not place.exists():
-            for side in SIDES:
-                self._merge(side)
-            _write_json(self.folder / "manifest.json", {"hash": digest, **manifest})
-            _sync(self.folder)
-            try:
-                self.folder.rename(place)
-            except OSError:
-                if not place.exists():
-                    raise
-            _sync(self.root)
+            _merge(self.folder, list(self.tasks))
+            _write_json(self.folder / MANIFEST, {"hash": digest, **manifest})
+            move_in(self.folder, place)
         return digest, datasets, place
 
     def _dataset(self, task: str, digest: str, place: Path) -> Dataset:
@@ -129,25 +122,87 @@ class DatasetFiles:
             validation_examples=files.counts[VALIDATION],
         )
 
-    def _merge(self, side: str) -> None:
-        parts = [files.folder / f"{side}.jsonl" for files in self.tasks.values()]
-        whole = self.folder / f"{side}.jsonl"
-        if len(parts) == 1:
-            os.link(parts[0], whole)
-            return
-        with _open(whole) as target:
-            for part in parts:
-                with part.open("rb") as source:
-                    shutil.copyfileobj(source, target, _BUFFER)
-            target.flush()
-            os.fsync(target.fileno())
-
     def finish_lines(self) -> None:
         """No more lines will come."""
         if not self._lineage.closed:
             self._lineage.close()
             for files in self.tasks.values():
                 files.close()
+
+
+def essential(folder: Path) -> list[str]:
+    """The files of a dataset of which `completed` makes all of it again."""
+    tasks = [f"{task}/{side}.jsonl" for task in _tasks(folder) for side in SIDES]
+    return [*tasks, LINEAGE, MANIFEST]
+
+
+def completed(folder: Path, digest: str) -> None:
+    """Have the files of all tasks together beside those of each, once they are what they should be.
+
+    Raises `DataError` where their content does not have this hash.
+    """
+    try:
+        tasks = _tasks(folder)
+        if not {path.name for path in folder.iterdir() if path.is_dir()}.issuperset(tasks):
+            raise ValueError("the files of a task are missing")
+        found = _whole({task: _digest(folder / task) for task in tasks})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"Dataset {digest} is not whole: {error}.") from error
+    if found != digest:
+        raise DataError(f"Dataset {digest} was changed: its content has the hash {found}.")
+    _merge(folder, tasks)
+
+
+def unfinished(root: Path) -> Path:
+    """A name beside datasets for one that is being made; what killed makers left is removed."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _sweep(root)
+    return root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+
+
+def move_in(folder: Path, place: Path) -> None:
+    """Give a dataset that is whole its name; one that is there already is left alone."""
+    _sync(folder)
+    try:
+        folder.rename(place)
+    except OSError:
+        if not place.exists():
+            raise
+    _sync(place.parent)
+
+
+def _tasks(folder: Path) -> list[str]:
+    """The tasks of a dataset as its manifest names them, in the order of its hash."""
+    return list(json.loads((folder / MANIFEST).read_text("utf-8"))["tasks"])
+
+
+def _digest(folder: Path) -> str:
+    """The hash of both files of a task."""
+    total = hashlib.sha256()
+    for side in SIDES:
+        with (folder / f"{side}.jsonl").open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def _whole(digests: Mapping[str, str]) -> str:
+    """The hash of a dataset, from those of its tasks."""
+    text = "".join(f"{task} {digest}\n" for task, digest in digests.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _merge(folder: Path, tasks: Sequence[str]) -> None:
+    for side in SIDES:
+        parts, whole = [folder / task / f"{side}.jsonl" for task in tasks], folder / f"{side}.jsonl"
+        if len(parts) == 1:
+            os.link(parts[0], whole)
+            continue
+        with _open(whole) as target:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, target, _BUFFER)
+            target.flush()
+            os.fsync(target.fileno())
 
 
 def _open(path: Path) -> BinaryIO:

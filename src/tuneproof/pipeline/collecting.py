@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from tuneproof import workflow
 from tuneproof.collection import DataCollector, Source, Task, TimeSource, TrainingDataBatch
+from tuneproof.curation.files import DATASETS
 from tuneproof.curation.pairs import PairOptions, pairs_curator
-from tuneproof.errors import DataError
+from tuneproof.errors import DataError, RetryableError
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.steps import StepName
@@ -30,11 +32,22 @@ class CollectStage:
         await run.begin(Stage.COLLECT)
         until = run.arguments.until or await workflow.now()
         async with run.timed():
-            batch = await workflow.step(StepName.COLLECT_BUILD, _built, run, until)
+            batch = await self._build(until)
         await workflow.transaction(StepName.COLLECT_END, self._write, batch)
         run.stage = Stage.CURATE
         run.changed()
         return batch
+
+    async def _build(self, until: datetime) -> TrainingDataBatch:
+        """Build the dataset; a database or an object store that is away is waited for.
+
+        The first try is the step alone: so runs recorded it before they waited here.
+        """
+        run = self._run
+        try:
+            return await workflow.step(StepName.COLLECT_BUILD, _built, run, until)
+        except RetryableError:
+            return await run.patiently(StepName.COLLECT_BUILD, _built, run, until)
 
     async def _write(self, tx: Tx, batch: TrainingDataBatch) -> None:
         run = self._run
@@ -67,13 +80,16 @@ async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataB
     """The batch with its files on this machine: another worker may have collected it, or the
     data directory may have been restored elsewhere.
 
-    Raises `DataError` where the posts have changed since.
+    Raises `DataError` where the posts have changed since, `FilesUnavailableError` where the files
+    are in an object store that is away.
     """
-    if Path(batch.train_path).exists():
-        return batch
-    moved = batch.within(run.parts.directory / "datasets" / batch.hash)
-    if Path(moved.train_path).exists():
+    moved = batch.within(run.parts.directory / DATASETS / batch.hash)
+    shelved = run.parts.shelved
+    if shelved is not None and await asyncio.to_thread(shelved.find, batch.hash) is not None:
         return moved
+    for known in (batch, moved):
+        if Path(known.train_path).exists():
+            return known
     again = await _built(run, batch.window.until)
     if again.hash != batch.hash:
         raise DataError(
@@ -91,9 +107,12 @@ async def _built(run: RunContext, until: datetime) -> TrainingDataBatch:
         collecting = collector(
             run.config, source, tasks, directory=run.parts.directory, clock=run.parts.clock
         )
-        return await collecting.collect_training_data(until=until)
+        batch = await collecting.collect_training_data(until=until)
     finally:
         await source.close()
+    if run.parts.shelved is not None:
+        await asyncio.to_thread(run.parts.shelved.put, batch.hash)
+    return batch
 
 
 def collector(

@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
+from tuneproof.curation.files import DATASETS
 from tuneproof.errors import ConfigError
 from tuneproof.evaluation import (
     Asked,
@@ -286,7 +287,7 @@ async def kept_of(run: RunContext, batch: TrainingDataBatch) -> Kept:
 
 async def forget_kept(run: RunContext, batch: TrainingDataBatch) -> None:
     """Remove it, where it is on this machine."""
-    for one in (batch, batch.within(run.parts.directory / "datasets" / batch.hash)):
+    for one in (batch, batch.within(run.parts.directory / DATASETS / batch.hash)):
         with suppress(OSError):
             await asyncio.to_thread(_kept_path(run, one).unlink)
 

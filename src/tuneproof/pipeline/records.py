@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tuneproof import workflow
 from tuneproof.collection import Dataset, Source, Task, TrainingDataBatch, Window
+from tuneproof.curation import ShelvedDatasets
 from tuneproof.evaluation import GateReport, OutcomeModel, OutcomeReport, Prediction, Sample, Scorer
 from tuneproof.experiments import (
     ABTest,
@@ -355,7 +356,8 @@ class Parts:
     `serves(model)` is the provider that answers for a model (None: the pipeline's for all),
     `settings_now(pipeline)` is what a run that started now would be given;
     `place(provider)` a name that finds the provider also after it has moved; `asks(tasks)` whether
-    checks may ask the models of any of these tasks; `directory` holds datasets and temporary files.
+    checks may ask the models of any of these tasks; `directory` holds datasets and temporary files,
+    `shelved` are the datasets that all workers share (None: those of the directory are all).
     Of the tasks in `picked` the gateway picks answers by a model of their outcomes, so each run
     trains one; `keep_outcomes(task, model, run_id)` keeps such a model.
     """
@@ -366,6 +368,7 @@ class Parts:
     provider: Callable[[str], Provider]
     source: Callable[[PipelineConfig, str | None], Source]
     tasks: Mapping[str, Task]
+    shelved: ShelvedDatasets | None = None
     targets: Sequence[Target] = ()
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     min_scores: Mapping[str, float] = field(default_factory=dict)

@@ -18,7 +18,7 @@ class StepName(StrEnum):
     """
 
     COLLECT_BEGIN = "collect.begin"  # transaction
-    COLLECT_BUILD = "collect.build"  # DIR/datasets/HASH: by the hash of the content
+    COLLECT_BUILD = "collect.build"  # DIR/datasets/HASH and its copy on the shelf: by that hash
     COLLECT_END = "collect.end"  # transaction
 
     PLAN_MAKE = "plan.make"  # none: it reads posts
@@ -66,7 +66,8 @@ class StepName(StrEnum):
     RUN_END = "run.end"  # transaction
     RUN_ROUTE = "run.route"  # targets: same routing, same state
 
-    TRAIN_NOTE = "train.note"  # transaction: why a stage waits, or what it could not do
+    COLLECT_NOTE = "collect.note"  # transaction: why a stage waits, or what it could not do
+    TRAIN_NOTE = "train.note"  # transaction
     GATE_NOTE = "gate.note"  # transaction
     EXPERIMENT_NOTE = "experiment.note"  # transaction
     ROLLOUT_NOTE = "rollout.note"  # transaction

@@ -21,7 +21,7 @@ from tuneproof.settings.records import key_variable
 _BLOCK = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _SERVICE = (
-    *("store", "cache", "breakers", "tracking", "server"),
+    *("store", "cache", "files", "breakers", "tracking", "server"),
     *("relay", "alerts", "outgoing", "remote", "kubernetes"),
 )
 

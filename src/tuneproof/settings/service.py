@@ -126,6 +126,39 @@ class CacheConfig:
         fields.check(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FilesConfig:
+    """Where datasets are kept so that every worker has them. Without `url`: in the data directory.
+
+    The data directory is then a cache of what is in the object store.
+    """
+
+    url: Url | None = option(
+        None,
+        Option(
+            env="TUNEPROOF_FILES_URL",
+            doc="an [object store](../how-to/object-store.md) in which all workers find the "
+            "datasets: `s3://BUCKET/PREFIX`, or another protocol that fsspec knows; none: they "
+            "are in the data directory alone",
+        ),
+    )
+    cache_mb: int = option(
+        4096,
+        Option(
+            at_least=0,
+            at_most=10**9,
+            doc="MiB of datasets that are kept in the data directory beside the store; those of "
+            "the last day stay in any case",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+        if self.url is not None and "://" not in self.url.reveal():
+            mend = "Write it like s3://BUCKET/PREFIX or file:///FOLDER."
+            raise checks.refuse("url", self.url, "must begin with a protocol", mend=mend)
+
+
 def _threshold(section: str, default: int, doc: str) -> int:
     more = Option(section=section, key="failure_threshold", at_least=1, at_most=1000, doc=doc)
     return option(default, more)

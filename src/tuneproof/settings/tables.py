@@ -29,6 +29,7 @@ from tuneproof.settings.service import (
     AlertsConfig,
     BreakersConfig,
     CacheConfig,
+    FilesConfig,
     KubernetesConfig,
     OutgoingConfig,
     RemoteConfig,
@@ -56,6 +57,7 @@ class Tables:
     targets: Mapping[str, TargetConfig] = field(default_factory=dict)
     store: StoreConfig = field(default_factory=StoreConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    files: FilesConfig = field(default_factory=FilesConfig)
     breakers: BreakersConfig = field(default_factory=BreakersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
