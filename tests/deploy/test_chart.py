@@ -346,6 +346,20 @@ def test_one_pod_takes_a_simple_volume_and_turns() -> None:
     assert one(objects, "Deployment", NAME)["spec"]["strategy"] == {"type": "Recreate"}
 
 
+def test_object_store_takes_the_volumes_place_for_several_pods() -> None:
+    objects = rendered(values_of(CHART / "ci" / "object-store-values.yaml"))
+    deployment = one(objects, "Deployment", NAME)["spec"]
+    assert (deployment["replicas"], deployment["strategy"]["type"]) == (3, "RollingUpdate")
+    assert "PersistentVolumeClaim" not in {found["kind"] for found in objects}
+    pod = deployment["template"]["spec"]
+    assert [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume] == []
+    mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    told = one(objects, "ConfigMap", "fine-tuning-config")["data"]["tuneproof.json"]
+    url = "s3://datasets/tuneproof"
+    assert json.loads(told)["files"] == {"url": url, "cache_mb": 1024}
+
+
 def test_the_embedded_database_takes_the_connections_of_all_pods(
     documented_release: list[Object],
 ) -> None:
@@ -484,6 +498,10 @@ def merged(changes: dict[str, Any], base: dict[str, Any] = DOCUMENTED) -> dict[s
         ),
         ({"persistence/enabled": False}, "5 pods would keep datasets where the others"),
         ({"persistence/accessMode": "ReadWriteOnce"}, "5 pods would keep datasets"),
+        (
+            {"files/url": "s3://bucket", "persistence/existingClaim": "mine"},
+            "Take one of them",
+        ),
         ({"openai/existingSecret": ""}, "5 pods would each start a trainer of their own"),
         (
             {"postgresql/enabled": False},

@@ -95,7 +95,7 @@ spec:
         {{- include "tuneproof.containerSecurity" $root | nindent 8 }}
       volumeMounts:
         {{- include "tuneproof.mounts" $root | nindent 8 }}
-        {{- if $root.Values.persistence.enabled }}
+        {{- if include "tuneproof.persists" $root }}
         - name: shared
           mountPath: /data/tuneproof/datasets
           subPath: datasets

@@ -16,6 +16,9 @@
   "server" (dict "drain_seconds" 5)
   "pipelines" (dict "default" (dict "schedule" (dict "driver" $service.schedule.driver)))
 -}}
+{{- with .Values.files.url -}}
+{{- $_ := set $settings "files" (dict "url" . "cache_mb" (int $.Values.files.cacheMb)) -}}
+{{- end -}}
 {{- if .Values.trainer.enabled -}}
 {{- $address := printf "http://%s-trainer:8700/v1" (include "tuneproof.name" .) -}}
 {{- $_ := set $settings "providers" (dict "default" (dict "kind" "trainer" "base_url" $address "api_key_env" "TRAINER_API_KEY")) -}}
@@ -148,7 +151,7 @@ own: a folder that only a mount makes would be root's, and would not be used for
   emptyDir: {}
 - name: tmp
   emptyDir: {}
-{{- if .Values.persistence.enabled }}
+{{- if include "tuneproof.persists" . }}
 - name: shared
   persistentVolumeClaim:
     claimName: {{ .Values.persistence.existingClaim | default (include "tuneproof.name" .) }}

@@ -40,8 +40,15 @@
 {{- end -}}
 {{- end }}
 
+{{/* "yes" where datasets are on a claim; an object store takes its place. */}}
+{{- define "tuneproof.persists" -}}
+{{- if and .Values.persistence.enabled (not .Values.files.url) -}}
+yes
+{{- end -}}
+{{- end }}
+
 {{- define "tuneproof.accessMode" -}}
-{{- if .Values.persistence.enabled -}}
+{{- if include "tuneproof.persists" . -}}
 {{- .Values.persistence.accessMode | default (ternary "ReadWriteMany" "ReadWriteOnce" (gt (include "tuneproof.replicas" . | int) 1)) -}}
 {{- end -}}
 {{- end }}
@@ -84,7 +91,7 @@ yes
 {{/* Claims of this release. */}}
 {{- define "tuneproof.claims" -}}
 {{- $claims := list -}}
-{{- if and .Values.persistence.enabled (not .Values.persistence.existingClaim) }}{{ $claims = append $claims "service" }}{{ end -}}
+{{- if and (include "tuneproof.persists" .) (not .Values.persistence.existingClaim) }}{{ $claims = append $claims "service" }}{{ end -}}
 {{- if .Values.postgresql.enabled }}{{ $claims = append $claims "postgresql" }}{{ end -}}
 {{- if .Values.redis.enabled }}{{ $claims = append $claims "redis" }}{{ end -}}
 {{- if and .Values.mlflow.enabled (not (include "tuneproof.mlflowShares" .)) }}{{ $claims = append $claims "mlflow" }}{{ end -}}
