@@ -65,18 +65,22 @@ class Shelf:
     def fetch(self, name: str, folder: Path) -> bool:
         """Unpack into a folder what has this name; False where nothing has.
 
-        Raises `DataError` where that is none of ours, or was cut off.
+        It is copied in one piece first: of one that is replaced just now, pieces could be of both.
+        Raises `DataError` where it is none of ours, or was cut off.
         """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        copy = folder / f"{PART}{TAR}"
         with self._asking():
             try:
-                source = self._files.open(self._place(name), "rb")
+                self._files.get_file(self._place(name), str(copy))
+                with copy.open("rb") as source:
+                    _unpack(source, folder)
             except FileNotFoundError:
                 return False
-            with source:
-                try:
-                    _unpack(source, folder)
-                except (tarfile.TarError, ValueError) as error:
-                    raise self.damaged(name, str(error)) from error
+            except (tarfile.TarError, ValueError) as error:
+                raise self.damaged(name, str(error)) from error
+            finally:
+                copy.unlink(missing_ok=True)
         return True
 
     def holds(self, name: str) -> bool:

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 from dbos import DBOS
-from tests.integration.loop import QUICK, T0, open_loop
+from tests.integration.loop import QUICK, T0, open_loop, posts
 from tests.waiting import eventually, stays
 
 from tuneproof import FineTuningPipeline
 from tuneproof.app import newest_tick, next_tick
+from tuneproof.collection import PostQuery, SourceCheck
 from tuneproof.errors import (
     ConfigError,
     ConflictError,
     ProviderUnavailableError,
     SafetyCheckError,
     StateError,
+    StoreUnavailableError,
     TrainingNotAvailableError,
 )
 from tuneproof.experiments import ModelRef
@@ -301,6 +303,24 @@ async def test_provider_outage_is_waited_for_and_noted(tmp_path: Path, database_
         assert noted.startswith("No answer. The next try is at")
         del loop.provider.raises["find_file"]
         assert (await loop.end(run.id)).status is RunStatus.SUCCESS
+
+
+async def test_outage_of_the_posts_is_waited_for_and_noted(
+    tmp_path: Path, database_url: str
+) -> None:
+    class Away(MemorySource):
+        """Posts that can be read from the third time on."""
+
+        async def check(self, query: PostQuery) -> SourceCheck:
+            if len(self.queries) < 2:
+                self.queries.append(query)
+                raise StoreUnavailableError("The table is away.")
+            return await super().check(query)
+
+    async with open_loop(tmp_path, database_url, source=Away(posts())) as loop:
+        run = await loop.turn(last_stage="gate")
+        assert run.status is RunStatus.SUCCESS, run.reason
+        assert "The table is away. The next try is at" in run.stages["collect"]["detail"]["note"]
 
 
 async def test_abort_cancels_the_job_and_ends_the_run(tmp_path: Path, database_url: str) -> None:

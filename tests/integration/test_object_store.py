@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.integration.loop import T0, open_loop
+from s3fs import S3FileSystem
+from tests.integration.loop import T0, Loop, open_loop
 
 from tuneproof.app import App
 from tuneproof.app.backup import back_up
@@ -45,12 +49,13 @@ class NobodyAnswers(MemoryProvider):
         return []
 
 
-async def carried_on(
+@asynccontextmanager
+async def handed_over(
     tmp_path: Path, database: str, config: FilesConfig, silent: NobodyAnswers
-) -> Run:
-    """How a run ends that one worker began and another one goes on with.
+) -> AsyncIterator[tuple[Loop, str]]:
+    """A worker that goes on with a run that another one began, and the run's id.
 
-    That one has another folder, and the posts are gone: it cannot build the dataset again.
+    It has another folder, and the posts are gone: it cannot build the dataset again.
     """
     async with open_loop(tmp_path / "one", database, provider=silent, files=config) as loop:
         run = await loop.app.runs.start()
@@ -63,7 +68,15 @@ async def carried_on(
         source=MemorySource([]),
         takeover_s=0.05,
     ) as loop:
-        return await loop.end(run.id)
+        yield loop, run.id
+
+
+async def carried_on(
+    tmp_path: Path, database: str, config: FilesConfig, silent: NobodyAnswers
+) -> Run:
+    """How a run ends that was handed over."""
+    async with handed_over(tmp_path, database, config, silent) as (loop, run_id):
+        return await loop.end(run_id)
 
 
 @pytest.mark.postgres
@@ -91,6 +104,25 @@ async def test_dataset_that_was_changed_in_the_store_is_trained_on_by_nobody(
     assert "was changed: its content has the hash" in ended.reason
 
 
+async def test_worker_ends_while_the_store_hangs(
+    tmp_path: Path, sqlite_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that takes connections and answers nothing keeps s3fs for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        config = FilesConfig(url=Url("s3://bucket"))
+        async with open_loop(tmp_path, sqlite_store_url, files=config) as loop:
+            await loop.app.runs.start()
+            connected, _ = await asyncio.get_running_loop().sock_accept(silent)
+            began = time.monotonic()
+        assert time.monotonic() - began < 15
+        connected.close()
+    S3FileSystem.clear_instance_cache()
+
+
 async def test_backup_has_the_datasets_that_only_the_store_has(
     tmp_path: Path, bucket: Path
 ) -> None:
@@ -106,10 +138,16 @@ async def test_backup_has_the_datasets_that_only_the_store_has(
     (bucket / "prefix" / "datasets" / "damaged.tar").write_bytes(b"nothing of ours")
     made = back_up(settings, tmp_path / "backup.tar.gz", now=T0)
     assert "datasets/damaged" in made.left_out
-    restored = replace(settings, dir=tmp_path / "restored", store=StoreConfig())
+    restored = replace(
+        settings,
+        dir=tmp_path / "restored",
+        store=StoreConfig(),
+        files=files(tmp_path / "another bucket"),
+    )
     restore(restored, tmp_path / "backup.tar.gz")
     assert contents(restored.dir / "datasets") == before
-    assert ended.result["training_data"]["hash"] in {Path(name).parts[0] for name in before}
+    digest = ended.result["training_data"]["hash"]
+    assert (tmp_path / "another bucket" / "prefix" / "datasets" / f"{digest}.tar").is_file()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
 import s3fs
+from tests.chaos.faults import Proxy
 from tests.integration.loop import open_loop
 from tests.integration.test_object_store import NobodyAnswers, carried_on
 from tests.servers import Server
@@ -122,6 +124,42 @@ def test_server_that_is_away_is_said_and_is_found_again(objects: Server, tmp_pat
     objects.start()
     make_bucket()
     shelf.check()
+
+
+def test_key_that_is_refused_is_said(objects: Server, tmp_path: Path) -> None:
+    objects.environment["INITIAL_NO_AUTH_ACTION_COUNT"] = "0"
+    objects.start()
+    with pytest.raises(FilesUnavailableError, match="PermissionError"):
+        Shelf(Url("s3://bucket")).check()
+
+
+async def test_connections_that_are_cut_give_all_or_an_error(
+    objects: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects.start()
+    store, shelf = make_bucket(), Shelf(Url("s3://bucket"))
+    made = [folder(tmp_path / text, said=text * 20 * MIB) for text in ("a", "b")]
+    shelf.put(NAME, made[0], ["said"])
+    store.clear_instance_cache()
+    proxy = Proxy(objects.port)
+    await proxy.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    shelf = Shelf(Url("s3://bucket"))
+
+    for number, path in enumerate(made * 2):
+        back = tmp_path / f"back{number}"
+        putting = asyncio.create_task(asyncio.to_thread(shelf.put, NAME, path, ["said"]))
+        fetching = asyncio.create_task(asyncio.to_thread(shelf.fetch, NAME, back))
+        for _ in range(4):  # at different places of their ways
+            await asyncio.wait([putting, fetching], timeout=0.05)
+            proxy.cut()
+        await asyncio.wait([putting, fetching])
+        assert isinstance(putting.exception(), FilesUnavailableError | type(None))
+        if fetching.exception() is None:
+            assert content(back) in [content(one) for one in made]
+        else:
+            assert isinstance(fetching.exception(), FilesUnavailableError)
+    await proxy.stop()
 
 
 async def test_run_waits_for_the_server(

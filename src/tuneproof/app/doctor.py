@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdowns
 from tuneproof.app.sources import Sources
 from tuneproof.app.unready import unready
 from tuneproof.collection import Task
-from tuneproof.errors import StoreUnavailableError, TuneProofError
+from tuneproof.errors import FilesUnavailableError, StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.pipeline.gating import embedder_of, moderation_of
-from tuneproof.resilience import Supervisor, TaskHealth, aside
+from tuneproof.resilience import Supervisor, TaskHealth, aside, in_daemon_thread
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
 from tuneproof.shelf import Shelf
 from tuneproof.store import KeptAlert, Store, server_connections
@@ -38,6 +37,9 @@ from tuneproof.workflow import Clock
 __all__ = ["Doctor", "Finding"]
 
 log = logging.getLogger(__name__)
+
+FILES_S = 30.0
+"""How long the object store is waited for; a run waits for longer, and tries again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,13 @@ class Doctor:
 
     async def _files_findings(self, shelf: Shelf) -> list[Finding]:
         """Whether the object store takes, gives back and deletes a file, as it must for a run."""
-        await asyncio.to_thread(shelf.check)
+        try:
+            await in_daemon_thread(shelf.check, timeout_s=FILES_S)
+        except TimeoutError as error:
+            raise FilesUnavailableError(
+                f"{shelf.url} did not take, give and delete a file within {FILES_S:g} s.",
+                mend="Check that it is up, and that it can be reached from here.",
+            ) from error
         detail = f"{shelf.url} took a file, gave it back and deleted it"
         return [Finding(name="files", status="ok", detail=detail)]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,12 +19,16 @@ from pathlib import Path
 from typing import IO, Final
 
 from tuneproof.app.archive import CHUNK, Manifest, each_entry, read_manifest, sync
-from tuneproof.errors import ConfigError, DataError, StateError
+from tuneproof.curation import ShelvedDatasets
+from tuneproof.errors import ConfigError, DataError, FilesUnavailableError, StateError
 from tuneproof.settings import Settings
+from tuneproof.shelf import Shelf
 from tuneproof.store import SCHEMA, database_url
 from tuneproof.workflow import DirectoryLock
 
 __all__ = ["ENGINE", "LOST_AND_FOUND", "STORE", "refuse_half_restored", "restore"]
+
+log = logging.getLogger(__name__)
 
 STORE: Final = "tuneproof.db"
 ENGINE: Final = "engine.db"
@@ -59,7 +64,20 @@ def restore(settings: Settings, archive: Path) -> Manifest:
         _refuse_occupied(settings.dir)
         _refuse_lack_of_space(settings.dir, manifest)
         _unpack(archive, manifest, settings.dir)
+        _shelve(settings)
     return manifest
+
+
+def _shelve(settings: Settings) -> None:
+    """Have the datasets in the object store, too, where the settings name one and it answers."""
+    config = settings.files
+    if config.url is None:
+        return
+    shelved = ShelvedDatasets(Shelf(config.url), settings.dir, cache_bytes=config.cache_mb << 20)
+    try:
+        shelved.put_all()
+    except FilesUnavailableError as error:
+        log.warning("other workers will make datasets again from the posts: %s", error.message)
 
 
 def _refuse(settings: Settings, manifest: Manifest) -> None:

@@ -27,6 +27,7 @@ from tuneproof.errors import (
 )
 from tuneproof.pipeline import RunArguments, Stage, StepName, turn
 from tuneproof.providers import JobEnded, read_webhook
+from tuneproof.resilience import in_daemon_thread
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.store import Claim, Run, RunStatus, Store
 from tuneproof.workflow import Clock, Tx
@@ -332,9 +333,9 @@ class RunService:
 
         run = await self._store.runs.get(run_id)
         found = run.result.get("training_data", {}).get("hash")
-        if found and self._shelved is not None:
-            await asyncio.to_thread(self._shelved.find, found)
         path = self._settings.dir / "datasets" / str(found) / "manifest.json"
+        if found and self._shelved is not None and not path.exists():
+            await in_daemon_thread(self._shelved.find, found)
         if not found or not path.exists():
             raise NotFoundError(
                 f"Run {run_id} has no dataset in {self._settings.dir}.",

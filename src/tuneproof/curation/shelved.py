@@ -47,19 +47,22 @@ class ShelvedDatasets:
         """The dataset's folder in the data directory, fetched where it is not there yet; None
         where the shelf does not have it either.
 
-        One that is there and not on the shelf, as after a restore, is put there, if that answers.
         Raises `DataError` where what the shelf has is not what was put there.
         """
         place = self._root / digest
-        if self._used(place):
-            with suppress(FilesUnavailableError):
-                if not self._shelf.holds(_name(digest)):
-                    self.put(digest)
-            return place
-        if not self._fetch(digest, place):
-            return None
-        self._trim()
+        if not self._used(place):
+            if not self._fetch(digest, place):
+                return None
+            self._trim()
         return place
+
+    def put_all(self) -> int:
+        """Put all of the data directory there that the shelf lacks; how many that were."""
+        known, found = set(self.all()), [folder.name for folder in self._datasets()]
+        lacking = [digest for digest in found if digest not in known]
+        for digest in lacking:
+            self.put(digest)
+        return len(lacking)
 
     def all(self) -> list[str]:
         """The hashes of those on the shelf."""
@@ -111,7 +114,7 @@ class ShelvedDatasets:
         return True
 
     def _datasets(self) -> Iterator[Path]:
-        for folder in self._root.iterdir():
+        for folder in self._root.iterdir() if self._root.is_dir() else ():
             if folder.is_dir() and not folder.name.startswith("."):
                 yield folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -16,6 +15,7 @@ from tuneproof.errors import DataError, RetryableError
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.steps import StepName
+from tuneproof.resilience import in_daemon_thread
 from tuneproof.settings import PipelineConfig
 from tuneproof.workflow import Tx
 
@@ -85,7 +85,7 @@ async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataB
     """
     moved = batch.within(run.parts.directory / DATASETS / batch.hash)
     shelved = run.parts.shelved
-    if shelved is not None and await asyncio.to_thread(shelved.find, batch.hash) is not None:
+    if shelved is not None and await in_daemon_thread(shelved.find, batch.hash) is not None:
         return moved
     for known in (batch, moved):
         if Path(known.train_path).exists():
@@ -111,7 +111,7 @@ async def _built(run: RunContext, until: datetime) -> TrainingDataBatch:
     finally:
         await source.close()
     if run.parts.shelved is not None:
-        await asyncio.to_thread(run.parts.shelved.put, batch.hash)
+        await in_daemon_thread(run.parts.shelved.put, batch.hash)
     return batch
 
 

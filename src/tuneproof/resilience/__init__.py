@@ -33,6 +33,7 @@ from tuneproof.resilience.pools import (
 )
 from tuneproof.resilience.retries import retrying
 from tuneproof.resilience.supervisor import Supervisor, TaskHealth, TaskState
+from tuneproof.resilience.threads import in_daemon_thread
 
 __all__ = [
     "DEFAULTS",
@@ -54,6 +55,7 @@ __all__ = [
     "cancellation_first",
     "end_tasks",
     "heeding_cancellation",
+    "in_daemon_thread",
     "postgres_engine",
     "prewarm",
     "redis_pool",

@@ -13,7 +13,7 @@ from tests.posts import post
 
 from tuneproof.collection import Task, TrainingDataBatch
 from tuneproof.curation import CurationOptions, ShelvedDatasets, curate_posts, read_examples
-from tuneproof.errors import DataError, FilesUnavailableError
+from tuneproof.errors import DataError
 from tuneproof.settings import Url
 from tuneproof.shelf import Shelf
 
@@ -63,13 +63,13 @@ async def test_other_worker_has_the_same_files(
     assert read_examples(batch.within(place), "hook") == batch.hook_examples
 
 
-async def test_dataset_that_was_restored_is_put_there_by_who_needs_it(
-    tmp_path: Path, bucket: Path
-) -> None:
-    batch = await built(tmp_path / "one")
-    assert worker(bucket, tmp_path / "two").find(batch.hash) is None
-    assert worker(bucket, tmp_path / "one").find(batch.hash) is not None
-    assert worker(bucket, tmp_path / "two").find(batch.hash) is not None
+async def test_what_the_shelf_lacks_is_put_there(tmp_path: Path, bucket: Path) -> None:
+    batches = [await built(tmp_path / "one", first) for first in (1, 101)]
+    one = worker(bucket, tmp_path / "one")
+    one.put(batches[0].hash)
+    assert [one.put_all(), one.put_all()] == [1, 0]
+    assert set(worker(bucket, tmp_path / "two").all()) == {batch.hash for batch in batches}
+    assert worker(bucket, tmp_path / "nothing").put_all() == 0
 
 
 async def test_dataset_that_is_here_is_used_while_the_store_is_away(
@@ -78,8 +78,6 @@ async def test_dataset_that_is_here_is_used_while_the_store_is_away(
     batch = await built(tmp_path)
     bucket.write_text("a file where the bucket should be")
     assert worker(bucket, tmp_path).find(batch.hash) == Path(batch.manifest_path).parent
-    with pytest.raises(FilesUnavailableError):
-        worker(bucket, tmp_path / "two").find(batch.hash)
 
 
 async def test_two_workers_that_build_the_same_dataset_keep_one(

@@ -1,0 +1,47 @@
+"""Calls that block, and may for minutes, in threads that nobody waits for when a process ends.
+
+asyncio's own threads (`asyncio.to_thread`) are waited for then: one that hangs in a library's
+call would keep the process. What is called here must bear being broken off anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar, TypeVarTuple, Unpack
+
+__all__ = ["in_daemon_thread"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+async def in_daemon_thread(
+    fn: Callable[[Unpack[Ts]], T], *args: *Ts, timeout_s: float | None = None
+) -> T:
+    """What a function returns or raises that blocks.
+
+    Raises `TimeoutError` after `timeout_s`. Then, and where this is cancelled, the function goes on
+    by itself, and nobody hears of it.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = fn(*args)
+        except BaseException as error:
+            tell(partial(future.set_exception, error))
+        else:
+            tell(partial(future.set_result, result))
+
+    def tell(how: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if future.done() else how())
+
+    threading.Thread(target=run, name=getattr(fn, "__name__", "call"), daemon=True).start()
+    async with asyncio.timeout(timeout_s):
+        return await future
