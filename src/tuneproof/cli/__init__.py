@@ -8,6 +8,7 @@ look, `service` finds the running service or opens one in this process. Exit cod
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -77,9 +78,14 @@ _GROUPS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
     "config": ("Settings.", {"check": ("system:config", "What holds, and where it came from.")}),
 }
 
+_COLLECT_AFTER = (10_000, 20, 20)
+"""Garbage is collected less often than Python does by itself: what a command loads stays, and
+looking through it over and over is a tenth of the time that it takes to begin."""
+
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    gc.set_threshold(*_COLLECT_AFTER)
     sys.exit(run(list(sys.argv[1:] if tokens is None else tokens)))
 
 

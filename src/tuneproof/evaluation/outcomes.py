@@ -19,14 +19,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.stats import norm
-from scipy.stats import t as student
 
 from tuneproof.evaluation.texts import Features, Floats, Seen, Vectors, fit_features
 
@@ -34,8 +31,7 @@ __all__ = ["OutcomeModel", "OutcomeReport", "Published", "WinRate", "fit_outcome
 
 FOLDS: Final = 5
 CONFIDENCE: Final = 0.95
-_Z: Final = float(norm.ppf(0.5 + CONFIDENCE / 2))
-_T: Final = float(student.ppf(0.5 + CONFIDENCE / 2, FOLDS - 1))
+_Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 CLEAR: Final = 0.95
 """How sure it must be which of two posts did better, for the pair to count in `accuracy`."""
 
@@ -177,6 +173,8 @@ class OutcomeModel:
         by fifths of the posts). The last is the largest: what is misjudged of one model's answers
         is misjudged in all of them.
         """
+        from scipy.special import stdtrit
+
         both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a and b]
         if len(both) < 2 or self.features is None:
             return None
@@ -189,7 +187,8 @@ class OutcomeModel:
         scaled = slopes.mean() * self.scale_error
         others = [_differences(seen @ weights, both) for weights in self.others]
         weighed = _jackknife([fmean(_sigmoid(d).mean() for d in other) for other in others])
-        half = math.hypot(_Z * sampled, _Z * scaled, _T * weighed)
+        few = float(stdtrit(FOLDS - 1, 0.5 + CONFIDENCE / 2))
+        half = math.hypot(_Z * sampled, _Z * scaled, few * weighed)
         value = float(wins.mean())
         return WinRate(
             value=value,
@@ -362,6 +361,8 @@ class _Singly:
 
 
 def _least(loss: Callable[[Floats], tuple[float, Floats]], size: int) -> Floats:
+    from scipy.optimize import minimize  # most processes learn from nothing
+
     found = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=_PRECISION)
     return np.asarray(found.x)
 
@@ -404,6 +405,8 @@ def _sure(posts: Sequence[Published], places: Sequence[tuple[int, int]]) -> list
     less their errors (empirical Bayes), so that few impressions make nothing sure. Outcomes
     without impressions are taken as they are.
     """
+    from scipy.special import ndtr
+
     if not places:
         return []
     outcomes = np.arcsin(np.sqrt(np.clip([post.rate for post in posts], 0, 1)))
@@ -412,7 +415,7 @@ def _sure(posts: Sequence[Published], places: Sequence[tuple[int, int]]) -> list
     apart, error = outcomes[first] - outcomes[second], errors[first] + errors[second]
     spread = max(0.0, float((apart**2 - error).mean()))
     least = np.maximum(error * (spread + error), 1e-300)
-    sure = norm.cdf(np.abs(apart) * math.sqrt(spread) / np.sqrt(least))
+    sure = ndtr(np.abs(apart) * math.sqrt(spread) / np.sqrt(least))
     return [
         _Pair(
             *((a, b) if difference > 0 else (b, a)),

@@ -13,11 +13,13 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 __all__ = ["Features", "Floats", "Matrix", "Rarity", "Seen", "Vectors", "fit_features"]
 
@@ -164,6 +166,8 @@ class Features:
         self, texts: Sequence[str], counts: Sequence[Matrix], form: Floats, vectors: Vectors | None
     ) -> Seen:
         """The features of what was counted."""
+        from scipy import sparse
+
         kinds = (self.words, self.characters)
         parts = [rarity(count) for rarity, count in zip(kinds, counts, strict=True)]
         shape = np.clip((form - self.middle) / self.spread, -4, 4) * _FORM_WEIGHT
@@ -210,6 +214,8 @@ class Rarity:
         return cls(columns, np.log((1 + counts.shape[0]) / (1 + held[columns])) + 1)
 
     def __call__(self, counts: Matrix) -> Matrix:
+        from scipy import sparse
+
         places = np.searchsorted(self.columns, counts.indices)
         places[places == len(self.columns)] = 0
         known = np.zeros(len(places), bool)
@@ -228,6 +234,8 @@ class Rarity:
 
 def _counted(texts: Sequence[str], parts: _Parts) -> Matrix:
     """How often each hashed part is in each text, as 1 + log of the count."""
+    from scipy import sparse
+
     found = [np.unique(parts(text), return_counts=True) for text in texts]
     columns = [seen.astype(np.int32) for seen, _ in found]
     counts = [1 + np.log(count) for _, count in found]

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
-
-from openai.types import CreateEmbeddingResponse, Model, Moderation, ModerationCreateResponse
-from openai.types.chat import ChatCompletion
-from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from typing import TYPE_CHECKING, Any
 
 from tuneproof.training import Completion, Job, JobEvent, JobStatus, ModelInfo
+
+if TYPE_CHECKING:
+    from openai.types import (
+        CreateEmbeddingResponse,
+        Model,
+        Moderation,
+        ModerationCreateResponse,
+    )
+    from openai.types.chat import ChatCompletion
+    from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 
 def job_of(job: FineTuningJob) -> Job:

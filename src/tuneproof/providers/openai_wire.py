@@ -10,10 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import openai
-from openai.types import FileObject
-from openai.types.chat import ChatCompletion
-
 from tuneproof.errors import (
     ConfigError,
     DataError,
@@ -47,6 +43,10 @@ from tuneproof.training import (
 )
 
 if TYPE_CHECKING:
+    import openai
+    from openai.types import FileObject
+    from openai.types.chat import ChatCompletion
+
     from tuneproof.workflow import Clock
 
 T = TypeVar("T")
@@ -438,12 +438,14 @@ class OpenAIWire:
         *,
         timeout_s: float | None = None,
     ) -> ChatCompletion:
+        from openai import NOT_GIVEN
+
         return await self._call(
             lambda: self._client.chat.completions.create(
                 model=model,
                 messages=cast(Any, [dict(message) for message in messages]),
                 extra_body=dict(body),
-                timeout=openai.NOT_GIVEN if timeout_s is None else timeout_s,
+                timeout=NOT_GIVEN if timeout_s is None else timeout_s,
             )
         )
 
@@ -463,11 +465,12 @@ class OpenAIWire:
 
     async def _call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Make one call, through the breaker where there is one, with our errors."""
+        from openai import OpenAIError  # who made the client has loaded it
 
         async def translated() -> T:
             try:
                 return await function()
-            except openai.OpenAIError as error:
+            except OpenAIError as error:
                 address = self._address.masked
                 raise translate(error, provider=self.name, address=address) from error
             except (AttributeError, TypeError, KeyError, ValueError) as error:

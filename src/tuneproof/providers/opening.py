@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import openai
-
 from tuneproof.errors import ConfigError
 from tuneproof.outgoing import ANYWHERE, Rules
 from tuneproof.outgoing.clients import http_client
@@ -59,6 +57,8 @@ def open_provider(
     Raises `ConfigError` for an unknown kind, a malformed address, or a missing key where the
     server is not on this machine.
     """
+    import openai  # a third of a second; commands that call no provider do without
+
     clock = clock or SystemClock()
     base_url, key = callable_at(config)
     outgoing.check_written(f"providers.{config.name}.base_url", base_url)

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import openai
-
 from tuneproof.errors import DataError, DeniedError
 
 KINDS = frozenset(
@@ -35,7 +33,9 @@ class JobEnded:
 @cache
 def _checker() -> Any:
     """The SDK's check. One for all: a client takes 60 ms to make, and anybody may post here."""
-    return openai.OpenAI(api_key="none").webhooks
+    from openai import OpenAI
+
+    return OpenAI(api_key="none").webhooks
 
 
 def read_webhook(body: bytes, headers: Mapping[str, str], *, secret: str) -> JobEnded | None:
@@ -44,9 +44,11 @@ def read_webhook(body: bytes, headers: Mapping[str, str], *, secret: str) -> Job
     Raises `DeniedError` where the signature is not of this secret, or is too old, and
     `DataError` where the signed body is no event.
     """
+    from openai import InvalidWebhookSignatureError
+
     try:
         _checker().verify_signature(body, dict(headers), secret=secret)
-    except (openai.InvalidWebhookSignatureError, ValueError) as e:
+    except (InvalidWebhookSignatureError, ValueError) as e:
         raise DeniedError(
             f"The webhook's signature does not hold: {e}.",
             mend="Check that webhook_secret of this provider is the endpoint's whsec_… secret, "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import openai
+from typing import TYPE_CHECKING, Any
 
 from tuneproof.errors import (
     ConflictError,
@@ -20,9 +18,14 @@ from tuneproof.errors import (
     TuneProofError,
 )
 
+if TYPE_CHECKING:
+    import openai
+
 
 def translate(error: openai.OpenAIError, *, provider: str, address: str) -> TuneProofError:
     """The error of our tree that says what `error` of the SDK means for the caller."""
+    import openai
+
     if isinstance(error, openai.APIStatusError):
         return _from_status(error, provider, address)
     if isinstance(error, openai.APITimeoutError):
