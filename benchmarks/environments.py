@@ -14,8 +14,16 @@ PEERS = Path(__file__).parent / "peers"
 OWN_UV = Path(__file__).resolve().parent.parent / ".uv" / "bin" / "uv"
 
 
-def interpreter(name: str) -> Path:
-    """The Python of `peers/NAME`, its environment made anew where its requirements changed."""
+class Lacking(SystemExit):
+    """What a peer needs and this machine does not have."""
+
+
+def interpreter(name: str, *, version: str | None = None) -> Path:
+    """The Python of `peers/NAME`, its environment made anew where its requirements changed.
+
+    It is made from the Python that runs this, or from one of `version` (`>=3.12`). Raises
+    `Lacking` where there is none.
+    """
     folder = PEERS / name
     requirements = folder / "requirements.txt"
     python = folder / ".venv" / "bin" / "python"
@@ -23,10 +31,20 @@ def interpreter(name: str) -> Path:
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
-    _run([uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder / ".venv")])
+    base = sys.executable if version is None else _python(version)
+    _run([uv(), "venv", "--quiet", "--clear", "--python", base, str(folder / ".venv")])
     _run([uv(), "pip", "install", "--quiet", "--python", str(python), "-r", str(requirements)])
     stamp.write_text(wanted)
     return python
+
+
+def _python(version: str) -> str:
+    """A Python of this version that uv finds here; none is fetched."""
+    command = [uv(), "python", "find", "--no-python-downloads", version]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Lacking(f"no Python {version} is on the PATH")
+    return done.stdout.strip()
 
 
 def uv() -> str:

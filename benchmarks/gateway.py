@@ -6,6 +6,9 @@ their own, and are driven in turn by wrk: 1 and 32 connections, whole answers an
 chunks, for several rounds; the figures are medians. All of them share two cores with the provider
 and with wrk. nginx passes through and reads nothing: it is the limit. Needs wrk and nginx on the
 PATH (Debian packages of these names).
+
+Reef keeps each whole exchange, which is its default, where ours and the others keep none. It needs
+Python 3.12 and git-lfs; where either is missing it is not measured, and a record says so.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from environments import PEERS, interpreter
+from environments import PEERS, Lacking, interpreter
 from service import running
 
 ROUNDS = 3
@@ -36,6 +39,7 @@ SECONDS = 4
 PROVIDER = PEERS / "gateway" / "provider.py"
 SCRIPT = PEERS / "gateway" / "chat.lua"
 TENSORZERO, LITELLM, NGINX = "TensorZero 2026.6.0", "LiteLLM 1.108.7, one worker", "nginx"
+REEF = "Reef 0.1.3, each exchange kept"
 BESIDE, WITHIN = "two gateway processes", "in the service's process"
 """Ours: `tuneproof serve --gateways 2`, and without."""
 
@@ -45,10 +49,11 @@ _UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
 @dataclass(frozen=True)
 class Served:
-    """Where chat requests go, and the model that they name there."""
+    """Where chat requests go, the model that they name there, and what headers it asks for."""
 
     url: str
     model: str
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,12 @@ def records() -> list[dict[str, Any]]:
             TENSORZERO: stack.enter_context(_peer("gateway_tensorzero", url)),
             LITELLM: stack.enter_context(_peer("gateway_litellm", url)),
         }
+        lacking = ""
+        try:
+            gateways[REEF] = stack.enter_context(_reef(url))
+        except Lacking as reason:
+            lacking = f"{REEF} (not measured: {reason})"
+            print(lacking, file=sys.stderr)
         for one in gateways.values():
             _answers(one)
         found = {
@@ -84,7 +95,8 @@ def records() -> list[dict[str, Any]]:
             for stream in (False, True)
             for connections in (1, 32)
         }
-    return [record for case, one in found.items() for record in _records(case, one)]
+    made = [record for case, one in found.items() for record in _records(case, one)]
+    return [*made, _not_measured(lacking)] if lacking else made
 
 
 def _records(case: tuple[int, bool], found: dict[str, Measured]) -> list[dict[str, Any]]:
@@ -94,8 +106,11 @@ def _records(case: tuple[int, bool], found: dict[str, Measured]) -> list[dict[st
     bare = found["none"].p50_us
     made = []
     for ours in (BESIDE, WITHIN):
-        goals = (1.0, 40.0, 0.6) if ours == BESIDE else (None, None, None)
-        for peer, goal in zip((TENSORZERO, LITELLM, NGINX), goals, strict=True):
+        goals = {TENSORZERO: 1.0, LITELLM: 40.0, NGINX: 0.6} if ours == BESIDE else {}
+        for peer in (TENSORZERO, LITELLM, REEF, NGINX):
+            if peer not in found:
+                continue
+            goal = goals.get(peer)
             if connections > 1:
                 name = f"gateway, {ours}: {kind} answers, {connections} connections"
                 figures = found[ours].rate, found[peer].rate
@@ -130,6 +145,11 @@ def _record(
     }
 
 
+def _not_measured(peer: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("ours", "peer_value", "ratio", "met"))
+    return {"name": "gateway", "unit": "", "peer": peer, "goal": "", **nothing}
+
+
 def _rounds(gateways: dict[str, Served], connections: int, *, stream: bool) -> dict[str, Measured]:
     found: dict[str, list[Measured]] = {name: [] for name in gateways}
     for _ in range(ROUNDS):
@@ -145,7 +165,9 @@ def _rounds(gateways: dict[str, Served], connections: int, *, stream: bool) -> d
 
 def _driven(one: Served, connections: int, *, stream: bool) -> Measured:
     command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--timeout", "20s", "--latency"]
-    environment = {**os.environ, "BODY_MODEL": one.model, "BODY_STREAM": "1" if stream else "0"}
+    body = {"BODY_MODEL": one.model, "BODY_STREAM": "1" if stream else "0"}
+    headers = "\n".join(f"{name}: {value}" for name, value in one.headers.items())
+    environment = {**os.environ, **body, "HEADERS": headers}
     ran = subprocess.run(
         [*command, "-s", str(SCRIPT), one.url],
         stdout=subprocess.PIPE,
@@ -167,7 +189,7 @@ def _answers(one: Served) -> None:
     """Wait until a gateway answers, and see that it does."""
     body = {"model": one.model, "messages": [{"role": "user", "content": "hello"}], "user": "u"}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-    asked = urllib.request.Request(one.url, json.dumps(body).encode(), headers)
+    asked = urllib.request.Request(one.url, json.dumps(body).encode(), headers | one.headers)
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -181,13 +203,18 @@ def _answers(one: Served) -> None:
         return
 
 
+def _reef(provider: str) -> AbstractContextManager[Served]:
+    if shutil.which("git-lfs") is None:
+        raise Lacking("git-lfs is not installed")
+    return _peer("gateway_reef", provider, version=">=3.12")
+
+
 @contextmanager
-def _peer(name: str, provider: str) -> Iterator[Served]:
-    command = [str(interpreter(name)), str(PEERS / name / "serve.py"), provider]
-    with started(command) as found:
+def _peer(name: str, provider: str, *, version: str | None = None) -> Iterator[Served]:
+    python = interpreter(name, version=version)
+    with started([str(python), str(PEERS / name / "serve.py"), provider]) as found:
         base = found.get("url") or f"http://127.0.0.1:{found['port']}/v1"
-        model = "tensorzero::model_name::fake" if "tensorzero" in name else "fake"
-        yield Served(f"{base}/chat/completions", model)
+        yield Served(f"{base}/chat/completions", found["model"], found.get("headers", {}))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """LiteLLM's proxy with one worker, its logging and telemetry off; without a database.
 
-python serve.py PROVIDER_URL      prints {"port", "pid"}, serves until it is stopped
+python serve.py PROVIDER_URL      prints {"port", "pid", "model"}, serves until it is stopped
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(url: str) -> None:
         port = free.getsockname()[1]
     config = Path(tempfile.mkdtemp()) / "config.yaml"
     config.write_text(CONFIG.format(url=url))
-    print(json.dumps({"port": port, "pid": os.getpid()}), flush=True)
+    print(json.dumps({"port": port, "pid": os.getpid(), "model": "fake"}), flush=True)
     environment = {**os.environ, "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
     command = Path(sys.executable).with_name("litellm")
     arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]

@@ -1,6 +1,6 @@
 """TensorZero's own HTTP gateway, as its wheel starts it; without a database.
 
-python serve.py PROVIDER_URL      prints {"port", "pid"}, serves until it is stopped
+python serve.py PROVIDER_URL      prints {"port", "pid", "url", "model"}, serves until it is stopped
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ async def main(url: str) -> None:
             async_setup=True,
         )
         port = urlsplit(gateway.base_url).port
-        print(json.dumps({"port": port, "pid": os.getpid(), "url": gateway.base_url}), flush=True)
+        found = {"port": port, "pid": os.getpid(), "url": gateway.base_url}
+        print(json.dumps({**found, "model": "tensorzero::model_name::fake"}), flush=True)
         await asyncio.Event().wait()
 
 
