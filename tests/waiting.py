@@ -6,7 +6,8 @@
 
 Both return the first truthy thing that the condition gives, and fail with what was waited for.
 The deadline is generous, for it is reached only where something is broken: a busy machine makes
-a wait longer, not red.
+a wait longer, not red. A condition that takes long to find out, as a request does, is asked less
+often, where `every_s` does not say how often: what is waited for needs the processor, too.
 """
 
 from __future__ import annotations
@@ -23,35 +24,40 @@ T = TypeVar("T")
 
 WITHIN_S = 60.0
 EVERY_S = 0.01
+LOOKING_SHARE = 0.2
+LONGEST_PAUSE_S = 0.25
+"""Looking takes this share of the time that is waited, unless pauses would be longer than that."""
 
 
 def until(
     condition: Callable[[], T],
     within_s: float = WITHIN_S,
     *,
-    every_s: float = EVERY_S,
+    every_s: float | None = None,
     otherwise: Callable[[], str] | None = None,
 ) -> T:
     """Wait in this thread; `otherwise` says more where the deadline passes."""
     deadline = time.monotonic() + within_s
     while True:
+        began = time.monotonic()
         if found := condition():
             return found
         if time.monotonic() > deadline:
             raise AssertionError(_missed(condition, within_s, otherwise))
-        time.sleep(every_s)
+        time.sleep(_pause_s(every_s, time.monotonic() - began))
 
 
 async def eventually(
     condition: Callable[[], T | Awaitable[T]],
     within_s: float = WITHIN_S,
     *,
-    every_s: float = EVERY_S,
+    every_s: float | None = None,
     otherwise: Callable[[], str] | None = None,
 ) -> T:
     """Wait while the loop goes on; the condition may be asynchronous."""
     deadline = time.monotonic() + within_s
     while True:
+        began = time.monotonic()
         found = condition()
         if inspect.isawaitable(found):
             found = await found
@@ -59,7 +65,7 @@ async def eventually(
             return found
         if time.monotonic() > deadline:
             raise AssertionError(_missed(condition, within_s, otherwise))
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(_pause_s(every_s, time.monotonic() - began))
 
 
 async def stays(condition: Callable[[], object], turns: int = 200) -> None:
@@ -67,6 +73,13 @@ async def stays(condition: Callable[[], object], turns: int = 200) -> None:
     for _ in range(turns):
         assert condition(), f"it did not stay so: {_source(condition)}"
         await asyncio.sleep(0)
+
+
+def _pause_s(every_s: float | None, looked_s: float) -> float:
+    """How long to wait after a look that took so long."""
+    if every_s is not None:
+        return every_s
+    return max(EVERY_S, min(looked_s * (1 / LOOKING_SHARE - 1), LONGEST_PAUSE_S))
 
 
 def _missed(
