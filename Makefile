@@ -104,7 +104,7 @@ matrix: setup services $(OTHER_POSTGRES) $(MLFLOW_2) ## the integration tests on
 	$(PYTHON) -m tests.matrix $(ARGS)
 
 objects: setup services $(OBJECTS) ## datasets in an object store by S3's wire, which a server on loopback speaks
-	TUNEPROOF_OBJECTS=.venv-objects/bin/python $(PYTHON) -m pytest -q -m objects tests/objects
+	TUNEPROOF_OBJECTS=.venv-objects/bin/python $(PYTHON) -m pytest -q --timeout 1800 -m objects tests/objects
 
 $(OBJECTS): tests/objects/requirements.txt
 	@sh .ci/uv

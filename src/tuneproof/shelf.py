@@ -48,15 +48,18 @@ class Shelf:
         self.url = url
 
     def open(self) -> None:
-        """Know what speaks to the store; nothing is asked of it."""
-        _ = self._files
+        """Refuse an address that nothing here can speak to; nothing is asked of the store."""
+        with self._speaking():
+            from fsspec import get_filesystem_class
+
+            get_filesystem_class(self.url.reveal().partition("://")[0])
 
     def put(self, name: str, folder: Path, files: Sequence[str]) -> None:
         """Keep these files of a folder under a name, in place of what has it."""
-        place = self._place(name)
-        beside = place.rpartition("/")[0]
-        part = f"{beside}/{PART}{uuid.uuid4().hex}"
         with self._asking():
+            place = self._place(name)
+            beside = place.rpartition("/")[0]
+            part = f"{beside}/{PART}{uuid.uuid4().hex}"
             self._sweep(beside)
             with self._files.open(part, "wb") as target:
                 _pack(target, folder, files)
@@ -125,23 +128,10 @@ class Shelf:
     def _opened(self) -> tuple[AbstractFileSystem, str]:
         address = self.url.reveal()
         more = {"auto_mkdir": True} if address.partition("://")[0] in LOCAL else {}
-        try:
+        with self._speaking():
             from fsspec.core import url_to_fs
 
             files, root = url_to_fs(address, use_listings_cache=False, **more)
-        except ImportError as error:
-            raise ConfigError(
-                f"files.url is {self.url}, and what speaks to it is not installed: {error}.",
-                mend="pip install 'tuneproof[s3]' for s3://; for others 'tuneproof[objects]' and "
-                "the library that fsspec names.",
-                field="files.url",
-            ) from error
-        except ValueError as error:
-            raise ConfigError(
-                f"files.url is {self.url}, which fsspec cannot open: {error}.",
-                mend="Write it like s3://BUCKET/PREFIX.",
-                field="files.url",
-            ) from error
         return files, root.rstrip("/")
 
     @property
@@ -171,6 +161,25 @@ class Shelf:
                         self._files.rm_file(f"{folder}/{name}")
 
     @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Say of an address that it cannot be used."""
+        try:
+            yield
+        except ImportError as error:
+            raise ConfigError(
+                f"files.url is {self.url}, and what speaks to it is not installed: {error}.",
+                mend="pip install 'tuneproof[s3]' for s3://; for others 'tuneproof[objects]' and "
+                "the library that fsspec names.",
+                field="files.url",
+            ) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"files.url is {self.url}, which fsspec cannot open: {self._why(error)}.",
+                mend="Write it like s3://BUCKET/PREFIX.",
+                field="files.url",
+            ) from None
+
+    @contextmanager
     def _asking(self) -> Iterator[None]:
         """Say of what goes wrong within that the store is away: each library has its own errors."""
         try:
@@ -178,12 +187,18 @@ class Shelf:
         except TuneProofError:
             raise
         except Exception as error:
-            why = f"{type(error).__name__}: {str(error).rstrip('.')}"
             raise FilesUnavailableError(
-                f"Files could not be had from or kept in {self.url}: {why}.",
+                f"Files could not be had from or kept in {self.url}: {self._why(error)}.",
                 mend="Check that it is up, that the bucket is there, and the credentials: "
                 "tuneproof doctor",
-            ) from error
+            ) from None
+
+    def _why(self, error: Exception) -> str:
+        """What a library said; its kind alone where the address has a secret that it may tell."""
+        kind = type(error).__name__
+        if self.url.masked != self.url.reveal():
+            return kind
+        return f"{kind}: {str(error).rstrip('.')}"
 
 
 def _pack(target: IO[bytes], folder: Path, files: Sequence[str]) -> None:

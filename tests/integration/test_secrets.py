@@ -27,6 +27,8 @@ SETTINGS = """
 url = "{database}"
 [cache]
 url = "redis://:{canary}@127.0.0.1:{dead}/0"
+[files]
+url = "memory://me:{canary}@store"
 [tracking]
 uri = "http://me:{canary}@127.0.0.1:{dead}"
 [server]

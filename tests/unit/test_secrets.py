@@ -111,6 +111,7 @@ SECRET_PATHS = {
     "outcome_sources.x.query": "select :since, :until",
     "store.url": f"postgresql://me:{CANARY}@127.0.0.1:1/db",
     "cache.url": f"redis://:{CANARY}@127.0.0.1:1/0",
+    "files.url": f"memory://me:{CANARY}@store",
     "tracking.uri": f"http://me:{CANARY}@127.0.0.1:1",
     "server.public_url": f"https://me:{CANARY}@host",
     "alerts.webhook_url": f"https://hooks.example.com/services/{CANARY}",

@@ -9,10 +9,12 @@ import sys
 import tarfile
 import threading
 import time
+import traceback
 import uuid
 from pathlib import Path
 
 import pytest
+from tests.servers import free_port
 from tests.waiting import until
 
 from tuneproof.errors import ConfigError, DataError, FilesUnavailableError
@@ -209,7 +211,12 @@ def test_address_that_nothing_speaks_to_is_refused_before_it_is_asked(url: str, 
     assert caught.value.details["field"] == "files.url"
 
 
-def test_secrets_in_the_address_are_not_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Shelf(Url("nobody://key:secret@bucket")).open()
-    assert "secret" not in str(caught.value)
+def test_server_that_is_away_stops_nobody_and_no_secret_is_told() -> None:
+    """What speaks FTP connects as soon as it is made, and tells the address that it was given."""
+    shelf = Shelf(Url(f"ftp://me:canary@127.0.0.1:{free_port()}/files"))
+    shelf.open()
+    with pytest.raises(
+        FilesUnavailableError, match=r"ftp://me:\*\*\*@127.*: ConnectionRefused"
+    ) as e:
+        shelf.check()
+    assert "canary" not in "".join(traceback.format_exception(e.value))

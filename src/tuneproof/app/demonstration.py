@@ -57,7 +57,7 @@ def demo_settings(directory: Path, settings: Settings | None = None) -> Settings
     """The demo's settings in its directory: the embedded trainer, no schedule.
 
     Of `settings` it takes the thresholds and durations of the pipeline `default`, the database
-    where one is set, tracking, cache and server.
+    where one is set, the object store, tracking, cache and server.
     """
     given = settings or Settings()
     config = given.pipelines.get("default", PipelineConfig())
@@ -69,6 +69,7 @@ def demo_settings(directory: Path, settings: Settings | None = None) -> Settings
         server=given.server,
         tracking=given.tracking,
         cache=given.cache,
+        files=given.files,
         store=StoreConfig() if own_database else given.store,
     )
 

@@ -465,7 +465,9 @@ def _log(level: str) -> None:
     known = ("debug", "info", "warning", "error")
     if level not in known:
         raise ConfigError(f"--log-level is {level!r}.", mend=f"Use one of {', '.join(known)}.")
-    for chatty in ("httpx2", "httpcore2", "alembic", "uvicorn"):
+    # What speaks to object stores tells at "debug" each path, header and body.
+    stores = ("fsspec", "s3fs", "aiobotocore", "botocore")
+    for chatty in ("httpx2", "httpcore2", "alembic", "uvicorn", *stores):
         logging.getLogger(chatty).setLevel("WARNING")
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
