@@ -250,6 +250,8 @@ async def test_events_come_oldest_first_from_all_pages(
         await provider.job(job.id)
     events = await provider.events(job.id)
     assert [event.data["step"] for event in events] == [0, 1, 2, 3]
+    newest = await provider.newest_events(job.id)
+    assert [event.data["step"] for event in newest] == [2, 3]  # one page: it is asked for often
 
 
 async def test_models_carry_their_shutdown_date(provider: OpenAIWire) -> None:
