@@ -88,7 +88,11 @@ def test_the_job_is_the_documented_one(printed: list[Object]) -> None:
 def test_the_config_map_is_the_documented_one(printed: list[Object]) -> None:
     data = one(printed, "ConfigMap", "fine-tuning-config")["data"]
     training = json.loads(data["training_config.json"])
-    ours = {**training, "training": {**training["training"], "base_model": "a"}}
+    assert training["training"]["timeout_seconds"] == "auto", (
+        "the documented half hour cancels an honest job"
+    )
+    numbers = {"base_model": "a", "timeout_seconds": 1800}
+    ours = {**training, "training": {**training["training"], **numbers}}
     assert differences(_shape(TRAINING_CONFIG), ours, whole=True) == []
     assert yaml.safe_load(data["pipeline_config.yaml"]) == CONFIG_SHORT
 
