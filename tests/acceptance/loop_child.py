@@ -23,7 +23,15 @@ from openai import AsyncOpenAI
 from tests.waiting import eventually
 
 from tuneproof.app.demonstration import Demonstration, demonstration
-from tuneproof.settings import PipelineConfig, Settings, StoreConfig, TrackingConfig, revealed
+from tuneproof.settings import (
+    FilesConfig,
+    PipelineConfig,
+    Settings,
+    StoreConfig,
+    TrackingConfig,
+    Url,
+    revealed,
+)
 from tuneproof.workflow import Moment
 
 CONFIG = PipelineConfig(
@@ -69,6 +77,7 @@ def settings(plan: dict[str, Any]) -> Settings:
         pipelines={"default": replace(CONFIG, **plan.get("changes", {}))},
         store=store,
         tracking=TrackingConfig(uri=plan.get("mlflow")),
+        files=FilesConfig(url=Url(plan["files"]) if plan.get("files") else None),
     )
 
 
