@@ -110,14 +110,17 @@ class Place:
 
     def pids(self) -> set[int]:
         """The gateway processes that answer and have heard of the service."""
-        found = set()
-        for _ in range(20):
+        return {pid for _ in range(20) if (pid := self._ready_gateway())}
+
+    def _ready_gateway(self) -> int:
+        """Whoever takes a new connection; 0 where nobody does, or it has heard of no service."""
+        with closing(HTTPConnection("127.0.0.1", self.gateway_port, timeout=5)) as connection:
             try:
-                if HTTP.get(f"{self.gateway}/ready", timeout=5).status_code == 200:
-                    found.add(int(HTTP.get(f"{self.gateway}/live", timeout=5).json()["pid"]))
-            except httpx2.HTTPError:
-                continue
-        return found
+                if _asked(connection, "/ready")[0] != 200:
+                    return 0
+                return int(json.loads(_asked(connection, "/live")[1])["pid"])
+            except (OSError, HTTPException):
+                return 0
 
     def service_pid(self) -> int:
         return until(self._service_pid, 60, otherwise=self.said)
@@ -221,6 +224,12 @@ class Load:
         self._over.set()
         for thread in self._threads:
             thread.join()
+
+
+def _asked(connection: HTTPConnection, path: str) -> tuple[int, bytes]:
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
 
 
 def alive(pid: int) -> bool:
