@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.servers import PostgresServer, postgres_server
+from tests.servers import PostgresServer, memory, postgres_server
 
 from tuneproof.store import Store, make_engine, open_store
 from tuneproof.store.migrate import migrate
@@ -42,7 +42,7 @@ def clock() -> HandClock:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL server for the whole session."""
-    with postgres_server() as server:
+    with postgres_server(inside=memory()) as server:
         yield server
 
 

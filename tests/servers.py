@@ -57,6 +57,7 @@ __all__ = [
     "die_with_parent",
     "free_port",
     "listens",
+    "memory",
     "mlflow_server",
     "postgres_binary",
     "postgres_server",
@@ -77,6 +78,7 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _RESERVED: list[IO[str]] = []
 """The locks of the ports given out here; the kernel frees them when this process ends."""
 _INITDB_OPTIONS = ["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--no-locale"]
+_ROOM = 2 << 30
 _REDIS_OPTIONS = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
 
 
@@ -237,11 +239,16 @@ class PostgresServer(Server):
 
 
 @contextmanager
-def postgres_server(**settings: str | int) -> Iterator[PostgresServer]:
-    """A PostgreSQL server; `settings` are postgresql.conf parameters (`max_connections=…`)."""
+def postgres_server(
+    *, inside: Path | None = None, **settings: str | int
+) -> Iterator[PostgresServer]:
+    """A PostgreSQL server; `settings` are postgresql.conf parameters (`max_connections=…`).
+
+    `inside` is the folder for its data; left out, that of temporary files.
+    """
     user = "postgres" if os.geteuid() == 0 else None
     binaries = _postgres_binaries()
-    with _folder("pg", owner=user) as folder:
+    with _folder("pg", owner=user, inside=inside) as folder:
         data = folder / "data"
         subprocess.run(
             [str(binaries / "initdb"), "-D", str(data), *_INITDB_OPTIONS],
@@ -277,6 +284,14 @@ def postgres_server(**settings: str | int) -> Iterator[PostgresServer]:
         )
         with _running(server):
             yield server
+
+
+def memory() -> Path | None:
+    """A folder in memory that has room for some hundred databases, one after the other; None where
+    there is none. Each is a few hundred files: on a disk they take as long as a test."""
+    folder = Path("/dev/shm")
+    roomy = folder.is_dir() and shutil.disk_usage(folder).free > _ROOM
+    return folder if roomy else None
 
 
 @contextmanager
@@ -422,8 +437,8 @@ def _running(server: Server) -> Iterator[None]:
 
 
 @contextmanager
-def _folder(kind: str, *, owner: str | None = None) -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix=f"tuneproof-{kind}-"))
+def _folder(kind: str, *, owner: str | None = None, inside: Path | None = None) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix=f"tuneproof-{kind}-", dir=inside))
     if owner is not None:
         shutil.chown(path, user=owner)
     try:
