@@ -419,12 +419,14 @@ class OpenAIWire:
         Raises `DataError` for a refusal, and an answer that has not one vector of each text.
         """
 
+        from openai import NOT_GIVEN
+
         async def ask() -> Sequence[Sequence[float]]:
             answer = await self._client.embeddings.create(
                 model=model,
                 input=list(texts),
                 encoding_format="float",
-                timeout=openai.NOT_GIVEN if timeout_s is None else timeout_s,
+                timeout=NOT_GIVEN if timeout_s is None else timeout_s,
             )
             return vectors_of(answer, len(texts))
 
