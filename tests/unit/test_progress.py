@@ -69,6 +69,14 @@ def test_until_its_first_step_a_job_has_a_day_or_four_times_what_it_is_expected_
     assert follow(quick, 0, 100_000, seen()) == pytest.approx(HOUR, abs=20)
 
 
+def test_after_its_last_step_a_job_may_be_evaluated_for_as_long() -> None:
+    watch = JobWatch(T0)
+    watch.saw(seen(99, 100), T0)
+    assert follow(watch, 10, 100_000, seen(100, 100)) == pytest.approx(PATIENCE_S, abs=30)
+    expected = JobWatch(T0, expected_s=2 * HOUR)
+    assert follow(expected, 0, 100_000, seen(100, 100)) == pytest.approx(8 * HOUR, abs=20)
+
+
 def test_a_queued_job_waits_for_a_day_whatever_its_training_would_take() -> None:
     watch = JobWatch(T0, expected_s=60.0)
     queued = seen(status=JobStatus.QUEUED)

@@ -23,7 +23,8 @@ GAPS = 10.0
 """Or this many times its longest silence until now: a machine may be slow all along."""
 
 FIRST_STEP_S = 3600.0
-"""How long a job may take to its first step, at least, where it is known how long jobs take."""
+"""How long a job may take to its first step, and after its last, at least, where it is known how
+long jobs take."""
 
 EXPECTATIONS = 4.0
 """Or this many times as long as the whole job is expected to take."""
@@ -177,7 +178,7 @@ class JobWatch:
         """How long the job may tell nothing new, as it stands now."""
         if self._seen is None or self._seen.job.status is not JobStatus.RUNNING:
             return PATIENCE_S
-        if self._steps_told:
+        if self._steps_told and not self._steps_done:
             return max(STILL_S, GAPS * self._longest_s)
         if self._expected_s is not None:
             return max(FIRST_STEP_S, EXPECTATIONS * self._expected_s)
@@ -186,6 +187,12 @@ class JobWatch:
     @property
     def _steps_told(self) -> bool:
         return self._seen is not None and bool(self._seen.step)
+
+    @property
+    def _steps_done(self) -> bool:
+        """Whether only what follows the last step is left: some providers evaluate for hours."""
+        seen = self._seen
+        return seen is not None and bool(seen.total_steps) and seen.step == seen.total_steps
 
     def why(self) -> str:
         """Why the job is given up, in words that go on from what state it was in."""
