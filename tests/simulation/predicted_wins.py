@@ -180,12 +180,12 @@ async def foretold(seed: int, url: str, folder: Path) -> list[Foretold]:
     return found
 
 
-async def run(audiences: int) -> list[Foretold]:
-    """Of so many audiences."""
+async def run(audiences: int, first: int) -> list[Foretold]:
+    """Of so many audiences, from the first on."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         async with serve(Path(folder) / "trainer", port=0) as trainer:
-            for seed in range(1, audiences + 1):
+            for seed in range(first, first + audiences):
                 found += await foretold(seed, trainer.base_url, Path(folder))
                 print(*map(shown, found[-len(GOOD) :]), sep="\n", flush=True)  # noqa: T201
     return found
@@ -203,7 +203,9 @@ def main() -> None:
     """Print how foretold and true win rates go together."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.predicted_wins")
     parser.add_argument("--audiences", type=int, default=20)
-    found = asyncio.run(run(parser.parse_args().audiences))
+    parser.add_argument("--first", type=int, default=1)
+    asked = parser.parse_args()
+    found = asyncio.run(run(asked.audiences, asked.first))
     foretold_, true = [one.value for one in found], [one.true for one in found]
     slope, intercept = statistics.linear_regression(foretold_, true)
     held = statistics.fmean(one.low <= one.true <= one.high for one in found)

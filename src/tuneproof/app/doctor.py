@@ -325,10 +325,14 @@ class Doctor:
         """Models in use that are shut down soon, or whose provider left the settings."""
         found = []
         for task in config.tasks:
-            routing = await self._store.routing.get(task)
-            if routing is None or self._providers.given is not None:
+            if self._providers.given is not None:
                 continue
-            found += await self._answering_finding(task, routing.baseline)
+            routing, declared = await self._store.routing.get(task), self._settings.tasks[task]
+            if routing is not None:
+                found += await self._answering_finding(task, routing.baseline)
+            elif declared.model:
+                model = ModelRef(model_id=declared.model, provider=declared.model_provider)
+                found += await self._answering_finding(task, model)
         announced = await self._shutdowns.known(config)
         if announced is not None and announced.model != config.base_model:
             name = f"{config.name}: {announced.model}"

@@ -39,7 +39,7 @@ MAX_ANSWERS = 100
 
 MAX_TEXT = 10_000
 
-Receipt = Annotated[str, Field(min_length=1, max_length=4000)]
+Receipt = Annotated[str, Field(min_length=1, max_length=12_000)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Valued = Number | bool | Text | None

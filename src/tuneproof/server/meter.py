@@ -28,15 +28,21 @@ _CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 _WRITTEN = ("completion_tokens", "output_tokens")
 _MOST = 2**53
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+_SEVERAL = ("n", "best_of")
+"""How many answers are asked for: chats and completions say so, each is paid."""
 
 
 def expected_tokens(body: Mapping[str, Any]) -> int:
-    """How many tokens the answer may have, as far as the request says."""
-    for name in _LIMITS:
-        limit = body.get(name)
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-            return min(limit, 10**6)
-    return USUAL_TOKENS
+    """How many tokens the answers may have together, as far as the request says."""
+    limits = (_whole(body.get(name)) for name in _LIMITS)
+    each = next((limit for limit in limits if limit), USUAL_TOKENS)
+    several = max(1, *(_whole(body.get(name)) for name in _SEVERAL))
+    return min(each, 10**6) * min(several, 10**4)
+
+
+def _whole(value: object) -> int:
+    """A whole number above 0, or 0."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 class Meter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["EventSplitter", "data_of", "with_data"]
+__all__ = ["EventSplitter", "data_of", "ended", "with_data"]
 
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
@@ -44,6 +44,11 @@ class EventSplitter:
         """What came behind the last whole event."""
         rest, self._rest = self._rest, b""
         return rest
+
+
+def ended(event: bytes) -> bytes:
+    """An event that broke off, with the empty line behind it: what follows is no part of it."""
+    return event.rstrip(b"\r\n") + b"\n\n"
 
 
 def data_of(event: bytes) -> bytes | None:

@@ -28,7 +28,7 @@ from tuneproof.outgoing import ANYWHERE, Rules
 from tuneproof.outgoing.clients import connector
 from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.chatting import ChatRequest
-from tuneproof.server.sse import EventSplitter, data_of, with_data
+from tuneproof.server.sse import EventSplitter, data_of, ended, with_data
 from tuneproof.server.wires import Wire, message_of
 from tuneproof.server.written import Spent
 
@@ -155,8 +155,12 @@ class Stream:
     async def events(self) -> AsyncIterator[list[Event]]:
         """The events in the groups in which they arrive. Raises the provider's failure."""
         yield self.first
-        async for events in self._reads():
-            yield events
+        try:
+            async for events in self._reads():
+                yield events
+        except TuneProofError:
+            if not self._finished:  # else the answer is whole, whatever became of the connection
+                raise
         if not self._finished:
             raise _failed(self._endpoint, "ended its stream before the answer was whole")
 
@@ -184,7 +188,7 @@ class Stream:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise no_answer(self._endpoint, error) from error
         if rest := self._splitter.end():
-            yield [self._read(rest)]
+            yield [self._read(rest if self._finished else ended(rest))]
 
     async def _more(self) -> bytes:
         """What comes next; nothing at the end, or where none comes behind `[DONE]`."""

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from tests.line import Line
 from tests.moderation import moderation_server
 from tests.servers import free_port
+from tests.wire import wire_server
 
 from tuneproof.cli.output import FAILED, OK, USAGE
 
@@ -205,3 +206,18 @@ def test_the_moderation_endpoint_is_asked(line):
         assert server.asked == [["Hello"]]
         server.next(JSONResponse({"error": {"message": "no such model"}}, 404))
         assert findings(line, code=FAILED)["default: moderation"]["status"] == "failed"
+
+
+def test_the_model_that_the_settings_name_for_a_task_is_looked_for(line):
+    """Seen: each request was answered 404, and all rows were ok."""
+    source(posts(200))
+    with wire_server() as wire:
+        settings = Path("tuneproof.toml").read_text()
+        Path("tuneproof.toml").write_text(
+            f'{settings}[providers.default]\nkind = "compatible"\nbase_url = "{wire.url}"\n'
+            '[tasks.hook]\nmodel = "nobodys"\n'
+        )
+        line("token", "create", "x", "--scope", "read")  # the database is there from now on
+        found = findings(line)["hook: model in use"]
+        assert found["status"] == "warning"
+        assert "does not list nobodys" in found["detail"]

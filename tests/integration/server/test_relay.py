@@ -164,6 +164,28 @@ async def test_a_stream_without_an_end_gets_none_made_up(service, provider, cand
     assert event["error"] is True
 
 
+async def test_what_breaks_off_behind_the_end_is_no_failure(service, provider, baselines, test_id):
+    """Seen: an answer that was whole got an error behind it, and OpenAI's client raised."""
+    pieces = chunk("one ") + chunk(finish="stop")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 99999\r\n\r\n"
+    provider.say("base", head + pieces)
+    answer = await streamed(service, baselines)
+    assert b"error" not in answer.content
+    assert len(told(answer.content)) == 2
+    [event] = await exposures(service, test_id)
+    assert event["error"] is False
+
+
+async def test_an_event_that_breaks_off_does_not_swallow_the_error(service, provider, baselines):
+    """Seen: `<html>data: {"error": ...}`, which is an unknown field to whoever reads it."""
+    provider.stream("base", [chunk("one "), b"<html>"])
+    answer = await streamed(service, baselines)
+    *_, broken, last = told(answer.content)
+    assert broken == b"<html>"
+    assert b"before the answer was whole" in last
+    assert last.startswith(b"data: ")
+
+
 async def test_an_end_without_done_is_passed_on_as_it_is(service, provider, baselines, test_id):
     provider.stream("base", [chunk("one "), chunk(finish="length")])
     answer = await streamed(service, baselines)

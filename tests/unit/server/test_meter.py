@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.raw_provider import ANSWER, DONE, MESSAGE, MESSAGE_EVENTS, RESPONSE_EVENTS, chunk
 
-from tuneproof.server.meter import TAIL, Meter
+from tuneproof.server.meter import TAIL, USUAL_TOKENS, Meter, expected_tokens
 
 ANSWERS = {
     "chat": ANSWER,
@@ -63,3 +63,20 @@ def test_what_is_no_count_is_not_believed() -> None:
         meter = Meter()
         meter.feed(b'{"usage": {"prompt_tokens": %s}}' % told.encode())
         assert meter.usage is None
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({}, USUAL_TOKENS),
+        ({"max_tokens": 40}, 40),
+        ({"max_tokens": 40, "n": 128}, 40 * 128),
+        ({"n": 3}, 3 * USUAL_TOKENS),
+        ({"max_tokens": 40, "best_of": 5, "n": 2}, 200),
+        ({"max_tokens": True, "n": "9"}, USUAL_TOKENS),
+        ({"max_tokens": -1, "n": 0}, USUAL_TOKENS),
+    ],
+)
+def test_each_answer_that_is_asked_for_may_cost_its_tokens(body, tokens) -> None:
+    """Seen: six requests with `n` = 128 spent six times a budget that they were held to."""
+    assert expected_tokens(body) == tokens
