@@ -18,6 +18,7 @@ from tests.trainer.integration.conftest import (
     reached,
     upload,
 )
+from tests.waiting import until
 
 
 def say(*messages: dict[str, Any], **extra: Any) -> dict[str, Any]:
@@ -353,7 +354,10 @@ def test_jobs_of_no_one_are_not_found(client: OpenAI) -> None:
 def test_jobs_train_one_after_another_in_the_order_they_came(start: Start) -> None:
     client = client_of(start())
     file_id = upload(client, lines(count=300))
-    made = [client.fine_tuning.jobs.create(model=BASE, training_file=file_id) for _ in range(4)]
+    made = []
+    for _ in range(4):  # files are read beside each other: who is ready first trains first
+        made.append(client.fine_tuning.jobs.create(model=BASE, training_file=file_id))
+        until(lambda: client.fine_tuning.jobs.retrieve(made[-1].id).status != "validating_files")
     most = 0
     while True:
         states = [job.status for job in client.fine_tuning.jobs.list()]
