@@ -216,40 +216,51 @@ class FeedbackDesk:
         report = Report.of(asked)
         id = asked.response_id or ""
         ticket = Ticket.decode(id)
-        if not (_can_be_kept(ticket) and await self._had(ticket)):
+        known = await self._had(ticket) if _can_be_kept(ticket) else False
+        if known is False:
             raise unknown_answer(id)
         if ticket.subject is None:
             reason = "No experiment or rollout was under way when this was answered."
             return {"accepted": 0, "reason": reason}
         if report.at is not None and report.at.tzinfo is None:
             self._serving.metrics.naive_times.inc()
-        return await self._kept(report, ticket, ticket.subject)
+        return await self._kept(report, ticket, ticket.subject, waits=known is None)
 
-    async def _had(self, ticket: Ticket) -> bool:
+    async def _had(self, ticket: Ticket) -> bool | None:
+        """Whether there was such a subject; None where nobody can tell now."""
         try:
             return await self._serving.had(ticket.subject, ticket.task)
         except RetryableError:
-            return True
+            return None
 
-    async def _kept(self, report: Report, ticket: Ticket, subject: str) -> dict[str, Any]:
+    async def _kept(
+        self, report: Report, ticket: Ticket, subject: str, *, waits: bool
+    ) -> dict[str, Any]:
+        """Keep it, or have it wait: until the exposure before it is kept, its history may not be
+        there, and it would be turned away."""
         at = utc(report.at) if report.at else self._serving.now()
         outcome = report.outcome(ticket, subject, at)
         comment = report.said(ticket, subject, at)
         outcomes = [] if outcome is None else [outcome]
         self._shares.check(outcomes)
         comments = [] if comment is None else [comment]
+        if waits:
+            return self._waiting(outcomes, comments)
         try:
             taken = await self._serving.keep(outcomes=outcomes, comments=comments)
         except RetryableError:
-            for outcome in outcomes:
-                self._spool.add(outcome)
-            for words in comments:
-                self._spool.add(words)
-            return {"accepted": 1, "duplicates": 0, "waiting": True}
+            return self._waiting(outcomes, comments)
         accepted = min(taken.accepted, 1)
         if taken.rejected:
             return {"accepted": accepted, "reason": taken.rejected[0].reason}
         return {"accepted": accepted, "duplicates": 1 - accepted}
+
+    def _waiting(self, outcomes: Sequence[Outcome], comments: Sequence[Comment]) -> dict[str, Any]:
+        for outcome in outcomes:
+            self._spool.add(outcome)
+        for words in comments:
+            self._spool.add(words)
+        return {"accepted": 1, "duplicates": 0, "waiting": True}
 
 
 def _can_be_kept(ticket: Ticket) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from tests.integration.server.conftest import Service, open_service, posts
+from tests.waiting import eventually
 
+from tuneproof.errors import StoreUnavailableError
 from tuneproof.experiments.histories import WEEK, history_of, week_of
 from tuneproof.server.tickets import Ticket
 from tuneproof.settings import Settings
@@ -61,6 +63,32 @@ async def recorded(
     )
     assert taken.json()["accepted"] == 900, taken.text
     return until, first, units
+
+
+async def test_feedback_waits_while_nobody_can_write_that_the_history_begins(
+    served: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on a full disk: 200 and "is no test or rollout … nor a history", and it was lost."""
+
+    async def full(*args: Any, **more: Any) -> None:
+        raise StoreUnavailableError("The disk is full.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.app.store.histories, "open", full)
+        answer = await served.post("/v1/chat/completions", {**ASKED, "user": "u"})
+        given = answer.headers["x-tuneproof-response"]
+        told = await served.post("/v1/feedback", {"response_id": given, "value": 0.07})
+        assert told.json() == {"accepted": 1, "duplicates": 0, "waiting": True}
+    subject = Ticket.decode(given).subject
+    assert subject is not None
+
+    async def counted() -> bool:
+        if await served.app.store.subjects.kind(subject) is None:
+            return False
+        strata = await served.app.store.events.strata(subject)
+        return [one.units.sum_y for one in strata] == [pytest.approx(0.07)]
+
+    await eventually(counted, 30)
 
 
 async def test_a_request_is_recorded_before_anything_is_tested(served: Service) -> None:
