@@ -454,6 +454,9 @@ def test_tokens_cannot_be_switched_off_on_an_open_bind():
     with pytest.raises(ConfigError, match="require_token"):
         ServerConfig(host="0.0.0.0", require_token=False)
     assert ServerConfig(require_token=True).token_needed
+    with pytest.raises(ConfigError, match="gateway_port is 8686, but must be another than port"):
+        ServerConfig(gateways=2, port=8686, gateway_port=8686)
+    assert ServerConfig(port=8686, gateway_port=8686).gateways == 0
 
 
 def test_the_address_is_one_that_people_can_open(tmp_path):

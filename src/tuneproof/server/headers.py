@@ -40,6 +40,7 @@ _ASKED = _HOP | {
     b"referer",
     b"via",
     b"x-api-key",
+    b"x-goog-api-key",
     b"x-real-ip",
 }
 _ASKED_PREFIXES = (b"sec-", b"x-forwarded-", b"x-tuneproof-")

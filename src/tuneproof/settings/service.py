@@ -344,6 +344,9 @@ class ServerConfig:
         if self.require_token is False and not self.loopback:
             rule = f"must be true where host ({self.host}) is not loopback"
             raise checks.refuse("require_token", False, rule)
+        if self.gateways and self.gateway_port and self.gateway_port == self.port:
+            rule = f"must be another than port ({self.port}): gateways listen beside the service"
+            raise checks.refuse("gateway_port", self.gateway_port, rule)
 
     @property
     def loopback(self) -> bool:
