@@ -170,8 +170,8 @@ class OutcomeModel:
         inputs that one of them left unanswered do not count, and None says that there are too
         few. The interval (95 %) has three parts: the inputs are a sample; the scale of the scores,
         by which chance is told from knowledge, is an estimate; and so are the weights (a jackknife
-        by fifths of the posts). The last is the largest: what is misjudged of one model's answers
-        is misjudged in all of them.
+        by fifths of the posts), since what is misjudged of one model's answers is misjudged in all
+        of them.
         """
         from scipy.special import stdtrit
 

@@ -1,7 +1,7 @@
 """A language model's vectors of texts: what an outcome model sees of them beside their words.
 
-A model that was made to generate knows more of a headline than its words say: by its vectors a
-small linear model finds more winners than the model itself does after it was trained to.
+A model that was made to generate knows more of a headline than its words say: with its vectors the
+same linear model finds more winners (`docs/benchmarks.md`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Embedder:
         self.model = model
         self._provider = provider
         self._known: dict[str, NDArray[np.floating[Any]]] = {}
+        self._refused: set[str] = set()
 
     async def answers(self) -> bool:
         """Whether this model gives vectors: most that generate do not, and are refused.
@@ -73,8 +74,8 @@ class Embedder:
 
     def _new(self, texts: Sequence[str]) -> list[str]:
         """Those that were not asked for yet, equally long ones together."""
-        known = self._known
-        new = {text for text in texts if text.strip() and text not in known}
+        asked = self._known.keys() | self._refused
+        new = {text for text in texts if text.strip() and text not in asked}
         return sorted(new, key=lambda text: (len(text), text))
 
     async def _asked(self, texts: Sequence[str]) -> dict[str, NDArray[np.floating[Any]]]:
@@ -82,6 +83,7 @@ class Embedder:
             found = await self._provider.embed(self.model, [text[:LONGEST] for text in texts])
         except DataError:
             if len(texts) == 1:
+                self._refused.update(texts)
                 return {}
             half = len(texts) // 2
             return {**await self._asked(texts[:half]), **await self._asked(texts[half:])}

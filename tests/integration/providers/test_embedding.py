@@ -50,8 +50,12 @@ async def test_a_text_that_is_refused_costs_the_others_nothing(
     server: Embedding, provider: OpenAIWire
 ) -> None:
     server.refuses = lambda text: text == "text 5"
-    found = await Embedder(provider, MODEL).vectors([f"text {i}" for i in range(9)])
+    embedder, texts = Embedder(provider, MODEL), [f"text {i}" for i in range(9)]
+    found = await embedder.vectors(texts)
     assert found.keys() == {f"text {i}" for i in range(9) if i != 5}
+    asked = len(server.asked)
+    await embedder.vectors(texts)
+    assert len(server.asked) == asked, "it was refused once, and is not asked for again"
 
 
 async def test_long_texts_are_cut(server: Embedding, provider: OpenAIWire) -> None:
