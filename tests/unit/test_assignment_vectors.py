@@ -81,7 +81,7 @@ def test_routing_and_gateway(case: Case) -> None:
         served = routing.serve(unit)
         shown = (served.model.model_id, served.model.version, str(served.arm), served.subject)
         assert shown == expected
-        decision = decide(routing, unit, AT)
+        decision = decide(routing, unit, AT, None)
         assert (decision.model, decision.arm) == (served.model, served.arm)
         assert decision.ticket.subject == (served.subject or history_of("hook", AT))
 

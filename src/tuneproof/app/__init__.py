@@ -15,6 +15,7 @@ from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService, Sibling
 from tuneproof.app.health import HealthService, Ready
 from tuneproof.app.live import Live, LiveEvent
+from tuneproof.app.receipts import ReceiptKey
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.runs import AbortedRun, LogEntry, RunService
@@ -39,6 +40,7 @@ __all__ = [
     "Picker",
     "ProviderEndpoint",
     "Ready",
+    "ReceiptKey",
     "RolloutService",
     "RoutingService",
     "RoutingSnapshot",

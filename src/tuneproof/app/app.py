@@ -40,6 +40,7 @@ from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
 from tuneproof.app.private import keep_private
 from tuneproof.app.providers import PROBE_EVERY_S, Providers
+from tuneproof.app.receipts import receipt_key
 from tuneproof.app.restore import refuse_half_restored
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
@@ -688,6 +689,7 @@ class App:
 
     async def _begin(self) -> None:
         """Take up what was under way, and start all that is done on the machine's own clock."""
+        self.receipts = await receipt_key(self.store, self.clock)
         if self._with_engine:
             await self.runs.start_forgotten()
         if not self._background:

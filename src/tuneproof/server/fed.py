@@ -26,6 +26,7 @@ from tuneproof.app import (
     ChatEndpoint,
     Live,
     ProviderEndpoint,
+    ReceiptKey,
     answer_cost_usd,
     endpoint_at,
 )
@@ -49,6 +50,7 @@ from tuneproof.server.feed import (
     TokenRow,
     hashed,
     known_fields,
+    receipts_of,
     routing_of,
     socket_path,
 )
@@ -110,6 +112,7 @@ class FedServing:
         self.picker = self._pickers.of
         self._file = settings.dir / FILE
         self._state: FeedState | None = None
+        self.receipts: ReceiptKey | None = None
         self._routing: tuple[Routing, ...] = ()
         self._trust_s: Mapping[str, float] = {}
         self._endpoints: dict[ModelRef, ChatEndpoint] = {}
@@ -381,6 +384,7 @@ class FedServing:
             **prices,
         }
         self._scored, self._trust_s = scored, trust_s
+        self.receipts = receipts_of(state.get("receipts"))
         self._routing, self._state = routing, state
         self._pickers.told(state.get("pickers", {}))
         served = {endpoint.breaker.name for endpoint in self._endpoints.values()}

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import orjson
 
+from tuneproof.app import ReceiptKey
 from tuneproof.errors import ConfigError, InputError, StoreUnavailableError, TuneProofError
 from tuneproof.experiments import ModelRef
 from tuneproof.resilience import BreakerEvent, State
@@ -48,6 +49,7 @@ __all__ = [
     "is_served",
     "known_fields",
     "listen_locally",
+    "receipts_of",
     "routing_of",
     "socket_path",
 ]
@@ -92,6 +94,13 @@ class TokenRow(TypedDict):
     at: str
 
 
+class ReceiptRow(TypedDict):
+    """What signs receipts: the key in hexadecimal digits, and a time (RFC 3339) or None."""
+
+    key: str
+    unsigned_until: str | None
+
+
 class FeedState(TypedDict):
     """All that a gateway needs to answer by itself. `at` is when it was true (RFC 3339)."""
 
@@ -103,6 +112,7 @@ class FeedState(TypedDict):
     pickers: dict[str, tuple[int, str]]  # by task: of how many answers, and the model's hash
     trainer: str | None  # where the embedded one is
     tokens: dict[str, TokenRow]  # by their hash
+    receipts: ReceiptRow
 
 
 class Feed:
@@ -190,6 +200,7 @@ class Feed:
             },
             "trainer": self._app.providers.trainer_url,
             "tokens": dict(self._tokens),
+            "receipts": _receipts(self._app.receipts),
         }
 
     async def _endpoint(self, model: ModelRef) -> EndpointRow | None:
@@ -260,6 +271,20 @@ class Feed:
 def hashed(token: str) -> str:
     """By what a token is known to gateways; tokens are random, so nothing is to be guessed."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _receipts(own: ReceiptKey) -> ReceiptRow:
+    until = own.unsigned_until
+    return {"key": own.key.hex(), "unsigned_until": None if until is None else until.isoformat()}
+
+
+def receipts_of(row: ReceiptRow | None) -> ReceiptKey | None:
+    """What signs receipts, as `FeedState` says it; a service of before says nothing."""
+    if row is None:
+        return None
+    until = row["unsigned_until"]
+    at = None if until is None else datetime.fromisoformat(until)
+    return ReceiptKey(key=bytes.fromhex(row["key"]), unsigned_until=at)
 
 
 def _row(routing: Routing) -> dict[str, Any]:

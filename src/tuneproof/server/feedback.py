@@ -216,7 +216,7 @@ class FeedbackDesk:
         report = Report.of(asked)
         id = asked.response_id or ""
         ticket = Ticket.decode(id)
-        known = await self._had(ticket) if _can_be_kept(ticket) else False
+        known = await self._had(ticket) if self._may_be_ours(ticket) else False
         if known is False:
             raise unknown_answer(id)
         if ticket.subject is None:
@@ -225,6 +225,10 @@ class FeedbackDesk:
         if report.at is not None and report.at.tzinfo is None:
             self._serving.metrics.naive_times.inc()
         return await self._kept(report, ticket, ticket.subject, waits=known is None)
+
+    def _may_be_ours(self, ticket: Ticket) -> bool:
+        serving = self._serving
+        return _can_be_kept(ticket) and ticket.genuine(serving.receipts, serving.now())
 
     async def _had(self, ticket: Ticket) -> bool | None:
         """Whether there was such a subject; None where nobody can tell now."""

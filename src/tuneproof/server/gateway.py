@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,7 +37,7 @@ from tuneproof.server.upstream import Answer, Recorded, Refused, Stream, Upstrea
 from tuneproof.server.written import Written
 
 if TYPE_CHECKING:
-    from tuneproof.app import ChatEndpoint, Picker
+    from tuneproof.app import ChatEndpoint, Picker, ReceiptKey
     from tuneproof.rollout import Routing
     from tuneproof.server.serving import Serving
     from tuneproof.server.spool import Spool
@@ -144,7 +143,7 @@ class Gateway:
                 mend="Ask GET /decide or the client which model serves a unit; or set "
                 f'served_by = "gateway" in [tasks.{asked.task}].',
             )
-        decision = decide(routing, asked.unit, self._serving.now())
+        decision = decide(routing, asked.unit, self._serving.now(), self._serving.receipts)
         picker = self._serving.picker(asked.task)
         if picker is None or not may_pick(asked):
             return decision
@@ -307,14 +306,15 @@ class Gateway:
         }
 
 
-def decide(routing: Routing, unit: str, now: datetime) -> Decision:
+def decide(routing: Routing, unit: str, now: datetime, key: ReceiptKey | None) -> Decision:
     """Which arm of `routing` answers `unit`: the same everywhere, by `assignment`.
 
-    Where nothing is tested the answer belongs to the history of its task, of this week.
+    Where nothing is tested the answer belongs to the history of its task, of this week. `key` signs
+    its receipt.
     """
     served = routing.serve(unit)
     subject = served.subject or history_of(routing.task, now)
-    ticket = Ticket(exposure=uuid.uuid4().hex, task=routing.task, subject=subject, unit=unit)
+    ticket = Ticket.new(key, task=routing.task, subject=subject, unit=unit)
     return Decision(
         routing=routing, unit=unit, arm=served.arm, model=served.model, ticket=ticket, at=now
     )

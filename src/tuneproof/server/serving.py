@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 from tuneproof.server.event_lines import events_of
 
 if TYPE_CHECKING:
-    from tuneproof.app import App, ChatEndpoint, Picker, ProviderEndpoint, RoutingSnapshot
+    from tuneproof.app import (
+        App,
+        ChatEndpoint,
+        Picker,
+        ProviderEndpoint,
+        ReceiptKey,
+        RoutingSnapshot,
+    )
     from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome
     from tuneproof.settings import RelayConfig, Shadow
     from tuneproof.telemetry import Metrics
@@ -31,6 +38,10 @@ class Serving(Protocol):
     @property
     def metrics(self) -> Metrics:
         """Where requests are counted."""
+
+    @property
+    def receipts(self) -> ReceiptKey | None:
+        """What signs receipts; None where the service is of a version that signs none."""
 
     def asks(self, task: str) -> bool:
         """Whether a gateway may ask this task's models."""
@@ -126,6 +137,11 @@ class OwnServing:
     def routing(self) -> RoutingSnapshot:
         """The board's."""
         return self._app.routing.board.snapshot
+
+    @property
+    def receipts(self) -> ReceiptKey:
+        """The database's."""
+        return self._app.receipts
 
     def asks(self, task: str) -> bool:
         """By the task's settings."""

@@ -176,6 +176,11 @@ class Events:
         async with self._database.reading(tx) as own:
             return await read_exposed(own, await _key(own, subject), before)
 
+    async def any_exposed(self, *, tx: Tx | None = None) -> bool:
+        """Whether any exposure is kept, of any subject."""
+        async with self._database.reading(tx) as own:
+            return bool((await own.execute(select(exists().select_from(exposures)))).scalar_one())
+
     async def requests(
         self,
         subject: str,

@@ -8,7 +8,7 @@ from sqlalchemy import delete, select
 
 from tuneproof.store.database import Database
 from tuneproof.store.tables import meta
-from tuneproof.store.upserts import upsert
+from tuneproof.store.upserts import insert_or_ignore, upsert
 from tuneproof.workflow import Tx
 
 __all__ = ["Meta"]
@@ -30,6 +30,12 @@ class Meta:
         """Keep a JSON value under a key."""
         async with self._database.writing(tx) as own:
             await upsert(own, meta, {"key": key, "value": value})
+
+    async def first(self, key: str, value: Any, *, tx: Tx | None = None) -> Any:
+        """Keep a JSON value unless one is there; the one that is there now."""
+        async with self._database.writing(tx) as own:
+            await insert_or_ignore(own, meta, {"key": key, "value": value})
+            return await self.get(key, tx=own)
 
     async def under(self, prefix: str, *, tx: Tx | None = None) -> dict[str, Any]:
         """All values whose keys begin so, by the rest of the key."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.integration.server.conftest import Service
 
+from tuneproof.app import ReceiptKey
+from tuneproof.app.receipts import receipt_key
 from tuneproof.server.tickets import Ticket
 
 CREATE = "/evaluation/create-ab-test"
@@ -163,6 +168,70 @@ async def test_an_unknown_receipt_is_404_in_openai_s_shape(tested: Service, unkn
         error = answer.json()["error"]
         assert (error["type"], error["code"]) == ("invalid_request_error", "response_not_found")
         assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("task", "subject", "unit"),
+    [
+        ("hook", "ab-test-20000101-001", "u"),
+        ("poem", None, "u"),
+        ("hook", None, "nul\0"),
+        ("hook", "x\0", "u"),
+    ],
+)
+async def test_a_signed_receipt_of_what_never_was_is_404(
+    tested: Service, task: str, subject: str | None, unit: str
+) -> None:
+    ticket = Ticket.new(tested.app.receipts, task=task, subject=subject, unit=unit)
+    answer = await tested.post("/v1/feedback", {"response_id": ticket.encode(), "value": 1})
+    assert answer.status_code == 404, answer.text
+
+
+async def test_nobody_speaks_for_another_unit(tested: Service) -> None:
+    """Seen: a receipt was base64 of its unit's name, so whoever read one could write all."""
+    given = Ticket.decode(await receipt(tested, "mine"))
+    other = Ticket.decode(await receipt(tested, "yours"))
+    assert given.subject == other.subject
+    made_up = [
+        replace(given, unit="yours"),
+        replace(given, exposure=other.exposure),
+        replace(given, exposure=uuid.uuid4().hex),
+        replace(given, exposure=given.exposure[:-1] + "\ud800"),
+        replace(given, exposure=given.exposure + "0"),
+        replace(given, exposure=""),
+        replace(given, subject=None),
+        replace(given, task="body"),
+        Ticket.new(ReceiptKey(key=b"guessed"), task="hook", subject=given.subject, unit="yours"),
+    ]
+    for ticket in made_up:
+        body = {"response_id": ticket.encode(), "value": 9}
+        assert (await tested.post("/v1/feedback", body)).status_code == 404, ticket
+    assert await told(tested, {"response_id": given.encode(), "value": 0.5}) == NEW
+    assert await outcomes(tested, given.encode()) == (0.5, 1, None)
+
+
+async def test_receipts_of_before_an_upgrade_are_taken_for_a_month(on_either: Service) -> None:
+    service = on_either
+    store, clock = service.app.store, service.app.clock
+    assert service.app.receipts.unsigned_until is None  # a new database: none were given before
+    assert await receipt_key(store, clock) == service.app.receipts
+    made = await service.post(CREATE, {**MODELS, "traffic_split": 0.5})
+    assert made.status_code == 201, made.text
+    given = Ticket.decode(await receipt(service, "u"))
+    await outcomes(service, given.encode())  # its exposure is kept
+    before = replace(given, exposure=uuid.uuid4().hex)
+    await store.meta.drop("receipt_key")  # as a database of before has it
+    anew = await receipt_key(store, clock)
+    assert anew.key != service.app.receipts.key
+    until = anew.unsigned_until
+    assert until is not None
+    assert until > clock.now() + timedelta(days=29)
+    assert before.genuine(anew, clock.now())
+    assert not before.genuine(anew, until)
+    service.app.receipts = anew
+    assert await told(service, {"response_id": before.encode(), "value": 0.5}) == NEW
+    answer = await service.post("/v1/feedback", {"response_id": given.encode(), "value": 1})
+    assert answer.status_code == 404  # another key signed it
 
 
 @pytest.mark.parametrize(

@@ -275,4 +275,4 @@ def test_a_decision_is_the_one_that_assignment_makes():
     for number in range(500):
         unit = f"u{number}"
         side = assignment.arm(assignment.bucket("s", unit), 0.3)
-        assert decide(routing, unit, datetime.now(UTC)).arm == side
+        assert decide(routing, unit, datetime.now(UTC), None).arm == side
