@@ -582,6 +582,15 @@ def test_a_shadow_is_served_by_whoever_serves_its_task_unless_it_is_said(tmp_pat
     assert not Settings.load(dir=tmp_path, env={}).counts_spending
 
 
+@pytest.mark.parametrize("alias", ["tuneproof/body", "ours"])
+def test_an_alias_that_means_something_else_is_refused(tmp_path: Path, alias: str) -> None:
+    """Seen: `tuneproof/body` was taken for an alias, and had no effect."""
+    said = {"tasks.hook.aliases": [alias], "tasks.body.aliases": ["ours"]}
+    with pytest.raises(ConfigError, match=alias) as caught:
+        Settings.load(dir=tmp_path, env={}, **said)
+    assert str(caught.value.details["field"]).endswith(".aliases")
+
+
 @pytest.mark.parametrize(("said", "field"), RELAYS)
 def test_what_is_passed_on_is_said_with_care(tmp_path: Path, said: Any, field: str) -> None:
     with pytest.raises(ConfigError) as caught:

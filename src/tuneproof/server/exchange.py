@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tuneproof.errors import InputError, TuneProofError
-from tuneproof.server.bodies import dumped
+from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.events import MAX_BYTES
 from tuneproof.server.gateway import error_body
+from tuneproof.server.openai_shape import error_object
 from tuneproof.server.problems import headers_of, status_of
+from tuneproof.server.upstream import Refused
 from tuneproof.server.wires import CHAT, Wire
 
 if TYPE_CHECKING:
@@ -22,7 +24,17 @@ __all__ = ["Left", "RawHeaders", "Sender", "Upload", "body_of", "while_there"]
 _JSON = (b"content-type", b"application/json")
 _SAFE = (b"x-content-type-options", b"nosniff")
 
+QUOTED = 200
+"""How many bytes of a provider's refusal in other words are repeated."""
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        return isinstance(loaded(content), dict)
+    except ValueError:
+        return False
 
 
 class Left(Exception):
@@ -151,6 +163,19 @@ class Sender:
         typed = [] if any(name == b"content-type" for name, _ in headers) else [_JSON]
         await self.begin(status, [*headers, *typed, length])
         await self._send({"type": "http.response.body", "body": body})
+
+    async def refused(self, refusal: Refused) -> None:
+        """Send a provider's refusal as it came; in the wire's shape where it is no JSON object."""
+        body, status = refusal.body, refusal.status
+        if not _is_object(body):
+            text = " ".join(body[:QUOTED].decode(errors="replace").split())
+            said = error_object(
+                f"The provider refused the request with {status}{text and ': '}{text}",
+                status=status,
+                code="rate_limit_exceeded" if refusal.limited else None,
+            )
+            body = dumped(self._wire.shaped(said, status))
+        await self.whole(status, body, refusal.headers)
 
     async def error(self, error: TuneProofError) -> None:
         """Send an error in the shape that the wire's clients read."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,6 +44,8 @@ Receipt = Annotated[str, Field(min_length=1, max_length=12_000)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Valued = Number | bool | Text | None
+
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 _EXAMPLE: dict[str, Any] = {
     "response_id": "tp-WyJh",
@@ -162,11 +165,8 @@ def _told(said: Said | Feedback) -> dict[str, Any]:
 
 
 def _number(text: str) -> float | None:
-    """The number that a text is, quotes and all: so they were always taken."""
-    try:
-        found = float(text)
-    except ValueError:
-        return None
+    """The number that a text is, as JSON writes them: so they were always taken."""
+    found = float(text) if _NUMBER.fullmatch(text.strip()) else math.inf
     return found if math.isfinite(found) else None
 
 

@@ -1,7 +1,8 @@
-"""Where HTTP itself goes wrong: bytes that are no request, and answers before all was sent.
+"""Where HTTP itself goes wrong: bytes that are no request, requests that never end, and answers
+before all was sent.
 
-`Protocol` is what uvicorn speaks HTTP by. It refuses what is framed wrongly in the shape that the
-path's other errors have, and never inside another answer.
+`Protocol` is what uvicorn speaks HTTP by. It refuses what is framed wrongly, or comes too slowly,
+in the shape that the path's other errors have, and never inside another answer.
 """
 
 from __future__ import annotations
@@ -29,12 +30,62 @@ DRAINED = 4 * MAX_BYTES
 DRAINED_S = 10.0
 """For how long it is."""
 
+SLOWEST_S = 60.0
+"""How long a connection may say nothing before its first request, a request's head may take, and
+its body may stand still: else who opens many and sends nothing holds them all open for ever."""
+
+LOOK_EVERY_S = 10.0
+
 
 class Protocol(HttpToolsProtocol):
-    """HTTP as uvicorn speaks it; what is no HTTP is refused as the service refuses."""
+    """HTTP as uvicorn speaks it; what is no HTTP, or never ends, is refused as the service does."""
+
+    url = b""
+    _waits_since: float | None = None  # for more of a request that has not come to its end
+    _look: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, and look from now on whether its requests come to their ends."""
+        super().connection_made(transport)
+        self._waits_since = self.loop.time()
+        self._look = self.loop.call_later(LOOK_EVERY_S, self._end_what_stands_still)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Look no more."""
+        if self._look is not None:
+            self._look.cancel()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._waits_since = self.loop.time()
+        super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        """Its body goes on."""
+        self._waits_since = self.loop.time()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """It is whole."""
+        self._waits_since = None
+        super().on_message_complete()
+
+    def _end_what_stands_still(self) -> None:
+        now, since = self.loop.time(), self._waits_since
+        if since is not None and self.flow.read_paused:  # it is we who do not read
+            self._waits_since = now
+        elif since is not None and now - since > SLOWEST_S:
+            self._refuse(408, "The request did not come to its end.", "Send all of it at once.")
+            return
+        self._look = self.loop.call_later(LOOK_EVERY_S, self._end_what_stands_still)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is framed wrongly, and close the connection behind it."""
+        mend = "Send one Content-Length that is a number, or chunks."
+        self._refuse(400, "The request is not framed as HTTP/1.1 says.", mend)
+
+    def _refuse(self, status: int, detail: str, mend: str) -> None:
         answering = self.cycle is not None and not self.cycle.response_complete
         if answering and not self.cycle.more_body:  # it came behind a whole request
             self.pipeline.clear()
@@ -42,23 +93,24 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
             return
         if not (answering and self.cycle.response_started):
-            self.transport.write(_refusal((self.url or b"").partition(b"?")[0].decode("latin-1")))
+            path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+            self.transport.write(_refusal(status, detail, mend, path))
         self.transport.close()
 
 
-def _refusal(path: str) -> bytes:
+def _refusal(status: int, detail: str, mend: str, path: str) -> bytes:
     problem = Problem(
         type="/problems/http",
         title="The request cannot be served",
-        status=400,
-        detail="The request is not framed as HTTP/1.1 says.",
-        mend="Send one Content-Length that is a number, or chunks.",
+        status=status,
+        detail=detail,
+        mend=mend,
         instance=path,
     )
     openai = speaks_openai(path)
     body = json.dumps(as_openai(problem) if openai else as_body(problem)).encode()
     kind = "application/json" if openai else MEDIA_TYPE
-    head = f"HTTP/1.1 400 {HTTPStatus(400).phrase}\r\nContent-Type: {kind}\r\n"
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}\r\n"
     return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 
 

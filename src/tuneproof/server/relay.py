@@ -73,7 +73,7 @@ class ChatRoute:
         except Left:
             answer.status = 499
         except Refused as refusal:
-            await answer.whole(refusal.status, refusal.body, refusal.headers)
+            await answer.refused(refusal)
         except TuneProofError as error:
             if answer.begun:
                 log.warning("What was passed on broke off: %s", error)

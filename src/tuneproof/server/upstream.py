@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ __all__ = [
     "nothing_was_spent",
     "renamed",
 ]
+
+log = logging.getLogger(__name__)
 
 DONE = b"[DONE]"
 CONNECT_S = 10.0
@@ -372,9 +375,10 @@ class Upstream:
 
 
 def no_answer(endpoint: ProviderEndpoint, error: Exception) -> TuneProofError:
-    """That a provider did not answer, or not to the end."""
-    what = str(error) or type(error).__name__
-    return _failed(endpoint, f"did not answer at {endpoint.base_url}: {what}")
+    """That a provider did not answer, or not to the end; where it is, the log alone says."""
+    why = f"{type(error).__name__}: {error}".removesuffix(": ")
+    log.warning("Provider %r did not answer at %s: %s", endpoint.provider, endpoint.base_url, why)
+    return _failed(endpoint, f"did not answer ({type(error).__name__})")
 
 
 def nothing_was_sent(error: Exception) -> bool:

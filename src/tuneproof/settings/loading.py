@@ -133,6 +133,14 @@ class Settings(Tables):
                         field=f"tasks.{task.name}.aliases",
                         value=alias,
                     )
+                if alias.startswith("tuneproof/"):
+                    raise ConfigError(
+                        f"tasks.{task.name}.aliases names {alias!r}, which is the task "
+                        f"{alias.removeprefix('tuneproof/')!r} at the gateway.",
+                        mend="Name what the application calls its model now.",
+                        field=f"tasks.{task.name}.aliases",
+                        value=alias,
+                    )
 
     def _with_bases(self) -> dict[str, PipelineConfig]:
         """The pipelines; those that name no base model train on their provider's."""

@@ -266,6 +266,18 @@ async def test_what_cannot_be_kept_is_refused_by_name(
     assert named in answer.json()["error"]["message"]
 
 
+async def test_a_text_is_a_number_where_json_would_have_it_so(tested: Service) -> None:
+    """Seen: "1_000" was the outcome 1000, and Arabic digits were one, too."""
+    given = await receipt(tested, "u")
+    for text in ("1_000", "١٢", "0x10", "nan", "Infinity", "1e999", "1 0"):
+        await told(tested, {"response_id": given, "value": text})
+    assert len(await comments(tested, given)) == 7
+    for text in ("1", " 0.5 ", "+5e-1", ".5", "1."):
+        await told(tested, {"response_id": given, "value": text})
+    assert len(await comments(tested, given)) == 7
+    assert (await outcomes(tested, given))[1] == 1
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"[" * 100_000, b"[]", b"[1]", b"3", b"NaN"])
 async def test_a_body_that_is_no_feedback_is_refused(service: Service, content: bytes) -> None:
     answer = await service.http.post("/v1/feedback", content=content)

@@ -11,6 +11,7 @@ import pytest
 from tests.chat import Chat
 from tests.integration.server.conftest import Service, open_service
 
+from tuneproof.server import framing
 from tuneproof.settings import Settings
 
 MB = 1024 * 1024
@@ -104,6 +105,26 @@ async def test_who_sends_too_much_gets_to_read_it(
     pieces += [b"0\r\n\r\n"] if chunked else []
     message = assert_refused(await said(service, *pieces), path, 413)
     assert "larger than 16777216 bytes" in message
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing, "SLOWEST_S", 0.5)
+    monkeypatch.setattr(framing, "LOOK_EVERY_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_request_that_never_ends_is_ended(service: Service, path: str) -> None:
+    """Seen: connections with half a request stayed open for ever."""
+    begun = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+    bodies = head(path, "Content-Length: 50"), head(path, "Transfer-Encoding: chunked") + b"5\r\nhe"
+    for pieces in ((begun,), *((body, b'{"a') for body in bodies)):
+        answer = await said(service, *pieces)
+        assert answer[1]["connection"] == "close"
+        assert "did not come to its end" in assert_refused(answer, path, 408)
+    status, _, body = await said(service)
+    assert (status, body["detail"]) == (408, "The request did not come to its end.")
 
 
 async def test_who_is_not_let_in_gets_to_read_it_too(service: Service) -> None:

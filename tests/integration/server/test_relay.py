@@ -226,6 +226,35 @@ async def test_a_rate_limit_stays_one_and_closes_nothing(service, provider, base
     assert [event["error"] for event in events].count(True) == 5
 
 
+@pytest.mark.parametrize("said", [b"<html>\n <b>Slow</b>", b"", b"[]", b'"slow"', b"\xff"])
+async def test_a_refusal_that_is_no_json_is_said_in_json(service, provider, baselines, said):
+    """Seen: a proxy's HTML came as `application/json`, at which OpenAI's clients stumble."""
+    headers = b"Retry-After: 7\r\nX-RateLimit-Remaining-Requests: 0\r\n"
+    for status in (b"429 Slow", b"422 Odd"):
+        head = b"HTTP/1.1 %s\r\nContent-Type: text/html\r\n%s" % (status, headers)
+        provider.say("base", head + b"Content-Length: %d\r\n\r\n" % len(said) + said)
+        answer = await service.post(CHAT, ask(baselines))
+        assert answer.status_code == int(status[:3])
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["retry-after"] == "7"
+        assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] == ("rate_limit_exceeded" if status[:3] == b"429" else None)
+        assert ("Slow" in error["message"]) is (b"Slow" in said)
+
+
+async def test_where_a_provider_is_stays_in_the_log(service, provider, baselines, caplog):
+    """Seen: applications were told the addresses of machines behind the gateway."""
+    provider.say("base", b"")
+    answer = await service.post(CHAT, ask(baselines))
+    assert answer.status_code == 503
+    assert "did not answer" in answer.json()["error"]["message"]
+    address = provider.url.removeprefix("http://").removesuffix("/v1")
+    assert address not in answer.text
+    assert any(address in message for message in caplog.messages)
+
+
 async def test_a_limited_candidate_is_waited_for_as_told(service, provider, candidates, test_id):
     provider.say("cand", whole(b"{}", status="429 Too Many", headers=b"Retry-After: 60\r\n"))
     for _ in range(4):
