@@ -14,8 +14,9 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+from typing import Generic, NamedTuple, TypedDict, TypeVar
 
 from tuneproof.app.alerting import Alerting
 from tuneproof.app.live import Live
@@ -24,9 +25,10 @@ from tuneproof.app.runs import RunService
 from tuneproof.app.sources import Sources
 from tuneproof.collection import Source, Task, Window
 from tuneproof.errors import StateError, TuneProofError
+from tuneproof.evaluation.topics import LONGEST, Spelling, Topics
 from tuneproof.pipeline.collecting import collector
 from tuneproof.settings import PipelineConfig
-from tuneproof.stats.drift import Drift, drift
+from tuneproof.stats.drift import Drift, KindDrift, drift, drift_of_kinds
 from tuneproof.store import Store
 from tuneproof.workflow import Clock
 
@@ -44,11 +46,17 @@ MOST = 20_000
 ALPHA = 0.01
 """How often a window is called left behind although nothing changed, all its measures together."""
 
+LEAST_TEXTS = 50
+"""Of fewer texts of half a window nothing is learnt of how they are spelt, or what about."""
+
 ENGAGEMENT = "engagement"
+
+Value = TypeVar("Value")
 
 
 class MeasureStatus(TypedDict):
-    """One measure of the posts: `chance` is that a new one is above one of the window."""
+    """One measure of the posts: `chance` is that a new one is above one of the window. Of topics
+    instead the one whose share moved most, by some of its words, and its shares."""
 
     name: str
     drifted: bool
@@ -58,6 +66,9 @@ class MeasureStatus(TypedDict):
     new_posts: int
     window_median: float | None
     new_median: float | None
+    topic: str | None
+    window_share: float | None
+    new_share: float | None
 
 
 class DriftStatus(TypedDict):
@@ -72,18 +83,57 @@ class DriftStatus(TypedDict):
     measures: Sequence[MeasureStatus]
 
 
+class _Values(NamedTuple, Generic[Value]):
+    """Values of posts, oldest first, and the day of the week of each."""
+
+    values: list[Value]
+    days: list[int]
+
+
 @dataclass(frozen=True)
-class _Measured:
-    """Posts in the order of their times: what is measured of each, by name."""
+class _Read:
+    """Posts in the order of their times: numbers and texts of each, by name. `half` says in which
+    half of its window each is, whatever it says."""
 
     order: list[tuple[datetime, str]]
-    values: Mapping[str, array[float]]
+    half: list[bool]
+    numbers: Mapping[str, array[float]]
+    texts: Mapping[str, list[str]]
 
-    def of(self, name: str) -> list[float]:
-        """One measure, oldest first, without posts that have none."""
-        found = self.values[name]
-        places = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return [found[place] for place in places if found[place] == found[place]]
+    @cached_property
+    def places(self) -> list[int]:
+        """Oldest first."""
+        return sorted(range(len(self.order)), key=self.order.__getitem__)
+
+    def weekday(self, place: int) -> int:
+        """The day of the week of a post (UTC): posts of one are compared with each other."""
+        return self.order[place][0].weekday()
+
+    def measured(self, name: str) -> _Values[float]:
+        """One measure, without posts that have none."""
+        found = self.numbers[name]
+        known = [place for place in self.places if found[place] == found[place]]
+        return _Values([found[place] for place in known], list(map(self.weekday, known)))
+
+    def said(self, name: str, half: bool | None = None) -> _Values[str]:
+        """One task's texts, of one half or both, without posts that have none."""
+        texts, halves = self.texts[name], self.half
+        known = [at for at in self.places if texts[at].strip() and half in (None, halves[at])]
+        return _Values([texts[place] for place in known], list(map(self.weekday, known)))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What became of a measure; of topics with their names."""
+
+    drift: Drift | KindDrift
+    topics: Sequence[str] = ()
+
+    @property
+    def topic(self) -> str | None:
+        """The one whose share moved most."""
+        kind = self.drift.kind if isinstance(self.drift, KindDrift) else None
+        return None if kind is None else self.topics[kind]
 
 
 class DriftWatch:
@@ -162,39 +212,37 @@ class DriftWatch:
             after = await self._read(config, source, since, part)
         finally:
             await source.close()
-        level = ALPHA / len(before.values)
-        measured = {
-            name: await asyncio.to_thread(drift, before.of(name), after.of(name), alpha=level)
-            for name in before.values
-        }
-        return self._status(window, measured)
+        return self._status(window, await asyncio.to_thread(_compared, before, after))
 
     async def _read(
         self, config: PipelineConfig, source: Source, window: Window, part: int
-    ) -> _Measured:
+    ) -> _Read:
         """Every post of a window, or the same one of `part` of them each time."""
         tasks = [self._tasks[name] for name in config.tasks]
         collecting = collector(config, source, tasks, directory=Path(), clock=self._clock)
         days = (window.until - window.since).total_seconds() / 86_400
         asked = collecting.query(days, window.until)
         query = replace(asked, window=window, threshold=0.0, max_records=None, top_share=None)
-        order: list[tuple[datetime, str]] = []
         names = (ENGAGEMENT, *(f"{task.name}_length" for task in tasks))
-        values: dict[str, array[float]] = {name: array("d") for name in names}
+        read = _Read([], [], {name: array("d") for name in names}, {t.name: [] for t in tasks})
         async for chunk in source.posts(query):
             for post in chunk:
-                if zlib.crc32(post.id.encode("utf-8", "replace")) % part == 0:
-                    order.append((post.ts, post.id))
-                    values[ENGAGEMENT].append(_rate(post.engagement_rate))
-                    for task in tasks:
-                        length = _length(post.text(task.completion))
-                        values[f"{task.name}_length"].append(length)
-        return _Measured(order, values)
+                drawn, left = divmod(zlib.crc32(post.id.encode("utf-8", "replace")), part)
+                if left:
+                    continue
+                read.order.append((post.ts, post.id))
+                read.half.append(drawn % 2 == 1)
+                read.numbers[ENGAGEMENT].append(_rate(post.engagement_rate))
+                for task in tasks:
+                    text = post.text(task.completion)
+                    read.numbers[f"{task.name}_length"].append(_length(text))
+                    read.texts[task.name].append(text[:LONGEST])
+        return read
 
     def _status(
-        self, window: Window, measured: Mapping[str, Drift], *, error: str = ""
+        self, window: Window, measured: Mapping[str, _Found], *, error: str = ""
     ) -> DriftStatus:
-        moved = [_in_words(name, found) for name, found in measured.items() if found.fired]
+        moved = [_in_words(name, found) for name, found in measured.items() if found.drift.fired]
         calm = "No measure has left the training window." if measured else ""
         return {
             "asked_at": self._clock.now().isoformat(),
@@ -238,22 +286,73 @@ def _length(text: str) -> float:
     return float(len(text)) if text else math.nan
 
 
-def _measure(name: str, found: Drift) -> MeasureStatus:
+def _compared(before: _Read, after: _Read) -> dict[str, _Found]:
+    """Each measure of the posts of the window and of those after it.
+
+    How texts are spelt and what they are about is learnt from one half of the window, and the
+    other half is compared: what was learnt knows neither it nor the new posts.
+    """
+    level = ALPHA / (len(before.numbers) + 2 * len(before.texts))
+    found: dict[str, _Found] = {}
+    for name in before.numbers:
+        known, others = before.measured(name), after.measured(name)
+        strata = (known.days, others.days)
+        found[name] = _Found(drift(known.values, others.values, strata=strata, alpha=level))
+    for task in before.texts:
+        learnt = before.said(task, True).values
+        if len(learnt) < LEAST_TEXTS:
+            continue
+        (window, days), (new, new_days) = before.said(task, False), after.said(task)
+        strata = (days, new_days)
+        spelling = Spelling.learnt(learnt)
+        usual, now = ([spelling.familiarity(text) for text in texts] for texts in (window, new))
+        spelt = drift(usual, now, strata=strata, alpha=level)
+        found[f"{task}_spelling"] = _Found(replace(spelt, fired=spelt.fired and _below(spelt)))
+        topics = Topics.learnt(learnt)
+        if topics is not None:
+            kinds, now_kinds = topics.of(window), topics.of(new)
+            moved = drift_of_kinds(kinds, now_kinds, strata=strata, alpha=level)
+            found[f"{task}_topic"] = _Found(moved, topics.names)
+    return found
+
+
+def _below(found: Drift) -> bool:
+    """Whether new values are rather lower: texts that are more usual than usual, such as those
+    that were published before, are no drift."""
+    return found.chance is not None and found.chance < 0.5
+
+
+def _measure(name: str, found: _Found) -> MeasureStatus:
+    seen = found.drift
+    nothing: tuple[float | None, float | None] = (None, None)
+    moved = (seen.before, seen.after)
+    chance = seen.chance if isinstance(seen, Drift) else None
+    medians, shares = (moved, nothing) if isinstance(seen, Drift) else (nothing, moved)
     return {
         "name": name,
-        "drifted": found.fired,
-        "p_value": found.p_value,
-        "chance": found.chance,
-        "window_posts": found.reference,
-        "new_posts": found.incoming,
-        "window_median": found.before,
-        "new_median": found.after,
+        "drifted": seen.fired,
+        "p_value": seen.p_value,
+        "chance": chance,
+        "window_posts": seen.reference,
+        "new_posts": seen.incoming,
+        "window_median": medians[0],
+        "new_median": medians[1],
+        "topic": found.topic,
+        "window_share": shares[0],
+        "new_share": shares[1],
     }
 
 
-def _in_words(name: str, found: Drift) -> str:
-    way = "rose" if (found.chance or 0) > 0.5 else "fell"
+def _in_words(name: str, found: _Found) -> str:
+    seen, task = found.drift, name.rpartition("_")[0]
+    if isinstance(seen, KindDrift):
+        return (
+            f"{task} texts about “{found.topic}” went from {seen.before:.0%} to {seen.after:.0%} "
+            f"of {seen.incoming:,} posts"
+        )
+    if name.endswith("_spelling"):
+        return f"{task} texts are spelt unlike those of the window (of {seen.incoming:,} posts)"
     return (
-        f"{name.replace('_', ' ')} {way} (median {found.before:.4g}, now {found.after:.4g}, of "
-        f"{found.incoming:,} posts)"
+        f"{name.replace('_', ' ')} {'fell' if _below(seen) else 'rose'} (median {seen.before:.4g}, "
+        f"now {seen.after:.4g}, of {seen.incoming:,} posts)"
     )

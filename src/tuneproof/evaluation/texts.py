@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from scipy import sparse
 
-__all__ = ["Features", "Floats", "Matrix", "Rarity", "Seen", "Vectors", "fit_features"]
+__all__ = [
+    "Features",
+    "Floats",
+    "Matrix",
+    "Rarity",
+    "Seen",
+    "Vectors",
+    "counted_words",
+    "fit_features",
+    "words_of",
+]
 
 Floats: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = "sparse.csr_array"
@@ -42,11 +52,25 @@ _VECTOR_WEIGHT: Final = 1.0
 _TOKEN: Final = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 
 
+def words_of(text: str) -> list[str]:
+    """Its words, in small letters."""
+    return [token for token in _TOKEN.findall(text.lower()) if token[0].isalpha()]
+
+
+def counted_words(texts: Sequence[str]) -> Matrix:
+    """How often each hashed word is in each text, as 1 + log of the count."""
+    return _counted(texts, lambda text: _hashed(words_of(text)))
+
+
 def _words(text: str) -> Columns:
     """Words and marks, one by one and two by two."""
     found = ["<", *_TOKEN.findall(text.lower()), ">"]
-    parts = [*found, *map(" ".join, pairwise(found))]
-    return np.array([zlib.crc32(part.encode("utf-8", "surrogatepass")) for part in parts]) % _SIZE
+    return _hashed([*found, *map(" ".join, pairwise(found))])
+
+
+def _hashed(parts: Sequence[str]) -> Columns:
+    hashes = [zlib.crc32(part.encode("utf-8", "surrogatepass")) for part in parts]
+    return np.array(hashes, np.int64) % _SIZE
 
 
 def _characters(text: str) -> Columns:
@@ -201,16 +225,16 @@ class Space:
 @dataclass(frozen=True, eq=False)
 class Rarity:
     """TF-IDF of one kind of parts, rows of length 1: the hashed columns that count, and how rare
-    each is. What one text alone has is left out."""
+    each is. What one text alone has is left out, and what more than a share of them have."""
 
     columns: NDArray[np.int64]
     weights: Floats
 
     @classmethod
-    def fitted(cls, counts: Matrix) -> Rarity:
+    def fitted(cls, counts: Matrix, most_share: float = 1.0) -> Rarity:
         """From what was counted in texts."""
         held = np.bincount(counts.indices, minlength=_SIZE)
-        columns = np.flatnonzero(held >= 2)
+        columns = np.flatnonzero((held >= 2) & (held <= most_share * counts.shape[0]))
         return cls(columns, np.log((1 + counts.shape[0]) / (1 + held[columns])) + 1)
 
     def __call__(self, counts: Matrix) -> Matrix:

@@ -54,7 +54,7 @@ async def routed(service: Service) -> Service:
 async def test_a_decision_is_that_of_the_gateway_by_either_way(routed):
     for number in range(40):
         unit = f"post {number}/ü"
-        expected = decide(HALF, unit, datetime.now(UTC))
+        expected = decide(HALF, unit, datetime.now(UTC), None)
         answer = await routed.http.get("/decide", params={"task": "hook", "unit": unit})
         assert answer.json() == {
             "task": "hook",
