@@ -53,7 +53,7 @@ def main() -> None:
         )
         begun = time.monotonic()
         with EmbeddedTrainer(settings) as trainer:
-            kept = given.kept or Path(folder) / "kept.jsonl"
+            kept = given.kept or Path(folder) / "vectors.db"
             vectors = asyncio.run(_vectors(trainer.base_url, texts, kept))
         took = time.monotonic() - begun
     record = {
@@ -71,7 +71,8 @@ async def _vectors(url: str, texts: Sequence[str], kept: Path) -> Vectors:
     provider = open_provider(config, timeout_s=600)
     assert isinstance(provider, OpenAIWire)
     try:
-        return await Embedder(Kept(kept).embedding(provider), BASE).vectors(texts)
+        patient = Kept(kept.with_suffix(".jsonl")).embedding(provider)
+        return await Embedder(patient, BASE, kept).vectors(texts)
     finally:
         await provider.close()
 

@@ -689,8 +689,8 @@ class App:
 
     async def _begin(self) -> None:
         """Take up what was under way, and start all that is done on the machine's own clock."""
-        self.receipts = await receipt_key(self.store, self.clock)
         if self._with_engine:
+            self.receipts = await receipt_key(self.store, self.clock)
             await self.runs.start_forgotten()
         if not self._background:
             return

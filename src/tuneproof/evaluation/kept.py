@@ -7,7 +7,6 @@ single call. What was answered stands in a file, and is not asked again.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 import logging
@@ -17,8 +16,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from tuneproof.errors import DataError, ProviderUnavailableError
 from tuneproof.evaluation.scorers import Messages, Scored, Scorer, ask
@@ -60,7 +57,7 @@ class Kept:
         return _Keeping(self, provider)
 
     def embedding(self, provider: Embeds) -> Embeds:
-        """This provider, asked for vectors that it has not given yet."""
+        """This provider, asked for vectors as patiently; these are kept elsewhere."""
         return _Embedding(self, provider)
 
     def scorer(self, name: str, scorer: Scorer) -> Scorer:
@@ -72,6 +69,12 @@ class Kept:
             return Scored(**found)
 
         return kept
+
+    async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the call finds, made among so many at once as this machine can bear."""
+        found = await self._slots.patiently(call)
+        self.given += 1
+        return found
 
     async def once(self, key: str, call: Callable[[], Awaitable[Any]]) -> Any:
         """What the call found when it was first made, as JSON; None is not kept."""
@@ -142,7 +145,7 @@ class _Keeping:
 
 
 class _Embedding:
-    """A provider whose vectors are kept, as 32-bit numbers."""
+    """A provider that is given time."""
 
     def __init__(self, kept: Kept, provider: Embeds) -> None:
         self.name = provider.name
@@ -153,13 +156,9 @@ class _Embedding:
         self, model: str, texts: Sequence[str], *, timeout_s: float | None = None
     ) -> Sequence[Sequence[float]]:
         """As the provider's."""
-
-        async def call() -> list[str]:
-            found = await self._provider.embed(model, texts, timeout_s=timeout_s or CALL_S)
-            return [base64.b64encode(np.asarray(one, "<f4").tobytes()).decode() for one in found]
-
-        found = await self._kept.once(_key("vectors", self.name, model, *texts), call)
-        return [np.frombuffer(base64.b64decode(one), "<f4").tolist() for one in found]
+        return await self._kept.patiently(
+            lambda: self._provider.embed(model, texts, timeout_s=timeout_s or CALL_S)
+        )
 
 
 class _Slots:

@@ -6,7 +6,9 @@ same linear model finds more winners (`docs/benchmarks.md`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +22,7 @@ from tuneproof.errors import (
 )
 from tuneproof.evaluation.kept import together
 from tuneproof.evaluation.texts import Vectors
+from tuneproof.evaluation.vector_cache import VectorCache
 from tuneproof.training import Embeds
 
 __all__ = ["Embedder"]
@@ -30,15 +33,20 @@ AT_ONCE: Final = 32
 LONGEST: Final = 2_000
 """How many characters of a text are asked for: the rest adds little, and each model has a limit."""
 
+PROBE: Final = "Hello"
+"""What is asked for each time, to see whether a model gives vectors, and the same as before."""
+
 _NOT_IMPLEMENTED: Final = 501
 
 
 class Embedder:
-    """Asks a model for the vectors of texts, of each text once."""
+    """Asks a model for the vectors of texts, of each text once; with `kept`, a file of vectors of
+    before, of none that stands there."""
 
-    def __init__(self, provider: Embeds, model: str) -> None:
+    def __init__(self, provider: Embeds, model: str, kept: Path | None = None) -> None:
         self.model = model
         self._provider = provider
+        self._kept = None if kept is None else VectorCache(kept, provider.name, model)
         self._known: dict[str, NDArray[np.floating[Any]]] = {}
         self._refused: set[str] = set()
 
@@ -48,17 +56,25 @@ class Embedder:
         Raises what says nothing of that: `ProviderUnavailableError`, `RateLimitedError`, ...
         """
         try:
-            await self._provider.embed(self.model, ["Hello"])
+            [probe] = await self._provider.embed(self.model, [PROBE])
         except (DataError, NotFoundError, CredentialsError):
             return False
         except ProviderUnavailableError as error:
             if error.details.get("status") != _NOT_IMPLEMENTED:
                 raise
             return False
+        if self._kept is not None:
+            await asyncio.to_thread(self._kept.begin, np.asarray(probe, np.float32))
         return True
 
+    async def recall(self, texts: Sequence[str]) -> None:
+        """Know the vectors of those of these texts that were kept."""
+        new = self._new(texts)
+        if self._kept is not None and new:
+            self._known.update(await asyncio.to_thread(self._kept.known, new))
+
     def calls(self, texts: Sequence[str]) -> int:
-        """How many calls these texts take."""
+        """How many calls these texts take, after `recall`."""
         return -(-len(self._new(texts)) // AT_ONCE)
 
     async def vectors(self, texts: Sequence[str]) -> Vectors:
@@ -66,6 +82,7 @@ class Embedder:
 
         An empty text has none, nor has one that is refused when it is asked for alone.
         """
+        await self.recall(texts)
         new = self._new(texts)
         batches = [new[start : start + AT_ONCE] for start in range(0, len(new), AT_ONCE)]
         for found in await together([self._asked(batch) for batch in batches]):
@@ -87,4 +104,7 @@ class Embedder:
                 return {}
             half = len(texts) // 2
             return {**await self._asked(texts[:half]), **await self._asked(texts[half:])}
-        return dict(zip(texts, np.asarray(found, np.float32), strict=True))
+        vectors = dict(zip(texts, np.asarray(found, np.float32), strict=True))
+        if self._kept is not None:
+            await asyncio.to_thread(self._kept.keep, vectors)
+        return vectors

@@ -34,6 +34,7 @@ from tuneproof.evaluation import (
     predict,
     published_posts,
 )
+from tuneproof.evaluation.vector_cache import FILE as VECTORS
 from tuneproof.experiments import ModelRef, model_ref
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
@@ -185,7 +186,14 @@ class GateStage:
             model = await asyncio.to_thread(fit_outcomes, posts[task])
             await run.parts.keep_outcomes(task, model, run.id)
         if compares:
-            self._embedder = await embedder_of(config, base, run.parts.provider, kept.embedding)
+            self._embedder = await embedder_of(
+                config,
+                base,
+                run.parts.provider,
+                lambda asked, model: Embedder(
+                    kept.embedding(asked), model, run.parts.directory / VECTORS
+                ),
+            )
             self._models = {task: await self._fitted(posts[task], kept) for task in wanted}
 
     async def _published(
@@ -209,6 +217,7 @@ class GateStage:
         if embedder is None:
             return await asyncio.to_thread(fit_outcomes, posts)
         texts = [post.text for post in posts]
+        await embedder.recall(texts)
         async with self._telling(kept, embedder.calls(texts)):
             vectors = await embedder.vectors(texts)
         fit = partial(fit_outcomes, posts, vectors, vectors_of=embedder.model)
@@ -307,7 +316,7 @@ async def embedder_of(
     config: PipelineConfig,
     base_model: str,
     provider: Callable[[str], Provider],
-    kept: Callable[[Embeds], Embeds] = lambda provider: provider,
+    made: Callable[[Embeds, str], Embedder] = Embedder,
 ) -> Embedder | None:
     """Who gives vectors of texts; None where `gate.embeddings` is off, or auto and nobody does.
 
@@ -319,7 +328,7 @@ async def embedder_of(
     asked = provider(config.provider if auto else config.gate_embeddings)
     model = config.gate_embedding_model or base_model
     if isinstance(asked, Embeds):
-        found = Embedder(kept(asked), model)
+        found = made(asked, model)
         if await found.answers():
             return found
     if auto and config.gate_embedding_model is None:

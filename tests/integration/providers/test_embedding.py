@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from tests.embedding import Embedding, embedding_server, embeddings
 
 from tuneproof import errors
-from tuneproof.evaluation import Embedder, Kept
+from tuneproof.evaluation import Embedder
 from tuneproof.providers import OpenAIWire, open_provider
 from tuneproof.settings import ProviderConfig
 
@@ -120,9 +120,47 @@ async def test_a_number_that_is_none_is_refused(server: Embedding, provider: Ope
 async def test_vectors_are_kept_where_a_check_breaks_off(
     server: Embedding, provider: OpenAIWire, tmp_path: Path
 ) -> None:
-    texts, path = [f"text {i}" for i in range(40)], tmp_path / "answers.jsonl"
-    before = await Embedder(Kept(path).embedding(provider), MODEL).vectors(texts)
+    texts, path = [f"text {i}" for i in range(40)], tmp_path / "vectors.db"
+    before = await Embedder(provider, MODEL, path).vectors(texts)
     asked = len(server.asked)
-    after = await Embedder(Kept(path).embedding(provider), MODEL).vectors(texts)
+    again = Embedder(provider, MODEL, path)
+    await again.recall(texts)
+    assert again.calls([*texts, "new"]) == 1
+    after = await again.vectors(texts)
     assert len(server.asked) == asked
     assert {t: v.tolist() for t, v in after.items()} == {t: v.tolist() for t, v in before.items()}
+    assert "text 1" not in path.read_bytes().decode("latin-1")
+
+
+async def test_vectors_of_a_model_that_was_replaced_under_its_name_are_asked_for_anew(
+    server: Embedding, provider: OpenAIWire, tmp_path: Path
+) -> None:
+    path = tmp_path / "vectors.db"
+    for changed in (False, True):
+        embedder = Embedder(provider, MODEL, path)
+        if changed:
+            server.next(JSONResponse(embeddings([1.0, -5.0, 3.0])))
+        assert await embedder.answers()
+        asked = len(server.asked)
+        await embedder.vectors(["a text"])
+        assert len(server.asked) == asked + 1
+        same = Embedder(provider, MODEL, path)
+        if not changed:
+            assert await same.answers()
+        asked = len(server.asked)
+        await same.vectors(["a text"])
+        assert len(server.asked) == asked
+    other = Embedder(provider, "another", path)
+    await other.vectors(["a text"])
+    assert len(server.asked) == asked + 1
+
+
+async def test_a_file_of_vectors_that_is_broken_is_done_without(
+    server: Embedding, provider: OpenAIWire, tmp_path: Path
+) -> None:
+    path = tmp_path / "vectors.db"
+    path.write_bytes(b"no database " * 1000)
+    for place in (path, tmp_path / "absent" / "vectors.db"):
+        embedder = Embedder(provider, MODEL, place)
+        assert await embedder.answers()
+        assert set(await embedder.vectors(["a text"])) == {"a text"}
