@@ -52,9 +52,22 @@ def written() -> dict[str, str]:
         "loop": loop(),
     }
     return {
-        f"{name}.json": JSONEncoder(sort_keys=True, indent=2).encode(one.build()) + "\n"
+        f"{name}.json": JSONEncoder(sort_keys=True, indent=2).encode(_built(one)) + "\n"
         for name, one in made.items()
     }
+
+
+def _built(board: build.Dashboard) -> dashboard.Dashboard:
+    """The board without what its builders say for kinds that do not have it."""
+    found = board.build()
+    assert found.templating is not None
+    assert found.panels is not None
+    for variable in found.templating.list_val or ():
+        variable.auto = variable.auto_min = variable.auto_count = None
+    for panel in found.panels:
+        if panel.type_val == "table":
+            panel.options.footer = None
+    return found
 
 
 # --- as the first users know them ---------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.deploy.rendering import Object
 
-__all__ = ["KINDS", "installed", "of_operators", "refusals", "wrongly_typed"]
+__all__ = ["KINDS", "compiled", "installed", "of_operators", "refusals", "wrongly_typed"]
 
 PROJECT = Path(__file__).parent / "npm"
 MODULES = PROJECT / "node_modules"
@@ -78,8 +78,13 @@ def wrongly_typed(objects: Sequence[Object], folder: Path) -> list[str]:
         f"export const o{n}: I{found['kind']} = {json.dumps(found)};"
         for n, found in enumerate(chosen)
     ]
+    return compiled([*sorted(imports), *constants], folder)
+
+
+def compiled(lines: Sequence[str], folder: Path) -> list[str]:
+    """What the compiler refuses of a program that may import the packages."""
     program = folder / "objects.ts"
-    program.write_text("\n".join([*sorted(imports), *constants]))
+    program.write_text("\n".join(lines))
     (folder / "node_modules").symlink_to(MODULES)
     shutil.copy(PROJECT / "tsconfig.json", folder)
     (folder / "package.json").write_text('{"type": "module"}')
