@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from tuneproof import workflow
@@ -105,6 +105,7 @@ class RunService:
         pipeline: str | PipelineConfig = "default",
         *,
         config_overrides: Mapping[str, object] | None = None,
+        recipes: Sequence[Mapping[str, str]] = (),
         force: bool = False,
         posts: str | None = None,
         as_of: datetime | None = None,
@@ -114,7 +115,8 @@ class RunService:
     ) -> Run:
         """Start one turn of the loop.
 
-        `force` goes on with fewer examples than the threshold. Raises `StateError` with
+        `force` goes on with fewer examples than the threshold; `recipes` replace those of the
+        settings, and name providers that these have. Raises `StateError` with
         `reason` "predecessor_running" while a run of the pipeline is before `holding`. Where the
         pipeline's tasks train apart, a run of each is started, or of none, and the first is
         returned; `claim` is told it.
@@ -122,7 +124,10 @@ class RunService:
         config = pipeline if isinstance(pipeline, PipelineConfig) else self._pipelines.get(pipeline)
         if config_overrides:
             config = config.override(**config_overrides)
+        if recipes:
+            config = replace(config, recipes=tuple(recipes))
         self._check_tasks(config)
+        self._check_recipes(config)
         _check_window(as_of, config)
         parts = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(
@@ -165,6 +170,16 @@ class RunService:
                     f"tasks names {task!r}, which is not set.",
                     mend=f"Use one of {known}, or add [tasks.{task}].",
                     field="tasks",
+                )
+
+    def _check_recipes(self, config: PipelineConfig) -> None:
+        for recipe in config.as_they_are:
+            if recipe.provider is not None and recipe.provider not in self._settings.providers:
+                raise ConfigError(
+                    f"A recipe names the provider {recipe.provider!r}, which is not set.",
+                    mend=f"Use one of {', '.join(self._settings.providers)}, or add "
+                    f"[providers.{recipe.provider}].",
+                    field="recipes",
                 )
 
     async def _refuse_overlap(self, pipeline: str, tx: Tx) -> None:

@@ -47,6 +47,14 @@ async def start(
         list[str] | None,
         Parameter(name="--set", help="Another threshold or duration, as NAME=VALUE.", negative=""),
     ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        Parameter(
+            help="How a candidate is made: make=as_is,model=M,provider=P, or make=train. May be "
+            "given several times; instead of those of the settings.",
+            negative="",
+        ),
+    ] = None,
     force: Annotated[
         bool, Parameter(help="Go on with fewer examples than the threshold.", negative="")
     ] = False,
@@ -69,6 +77,7 @@ async def start(
     at = None if as_of is None else (as_of.replace(tzinfo=UTC) if as_of.tzinfo is None else as_of)
     async with connect(options, engine=True, makes=True) as service:
         given: dict[str, Any] = {"pipeline": pipeline, "config": config, "force": force, "at": at}
+        given["recipes"] = [_recipe(one) for one in recipe or []]
         try:
             begun = await _begin(service, posts, **given)
         except StateError as error:
@@ -86,7 +95,8 @@ async def start(
 async def _begin(service: Service, posts: str | None, **given: Any) -> dict[str, Any]:
     if posts is not None:
         return await _start_from(service, posts, **given)
-    body = {name: given[name] for name in ("pipeline", "config")} | {"force_run": given["force"]}
+    body = {name: given[name] for name in ("pipeline", "config", "recipes")}
+    body["force_run"] = given["force"]
     if given["at"] is not None:
         body["as_of"] = given["at"].isoformat()
     begun: dict[str, Any] = await service.post("/fine-tuning/start", body)
@@ -127,6 +137,7 @@ async def _start_from(service: Service, posts: str, **given: Any) -> dict[str, A
     run = await app.runs.start(
         given["pipeline"],
         config_overrides=given["config"] or None,
+        recipes=given["recipes"],
         force=given["force"],
         posts=posts if "://" in posts else str(Path(posts).resolve()),
         as_of=given["at"],
@@ -170,6 +181,18 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
             mend = "For example --set traffic_split=0.2"
             raise ConfigError(f"--set {pair!r} is not NAME=VALUE.", mend=mend)
         found[name.strip()] = _number(pair, value.strip())
+    return found
+
+
+def _recipe(text: str) -> dict[str, str]:
+    """`make=as_is,model=M,provider=P` as a table."""
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        name, mark, value = (one.strip() for one in part.partition("="))
+        if not mark or name in found:
+            mend = "For example --recipe make=as_is,model=MODEL,provider=PROVIDER"
+            raise ConfigError(f"--recipe {text!r} is no list of NAME=VALUE.", mend=mend)
+        found[name] = value
     return found
 
 

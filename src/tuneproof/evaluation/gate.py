@@ -194,7 +194,9 @@ class Gate:
         validation_path: Path | str,
         training_path: Path | str | None = None,
     ) -> GateReport:
-        """Judge a trained version; by its training file, too, whether it copies what it learnt.
+        """Judge a version; by its training file, too, whether it copies what it learnt.
+
+        Likelihoods are compared of one that was trained: with those of its base.
 
         Raises `DataError` when a file is unreadable.
         """
@@ -208,7 +210,8 @@ class Gate:
         # An endpoint that is away is noticed here, before any model is asked.
         learnt = await self._learnt(lines, training_path)
         examples = [line.chat for line in lines]
-        tuned = await self._likelihoods(version.model_id, examples)
+        trained = version.training_job_id is not None
+        tuned = await self._likelihoods(version.model_id, examples) if trained else []
         loss = _loss(tuned)
         untuned = await self._likelihoods(version.base_model, examples) if loss else []
         base = _loss(untuned)
@@ -234,7 +237,7 @@ class Gate:
         return GateReport(
             passed=not faults,
             reason=" ".join(faults)
-            or f"{_praise(loss, base, gain, len(samples))} {_allowed(unsafe)}".rstrip(),
+            or f"{_praise(loss, base, gain, len(samples), trained)} {_allowed(unsafe)}".rstrip(),
             heldout_examples=len(examples),
             heldout_loss=loss.mean if loss else None,
             base_heldout_loss=base.mean if base else None,
@@ -450,8 +453,12 @@ def _allowed(unsafe: Sequence[Unsafe]) -> str:
     return unsafe[0].sentence() if unsafe[0].flagged else ""
 
 
-def _praise(loss: _Loss | None, base: _Loss | None, gain: _Gain | None, samples: int) -> str:
+def _praise(
+    loss: _Loss | None, base: _Loss | None, gain: _Gain | None, samples: int, trained: bool
+) -> str:
     fine = f"{samples} sampled outputs pass their checks"
+    if not trained:
+        return f"{fine}; the model is as its provider has it, so no loss was compared."
     if not loss or not base or not base.mean > 0:
         return f"{fine}; this provider cannot score held-out text, so the loss was not compared."
     if gain is not None:

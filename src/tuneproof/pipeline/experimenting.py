@@ -18,7 +18,7 @@ from tuneproof.experiments import (
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VerdictDetail
 from tuneproof.pipeline.records import Stage, StageStatus
-from tuneproof.pipeline.routing import model_in_use, route, withdraw
+from tuneproof.pipeline.routing import baseline_of, route, withdraw
 from tuneproof.pipeline.steps import StepName
 from tuneproof.rollout import plan
 from tuneproof.settings import Declaration, PipelineConfig
@@ -100,7 +100,7 @@ class ExperimentStage:
 
     async def _declare(self, tx: Tx, versions: tuple[ModelVersion, ...]) -> tuple[ABTest, ...]:
         run = self._run
-        baseline = await model_in_use(run, versions[0].base_model, tx)
+        baseline = await baseline_of(run, versions[0], tx)
         tests = await self._evaluator.declare(
             baseline,
             versions,

@@ -40,7 +40,7 @@ from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
 from tuneproof.pipeline.records import Stage, StageStatus
-from tuneproof.pipeline.routing import manager_of, model_in_use
+from tuneproof.pipeline.routing import baseline_of, manager_of
 from tuneproof.pipeline.steps import StepName
 from tuneproof.resilience import end_tasks
 from tuneproof.settings import PipelineConfig
@@ -94,10 +94,10 @@ class GateStage:
         run = self._run
         batch = await with_files(run, batch)
         provider = await answering(run, model_ref(version))
-        if isinstance(provider, Deploys) and version.model_id is not None:
+        if isinstance(provider, Deploys) and version.model_id and version.training_job_id:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
         kept = await kept_of(run, batch)
-        await self._learn(batch, version.base_model, kept)
+        await self._learn(batch, run.config.base_model or version.base_model, kept)
         gate = Gate(
             kept.of(provider),
             min_improvement=run.config.gate_min_improvement,
@@ -150,7 +150,7 @@ class GateStage:
         run, config = self._run, self._run.config
         if not config.gate_compared or version.model_id is None or not run.parts.asks(config.tasks):
             return ()
-        baseline = await model_in_use(run, version.base_model)
+        baseline = await baseline_of(run, version)
         candidate, rival = [
             Asked(provider=kept.of(await answering(run, model)), model=model.model_id)
             for model in (model_ref(version), baseline)
@@ -228,7 +228,7 @@ class GateStage:
         run = self._run
         manager = manager_of(run)
         await manager.ensure_answers(model_ref(version))
-        await manager.ensure_answers(await model_in_use(run, version.base_model))
+        await manager.ensure_answers(await baseline_of(run, version))
 
     def _scorers(self) -> dict[str, Scorer]:
         """Those that every gate asks, and those that this pipeline names."""

@@ -155,6 +155,9 @@ class RunRecords(Protocol):
 class VersionRecords(DatasetRecords, Protocol):
     """Where versions are written down."""
 
+    async def find(self, id: str, *, tx: Tx | None = None) -> ModelVersion | None:
+        """A version by its id, where it is one of ours."""
+
     async def declare(self, version: ModelVersion, *, tx: Tx | None = None) -> ModelVersion:
         """Keep a new version under its pipeline's next number."""
 

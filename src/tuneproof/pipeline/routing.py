@@ -9,6 +9,7 @@ from tuneproof.experiments import ModelRef
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.steps import StepName
 from tuneproof.rollout import DeploymentManager
+from tuneproof.training import ModelVersion
 from tuneproof.workflow import Tx
 
 
@@ -36,6 +37,17 @@ async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -
     named = (parts.models_in_use.get(task) for task in config.tasks)
     found = next((m for m in named if m), ModelRef(model_id=base_model))
     return replace(found, provider=parts.place(found.provider or config.provider))
+
+
+async def baseline_of(run: RunContext, version: ModelVersion, tx: Tx | None = None) -> ModelRef:
+    """What a version is compared with: the model in use; where none is, the pipeline's base.
+
+    Of one that was trained that is the base that it was trained from.
+    """
+    base = version.base_model
+    if version.training_job_id is None:
+        base = run.config.base_model or base
+    return await model_in_use(run, base, tx)
 
 
 async def route(run: RunContext, name: StepName) -> None:

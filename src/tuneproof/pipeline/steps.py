@@ -40,6 +40,7 @@ class StepName(StrEnum):
     TRAIN_RECORD_TRIAL = "train.record_trial"  # transaction
     TRAIN_END = "train.end"  # transaction
     TRAIN_DECLARE_OTHERS = "train.declare_others"  # transaction
+    TRAIN_TAKE = "train.take"  # transaction: candidates that are not trained
 
     GATE_BEGIN = "gate.begin"  # transaction
     GATE_CHECK = "gate.check"  # none: it asks the models, and deploys where it must: idempotent

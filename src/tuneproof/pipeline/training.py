@@ -21,6 +21,7 @@ from tuneproof.pipeline.jobs import (
 )
 from tuneproof.pipeline.preflight import Cleared, Preflight
 from tuneproof.pipeline.records import Stage, StageStatus
+from tuneproof.pipeline.routing import model_in_use
 from tuneproof.pipeline.search import Searched, Trained, TrialSearch, shown_trials
 from tuneproof.pipeline.steps import StepName
 from tuneproof.settings import PipelineConfig
@@ -48,13 +49,26 @@ class TrainStage:
         self._run = run
         self._jobs: Jobs | None = None
 
-    async def train(self, batch: TrainingDataBatch) -> tuple[ModelVersion, ...]:
+    async def make(self, batch: TrainingDataBatch) -> tuple[ModelVersion, ...]:
+        """A version of each recipe, those that are trained first; without recipes, of a training.
+
+        None of a model that is in use already.
+        """
+        run = self._run
+        attempt = await run.begin(Stage.TRAIN)
+        trained = await self._train(batch, attempt) if run.config.trains else ()
+        if not run.config.as_they_are:
+            return trained
+        taken = await workflow.transaction(StepName.TRAIN_TAKE, self._take, batch)
+        run.changed()
+        return (*trained, *taken)
+
+    async def _train(self, batch: TrainingDataBatch, attempt: int) -> tuple[ModelVersion, ...]:
         """Ask, upload, create the job, and wait for its end; who is away is waited for.
 
         The version, or as many as `candidates` asks for where several are searched, best first.
         """
         run = self._run
-        attempt = await run.begin(Stage.TRAIN)
         if attempt > 1:
             run.config = await workflow.step(StepName.TRAIN_CONFIGURE, self._configured)
         base = await run.patiently(StepName.TRAIN_RESOLVE, trainer_of(run, {}).base)
@@ -73,6 +87,49 @@ class TrainStage:
             )
         run.changed()
         return (best.version, *others)
+
+    async def _take(self, tx: Tx, batch: TrainingDataBatch) -> tuple[ModelVersion, ...]:
+        """Record a version of each model that is to be tested as it is."""
+        run, found = self._run, []
+        in_use = await self._in_use(tx)
+        for recipe in run.config.as_they_are:
+            assert recipe.model is not None
+            provider = recipe.provider or run.config.provider
+            if (recipe.model, run.parts.place(provider)) == in_use:
+                continue
+            version = ModelVersion(
+                id=new_version_id(run.now),
+                pipeline=run.config.name,
+                run_id=run.id,
+                version="0.0.0",
+                model_id=recipe.model,
+                base_model=recipe.model,
+                provider=provider,
+                training_job_id=None,
+                dataset_hash=None,
+                tasks=tuple(batch.examples),
+                status=VersionStatus.TRAINED,
+                created_at=run.now,
+            )
+            kept = await run.parts.store.versions.declare(version, tx=tx)
+            await self._tell_version(tx, kept, f"model_version:{kept.id}")
+            found.append(kept)
+        if not run.config.trains:
+            detail: dict[str, object] = {"cost_usd": 0.0, **UNKNOWN_PROGRESS}
+            if found:
+                detail["model_id"] = found[0].model_id
+                known = {"model_version": VersionDetail.of(found[0]).to_dict()}
+                await run.mark_run(tx, known)
+            await run.mark_stage(tx, Stage.TRAIN, StageStatus.COMPLETED, detail)
+        return tuple(found)
+
+    async def _in_use(self, tx: Tx) -> tuple[str, str]:
+        """The model in use, and where it is: of a version, where that was made."""
+        run = self._run
+        found = await model_in_use(run, run.config.base_model or "", tx)
+        version = found.version and await run.parts.store.versions.find(found.version, tx=tx)
+        provider = version.provider if version else found.provider
+        return found.model_id, run.parts.place(provider or run.config.provider)
 
     async def cancel(self) -> bool:
         """Cancel the job of an aborted run, where it has one that still runs."""

@@ -134,7 +134,11 @@ class _Turn:
             log.warning("run %s: %s", self._run.id, plan.sentence())
 
     async def _train(self, batch: TrainingDataBatch) -> tuple[ModelVersion, ...]:
-        versions = await self._training.train(batch)
+        versions = await self._training.make(batch)
+        if not versions:
+            raise _Ended(
+                RunStatus.SKIPPED, "Every model that the recipes name is in use: nothing is tested."
+            )
         self._result = replace(self._result, model_version=versions[0])
         return versions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field
@@ -55,6 +55,14 @@ USER_REQUESTED = "user_requested"
 """The reason of an abort that gives none."""
 
 
+class RecipeRequest(Strict):
+    """How a run makes one candidate: it takes a model as it is, or trains one."""
+
+    make: Literal["as_is", "train"] = "train"
+    model: str | None = Field(default=None, min_length=1, max_length=500)
+    provider: str | None = Field(default=None, min_length=1, max_length=200)
+
+
 class StartRequest(Strict):
     """What a new run is told. `config` may set thresholds and durations, never addresses."""
 
@@ -77,6 +85,11 @@ class StartRequest(Strict):
     )
     pipeline: str = Field(default="default", max_length=200)
     as_of: When | None = Field(default=None, description="Collect as if it were this instant.")
+    recipes: list[RecipeRequest] = Field(
+        default_factory=list,
+        max_length=20,
+        description="How candidates are made, instead of as the settings say.",
+    )
 
 
 class Version(Answer):
@@ -207,6 +220,7 @@ def router() -> APIRouter:
             run = await app.runs.start(
                 asked.pipeline,
                 config_overrides=asked.config or None,
+                recipes=[one.model_dump(exclude_none=True) for one in asked.recipes],
                 force=asked.force_run,
                 as_of=asked.as_of,
                 actor=caller.actor,

@@ -170,6 +170,9 @@ class Settings(Tables):
         if config.successor_provider is not None:
             where = f"pipelines.{config.name}.successor_provider"
             self._check_provider(where, config.successor_provider)
+        for recipe in config.as_they_are:
+            if recipe.provider is not None:
+                self._check_provider(f"pipelines.{config.name}.recipes", recipe.provider)
         if config.gate_moderation is not None:
             where = f"pipelines.{config.name}.gate.moderation"
             self._check_provider(where, config.gate_moderation)

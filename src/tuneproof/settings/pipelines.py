@@ -21,6 +21,7 @@ from tuneproof.settings.fields import (
     Option,
     option,
 )
+from tuneproof.settings.recipes import AS_IS, TRAIN, Recipe, checked_recipes
 
 STRATEGIES = ("gradual_rollout", "canary", "immediate")
 """The rollout strategies; any list of `steps` can be set beside the first."""
@@ -88,6 +89,16 @@ class PipelineConfig(Declaration):
         "default",
         training(
             aliases=("provider",), by_request=False, doc="who trains: a table of `[providers]`"
+        ),
+    )
+    recipes: tuple[Mapping[str, str], ...] = option(
+        (),
+        Option(
+            rule=checked_recipes,
+            by_request=False,
+            doc="tables of `make`, `model` and `provider`: [how a run makes its "
+            'candidates](../how-to/several-candidates.md#models-as-they-are), `"as_is"` or '
+            '`"train"`; none: it trains one',
         ),
     )
     train_together: bool = option(
@@ -633,26 +644,47 @@ class PipelineConfig(Declaration):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.candidates > 1:
-            self._check_candidates()
+            self._check_searched()
+        if self.lanes > 1:
+            self._check_lanes()
         refuse_both(self.top_share, self.engagement_threshold)
         checks.number("initial_traffic", self.initial_traffic, above=0, at_most=self.max_traffic)
         if self.holdback >= self.max_traffic:
             rule = f"must be below max_traffic ({self.max_traffic:g})"
             raise checks.refuse("holdback", self.holdback, rule)
 
-    def _check_candidates(self) -> None:
-        """Several candidates come of a search, and share the units beside the baseline."""
+    @property
+    def trains(self) -> bool:
+        """Whether a run trains anything."""
+        return not self.recipes or any(one["make"] == TRAIN for one in self.recipes)
+
+    @property
+    def as_they_are(self) -> tuple[Recipe, ...]:
+        """The candidates that are models as their providers have them."""
+        found = (Recipe(**one) for one in self.recipes)
+        return tuple(one for one in found if one.make == AS_IS)
+
+    @property
+    def lanes(self) -> int:
+        """How many candidates a run tests at once, at most."""
+        return self.candidates * self.trains + len(self.as_they_are)
+
+    def _check_searched(self) -> None:
+        """Several trained candidates come of a search."""
         tried = self._trials()
         if tried < self.candidates:
             rule = f"needs training.search with at least as many trials; there are {tried}"
             mend = "Set training.search (and search_trials), or candidates = 1."
             raise checks.refuse("candidates", self.candidates, rule, mend=mend)
+
+    def _check_lanes(self) -> None:
+        """Several candidates share the units beside the baseline."""
         if self.allocation != "fixed":
             rule = 'must be "fixed" where candidates is above 1: their shares stay as they are'
             raise checks.refuse("allocation", self.allocation, rule)
-        most = 1 / (self.candidates + 1)
+        most = 1 / (self.lanes + 1)
         if self.traffic_split > most + 1e-9:
-            rule = f"must be at most {most:.4g} with candidates = {self.candidates}: each has it"
+            rule = f"must be at most {most:.4g} with candidates = {self.lanes}: each has it"
             raise checks.refuse("traffic_split", self.traffic_split, rule)
 
     @property
