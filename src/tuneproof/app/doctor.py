@@ -156,7 +156,9 @@ class Doctor:
             found += await self._tried(f"scorer: {name}", self._scorer_findings(name))
         for config in self._pipelines.running:
             name = config.name
-            found += await self._tried(f"{name}: base model", self._model_findings(config))
+            if config.trains:
+                found += await self._tried(f"{name}: base model", self._model_findings(config))
+            found += await self._tried(f"{name}: recipes", self._recipe_findings(config))
             if not self._absent:
                 found += await self._tried(f"{name}: models in use", self._served_findings(config))
             if config.gate_moderation is not None:
@@ -329,39 +331,49 @@ class Doctor:
                 continue
             routing, declared = await self._store.routing.get(task), self._settings.tasks[task]
             if routing is not None:
-                found += await self._answering_finding(task, routing.baseline)
+                found += await self._answering_finding(f"{task}: model in use", routing.baseline)
             elif declared.model:
                 model = ModelRef(model_id=declared.model, provider=declared.model_provider)
-                found += await self._answering_finding(task, model)
+                found += await self._answering_finding(f"{task}: model in use", model)
         announced = await self._shutdowns.known(config)
         if announced is not None and announced.model != config.base_model:
             name = f"{config.name}: {announced.model}"
             found.append(_countdown(name, announced.model, announced.at, self._clock.now()))
         return found
 
-    async def _answering_finding(self, task: str, model: ModelRef) -> list[Finding]:
+    async def _recipe_findings(self, config: PipelineConfig) -> list[Finding]:
+        """The models that a run would test as they are."""
+        found = []
+        for recipe in config.as_they_are if self._providers.given is None else ():
+            assert recipe.model is not None
+            name, place = f"{config.name}: {recipe.model} as it is", recipe.provider
+            found.append(await self._place_finding(name, recipe.model, place or config.provider))
+        return found
+
+    async def _answering_finding(self, name: str, model: ModelRef) -> list[Finding]:
         """Whether who serves the model in use is set, and knows it."""
-        name = f"{task}: model in use"
         place, _ = await provider_of(self._store, self._settings, model)
+        return [await self._place_finding(name, model.model_id, place)]
+
+    async def _place_finding(self, name: str, model_id: str, place: str) -> Finding:
+        """Whether a provider knows a model that it is to serve."""
         try:
             config = await self._places.find(place)
             if config.embedded and self._providers.trainer_url is None:
-                return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
-            known = await find_model(await self._providers.at(place), model.model_id)
+                return Finding(name=name, status="ok", detail="the embedded trainer's own")
+            known = await find_model(await self._providers.at(place), model_id)
         except TuneProofError as e:
-            detail = f"{model.model_id} is served by {place}. {e.message}"
-            return [Finding(name=name, status="failed", detail=detail, mend=e.mend)]
+            detail = f"{model_id} is served by {place}. {e.message}"
+            return Finding(name=name, status="failed", detail=detail, mend=e.mend)
         if known is None:
-            return [
-                Finding(
-                    name=name,
-                    status="warning",
-                    detail=f"{place} does not list {model.model_id}, which it should serve",
-                    mend=f"Name who serves it: tasks.{task}.model_provider; or deploy it there.",
-                )
-            ]
-        detail = f"{model.model_id} at {place}"
-        return [Finding(name=name, status="ok", detail=detail)]
+            return Finding(
+                name=name,
+                status="warning",
+                detail=f"{place} does not list {model_id}, which it should serve",
+                mend="Name who serves it (model_provider of the task, provider of the recipe), or "
+                "deploy it there.",
+            )
+        return Finding(name=name, status="ok", detail=f"{model_id} at {place}")
 
     async def _posts_findings(self, config: PipelineConfig) -> list[Finding]:
         """What a run of now would make of the posts, and the first example of each task."""

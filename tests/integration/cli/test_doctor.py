@@ -221,3 +221,17 @@ def test_the_model_that_the_settings_name_for_a_task_is_looked_for(line):
         found = findings(line)["hook: model in use"]
         assert found["status"] == "warning"
         assert "does not list nobodys" in found["detail"]
+
+
+def test_models_that_are_tested_as_they_are_are_looked_for(line):
+    source(posts(200))
+    with wire_server() as wire:
+        settings = Path("tuneproof.toml").read_text()
+        Path("tuneproof.toml").write_text(
+            f'{settings}[providers.default]\nkind = "compatible"\nbase_url = "{wire.url}"\n'
+            '[[pipelines.default.recipes]]\nmake = "as_is"\nmodel = "nobodys"\n'
+        )
+        found = findings(line)
+        assert found["default: nobodys as it is"]["status"] == "warning"
+        assert "does not list nobodys" in found["default: nobodys as it is"]["detail"]
+        assert "default: base model" not in found  # nothing is trained
