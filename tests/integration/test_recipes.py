@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.integration.loop import QUICK, Loop, open_loop
+from tests.integration.providing import Provider, open_providers
 
 from tuneproof.errors import ConfigError
 from tuneproof.settings import PipelineConfig
@@ -74,6 +75,8 @@ async def test_a_newer_base_and_a_fine_tune_are_tested_as_one_family(
         assert {first, second} == {VersionStatus.LIVE, VersionStatus.REJECTED}
         tests = await loop.app.store.experiments.family(run.result["family"])
         assert [t.candidate.model_id for t in tests] == [tuned, "newer"]
+        numbers = {v.version for v in await loop.app.store.versions.list(pipeline="default")}
+        assert numbers == {"1.0.0", "1.1.0"}
 
 
 async def test_a_model_that_answers_unfit_is_refused_and_the_others_go_on(
@@ -145,3 +148,34 @@ async def test_a_run_is_told_its_recipes_and_their_providers_are_known(
         assert run.status is RunStatus.SUCCESS, run.reason
         assert run.config["recipes"] == [NEWER]
         assert await versions(loop, run) == [("newer", VersionStatus.CANDIDATE)]
+
+
+async def test_another_houses_model_replaces_one_that_is_no_worse_and_dearer(
+    tmp_path: Path, database_url: str
+) -> None:
+    """The way of docs/how-to/migrate.md: no training, another provider, shown to be no worse."""
+    own = Provider(name="own", base_models=("base",))
+    other = Provider(name="openai", base_models=("newer",))
+    changes = {
+        "recipes": ({**NEWER, "provider": "openai"},),
+        "criteria": ("engagement non_inferior 0.1",),
+        "base_model": "base",
+        "traffic_split": 0.5,
+        "holdback": 0.0,
+        "a_b_test_duration_hours": 168.0,
+    }
+    async with open_providers(
+        tmp_path, database_url, own, other, changes=changes, lift=0.0
+    ) as loop:
+        loop.traffic.per_hour = 120
+        run = await loop.turn()
+        assert run.status is RunStatus.SUCCESS, run.reason
+        assert other.calls["complete"] > 0
+        assert "create_job" not in own.calls
+        routing = {r.task: r.baseline for r in await loop.app.routing.all()}
+        assert {model.model_id for model in routing.values()} == {"newer"}
+        [version] = [v for v in await loop.app.store.versions.list() if v.run_id == run.id]
+        assert (version.provider, version.training_job_id) == ("openai", None)
+        endpoint = await loop.app.routing.endpoints.of(routing["hook"])
+        assert endpoint.provider == "openai"
+        assert (await loop.turn()).status is RunStatus.SKIPPED

@@ -132,8 +132,7 @@ class CyclePlan:
         return f"This cycle costs about ${self.cost_usd:,.2f}."
 
     def _time(self) -> str:
-        known = self.training_s is not None
-        return f" Its training takes about {duration(self.training_s or 0.0)}." if known else ""
+        return f" Its training takes about {duration(self.training_s)}." if self.training_s else ""
 
 
 async def read_history(source: Source, window: Window) -> History:
@@ -206,7 +205,7 @@ def plan_cycle(
     settings say). They share the level and the baseline. Raises `InputError` where their shares
     leave the baseline too little.
     """
-    count = config.candidates if candidates is None else candidates
+    count = config.lanes if candidates is None else candidates
     _check_shares(count, config.traffic_split)
     level = (config.significance_threshold if alpha is None else alpha) / count
     wanted = _lift(config) if lift is None else lift
@@ -216,7 +215,7 @@ def plan_cycle(
         hours=config.a_b_test_duration_hours,
         alpha=level,
         decision=config.decision,
-        training_s=training.seconds if training else None,
+        training_s=0.0 if not config.trains else training.seconds if training else None,
         candidates=count,
     )
     why = _unplannable(history, wanted, config)
@@ -240,7 +239,7 @@ def plan_cycle(
         probability=found(hours),
         promoted=_promoted(config, traffic, wanted, level),
         needed_h=_shortest(found),
-        training_cost_usd=_price(prices.training, trained_tokens),
+        training_cost_usd=_price(prices.training, trained_tokens) if config.trains else 0.0,
         answers_cost_usd=_price(prices.answers, answers or None),
     )
 

@@ -95,7 +95,7 @@ class TrainStage:
         for recipe in run.config.as_they_are:
             assert recipe.model is not None
             provider = recipe.provider or run.config.provider
-            if (recipe.model, run.parts.place(provider)) == in_use:
+            if in_use in ((recipe.model, provider), (recipe.model, run.parts.place(provider))):
                 continue
             version = ModelVersion(
                 id=new_version_id(run.now),
@@ -124,12 +124,13 @@ class TrainStage:
         return tuple(found)
 
     async def _in_use(self, tx: Tx) -> tuple[str, str]:
-        """The model in use, and where it is: of a version, where that was made."""
+        """The model in use, and the provider that serves it: a version is where it was made."""
         run = self._run
         found = await model_in_use(run, run.config.base_model or "", tx)
         version = found.version and await run.parts.store.versions.find(found.version, tx=tx)
-        provider = version.provider if version else found.provider
-        return found.model_id, run.parts.place(provider or run.config.provider)
+        if version:
+            return found.model_id, version.provider
+        return found.model_id, found.provider or run.parts.place(run.config.provider)
 
     async def cancel(self) -> bool:
         """Cancel the job of an aborted run, where it has one that still runs."""

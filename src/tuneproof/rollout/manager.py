@@ -585,6 +585,14 @@ def _performance(evaluation: EvaluationResult | None) -> SafetyCheck:
 
 
 def _significance(evaluation: EvaluationResult | None) -> SafetyCheck:
-    significant = evaluation is not None and evaluation.is_significant
-    detail = evaluation.look.method if evaluation else "no experiment"
-    return SafetyCheck(name="significance", passed=significant, detail=detail)
+    """Whether what was asked is shown: a lift, or else each of the declared criteria."""
+    name = "significance"
+    if evaluation is None:
+        return SafetyCheck(name=name, passed=False, detail="no experiment")
+    look = evaluation.look
+    asked = [one for one in look.criteria if one.criterion is not None]
+    lifts = [one.criterion for one in asked if one.metric == "engagement"]
+    if not asked or any(one is not None and one.kind == "superior" for one in lifts):
+        return SafetyCheck(name=name, passed=evaluation.is_significant, detail=look.method)
+    detail = "; ".join(f"{one.criterion}: {one.reason}" for one in asked)
+    return SafetyCheck(name=name, passed=all(one.holds for one in asked), detail=detail)

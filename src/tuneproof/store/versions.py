@@ -96,7 +96,8 @@ class Versions:
     async def declare(self, version: ModelVersion, *, tx: Tx | None = None) -> ModelVersion:
         """Record a new version under its pipeline's next number; its parent is the live one."""
         async with self._database.writing(tx) as own:
-            number = await self.next_number(version.pipeline, version.base_model, tx=own)
+            base = None if version.model_id == version.base_model else version.base_model
+            number = await self.next_number(version.pipeline, base, tx=own)
             live = await self.live(version.pipeline, tx=own)
             numbered = replace(version, version=number, parent_id=live.id if live else None)
             await self.add(numbered, tx=own)
@@ -143,18 +144,24 @@ class Versions:
         found = await self.list(pipeline, status=VersionStatus.LIVE, limit=1, tx=tx)
         return found[0] if found else None
 
-    async def next_number(self, pipeline: str, base_model: str, *, tx: Tx | None = None) -> str:
+    async def next_number(
+        self, pipeline: str, base_model: str | None, *, tx: Tx | None = None
+    ) -> str:
         """The semantic version of the next training: `1.0.0`, then minor up each time, and
-        major up when the base model is another one than last time."""
-        query = select(versions.c.version, versions.c.base_model).where(
+        major up when the base model is another one than last time; of a model as it is, which
+        has no base (None), minor up."""
+        query = select(versions.c.version, versions.c.base_model, versions.c.model_id).where(
             versions.c.pipeline == pipeline
         )
         async with self._database.reading(tx) as own:
-            known = [(_parts(number), base) for number, base in await own.execute(query)]
-        if not known:
+            rows = (await own.execute(query)).all()
+        if not rows:
             return "1.0.0"
-        (major, minor, _), base = max(known)
-        return f"{major}.{minor + 1}.0" if base == base_model else f"{major + 1}.0.0"
+        major, minor, _ = max(_parts(row.version) for row in rows)
+        trained = [(_parts(r.version), r.base_model) for r in rows if r.model_id != r.base_model]
+        last = max(trained)[1] if trained else base_model
+        same = base_model is None or base_model == last
+        return f"{major}.{minor + 1}.0" if same else f"{major + 1}.0.0"
 
 
 def _parts(number: str) -> tuple[int, int, int]:
