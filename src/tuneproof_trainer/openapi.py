@@ -206,7 +206,7 @@ def _jobs() -> dict[str, Schema]:
 def _models() -> dict[str, Schema]:
     one = [_path("model")]
     model, models, deleted = _answer(ModelObject), _answer(ModelList), _answer(DeletedObject)
-    completion = _answer(ChatCompletion) | {"text/event-stream": {"schema": {"type": "string"}}}
+    completion = _answer(ChatCompletion) | {"text/event-stream": {}}
     chat, errors = _json(ChatRequest), "404 413 503"
     return {
         "/v1/models": {"get": _operation("listModels", "List models", models)},
