@@ -21,6 +21,7 @@ from tuneproof.app.watches import Watchdog
 from tuneproof.experiments import ExperimentStatus, ModelRef
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import DeploymentState
+from tuneproof.settings import PipelineConfig
 from tuneproof.store import RunStatus, SubjectKind
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
 
@@ -45,12 +46,18 @@ class Told:
         return [(kind, subject) for kind, subject, _ in self.alerts]
 
 
+SOON = replace(QUICK, look_interval_hours=1, max_unwatched_hours=1)
+"""Fewer minutes for the watchdog to count."""
+
+
 @asynccontextmanager
-async def standing(directory: Path, database: str) -> AsyncIterator[App]:
+async def standing(
+    directory: Path, database: str, config: PipelineConfig = QUICK
+) -> AsyncIterator[App]:
     """An App in whose virtual time nothing passes unless a test says so."""
     clock = VirtualClock(T0)
     async with App.open(
-        settings(directory, database, QUICK),
+        settings(directory, database, config),
         clock=clock,
         provider=MemoryProvider(clock=clock, base_models=("base", "better")),
         source=MemorySource(posts()),
@@ -85,7 +92,7 @@ def watchdog(app: App, told: Told) -> Watchdog:
 
 async def unwatched_rollout(app: App) -> str:
     """A rollout under way that no durable function looks at."""
-    manager = app.managers.of(replace(QUICK, holdback_days=0))
+    manager = app.managers.of(replace(app.settings.pipelines["default"], holdback_days=0))
     declared = await manager.declare(BETTER, BASE)
     await manager.begin(declared.id)
     await app.routing.board.refresh()
@@ -167,13 +174,13 @@ async def test_rollout_that_cannot_be_watched_goes_back_to_its_baseline(
     tmp_path: Path, database_url: str
 ) -> None:
     """Before: it stayed at its share for ever."""
-    async with standing(tmp_path, database_url) as app:
+    async with standing(tmp_path, database_url, SOON) as app:
         id = await unwatched_rollout(app)
-        later(app, LOOK)
+        later(app, HOUR)
         await app.store.watches.looked([id], app.clock.now())
-        limit = QUICK.unwatched_limit_hours
-        assert limit == 2 * QUICK.look_interval_hours == 8
-        await rounds(app, watchdog(app, Told()), QUICK.look_interval_hours + limit - 0.5)
+        limit = SOON.unwatched_limit_hours
+        assert limit == 2 * SOON.look_interval_hours == 2
+        await rounds(app, watchdog(app, Told()), SOON.look_interval_hours + limit - 0.5)
         later(app, 100 * HOUR)  # nobody was there: that does not count
         dog = watchdog(app, Told())
         await rounds(app, dog, 0.4)
@@ -181,7 +188,7 @@ async def test_rollout_that_cannot_be_watched_goes_back_to_its_baseline(
         await rounds(app, dog, 0.2)
         gone = await app.store.deployments.get(id)
         assert gone.state is DeploymentState.ROLLED_BACK
-        assert gone.cause == "Nobody could look at it for 8.0 h after a look was due."
+        assert gone.cause == "Nobody could look at it for 2.0 h after a look was due."
         assert app.routing.board.snapshot.by_task["hook"].baseline == BASE
         assert app.routing.board.snapshot.by_task["hook"].lanes == ()
 
@@ -222,11 +229,11 @@ async def test_what_was_in_doubt_is_decided_when_the_database_is_back(
 
 
 async def test_a_look_begins_the_time_unwatched_anew(tmp_path: Path, database_url: str) -> None:
-    async with standing(tmp_path, database_url) as app:
+    async with standing(tmp_path, database_url, SOON) as app:
         id = await unwatched_rollout(app)
         dog = watchdog(app, Told())
         for _ in range(3):
-            await rounds(app, dog, 4)
+            await rounds(app, dog, 1)
             await app.store.watches.looked([id], app.clock.now())
         assert (await app.store.deployments.get(id)).state is DeploymentState.STEPPING
 
