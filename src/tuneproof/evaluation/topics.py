@@ -20,7 +20,7 @@ from tuneproof.evaluation.texts import Floats, Matrix, Rarity, counted_words, wo
 
 __all__ = ["Spelling", "Topics"]
 
-LONGEST: Final = 2000
+LONGEST: Final = 500
 """How many characters of a text are looked at."""
 
 GRAM: Final = 3
