@@ -10,7 +10,7 @@ import pytest
 from tests.integration.loop import QUICK, Loop, open_loop
 from tests.integration.providing import Provider, open_providers
 
-from tuneproof.errors import ConfigError
+from tuneproof.errors import ConfigError, NotFoundError
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Run, RunStatus
 from tuneproof.testing import MemoryProvider
@@ -99,11 +99,19 @@ async def test_a_model_that_answers_unfit_is_refused_and_the_others_go_on(
 async def test_a_model_that_its_provider_does_not_have_fails_the_run_by_name(
     tmp_path: Path, sqlite_store_url: str
 ) -> None:
-    given = recipes({"make": "as_is", "model": "absent"}, split=0.5)
-    async with open_loop(tmp_path, sqlite_store_url, provider=provider(), changes=given) as loop:
+    trainer = provider()
+    given = recipes(NEWER, split=0.5)
+    async with open_loop(tmp_path, sqlite_store_url, provider=trainer, changes=given) as loop:
+        trainer.raises["complete"] = NotFoundError("There is no newer here.", mend="Deploy it.")
         run = await loop.turn()
         assert run.status is RunStatus.FAILED
-        assert "absent" in (run.reason or "")
+        assert run.error is not None
+        assert (run.error["stage"], run.error["message"]) == ("gate", "There is no newer here.")
+        del trainer.raises["complete"]  # somebody deployed it
+        await loop.app.runs.retry(run.id, stage="train")
+        again = await loop.end(run.id)
+        assert again.status is RunStatus.SUCCESS, again.reason
+        assert {r.baseline.model_id for r in await loop.app.routing.all()} == {"newer"}
 
 
 @pytest.mark.parametrize(
