@@ -15,10 +15,14 @@ AddrInfo = tuple[Any, Any, int, str, Any]
 
 
 class AddressRefused(PermissionError):
-    """The number that a name leads to, or that an address is written as, must not be called."""
+    """The number that a name leads to, or that an address is written as, must not be called.
 
-    def __init__(self, why: str) -> None:
-        super().__init__(errno.EACCES, why)
+    `why` says so of "it", without the number.
+    """
+
+    def __init__(self, said: str, why: str = "") -> None:
+        super().__init__(errno.EACCES, said)
+        self.why = why or said
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -49,7 +53,7 @@ class Rules:
         why = self.why_not(host)
         if why:
             led = f"{named} leads to {host}, which" if named and named != host else host
-            raise AddressRefused(f"{led} {why}")
+            raise AddressRefused(f"{led} {why}", why)
 
     def check_written(self, field: str, url: Url) -> None:
         """Raises `ConfigError` where an address is written as a number that must not be called."""

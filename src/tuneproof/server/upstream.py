@@ -25,7 +25,7 @@ from tuneproof.errors import (
     ProviderUnavailableError,
     TuneProofError,
 )
-from tuneproof.outgoing import ANYWHERE, Rules
+from tuneproof.outgoing import ANYWHERE, AddressRefused, Rules
 from tuneproof.outgoing.clients import connector
 from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.chatting import ChatRequest
@@ -378,7 +378,17 @@ def no_answer(endpoint: ProviderEndpoint, error: Exception) -> TuneProofError:
     """That a provider did not answer, or not to the end; where it is, the log alone says."""
     why = f"{type(error).__name__}: {error}".removesuffix(": ")
     log.warning("Provider %r did not answer at %s: %s", endpoint.provider, endpoint.base_url, why)
-    return _failed(endpoint, f"did not answer ({type(error).__name__})")
+    return _failed(endpoint, _without_address(error))
+
+
+def _without_address(error: Exception) -> str:
+    causes = (error, getattr(error, "os_error", None), error.__cause__, error.__context__)
+    refused = next((one for one in causes if isinstance(one, AddressRefused)), None)
+    if refused is not None:
+        return f"may not be called: its address {refused.why}"
+    if isinstance(error, aiohttp.InvalidURL):
+        return f"cannot be called: its address is none ({error.description or 'Invalid URL'})"
+    return f"did not answer ({type(error).__name__})"
 
 
 def nothing_was_sent(error: Exception) -> bool:
