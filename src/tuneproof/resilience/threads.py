@@ -1,7 +1,8 @@
-"""Calls that block, and may for minutes, in threads that nobody waits for when a process ends.
+"""Calls that block: in threads that nobody waits for when a process ends, and one at a time.
 
 asyncio's own threads (`asyncio.to_thread`) are waited for then: one that hangs in a library's
-call would keep the process. What is called here must bear being broken off anywhere.
+call would keep the process. What is called by `in_daemon_thread` must bear being broken off
+anywhere.
 """
 
 from __future__ import annotations
@@ -13,10 +14,29 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar, TypeVarTuple, Unpack
 
-__all__ = ["in_daemon_thread"]
+__all__ = ["InTurn", "in_daemon_thread"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+class InTurn:
+    """Calls in threads that use one thing, such as a connection: never two of them at once.
+
+    A call that is cancelled goes on in its thread all the same. So what closes the thing is called
+    in turn as well: a connection that is closed while it works takes the process with it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    async def __call__(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        """What a function returns or raises, once those before it are done."""
+        return await asyncio.to_thread(self._locked, partial(fn, *args))
+
+    def _locked(self, call: Callable[[], T]) -> T:
+        with self._lock:
+            return call()
 
 
 async def in_daemon_thread(

@@ -9,8 +9,9 @@ from sqlalchemy.exc import DBAPIError
 
 from tuneproof.collection import Post, PostQuery, Totals, Window
 from tuneproof.errors import DataError
+from tuneproof.resilience.threads import InTurn
 from tuneproof.sources.rows import maker
-from tuneproof.sources.sql import SqlSource, Table
+from tuneproof.sources.sql import SqlSource, Table, break_off
 
 __all__ = ["GenericSource"]
 
@@ -29,18 +30,21 @@ class GenericSource(SqlSource):
         self, table: Table, found: Mapping[str, str], query: PostQuery
     ) -> AsyncIterator[list[Post]]:
         """Stream the result, a chunk at a time; the transaction is rolled back at the end."""
-        make = maker(list(found))
+        make, in_turn, done = maker(list(found)), InTurn(), False
         engine = self.engine()
         try:
-            connection = await asyncio.to_thread(engine.connect)
+            connection = await in_turn(engine.connect)
             try:
                 statement = self.statement(table, found, query)
                 streamed = connection.execution_options(stream_results=True)
-                result = await asyncio.to_thread(streamed.execute, statement)
-                while rows := await asyncio.to_thread(result.fetchmany, query.chunk_size):
+                result = await in_turn(streamed.execute, statement)
+                while rows := await in_turn(result.fetchmany, query.chunk_size):
                     yield [make(row) for row in rows]
+                done = True
             finally:
-                await asyncio.to_thread(connection.close)
+                if not done:
+                    await asyncio.to_thread(break_off, connection)
+                await in_turn(connection.close)
         except DBAPIError as error:
             raise self.told(error) from error
         finally:

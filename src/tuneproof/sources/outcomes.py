@@ -23,8 +23,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.pool import NullPool
 
 from tuneproof.errors import DataError, StoreUnavailableError
+from tuneproof.resilience.threads import InTurn
 from tuneproof.settings import OutcomeSourceConfig
 from tuneproof.sources.rows import instant
+from tuneproof.sources.sql import break_off
 
 __all__ = ["OutcomeRow", "OutcomeTable"]
 
@@ -62,16 +64,19 @@ class OutcomeTable:
         Raises `DataError` where the query or its rows are not as described,
         `StoreUnavailableError` where the database does not answer.
         """
-        engine = self._engine()
+        engine, in_turn, done = self._engine(), InTurn(), False
         try:
-            connection = await asyncio.to_thread(engine.connect)
+            connection = await in_turn(engine.connect)
             try:
-                result = await asyncio.to_thread(self._started, connection, since, until)
+                result = await in_turn(self._started, connection, since, until)
                 self._check_columns(result.keys())
-                while rows := await asyncio.to_thread(result.fetchmany, CHUNK):
+                while rows := await in_turn(result.fetchmany, CHUNK):
                     yield [self._row(row._mapping) for row in rows]
+                done = True
             finally:
-                await asyncio.to_thread(connection.close)
+                if not done:
+                    await asyncio.to_thread(break_off, connection)
+                await in_turn(connection.close)
         except OperationalError as error:
             raise StoreUnavailableError(
                 f"The outcome source {self.config.name!r} did not answer: {_first_line(error)}.",

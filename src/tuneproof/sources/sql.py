@@ -7,6 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -35,7 +36,7 @@ from tuneproof.resilience import damage
 from tuneproof.settings import SourceConfig
 from tuneproof.sources.columns import checked, find_columns, need_columns
 
-__all__ = ["SqlSource", "Table"]
+__all__ = ["SqlSource", "Table", "break_off"]
 
 OWN_MARK: Final = "tuneproof_migration"
 """The table that only a database with a store of ours has."""
@@ -392,3 +393,15 @@ def _inspect(connection: Connection, wanted: str, where: str) -> Table:
         columns={column["name"]: column["type"] for column in columns},
         indexed=[[c for c in index["column_names"] if c] for index in indexes],
     )
+
+
+def break_off(connection: Connection) -> None:
+    """Have the database end what it works at for a connection, where its driver can say so.
+
+    Another thread may wait for it: whoever is told to stop does not wait for a long query.
+    """
+    with suppress(Exception):  # it is closed next, whatever became of it
+        driver: Any = connection.connection.driver_connection
+        stop = getattr(driver, "interrupt", None) or getattr(driver, "cancel", None)
+        if stop is not None:
+            stop()

@@ -7,10 +7,8 @@ surrogates, by which curation finds it.
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from sqlalchemy.pool import NullPool
 from tuneproof.collection import Post, PostQuery
 from tuneproof.errors import DataError, StoreUnavailableError
 from tuneproof.resilience import damage
+from tuneproof.resilience.threads import InTurn
 from tuneproof.sources.rows import as_text, maker, micros_per
 from tuneproof.sources.sql import SqlSource, Table
 
@@ -45,24 +44,26 @@ class SqliteSource(SqlSource):
         self, table: Table, found: Mapping[str, str], query: PostQuery
     ) -> AsyncIterator[list[Post]]:
         """Step through the result in a thread, a chunk at a time."""
-        make = maker(list(found))
-        with closing(await asyncio.to_thread(self._connect)) as connection:
-            try:
-                self._unit = await asyncio.to_thread(_time_unit, connection, table, found["ts"])
-                compiled = self.statement(table, found, query).compile(dialect=_DIALECT)
-                cursor = await asyncio.to_thread(
-                    connection.execute, str(compiled), dict(compiled.params)
-                )
-                while rows := await asyncio.to_thread(cursor.fetchmany, query.chunk_size):
-                    yield [make(row) for row in rows]
-            except sqlite3.DatabaseError as error:
-                broken = damage.damage_of(error, f"The source {self}", damage.OTHER_FILE)
-                if broken is not None:
-                    raise broken from error
-                raise DataError(
-                    f"The source {self} refused the query: {error}.",
-                    mend=f"Check sources.{self.config.name}: its columns and its where.",
-                ) from error
+        make, in_turn = maker(list(found)), InTurn()
+        connection = await in_turn(self._connect)
+        try:
+            self._unit = await in_turn(_time_unit, connection, table, found["ts"])
+            compiled = self.statement(table, found, query).compile(dialect=_DIALECT)
+            asked = str(compiled), dict(compiled.params)
+            cursor = await in_turn(connection.execute, *asked)
+            while rows := await in_turn(cursor.fetchmany, query.chunk_size):
+                yield [make(row) for row in rows]
+        except sqlite3.DatabaseError as error:
+            broken = damage.damage_of(error, f"The source {self}", damage.OTHER_FILE)
+            if broken is not None:
+                raise broken from error
+            raise DataError(
+                f"The source {self} refused the query: {error}.",
+                mend=f"Check sources.{self.config.name}: its columns and its where.",
+            ) from error
+        finally:
+            connection.interrupt()  # nobody waits for what a thread still reads
+            await in_turn(connection.close)
 
     def since_until(
         self, ts: sa.ColumnElement[Any], query: PostQuery
