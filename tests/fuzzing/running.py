@@ -22,7 +22,8 @@ REQUESTS = int(os.environ.get("TUNEPROOF_FUZZ", "3000"))
 SEED = int(os.environ.get("TUNEPROOF_FUZZ_SEED", "1"))
 
 SUGGESTED, OPERATIONS, LEAST_EXAMPLES = 2_700, 62, 10
-"""About how many requests both documents suggest, and how many operations have no end of others."""
+"""About how many requests both documents suggest, and how many operations there are of which any
+number of different requests can be made."""
 
 LENIENT = (
     "/events",

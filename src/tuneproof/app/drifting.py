@@ -46,6 +46,10 @@ MOST = 20_000
 ALPHA = 0.01
 """How often a window is called left behind although nothing changed, all its measures together."""
 
+TEXTS_FOR = 4
+"""Of how many windows' time after the window texts are compared: who trains no more for a year does
+not hold a year's texts in memory."""
+
 LEAST_TEXTS = 50
 """Of fewer texts of half a window nothing is learnt of how they are spelt, or what about."""
 
@@ -204,20 +208,27 @@ class DriftWatch:
         matured = self._clock.now() - timedelta(hours=config.maturation_hours)
         source = self._sources.open(config)
         try:
-            before = await self._read(config, source, window, 1)
-            part = -(-len(before.order) // MOST) or 1
-            if part > 1:
-                before = await self._read(config, source, window, part)
+            posts = await self._read(config, source, window, 1, texts_until=window.since)
+            part = -(-len(posts.order) // MOST) or 1
+            before = await self._read(config, source, window, part, texts_until=window.until)
             since = Window(since=window.until, until=max(window.until, matured))
-            after = await self._read(config, source, since, part)
+            told = window.until + TEXTS_FOR * (window.until - window.since)
+            after = await self._read(config, source, since, part, texts_until=told)
         finally:
             await source.close()
         return self._status(window, await asyncio.to_thread(_compared, before, after))
 
     async def _read(
-        self, config: PipelineConfig, source: Source, window: Window, part: int
+        self,
+        config: PipelineConfig,
+        source: Source,
+        window: Window,
+        part: int,
+        *,
+        texts_until: datetime,
     ) -> _Read:
-        """Every post of a window, or the same one of `part` of them each time."""
+        """Every post of a window, or the same one of `part` of them each time; the texts of those
+        from before `texts_until`."""
         tasks = [self._tasks[name] for name in config.tasks]
         collecting = collector(config, source, tasks, directory=Path(), clock=self._clock)
         days = (window.until - window.since).total_seconds() / 86_400
@@ -236,7 +247,7 @@ class DriftWatch:
                 for task in tasks:
                     text = post.text(task.completion)
                     read.numbers[f"{task.name}_length"].append(_length(text))
-                    read.texts[task.name].append(text[:LONGEST])
+                    read.texts[task.name].append(text[:LONGEST] if post.ts < texts_until else "")
         return read
 
     def _status(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from tuneproof.store import Store
@@ -28,7 +28,7 @@ SIGNATURE_BYTES = 12
 class ReceiptKey:
     """The key, and until when receipts without a signature are taken (None: they are not)."""
 
-    key: bytes
+    key: bytes = field(repr=False)
     unsigned_until: datetime | None = None
 
     def sign(self, text: str) -> str:

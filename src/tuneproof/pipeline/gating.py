@@ -40,7 +40,7 @@ from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
 from tuneproof.pipeline.records import Stage, StageStatus
-from tuneproof.pipeline.routing import baseline_of, manager_of
+from tuneproof.pipeline.routing import base_of, baseline_of, manager_of
 from tuneproof.pipeline.steps import StepName
 from tuneproof.resilience import end_tasks
 from tuneproof.settings import PipelineConfig
@@ -97,7 +97,7 @@ class GateStage:
         if isinstance(provider, Deploys) and version.model_id and version.training_job_id:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
         kept = await kept_of(run, batch)
-        await self._learn(batch, run.config.base_model or version.base_model, kept)
+        await self._learn(batch, base_of(run, version), kept)
         gate = Gate(
             kept.of(provider),
             min_improvement=run.config.gate_min_improvement,

@@ -40,14 +40,15 @@ async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -
 
 
 async def baseline_of(run: RunContext, version: ModelVersion, tx: Tx | None = None) -> ModelRef:
-    """What a version is compared with: the model in use; where none is, the pipeline's base.
+    """What a version is compared with: the model in use; where none is, `base_of` it."""
+    return await model_in_use(run, base_of(run, version), tx)
 
-    Of one that was trained that is the base that it was trained from.
-    """
-    base = version.base_model
-    if version.training_job_id is None:
-        base = run.config.base_model or base
-    return await model_in_use(run, base, tx)
+
+def base_of(run: RunContext, version: ModelVersion) -> str:
+    """What a version was trained from; of a model as it is the base that the settings name."""
+    if version.training_job_id is not None:
+        return version.base_model
+    return run.config.base_model or version.base_model
 
 
 async def route(run: RunContext, name: StepName) -> None:

@@ -95,6 +95,7 @@ class TrainStage:
         for recipe in run.config.as_they_are:
             assert recipe.model is not None
             provider = recipe.provider or run.config.provider
+            run.parts.provider(provider)  # refuses one that has left the settings since
             if in_use in ((recipe.model, provider), (recipe.model, run.parts.place(provider))):
                 continue
             version = ModelVersion(

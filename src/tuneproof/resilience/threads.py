@@ -16,6 +16,9 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 __all__ = ["InTurn", "in_daemon_thread"]
 
+BREAK_OFF_EVERY_S = 0.1
+"""A call that was not at its query yet when it was broken off is once it is."""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -23,8 +26,8 @@ Ts = TypeVarTuple("Ts")
 class InTurn:
     """Calls in threads that use one thing, such as a connection: never two of them at once.
 
-    A call that is cancelled goes on in its thread all the same. So what closes the thing is called
-    in turn as well: a connection that is closed while it works takes the process with it.
+    A call that is cancelled goes on in its thread all the same, and a connection that is closed
+    while it works takes the process with it: so it is closed by `end`.
     """
 
     def __init__(self) -> None:
@@ -33,6 +36,19 @@ class InTurn:
     async def __call__(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """What a function returns or raises, once those before it are done."""
         return await asyncio.to_thread(self._locked, partial(fn, *args))
+
+    async def end(self, close: Callable[[], object], break_off: Callable[[], object]) -> None:
+        """Close the thing once nothing uses it: what still does is broken off, time and again."""
+
+        def last() -> None:
+            while not self._lock.acquire(timeout=BREAK_OFF_EVERY_S):
+                break_off()
+            try:
+                close()
+            finally:
+                self._lock.release()
+
+        await asyncio.to_thread(last)
 
     def _locked(self, call: Callable[[], T]) -> T:
         with self._lock:

@@ -426,8 +426,8 @@ class FedServing:
         kept = {**self._state, "endpoints": list(map(_without_secrets, self._state["endpoints"]))}
         temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}")
         try:
+            temporary.touch(mode=0o600)  # what signs receipts stands in it
             temporary.write_bytes(orjson.dumps(kept))
-            temporary.chmod(0o600)
             temporary.replace(self._file)
         except OSError as error:
             log.warning("What the service told could not be kept in %s: %s", self._file, error)

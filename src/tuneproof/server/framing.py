@@ -42,6 +42,7 @@ class Protocol(HttpToolsProtocol):
 
     url = b""
     _waits_since: float | None = None  # for more of a request that has not come to its end
+    _in_body = False
     _look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -61,6 +62,11 @@ class Protocol(HttpToolsProtocol):
         self._waits_since = self.loop.time()
         super().on_message_begin()
 
+    def on_headers_complete(self) -> None:
+        """Its head is whole."""
+        self._in_body = True
+        super().on_headers_complete()
+
     def on_body(self, body: bytes) -> None:
         """Its body goes on."""
         self._waits_since = self.loop.time()
@@ -68,7 +74,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """It is whole."""
-        self._waits_since = None
+        self._waits_since, self._in_body = None, False
         super().on_message_complete()
 
     def _end_what_stands_still(self) -> None:
@@ -76,6 +82,9 @@ class Protocol(HttpToolsProtocol):
         if since is not None and self.flow.read_paused:  # it is we who do not read
             self._waits_since = now
         elif since is not None and now - since > SLOWEST_S:
+            if self._in_body and self.cycle.response_complete:  # it was answered all the same
+                self.transport.close()
+                return
             self._refuse(408, "The request did not come to its end.", "Send all of it at once.")
             return
         self._look = self.loop.call_later(LOOK_EVERY_S, self._end_what_stands_still)

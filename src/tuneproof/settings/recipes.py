@@ -33,10 +33,6 @@ class Recipe:
     model: str | None = None
     provider: str | None = None
 
-    def __str__(self) -> str:
-        at = f"@{self.provider}" if self.provider else ""
-        return f"{self.make} {self.model or ''}{at}".strip()
-
 
 def checked_recipes(field: str, given: Any) -> tuple[dict[str, str], ...]:
     """Recipes as the settings hold them: tables of texts. Raises `ConfigError`."""

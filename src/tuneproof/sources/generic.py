@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
@@ -30,7 +30,7 @@ class GenericSource(SqlSource):
         self, table: Table, found: Mapping[str, str], query: PostQuery
     ) -> AsyncIterator[list[Post]]:
         """Stream the result, a chunk at a time; the transaction is rolled back at the end."""
-        make, in_turn, done = maker(list(found)), InTurn(), False
+        make, in_turn = maker(list(found)), InTurn()
         engine = self.engine()
         try:
             connection = await in_turn(engine.connect)
@@ -40,11 +40,8 @@ class GenericSource(SqlSource):
                 result = await in_turn(streamed.execute, statement)
                 while rows := await in_turn(result.fetchmany, query.chunk_size):
                     yield [make(row) for row in rows]
-                done = True
             finally:
-                if not done:
-                    await asyncio.to_thread(break_off, connection)
-                await in_turn(connection.close)
+                await in_turn.end(connection.close, partial(break_off, connection))
         except DBAPIError as error:
             raise self.told(error) from error
         finally:

@@ -8,11 +8,11 @@ its units.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -64,7 +64,7 @@ class OutcomeTable:
         Raises `DataError` where the query or its rows are not as described,
         `StoreUnavailableError` where the database does not answer.
         """
-        engine, in_turn, done = self._engine(), InTurn(), False
+        engine, in_turn = self._engine(), InTurn()
         try:
             connection = await in_turn(engine.connect)
             try:
@@ -72,11 +72,8 @@ class OutcomeTable:
                 self._check_columns(result.keys())
                 while rows := await in_turn(result.fetchmany, CHUNK):
                     yield [self._row(row._mapping) for row in rows]
-                done = True
             finally:
-                if not done:
-                    await asyncio.to_thread(break_off, connection)
-                await in_turn(connection.close)
+                await in_turn.end(connection.close, partial(break_off, connection))
         except OperationalError as error:
             raise StoreUnavailableError(
                 f"The outcome source {self.config.name!r} did not answer: {_first_line(error)}.",

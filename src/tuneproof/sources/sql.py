@@ -396,10 +396,8 @@ def _inspect(connection: Connection, wanted: str, where: str) -> Table:
 
 
 def break_off(connection: Connection) -> None:
-    """Have the database end what it works at for a connection, where its driver can say so.
-
-    Another thread may wait for it: whoever is told to stop does not wait for a long query.
-    """
+    """Have the database end what it works at for a connection of another thread, where its driver
+    can say so: whoever is told to stop does not wait for a long query."""
     with suppress(Exception):  # it is closed next, whatever became of it
         driver: Any = connection.connection.driver_connection
         stop = getattr(driver, "interrupt", None) or getattr(driver, "cancel", None)

@@ -62,8 +62,7 @@ class SqliteSource(SqlSource):
                 mend=f"Check sources.{self.config.name}: its columns and its where.",
             ) from error
         finally:
-            connection.interrupt()  # nobody waits for what a thread still reads
-            await in_turn(connection.close)
+            await in_turn.end(connection.close, connection.interrupt)
 
     def since_until(
         self, ts: sa.ColumnElement[Any], query: PostQuery
