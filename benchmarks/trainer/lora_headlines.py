@@ -112,18 +112,19 @@ def _messages(row: Any) -> list[Any]:
 
 def _loss(client: OpenAI, model: str, rows: Sequence[Any]) -> float:
     """Nats per token of the headlines and their ends, by the wire's own scores."""
-    total, count = 0.0, 0
-    for row in rows:
-        answer: Any = client.chat.completions.create(
-            model=model,
-            messages=_messages(row),
-            max_tokens=1,
-            extra_body={"prompt_logprobs": 1, "add_generation_prompt": False},
-        )
-        for entry in filter(None, answer.prompt_logprobs):
-            total -= next(iter(entry.values()))["logprob"]
-            count += 1
-    return total / count
+    values = [value for row in rows for value in logprobs(client, model, _messages(row))]
+    return -math.fsum(values) / len(values)
+
+
+def logprobs(client: OpenAI, model: str, messages: list[Any]) -> list[float]:
+    """The log-probability of each token of the last message and of its end, in nats."""
+    answer: Any = client.chat.completions.create(
+        model=model,
+        messages=messages,
+        max_tokens=1,
+        extra_body={"prompt_logprobs": 1, "add_generation_prompt": False},
+    )
+    return [next(iter(entry.values()))["logprob"] for entry in answer.prompt_logprobs if entry]
 
 
 def _trained(client: OpenAI, rows: Sequence[Any], epochs: int, batch: int) -> Any:
@@ -135,6 +136,11 @@ def _trained(client: OpenAI, rows: Sequence[Any], epochs: int, batch: int) -> An
         seed=1,
         hyperparameters={"n_epochs": epochs, "batch_size": batch},
     )
+    return ended(client, job)
+
+
+def ended(client: OpenAI, job: Any) -> Any:
+    """The job once it has succeeded."""
     while job.status not in ("succeeded", "failed"):
         time.sleep(1)
         job = client.fine_tuning.jobs.retrieve(job.id)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from benchmarks import learns
-from benchmarks.trainer.lora_headlines import packaged
+from benchmarks.trainer.lora_headlines import ended, logprobs, packaged
 from openai import OpenAI
 
 from tuneproof.collection import Collected, Post, PostQuery, Task, Window
@@ -205,12 +205,7 @@ def _trained(client: OpenAI, trial: Trial, pairs: Sequence[dict[str, Any]]) -> A
     job = client.fine_tuning.jobs.create(
         model=BASE, training_file=file.id, seed=trial.seed, method=method
     )
-    while job.status not in ("succeeded", "failed"):
-        time.sleep(1)
-        job = client.fine_tuning.jobs.retrieve(job.id)
-    if job.status == "failed":
-        raise SystemExit(f"the training failed: {job.error}")
-    return job
+    return ended(client, job)
 
 
 def _last(client: OpenAI, job: Any) -> Any:
@@ -233,13 +228,7 @@ def _likely(
     found = {}
     for text in texts:
         asked: list[Any] = [{"role": "user", "content": prompts[text]}]
-        answer: Any = client.chat.completions.create(
-            model=model,
-            messages=[*asked, {"role": "assistant", "content": text}],
-            max_tokens=1,
-            extra_body={"prompt_logprobs": 1, "add_generation_prompt": False},
-        )
-        values = [next(iter(e.values()))["logprob"] for e in answer.prompt_logprobs if e]
+        values = logprobs(client, model, [*asked, {"role": "assistant", "content": text}])
         found[text] = Likely(sum(values), len(values))
     if kept is not None:
         kept.write_text(json.dumps(found))

@@ -208,15 +208,18 @@ def test_the_moderation_endpoint_is_asked(line):
         assert findings(line, code=FAILED)["default: moderation"]["status"] == "failed"
 
 
+def provided(wire, more):
+    """Settings whose models are served by this server, and what more they say."""
+    settings = Path("tuneproof.toml").read_text()
+    provider = f'[providers.default]\nkind = "compatible"\nbase_url = "{wire.url}"\n'
+    Path("tuneproof.toml").write_text(f"{settings}{provider}{more}")
+
+
 def test_the_model_that_the_settings_name_for_a_task_is_looked_for(line):
     """Seen: each request was answered 404, and all rows were ok."""
     source(posts(200))
     with wire_server() as wire:
-        settings = Path("tuneproof.toml").read_text()
-        Path("tuneproof.toml").write_text(
-            f'{settings}[providers.default]\nkind = "compatible"\nbase_url = "{wire.url}"\n'
-            '[tasks.hook]\nmodel = "nobodys"\n'
-        )
+        provided(wire, '[tasks.hook]\nmodel = "nobodys"\n')
         line("token", "create", "x", "--scope", "read")  # the database is there from now on
         found = findings(line)["hook: model in use"]
         assert found["status"] == "warning"
@@ -226,11 +229,7 @@ def test_the_model_that_the_settings_name_for_a_task_is_looked_for(line):
 def test_models_that_are_tested_as_they_are_are_looked_for(line):
     source(posts(200))
     with wire_server() as wire:
-        settings = Path("tuneproof.toml").read_text()
-        Path("tuneproof.toml").write_text(
-            f'{settings}[providers.default]\nkind = "compatible"\nbase_url = "{wire.url}"\n'
-            '[[pipelines.default.recipes]]\nmake = "as_is"\nmodel = "nobodys"\n'
-        )
+        provided(wire, '[[pipelines.default.recipes]]\nmake = "as_is"\nmodel = "nobodys"\n')
         found = findings(line)
         assert found["default: nobodys as it is"]["status"] == "warning"
         assert "does not list nobodys" in found["default: nobodys as it is"]["detail"]

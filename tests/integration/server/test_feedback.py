@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import replace
 from datetime import timedelta
@@ -208,6 +209,14 @@ async def test_nobody_speaks_for_another_unit(tested: Service) -> None:
         assert (await tested.post("/v1/feedback", body)).status_code == 404, ticket
     assert await told(tested, {"response_id": given.encode(), "value": 0.5}) == NEW
     assert await outcomes(tested, given.encode()) == (0.5, 1, None)
+
+
+async def test_workers_that_begin_at_once_have_one_key(on_either: Service) -> None:
+    store, clock = on_either.app.store, on_either.app.clock
+    await store.meta.drop("receipt_key")
+    keys = await asyncio.gather(*(receipt_key(store, clock) for _ in range(8)))
+    assert {one.key for one in keys} == {keys[0].key}
+    assert keys[0].key.hex() not in repr(keys[0])
 
 
 async def test_receipts_of_before_an_upgrade_are_taken_for_a_month(on_either: Service) -> None:

@@ -74,6 +74,7 @@ class Connection:
         self.answered = asyncio.Event()
         self.reads = asyncio.Event()
         self.reads.set()
+        self.takes_all = True
         config = Config(self._app, http=Protocol, interface="asgi3", log_config=None)
         config.load()
         self.protocol = Protocol(config, ServerState(), {}, self.loop)  # type: ignore[arg-type]
@@ -81,7 +82,7 @@ class Connection:
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         await self.reads.wait()
-        while (await receive()).get("more_body"):
+        while self.takes_all and (await receive()).get("more_body"):
             pass
         await self.answered.wait()
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -115,6 +116,18 @@ async def test_what_stands_still_is_ended(connection: Connection, sent: bytes) -
     connection.loop.wait(LOOK_EVERY_S)
     assert connection.transport.closed
     assert connection.transport.written.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+async def test_who_was_answered_while_still_sending_gets_no_second_answer(
+    connection: Connection,
+) -> None:
+    connection.takes_all = False
+    connection.answered.set()
+    await connection.send(HEAD + b"ab")
+    assert connection.transport.written.startswith(b"HTTP/1.1 204")
+    connection.loop.wait(SLOWEST_S + LOOK_EVERY_S)
+    assert connection.transport.closed
+    assert connection.transport.written.count(b"HTTP/1.1") == 1
 
 
 async def test_a_head_that_drips_in_is_ended(connection: Connection) -> None:
