@@ -128,14 +128,14 @@ async def _serve(folder: Path, database: str, provider: str) -> None:
 async def _rollout(app: Any) -> str:
     from tests.integration.store.records import experiment
 
-    from tuneproof.experiments import ModelRef
+    from tuneproof.experiments import Variant
 
     await app.store.experiments.add(experiment(EXPERIMENT))
     manager = app.managers.of(app.pipelines.get("default"))
     async with app.store.database.begin() as tx:
         declared = await manager.declare(
-            ModelRef(model_id="ft:base:hook:7f3a", version="1.0.0"),
-            ModelRef(model_id="base"),
+            Variant(model_id="ft:base:hook:7f3a", version="1.0.0"),
+            Variant(model_id="base"),
             ab_test_id=None,
             salt="salt",
             at=app.clock.now(),

@@ -19,7 +19,7 @@ from tuneproof.experiments import (
     Cell,
     Evidence,
     ExperimentStatus,
-    ModelRef,
+    Variant,
     Verdict,
     judge,
 )
@@ -42,8 +42,8 @@ def week() -> ABTest:
         run_id=None,
         pipeline="default",
         tasks=("hook",),
-        baseline=ModelRef(model_id="old"),
-        candidate=ModelRef(model_id="new"),
+        baseline=Variant(model_id="old"),
+        candidate=Variant(model_id="new"),
         declaration=Declaration(
             traffic_split=SPLIT, a_b_test_duration_hours=HOURS, maturation_hours=MATURATION
         ),

@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneproof.app import App
 from tuneproof.demo import Audience, seed_posts
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.pipeline import rollout_alone
 from tuneproof.settings import BODY, HOOK, PipelineConfig, ProviderConfig, Settings, StoreConfig
 
@@ -53,7 +53,7 @@ PIPELINES = {"default": CONFIG, "manual": MANUAL, "release": RELEASE}
 
 async def begin_alone(app: App) -> None:
     """A test that a person declared, and a rollout of a model that nobody trained here."""
-    base, tuned = ModelRef(model_id="base"), ModelRef(model_id="tuned")
+    base, tuned = Variant(model_id="base"), Variant(model_id="tuned")
     await app.experiments.create(
         baseline=base, candidates=[tuned], pipeline=MANUAL.name, tasks=MANUAL.tasks
     )

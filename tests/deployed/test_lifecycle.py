@@ -17,7 +17,7 @@ from tests.deploy.test_chart import DOCUMENTED, VALUES_FILES, values_of
 from tests.deployed.control_plane import ControlPlane
 
 from tuneproof.errors import ConflictError, DeniedError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.targets.cluster import Cluster
 from tuneproof.targets.config_map import ConfigMapTarget
@@ -55,8 +55,8 @@ def image(tag: str) -> dict[str, Any]:
 
 
 def routing(share: float, version: int) -> Routing:
-    lane = Lane(subject="deploy-1", candidate=ModelRef(model_id="ft:new"), share=share)
-    base = ModelRef(model_id="base")
+    lane = Lane(subject="deploy-1", candidate=Variant(model_id="ft:new"), share=share)
+    base = Variant(model_id="base")
     return Routing(task="hook", baseline=base, lanes=(lane,), salt="s", version=version)
 
 

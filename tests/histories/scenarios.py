@@ -16,7 +16,7 @@ from tests.integration.loop import QUICK, Loop, open_loop
 
 from tuneproof import workflow
 from tuneproof.errors import ProviderUnavailableError, TrainingNotAvailableError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.pipeline import StepName
 from tuneproof.testing import MemoryProvider
 from tuneproof.training import JobRequest
@@ -99,7 +99,7 @@ async def _retried(loop: Loop) -> str:
 
 async def _tested(loop: Loop) -> str:
     """A test that no run drives."""
-    baseline, candidate = ModelRef(model_id="base"), ModelRef(model_id="candidate")
+    baseline, candidate = Variant(model_id="base"), Variant(model_id="candidate")
     [test] = await loop.app.experiments.create(baseline=baseline, candidates=[candidate])
     await loop.app.engine.result(test.id)
     return test.id

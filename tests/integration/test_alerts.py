@@ -24,7 +24,7 @@ from tests.wire import serving
 
 from tuneproof.app.alerting import Alerting
 from tuneproof.errors import ConfigError
-from tuneproof.experiments import ModelRef, Verdict
+from tuneproof.experiments import Variant, Verdict
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import DeploymentState
 from tuneproof.server import create_app
@@ -343,7 +343,7 @@ async def test_a_rollout_that_begins_paused_is_told(
     tmp_path: Path, sqlite_store_url: str, receiver: Receiver
 ) -> None:
     """Before: one that was started over HTTP waited for a person whom nobody told."""
-    base, better, worse = (ModelRef(model_id=name) for name in ("base", "better", "worse"))
+    base, better, worse = (Variant(model_id=name) for name in ("base", "better", "worse"))
     alerts = AlertsConfig(webhook_url=f"{receiver.url}/hook")
     provider = MemoryProvider(base_models=("base", "better", "worse"))
     async with open_loop(tmp_path, sqlite_store_url, provider=provider, alerts=alerts) as loop:

@@ -11,11 +11,11 @@ from tests.integration.store.records import version
 from tuneproof.app.endpoints import ModelEndpoints
 from tuneproof.app.places import Places
 from tuneproof.errors import ConfigError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.settings import Settings
 from tuneproof.store import Store
 
-TUNED = ModelRef(model_id="tuned", version="ver-1")
+TUNED = Variant(model_id="tuned", version="ver-1")
 
 
 class Counted:
@@ -105,7 +105,7 @@ async def test_a_price_of_training_alone_is_no_price_of_answers(store, tmp_path)
         embedded=lambda name: settings.providers[name],
         breakers={},
     )
-    model = ModelRef(model_id="meta-llama/Llama-3.1-8B")
+    model = Variant(model_id="meta-llama/Llama-3.1-8B")
     await endpoints.prepare([model])
     tokens = {"prompt_tokens": 1000, "completion_tokens": 1000}
     assert endpoints.cost_usd(model, **tokens) is None

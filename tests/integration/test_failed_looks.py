@@ -17,14 +17,14 @@ from tests.integration.loop import T0, Loop, open_loop
 from tests.integration.test_alerts import Receiver, listening
 from tests.waiting import eventually
 
-from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
+from tuneproof.experiments import ExperimentStatus, Variant, Verdict
 from tuneproof.pipeline import StepName
 from tuneproof.settings import AlertsConfig, WebhookUrl
 from tuneproof.store import RunStatus
 from tuneproof.testing import MemoryProvider
 from tuneproof.workflow import Moment
 
-BASE, CANDIDATE = ModelRef(model_id="base"), ModelRef(model_id="candidate")
+BASE, CANDIDATE = Variant(model_id="base"), Variant(model_id="candidate")
 
 
 class Steps:

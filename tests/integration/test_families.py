@@ -16,7 +16,7 @@ from tuneproof.experiments import (
     Arm,
     ExperimentStatus,
     ModelEvaluator,
-    ModelRef,
+    Variant,
     Verdict,
 )
 from tuneproof.settings import PipelineConfig
@@ -24,8 +24,8 @@ from tuneproof.store import RunStatus
 from tuneproof.testing import MemoryProvider
 from tuneproof.training import VersionStatus
 
-BASE = ModelRef(model_id="base")
-ONE, TWO, THREE = (ModelRef(model_id=name) for name in ("one", "two", "three"))
+BASE = Variant(model_id="base")
+ONE, TWO, THREE = (Variant(model_id=name) for name in ("one", "two", "three"))
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def family_of(
     split = {"traffic_split": 1 / (len(lifts) + 1), **changes}
     async with open_loop(directory, database, provider=provider, changes=split) as loop:
         loop.traffic.lifts = lifts
-        candidates = [ModelRef(model_id=name) for name in lifts]
+        candidates = [Variant(model_id=name) for name in lifts]
         tests = await loop.app.experiments.create(baseline=BASE, candidates=candidates)
         yield loop, list(tests)
 

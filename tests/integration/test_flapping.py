@@ -13,7 +13,7 @@ from tests.integration.test_watches import BASE, BETTER, later, standing
 
 from tuneproof.app import App
 from tuneproof.errors import ConflictError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import (
     Deployment,
     DeploymentManager,
@@ -85,7 +85,7 @@ async def test_a_tasks_way_back_takes_no_rollout_with_it_that_began_meanwhile(
 
     Whoever comes first: a rollout under way is what its tasks serve, one that is over is not.
     """
-    before = ModelRef(model_id="before")
+    before = Variant(model_id="before")
     async with standing(tmp_path, database_url) as app:
         refused = 0
         for turn in range(24):

@@ -23,7 +23,7 @@ from tuneproof.errors import (
     StoreUnavailableError,
     TrainingNotAvailableError,
 )
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import DeploymentState, Routing
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import RunStatus
@@ -237,7 +237,7 @@ async def test_run_that_is_still_ending_can_be_retried(tmp_path: Path, database_
     target = HeldTarget()
     async with open_loop(tmp_path, database_url, targets=[target]) as loop:
         for task in QUICK.tasks:
-            served = Routing(task=task, baseline=ModelRef(model_id="base"))
+            served = Routing(task=task, baseline=Variant(model_id="base"))
             await loop.app.store.routing.set(served)
         loop.provider.raises["create_job"] = TrainingNotAvailableError("Closed.", mend="Wait.")
         run = await loop.turn(last_stage="gate")
@@ -372,7 +372,7 @@ async def test_test_of_its_own_is_looked_at_and_deployed_by_hand(
 ) -> None:
     provider = MemoryProvider(base_models=("base", "better"))
     async with open_loop(tmp_path, database_url, provider=provider) as loop:
-        old, new = ModelRef(model_id="base"), ModelRef(model_id="better")
+        old, new = Variant(model_id="base"), Variant(model_id="better")
         [test] = await loop.app.experiments.create(baseline=old, candidates=[new])
         with pytest.raises(ConflictError, match="one candidate at a time"):
             await loop.app.experiments.create(baseline=old, candidates=[new])
@@ -392,8 +392,8 @@ async def test_rollout_of_a_model_that_is_no_version_of_ours_can_be_taken_back(
     provider = MemoryProvider(base_models=("base", "better"))
     async with open_loop(tmp_path, database_url, provider=provider) as loop:
         manager = loop.app.managers.of(QUICK)
-        stranger = ModelRef(model_id="better", version="their-own-7")
-        declared = await manager.declare(stranger, ModelRef(model_id="base", version="their-6"))
+        stranger = Variant(model_id="better", version="their-own-7")
+        declared = await manager.declare(stranger, Variant(model_id="base", version="their-6"))
         await manager.begin(declared.id)
         taken = await loop.app.rollouts.rollback(declared.id, reason="no good", actor="cli")
         assert taken.restored_model == "base"

@@ -20,7 +20,7 @@ from tests.integration.providing import Provider, open_providers
 
 from tuneproof.collection import Post
 from tuneproof.errors import ConfigError, CredentialsError, DeniedError, NotFoundError
-from tuneproof.experiments import model_ref
+from tuneproof.experiments import variant_of
 from tuneproof.settings import HOOK, TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.training import JobStatus, Score, TrainingReadiness
@@ -182,8 +182,8 @@ async def test_switch_keeps_the_baseline_where_it_is_served(
         assert new.calls["create_job"] == 1
         assert before.model_id is not None
         assert after.model_id is not None
-        assert (await loop.app.routing.endpoints.of(model_ref(before))).provider == "old"
-        assert (await loop.app.routing.endpoints.of(model_ref(after))).provider == "new"
+        assert (await loop.app.routing.endpoints.of(variant_of(before))).provider == "old"
+        assert (await loop.app.routing.endpoints.of(variant_of(after))).provider == "new"
 
 
 async def test_same_posts_give_the_same_dataset_across_a_switch(
@@ -231,7 +231,7 @@ async def test_doctor_misses_the_provider_of_a_model_in_use(
         [version] = await loop.app.store.versions.list()
         assert version.model_id is not None
         with pytest.raises(ConfigError, match="old, whose models are in use, is not set any more"):
-            await loop.app.providers.serves(model_ref(version))
+            await loop.app.providers.serves(variant_of(version))
 
 
 async def test_tasks_that_train_apart_have_runs_versions_and_providers_of_their_own(

@@ -12,7 +12,7 @@ from tests.wire import Wire, wire_server
 
 from tuneproof.app.providing import apart
 from tuneproof.errors import ConfigError
-from tuneproof.experiments import ModelRef, model_ref
+from tuneproof.experiments import Variant, variant_of
 from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.testing import VirtualClock
@@ -53,9 +53,9 @@ async def test_moved_address_leaves_the_model_in_use_where_it_was_trained(
         # The safety check called the baseline at the old server, the candidate at the new one.
         assert old.count("POST /chat/completions") == asked + 2
         assert old.count("POST /fine_tuning/jobs") == new.count("POST /fine_tuning/jobs") == 1
-        endpoint = await loop.app.routing.endpoints.of(model_ref(oldest))
+        endpoint = await loop.app.routing.endpoints.of(variant_of(oldest))
         assert (endpoint.base_url, endpoint.api_key) == (old.url, "sk-old")
-        endpoint = await loop.app.routing.endpoints.of(model_ref(newest))
+        endpoint = await loop.app.routing.endpoints.of(variant_of(newest))
         assert (endpoint.base_url, endpoint.api_key) == (new.url, "sk-new")
 
 
@@ -87,14 +87,14 @@ async def test_former_key_is_used_only_while_it_is_the_same(
     requests = len(old.requests)
     async with open_wires(tmp_path, sqlite_store_url, after, env=env) as loop:
         with pytest.raises(ConfigError, match="another key than OPENAI_API_KEY holds") as caught:
-            await loop.app.routing.endpoints.of(model_ref(version))
+            await loop.app.routing.endpoints.of(variant_of(version))
         assert f'base_url = "{old.url}"' in caught.value.mend
         kept = await loop.app.store.meta.get("places")
         assert "sk-old" not in str(kept)
         assert len(old.requests) == requests  # the new key was not shown to the old server
     kept_beside = provider("before", old.url, api_key="sk-old")
     async with open_wires(tmp_path, sqlite_store_url, after, kept_beside, env=env) as loop:
-        endpoint = await loop.app.routing.endpoints.of(model_ref(version))
+        endpoint = await loop.app.routing.endpoints.of(variant_of(version))
         assert (endpoint.provider, endpoint.api_key) == ("before", "sk-old")
 
 
@@ -108,7 +108,7 @@ async def test_password_in_an_address_is_not_kept(
         assert "hunter2" not in str(await loop.app.store.meta.get("places"))
     async with open_wires(tmp_path, sqlite_store_url, provider("default", new.url)) as loop:
         with pytest.raises(ConfigError, match="Keep it in the settings"):
-            await loop.app.providers.serves(model_ref(version))
+            await loop.app.providers.serves(variant_of(version))
 
 
 async def test_server_that_moves_with_its_models_takes_them_along(
@@ -122,7 +122,7 @@ async def test_server_that_moves_with_its_models_takes_them_along(
         assert await loop.app.providers.settle() == [version.model_id]
         [version] = await loop.app.store.versions.list()
         assert version.provider == "default"
-        assert (await loop.app.routing.endpoints.of(model_ref(version))).base_url == other_name
+        assert (await loop.app.routing.endpoints.of(variant_of(version))).base_url == other_name
         assert await loop.app.providers.settle() == []
 
 
@@ -134,10 +134,10 @@ async def test_same_model_name_at_two_providers_is_asked_where_its_reference_say
         assert (await loop.turn(last_stage="gate")).status is RunStatus.SUCCESS
         for name, wire in (("one", old), ("two", new)):
             endpoint = await loop.app.routing.endpoints.of(
-                ModelRef(model_id="base-model", provider=name)
+                Variant(model_id="base-model", provider=name)
             )
             assert endpoint.base_url == wire.url
-        bare = await loop.app.routing.endpoints.of(ModelRef(model_id="base-model"))
+        bare = await loop.app.routing.endpoints.of(Variant(model_id="base-model"))
         assert bare.base_url == old.url  # where it was last trained on
 
 

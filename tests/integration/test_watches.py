@@ -18,14 +18,14 @@ from tuneproof.app import App
 from tuneproof.app.board import Board
 from tuneproof.app.live import Live
 from tuneproof.app.watches import Watchdog
-from tuneproof.experiments import ExperimentStatus, ModelRef
+from tuneproof.experiments import ExperimentStatus, Variant
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import RunStatus, SubjectKind
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
 
-BASE, BETTER = ModelRef(model_id="base"), ModelRef(model_id="better")
+BASE, BETTER = Variant(model_id="base"), Variant(model_id="better")
 LOOK = timedelta(hours=QUICK.look_interval_hours)
 HOUR = timedelta(hours=1)
 

@@ -11,7 +11,7 @@ from tests.integration.test_watches import BASE, BETTER, standing, until_ended
 
 from tuneproof.app import App
 from tuneproof.errors import ConflictError, NotFoundError
-from tuneproof.experiments import ABTest, ExperimentStatus, ModelRef
+from tuneproof.experiments import ABTest, ExperimentStatus, Variant
 from tuneproof.rollout import Deployment, DeploymentManager, DeploymentState, Routing
 
 STEPS = replace(QUICK, steps=(1.0,), holdback=0.0)
@@ -21,13 +21,13 @@ def manager_of(app: App, *tasks: str) -> DeploymentManager:
     return app.managers.of(replace(STEPS, tasks=tasks or QUICK.tasks))
 
 
-async def ended_test(app: App, baseline: ModelRef, candidate: ModelRef) -> ABTest:
+async def ended_test(app: App, baseline: Variant, candidate: Variant) -> ABTest:
     [test] = await app.experiments.create(baseline=baseline, candidates=[candidate])
     await app.experiments.end(test.id, reason="enough")
     return test
 
 
-async def completed(app: App, model: ModelRef, previous: ModelRef, *tasks: str) -> Deployment:
+async def completed(app: App, model: Variant, previous: Variant, *tasks: str) -> Deployment:
     manager = manager_of(app, *tasks)
     declared = await manager.declare(model, previous)
     begun = await manager.begin(declared.id)
@@ -66,7 +66,7 @@ async def test_rollout_does_not_take_a_task_from_another_s_test(
     """Seen: the test stayed `running`, and got no unit any more."""
     async with standing(tmp_path, database_url) as app:
         old = await ended_test(app, BASE, BETTER)
-        other = ModelRef(model_id="ft:other")
+        other = Variant(model_id="ft:other")
         manager = manager_of(app)
         [new] = await app.experiments.create(baseline=BASE, candidates=[BETTER], tasks=["hook"])
         declared = await manager.declare(other, BASE, ab_test_id=old.id)
@@ -97,7 +97,7 @@ async def test_older_rollout_is_taken_back_after_the_newer_one(
     """Seen: taking back the older one by its id put the model before it into production, past the
     newer one, which stayed `complete`."""
     async with standing(tmp_path, database_url) as app:
-        best = ModelRef(model_id="best")
+        best = Variant(model_id="best")
         first = await completed(app, BETTER, BASE)
         second = await completed(app, best, BETTER)
         with pytest.raises(ConflictError, match=r"not the model in use any more, which is best"):
@@ -116,7 +116,7 @@ async def test_each_task_returns_to_the_model_that_it_had(
     """Seen: all tasks of the test got the model that one of them had had."""
     async with standing(tmp_path, database_url) as app:
         for task, model in (("hook", "one"), ("body", "two")):
-            baseline = ModelRef(model_id=model)
+            baseline = Variant(model_id=model)
             await app.store.routing.set(Routing(task=task, baseline=baseline))
         await app.experiments.create(baseline=BASE, candidates=[BETTER], replace_baseline=True)
         await app.rollouts.rollback("hook", reason="it was a mistake")

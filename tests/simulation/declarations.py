@@ -19,7 +19,7 @@ from tuneproof.experiments import (
     Cell,
     Evidence,
     ExperimentStatus,
-    ModelRef,
+    Variant,
     judge,
 )
 from tuneproof.settings import Declaration
@@ -35,7 +35,7 @@ UNKNOWN = 0.2
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 TEST = ABTest(
     id="ab-test-20260101-001", run_id=None, pipeline="default", tasks=("hook",),
-    baseline=ModelRef(model_id="base"), candidate=ModelRef(model_id="candidate"),
+    baseline=Variant(model_id="base"), candidate=Variant(model_id="candidate"),
     declaration=Declaration(
         traffic_split=0.5, a_b_test_duration_hours=WEEK, decision="confirmed", maturation_hours=0
     ),

@@ -13,7 +13,7 @@ import pytest
 from tuneproof import assignment
 from tuneproof.app import RoutingSnapshot
 from tuneproof.client.state import HeldRouting
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.experiments.histories import history_of
 from tuneproof.rollout import Lane, Routing
 from tuneproof.server.deployment import RoutingAnswer
@@ -33,15 +33,15 @@ def case(request: pytest.FixtureRequest) -> Case:
 AT = datetime(2026, 11, 29, tzinfo=UTC)
 
 
-def model(data: Mapping[str, str] | None) -> ModelRef | None:
-    return None if data is None else ModelRef(**data)
+def model(data: Mapping[str, str] | None) -> Variant | None:
+    return None if data is None else Variant(**data)
 
 
 def routing_of(row: Mapping[str, Any]) -> Routing:
     alone = [row] if row["subject"] is not None else []
     return Routing(
         task=row["task"],
-        baseline=ModelRef(**row["baseline"]),
+        baseline=Variant(**row["baseline"]),
         lanes=tuple(
             Lane(subject=lane["subject"], candidate=model(lane["candidate"]), share=lane["share"])
             for lane in row.get("lanes") or alone

@@ -19,14 +19,14 @@ from tuneproof.experiments import (
     ExperimentStatus,
     HourRequests,
     Look,
-    ModelRef,
     Requests,
     Spent,
+    Variant,
     Verdict,
     allot,
     identity_of,
     judge,
-    model_ref,
+    variant_of,
 )
 from tuneproof.settings import Declaration
 from tuneproof.stats.aggregates import LATENCY_MS_EDGES, Aggregate, Histogram
@@ -48,8 +48,8 @@ def ab_test(**changes: object) -> ABTest:
         run_id=None,
         pipeline="default",
         tasks=("hook", "body"),
-        baseline=ModelRef(model_id="old"),
-        candidate=ModelRef(model_id="new"),
+        baseline=Variant(model_id="old"),
+        candidate=Variant(model_id="new"),
         declaration=Declaration(**{"traffic_split": 0.1, **told}),  # type: ignore[arg-type]
         family="ab-test-1",
         status=ExperimentStatus.RUNNING,
@@ -388,7 +388,7 @@ def test_version_without_model_cannot_be_tested() -> None:
         created_at=T0,
     )
     with pytest.raises(InputError, match="has no model yet"):
-        model_ref(version)
+        variant_of(version)
 
 
 # --- what a look knows beside the verdict -------------------------------------------------

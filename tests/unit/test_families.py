@@ -23,9 +23,9 @@ from tuneproof.experiments import (
     ExpectedLift,
     ExperimentStatus,
     Look,
-    ModelRef,
     Requests,
     Spent,
+    Variant,
     Verdict,
     allot,
     judge,
@@ -36,7 +36,7 @@ from tuneproof.experiments.families import controls, settled, shared_control
 from tuneproof.experiments.report import report_html
 from tuneproof.rollout import Lane, Routing
 
-BASE = ModelRef(model_id="base")
+BASE = Variant(model_id="base")
 
 
 # --- assignment ---------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ routings = st.builds(
         lanes=tuple(
             Lane(
                 subject=f"ab-test-{i}",
-                candidate=None if i in stopped else ModelRef(model_id=f"c{i}", version=f"v{i}"),
+                candidate=None if i in stopped else Variant(model_id=f"c{i}", version=f"v{i}"),
                 share=0.0 if i in stopped else share,
             )
             for i, share in enumerate(each)
@@ -126,7 +126,7 @@ def test_client_service_and_gateway_decide_alike(routing: Routing, unit: str) ->
 
 @given(st.floats(0, 1), st.integers())
 def test_client_decides_for_one_candidate_by_the_rule_of_assignment(share: float, n: int) -> None:
-    lane = Lane(subject="ab-test-1", candidate=ModelRef(model_id="new"), share=share)
+    lane = Lane(subject="ab-test-1", candidate=Variant(model_id="new"), share=share)
     routing = Routing(task="hook", baseline=BASE, lanes=(lane,), salt="s")
     expected = "candidate" if bucket("s", str(n)) < candidate_buckets(share) else "baseline"
     assert chooser(routing).choose("hook", str(n)).arm == expected
@@ -134,7 +134,7 @@ def test_client_decides_for_one_candidate_by_the_rule_of_assignment(share: float
 
 
 def test_stopped_candidate_leaves_its_lane_to_the_baseline() -> None:
-    lanes = (Lane(subject="a"), Lane(subject="b", candidate=ModelRef(model_id="two"), share=0.5))
+    lanes = (Lane(subject="a"), Lane(subject="b", candidate=Variant(model_id="two"), share=0.5))
     routing = Routing(task="hook", baseline=BASE, salt="s", lanes=lanes)
     found = {(s.model.model_id, s.subject) for s in map(routing.serve, map(str, range(200)))}
     assert found == {("base", "a"), ("two", "b")}
@@ -148,7 +148,7 @@ def test_stopped_candidate_leaves_its_lane_to_the_baseline() -> None:
 def siblings(count: int = 2, **changes: Any) -> list[ABTest]:
     return [
         replace(
-            ab_test(id=f"ab-test-{i}", candidate=ModelRef(model_id=f"c{i}"), traffic_split=0.2),
+            ab_test(id=f"ab-test-{i}", candidate=Variant(model_id=f"c{i}"), traffic_split=0.2),
             family="family-1",
             lane=i,
             lanes=count,

@@ -18,7 +18,7 @@ from tuneproof.experiments import (
     Evidence,
     ExperimentStatus,
     Look,
-    ModelRef,
+    Variant,
     declare,
     engagement_metric,
     judge,
@@ -35,7 +35,7 @@ from tuneproof.stats.effects import ENGAGEMENT_CUPED, ENGAGEMENT_PER_ITEM
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
 TEST = ABTest(
     id="ab-test-20250120-001", run_id=None, pipeline="default", tasks=("hook",),
-    baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id="new"),
+    baseline=Variant(model_id="old"), candidate=Variant(model_id="new"),
     declaration=Declaration(traffic_split=0.5, maturation_hours=0), family="s",
     status=ExperimentStatus.RUNNING, start_at=T0, end_at=T0 + timedelta(hours=168),
 )  # fmt: skip

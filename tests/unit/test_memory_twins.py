@@ -9,7 +9,7 @@ import pytest
 
 from tuneproof import errors
 from tuneproof.collection import Post, PostQuery, Source, Window
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.testing import MemoryProvider, MemorySource, MemoryTarget
 from tuneproof.training import JobRequest, JobStatus
@@ -141,8 +141,8 @@ async def test_target_serves_what_was_applied_last() -> None:
         await target.apply(
             Routing(
                 task="hook",
-                baseline=ModelRef(model_id="base"),
-                lanes=(Lane(subject="deploy-1", candidate=ModelRef(model_id="ft"), share=share),),
+                baseline=Variant(model_id="base"),
+                lanes=(Lane(subject="deploy-1", candidate=Variant(model_id="ft"), share=share),),
                 version=version,
             )
         )

@@ -12,7 +12,7 @@ from tuneproof.experiments import (
     ArmMetrics,
     ExperimentStatus,
     Look,
-    ModelRef,
+    Variant,
     Verdict,
 )
 from tuneproof.experiments.records import Segment
@@ -24,7 +24,7 @@ EVIL = "<script>alert('x')</script>"
 
 TEST = ABTest(
     id="ab-test-20250120-001", run_id=None, pipeline="default", tasks=("hook",),
-    baseline=ModelRef(model_id="old"), candidate=ModelRef(model_id=EVIL), declaration=Declaration(),
+    baseline=Variant(model_id="old"), candidate=Variant(model_id=EVIL), declaration=Declaration(),
     family="s",
     status=ExperimentStatus.RUNNING, start_at=T0, end_at=T0 + timedelta(hours=168), alpha=0.02,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tuneproof.assignment import arm, bucket
 from tuneproof.errors import StateError
-from tuneproof.experiments import Arm, Cell, Evidence, HourRequests, ModelRef, Requests
+from tuneproof.experiments import Arm, Cell, Evidence, HourRequests, Requests, Variant
 from tuneproof.rollout import (
     Advice,
     Deployment,
@@ -31,7 +31,7 @@ from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.stats.aggregates import Aggregate
 
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
-OLD, NEW = ModelRef(model_id="old"), ModelRef(model_id="new", version="ver-1")
+OLD, NEW = Variant(model_id="old"), Variant(model_id="new", version="ver-1")
 
 
 def deployment(config: PipelineConfig | None = None) -> Deployment:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tuneproof.experiments import Arm, Cell, Evidence, HourRequests, ModelRef, Requests
+from tuneproof.experiments import Arm, Cell, Evidence, HourRequests, Requests, Variant
 from tuneproof.rollout import Advice, Deployment, DeploymentState, Watch, machine, plan, watch
 from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.stats import guardrails, sequential
@@ -25,8 +25,8 @@ def rollout(**config: Any) -> Deployment:
     """At its first step, due at DUE; ten steps, if not told otherwise."""
     pending = Deployment(
         id="deploy-20250120-001", run_id=None, pipeline="default", tasks=("hook",),
-        ab_test_id=None, version_id="ver-1", candidate=ModelRef(model_id="new"),
-        previous=ModelRef(model_id="old"), plan=plan(PipelineConfig(**config)),
+        ab_test_id=None, version_id="ver-1", candidate=Variant(model_id="new"),
+        previous=Variant(model_id="old"), plan=plan(PipelineConfig(**config)),
         state=DeploymentState.PENDING, step=0, share=0.0, salt="s", created_at=T0,
     )  # fmt: skip
     return machine.begin(pending, T0)

@@ -62,7 +62,7 @@ from tuneproof.collection import Source, Task
 from tuneproof.curation import ShelvedDatasets
 from tuneproof.errors import StateError, StoreUnavailableError, TuneProofError
 from tuneproof.evaluation import Scorer
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.pipeline import Parts
 from tuneproof.resilience import (
     BreakerEvent,
@@ -388,10 +388,10 @@ class App:
             with contextlib.suppress(StoreUnavailableError):
                 await board.refresh()
 
-    def _models_in_use(self) -> Mapping[str, ModelRef]:
+    def _models_in_use(self) -> Mapping[str, Variant]:
         """The model that the settings name for each task, until it has a routing."""
         return {
-            name: ModelRef(model_id=task.model, provider=task.model_provider)
+            name: Variant(model_id=task.model, provider=task.model_provider)
             for name, task in self.settings.tasks.items()
             if task.model
         }

@@ -32,7 +32,7 @@ import orjson
 from tuneproof import assignment
 from tuneproof.app.live import Live
 from tuneproof.errors import StoreUnavailableError
-from tuneproof.experiments import Arm, ModelRef
+from tuneproof.experiments import Arm, Variant
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Lane, Routing
 
@@ -103,7 +103,7 @@ def _lane_answers(routing: Routing, lane: Lane | None) -> _LaneAnswers:
     return _LaneAnswers(baseline, _beginning(routing, lane.candidate, Arm.CANDIDATE, subject))
 
 
-def _beginning(routing: Routing, model: ModelRef, arm: Arm, subject: str | None) -> bytes:
+def _beginning(routing: Routing, model: Variant, arm: Arm, subject: str | None) -> bytes:
     fields = {
         "task": routing.task,
         "model": model.model_id,
@@ -144,7 +144,7 @@ class RoutingSnapshot:
         )
 
     @property
-    def models(self) -> frozenset[ModelRef]:
+    def models(self) -> frozenset[Variant]:
         """All models that serve somebody."""
         return frozenset(model for one in self.routing for model in (one.baseline, *one.candidates))
 
@@ -167,7 +167,7 @@ def _document(routing: Routing) -> dict[str, object]:
     return document
 
 
-def _model(model: ModelRef | None) -> dict[str, str | None] | None:
+def _model(model: Variant | None) -> dict[str, str | None] | None:
     return None if model is None else {"model_id": model.model_id, "version": model.version}
 
 
@@ -196,7 +196,7 @@ class Board:
         store: RoutingStore,
         live: Live,
         *,
-        prepare: Callable[[Iterable[ModelRef]], Awaitable[None]],
+        prepare: Callable[[Iterable[Variant]], Awaitable[None]],
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.monotonic,
         declared: Sequence[Routing] = (),

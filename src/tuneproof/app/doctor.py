@@ -24,7 +24,7 @@ from tuneproof.app.sources import Sources
 from tuneproof.app.unready import unready
 from tuneproof.collection import Task
 from tuneproof.errors import FilesUnavailableError, StoreUnavailableError, TuneProofError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.pipeline.gating import embedder_of, moderation_of
 from tuneproof.resilience import Supervisor, TaskHealth, aside, in_daemon_thread
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
@@ -333,7 +333,7 @@ class Doctor:
             if routing is not None:
                 found += await self._answering_finding(f"{task}: model in use", routing.baseline)
             elif declared.model:
-                model = ModelRef(model_id=declared.model, provider=declared.model_provider)
+                model = Variant(model_id=declared.model, provider=declared.model_provider)
                 found += await self._answering_finding(f"{task}: model in use", model)
         announced = await self._shutdowns.known(config)
         if announced is not None and announced.model != config.base_model:
@@ -350,7 +350,7 @@ class Doctor:
             found.append(await self._place_finding(name, recipe.model, place or config.provider))
         return found
 
-    async def _answering_finding(self, name: str, model: ModelRef) -> list[Finding]:
+    async def _answering_finding(self, name: str, model: Variant) -> list[Finding]:
         """Whether who serves the model in use is set, and knows it."""
         place, _ = await provider_of(self._store, self._settings, model)
         return [await self._place_finding(name, model.model_id, place)]

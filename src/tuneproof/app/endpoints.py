@@ -11,7 +11,7 @@ from typing import TypedDict
 from tuneproof.app.places import Places
 from tuneproof.app.providing import longest_prefix, price_at, provider_of
 from tuneproof.errors import StoreUnavailableError, TuneProofError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.providers import NATIVE, chat_address, key_header, takes_n
 from tuneproof.resilience import BreakerEvent, CircuitBreaker
 from tuneproof.settings import ProviderConfig, Secret, Settings, Url
@@ -174,9 +174,9 @@ class ModelEndpoints:
         self._embedded = embedded
         self._breakers = breakers
         self._on_event = on_event
-        self._known: dict[ModelRef, _Serving] = {}
+        self._known: dict[Variant, _Serving] = {}
 
-    async def of(self, model: ModelRef) -> ChatEndpoint:
+    async def of(self, model: Variant) -> ChatEndpoint:
         """Which provider serves this model: the one that trained it or on it, else the default.
 
         Raises `ConfigError` where it left the settings: no other one is sent the request.
@@ -184,19 +184,19 @@ class ModelEndpoints:
         known = self._known.get(model) or await self._find(model)
         return known.endpoint
 
-    def breaker_name(self, model: ModelRef) -> str | None:
+    def breaker_name(self, model: Variant) -> str | None:
         """What the breaker of a model that is served is called; None where it is not known."""
         known = self._known.get(model)
         return None if known is None else known.endpoint.breaker.name
 
-    async def prepare(self, models: Iterable[ModelRef]) -> None:
+    async def prepare(self, models: Iterable[Variant]) -> None:
         """Find those that are not known yet, as far as possible."""
         for model in models:
             if model not in self._known:
                 with contextlib.suppress(StoreUnavailableError):
                     await self._try(model)
 
-    async def renew(self, models: Iterable[ModelRef]) -> None:
+    async def renew(self, models: Iterable[Variant]) -> None:
         """Find these anew and forget all others. Raises `StoreUnavailableError`."""
         wanted = frozenset(models)
         for model in wanted:
@@ -207,7 +207,7 @@ class ModelEndpoints:
         for name in [n for n in self._breakers if n.startswith(CHAT) and n not in used]:
             del self._breakers[name]  # nobody is asked any more, so it would stand as it is
 
-    async def _try(self, model: ModelRef) -> None:
+    async def _try(self, model: Variant) -> None:
         """Find it; what is wrong with it is told to whoever asks for it."""
         try:
             await self._find(model)
@@ -216,7 +216,7 @@ class ModelEndpoints:
         except TuneProofError:
             self._known.pop(model, None)
 
-    async def _find(self, model: ModelRef) -> _Serving:
+    async def _find(self, model: Variant) -> _Serving:
         name, base = await provider_of(self._store, self._settings, model)
         config = await self._places.find(name)
         if config.embedded:
@@ -260,7 +260,7 @@ class ModelEndpoints:
             self._breakers[key] = CircuitBreaker.named(key, on_event=self._on_event, **limits)
         return self._breakers[key]
 
-    def price(self, model: ModelRef) -> Price | None:
+    def price(self, model: Variant) -> Price | None:
         """What its answers cost, by the settings' prices, else by the dated table; None: unknown.
 
         The prices are those of the provider that serves this model; of a model that is not
@@ -280,7 +280,7 @@ class ModelEndpoints:
         return _of_answers(price_at(known.config, named, "answers"))
 
     def cost_usd(
-        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
+        self, model: Variant, *, prompt_tokens: int, completion_tokens: int
     ) -> float | None:
         """What a request cost; None where its price is not known."""
         price = self.price(model)

@@ -27,7 +27,7 @@ from tuneproof.experiments import (
     ExperimentStatus,
     Look,
     ModelEvaluator,
-    ModelRef,
+    Variant,
     allot,
     declare,
     told_by,
@@ -92,8 +92,8 @@ class ExperimentService:
     async def create(
         self,
         *,
-        baseline: ModelRef,
-        candidates: Sequence[ModelRef],
+        baseline: Variant,
+        candidates: Sequence[Variant],
         traffic_split: float | None = None,
         duration_hours: float | None = None,
         pipeline: str = "default",
@@ -176,7 +176,7 @@ class ExperimentService:
         return found
 
     async def _ensure_allowed(
-        self, config: PipelineConfig, baseline: ModelRef, replace_baseline: bool
+        self, config: PipelineConfig, baseline: Variant, replace_baseline: bool
     ) -> None:
         """What will be refused is refused before models are asked."""
         if not replace_baseline:
@@ -184,7 +184,7 @@ class ExperimentService:
                 routing.ensure_in_use(baseline)
 
     async def _others_in_use(
-        self, config: PipelineConfig, baseline: ModelRef, tx: Tx | None = None
+        self, config: PipelineConfig, baseline: Variant, tx: Tx | None = None
     ) -> list[Routing]:
         """The routings of the tasks that another model than this one serves."""
         declared = self._routing.board.declared
@@ -194,12 +194,12 @@ class ExperimentService:
         ]
         return [r for r in found if r is not None and not r.baseline.same_as(baseline)]
 
-    async def _ensure_answer(self, config: PipelineConfig, models: Sequence[ModelRef]) -> None:
+    async def _ensure_answer(self, config: PipelineConfig, models: Sequence[Variant]) -> None:
         manager = self._managers.of(config)
         await asyncio.gather(*map(manager.ensure_answers, dict.fromkeys(models)))
 
     async def _note_replaced(
-        self, replaced: Sequence[Routing], baseline: ModelRef, actor: str, tx: Tx
+        self, replaced: Sequence[Routing], baseline: Variant, actor: str, tx: Tx
     ) -> None:
         for routing in replaced:
             said = f"{baseline.model_id} takes the place of {routing.baseline.model_id}."

@@ -13,7 +13,7 @@ from tuneproof import workflow
 from tuneproof.app.places import Places
 from tuneproof.app.providing import price_at, provider_of
 from tuneproof.errors import ProviderUnavailableError, StoreUnavailableError, TuneProofError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.experiments.planning import Prices
 from tuneproof.outgoing import Rules, told
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, State, Supervisor
@@ -206,7 +206,7 @@ class Providers:
         """What a provider charges for a model: as the settings say, else by the dated table."""
         return price_at(self._settings.providers[provider], model, method)
 
-    async def serves(self, model: ModelRef) -> Provider:
+    async def serves(self, model: Variant) -> Provider:
         """The provider that answers for a model. Raises `ConfigError` where it left the settings.
 
         After a pipeline has moved to another provider, or its provider to another address, its

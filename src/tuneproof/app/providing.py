@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tuneproof.errors import ConfigError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.providers import default_price
 from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, revealed
 from tuneproof.store import Store
@@ -85,7 +85,7 @@ def longest_prefix(prices: Mapping[str, T], model: str) -> T | None:
     return prices[max(found, key=len)] if found else None
 
 
-async def provider_of(store: Store, settings: Settings, model: ModelRef) -> tuple[str, str]:
+async def provider_of(store: Store, settings: Settings, model: Variant) -> tuple[str, str]:
     """The name of the provider that serves a model, and the model's base.
 
     A version is served by who trained it, also where another provider has a model of the same

@@ -16,7 +16,7 @@ from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.waking import wake
 from tuneproof.errors import ConflictError, InputError, NotFoundError, StateError
-from tuneproof.experiments import ExperimentStatus, ModelRef
+from tuneproof.experiments import ExperimentStatus, Variant
 from tuneproof.pipeline import rollout_alone
 from tuneproof.rollout import Deployment, DeploymentState, RollbackResult, Routing
 from tuneproof.store import Claim, HistoryEntry, Store, SubjectKind
@@ -52,7 +52,7 @@ class RolloutService:
     async def deploy(
         self,
         *,
-        model: ModelRef,
+        model: Variant,
         ab_test_id: str,
         strategy: str | None = None,
         rollout: Mapping[str, object] | None = None,

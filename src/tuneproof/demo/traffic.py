@@ -21,7 +21,7 @@ from tuneproof.demo.posts import (
     slot_of,
     times,
 )
-from tuneproof.experiments import Arm, Exposure, Ingested, ModelRef, Outcome
+from tuneproof.experiments import Arm, Exposure, Ingested, Outcome, Variant
 from tuneproof.rollout import Routing
 from tuneproof.training import Provider
 
@@ -58,8 +58,8 @@ class _Planned:
     at: datetime
     arm: Arm
     routing: Routing | None
-    hook: ModelRef
-    body: ModelRef
+    hook: Variant
+    body: Variant
 
 
 class DemoTraffic:
@@ -90,7 +90,7 @@ class DemoTraffic:
         self._posts = posts
         self._routings = routings
         self._sink = sink
-        self._base = ModelRef(model_id=base_model)
+        self._base = Variant(model_id=base_model)
         self._broken_from = broken_from
         self._per_hour = per_hour
         self.made = 0
@@ -150,7 +150,7 @@ class DemoTraffic:
         body, _ = self._serve(routings.get(BODY), key)
         return _Planned(key=key, slot=slot, at=at, arm=arm, routing=routing, hook=hook, body=body)
 
-    def _serve(self, routing: Routing | None, unit: str) -> tuple[ModelRef, Arm]:
+    def _serve(self, routing: Routing | None, unit: str) -> tuple[Variant, Arm]:
         if routing is None:
             return self._base, Arm.BASELINE
         served = routing.serve(unit)

@@ -7,7 +7,7 @@ database and no wire.
 
 from tuneproof.experiments.declaring import Declared, declare, told_by
 from tuneproof.experiments.effect_sizes import EffectSize, effect_size
-from tuneproof.experiments.evaluator import ModelEvaluator, model_ref
+from tuneproof.experiments.evaluator import ModelEvaluator, variant_of
 from tuneproof.experiments.families import largest_split, winner
 from tuneproof.experiments.judge import (
     DeclaredLook,
@@ -37,12 +37,12 @@ from tuneproof.experiments.records import (
     HourRequests,
     Ingested,
     Look,
-    ModelRef,
     Outcome,
     Part,
     RejectedEvent,
     Requests,
     Segment,
+    Variant,
     Verdict,
     engagement_metric,
     strata_of,
@@ -73,7 +73,6 @@ __all__ = [
     "Ingested",
     "Look",
     "ModelEvaluator",
-    "ModelRef",
     "Outcome",
     "Part",
     "RejectedEvent",
@@ -81,6 +80,7 @@ __all__ = [
     "Requests",
     "Segment",
     "Spent",
+    "Variant",
     "Verdict",
     "allot",
     "broken_split",
@@ -92,9 +92,9 @@ __all__ = [
     "identity_of",
     "judge",
     "largest_split",
-    "model_ref",
     "strata_of",
     "told_by",
     "unlike_absence",
+    "variant_of",
     "winner",
 ]

@@ -21,7 +21,7 @@ from tuneproof.experiments.records import (
     Evidence,
     ExperimentStatus,
     Look,
-    ModelRef,
+    Variant,
     Verdict,
 )
 from tuneproof.experiments.store import ExperimentStore
@@ -75,8 +75,8 @@ class ModelEvaluator:
     @opening
     async def declare(
         self,
-        baseline: str | ModelRef | ModelVersion,
-        candidates: Sequence[str | ModelRef | ModelVersion],
+        baseline: str | Variant | ModelVersion,
+        candidates: Sequence[str | Variant | ModelVersion],
         traffic_split: float | None = None,
         duration_hours: float | None = None,
         *,
@@ -101,8 +101,8 @@ class ModelEvaluator:
         config = declare(told_by(self._config, declaration), declared)
         split = config.traffic_split if traffic_split is None else traffic_split
         hours = config.a_b_test_duration_hours if duration_hours is None else duration_hours
-        models = [model_ref(candidate) for candidate in candidates]
-        check_lanes(model_ref(baseline), models, split, config.allocation)
+        models = [variant_of(candidate) for candidate in candidates]
+        check_lanes(variant_of(baseline), models, split, config.allocation)
         if not hours > 0:
             raise InputError(f"duration_hours {hours!r} is not above 0.", mend="A week is 168.")
         declaration = replace(
@@ -124,7 +124,7 @@ class ModelEvaluator:
                         run_id=run_id,
                         pipeline=config.name,
                         tasks=config.tasks,
-                        baseline=model_ref(baseline),
+                        baseline=variant_of(baseline),
                         candidate=model,
                         declaration=declaration,
                         status=ExperimentStatus.RUNNING,
@@ -144,8 +144,8 @@ class ModelEvaluator:
     @opening
     async def create_a_b_test(
         self,
-        baseline_model: str | ModelRef | ModelVersion,
-        candidate_model: str | ModelRef | ModelVersion,
+        baseline_model: str | Variant | ModelVersion,
+        candidate_model: str | Variant | ModelVersion,
         traffic_split: float | None = None,
         duration_hours: float | None = None,
         *,
@@ -171,7 +171,7 @@ class ModelEvaluator:
         )
         return test
 
-    async def _identity(self, candidate: ModelRef, tx: Tx) -> tuple[str, ...]:
+    async def _identity(self, candidate: Variant, tx: Tx) -> tuple[str, ...]:
         dataset = await self._store.versions.dataset_of(candidate.model_id, tx=tx)
         return identity_of(candidate.model_id, dataset)
 
@@ -370,15 +370,15 @@ def declared_look(look: Look) -> DeclaredLook:
     )
 
 
-def model_ref(model: str | ModelRef | ModelVersion) -> ModelRef:
+def variant_of(model: str | Variant | ModelVersion) -> Variant:
     """A model by whatever the caller has of it."""
-    if isinstance(model, ModelRef):
+    if isinstance(model, Variant):
         return model
     if isinstance(model, str):
-        return ModelRef(model_id=model)
+        return Variant(model_id=model)
     if model.model_id is None:
         raise InputError(
             f"Version {model.id} has no model yet: it is {model.status}.",
             mend="Wait for its training (ModelTrainer.monitor_training_job).",
         )
-    return ModelRef(model_id=model.model_id, version=model.id)
+    return Variant(model_id=model.model_id, version=model.id, prompt=model.prompt)

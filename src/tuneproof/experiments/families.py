@@ -25,7 +25,7 @@ from tuneproof.experiments.records import (
     Cell,
     Evidence,
     Look,
-    ModelRef,
+    Variant,
     Verdict,
 )
 from tuneproof.stats.aggregates import merge
@@ -45,7 +45,7 @@ def largest_split(candidates: int) -> float:
 
 
 def check_lanes(
-    baseline: ModelRef, candidates: Sequence[ModelRef], split: float, allocation: str
+    baseline: Variant, candidates: Sequence[Variant], split: float, allocation: str
 ) -> None:
     """Raises `InputError` for candidates that cannot be tested against this baseline at once."""
     count = len(candidates)

@@ -107,11 +107,14 @@ class Criterion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRef:
-    """A model by the provider's name for it, and our version's id where it is one of ours.
+class Variant:
+    """What an arm serves: a model and, maybe, a prompt.
 
+    The model goes by the provider's name for it, and our version's id where it is one of ours.
     `provider` is who answers for it where it is none of ours: two providers may offer a model of
     the same name. None: whoever trained the version, else whoever last trained on this model.
+    `prompt` is the hash of a prompt, whose content stands elsewhere: a variant is a key. None:
+    the application's own, whatever that is.
     """
 
     model_id: str
@@ -119,10 +122,17 @@ class ModelRef:
     provider: str | None = None
     label: str | None = field(default=None, compare=False)
     """What whoever named a model that is none of ours calls its version; told again, no more."""
+    prompt: str | None = None
 
-    def same_as(self, other: ModelRef) -> bool:
-        """Whether both mean one model: two versions may bear one name at two providers."""
+    def __str__(self) -> str:
+        return self.model_id if self.prompt is None else f"{self.model_id} with {self.prompt}"
+
+    def same_as(self, other: Variant) -> bool:
+        """Whether both mean one model with one prompt, as far as both say it: two versions may
+        bear one name at two providers, and one model may have two prompts."""
         if self.model_id != other.model_id:
+            return False
+        if self.prompt is not None and other.prompt is not None and self.prompt != other.prompt:
             return False
         for mine, theirs in ((self.version, other.version), (self.provider, other.provider)):
             if mine is not None and theirs is not None:
@@ -138,8 +148,8 @@ class ABTest:
     run_id: str | None
     pipeline: str
     tasks: tuple[str, ...]
-    baseline: ModelRef
-    candidate: ModelRef
+    baseline: Variant
+    candidate: Variant
     declaration: Declaration
     """What was told beforehand; the traffic share is each candidate's, of all units."""
     status: ExperimentStatus

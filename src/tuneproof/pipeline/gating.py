@@ -35,7 +35,7 @@ from tuneproof.evaluation import (
     published_posts,
 )
 from tuneproof.evaluation.vector_cache import FILE as VECTORS
-from tuneproof.experiments import ModelRef, model_ref
+from tuneproof.experiments import Variant, variant_of
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
@@ -93,7 +93,7 @@ class GateStage:
     async def _checked(self, version: ModelVersion, batch: TrainingDataBatch) -> GateReport:
         run = self._run
         batch = await with_files(run, batch)
-        provider = await answering(run, model_ref(version))
+        provider = await answering(run, variant_of(version))
         if isinstance(provider, Deploys) and version.model_id and version.training_job_id:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
         kept = await kept_of(run, batch)
@@ -153,7 +153,7 @@ class GateStage:
         baseline = await baseline_of(run, version)
         candidate, rival = [
             Asked(provider=kept.of(await answering(run, model)), model=model.model_id)
-            for model in (model_ref(version), baseline)
+            for model in (variant_of(version), baseline)
         ]
         return tuple(
             [
@@ -227,7 +227,7 @@ class GateStage:
         """Both models that users are about to meet answer."""
         run = self._run
         manager = manager_of(run)
-        await manager.ensure_answers(model_ref(version))
+        await manager.ensure_answers(variant_of(version))
         await manager.ensure_answers(await baseline_of(run, version))
 
     def _scorers(self) -> dict[str, Scorer]:
@@ -305,7 +305,7 @@ def _kept_path(run: RunContext, batch: TrainingDataBatch) -> Path:
     return Path(batch.validation_path).parent / f"answers-{run.id}.jsonl"
 
 
-async def answering(run: RunContext, model: ModelRef) -> Provider:
+async def answering(run: RunContext, model: Variant) -> Provider:
     """Who answers for a model: of a version who trained it, wherever the settings point by now."""
     if run.parts.serves is None:
         return run.parts.provider(run.config.provider)

@@ -27,9 +27,9 @@ from tuneproof.experiments import (
     ExperimentStore,
     Halves,
     Look,
-    ModelRef,
     Part,
     Segment,
+    Variant,
     Verdict,
 )
 from tuneproof.experiments.planning import CyclePlan, Prices
@@ -376,12 +376,12 @@ class Parts:
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     min_scores: Mapping[str, float] = field(default_factory=dict)
     scorer: Callable[[str], Scorer] | None = None
-    models_in_use: Mapping[str, ModelRef] = field(default_factory=dict)
+    models_in_use: Mapping[str, Variant] = field(default_factory=dict)
     settings_now: Callable[[str], Awaitable[PipelineConfig | None]] = _unknown
     hooks: Hooks = field(default_factory=NoHooks)
     prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None
-    serves: Callable[[ModelRef], Awaitable[Provider]] | None = None
+    serves: Callable[[Variant], Awaitable[Provider]] | None = None
     place: Callable[[str], str] = str
     asks: Callable[[Sequence[str]], bool] = lambda tasks: True
     tracks_runs: bool = True
@@ -389,6 +389,7 @@ class Parts:
     keep_outcomes: Callable[[str, OutcomeModel, str], Awaitable[None]] = _forgets
 
 
+workflow.register_as("ModelRef", Variant)
 workflow.register(
     ABTest,
     Advice,
@@ -410,7 +411,6 @@ workflow.register(
     Job,
     JobStatus,
     Look,
-    ModelRef,
     ModelVersion,
     OutcomeReport,
     Part,

@@ -10,7 +10,7 @@ from tuneproof.experiments import (
     EvaluationResult,
     ExperimentStatus,
     Look,
-    model_ref,
+    variant_of,
 )
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.records import Stage, StageStatus
@@ -52,7 +52,7 @@ class RolloutStage:
             looks=look.number,
         )
         checks = await manager_of(self._run).ensure_safe(
-            model_ref(version), test.baseline, evaluation
+            variant_of(version), test.baseline, evaluation
         )
         return len(checks)
 
@@ -60,7 +60,7 @@ class RolloutStage:
         run = self._run
         manager, at = manager_of(run), run.now
         declared = await manager.declare(
-            model_ref(version),
+            variant_of(version),
             test.baseline,
             ab_test_id=test.id,
             salt=test.salt,

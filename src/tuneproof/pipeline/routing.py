@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tuneproof import workflow
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.steps import StepName
 from tuneproof.rollout import DeploymentManager
@@ -27,7 +27,7 @@ def manager_of(run: RunContext) -> DeploymentManager:
     )
 
 
-async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -> ModelRef:
+async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -> Variant:
     """The model in use: as it is routed, else as the settings name it, else the base."""
     config, parts = run.config, run.parts
     for task in config.tasks:
@@ -35,11 +35,11 @@ async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -
         if routing is not None:
             return routing.baseline
     named = (parts.models_in_use.get(task) for task in config.tasks)
-    found = next((m for m in named if m), ModelRef(model_id=base_model))
+    found = next((m for m in named if m), Variant(model_id=base_model))
     return replace(found, provider=parts.place(found.provider or config.provider))
 
 
-async def baseline_of(run: RunContext, version: ModelVersion, tx: Tx | None = None) -> ModelRef:
+async def baseline_of(run: RunContext, version: ModelVersion, tx: Tx | None = None) -> Variant:
     """What a version is compared with: the model in use; where none is, `base_of` it."""
     return await model_in_use(run, base_of(run, version), tx)
 

@@ -11,7 +11,7 @@ from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
 from tuneproof.errors import TrainingFailedError
 from tuneproof.evaluation import Gate, HeldOut
-from tuneproof.experiments import model_ref
+from tuneproof.experiments import variant_of
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.gating import answering, kept_of
@@ -111,7 +111,7 @@ class TrialSearch:
         """How a trial does on what is held out: scored by us, else as its provider measured it."""
         batch = await with_files(self._run, batch)
         assert version.model_id is not None
-        provider = await answering(self._run, model_ref(version))
+        provider = await answering(self._run, variant_of(version))
         gate = Gate((await kept_of(self._run, batch)).of(provider), seed=self._run.config.seed)
         pairs = self._run.config.method == PREFERENCES
         beta = progress.job.hyperparameters.get("beta")

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from tuneproof.errors import StateError
-from tuneproof.experiments import ModelRef, engagement_metric
+from tuneproof.experiments import Variant, engagement_metric
 from tuneproof.rollout.routing import Lane, Routing
 from tuneproof.settings import Declaration
 
@@ -78,8 +78,8 @@ class Deployment:
     tasks: tuple[str, ...]
     ab_test_id: str | None
     version_id: str | None
-    candidate: ModelRef
-    previous: ModelRef
+    candidate: Variant
+    previous: Variant
     plan: Plan
     state: DeploymentState
     step: int

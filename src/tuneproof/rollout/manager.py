@@ -22,9 +22,9 @@ from tuneproof.errors import (
 from tuneproof.experiments import (
     ABTest,
     EvaluationResult,
-    ModelRef,
+    Variant,
     Verdict,
-    model_ref,
+    variant_of,
 )
 from tuneproof.rollout import machine
 from tuneproof.rollout.machine import (
@@ -58,7 +58,7 @@ CHECK_TIMEOUT_S = 30.0
 """How long a model may take to answer the safety check's call."""
 
 
-_Serves = Callable[[ModelRef], Awaitable[Provider]]
+_Serves = Callable[[Variant], Awaitable[Provider]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +144,8 @@ class DeploymentManager:
     @opening
     async def check_safety(
         self,
-        candidate: ModelRef,
-        previous: ModelRef,
+        candidate: Variant,
+        previous: Variant,
         evaluation: EvaluationResult | None,
     ) -> list[SafetyCheck]:
         """Performance, significance, resources, and the way back: each really looked at."""
@@ -169,7 +169,7 @@ class DeploymentManager:
             async with opened_provider(settings, self._config.provider) as provider:
                 yield _always(provider)
 
-    async def _answers(self, name: str, model: ModelRef, serves: _Serves) -> SafetyCheck:
+    async def _answers(self, name: str, model: Variant, serves: _Serves) -> SafetyCheck:
         limit, model_id = self._config.max_p95_latency_ms, model.model_id
         if not self._asks:
             return SafetyCheck(name=name, passed=True, detail=f"{model_id}: not ours to ask")
@@ -181,7 +181,7 @@ class DeploymentManager:
         detail = f"{model_id} answered in {answer.latency_ms:.0f} ms (limit {limit:g} ms)"
         return SafetyCheck(name=name, passed=passed, detail=detail)
 
-    async def ensure_answers(self, model: ModelRef) -> None:
+    async def ensure_answers(self, model: Variant) -> None:
         """Return where a model answers a call; raises `InputError` with what it said instead.
 
         An error that may pass (`RetryableError`) is raised as it is.
@@ -198,7 +198,7 @@ class DeploymentManager:
         if not answer.text.strip():
             raise _silent(model, "its answer is empty")
 
-    async def _ask(self, model: ModelRef, serves: _Serves) -> Completion:
+    async def _ask(self, model: Variant, serves: _Serves) -> Completion:
         provider = await serves(model)
         [answer] = await provider.complete(
             model.model_id,
@@ -211,11 +211,11 @@ class DeploymentManager:
     @opening
     async def deploy_model(
         self,
-        model_version: ModelVersion | ModelRef | str,
+        model_version: ModelVersion | Variant | str,
         evaluation_result: EvaluationResult | None,
         deployment_strategy: str | None = None,
         *,
-        previous: ModelRef | None = None,
+        previous: Variant | None = None,
         salt: str | None = None,
         run_id: str | None = None,
     ) -> DeploymentResult:
@@ -223,7 +223,7 @@ class DeploymentManager:
 
         Raises `SafetyCheckError`, which names each check that failed; nothing is served then.
         """
-        candidate = model_ref(model_version)
+        candidate = variant_of(model_version)
         baseline = previous or await self.baseline()
         await self.ensure_safe(candidate, baseline, evaluation_result)
         config = self._config
@@ -243,7 +243,7 @@ class DeploymentManager:
 
     @opening
     async def ensure_safe(
-        self, candidate: ModelRef, previous: ModelRef, evaluation: EvaluationResult | None
+        self, candidate: Variant, previous: Variant, evaluation: EvaluationResult | None
     ) -> list[SafetyCheck]:
         """All checks passed, or `SafetyCheckError`."""
         checks = await self.check_safety(candidate, previous, evaluation)
@@ -257,7 +257,7 @@ class DeploymentManager:
         return checks
 
     @opening
-    async def baseline(self) -> ModelRef:
+    async def baseline(self) -> Variant:
         """The model in use of the pipeline's first task. Raises `StateError` where none is."""
         routing = await self._store.routing.get(self._config.tasks[0])
         if routing is None:
@@ -270,8 +270,8 @@ class DeploymentManager:
     @opening
     async def declare(
         self,
-        candidate: ModelRef,
-        previous: ModelRef,
+        candidate: Variant,
+        previous: Variant,
         *,
         ab_test_id: str | None = None,
         salt: str | None = None,
@@ -314,7 +314,7 @@ class DeploymentManager:
         await self._store.deployments.add(deployment, tx=tx)
         return deployment
 
-    async def _refuse_refuted(self, candidate: ModelRef, test: ABTest, tx: Tx | None) -> None:
+    async def _refuse_refuted(self, candidate: Variant, test: ABTest, tx: Tx | None) -> None:
         for other in await self._store.deployments.since(test.start_at, tx=tx):
             if other.state is DeploymentState.ROLLED_BACK and other.candidate.same_as(candidate):
                 raise ConflictError(
@@ -522,7 +522,7 @@ class DeploymentManager:
         )
 
 
-def _silent(model: ModelRef, why: str) -> InputError:
+def _silent(model: Variant, why: str) -> InputError:
     return InputError(
         f"The model {model.model_id!r} does not answer: {why}",
         mend="Check its name and its provider. Models that only the application can ask: "
@@ -532,7 +532,7 @@ def _silent(model: ModelRef, why: str) -> InputError:
 
 
 def _always(provider: Provider) -> _Serves:
-    async def serves(model: ModelRef) -> Provider:
+    async def serves(model: Variant) -> Provider:
         return provider
 
     return serves

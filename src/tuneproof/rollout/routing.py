@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from tuneproof import assignment
 from tuneproof.errors import ConflictError
-from tuneproof.experiments import Arm, ModelRef
+from tuneproof.experiments import Arm, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Lane:
     """
 
     subject: str
-    candidate: ModelRef | None = None
+    candidate: Variant | None = None
     share: float = 0.0
 
 
@@ -30,7 +30,7 @@ class Lane:
 class Served:
     """Who answers a unit, and whose evidence that is."""
 
-    model: ModelRef
+    model: Variant
     arm: Arm
     subject: str | None
 
@@ -39,8 +39,8 @@ class RoutingDocument(TypedDict):
     """A routing by the names of every document; see `Routing.document`."""
 
     task: str
-    baseline: ModelRef
-    candidate: ModelRef | None
+    baseline: Variant
+    candidate: Variant | None
     share: float
     salt: str
     subject: str | None
@@ -60,14 +60,14 @@ class Routing:
     """
 
     task: str
-    baseline: ModelRef
+    baseline: Variant
     lanes: tuple[Lane, ...] = ()
     salt: str = ""
     phase: int = 0
     version: int = 0
     updated_at: datetime | None = None
     cause: str = ""
-    previous: ModelRef | None = None
+    previous: Variant | None = None
     """The baseline that served before this one, where that was not taken back."""
 
     @property
@@ -81,7 +81,7 @@ class Routing:
         return tuple(lane.subject for lane in self.lanes)
 
     @property
-    def candidates(self) -> tuple[ModelRef, ...]:
+    def candidates(self) -> tuple[Variant, ...]:
         """The candidates that may get units."""
         return tuple(lane.candidate for lane in self.lanes if lane.candidate is not None)
 
@@ -106,7 +106,7 @@ class Routing:
                 subject=others[0],
             )
 
-    def ensure_in_use(self, baseline: ModelRef, *, by: str = "the test") -> None:
+    def ensure_in_use(self, baseline: Variant, *, by: str = "the test") -> None:
         """Return where this is the model in use; raises `ConflictError`, which names both."""
         if not self.baseline.same_as(baseline):
             raise ConflictError(

@@ -36,7 +36,7 @@ from tuneproof.errors import (
     TuneProofError,
     by_name,
 )
-from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome, RejectedEvent
+from tuneproof.experiments import Comment, Exposure, Ingested, Outcome, RejectedEvent, Variant
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
 from tuneproof.rollout import Routing
 from tuneproof.server.auth import CHECK_S
@@ -115,9 +115,9 @@ class FedServing:
         self.receipts: ReceiptKey | None = None
         self._routing: tuple[Routing, ...] = ()
         self._trust_s: Mapping[str, float] = {}
-        self._endpoints: dict[ModelRef, ChatEndpoint] = {}
-        self._prices: dict[ModelRef, Price] = {}
-        self._unnamed: dict[ModelRef, float] = {}  # since when no routing names it
+        self._endpoints: dict[Variant, ChatEndpoint] = {}
+        self._prices: dict[Variant, Price] = {}
+        self._unnamed: dict[Variant, float] = {}  # since when no routing names it
         self._scored: frozenset[str] = frozenset()
         self._breakers: dict[str, CircuitBreaker] = {}
         self.spoken = asyncio.Event()  # set once the service itself has told its state
@@ -184,7 +184,7 @@ class FedServing:
         """This machine's time."""
         return datetime.now(UTC)
 
-    async def endpoint(self, model: ModelRef) -> ChatEndpoint:
+    async def endpoint(self, model: Variant) -> ChatEndpoint:
         """As the service said. Raises `NotFoundError`."""
         found = self._endpoints.get(model)
         if found is None:
@@ -195,7 +195,7 @@ class FedServing:
         return found
 
     def cost_usd(
-        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
+        self, model: Variant, *, prompt_tokens: int, completion_tokens: int
     ) -> float | None:
         """By the price that the service named."""
         price = self._prices.get(model)
@@ -358,7 +358,7 @@ class FedServing:
         }
         endpoints, prices = {}, {}
         for row in state["endpoints"]:
-            model = ModelRef(
+            model = Variant(
                 model_id=row["model_id"],
                 version=row["version"],
                 provider=row.get("model_provider"),
@@ -391,7 +391,7 @@ class FedServing:
         for name in self._breakers.keys() - served:
             del self._breakers[name]
 
-    def _keep_unnamed(self, named: Collection[ModelRef]) -> None:
+    def _keep_unnamed(self, named: Collection[Variant]) -> None:
         """Requests that were decided on before a change still ask for the models of then."""
         now = time.monotonic()
         since = {m: self._unnamed.get(m, now) for m in self._endpoints.keys() - named}
@@ -486,7 +486,7 @@ class _FedRouting:
         return self._fed.changes()
 
 
-async def _nothing(_models: Iterable[ModelRef]) -> None:
+async def _nothing(_models: Iterable[Variant]) -> None:
     """Endpoints come with the routing."""
 
 

@@ -29,7 +29,7 @@ import orjson
 
 from tuneproof.app import ReceiptKey
 from tuneproof.errors import ConfigError, InputError, StoreUnavailableError, TuneProofError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.resilience import BreakerEvent, State
 from tuneproof.rollout import Lane, Routing
 from tuneproof.server.auth import CHECK_S, MOST_TOKENS
@@ -203,7 +203,7 @@ class Feed:
             "receipts": _receipts(self._app.receipts),
         }
 
-    async def _endpoint(self, model: ModelRef) -> EndpointRow | None:
+    async def _endpoint(self, model: Variant) -> EndpointRow | None:
         """Who serves it; None where nobody does, or a database that hangs has to say."""
         try:
             async with asyncio.timeout(BEAT_S):
@@ -307,8 +307,8 @@ def routing_of(row: Mapping[str, Any]) -> Routing:
     return Routing(**{**told, "updated_at": datetime.fromisoformat(at) if at else None})
 
 
-def _model(row: Mapping[str, Any] | None) -> ModelRef | None:
-    return None if row is None else ModelRef(**known_fields(ModelRef, row))
+def _model(row: Mapping[str, Any] | None) -> Variant | None:
+    return None if row is None else Variant(**known_fields(Variant, row))
 
 
 def known_fields(kind: type[Any], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from tuneproof.errors import ConflictError, NotFoundError, QuotaExhaustedError, TuneProofError
-from tuneproof.experiments import Arm, Exposure, ModelRef
+from tuneproof.experiments import Arm, Exposure, Variant
 from tuneproof.experiments.histories import HISTORY_PHASE, history_of
 from tuneproof.resilience import CircuitBreaker, State
 from tuneproof.server.auth import Scope, authorise
@@ -87,7 +87,7 @@ class Decision:
     routing: Routing
     unit: str
     arm: Arm
-    model: ModelRef
+    model: Variant
     ticket: Ticket
     at: datetime
     failed: bool = False
@@ -127,8 +127,8 @@ class Gateway:
         self._tracing = tracing
         self.shadows = Shadows(serving, upstream, spool)
         self._picking = Picking(upstream, serving.metrics)
-        self._spared_until: dict[ModelRef, float] = {}
-        self._out: dict[ModelRef, set[CircuitBreaker]] = {}
+        self._spared_until: dict[Variant, float] = {}
+        self._out: dict[Variant, set[CircuitBreaker]] = {}
         """By baseline: of the candidates that failed since it answered last."""
 
     def decide(self, asked: ChatRequest) -> Decision:
@@ -191,7 +191,7 @@ class Gateway:
         baseline = await self._serving.endpoint(decision.routing.baseline)
         return baseline.breaker.state is not State.CLOSED
 
-    def _spare(self, model: ModelRef, refusal: Refused) -> None:
+    def _spare(self, model: Variant, refusal: Refused) -> None:
         """Ask this candidate no more before its provider said that it may be."""
         if refusal.limited and refusal.retry_after_s:
             wait_s = min(refusal.retry_after_s, LONGEST_WAIT_S)

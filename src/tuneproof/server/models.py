@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from tuneproof.errors import InputError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.settings import Option, options
 
 if TYPE_CHECKING:
@@ -149,15 +149,15 @@ class Model(Strict):
     model_id: str = Field(min_length=1, max_length=500)
     version: str | None = Field(default=None, max_length=100)
 
-    async def ref(self, app: App) -> ModelRef:
+    async def ref(self, app: App) -> Variant:
         """As a record; `version` is our id where the model is one that we trained."""
         known = await app.store.versions.list(model_id=self.model_id, limit=1)
         if known:
-            return ModelRef(model_id=self.model_id, version=known[0].id)
-        return ModelRef(model_id=self.model_id, label=self.version)
+            return Variant(model_id=self.model_id, version=known[0].id)
+        return Variant(model_id=self.model_id, label=self.version)
 
     @classmethod
-    def of(cls, ref: ModelRef) -> Model:
+    def of(cls, ref: Variant) -> Model:
         """Of a record."""
         return cls(model_id=ref.model_id, version=ref.version or ref.label)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         ReceiptKey,
         RoutingSnapshot,
     )
-    from tuneproof.experiments import Comment, Exposure, Ingested, ModelRef, Outcome
+    from tuneproof.experiments import Comment, Exposure, Ingested, Outcome, Variant
     from tuneproof.settings import RelayConfig, Shadow
     from tuneproof.telemetry import Metrics
 
@@ -55,11 +55,11 @@ class Serving(Protocol):
     def now(self) -> datetime:
         """The time that events carry."""
 
-    async def endpoint(self, model: ModelRef) -> ChatEndpoint:
+    async def endpoint(self, model: Variant) -> ChatEndpoint:
         """Who serves this model. Raises a `TuneProofError` where nobody does."""
 
     def cost_usd(
-        self, model: ModelRef, *, prompt_tokens: int, completion_tokens: int
+        self, model: Variant, *, prompt_tokens: int, completion_tokens: int
     ) -> float | None:
         """What a request cost; None where its price is not known."""
 

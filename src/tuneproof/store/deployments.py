@@ -14,7 +14,7 @@ from tuneproof.errors import ConflictError, DataError, NotFoundError
 from tuneproof.rollout import Deployment, DeploymentState, Plan
 from tuneproof.settings import Declaration
 from tuneproof.store.database import Database
-from tuneproof.store.experiments import model_ref
+from tuneproof.store.experiments import stored_variant
 from tuneproof.store.paging import Page, page_by_time
 from tuneproof.store.rows import to_json_types, to_row
 from tuneproof.store.subjects import SubjectKind, add_subject
@@ -200,8 +200,8 @@ def _deployment(row: Any) -> Deployment:
         **{
             **values,
             "tasks": tuple(values["tasks"]),
-            "candidate": model_ref(values["candidate"]),
-            "previous": model_ref(values["previous"]),
+            "candidate": stored_variant(values["candidate"]),
+            "previous": stored_variant(values["previous"]),
             "plan": Plan(**{**plan, "steps": tuple(plan["steps"])}),
             "state": DeploymentState(values["state"]),
             "declaration": Declaration.from_stored(values["declaration"]),

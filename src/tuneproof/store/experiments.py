@@ -20,10 +20,10 @@ from tuneproof.experiments import (
     ExperimentStatus,
     Halves,
     Look,
-    ModelRef,
     Part,
     Segment,
     Spent,
+    Variant,
     Verdict,
 )
 from tuneproof.settings import Declaration
@@ -294,13 +294,14 @@ class Experiments:
         return None if row is None else _look(row)
 
 
-def model_ref(data: Mapping[str, Any]) -> ModelRef:
+def stored_variant(data: Mapping[str, Any]) -> Variant:
     """The model that JSON describes."""
-    return ModelRef(
+    return Variant(
         model_id=data["model_id"],
         version=data.get("version"),
         provider=data.get("provider"),
         label=data.get("label"),
+        prompt=data.get("prompt"),
     )
 
 
@@ -321,8 +322,8 @@ def _experiment(row: Any) -> ABTest:
         **{
             **values,
             "tasks": tuple(values["tasks"]),
-            "baseline": model_ref(values["baseline"]),
-            "candidate": model_ref(values["candidate"]),
+            "baseline": stored_variant(values["baseline"]),
+            "candidate": stored_variant(values["candidate"]),
             "declaration": Declaration.from_stored(values["declaration"]),
             "status": ExperimentStatus(values["status"]),
             "verdict": None if verdict is None else Verdict(verdict),

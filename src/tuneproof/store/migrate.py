@@ -13,7 +13,7 @@ from tuneproof.store.tables import metadata
 
 __all__ = ["HEAD", "migrate"]
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration; a test compares it with the files."""
 
 _FOLDER = Path(__file__).parent / "migrations"

@@ -11,10 +11,10 @@ from sqlalchemy.exc import IntegrityError
 
 from tuneproof.collection import TimeSource
 from tuneproof.errors import ConflictError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.store.database import Database
-from tuneproof.store.experiments import model_ref
+from tuneproof.store.experiments import stored_variant
 from tuneproof.store.rows import to_row
 from tuneproof.store.tables import routing
 from tuneproof.workflow import Tx
@@ -117,7 +117,7 @@ class Routings:
         return self._database.listen(CHANNEL)
 
 
-def _previous(old: Routing, new: Routing, taken_back: bool) -> ModelRef | None:
+def _previous(old: Routing, new: Routing, taken_back: bool) -> Variant | None:
     if old.baseline.same_as(new.baseline):
         return old.previous
     return None if taken_back else old.baseline
@@ -142,7 +142,7 @@ def _routing(row: Any) -> Routing:
     return Routing(
         **{
             **values,
-            "baseline": model_ref(values["baseline"]),
+            "baseline": stored_variant(values["baseline"]),
             "previous": _model(values["previous"]),
             "lanes": tuple(
                 Lane(**{**lane, "candidate": _model(lane["candidate"])}) for lane in values["lanes"]
@@ -151,5 +151,5 @@ def _routing(row: Any) -> Routing:
     )
 
 
-def _model(data: Mapping[str, Any] | None) -> ModelRef | None:
-    return None if data is None else model_ref(data)
+def _model(data: Mapping[str, Any] | None) -> Variant | None:
+    return None if data is None else stored_variant(data)

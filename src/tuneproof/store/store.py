@@ -35,6 +35,7 @@ from tuneproof.store.meta import Meta
 from tuneproof.store.migrate import migrate
 from tuneproof.store.moves import RolloutMoves
 from tuneproof.store.outbox import StoredOutbox
+from tuneproof.store.prompts import Prompts
 from tuneproof.store.retention import Retention
 from tuneproof.store.routing import Routings
 from tuneproof.store.runs import Runs
@@ -66,6 +67,7 @@ class Store:
         self.ids = Ids(database)
         self.meta = Meta(database)
         self.outbox = StoredOutbox(database, clock)
+        self.prompts = Prompts(database, clock)
         self.retention = Retention(database)
         self.routing = Routings(database, clock)
         self.runs = Runs(database, clock)

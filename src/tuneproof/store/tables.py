@@ -100,10 +100,22 @@ versions = Table(
     Column("heldout_loss", Double),
     Column("base_heldout_loss", Double),
     Column("parent_id", Text),
+    Column("prompt", Text),
+    Column("recipe", Text),
     UniqueConstraint("pipeline", "version"),
     Index(None, "pipeline", "created_at"),
     Index(None, "model_id"),
     Index(None, "run_id"),
+)
+
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("content", Text, nullable=False),
+    Column("parent", Text),
+    Column("origin", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
 )
 
 subjects = Table(

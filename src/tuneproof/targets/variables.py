@@ -31,8 +31,8 @@ def stem(task: str) -> str:
 def variables(routing: Routing, *, switch_at: float = SWITCH_AT) -> dict[str, str]:
     """The variables of one task. All are always there, so that none is left from before.
 
-    >>> from tuneproof.experiments import ModelRef
-    >>> variables(Routing(task="hook", baseline=ModelRef(model_id="base"), version=3))["HOOK_MODEL"]
+    >>> from tuneproof.experiments import Variant
+    >>> variables(Routing(task="hook", baseline=Variant(model_id="base"), version=3))["HOOK_MODEL"]
     'base'
     """
     name = stem(routing.task)

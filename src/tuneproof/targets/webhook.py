@@ -20,7 +20,7 @@ from tuneproof.errors import (
     RetryableError,
     TuneProofError,
 )
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.outgoing import ANYWHERE, Rules
 from tuneproof.outgoing.clients import http_client
 from tuneproof.rollout import Lane, Routing
@@ -121,7 +121,7 @@ def _lane(lane: Lane) -> dict[str, Any]:
     return {"subject": lane.subject, "candidate": _model(lane.candidate), "share": lane.share}
 
 
-def _model(model: ModelRef | None) -> dict[str, str | None] | None:
+def _model(model: Variant | None) -> dict[str, str | None] | None:
     return None if model is None else {"model_id": model.model_id, "version": model.version}
 
 

@@ -236,10 +236,12 @@ class Provider(Answers, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """A trained model with its lineage.
+    """A variant that a run made, with its lineage: mostly a trained model.
 
     `model_id` is the provider's name of the model (None until the job has succeeded);
     `version` is semantic: minor up with each run of a task, major with a new base model.
+    `prompt` is the hash of the prompt that it is served with, None where that is the application's
+    own; `recipe` is how it was made, None for what was trained before there were recipes.
     """
 
     id: str
@@ -258,3 +260,5 @@ class ModelVersion:
     heldout_loss: float | None = None
     base_heldout_loss: float | None = None
     parent_id: str | None = None
+    prompt: str | None = None
+    recipe: str | None = None

@@ -289,7 +289,7 @@ def test_secrets_locks_and_half_written_things_stay(line: Line, data: Path, tmp_
         "trainer/models/job/step-1/a", "spool/0123/lock", "spool/0123/000000001.jsonl",
     }  # fmt: skip
     assert told["left_out"] == ["gateway.json", "own.txt", "service.json"]
-    assert told["schema"] == "0004"
+    assert told["schema"] == "0005"
     assert sorted(path.name for path in data.iterdir() if path.name.startswith(".")) == []
     there = Line(tmp_path / "there", line._capsys)
     there.json("restore", str(archive))
@@ -354,7 +354,7 @@ def changed(archive: Path, how: str) -> Path:
             if how == "no manifest" and member.name == "manifest.json":
                 continue
             if how == "newer schema" and member.name == "manifest.json":
-                body = body.replace(b'"schema": "0004"', b'"schema": "9999"')
+                body = body.replace(b'"schema": "0005"', b'"schema": "9999"')
             if how == "newer format" and member.name == "manifest.json":
                 body = body.replace(b'"format": 1', b'"format": 2')
             member.size = len(body)
@@ -372,7 +372,7 @@ def changed(archive: Path, how: str) -> Path:
         ("another byte", "trainer/files/file-1 is not what was saved"),
         ("no manifest", "its end, with the manifest, is missing"),
         ("outside", "data/../../outside leads elsewhere"),
-        ("newer schema", "The backup has schema 9999; this TuneProof knows up to 0004."),
+        ("newer schema", "The backup has schema 9999; this TuneProof knows up to 0005."),
         ("newer format", "a newer TuneProof"),
     ],
 )

@@ -12,7 +12,7 @@ from tuneproof import App, Settings
 from tuneproof.cli.options import CommonOptions
 from tuneproof.cli.system import doctor
 from tuneproof.errors import ProviderUnavailableError, StoreUnavailableError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.settings import StoreConfig
 from tuneproof.testing import MemoryProvider
 
@@ -35,8 +35,8 @@ async def test_status_shows_the_share_of_a_test_that_no_run_drives(tmp_path: Pat
     provider = MemoryProvider(base_models=("old", "new"))
     async with App.open(Settings(dir=tmp_path), background=False, provider=provider) as app:
         await app.experiments.create(
-            baseline=ModelRef(model_id="old"),
-            candidates=[ModelRef(model_id="new")],
+            baseline=Variant(model_id="old"),
+            candidates=[Variant(model_id="new")],
             traffic_split=0.3,
         )
         [pipeline] = (await app.overview.status())["pipelines"]

@@ -9,7 +9,7 @@ from tests.waiting import eventually
 from tuneproof.app import App
 from tuneproof.cli.serve import serving
 from tuneproof.client import AsyncClient
-from tuneproof.experiments import Arm, ModelRef
+from tuneproof.experiments import Arm, Variant
 from tuneproof.settings import Settings
 from tuneproof.testing import MemoryProvider, MemorySource
 
@@ -29,8 +29,8 @@ async def test_choices_events_and_the_end_of_a_test_reach_both_sides(tmp_path: P
         serving(app, settings) as (address, _),
     ):
         [test] = await app.experiments.create(
-            baseline=ModelRef(model_id="base"),
-            candidates=[ModelRef(model_id="tuned")],
+            baseline=Variant(model_id="base"),
+            candidates=[Variant(model_id="tuned")],
             traffic_split=0.5,
             duration_hours=24,
             actor="test",

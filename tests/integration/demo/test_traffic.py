@@ -24,7 +24,7 @@ from tuneproof.demo import (
     write,
 )
 from tuneproof.demo.draws import draws
-from tuneproof.experiments import Arm, Exposure, Ingested, ModelRef, Outcome
+from tuneproof.experiments import Arm, Exposure, Ingested, Outcome, Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.store import make_engine
 from tuneproof.testing import MemoryProvider
@@ -70,11 +70,11 @@ class World:
         for task in ("hook", "body"):
             self.routing[task] = Routing(
                 task=task,
-                baseline=ModelRef(model_id="base"),
+                baseline=Variant(model_id="base"),
                 lanes=(
                     Lane(
                         subject=subject,
-                        candidate=ModelRef(model_id=TUNED, version="ver-1"),
+                        candidate=Variant(model_id=TUNED, version="ver-1"),
                         share=share,
                     ),
                 ),
@@ -258,7 +258,7 @@ async def test_few_requests_serve_many_posts(engine: AsyncEngine) -> None:
 async def test_routing_without_a_candidate_serves_the_baseline(engine: AsyncEngine) -> None:
     world = World(engine)
     world.route(0.0)
-    tuned = ModelRef(model_id=TUNED, version="ver-1")
+    tuned = Variant(model_id=TUNED, version="ver-1")
     world.routing = {
         task: replace(
             routing, baseline=tuned, lanes=tuple(Lane(subject=s) for s in routing.subjects)

@@ -15,8 +15,8 @@ from tuneproof.experiments import (
     ExperimentStatus,
     Exposure,
     Ingested,
-    ModelRef,
     Outcome,
+    Variant,
 )
 from tuneproof.rollout import Lane, Routing
 from tuneproof.settings import Declaration, SourceConfig
@@ -102,8 +102,8 @@ def _test(clock: HandClock) -> ABTest:
         run_id=None,
         pipeline="default",
         tasks=("hook", "body"),
-        baseline=ModelRef(model_id="base"),
-        candidate=ModelRef(model_id="tuned", version="ver-1"),
+        baseline=Variant(model_id="base"),
+        candidate=Variant(model_id="tuned", version="ver-1"),
         declaration=Declaration(traffic_split=0.3),
         family="salt",
         status=ExperimentStatus.RUNNING,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.integration.server.conftest import Service
 
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 
 ASKED = {"model": "tuneproof/hook", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -16,7 +16,7 @@ ASKED = {"model": "tuneproof/hook", "messages": [{"role": "user", "content": "hi
 @pytest.fixture
 async def declared(service: Service) -> str:
     [test] = await service.app.experiments.create(
-        baseline=ModelRef(model_id="base"), candidates=[ModelRef(model_id="cand")], tasks=["hook"]
+        baseline=Variant(model_id="base"), candidates=[Variant(model_id="cand")], tasks=["hook"]
     )
     return test.id
 

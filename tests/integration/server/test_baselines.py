@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from tests.integration.server.conftest import Service, open_service
 
-from tuneproof.experiments import ExperimentStatus, ModelRef
+from tuneproof.experiments import ExperimentStatus, Variant
 from tuneproof.rollout import Routing
 from tuneproof.settings import Settings
 
@@ -29,7 +29,7 @@ async def served(service: Service, task: str = "hook") -> tuple[str | None, list
 
 
 async def in_use(service: Service, model: str) -> None:
-    routing = Routing(task="hook", baseline=ModelRef(model_id=model))
+    routing = Routing(task="hook", baseline=Variant(model_id=model))
     await service.app.store.routing.set(routing)
     await service.app.routing.board.refresh()
 

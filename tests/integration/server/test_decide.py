@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 from tuneproof.app import App, RoutingSnapshot
 from tuneproof.cli.serve import serving
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.server.auth import TRUST_S
 from tuneproof.server.gateway import decide
@@ -26,12 +26,12 @@ from tuneproof.testing import MemoryProvider
 
 LANE = Lane(
     subject="ab-test-20250120-001",
-    candidate=ModelRef(model_id="cand", version="ver-1"),
+    candidate=Variant(model_id="cand", version="ver-1"),
     share=0.5,
 )
 HALF = Routing(
     task="hook",
-    baseline=ModelRef(model_id="base"),
+    baseline=Variant(model_id="base"),
     lanes=(LANE,),
     salt="salt",
     phase=2,

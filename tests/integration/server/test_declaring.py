@@ -14,7 +14,7 @@ import pytest
 from tests.integration.server.conftest import Service, open_service, posts
 
 from tuneproof import cli
-from tuneproof.experiments import ModelEvaluator, ModelRef
+from tuneproof.experiments import ModelEvaluator, Variant
 from tuneproof.settings import Declaration, Settings
 
 MODELS = {"baseline_model": {"model_id": "base"}, "candidate_model": {"model_id": "cand"}}
@@ -91,7 +91,7 @@ async def test_what_is_left_out_is_as_the_settings_say(service: Service) -> None
 
 async def test_a_whole_declaration_is_what_the_test_keeps(service: Service) -> None:
     told = Declaration(cuped=True, traffic_split=0.3, a_b_test_duration_hours=24)
-    base, cand = ModelRef(model_id="base"), ModelRef(model_id="cand")
+    base, cand = Variant(model_id="base"), Variant(model_id="cand")
     [test] = await service.app.experiments.create(
         baseline=base, candidates=[cand], declaration=told, min_units=19
     )

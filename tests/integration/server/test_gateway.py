@@ -9,7 +9,7 @@ import pytest
 from tests.integration.server.conftest import Service
 
 from tuneproof import assignment
-from tuneproof.experiments import Arm, ModelRef
+from tuneproof.experiments import Arm, Variant
 
 
 async def units(service: Service) -> dict[Arm, str]:
@@ -268,8 +268,8 @@ def test_a_decision_is_the_one_that_assignment_makes():
 
     routing = Routing(
         task="hook",
-        baseline=ModelRef(model_id="b"),
-        lanes=(Lane(subject="ab-test-1", candidate=ModelRef(model_id="c"), share=0.3),),
+        baseline=Variant(model_id="b"),
+        lanes=(Lane(subject="ab-test-1", candidate=Variant(model_id="c"), share=0.3),),
         salt="s",
     )
     for number in range(500):

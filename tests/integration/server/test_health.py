@@ -17,7 +17,7 @@ from tests.wire import Wire, wire_server
 
 from tuneproof.app import App
 from tuneproof.cli.serve import serving
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.resilience import State
 from tuneproof.settings import Settings, TrackingConfig, Url
 from tuneproof.testing import MemorySource
@@ -108,8 +108,8 @@ async def test_the_gateways_own_breakers_are_shown(settings: Settings, chat: Cha
     """Seen: a model in use that was refused for minutes stood in neither /health nor doctor."""
     async with real_provider(settings) as service:
         [test] = await service.app.experiments.create(
-            baseline=ModelRef(model_id="base"),
-            candidates=[ModelRef(model_id="cand")],
+            baseline=Variant(model_id="base"),
+            candidates=[Variant(model_id="cand")],
             tasks=["hook"],
         )
         name = "chat:default:base_circuit_breaker"
@@ -131,5 +131,5 @@ async def test_the_gateways_own_breakers_are_shown(settings: Settings, chat: Cha
         # A model that nobody is served any more leaves no breaker behind.
         await service.post(f"/evaluation/end/{test.id}", {"reason": "enough"})
         await service.app.routing.board.refresh()
-        await service.app.routing.endpoints.renew([ModelRef(model_id="other")])
+        await service.app.routing.endpoints.renew([Variant(model_id="other")])
         assert name not in (await service.http.get("/health")).json()["components"]

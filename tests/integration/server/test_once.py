@@ -20,7 +20,7 @@ from tests.integration.cli.test_commands import EXECUTABLE, clean_env
 from tests.integration.server.conftest import Service
 
 from tuneproof.errors import ConflictError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.store import Claim, Idempotency, KeptAnswer, Store
 
 TEST = {
@@ -107,7 +107,7 @@ async def test_a_key_whose_worker_died_before_the_effect_is_taken_over(service: 
     answer = await service.post("/fine-tuning/start", {}, Idempotency_Key="k")
     assert (answer.status_code, "idempotency-replayed" in answer.headers) == (202, False)
     # It was only slow, and goes on: nothing more is made.
-    base, candidate = ModelRef(model_id="base"), ModelRef(model_id="cand")
+    base, candidate = Variant(model_id="base"), Variant(model_id="cand")
     with pytest.raises(ConflictError, match="begun again elsewhere"):
         await service.app.experiments.create(
             baseline=base, candidates=[candidate], tasks=["body"], claim=claim
@@ -124,7 +124,7 @@ async def test_a_key_whose_worker_died_after_the_effect_answers_for_what_was_mad
     claim = await taken_long_ago(store, "/fine-tuning/start", {}, "run")
     run = await app.runs.start(claim=claim)
     claim = await taken_long_ago(store, "/evaluation/create-ab-test", TEST, "test")
-    base, candidate = ModelRef(model_id="base"), ModelRef(model_id="cand")
+    base, candidate = Variant(model_id="base"), Variant(model_id="cand")
     [test] = await app.experiments.create(baseline=base, candidates=[candidate], claim=claim)
     for path, asked, key, made in (
         ("/fine-tuning/start", {}, "run", run.id),

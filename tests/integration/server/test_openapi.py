@@ -19,14 +19,14 @@ from tests.integration.server.conftest import Service, open_service
 from tests.waiting import eventually
 
 from tuneproof.errors import TuneProofError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.settings import Settings
 
 UNCHECKED = ("positive_data_acceptance",)
 """What has the right shape may still be refused: it names what is not there, or has ended."""
 
 ENDLESS = "/stream"
-BASE = ModelRef(model_id="base")
+BASE = Variant(model_id="base")
 
 
 class World:
@@ -64,7 +64,7 @@ class World:
     async def _test(self) -> None:
         try:
             [test] = await self.service.app.experiments.create(
-                baseline=BASE, candidates=[ModelRef(model_id="cand")], tasks=["hook"]
+                baseline=BASE, candidates=[Variant(model_id="cand")], tasks=["hook"]
             )
         except TuneProofError:
             return
@@ -80,7 +80,7 @@ class World:
         manager = app.managers.of(replace(app.pipelines.get("default"), tasks=("body",)))
         async with app.store.database.begin() as tx:
             declared = await manager.declare(
-                ModelRef(model_id="better"),
+                Variant(model_id="better"),
                 BASE,
                 ab_test_id=None,
                 salt="salt",

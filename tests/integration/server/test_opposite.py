@@ -11,7 +11,7 @@ import pytest
 from tests.integration.server.conftest import Service
 from tests.waiting import eventually
 
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 
 MODELS = {"baseline_model": {"model_id": "base"}, "candidate_model": {"model_id": "cand"}}
 
@@ -21,7 +21,7 @@ async def rollout(on_either: Service) -> str:
     """A rollout that has begun: 10 % get the candidate."""
     app = on_either.app
     manager = app.managers.of(replace(app.pipelines.get("default"), tasks=("hook",)))
-    declared = await manager.declare(ModelRef(model_id="cand"), ModelRef(model_id="base"))
+    declared = await manager.declare(Variant(model_id="cand"), Variant(model_id="base"))
     begun = await manager.begin(declared.id)
     await app.routing.board.refresh()
     return begun.id

@@ -18,7 +18,7 @@ from tests.waiting import eventually
 
 from tuneproof.app import App, Board, Live
 from tuneproof.cli.serve import serving
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.resilience import Supervisor
 from tuneproof.server import create_app
 from tuneproof.server.auth import Callers
@@ -54,8 +54,8 @@ async def worker(settings: Settings) -> AsyncIterator[Service]:
 
 async def declared_test(app: App) -> str:
     [made] = await app.experiments.create(
-        baseline=ModelRef(model_id="base"),
-        candidates=[ModelRef(model_id="cand")],
+        baseline=Variant(model_id="base"),
+        candidates=[Variant(model_id="cand")],
         traffic_split=0.5,
         tasks=["hook"],
     )
@@ -139,7 +139,7 @@ async def test_another_worker_hears_of_a_change_without_asking(stored: Settings)
             await store.close()
 
 
-async def nothing(_models: Iterable[ModelRef]) -> None:
+async def nothing(_models: Iterable[Variant]) -> None:
     """Nothing to prepare."""
 
 

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from tests.integration.server.conftest import Service
 
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ async def rollout(service: Service) -> str:
     manager = app.managers.of(config)
     async with app.store.database.begin() as tx:
         declared = await manager.declare(
-            ModelRef(model_id="cand <script>alert(1)</script>"),
-            ModelRef(model_id="base"),
+            Variant(model_id="cand <script>alert(1)</script>"),
+            Variant(model_id="base"),
             ab_test_id=None,
             salt="salt",
             at=app.clock.now(),

@@ -11,7 +11,7 @@ from tuneproof.experiments import (
     ArmMetrics,
     ExperimentStatus,
     Look,
-    ModelRef,
+    Variant,
     Verdict,
 )
 from tuneproof.rollout import Deployment, DeploymentState, Plan
@@ -30,8 +30,8 @@ def experiment(id: str = "ab-test-20250120-001", **changes: Any) -> ABTest:
             run_id="ft-pipeline-20250120-001",
             pipeline="default",
             tasks=("hook", "body"),
-            baseline=ModelRef(model_id="base"),
-            candidate=ModelRef(model_id="ft:base:1", version="ver-1"),
+            baseline=Variant(model_id="base"),
+            candidate=Variant(model_id="ft:base:1", version="ver-1"),
             declaration=Declaration(**{"traffic_split": 0.1, **told}),
             family=id,
             status=ExperimentStatus.RUNNING,
@@ -78,8 +78,8 @@ def deployment(id: str = "deploy-20250120-001", **changes: Any) -> Deployment:
             tasks=("hook",),
             ab_test_id="ab-test-20250120-001",
             version_id="ver-1",
-            candidate=ModelRef(model_id="ft:base:1", version="ver-1"),
-            previous=ModelRef(model_id="base"),
+            candidate=Variant(model_id="ft:base:1", version="ver-1"),
+            previous=Variant(model_id="base"),
             plan=Plan(
                 strategy="gradual_rollout",
                 steps=(0.1, 0.2, 0.95),

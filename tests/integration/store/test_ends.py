@@ -13,7 +13,7 @@ from tests.conftest import HandClock
 from tests.integration.store.records import T0
 
 from tuneproof.errors import ConflictError, StateError
-from tuneproof.experiments import ABTest, ExperimentStatus, Look, ModelEvaluator, ModelRef, Verdict
+from tuneproof.experiments import ABTest, ExperimentStatus, Look, ModelEvaluator, Variant, Verdict
 from tuneproof.rollout import Deployment, DeploymentManager, DeploymentState
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import Store, open_store
@@ -164,7 +164,7 @@ def manager(store: Store) -> DeploymentManager:
 
 
 async def rolling(store: Store) -> Deployment:
-    made = await manager(store).declare(ModelRef(model_id="new"), ModelRef(model_id="base"), at=T0)
+    made = await manager(store).declare(Variant(model_id="new"), Variant(model_id="base"), at=T0)
     return await manager(store).begin(made.id, at=T0)
 
 

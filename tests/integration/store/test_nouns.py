@@ -11,7 +11,7 @@ from tests.conftest import HandClock
 from tests.integration.store.records import T0, deployment, experiment, look, version
 
 from tuneproof.errors import ConflictError, DataError, InputError, NotFoundError
-from tuneproof.experiments import ExperimentStatus, ModelRef, Verdict
+from tuneproof.experiments import ExperimentStatus, Variant, Verdict
 from tuneproof.rollout import DeploymentState, Lane, Routing
 from tuneproof.store import Claim, Run, RunStatus, Store, SubjectKind, open_store, uuid7
 from tuneproof.training import VersionStatus
@@ -276,11 +276,11 @@ async def test_rollout_history_is_in_order(store: Store) -> None:
 async def test_routing_is_written_at_the_next_version(store: Store) -> None:
     assert await store.routing.get("hook") is None
     assert await store.routing.version() == 0
-    base = Routing(task="hook", baseline=ModelRef(model_id="base"))
+    base = Routing(task="hook", baseline=Variant(model_id="base"))
     first = await store.routing.set(base, expected_version=0)
     assert (first.version, first.updated_at) == (1, store.clock.now())
     second = await store.routing.set(
-        replace(base, lanes=(Lane(subject="s", candidate=ModelRef(model_id="ft"), share=0.1),))
+        replace(base, lanes=(Lane(subject="s", candidate=Variant(model_id="ft"), share=0.1),))
     )
     assert await store.routing.get("hook") == second
     with pytest.raises(ConflictError, match="version 2, not 1"):
@@ -293,7 +293,7 @@ async def test_routing_is_written_at_the_next_version(store: Store) -> None:
 async def test_each_write_of_any_task_moves_the_polled_version(store: Store) -> None:
     seen = []
     for task in ("hook", "hook", "body", "hook", "body"):
-        await store.routing.set(Routing(task=task, baseline=ModelRef(model_id="m")))
+        await store.routing.set(Routing(task=task, baseline=Variant(model_id="m")))
         seen.append(await store.routing.version())
     assert seen == [1, 2, 3, 4, 5]
 

@@ -14,7 +14,7 @@ from tests.kubernetes import ApiServer, api_server
 from tests.servers import free_port
 
 from tuneproof import errors
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.settings import Settings
 from tuneproof.targets import Cluster, ConfigMapTarget, IstioTarget, open_target
@@ -25,12 +25,12 @@ SERVICE = "/apis/networking.istio.io/v1/namespaces/prod/virtualservices/llm"
 
 LANE = Lane(
     subject="deploy-1",
-    candidate=ModelRef(model_id="ft:base:org::1", version="ver-1"),
+    candidate=Variant(model_id="ft:base:org::1", version="ver-1"),
     share=0.1,
 )
 ROUTING = Routing(
     task="hook",
-    baseline=ModelRef(model_id="gpt-base"),
+    baseline=Variant(model_id="gpt-base"),
     lanes=(LANE,),
     salt="salt-1",
     version=3,

@@ -19,15 +19,15 @@ from tests.servers import free_port
 from tests.wire import serving
 
 from tuneproof import errors
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.targets import WebhookTarget
 
 ROUTING = Routing(
     task="hook",
-    baseline=ModelRef(model_id="base"),
+    baseline=Variant(model_id="base"),
     lanes=(
-        Lane(subject="deploy-1", candidate=ModelRef(model_id="ft", version="ver-1"), share=0.25),
+        Lane(subject="deploy-1", candidate=Variant(model_id="ft", version="ver-1"), share=0.25),
     ),
     salt="s",
     phase=2,
@@ -150,7 +150,7 @@ def test_malformed_address_is_refused() -> None:
 
 async def test_lanes_are_told_where_several_candidates_are_tested(endpoint: Endpoint) -> None:
     lanes = (
-        Lane(subject="ab-test-1", candidate=ModelRef(model_id="one"), share=0.2),
+        Lane(subject="ab-test-1", candidate=Variant(model_id="one"), share=0.2),
         Lane(subject="ab-test-2"),
     )
     several = replace(ROUTING, lanes=lanes)

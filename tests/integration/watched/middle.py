@@ -16,7 +16,7 @@ from tests.servers import free_port
 from tests.waiting import eventually
 
 from tuneproof.cli.serve import serving
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.settings import CacheConfig, ServerConfig, TrackingConfig, Url
 from tuneproof.store import RunStatus
 
@@ -69,8 +69,8 @@ async def in_the_middle_of_a_test(
         [version] = await app.store.versions.list()
         standing.wanted = True
         await app.experiments.create(
-            baseline=ModelRef(model_id="base"),
-            candidates=[ModelRef(model_id=str(version.model_id), version=version.id)],
+            baseline=Variant(model_id="base"),
+            candidates=[Variant(model_id=str(version.model_id), version=version.id)],
         )
         await asyncio.wait_for(standing.stands.wait(), 60)
         run = await app.runs.start(force=True)

@@ -12,11 +12,11 @@ from tests.waiting import eventually
 from tuneproof.app import Board, Live
 from tuneproof.app.board import WATCH_S
 from tuneproof.errors import StoreUnavailableError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Lane, Routing
 
-BASE, NEW = ModelRef(model_id="base"), ModelRef(model_id="new", version="v1")
+BASE, NEW = Variant(model_id="base"), Variant(model_id="new", version="v1")
 HOOK = Routing(task="hook", baseline=BASE, salt="s", version=1)
 TESTED = replace(HOOK, lanes=(Lane(subject="ab-test-1", candidate=NEW, share=0.5),), version=2)
 
@@ -56,11 +56,11 @@ class Models:
     """Hears which models are to be prepared."""
 
     def __init__(self) -> None:
-        self.prepared: list[frozenset[ModelRef]] = []
+        self.prepared: list[frozenset[Variant]] = []
         self.error: Exception | None = None
         self.shown: Callable[[], object] = lambda: None
 
-    async def prepare(self, models: Iterable[ModelRef]) -> None:
+    async def prepare(self, models: Iterable[Variant]) -> None:
         self.prepared.append(frozenset(models))
         self.shown()
         if self.error is not None:

@@ -22,7 +22,7 @@ from tests.waiting import eventually, stays
 from tuneproof.app import App
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.evaluation import packed
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Lane, Routing
 from tuneproof.server import fed
@@ -33,7 +33,7 @@ from tuneproof.server.serving import OwnServing
 from tuneproof.settings import ProviderConfig, Settings, Url
 from tuneproof.telemetry import Metrics
 
-CANDIDATE = Lane(subject="ab-test-1", candidate=ModelRef(model_id="cand"), share=0.5)
+CANDIDATE = Lane(subject="ab-test-1", candidate=Variant(model_id="cand"), share=0.5)
 
 
 def state(
@@ -46,7 +46,7 @@ def state(
     **more: Any,
 ) -> dict[str, Any]:
     """What a service says where these serve the task `hook`."""
-    model = ModelRef(model_id=baseline, provider=provider)
+    model = Variant(model_id=baseline, provider=provider)
     candidates = [lane.candidate for lane in lanes if lane.candidate is not None]
     return {
         "at": (datetime.now(UTC) - age).isoformat(),
@@ -188,7 +188,7 @@ async def test_what_cannot_be_read_is_no_news(
             await eventually(lambda: serving.connected and served(serving).lanes)
             service.says({**state("other"), "routing": [{"task": "hook"}]})
             await eventually(lambda: (serving.board.age_s or 0.0) > 3.0)
-            assert (await serving.endpoint(ModelRef(model_id="base"))).provider == "fake"
+            assert (await serving.endpoint(Variant(model_id="base"))).provider == "fake"
 
 
 async def test_fields_of_a_newer_service_are_left_out(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ async def test_a_request_under_way_still_finds_the_model_of_before(tmp_path: Pat
             service.says(state("after"))
             await eventually(lambda: served(serving).baseline.model_id == "after")
             for name in ("before", "after"):
-                model = ModelRef(model_id=name)
+                model = Variant(model_id=name)
                 assert (await serving.endpoint(model)).provider == "fake"
                 assert serving.cost_usd(model, prompt_tokens=10**6, completion_tokens=0) == 1.0
 
@@ -244,7 +244,7 @@ async def test_no_secret_of_an_address_lies_on_disk(tmp_path: Path) -> None:
             await eventually(lambda: serving.connected)
     assert "pw-1" not in (tmp_path / "gateway.json").read_text()
     async with gateway(tmp_path, settings) as serving:
-        found = await serving.endpoint(ModelRef(model_id="base"))
+        found = await serving.endpoint(Variant(model_id="base"))
         assert found.base_url.reveal() == address
 
 

@@ -9,12 +9,12 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing
 from tuneproof.server.feed import _row, hashed, routing_of, socket_path
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-models = st.builds(ModelRef, model_id=texts, version=st.none() | texts)
+models = st.builds(Variant, model_id=texts, version=st.none() | texts)
 lanes = st.builds(
     Lane, subject=texts, candidate=st.none() | models, share=st.floats(0, 1, allow_nan=False)
 )
@@ -57,5 +57,5 @@ def test_a_data_directory_with_a_long_name_has_a_socket_that_the_system_takes():
 
 def test_the_time_of_a_routing_keeps_its_zone():
     at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-    routing = Routing(task="t", baseline=ModelRef(model_id="m"), updated_at=at)
+    routing = Routing(task="t", baseline=Variant(model_id="m"), updated_at=at)
     assert routing_of(orjson.loads(orjson.dumps(_row(routing)))).updated_at == at

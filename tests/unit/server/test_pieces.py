@@ -18,7 +18,7 @@ from tuneproof.errors import (
     SafetyCheckError,
     by_name,
 )
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Deployment, DeploymentState, Plan
 from tuneproof.server import page, problems
 from tuneproof.server.deployment import triggers
@@ -97,8 +97,8 @@ DEPLOYMENT = Deployment(
     tasks=("hook",),
     ab_test_id=None,
     version_id=None,
-    candidate=ModelRef(model_id="cand"),
-    previous=ModelRef(model_id="base"),
+    candidate=Variant(model_id="cand"),
+    previous=Variant(model_id="base"),
     plan=Plan(
         strategy="gradual_rollout",
         steps=(0.1, 0.2, 0.95),
@@ -144,13 +144,13 @@ def _entry(text: str) -> HistoryEntry:
 @given(text=st.text(alphabet="<>&\"'abc/", max_size=30))
 def test_no_text_becomes_markup(text):
     shown = page.render(
-        replace(DEPLOYMENT, candidate=ModelRef(model_id=text), cause=text, evidence={text: text}),
+        replace(DEPLOYMENT, candidate=Variant(model_id=text), cause=text, evidence={text: text}),
         [_entry(text)],
         [text],
         now=NOW,
     )
     plain = page.render(
-        replace(DEPLOYMENT, candidate=ModelRef(model_id=""), cause="", evidence={"": ""}),
+        replace(DEPLOYMENT, candidate=Variant(model_id=""), cause="", evidence={"": ""}),
         [_entry("")],
         [""],
         now=NOW,

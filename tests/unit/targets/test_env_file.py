@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneproof.errors import ConfigError, DataError, RetryableError
-from tuneproof.experiments import ModelRef
+from tuneproof.experiments import Variant
 from tuneproof.rollout import Lane, Routing, Target
 from tuneproof.targets import EnvFileTarget, open_target, variables
 
-LANE = Lane(subject="deploy-1", candidate=ModelRef(model_id="ft:base:org::1"), share=0.1)
+LANE = Lane(subject="deploy-1", candidate=Variant(model_id="ft:base:org::1"), share=0.1)
 ROUTING = Routing(
     task="hook",
-    baseline=ModelRef(model_id="gpt-base"),
+    baseline=Variant(model_id="gpt-base"),
     lanes=(LANE,),
     salt="salt with space",
     version=3,

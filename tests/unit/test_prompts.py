@@ -1,0 +1,106 @@
+"""Prompts: named by content, filled alike everywhere, and read back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneproof.errors import InputError
+from tuneproof.prompts import MOST_BYTES, Prompt
+
+HOOK = Prompt(
+    messages=(("system", "You write hooks."), ("user", "About {topic}, for {reader}.")),
+    parameters={"temperature": 0.2},
+    variables=("topic", "reader"),
+    empty_prompt="Write any hook.",
+)
+
+
+def test_content_alone_names_a_prompt() -> None:
+    """The order of keys and of variables says nothing; each word and number does."""
+    same = Prompt.of(
+        {
+            "variables": ["reader", "topic"],
+            "parameters": {"temperature": 0.2},
+            "empty_prompt": "Write any hook.",
+            "messages": HOOK.document()["messages"],
+        }
+    )
+    assert same == HOOK
+    assert same.hash == HOOK.hash == "c023951d507733dd"
+    assert len({same, HOOK}) == 1
+    warmer = Prompt.of({**HOOK.document(), "parameters": {"temperature": 0.3}})
+    assert warmer.hash != HOOK.hash
+
+
+def test_only_declared_names_are_filled() -> None:
+    """Braces of JSON and other names stay, and a value is never read as a template."""
+    asked = Prompt(
+        messages=(("user", 'Say {"hook": "…"} or {answer} about {topic} {{topic}}.'),),
+        variables=("topic",),
+    )
+    [message] = asked.render({"topic": "{answer} \\1 {topic}", "answer": "no"})
+    assert message["content"] == (
+        'Say {"hook": "…"} or {answer} about {answer} \\1 {topic} {{answer} \\1 {topic}}.'
+    )
+
+
+def test_values() -> None:
+    """Numbers are written, nothing is empty, further ones are not read, missing ones named."""
+    assert HOOK.render({"topic": 3, "reader": None, "more": object()})[1] == {
+        "role": "user",
+        "content": "About 3, for .",
+    }
+    assert HOOK.render({"topic": " ", "reader": ""})[1]["content"] == "Write any hook."
+    with pytest.raises(InputError, match="variable reader is missing; there is topic"):
+        HOOK.render({"topic": "tea"})
+    with pytest.raises(InputError, match=r"variable topic is .* neither text nor a number"):
+        HOOK.render({"topic": ["tea"], "reader": ""})
+
+
+@given(topic=st.text(), reader=st.text())
+def test_what_was_filled_is_read_back(topic: str, reader: str) -> None:
+    """The values come back, or none do where the text could have been filled in two ways."""
+    asked = HOOK.render({"topic": topic, "reader": reader})
+    found = HOOK.values_of(asked)
+    if not (topic + reader).strip():
+        assert found == {"topic": "", "reader": ""}
+    elif asked[1]["content"].count(", for ") == 1:
+        assert found == {"topic": topic, "reader": reader}
+    else:
+        assert found is None
+
+
+def test_two_ways_are_none() -> None:
+    """Whoever could have meant two things is not guessed at."""
+    asked = HOOK.render({"topic": "tea, for two", "reader": "you"})
+    assert HOOK.values_of(asked) is None
+    assert HOOK.values_of(asked[1:]) is None
+    assert HOOK.values_of([asked[0], {"role": "user", "content": "Something else"}]) is None
+    twice = Prompt(messages=(("user", "{a}-{a}"),), variables=("a",))
+    assert twice.values_of(twice.render({"a": "x-y"})) == {"a": "x-y"}
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"messages": []}, "ends with a message of the user"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "ends with a message of the user"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "role 'robot'"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content is '3'"),
+        ({"messages": [{"role": "user"}]}, "That is no prompt"),
+        ({}, "That is no prompt"),
+        ({"messages": [{"role": "user", "content": "a"}], "variables": ["b"]}, "not say b"),
+        ({"messages": [{"role": "user", "content": "a"}], "parameters": {"n": 2}}, "parameter n"),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "parameters": {"top_p": float("nan")}},
+            "cannot be written as JSON",
+        ),
+        ({"messages": [{"role": "user", "content": "a" * MOST_BYTES}]}, "may be"),
+    ],
+)
+def test_what_is_no_prompt(document: dict[str, object], said: str) -> None:
+    """It is refused with what is wrong."""
+    with pytest.raises(InputError, match=said):
+        Prompt.of(document)
