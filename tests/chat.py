@@ -38,6 +38,8 @@ class Chat:
         self.failing: dict[str, int] = {}
         self.cutting: set[str] = set()
         self.answers: dict[str, Callable[[str], str]] = {}
+        self.refusing: Callable[[dict[str, Any]], bool] = lambda body: False
+        """Which requests are answered with 400."""
 
     def answer(self, model: str, say: Callable[[str], str]) -> None:
         """Answer calls of this model with what `say` makes of the last message."""
@@ -62,7 +64,7 @@ def chat_server() -> Iterator[Chat]:
         body = await request.json()
         chat.bodies.append(body)
         chat.headers.append(dict(request.headers))
-        status = chat.failing.get(body["model"])
+        status = chat.failing.get(body["model"]) or (400 if chat.refusing(body) else None)
         if status is not None:
             error = {"message": "told to fail", "type": "error", "param": None, "code": None}
             return JSONResponse({"error": error}, status)

@@ -20,6 +20,7 @@ from string import Formatter
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from tuneproof.errors import ConfigError, DataError
+from tuneproof.prompts import Prompt
 from tuneproof.settings import BODY, HOOK, PipelineConfig, Settings, TaskConfig, refuse_both
 
 __all__ = [
@@ -249,7 +250,8 @@ class Task:
     """One thing the application asks a model for, and how a post shows it done well.
 
     `prompt` is a template over the post's columns; where all of its columns are empty, the
-    prompt is `empty_prompt`. `completion` is the column with the answer.
+    prompt is `empty_prompt`. `completion` is the column with the answer. Where variants own the
+    prompt, `asked_by` is the one that examples are made by; None: the `first_prompt`.
     """
 
     name: str
@@ -257,6 +259,8 @@ class Task:
     completion: str
     empty_prompt: str = "Create engaging content"
     system: str | None = None
+    owned_by_variants: bool = False
+    asked_by: Prompt | None = None
 
     @classmethod
     def of(cls, config: TaskConfig | Task) -> Task:
@@ -269,6 +273,18 @@ class Task:
             completion=config.completion,
             empty_prompt=config.empty_prompt,
             system=config.system,
+            owned_by_variants=config.owned_by_variants,
+        )
+
+    @cached_property
+    def first_prompt(self) -> Prompt:
+        """What the settings say that models are asked, as the prompt that variants begin with."""
+        asked = "".join(t if name is None else f"{t}{{{name}}}" for t, name in self.pieces)
+        system = [("system", self.system)] if self.system else []
+        return Prompt(
+            messages=(*system, ("user", asked)),
+            variables=self.columns,
+            empty_prompt=self.empty_prompt if self.columns else "",
         )
 
     @cached_property
@@ -282,7 +298,7 @@ class Task:
         return tuple((text, name) for text, name, _, _ in Formatter().parse(self.prompt))
 
     def request(self, post: Post) -> str:
-        """What the model is asked."""
+        """What the model is asked by the settings: the last message."""
         values = {name: post.text(name) for name in self.columns}
         if values and not any(value.strip() for value in values.values()):
             return self.empty_prompt
@@ -290,8 +306,12 @@ class Task:
 
     def messages(self, post: Post) -> list[dict[str, str]]:
         """The chat that a training line shows: system (if any), user, assistant."""
-        chat = [{"role": "system", "content": self.system}] if self.system else []
-        chat.append({"role": "user", "content": self.request(post)})
+        if self.asked_by is not None:
+            values = {name: post.text(name) for name in self.columns}
+            chat = [{**message} for message in self.asked_by.render(values)]
+        else:
+            chat = [{"role": "system", "content": self.system}] if self.system else []
+            chat.append({"role": "user", "content": self.request(post)})
         chat.append({"role": "assistant", "content": post.text(self.completion)})
         return chat
 
@@ -359,6 +379,13 @@ class TrainingDataBatch:
     dropped: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
     note: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """By task, the hash of the prompt that its examples are made by, where variants own it."""
+
+    @property
+    def prompt(self) -> str | None:
+        """The hash of that prompt; None where the application owns it. There is one at most."""
+        return next(iter(self.prompts.values()), None)
 
     @property
     def hook_examples(self) -> list[ExampleObject]:
@@ -558,6 +585,8 @@ class DataCollector:
                 directory=directory,
             )
         )
+        asked = {task.name: task.asked_by.hash for task in self.tasks if task.asked_by is not None}
+        batch = replace(batch, prompts=asked)
         return batch if batch.posts else replace(batch, note=_why_none(check, query))
 
     def _directory(self) -> Path:

@@ -38,11 +38,8 @@ MOST_BYTES: Final = 1_000_000
 _NAMED: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-class Message(TypedDict):
-    """A message of a chat."""
-
-    role: str
-    content: str
+Message = dict[str, str]
+"""A message of a chat: its `role` and `content`."""
 
 
 class PromptDocument(TypedDict):
@@ -151,22 +148,24 @@ class Prompt:
             return [*(_filled(one, texts) for one in before), last]
         return [_filled(one, texts) for one in self._pieces]
 
-    def values_of(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str] | None:
-        """The values of which `render` makes these messages; None where there is not just one way.
+    def values_of(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """Values of which `render` makes these messages, so that held-out inputs that were asked by
+        one prompt can be asked by another.
 
-        So held-out inputs that were made by one prompt can be asked by another.
+        Where there are several ways to read them, that with the shortest values first. Raises
+        `InputError` where this prompt does not make them.
         """
-        if [one["role"] for one in messages] != [role for role, _ in self.messages]:
-            return None
+        given = [dict(one) for one in messages]
         blank = dict.fromkeys(self.variables, "")
-        if blank and self.render(blank) == [dict(one) for one in messages]:
-            return blank
-        found: dict[str, str] = {}
-        for (_, pieces), message in zip(self._pieces, messages, strict=True):
-            part = _parsed(pieces, message["content"])
-            if part is None or any(found.get(name, text) != text for name, text in part.items()):
-                return None
-            found |= part
+        found = blank if self.render(blank) == given else {}
+        if not found and len(given) == len(self._pieces):
+            for (_, pieces), message in zip(self._pieces, given, strict=True):
+                found = {**_parsed(pieces, message["content"]), **found}
+        if found.keys() != blank.keys() or self.render(found) != given:
+            raise InputError(
+                f"The prompt {self.hash} does not make {str(given)[:80]}.",
+                mend="Ask by the prompt that the messages were made by.",
+            )
         return found
 
     def request(self, values: Mapping[str, object]) -> dict[str, Any]:
@@ -209,18 +208,13 @@ def _text(name: str, values: Mapping[str, object]) -> str:
     )
 
 
-def _parsed(pieces: tuple[str, ...], content: str) -> dict[str, str] | None:
-    """The variables' values in this text, where it can be read in one way only.
-
-    The first way that matches by shortest parts and the first by longest are the ends of all ways
-    in the order of their lengths: where they are one, there is no other.
-    """
-    ways = [re.fullmatch(_pattern(pieces, many), content, re.DOTALL) for many in (".*?", ".*")]
-    shortest, longest = (None if way is None else way.groupdict() for way in ways)
-    return shortest if shortest == longest else None
+def _parsed(pieces: tuple[str, ...], content: str) -> dict[str, str]:
+    """The variables' values in this text, the shortest first; none where it does not fit."""
+    found = re.fullmatch(_pattern(pieces), content, re.DOTALL)
+    return found.groupdict() if found else {}
 
 
-def _pattern(pieces: tuple[str, ...], many: str) -> str:
+def _pattern(pieces: tuple[str, ...]) -> str:
     said, known = [], set()
     for number, piece in enumerate(pieces):
         if number % 2 == 0:
@@ -229,7 +223,7 @@ def _pattern(pieces: tuple[str, ...], many: str) -> str:
             said.append(f"(?P={piece})")
         else:
             known.add(piece)
-            said.append(f"(?P<{piece}>{many})")
+            said.append(f"(?P<{piece}>.*?)")
     return "".join(said)
 
 
@@ -242,6 +236,10 @@ def _check_messages(messages: Sequence[tuple[str, str]]) -> None:
         if not isinstance(content, str):
             raise InputError(
                 f"A prompt's content is {str(content)[:50]!r}, no text.", mend="Send text."
+            )
+        if any("\ud800" <= letter <= "\udfff" for letter in content):
+            raise InputError(
+                "A prompt's content has half of a surrogate pair.", mend="Send Unicode text."
             )
     if not messages or messages[-1][0] != "user":
         raise InputError(

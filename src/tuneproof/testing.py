@@ -366,6 +366,7 @@ class MemoryProvider:
         temperature: float | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Sequence[Completion]:
         """The function's answers. Raises `NotFoundError` for a model that does not exist."""
         self._called("complete")

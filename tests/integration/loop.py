@@ -21,6 +21,7 @@ from tuneproof.settings import (
     PipelineConfig,
     Settings,
     StoreConfig,
+    TaskConfig,
 )
 from tuneproof.store import Run
 from tuneproof.testing import MemoryProvider, MemorySource, VirtualClock
@@ -73,7 +74,7 @@ class Traffic:
         self.per_hour = per_hour
         self.error_share = 0.0
         self.lifts: dict[str, float] = {}
-        """What a candidate's model is worth where it is not `lift`."""
+        """What a candidate is worth where it is not `lift`, by its model or by its prompt."""
         self.lost: dict[str, float] = {}
         """The share of a candidate model's units that are never heard of."""
 
@@ -91,7 +92,8 @@ class Traffic:
             draw = np.random.default_rng(abs(hash((int(at.timestamp()),))) % 2**32)
             served = routing.serve(unit)
             assert served.subject is not None
-            arm, lift = served.arm, self.lifts.get(served.model.model_id, self.lift)
+            arm, model = served.arm, served.model
+            lift = self.lifts.get(model.prompt or "", self.lifts.get(model.model_id, self.lift))
             if arm is Arm.CANDIDATE and draw.random() < self.lost.get(served.model.model_id, 0):
                 continue
             mean = 0.068 * (1 + (lift if arm is Arm.CANDIDATE else 0.0))
@@ -160,12 +162,15 @@ async def open_loop(
     source: MemorySource | None = None,
     alerts: AlertsConfig | None = None,
     files: FilesConfig | None = None,
+    tasks: Mapping[str, TaskConfig] | None = None,
     **adapters: Any,
 ) -> AsyncIterator[Loop]:
     clock = VirtualClock(T0, stride=STRIDE)
     made = provider or MemoryProvider(clock=clock)
     chosen = replace(config, **(changes or {}))
     told: dict[str, Any] = {} if files is None else {"files": files}
+    if tasks is not None:
+        told |= {"tasks": tasks}
     if alerts is not None:
         told |= {"alerts": alerts, "env": {alerts.webhook_secret_env: SECRET}}
     async with App.open(

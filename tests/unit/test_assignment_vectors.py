@@ -87,7 +87,7 @@ def test_routing_and_gateway(case: Case) -> None:
 
 
 def test_what_decide_answers(case: Case) -> None:
-    answers = RoutingSnapshot.of([routing_of(case["routing"])]).answers["hook"]
+    answers = RoutingSnapshot.of([routing_of(case["routing"])]).answers[False]["hook"]
     for unit, expected in decisions(case):
         found = json.loads(answers.decide(unit))
         names = ("model", "model_version", "arm", "subject")
@@ -104,7 +104,7 @@ def test_a_client_that_read_the_routing(case: Case) -> None:
 
 
 def test_routing_is_sent_as_documented(case: Case) -> None:
-    body = RoutingSnapshot.of([routing_of(case["routing"])]).body
+    body = RoutingSnapshot.of([routing_of(case["routing"])]).body[True]
     assert json.loads(body) == {"version": 3, "routing": [case["routing"]]}
     assert RoutingAnswer.model_validate_json(body).model_dump_json().encode() == body
 

@@ -100,7 +100,7 @@ routings = st.builds(
 def chooser(routing: Routing) -> HeldRouting:
     """A client that heard of this routing as the service tells it."""
     state = HeldRouting(path=None, defaults={})
-    state.update(json.loads(RoutingSnapshot.of([routing]).body))
+    state.update(json.loads(RoutingSnapshot.of([routing]).body[True]))
     return state
 
 
@@ -114,7 +114,9 @@ def test_client_service_and_gateway_decide_alike(routing: Routing, unit: str) ->
         served.subject,
     )
     assert choice.model_version == served.model.version
-    decided: dict[str, Any] = json.loads(RoutingSnapshot.of([routing]).answers["hook"].decide(unit))
+    decided: dict[str, Any] = json.loads(
+        RoutingSnapshot.of([routing]).answers[False]["hook"].decide(unit)
+    )
     assert {k: decided[k] for k in ("model", "arm", "subject", "phase", "unit")} == {
         "model": choice.model,
         "arm": choice.arm,

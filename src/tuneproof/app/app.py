@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack, cast
 
@@ -39,6 +40,7 @@ from tuneproof.app.overview import Overview
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
 from tuneproof.app.private import keep_private
+from tuneproof.app.prompts import PromptService, SeenPrompts
 from tuneproof.app.providers import PROBE_EVERY_S, Providers
 from tuneproof.app.receipts import receipt_key
 from tuneproof.app.restore import refuse_half_restored
@@ -379,6 +381,7 @@ class App:
             ],
             trust_s=self._trust_s,
             recall=lambda subjects: self.watchdog.recall(subjects),
+            prompts=SeenPrompts(self.store, self._tasks),
         )
         self.routing = RoutingService(board=board, endpoints=endpoints, supervisor=self.supervisor)
         if self._with_engine:
@@ -387,6 +390,10 @@ class App:
         else:
             with contextlib.suppress(StoreUnavailableError):
                 await board.refresh()
+
+    @cached_property
+    def _tasks(self) -> Mapping[str, Task]:
+        return {name: Task.of(task) for name, task in self.settings.tasks.items()}
 
     def _models_in_use(self) -> Mapping[str, Variant]:
         """The model that the settings name for each task, until it has a routing."""
@@ -453,7 +460,7 @@ class App:
             clock=self.clock,
             provider=providers.get,
             source=self.sources.open,
-            tasks={name: Task.of(task) for name, task in settings.tasks.items()},
+            tasks=self._tasks,
             targets=self.targets,
             scorers=self.scorers.given,
             min_scores=dict(self._given.get("min_scores") or {}),
@@ -546,6 +553,7 @@ class App:
             board=self.routing.board,
             shadows=self.settings.shadows,
         )
+        self.prompts = PromptService(store=self.store, clock=self.clock, tasks=self._tasks)
         self.experiments = ExperimentService(
             store=self.store,
             clock=self.clock,
@@ -557,6 +565,7 @@ class App:
             figures=self.figures,
             managers=self.managers,
             histories=self.histories,
+            prompts=self.prompts,
         )
         self.rollouts = RolloutService(
             store=self.store,

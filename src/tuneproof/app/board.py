@@ -25,6 +25,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Protocol
 
 import orjson
@@ -33,12 +34,13 @@ from tuneproof import assignment
 from tuneproof.app.live import Live
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.experiments import Arm, Variant
+from tuneproof.prompts import Prompt
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Lane, Routing
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Board", "RoutingSnapshot", "TaskAnswers"]
+__all__ = ["Board", "PromptSource", "RoutingSnapshot", "TaskAnswers"]
 
 WATCH_S = 0.25
 """How often the database is read where no notice of a change comes."""
@@ -70,6 +72,28 @@ class RoutingStore(Protocol):
         """Something for each write by any worker, and once at the beginning."""
 
 
+class PromptSource(Protocol):
+    """Where the prompts of what is routed are found."""
+
+    async def of(self, hashes: Collection[str]) -> Mapping[str, Prompt]:
+        """These prompts. Raises `TuneProofError` where one cannot be had."""
+
+    def asked(self, routing: Routing) -> Routing:
+        """The routing with the prompt by which a model in use is asked that names none."""
+
+
+class NoPrompts:
+    """Stands where no task leaves its prompt to variants."""
+
+    async def of(self, hashes: Collection[str]) -> Mapping[str, Prompt]:
+        """None are asked for."""
+        return {}
+
+    def asked(self, routing: Routing) -> Routing:
+        """As it is."""
+        return routing
+
+
 @dataclass(frozen=True, slots=True)
 class _LaneAnswers:
     """A lane's two answers, up to the unit."""
@@ -81,11 +105,11 @@ class _LaneAnswers:
 class TaskAnswers:
     """One task's decisions, ready to be sent but for the unit."""
 
-    def __init__(self, routing: Routing) -> None:
+    def __init__(self, routing: Routing, *, prompts: bool = False) -> None:
         lanes: tuple[Lane | None, ...] = routing.lanes or (None,)
         self._salt = routing.salt
         self._buckets = routing.buckets or (0,)
-        self._lanes = tuple(_lane_answers(routing, lane) for lane in lanes)
+        self._lanes = tuple(_lane_answers(routing, lane, prompts) for lane in lanes)
 
     def decide(self, unit: str) -> bytes:
         """The decision for this unit, as JSON."""
@@ -95,15 +119,18 @@ class TaskAnswers:
         return (answers.candidate if chosen else answers.baseline) + orjson.dumps(unit) + b"}"
 
 
-def _lane_answers(routing: Routing, lane: Lane | None) -> _LaneAnswers:
+def _lane_answers(routing: Routing, lane: Lane | None, prompts: bool) -> _LaneAnswers:
     subject = None if lane is None else lane.subject
-    baseline = _beginning(routing, routing.baseline, Arm.BASELINE, subject)
+    baseline = _beginning(routing, routing.baseline, Arm.BASELINE, subject, prompts)
     if lane is None or lane.candidate is None:
         return _LaneAnswers(baseline, baseline)
-    return _LaneAnswers(baseline, _beginning(routing, lane.candidate, Arm.CANDIDATE, subject))
+    candidate = _beginning(routing, lane.candidate, Arm.CANDIDATE, subject, prompts)
+    return _LaneAnswers(baseline, candidate)
 
 
-def _beginning(routing: Routing, model: Variant, arm: Arm, subject: str | None) -> bytes:
+def _beginning(
+    routing: Routing, model: Variant, arm: Arm, subject: str | None, prompts: bool
+) -> bytes:
     fields = {
         "task": routing.task,
         "model": model.model_id,
@@ -113,6 +140,8 @@ def _beginning(routing: Routing, model: Variant, arm: Arm, subject: str | None) 
         "phase": routing.phase,
         "version": routing.version,
     }
+    if prompts:
+        fields["prompt"] = model.prompt
     return orjson.dumps(fields)[:-1] + b',"unit":'
 
 
@@ -120,27 +149,41 @@ def _beginning(routing: Routing, model: Variant, arm: Arm, subject: str | None) 
 class RoutingSnapshot:
     """All tasks at one instant. `version` grows with each write of any of them.
 
-    `body` is the answer of `GET /routing`, `answers` are those of `GET /decide` by task.
+    `body` is the answer of `GET /routing`, `answers` are those of `GET /decide` by task: of each
+    two, whether who asks knows prompts (True) or not. `prompts` are those that are served, by hash.
     """
 
     version: int
     routing: tuple[Routing, ...]
     by_task: Mapping[str, Routing]
-    answers: Mapping[str, TaskAnswers]
-    body: bytes
+    answers: Mapping[bool, Mapping[str, TaskAnswers]]
+    body: Mapping[bool, bytes]
+    prompts: Mapping[str, Prompt]
 
     @classmethod
-    def of(cls, routing: Sequence[Routing]) -> RoutingSnapshot:
-        """Of the store's rows, all from one read."""
+    def of(
+        cls, routing: Sequence[Routing], prompts: Mapping[str, Prompt] = MappingProxyType({})
+    ) -> RoutingSnapshot:
+        """Of the store's rows, all from one read, with the prompts that they name."""
         # The sum: a largest version would hide the writes of other tasks.
         version = sum(one.version for one in routing)
-        table = {"version": version, "routing": [_document(one) for one in routing]}
+        plain = [one.unprompted for one in routing]
+        table = {"version": version, "routing": [_document(one) for one in plain]}
+        knowing = {
+            "version": version,
+            "routing": [_document(one, prompts=True) for one in routing],
+            "prompts": {hash: prompt.document() for hash, prompt in sorted(prompts.items())},
+        }
         return cls(
             version=version,
             routing=tuple(routing),
             by_task={one.task: one for one in routing},
-            answers={one.task: TaskAnswers(one) for one in routing},
-            body=orjson.dumps(table),
+            answers={
+                False: {one.task: TaskAnswers(one) for one in plain},
+                True: {one.task: TaskAnswers(one, prompts=True) for one in routing},
+            },
+            body={False: orjson.dumps(table), True: orjson.dumps(knowing)},
+            prompts=prompts,
         )
 
     @property
@@ -149,16 +192,16 @@ class RoutingSnapshot:
         return frozenset(model for one in self.routing for model in (one.baseline, *one.candidates))
 
 
-def _document(routing: Routing) -> dict[str, object]:
+def _document(routing: Routing, *, prompts: bool = False) -> dict[str, object]:
     fields = routing.document()
     lanes = [
-        {"subject": lane.subject, "candidate": _model(lane.candidate), "share": lane.share}
+        {"subject": lane.subject, "candidate": _model(lane.candidate, prompts), "share": lane.share}
         for lane in fields["lanes"]
     ]
     document: dict[str, object] = {
         **fields,
-        "baseline": _model(routing.baseline),
-        "candidate": _model(fields["candidate"]),
+        "baseline": _model(routing.baseline, prompts),
+        "candidate": _model(fields["candidate"], prompts),
         "updated_at": None if routing.updated_at is None else _rfc3339(routing.updated_at),
         "lanes": lanes,
     }
@@ -167,8 +210,11 @@ def _document(routing: Routing) -> dict[str, object]:
     return document
 
 
-def _model(model: Variant | None) -> dict[str, str | None] | None:
-    return None if model is None else {"model_id": model.model_id, "version": model.version}
+def _model(model: Variant | None, prompts: bool) -> dict[str, str | None] | None:
+    if model is None:
+        return None
+    found = {"model_id": model.model_id, "version": model.version}
+    return {**found, "prompt": model.prompt} if prompts else found
 
 
 def _rfc3339(at: datetime) -> str:
@@ -202,6 +248,7 @@ class Board:
         declared: Sequence[Routing] = (),
         trust_s: Callable[[Routing], float] = lambda _routing: math.inf,
         recall: Callable[[Collection[str]], Awaitable[None]] = _nothing,
+        prompts: PromptSource = NoPrompts(),
     ) -> None:
         self._store = store
         self._live = live
@@ -211,6 +258,7 @@ class Board:
         self.declared = {one.task: one for one in declared}
         self.trust_s = trust_s
         self._recall = recall
+        self._prompts = prompts
         self._doubted: set[str] = set()  # subjects
         self._shown_alone: set[str] = set()  # their tasks
         self._reading = asyncio.Lock()
@@ -273,14 +321,17 @@ class Board:
         routing = self._with_declared(self._trusted(one) for one in await self._store.all())
         before = self._snapshot
         if before is None or routing != before.routing:
-            new = RoutingSnapshot.of(routing)
+            new = RoutingSnapshot.of(routing, await self._prompts_of(routing))
             await self._prepared(new)
             self._show(new)
         self._read_at = began
 
     def _with_declared(self, stored: Iterable[Routing]) -> tuple[Routing, ...]:
         found = {**self.declared, **{one.task: one for one in stored}}
-        return tuple(found[task] for task in sorted(found))
+        return tuple(self._prompts.asked(found[task]) for task in sorted(found))
+
+    async def _prompts_of(self, routing: Iterable[Routing]) -> Mapping[str, Prompt]:
+        return await self._prompts.of({hash for one in routing for hash in one.prompts})
 
     def _show(self, new: RoutingSnapshot) -> None:
         before, self._snapshot = self._snapshot, new
@@ -305,7 +356,9 @@ class Board:
                 self._shown_alone.add(one.task)
         routing = tuple(map(self._trusted, held.routing))
         if routing != held.routing:
-            self._show(RoutingSnapshot.of(routing))
+            named = {hash for one in routing for hash in one.prompts}
+            prompts = {hash: held.prompts[hash] for hash in named}
+            self._show(RoutingSnapshot.of(routing, prompts))
 
     def _trusted(self, routing: Routing) -> Routing:
         """This routing, without candidates that are in doubt."""

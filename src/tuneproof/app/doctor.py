@@ -344,7 +344,7 @@ class Doctor:
     async def _recipe_findings(self, config: PipelineConfig) -> list[Finding]:
         """The models that a run would test as they are."""
         found = []
-        for recipe in config.as_they_are if self._providers.given is None else ():
+        for recipe in config.untrained if self._providers.given is None else ():
             assert recipe.model is not None
             name, place = f"{config.name}: {recipe.model} as it is", recipe.provider
             found.append(await self._place_finding(name, recipe.model, place or config.provider))

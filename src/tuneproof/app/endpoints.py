@@ -12,7 +12,7 @@ from tuneproof.app.places import Places
 from tuneproof.app.providing import longest_prefix, price_at, provider_of
 from tuneproof.errors import StoreUnavailableError, TuneProofError
 from tuneproof.experiments import Variant
-from tuneproof.providers import NATIVE, chat_address, key_header, takes_n
+from tuneproof.providers import NATIVE, chat_address, key_header, length_field, takes_n
 from tuneproof.resilience import BreakerEvent, CircuitBreaker
 from tuneproof.settings import ProviderConfig, Secret, Settings, Url
 from tuneproof.store import Store
@@ -54,6 +54,8 @@ class ProviderEndpoint:
     """Which header has the key on `/messages`; empty: `Authorization`, as on all other paths."""
     takes_n: bool = False
     """Whether it is known to give as many answers to a chat as its `n` says."""
+    length_field: str = "max_tokens"
+    """What it calls the limit of an answer's length in a chat request."""
 
     def url(self, path: str) -> str:
         """Where a path of its wire is; it may carry a secret."""
@@ -106,6 +108,7 @@ class _Called(TypedDict):
     timeout_s: float
     key_header: str
     takes_n: bool
+    length_field: str
 
 
 def _called(config: ProviderConfig) -> _Called:
@@ -118,6 +121,7 @@ def _called(config: ProviderConfig) -> _Called:
         "timeout_s": config.timeout_seconds,
         "key_header": key_header(config),
         "takes_n": takes_n(config),
+        "length_field": length_field(config),
     }
 
 

@@ -14,6 +14,7 @@ from tuneproof.app.histories import HistoryService
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.managers import Managers
 from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.prompts import PromptService
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.sources import Sources
@@ -77,6 +78,7 @@ class ExperimentService:
         figures: LookCache,
         managers: Managers,
         histories: HistoryService,
+        prompts: PromptService,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -88,6 +90,7 @@ class ExperimentService:
         self._figures = figures
         self._managers = managers
         self._histories = histories
+        self._prompts = prompts
 
     async def create(
         self,
@@ -115,6 +118,7 @@ class ExperimentService:
         answer; nothing moves then.
         """
         config = self._declared(pipeline, tasks, declaration, declared)
+        baseline, candidates = await self._with_prompts(config, baseline, candidates)
         if declaration is None:
             config = await self._planned(config, duration_hours)
         await self._ensure_allowed(config, baseline, replace_baseline)
@@ -140,6 +144,19 @@ class ExperimentService:
         await self._engine.start(experiment_alone, tests[0].family, config)
         await self._routing.board.refresh_if_possible()
         return tests
+
+    async def _with_prompts(
+        self, config: PipelineConfig, baseline: Variant, candidates: Sequence[Variant]
+    ) -> tuple[Variant, list[Variant]]:
+        """The same with the prompts that they are asked by, where variants own those."""
+        routed = await self._store.routing.get(config.tasks[0])
+        in_use = None if routed is None else routed.baseline
+        if in_use is not None and not in_use.same_as(baseline):
+            in_use = None
+        baseline = await self._prompts.resolved(config.tasks, baseline, in_use)
+        return baseline, [
+            await self._prompts.resolved(config.tasks, one, baseline) for one in candidates
+        ]
 
     async def _planned(self, config: PipelineConfig, hours: float | None) -> PipelineConfig:
         """With the units that posts or history let expect, where none are declared.

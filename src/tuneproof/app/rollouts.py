@@ -73,9 +73,9 @@ class RolloutService:
         )
         manager = self._managers.of(config)
         evaluation = await self._experiments.evaluation(ab_test_id)
-        if model.model_id != test.candidate.model_id:
+        if not model.same_as(test.candidate):
             raise InputError(
-                f"Experiment {ab_test_id} tested {test.candidate.model_id}, not {model.model_id}.",
+                f"Experiment {ab_test_id} tested {test.candidate}, not {model}.",
                 mend="Deploy the model that was tested.",
             )
         await manager.ensure_safe(test.candidate, test.baseline, evaluation)

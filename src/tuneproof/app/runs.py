@@ -127,7 +127,7 @@ class RunService:
         if recipes:
             config = replace(config, recipes=tuple(recipes))
         self._check_tasks(config)
-        self._check_recipes(config)
+        self._settings.check_recipes(config)
         _check_window(as_of, config)
         parts = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(
@@ -170,16 +170,6 @@ class RunService:
                     f"tasks names {task!r}, which is not set.",
                     mend=f"Use one of {known}, or add [tasks.{task}].",
                     field="tasks",
-                )
-
-    def _check_recipes(self, config: PipelineConfig) -> None:
-        for recipe in config.as_they_are:
-            if recipe.provider is not None and recipe.provider not in self._settings.providers:
-                raise ConfigError(
-                    f"A recipe names the provider {recipe.provider!r}, which is not set.",
-                    mend=f"Use one of {', '.join(self._settings.providers)}, or add "
-                    f"[providers.{recipe.provider}].",
-                    field="recipes",
                 )
 
     async def _refuse_overlap(self, pipeline: str, tx: Tx) -> None:

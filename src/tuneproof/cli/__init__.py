@@ -65,6 +65,14 @@ _GROUPS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
         },
     ),
     "models": ("Versions.", {"list": ("data:models", "All versions with their lineage.")}),
+    "prompt": (
+        "Prompts, where variants own them.",
+        {
+            "add": ("prompts:add", "Keep a prompt under the hash of its content."),
+            "list": ("prompts:list_", "All prompts, newest first."),
+            "show": ("prompts:show", "A prompt, whole."),
+        },
+    ),
     "data": ("Datasets.", {"export": ("data:export", "What a run's dataset is made of.")}),
     "posts": ("Posts.", {"import": ("data:import_posts", "Load a file of posts into a table.")}),
     "events": (

@@ -37,7 +37,7 @@ async def models(*, pipeline: str | None = None, options: CommonOptions = NONE) 
         output.data(found)
         return OK
     numbers = {v["id"]: v["version"] for v in found}
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (
             v["version"],
             v["status"],
@@ -57,6 +57,9 @@ async def models(*, pipeline: str | None = None, options: CommonOptions = NONE) 
         return OK
     columns = ["version", "status", "model", "base", "provider", "dataset", "follows"]
     columns += ["held-out loss", "run", "made"]
+    if any(v["prompt"] for v in found):
+        columns.append("prompt")
+        rows = [(*row, v["prompt"] or "") for row, v in zip(rows, found, strict=True)]
     output.table(columns, rows)
     return OK
 

@@ -50,8 +50,8 @@ async def start(
     recipe: Annotated[
         list[str] | None,
         Parameter(
-            help="How a candidate is made: make=as_is,model=M,provider=P, or make=train. May be "
-            "given several times; instead of those of the settings.",
+            help="How a candidate is made: make=as_is,model=M,provider=P, or make=prompt,hash=H, "
+            "or make=train. May be given several times; instead of those of the settings.",
             negative="",
         ),
     ] = None,

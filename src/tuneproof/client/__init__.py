@@ -18,5 +18,6 @@ from __future__ import annotations
 
 from tuneproof.client.clients import AsyncClient, Client, Status
 from tuneproof.client.state import Choice
+from tuneproof.prompts import Prompt
 
-__all__ = ["AsyncClient", "Choice", "Client", "Status"]
+__all__ = ["AsyncClient", "Choice", "Client", "Prompt", "Status"]

@@ -20,6 +20,7 @@ from tuneproof.client.journal import Journal
 from tuneproof.client.refresher import POLL_S, Refresher
 from tuneproof.client.sender import FLUSH_S, Sender
 from tuneproof.client.state import Choice, HeldRouting
+from tuneproof.prompts import Prompt
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class ClientOptions(TypedDict, total=False):
     token: str | None
     state_dir: str | os.PathLike[str] | None
     defaults: Mapping[str, str] | None
+    prompts: Mapping[str, Prompt] | None
     push: bool
     poll_s: float
     flush_s: float
@@ -87,7 +89,8 @@ class Client:
     """Chooses models and records what came of them.
 
     `state_dir` keeps the last routing and events on their way across restarts; without it both
-    live in memory only. `defaults` (task -> model) answer before the service was ever heard;
+    live in memory only. `defaults` (task -> model) answer before the service was ever heard, by
+    `prompts` (task -> prompt) where the service owns those;
     without one, `choose` waits for that at most until `first_wait_s` after the start, then
     raises `NotFoundError`. `push=False` polls every `poll_s` instead of listening.
 
@@ -101,6 +104,7 @@ class Client:
         token: str | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         defaults: Mapping[str, str] | None = None,
+        prompts: Mapping[str, Prompt] | None = None,
         push: bool = True,
         poll_s: float = POLL_S,
         flush_s: float = FLUSH_S,
@@ -112,7 +116,7 @@ class Client:
         self._push, self._poll_s, self._flush_s = push, poll_s, flush_s
         self._first_wait_s = first_wait_s
         path = None if self._folder is None else self._folder / "routing.json"
-        self._state = HeldRouting(path=path, defaults=defaults or {})
+        self._state = HeldRouting(path=path, defaults=defaults or {}, prompts=prompts or {})
         self._state.load()
         self._closed = False
         self._begin()

@@ -57,7 +57,7 @@ class Refresher:
     def refresh(self) -> bool:
         """Ask for the routing once; False where no usable answer came."""
         try:
-            answer = self._line.call("GET", "/routing")
+            answer = self._line.call("GET", "/routing?knows=prompts")
             if answer.status != 200:
                 raise OSError(f"{answer.status} {answer.reason}")
             table: RoutingTable = json.loads(answer.body)

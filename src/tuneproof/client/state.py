@@ -9,12 +9,14 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, NotRequired, TypedDict
 
 from xxhash import xxh3_64_intdigest
 
 from tuneproof.assignment import BUCKETS, SEPARATOR, bucket, candidate_buckets
-from tuneproof.errors import NotFoundError
+from tuneproof.errors import NotFoundError, StateError
+from tuneproof.prompts import Prompt, PromptDocument
 
 log = logging.getLogger("tuneproof.client")
 _made = tuple.__new__
@@ -37,6 +39,28 @@ class Choice(NamedTuple):
     version: int
     model_version: str | None
     source: str
+    prompt: Prompt | None = None
+    """By which the model is to be asked; None: by what the application asks itself."""
+
+    def messages(self, **variables: object) -> list[dict[str, str]]:
+        """What the model is to be asked, for these values of the task's variables.
+
+        Raises `InputError` for one that is missing, `StateError` where the application owns the
+        prompt.
+        """
+        if self.prompt is None:
+            raise StateError(
+                f"No prompt is known for {self.task}: the application owns it, or the service was "
+                "not heard yet.",
+                mend=f'Set prompt_owner = "variant" in [tasks.{self.task}] of the service; and '
+                "give the client `prompts={task: prompt}` for the time before it hears from it.",
+            )
+        return self.prompt.render(variables)
+
+    @property
+    def parameters(self) -> Mapping[str, object]:
+        """How the model is to answer: temperature and the like, as fields of the request."""
+        return {} if self.prompt is None else self.prompt.parameters
 
 
 class ModelRow(TypedDict):
@@ -44,6 +68,7 @@ class ModelRow(TypedDict):
 
     model_id: str
     version: NotRequired[str | None]
+    prompt: NotRequired[str | None]
 
 
 class LaneRow(TypedDict):
@@ -63,6 +88,8 @@ class RouteRow(LaneRow):
     phase: NotRequired[int]
     version: NotRequired[int]
     lanes: NotRequired[list[LaneRow]]
+    knowing: NotRequired[RouteRow]
+    """On disk: the row itself, where it has prompts."""
 
 
 class RoutingTable(TypedDict):
@@ -70,9 +97,10 @@ class RoutingTable(TypedDict):
 
     routing: list[RouteRow]
     version: NotRequired[int]
+    prompts: NotRequired[dict[str, PromptDocument]]
 
 
-_Rest = tuple[str, str, str | None, int, int, str | None, str]
+_Rest = tuple[str, str, str | None, int, int, str | None, str, Prompt | None]
 """A choice's fields after its unit: what all choices of one task and arm share."""
 
 
@@ -97,14 +125,21 @@ class _Route:
 class HeldRouting:
     """The routes of all tasks; replaced whole, so readers need no lock."""
 
-    def __init__(self, *, path: Path | None, defaults: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        path: Path | None,
+        defaults: Mapping[str, str],
+        prompts: Mapping[str, Prompt] = MappingProxyType({}),
+    ) -> None:
         self._path = path
         self._routes: dict[str, _Route] = {}
         self._defaults: dict[str, _Rest] = {
-            task: (model, "baseline", None, 0, 0, None, "default")
+            task: (model, "baseline", None, 0, 0, None, "default", prompts.get(task))
             for task, model in defaults.items()
         }
-        self._table: list[RouteRow] | None = None
+        self._table: tuple[list[RouteRow], Mapping[str, PromptDocument]] | None = None
+        self._prompts: dict[str, Prompt] = {}
         self._saving = threading.Lock()
         self.version = 0
         self.heard = False
@@ -127,12 +162,12 @@ class HeldRouting:
         if lane is None:
             place, number = divmod(place, len(route.lanes))
             lane = route.lanes[number]
-        model, arm, subject, phase, version, model_version, source = (
+        model, arm, subject, phase, version, model_version, source, prompt = (
             lane.candidate if place < lane.buckets else lane.baseline
         )
         return _made(
             Choice,
-            (task, unit, model, arm, subject, phase, version, model_version, source),
+            (task, unit, model, arm, subject, phase, version, model_version, source, prompt),
         )
 
     def _default(self, task: str) -> _Rest:
@@ -162,7 +197,7 @@ class HeldRouting:
         if self._path is None:
             return False
         try:
-            self._take(json.loads(self._path.read_bytes()), source="disk")
+            self._take(_knowing(json.loads(self._path.read_bytes())), source="disk")
         except FileNotFoundError:
             return False
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -172,15 +207,18 @@ class HeldRouting:
 
     def update(self, answer: RoutingTable) -> None:
         """Take the answer of `GET /routing`, and keep it on disk when it changed."""
-        changed = answer["routing"] != self._table
+        changed = (answer["routing"], answer.get("prompts", {})) != self._table
         self._take(answer, source="service")
         if changed:
             self._save(answer)
 
     def _take(self, answer: RoutingTable, *, source: str) -> None:
-        routes = {row["task"]: _route(row, source) for row in answer["routing"]}
-        self._routes = routes
-        self._table = list(answer["routing"])
+        told = answer.get("prompts", {})
+        known = self._prompts  # those that stay are not read again: they never change
+        prompts = {hash: known.get(hash) or Prompt.of(row) for hash, row in told.items()}
+        routes = {row["task"]: _route(row, source, prompts) for row in answer["routing"]}
+        self._routes, self._prompts = routes, prompts
+        self._table = (list(answer["routing"]), told)
         self.version = int(answer.get("version", 0))
         self.heard = True
         self.filled.set()
@@ -192,18 +230,43 @@ class HeldRouting:
         try:
             with self._saving:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(json.dumps(answer))
+                temporary.write_text(json.dumps(_for_all(answer)))
                 os.replace(temporary, self._path)
         except OSError as error:
             log.warning("The routing could not be kept in %s: %s", self._path, error)
 
 
-def _route(row: RouteRow, source: str) -> _Route:
+def _for_all(answer: RoutingTable) -> Mapping[str, object]:
+    """What is kept: a client of before, which knows no prompts, finds the baselines alone there."""
+    return {**answer, "routing": [_plain(row) for row in answer["routing"]]}
+
+
+def _plain(row: RouteRow) -> RouteRow:
+    lanes: list[LaneRow] = list(row.get("lanes") or [row])
+    models = [row["baseline"], *(lane.get("candidate") for lane in lanes)]
+    if not any(model is not None and model.get("prompt") for model in models):
+        return row
+    return {
+        "task": row["task"],
+        "baseline": row["baseline"],
+        "version": row.get("version", 0),
+        "knowing": row,
+    }
+
+
+def _knowing(kept: RoutingTable) -> RoutingTable:
+    return {**kept, "routing": [row.get("knowing", row) for row in kept["routing"]]}
+
+
+def _route(row: RouteRow, source: str, prompts: Mapping[str, Prompt]) -> _Route:
     baseline, phase = row["baseline"], int(row.get("phase", 0))
     version = int(row.get("version", 0))
 
     def rest(model: ModelRow, arm: str, subject: str | None) -> _Rest:
-        return model["model_id"], arm, subject, phase, version, model.get("version"), source
+        hash = model.get("prompt")
+        prompt = None if hash is None else prompts[hash]
+        known = (model["model_id"], arm, subject, phase, version, model.get("version"), source)
+        return *known, prompt
 
     def lane(part: LaneRow) -> _Lane:
         candidate, subject = part.get("candidate"), part.get("subject")

@@ -27,7 +27,15 @@ from tuneproof.collection import (
     Window,
 )
 from tuneproof.curation.files import DatasetFiles
-from tuneproof.curation.lines import NOT_UTF8, Cleaner, ColumnText, LineMaker, TrainingLine
+from tuneproof.curation.lines import (
+    NOT_UTF8,
+    Cleaner,
+    ColumnText,
+    LineMaker,
+    TrainingLine,
+    asked_by,
+    line_maker,
+)
 from tuneproof.curation.sift import (
     KEPT_BACK,
     TRAIN,
@@ -142,7 +150,7 @@ class _Curation:
         self._dropped = Dropped()
         self._seen = Seen()
         self._cleaner = Cleaner(options.personal_data)
-        self._makers = [LineMaker(task) for task in self._tasks]
+        self._makers = [line_maker(task) for task in self._tasks]
         columns = (c for task in self._tasks for c in (*task.columns, task.completion))
         self._columns = tuple(dict.fromkeys(columns))
         self._personas: Counter[tuple[str, str]] = Counter()
@@ -312,6 +320,7 @@ class _Curation:
                     "completion": task.completion,
                     "empty_prompt": task.empty_prompt,
                     "system": task.system,
+                    **asked_by(task),
                     "examples": examples[task.name],
                     **self.files.tasks[task.name].counts,
                 }

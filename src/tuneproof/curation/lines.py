@@ -16,7 +16,7 @@ import orjson
 from tuneproof.collection import Task
 from tuneproof.curation.rules import has_special_token, redact
 
-__all__ = ["Cleaner", "ColumnText", "LineMaker", "TrainingLine"]
+__all__ = ["Cleaner", "ColumnText", "LineMaker", "TrainingLine", "asked_by", "line_maker"]
 
 NOT_UTF8: Final = "not_utf8"
 SPECIAL_TOKEN: Final = "special_token"
@@ -112,6 +112,40 @@ class LineMaker:
         line = b"".join((self._head, prompt, _MIDDLE, answer.json, _END))
         tokens = (len(prompt) // 4 or 1) + (len(answer.json) // 4 or 1) + self._about
         return TrainingLine(line, answer.text, fault, tokens, not empty)
+
+
+class PromptLineMaker(LineMaker):
+    """Makes the lines of a task whose prompt is a variant's: each message may have variables."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        assert task.asked_by is not None
+        self._asked_by = task.asked_by
+
+    def line(self, texts: Mapping[str, ColumnText]) -> TrainingLine:
+        """The line for a post whose columns' texts are these."""
+        answer = texts[self._completion]
+        found = [texts[column] for column in self._columns]
+        faults = [one.fault for one in (answer, *found) if one.fault is not None]
+        fault = NOT_UTF8 if NOT_UTF8 in faults else next(iter(faults), None)
+        has_input = any(one.text.strip() for one in found)
+        if fault == NOT_UTF8:
+            return TrainingLine(b"", answer.text, fault, 1, has_input)
+        values = {column: texts[column].text for column in self._columns}
+        chat = [*self._asked_by.render(values), {"role": "assistant", "content": answer.text}]
+        line = orjson.dumps({"messages": chat})
+        tokens = sum(len(message["content"].encode()) // 4 or 1 for message in chat)
+        return TrainingLine(line, answer.text, fault, tokens, has_input)
+
+
+def line_maker(task: Task) -> LineMaker:
+    """What makes the lines of a task."""
+    return LineMaker(task) if task.asked_by is None else PromptLineMaker(task)
+
+
+def asked_by(task: Task) -> dict[str, object]:
+    """What a manifest says of the prompt that a task's examples are made by."""
+    return {} if task.asked_by is None else {"asked_by": task.asked_by.document()}
 
 
 def _escaped(text: str) -> bytes:

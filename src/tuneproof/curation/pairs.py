@@ -33,7 +33,7 @@ import orjson
 from tuneproof.collection import NO_TIME, Collected, Curator, Post, TrainingDataBatch
 from tuneproof.curation.curate import CurationOptions
 from tuneproof.curation.files import DatasetFiles
-from tuneproof.curation.lines import Cleaner, LineMaker
+from tuneproof.curation.lines import Cleaner, LineMaker, asked_by, line_maker
 from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, Dropped, side_of, split_key
 from tuneproof.errors import ConfigError
 
@@ -136,7 +136,7 @@ class _Pairing:
         self._tasks = collected.tasks
         self._dropped = Dropped()
         self._cleaner = Cleaner(options.rules.personal_data)
-        self._makers = [LineMaker(task) for task in self._tasks]
+        self._makers = [line_maker(task) for task in self._tasks]
         columns = (c for task in self._tasks for c in (*task.columns, task.completion))
         self._columns = tuple(dict.fromkeys(columns))
         self._competed: dict[tuple[str, str, bytes], list[_Answer]] = {}
@@ -290,6 +290,7 @@ class _Pairing:
                 task.name: {
                     "prompt": task.prompt,
                     "completion": task.completion,
+                    **asked_by(task),
                     "examples": examples[task.name],
                     **self.files.tasks[task.name].counts,
                 }

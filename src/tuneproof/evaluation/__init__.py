@@ -20,6 +20,7 @@ from tuneproof.evaluation.outcomes import (
     fit_outcomes,
 )
 from tuneproof.evaluation.packing import packed, unpacked
+from tuneproof.evaluation.prompted import Prompted
 from tuneproof.evaluation.published import published_posts
 from tuneproof.evaluation.scorers import Messages, Scored, Scorer, Text, ask, sampled
 from tuneproof.evaluation.unsafe import Endpoint, Moderator
@@ -40,6 +41,7 @@ __all__ = [
     "OutcomeModel",
     "OutcomeReport",
     "Prediction",
+    "Prompted",
     "Published",
     "Sample",
     "Scored",

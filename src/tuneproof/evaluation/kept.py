@@ -107,8 +107,11 @@ class _Keeping:
         temperature: float | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Sequence[Completion]:
         """As the provider's."""
+
+        more = {"parameters": parameters} if parameters else {}
 
         async def call() -> list[dict[str, Any]]:
             found = await self._provider.complete(
@@ -119,11 +122,20 @@ class _Keeping:
                 temperature=temperature,
                 seed=seed,
                 timeout_s=timeout_s or CALL_S,
+                **more,
             )
             return [asdict(one) for one in found]
 
         key = _key(
-            "answer", self._provider.name, model, n, max_tokens, temperature, seed, *messages
+            "answer",
+            self._provider.name,
+            model,
+            n,
+            max_tokens,
+            temperature,
+            seed,
+            *more.values(),
+            *messages,
         )
         return [Completion(**one) for one in await self._kept.once(key, call)]
 

@@ -172,8 +172,8 @@ class ModelEvaluator:
         return test
 
     async def _identity(self, candidate: Variant, tx: Tx) -> tuple[str, ...]:
-        dataset = await self._store.versions.dataset_of(candidate.model_id, tx=tx)
-        return identity_of(candidate.model_id, dataset)
+        dataset = await self._store.versions.dataset_of(candidate, tx=tx)
+        return identity_of(candidate.model_id, dataset, candidate.prompt)
 
     @opening
     async def look(

@@ -39,13 +39,20 @@ class Allotment:
     retest: int = 0
 
 
-def identity_of(model_id: str, dataset_hash: str | None = None) -> tuple[str, ...]:
-    """What makes two candidates the same one: the model, or the data it was trained on.
+def identity_of(
+    model_id: str, dataset_hash: str | None = None, prompt: str | None = None
+) -> tuple[str, ...]:
+    """What makes two candidates the same one: the model, with its prompt where it has one, or the
+    data it was trained on.
 
     >>> identity_of("ft:1", "ab12")
     ('model:ft:1', 'dataset:ab12')
+    >>> identity_of("gpt-5-mini", prompt="3f0c")
+    ('variant:gpt-5-mini with 3f0c',)
     """
     data = () if not dataset_hash else (f"dataset:{dataset_hash}",)
+    if prompt is not None:
+        return (f"variant:{model_id} with {prompt}", *data)
     return (f"model:{model_id}", *data)
 
 

@@ -14,6 +14,7 @@ from tuneproof.experiments.records import (
     ExperimentStatus,
     HourRequests,
     Look,
+    Variant,
     Verdict,
 )
 from tuneproof.workflow import Tx
@@ -122,7 +123,7 @@ class LookEvidence(Protocol):
 class DatasetRecords(Protocol):
     """Which dataset made a model."""
 
-    async def dataset_of(self, model_id: str, *, tx: Tx | None = None) -> str | None:
+    async def dataset_of(self, model: Variant, *, tx: Tx | None = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
 
 

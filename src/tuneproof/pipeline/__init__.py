@@ -20,6 +20,7 @@ from tuneproof import workflow
 from tuneproof.collection import Source
 from tuneproof.errors import ConfigError
 from tuneproof.evaluation import Scorer
+from tuneproof.pipeline.prompting import SETTINGS, ensure_asks_for
 from tuneproof.pipeline.records import (
     Hooks,
     NoHooks,
@@ -37,6 +38,7 @@ from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.training import Provider
 
 __all__ = [
+    "SETTINGS",
     "Adapters",
     "FineTuningPipeline",
     "Hooks",
@@ -52,6 +54,7 @@ __all__ = [
     "Stage",
     "StageStatus",
     "StepName",
+    "ensure_asks_for",
     "experiment_alone",
     "rollout_alone",
     "turn",

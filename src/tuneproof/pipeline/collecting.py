@@ -13,6 +13,7 @@ from tuneproof.curation.files import DATASETS
 from tuneproof.curation.pairs import PairOptions, pairs_curator
 from tuneproof.errors import DataError, RetryableError
 from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.prompting import asked_tasks
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.steps import StepName
 from tuneproof.resilience import in_daemon_thread
@@ -90,7 +91,7 @@ async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataB
     for known in (batch, moved):
         if Path(known.train_path).exists():
             return known
-    again = await _built(run, batch.window.until)
+    again = await _built(run, batch.window.until, batch.prompt)
     if again.hash != batch.hash:
         raise DataError(
             f"The posts of {batch.window.since} to {batch.window.until} changed: dataset "
@@ -100,10 +101,11 @@ async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataB
     return again
 
 
-async def _built(run: RunContext, until: datetime) -> TrainingDataBatch:
+async def _built(run: RunContext, until: datetime, prompt: str | None = None) -> TrainingDataBatch:
+    """The dataset, by the prompt in use, or by the one with this hash."""
     source = run.parts.source(run.config, run.arguments.posts)
     try:
-        tasks = [run.parts.tasks[name] for name in run.config.tasks]
+        tasks = await asked_tasks(run, prompt)
         collecting = collector(
             run.config, source, tasks, directory=run.parts.directory, clock=run.parts.clock
         )

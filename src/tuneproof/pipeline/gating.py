@@ -26,6 +26,7 @@ from tuneproof.evaluation import (
     Moderator,
     OutcomeModel,
     Prediction,
+    Prompted,
     Published,
     Scorer,
     fit_outcomes,
@@ -44,7 +45,15 @@ from tuneproof.pipeline.routing import base_of, baseline_of, manager_of
 from tuneproof.pipeline.steps import StepName
 from tuneproof.resilience import end_tasks
 from tuneproof.settings import PipelineConfig
-from tuneproof.training import Deploys, Embeds, ModelVersion, Moderates, Provider, VersionStatus
+from tuneproof.training import (
+    Answers,
+    Deploys,
+    Embeds,
+    ModelVersion,
+    Moderates,
+    Provider,
+    VersionStatus,
+)
 from tuneproof.workflow import Tx
 
 log = logging.getLogger(__name__)
@@ -99,7 +108,7 @@ class GateStage:
         kept = await kept_of(run, batch)
         await self._learn(batch, base_of(run, version), kept)
         gate = Gate(
-            kept.of(provider),
+            await asked_as(run, kept.of(provider), version.prompt, batch),
             min_improvement=run.config.gate_min_improvement,
             samples=run.config.gate_samples,
             scorers={n: kept.scorer(n, s) for n, s in self._scorers().items()},
@@ -152,7 +161,12 @@ class GateStage:
             return ()
         baseline = await baseline_of(run, version)
         candidate, rival = [
-            Asked(provider=kept.of(await answering(run, model)), model=model.model_id)
+            Asked(
+                provider=await asked_as(
+                    run, kept.of(await answering(run, model)), model.prompt, batch
+                ),
+                model=model.model_id,
+            )
             for model in (variant_of(version), baseline)
         ]
         return tuple(
@@ -287,6 +301,17 @@ class GateStage:
 def leading(judged: Sequence[Judged]) -> Judged:
     """The one that stands for the run: the first that passed, else the first."""
     return next((one for one in judged if one.report.passed), judged[0])
+
+
+async def asked_as(
+    run: RunContext, answers: Answers, prompt: str | None, batch: TrainingDataBatch
+) -> Answers:
+    """Whoever answers, asked by the prompt with this hash what the dataset's prompt had asked."""
+    made_by = batch.prompt
+    if prompt is None or made_by is None:
+        return answers
+    get = run.parts.store.prompts.get
+    return Prompted(answers, (await get(prompt)).prompt, (await get(made_by)).prompt)
 
 
 async def kept_of(run: RunContext, batch: TrainingDataBatch) -> Kept:

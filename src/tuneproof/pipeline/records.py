@@ -34,6 +34,7 @@ from tuneproof.experiments import (
 )
 from tuneproof.experiments.planning import CyclePlan, Prices
 from tuneproof.experiments.store import DatasetRecords, ExperimentRecords, LookEvidence
+from tuneproof.prompts import Prompt
 from tuneproof.rollout import (
     Advice,
     Deployment,
@@ -164,8 +165,31 @@ class VersionRecords(DatasetRecords, Protocol):
     async def save(self, version: ModelVersion, *, tx: Tx | None = None) -> None:
         """Write what training and gate change of a version."""
 
+    async def taken_back(self, model_id: str, *, tx: Tx | None = None) -> Sequence[ModelVersion]:
+        """The versions of this model that did harm."""
+
     async def put_live(self, id: str | None, pipeline: str, *, tx: Tx | None = None) -> None:
         """Make a version the model in use; the one before is retired."""
+
+
+class KeptPrompt(Protocol):
+    """A prompt as it was kept."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """What it says."""
+
+
+class PromptRecords(Protocol):
+    """Where prompts are kept."""
+
+    async def keep(
+        self, prompt: Prompt, *, origin: str, parent: str | None = None, tx: Tx | None = None
+    ) -> bool:
+        """Keep a prompt under its hash; whether it was new."""
+
+    async def get(self, hash: str, *, tx: Tx | None = None) -> KeptPrompt:
+        """The prompt with this hash. Raises `NotFoundError`."""
 
 
 class TrackingOutbox(Protocol):
@@ -232,6 +256,10 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
     @property
     def versions(self) -> VersionRecords:
         """The versions."""
+
+    @property
+    def prompts(self) -> PromptRecords:
+        """The prompts."""
 
     @property
     def moves(self) -> RunMoves:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from tuneproof import workflow
 from tuneproof.experiments import Variant
 from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.prompting import with_prompt
 from tuneproof.pipeline.steps import StepName
 from tuneproof.rollout import DeploymentManager
 from tuneproof.training import ModelVersion
@@ -33,10 +34,11 @@ async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -
     for task in config.tasks:
         routing = await parts.store.routing.get(task, tx=tx)
         if routing is not None:
-            return routing.baseline
+            return await with_prompt(run, routing.baseline, tx)
     named = (parts.models_in_use.get(task) for task in config.tasks)
     found = next((m for m in named if m), Variant(model_id=base_model))
-    return replace(found, provider=parts.place(found.provider or config.provider))
+    found = replace(found, provider=parts.place(found.provider or config.provider))
+    return await with_prompt(run, found, tx)
 
 
 async def baseline_of(run: RunContext, version: ModelVersion, tx: Tx | None = None) -> Variant:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
@@ -20,11 +20,13 @@ from tuneproof.pipeline.jobs import (
     trainer_of,
 )
 from tuneproof.pipeline.preflight import Cleared, Preflight
+from tuneproof.pipeline.prompting import SETTINGS, ensure_asks_for, owned_task, prompt_in_use
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.routing import model_in_use
 from tuneproof.pipeline.search import Searched, Trained, TrialSearch, shown_trials
 from tuneproof.pipeline.steps import StepName
 from tuneproof.settings import PipelineConfig
+from tuneproof.settings.recipes import PROMPT, TRAIN, Recipe
 from tuneproof.training import ModelVersion, Trial, VersionStatus, new_version_id
 from tuneproof.workflow import Tx
 
@@ -42,6 +44,27 @@ MENDED_BY_RETRY = (
 """What a retry of the training takes from the settings as they are then."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What tells untrained candidates apart, and from the model in use."""
+
+    model_id: str
+    base_model: str = field(compare=False)
+    provider: str
+    prompt: str | None
+
+    @classmethod
+    def of(cls, version: ModelVersion) -> _Made:
+        """What a version is."""
+        assert version.model_id is not None
+        return cls(
+            model_id=version.model_id,
+            base_model=version.base_model,
+            provider=version.provider,
+            prompt=version.prompt,
+        )
+
+
 class TrainStage:
     """From a dataset to trained versions."""
 
@@ -57,7 +80,7 @@ class TrainStage:
         run = self._run
         attempt = await run.begin(Stage.TRAIN)
         trained = await self._train(batch, attempt) if run.config.trains else ()
-        if not run.config.as_they_are:
+        if not run.config.untrained:
             return trained
         taken = await workflow.transaction(StepName.TRAIN_TAKE, self._take, batch)
         run.changed()
@@ -90,27 +113,31 @@ class TrainStage:
 
     async def _take(self, tx: Tx, batch: TrainingDataBatch) -> tuple[ModelVersion, ...]:
         """Record a version of each model that is to be tested as it is."""
-        run, found = self._run, []
-        in_use = await self._in_use(tx)
-        for recipe in run.config.as_they_are:
-            assert recipe.model is not None
-            provider = recipe.provider or run.config.provider
-            run.parts.provider(provider)  # refuses one that has left the settings since
-            if in_use in ((recipe.model, provider), (recipe.model, run.parts.place(provider))):
+        run, in_use = self._run, await self._in_use(tx)
+        found: list[ModelVersion] = []
+        for recipe in run.config.untrained:
+            made = await self._made(recipe, in_use, tx)
+            run.parts.provider(made.provider)  # refuses one that has left the settings since
+            twin = replace(made, provider=run.parts.place(made.provider))
+            if in_use in (made, twin) or made in [_Made.of(version) for version in found]:
+                continue
+            if not run.arguments.force and await self._did_harm(made, tx):
                 continue
             version = ModelVersion(
                 id=new_version_id(run.now),
                 pipeline=run.config.name,
                 run_id=run.id,
                 version="0.0.0",
-                model_id=recipe.model,
-                base_model=recipe.model,
-                provider=provider,
+                model_id=made.model_id,
+                base_model=made.base_model,
+                provider=made.provider,
                 training_job_id=None,
                 dataset_hash=None,
                 tasks=tuple(batch.examples),
                 status=VersionStatus.TRAINED,
                 created_at=run.now,
+                prompt=made.prompt,
+                recipe=recipe.make,
             )
             kept = await run.parts.store.versions.declare(version, tx=tx)
             await self._tell_version(tx, kept, f"model_version:{kept.id}")
@@ -124,14 +151,42 @@ class TrainStage:
             await run.mark_stage(tx, Stage.TRAIN, StageStatus.COMPLETED, detail)
         return tuple(found)
 
-    async def _in_use(self, tx: Tx) -> tuple[str, str]:
+    async def _made(self, recipe: Recipe, in_use: _Made, tx: Tx) -> _Made:
+        """What a recipe makes of the model in use: what it does not say stays."""
+        made = in_use
+        if recipe.model is not None:
+            provider = recipe.provider or self._run.config.provider
+            made = replace(made, model_id=recipe.model, base_model=recipe.model, provider=provider)
+        if recipe.make != PROMPT:
+            return made
+        store, task = self._run.parts.store, owned_task(self._run)
+        assert task is not None
+        if recipe.hash is not None:
+            prompt = (await store.prompts.get(recipe.hash, tx=tx)).prompt
+        else:
+            prompt = recipe.prompt_from(await prompt_in_use(self._run, task, tx))
+            await store.prompts.keep(prompt, origin=SETTINGS, parent=in_use.prompt, tx=tx)
+        ensure_asks_for(task, prompt)
+        return replace(made, prompt=prompt.hash)
+
+    async def _did_harm(self, made: _Made, tx: Tx) -> bool:
+        """Whether the same was taken back before: it is not tried again without a person's word."""
+        find = self._run.parts.store.versions.taken_back
+        return made in [_Made.of(version) for version in await find(made.model_id, tx=tx)]
+
+    async def _in_use(self, tx: Tx) -> _Made:
         """The model in use, and the provider that serves it: a version is where it was made."""
         run = self._run
         found = await model_in_use(run, run.config.base_model or "", tx)
         version = found.version and await run.parts.store.versions.find(found.version, tx=tx)
         if version:
-            return found.model_id, version.provider
-        return found.model_id, found.provider or run.parts.place(run.config.provider)
+            return replace(_Made.of(version), prompt=found.prompt)
+        return _Made(
+            model_id=found.model_id,
+            base_model=found.model_id,
+            provider=found.provider or run.parts.place(run.config.provider),
+            prompt=found.prompt,
+        )
 
     async def cancel(self) -> bool:
         """Cancel the job of an aborted run, where it has one that still runs."""
@@ -169,6 +224,8 @@ class TrainStage:
             tasks=tuple(batch.examples),
             status=VersionStatus.TRAINING,
             created_at=run.now,
+            prompt=batch.prompt,
+            recipe=TRAIN,
         )
         return await run.parts.store.versions.declare(version, tx=tx)
 
@@ -238,6 +295,7 @@ class TrainStage:
                 "dataset": version.dataset_hash or "",
                 "job": version.training_job_id or "",
                 "provider": version.provider,
+                "prompt": version.prompt or "",
             },
         }
         await self._run.tell(tx, "model_version", payload, key)

@@ -137,7 +137,9 @@ class _Turn:
         versions = await self._training.make(batch)
         if not versions:
             raise _Ended(
-                RunStatus.SKIPPED, "Every model that the recipes name is in use: nothing is tested."
+                RunStatus.SKIPPED,
+                "Each candidate that the recipes name is in use, or was taken back: nothing is "
+                "tested. --force tests again what was taken back.",
             )
         self._result = replace(self._result, model_version=versions[0])
         return versions

@@ -19,6 +19,7 @@ from tuneproof.providers.opening import (
     chat_address,
     default_price,
     key_header,
+    length_field,
     open_provider,
     takes_n,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "default_price",
     "dialect_for",
     "key_header",
+    "length_field",
     "open_provider",
     "price_of",
     "read_webhook",

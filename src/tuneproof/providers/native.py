@@ -35,6 +35,7 @@ class Native:
         temperature: float | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Sequence[Completion]:
         """Ask a model for `n` replies. Raises `NotFoundError` for one that is not deployed."""
         return await self._chat.complete(
@@ -45,6 +46,7 @@ class Native:
             temperature=temperature,
             seed=seed,
             timeout_s=timeout_s,
+            parameters=parameters,
         )
 
     async def ensure_deployed(self, model: str) -> None:

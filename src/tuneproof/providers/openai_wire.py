@@ -354,15 +354,16 @@ class OpenAIWire:
         temperature: float | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Sequence[Completion]:
-        """Ask a model for `n` replies.
+        """Ask a model for `n` replies; `parameters` go with them as they are.
 
         The wire reports tokens for the whole answer: the prompt's are put on the first reply,
         the replies' are shared out by the length of their texts, so sums are what is billed.
         """
         body: dict[str, Any] = {"n": n, "temperature": temperature, "seed": seed}
         body[self.dialect.max_tokens_field] = max_tokens
-        body = {k: v for k, v in body.items() if v is not None}
+        body = {**(parameters or {}), **{k: v for k, v in body.items() if v is not None}}
         started_at = self._clock.now()
         answer = await self._chat(model, messages, body, timeout_s=timeout_s)
         latency_ms = (self._clock.now() - started_at).total_seconds() * 1000

@@ -141,6 +141,11 @@ def takes_n(config: Endpoint) -> bool:
     return (NATIVE_CHAT.get(config.kind) or _dialect(config)).takes_n
 
 
+def length_field(config: Endpoint) -> str:
+    """What the provider calls the limit of an answer's length in a chat request."""
+    return (NATIVE_CHAT.get(config.kind) or _dialect(config)).max_tokens_field
+
+
 def default_price(
     kind: str, base_url: str | None, model: str, method: str = "supervised"
 ) -> Price | None:

@@ -85,6 +85,29 @@ class Routing:
         """The candidates that may get units."""
         return tuple(lane.candidate for lane in self.lanes if lane.candidate is not None)
 
+    @cached_property
+    def prompts(self) -> frozenset[str]:
+        """The prompts that somebody is asked by."""
+        models = (self.baseline, *self.candidates)
+        return frozenset(model.prompt for model in models if model.prompt is not None)
+
+    @cached_property
+    def unprompted(self) -> Routing:
+        """What it is to who knows no prompts: the baseline's model for all units, and no evidence.
+
+        Asked by the application's own prompt, a candidate would not be the one that is tested.
+        """
+        if not self.prompts:
+            return self
+        return Routing(
+            task=self.task,
+            baseline=self.baseline,
+            version=self.version,
+            updated_at=self.updated_at,
+            cause=self.cause,
+            previous=self.previous,
+        )
+
     @property
     def candidates_share(self) -> float | None:
         """The share of the units that any candidate serves; None where there is none."""

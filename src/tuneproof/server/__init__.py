@@ -35,6 +35,7 @@ from tuneproof.server import (
     live,
     page,
     problems,
+    prompts,
     webhooks,
 )
 from tuneproof.server.auth import Access, Callers, Reader
@@ -172,6 +173,7 @@ def _routes() -> tuple[BaseRoute, ...]:
         deployment.decide_router(),
         events.router(),
         catalogue.router(),
+        prompts.router(),
         health.router(),
         home.router(),
         health.overview_router(),

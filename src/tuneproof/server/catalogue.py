@@ -13,7 +13,7 @@ from tuneproof.server.state import TheApp
 
 
 class VersionOut(Answer):
-    """A trained model with its lineage."""
+    """What a run made, with its lineage; `prompt` is the hash of that which it is asked by."""
 
     id: str
     pipeline: str
@@ -31,6 +31,8 @@ class VersionOut(Answer):
     heldout_loss: float | None
     base_heldout_loss: float | None
     parent_id: str | None
+    prompt: str | None
+    recipe: str | None
 
 
 def router() -> APIRouter:

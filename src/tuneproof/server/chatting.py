@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneproof.errors import InputError
+from tuneproof.prompts import Prompt
 from tuneproof.server.bodies import dumped, loaded
 from tuneproof.server.models import kept_text
 from tuneproof.server.tickets import Ticket
@@ -17,6 +18,8 @@ from tuneproof.server.wires import CHAT, RESPONSES, Wire
 __all__ = ["ChatRequest", "opened", "size", "task_of"]
 
 PREFIX = "tuneproof/"
+VARIABLES = "prompt_variables"
+LENGTHS = ("max_tokens", "max_completion_tokens")
 MAX_UNIT = 500
 MAX_COVARIATE = 9e9
 
@@ -37,6 +40,8 @@ class ChatRequest:
     covariate: float | None
     headers: Mapping[str, str]
     """The caller's headers that belong to the wire, and go on to the provider."""
+    variables: Mapping[str, Any] | None = None
+    """Of which the task's prompt is made; None where the caller knows no prompts."""
 
     @classmethod
     def read(cls, body: dict[str, Any], task: str, headers: Headers, wire: Wire) -> ChatRequest:
@@ -51,9 +56,11 @@ class ChatRequest:
         if wire is RESPONSES and body.get("background"):
             mend = "Leave it out: a task's answer is waited for."
             raise _refused("background is true, and this gateway keeps no answers.", mend)
+        variables = _variables(body, wire)
         return cls(
             wire=wire,
-            body=body,
+            body={k: v for k, v in body.items() if k != VARIABLES} if VARIABLES in body else body,
+            variables=variables,
             task=task,
             unit=_unit(headers, body, wire),
             stream=bool(body.get("stream")),
@@ -78,6 +85,30 @@ class ChatRequest:
             _go_on(asked)
         return dumped(asked)
 
+    def asked_by(self, prompt: Prompt, length: str = "max_tokens") -> ChatRequest:
+        """The request as this prompt asks it: its messages before the caller's, its parameters in
+        place of theirs. `length` is what the provider calls the limit of an answer's length.
+
+        Raises `InputError`, with status 400.
+        """
+        own = self.body.get("messages") or []
+        roles = [one.get("role") for one in own if isinstance(one, dict)]
+        if "system" in roles or "developer" in roles:
+            raise _refused(
+                f"The prompt of {self.task} is its variant's, and the request has a system message "
+                "of its own.",
+                "Send prompt_variables, and messages that follow what is made of them.",
+            )
+        try:
+            messages = prompt.render(self.variables or {})
+        except InputError as error:
+            raise _refused(error.message, error.mend) from error
+        body, parameters = dict(self.body), dict(prompt.parameters)
+        if "max_tokens" in parameters:
+            body = {k: v for k, v in body.items() if k not in LENGTHS}
+            parameters[length] = parameters.pop("max_tokens")
+        return replace(self, body={**body, **parameters, "messages": [*messages, *own]})
+
     @property
     def messages(self) -> list[dict[str, str]]:
         """What was asked, as texts: of a message in parts the texts among them."""
@@ -85,6 +116,17 @@ class ChatRequest:
             {"role": str(role or ""), "content": _content(content)}
             for role, content in self.wire.messages(self.body)
         ]
+
+
+def _variables(body: Mapping[str, Any], wire: Wire) -> Mapping[str, Any] | None:
+    given = body.get(VARIABLES)
+    if given is None or isinstance(given, dict):
+        if given is not None and wire is not CHAT:
+            mend = "Ask /v1/chat/completions, or send the messages yourself."
+            raise _refused(f"{VARIABLES} cannot be sent with {wire.asked}.", mend)
+        return given
+    mend = 'Send an object such as {"topic": "tea"}, or leave it out.'
+    raise _refused(f"{VARIABLES} is {str(given)[:50]!r}, no object.", mend)
 
 
 def _refused(what: str, mend: str) -> InputError:

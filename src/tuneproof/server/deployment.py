@@ -33,6 +33,7 @@ from tuneproof.server.models import (
 )
 from tuneproof.server.once import once
 from tuneproof.server.problems import RESPONSES
+from tuneproof.server.prompts import PromptText
 from tuneproof.server.state import TheApp
 from tuneproof.settings import PipelineConfig
 
@@ -229,13 +230,18 @@ class Decided(Answer):
     phase: int
     version: int
     unit: str
+    prompt: str | None = Field(
+        default=None, description="By which it is to be asked; only for who knows prompts."
+    )
 
 
 class RoutingAnswer(Answer):
-    """All tasks; `version` grows with each change of any of them."""
+    """All tasks; `version` grows with each change of any of them. Who knows prompts gets those that
+    are served, by their hash."""
 
     version: int
     routing: list[RoutingState]
+    prompts: dict[str, PromptText] | None = None
 
 
 def router() -> APIRouter:
@@ -253,7 +259,7 @@ def router() -> APIRouter:
         async def begin(claim: Claim | None) -> Deployed:
             config = asked.rollout_config
             deployment = await app.rollouts.deploy(
-                model=await asked.model().ref(app),
+                model=asked.model().named(),
                 ab_test_id=asked.evaluation_result.ab_test_id,
                 strategy=asked.deployment_strategy,
                 rollout=None if config is None else config.model_dump(exclude_none=True),
@@ -338,6 +344,15 @@ def _change(action: Action) -> Callable[..., Awaitable[RolloutState]]:
     return change
 
 
+Knows = Annotated[
+    Literal["prompts"] | None,
+    Query(
+        description="`prompts`: the caller asks a model by the prompt that it is told. Who does "
+        "not say so gets the model in use where variants own the prompt, and is no evidence."
+    ),
+]
+
+
 def routing_router() -> APIRouter:
     """The routes under `/routing`: what clients decide by."""
     routes = APIRouter(prefix="/routing", tags=["routing"], responses=RESPONSES)
@@ -353,15 +368,17 @@ def routing_router() -> APIRouter:
         _: Reader,
         after: Annotated[int, Query(ge=0, description="Answer when it is newer.")] = 0,
         wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait.")] = 0,
+        knows: Knows = None,
         seen: Annotated[str | None, Header(alias="If-None-Match")] = None,
     ) -> Response:
         found = app.routing.board.snapshot
         if wait and found.version <= after:
             found = await _newer(app, after, wait)
-        headers = etag(found.version)
+        headers = etag(f"{found.version}-prompts" if knows else found.version)
         if seen is not None and seen == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return Response(found.body, headers=headers, media_type="application/json")
+        body = found.body[knows is not None]
+        return Response(body, headers=headers, media_type="application/json")
 
     @routes.post("/{task}/rollback", summary="Return a task to its old model")
     async def rollback(app: TheApp, caller: Writer, task: str, asked: Reason) -> RolledBack:
@@ -382,8 +399,9 @@ def decide_router() -> APIRouter:
         _: Reader,
         task: Annotated[str, Query(min_length=1, max_length=200)],
         unit: Annotated[str, Query(min_length=1, max_length=MAX_UNIT)],
+        knows: Knows = None,
     ) -> Response:
-        answers = app.routing.board.snapshot.answers
+        answers = app.routing.board.snapshot.answers[knows is not None]
         if task not in answers:
             known = ", ".join(answers) or "none yet"
             raise NotFoundError(

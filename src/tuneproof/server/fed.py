@@ -37,6 +37,7 @@ from tuneproof.errors import (
     by_name,
 )
 from tuneproof.experiments import Comment, Exposure, Ingested, Outcome, RejectedEvent, Variant
+from tuneproof.prompts import Prompt
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, Supervisor
 from tuneproof.rollout import Routing
 from tuneproof.server.auth import CHECK_S
@@ -67,6 +68,7 @@ __all__ = ["FedServing"]
 
 log = logging.getLogger(__name__)
 
+FEED = "/feed?knows=prompts"
 TASK = "feed"
 """The name of the background task."""
 
@@ -114,6 +116,7 @@ class FedServing:
         self._state: FeedState | None = None
         self.receipts: ReceiptKey | None = None
         self._routing: tuple[Routing, ...] = ()
+        self._prompts: Mapping[str, Prompt] = {}
         self._trust_s: Mapping[str, float] = {}
         self._endpoints: dict[Variant, ChatEndpoint] = {}
         self._prices: dict[Variant, Price] = {}
@@ -136,6 +139,7 @@ class FedServing:
             Live(),
             prepare=_nothing,
             trust_s=lambda routing: self._limit_s(routing) - self._kept_s,
+            prompts=_FedPrompts(self),
         )
 
     async def start(self) -> None:
@@ -296,7 +300,7 @@ class FedServing:
         """Take what the service tells until it stops. Raises `StoreUnavailableError`."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_S, sock_read=SILENT_S)
         try:
-            async with self._session.get("/feed", timeout=timeout, read_bufsize=2**26) as answer:
+            async with self._session.get(FEED, timeout=timeout, read_bufsize=2**26) as answer:
                 said = False
                 async for line in answer.content:
                     if not line.endswith(b"\n"):
@@ -338,6 +342,15 @@ class FedServing:
             raise _away(None)
         return self._routing
 
+    def prompts(self, hashes: Collection[str]) -> Mapping[str, Prompt]:
+        """These prompts as told last. Raises `NotFoundError` for one that was not."""
+        absent = [hash for hash in hashes if hash not in self._prompts]
+        if absent:
+            raise NotFoundError(
+                f"The service did not tell the prompt {absent[0]}.", mend="tuneproof prompt list"
+            )
+        return {hash: self._prompts[hash] for hash in hashes}
+
     def _limit_s(self, routing: Routing) -> float:
         """For how long its candidates may be served without a word of the service."""
         return self._trust_s.get(routing.task, math.inf)
@@ -352,6 +365,7 @@ class FedServing:
     def _take(self, state: FeedState) -> None:
         """Know what was told, all of it or, where it cannot be read, none."""
         routing = tuple(routing_of(row) for row in state["routing"])
+        prompts = {hash: Prompt.of(row) for hash, row in state.get("prompts", {}).items()}
         scored, _tokens = frozenset(state["scored"]), state["tokens"]
         trust_s = {
             task: math.inf if limit is None else limit for task, limit in state["trust_s"].items()
@@ -362,6 +376,7 @@ class FedServing:
                 model_id=row["model_id"],
                 version=row["version"],
                 provider=row.get("model_provider"),
+                prompt=row.get("prompt"),
             )
             endpoints[model] = ChatEndpoint(
                 provider=row["provider"],
@@ -372,6 +387,7 @@ class FedServing:
                 timeout_s=row["timeout_s"],
                 key_header=row.get("key_header", ""),
                 takes_n=row.get("takes_n", False),
+                length_field=row.get("length_field", "max_tokens"),
             )
             if row["price"] is not None:
                 prompt, completion = row["price"]
@@ -385,7 +401,7 @@ class FedServing:
         }
         self._scored, self._trust_s = scored, trust_s
         self.receipts = receipts_of(state.get("receipts"))
-        self._routing, self._state = routing, state
+        self._routing, self._prompts, self._state = routing, prompts, state
         self._pickers.told(state.get("pickers", {}))
         served = {endpoint.breaker.name for endpoint in self._endpoints.values()}
         for name in self._breakers.keys() - served:
@@ -484,6 +500,21 @@ class _FedRouting:
     def notices(self) -> AsyncIterator[str]:
         """Something for each word of the service."""
         return self._fed.changes()
+
+
+class _FedPrompts:
+    """The prompts that the service told with the routing."""
+
+    def __init__(self, fed: FedServing) -> None:
+        self._fed = fed
+
+    async def of(self, hashes: Collection[str]) -> Mapping[str, Prompt]:
+        """As told last. Raises `NotFoundError` for one that was not."""
+        return self._fed.prompts(hashes)
+
+    def asked(self, routing: Routing) -> Routing:
+        """As the service said."""
+        return routing
 
 
 async def _nothing(_models: Iterable[Variant]) -> None:

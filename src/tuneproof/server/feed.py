@@ -30,9 +30,11 @@ import orjson
 from tuneproof.app import ReceiptKey
 from tuneproof.errors import ConfigError, InputError, StoreUnavailableError, TuneProofError
 from tuneproof.experiments import Variant
+from tuneproof.prompts import PromptDocument
 from tuneproof.resilience import BreakerEvent, State
 from tuneproof.rollout import Lane, Routing
 from tuneproof.server.auth import CHECK_S, MOST_TOKENS
+from tuneproof.server.hot import KNOWS
 from tuneproof.server.problems import problem, status_of
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class EndpointRow(TypedDict):
     timeout_s: float
     key_header: str
     takes_n: bool
+    prompt: str | None  # of the variant that is served so
+    length_field: str
     price: tuple[float | None, float | None] | None
 
 
@@ -113,6 +117,7 @@ class FeedState(TypedDict):
     trainer: str | None  # where the embedded one is
     tokens: dict[str, TokenRow]  # by their hash
     receipts: ReceiptRow
+    prompts: dict[str, PromptDocument]  # by their hash
 
 
 class Feed:
@@ -133,7 +138,7 @@ class Feed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["path"] == "/feed":
-            await self._follow(receive, send)
+            await self._follow(receive, send, knows=scope["query_string"] == KNOWS)
             return
         try:
             door = self._doors.get(scope["path"])
@@ -150,8 +155,8 @@ class Feed:
         await send({"type": "http.response.start", "status": status, "headers": _JSON})
         await send({"type": "http.response.body", "body": body})
 
-    async def _follow(self, receive: Receive, send: Send) -> None:
-        """Tell of every change until the gateway leaves."""
+    async def _follow(self, receive: Receive, send: Send, *, knows: bool) -> None:
+        """Tell of every change until the gateway leaves; one of before `knows` no prompts."""
         await send({"type": "http.response.start", "status": 200, "headers": _JSON})
         told: dict[str, Any] | None = None
         self._app.metrics.gateways.inc()
@@ -162,7 +167,7 @@ class Feed:
                 contextlib.suppress(asyncio.CancelledError),  # the service stops: end it well
             ):
                 while not leaving.done():
-                    now = await self._state()
+                    now = await self._state(knows)
                     line = b"{}\n"
                     if now is not None and now != told:
                         line, told = self._line(now), now
@@ -178,14 +183,15 @@ class Feed:
     def _line(state: dict[str, Any]) -> bytes:
         return orjson.dumps({**state, "at": datetime.now(UTC)}) + b"\n"
 
-    async def _state(self) -> dict[str, Any] | None:
+    async def _state(self, knows: bool) -> dict[str, Any] | None:
         """The state but for its time; None where the routing was never read."""
         try:
             snapshot = self._serving.routing
         except StoreUnavailableError:
             return None
         return {
-            "routing": [_row(one) for one in snapshot.routing],
+            "routing": [_row(one if knows else one.unprompted) for one in snapshot.routing],
+            "prompts": {hash: one.document() for hash, one in snapshot.prompts.items()},
             "trust_s": {one.task: self._app.routing.board.trust_s(one) for one in snapshot.routing},
             "endpoints": [
                 row
@@ -222,6 +228,8 @@ class Feed:
             "timeout_s": found.timeout_s,
             "key_header": found.key_header,
             "takes_n": found.takes_n,
+            "prompt": model.prompt,
+            "length_field": found.length_field,
             "price": None if price is None else (price.prompt, price.completion),
         }
 

@@ -13,6 +13,7 @@ from tuneproof.errors import ConflictError
 from tuneproof.pipeline import Stage, StageStatus
 from tuneproof.server.auth import Reader, Writer
 from tuneproof.server.models import (
+    HASH,
     Answer,
     Cursor,
     IdempotencyKey,
@@ -56,11 +57,18 @@ USER_REQUESTED = "user_requested"
 
 
 class RecipeRequest(Strict):
-    """How a run makes one candidate: it takes a model as it is, or trains one."""
+    """How a run makes one candidate: it takes a model as it is, asks one by another prompt,
+    or trains one. Of a prompt, what is not said is as in use."""
 
-    make: Literal["as_is", "train"] = "train"
+    make: Literal["as_is", "prompt", "train"] = "train"
     model: str | None = Field(default=None, min_length=1, max_length=500)
     provider: str | None = Field(default=None, min_length=1, max_length=200)
+    hash: str | None = Field(default=None, pattern=HASH, description="A prompt that was kept.")
+    prompt: str | None = Field(default=None, min_length=1, max_length=100_000)
+    system: str | None = Field(default=None, min_length=1, max_length=100_000)
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="How the model is to answer; not said: as in use."
+    )
 
 
 class StartRequest(Strict):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -24,6 +24,7 @@ from fastapi.responses import JSONResponse
 from tuneproof.errors import ConflictError, NotFoundError, QuotaExhaustedError, TuneProofError
 from tuneproof.experiments import Arm, Exposure, Variant
 from tuneproof.experiments.histories import HISTORY_PHASE, history_of
+from tuneproof.prompts import Prompt
 from tuneproof.resilience import CircuitBreaker, State
 from tuneproof.server.auth import Scope, authorise
 from tuneproof.server.chatting import PREFIX, ChatRequest
@@ -61,6 +62,11 @@ _CHAT: dict[str, Any] = {
         "messages": {"type": "array", "items": {"type": "object"}},
         "user": {"type": "string", "description": "The unit, unless x-tuneproof-unit says it."},
         "stream": {"type": "boolean"},
+        "prompt_variables": {
+            "type": "object",
+            "description": "Of which the task's prompt is made, where variants own that; "
+            "`messages` then follow it, and may be empty.",
+        },
     },
     "example": {
         "model": "tuneproof/hook",
@@ -93,10 +99,23 @@ class Decision:
     failed: bool = False
     picker: Picker | None = None
     """Who picks among several answers; None where one is asked for."""
+    prompts: Mapping[str, Prompt] | None = None
+    """Of the routing, by hash; None where who asks says what the model is asked."""
 
     def fallen_back(self) -> Decision:
         """The same decision, answered by the baseline since the candidate's provider failed."""
         return replace(self, model=self.routing.baseline, failed=True)
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """By which the model is asked; None where who asks says it."""
+        hash = self.model.prompt
+        return None if self.prompts is None or hash is None else self.prompts[hash]
+
+    def asking(self, asked: ChatRequest, length: str = "max_tokens") -> ChatRequest:
+        """What the model is asked. Raises `InputError`, with status 400."""
+        prompt = self.prompt
+        return asked if prompt is None else asked.asked_by(prompt, length)
 
     def answered_as(self, theirs: str) -> Decision:
         """The same decision, whose receipt names the provider's own id of the answer."""
@@ -107,7 +126,9 @@ class Decision:
         """What the answer says of it."""
         subject = (self.ticket.subject if self.routing.lanes else None) or ""
         model = self.model.model_id
-        same = _headers(self.routing.task, self.arm, model, subject, self.failed)
+        prompt = self.prompt
+        named = "" if prompt is None else prompt.hash
+        same = _headers(self.routing.task, self.arm, model, subject, self.failed, named)
         unit = self.unit if self.unit.isalnum() and self.unit.isascii() else _quoted(self.unit)
         found = [*same, (b"x-tuneproof-unit", unit.encode())]
         if self.picker is not None:
@@ -143,7 +164,13 @@ class Gateway:
                 mend="Ask GET /decide or the client which model serves a unit; or set "
                 f'served_by = "gateway" in [tasks.{asked.task}].',
             )
-        decision = decide(routing, asked.unit, self._serving.now(), self._serving.receipts)
+        now, key = self._serving.now(), self._serving.receipts
+        if asked.variables is None:
+            decision = decide(routing.unprompted, asked.unit, now, key)
+        else:
+            decision = decide(routing, asked.unit, now, key)
+            decision = replace(decision, prompts=self._serving.routing.prompts)
+            asked = decision.asking(asked)  # what is wrong with it is said before anybody is asked
         picker = self._serving.picker(asked.task)
         if picker is None or not may_pick(asked):
             return decision
@@ -224,6 +251,7 @@ class Gateway:
     ) -> Reply | Refused:
         """An answer, or a refusal: it says nothing against the provider."""
         model, picker = decision.model.model_id, decision.picker
+        asked = decision.asking(asked, endpoint.length_field)
         try:
             with self._tracing.asking(endpoint.provider, model) as carried:
                 if carried:
@@ -255,6 +283,7 @@ class Gateway:
         routing, subject = decision.routing, decision.ticket.subject
         if subject is None:
             return
+        asked = decision.asking(asked)
         text = usage = None
         if written is not None:
             if written.whole and not error and written.texts:
@@ -334,7 +363,7 @@ def _unknown(model: str) -> NotFoundError:
 
 @lru_cache(maxsize=1024)
 def _headers(
-    task: str, arm: Arm, model: str, subject: str, failed: bool
+    task: str, arm: Arm, model: str, subject: str, failed: bool, prompt: str
 ) -> tuple[tuple[bytes, bytes], ...]:
     found = {
         "task": task,
@@ -342,6 +371,7 @@ def _headers(
         "model": model,
         "subject": subject,
         "fallback": "true" if failed else "",
+        "prompt": prompt,
     }
     return tuple(
         (f"x-tuneproof-{name}".encode(), _quoted(value).encode())

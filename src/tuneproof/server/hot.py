@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tuneproof.server.auth import Callers
 
 PATHS = frozenset({"/decide", "/routing"})
+KNOWS = b"knows=prompts"
+"""How who asks says that it can ask a model by the prompt that it is told."""
+
 MAX_UNIT = 500
 
 Headers = list[tuple[bytes, bytes]]
@@ -71,12 +74,14 @@ def answer(snapshot: RoutingSnapshot, path: str, scope: Scope) -> tuple[int, byt
     if path == "/decide":
         body = decision(snapshot, scope["query_string"])
         return None if body is None else (200, body, _headers(body))
-    if scope["query_string"]:
+    query = scope["query_string"]
+    if query and query != KNOWS:
         return None
-    tag = b'"%d"' % snapshot.version
+    tag = (b'"%d-prompts"' if query else b'"%d"') % snapshot.version
     if (b"if-none-match", tag) in scope["headers"]:
         return 304, b"", [(b"etag", tag), _SAFE]
-    return 200, snapshot.body, [*_headers(snapshot.body), (b"etag", tag)]
+    body = snapshot.body[bool(query)]
+    return 200, body, [*_headers(body), (b"etag", tag)]
 
 
 def _headers(body: bytes) -> Headers:
@@ -84,13 +89,15 @@ def _headers(body: bytes) -> Headers:
 
 
 def decision(snapshot: RoutingSnapshot, query: bytes) -> bytes | None:
-    """The answer to `task=…&unit=…`; None where it is not as plain as that."""
+    """The answer to `task=…&unit=…`, maybe with `&knows=prompts`; None where it is not as plain."""
+    plain = query.removesuffix(b"&" + KNOWS)
+    knows, query = plain != query, plain
     first, _, second = query.partition(b"&")
     if first.startswith(b"unit="):
         first, second = second, first
     if not (first.startswith(b"task=") and second.startswith(b"unit=") and query.isascii()):
         return None
-    answers = snapshot.answers.get(first[5:].decode())
+    answers = snapshot.answers[knows].get(first[5:].decode())
     unit = _text(second[5:])
     if answers is None or unit is None or not 0 < len(unit) <= MAX_UNIT:
         return None

@@ -18,6 +18,7 @@ from pydantic import (
 from tuneproof.errors import InputError
 from tuneproof.experiments import Variant
 from tuneproof.settings import Option, options
+from tuneproof.training import VersionStatus
 
 if TYPE_CHECKING:
     from tuneproof.app import App
@@ -130,6 +131,10 @@ class Strict(Bulk):
         return value
 
 
+HASH = "^[0-9a-f]{16}$"
+"""The name of a prompt."""
+
+
 class Answer(BaseModel):
     """A response."""
 
@@ -148,18 +153,33 @@ class Model(Strict):
 
     model_id: str = Field(min_length=1, max_length=500)
     version: str | None = Field(default=None, max_length=100)
+    prompt: str | None = Field(
+        default=None,
+        pattern=HASH,
+        description="The hash of the prompt that it is asked by, where variants own that.",
+    )
 
     async def ref(self, app: App) -> Variant:
-        """As a record; `version` is our id where the model is one that we trained."""
-        known = await app.store.versions.list(model_id=self.model_id, limit=1)
-        if known:
-            return Variant(model_id=self.model_id, version=known[0].id)
-        return Variant(model_id=self.model_id, label=self.version)
+        """As a record; `version` is our id where the model is one that we made.
+
+        Of several with one model it is the one that is named, else that in use, else the newest.
+        """
+        known = await app.store.versions.list(model_id=self.model_id, limit=100)
+        named = [one for one in known if self.version in (one.id, one.version)]
+        fits = [one for one in named or known if self.prompt in (None, one.prompt)]
+        fits.sort(key=lambda one: one.status is not VersionStatus.LIVE)
+        if fits:
+            return Variant(model_id=self.model_id, version=fits[0].id, prompt=fits[0].prompt)
+        return Variant(model_id=self.model_id, label=self.version, prompt=self.prompt)
+
+    def named(self) -> Variant:
+        """As a record that means every version of this name."""
+        return Variant(model_id=self.model_id, prompt=self.prompt)
 
     @classmethod
     def of(cls, ref: Variant) -> Model:
         """Of a record."""
-        return cls(model_id=ref.model_id, version=ref.version or ref.label)
+        return cls(model_id=ref.model_id, version=ref.version or ref.label, prompt=ref.prompt)
 
 
 class Reason(Strict):
@@ -214,7 +234,7 @@ def expected(if_match: str | None) -> int | None:
     return int(text)
 
 
-def etag(version: int) -> dict[str, str]:
+def etag(version: int | str) -> dict[str, str]:
     """The `ETag` header of a version."""
     return {"ETag": f'"{version}"'}
 

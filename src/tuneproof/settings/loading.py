@@ -16,10 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tuneproof.errors import ConfigError
+from tuneproof.errors import ConfigError, InputError
+from tuneproof.prompts import Prompt
 from tuneproof.settings import checks, environment, layers, tables
 from tuneproof.settings.layers import DEFAULT_DIR, Layer
 from tuneproof.settings.pipelines import PipelineConfig
+from tuneproof.settings.recipes import PROMPT, Recipe
 from tuneproof.settings.records import BODY, CLUSTER_KINDS, HOOK, TargetConfig, shown
 from tuneproof.settings.secrets import Secret, Url
 from tuneproof.settings.shadow import Shadow, shadows_of
@@ -160,6 +162,45 @@ class Settings(Tables):
                 value=name,
             )
 
+    def check_recipes(self, config: PipelineConfig) -> None:
+        """Refuse recipes that no run of this pipeline could make; raises `ConfigError`."""
+        where = f"pipelines.{config.name}.recipes"
+        for recipe in config.untrained:
+            if recipe.provider is not None:
+                self._check_provider(where, recipe.provider)
+            if recipe.make == PROMPT:
+                self._check_prompt(where, recipe, config)
+
+    def _check_prompt(self, where: str, recipe: Recipe, config: PipelineConfig) -> None:
+        """A prompt is of one task, which leaves its prompt to variants, and has its variables."""
+        task = self.tasks.get(config.tasks[0]) if len(config.tasks) == 1 else None
+        if task is None or not task.owned_by_variants:
+            raise ConfigError(
+                f"{where} makes a prompt, and the pipeline's tasks "
+                f"({', '.join(config.tasks)}) are not one whose prompt variants own.",
+                mend='Set prompt_owner = "variant" in [tasks.NAME], once the application sends '
+                "variables, and give the task a pipeline of its own.",
+                field=where,
+            )
+        if recipe.prompt is None:
+            return
+        first = Prompt(messages=(("user", task.prompt),), variables=task.columns)
+        try:
+            recipe.prompt_from(first)
+        except InputError as error:
+            raise checks.refuse(where, recipe.prompt, error.message, mend=error.mend) from error
+
+    def _check_owners(self, config: PipelineConfig) -> None:
+        """A version has one prompt, so it is of one task where variants own that."""
+        owned = [t for t in config.tasks if t in self.tasks and self.tasks[t].owned_by_variants]
+        if owned and len(config.tasks) > 1 and config.train_together:
+            raise ConfigError(
+                f"pipelines.{config.name} trains {', '.join(config.tasks)} together, and variants "
+                f"own the prompt of {owned[0]}: a version has one prompt.",
+                mend="Set train_together = false, or give the task a pipeline of its own.",
+                field=f"pipelines.{config.name}.train_together",
+            )
+
     def _check_names(self, config: PipelineConfig) -> None:
         named: list[tuple[str, str, Mapping[str, Any]]]
         named = [("tasks", task, self.tasks) for task in config.tasks]
@@ -170,9 +211,8 @@ class Settings(Tables):
         if config.successor_provider is not None:
             where = f"pipelines.{config.name}.successor_provider"
             self._check_provider(where, config.successor_provider)
-        for recipe in config.as_they_are:
-            if recipe.provider is not None:
-                self._check_provider(f"pipelines.{config.name}.recipes", recipe.provider)
+        self._check_owners(config)
+        self.check_recipes(config)
         if config.gate_moderation is not None:
             where = f"pipelines.{config.name}.gate.moderation"
             self._check_provider(where, config.gate_moderation)

@@ -21,7 +21,7 @@ from tuneproof.settings.fields import (
     Option,
     option,
 )
-from tuneproof.settings.recipes import AS_IS, TRAIN, Recipe, checked_recipes
+from tuneproof.settings.recipes import TRAIN, Recipe, checked_recipes
 
 STRATEGIES = ("gradual_rollout", "canary", "immediate")
 """The rollout strategies; any list of `steps` can be set beside the first."""
@@ -96,9 +96,10 @@ class PipelineConfig(Declaration):
         Option(
             rule=checked_recipes,
             by_request=False,
-            doc="tables of `make`, `model` and `provider`: [how a run makes its "
-            'candidates](../how-to/several-candidates.md#models-as-they-are), `"as_is"` or '
-            '`"train"`; none: it trains one',
+            doc="tables of `make`, `model`, `provider` and the words of a "
+            "[prompt](../how-to/prompts.md): [how a run makes its "
+            'candidates](../how-to/several-candidates.md#models-as-they-are), `"as_is"`, '
+            '`"prompt"` or `"train"`; none: it trains one',
         ),
     )
     train_together: bool = option(
@@ -659,15 +660,15 @@ class PipelineConfig(Declaration):
         return not self.recipes or any(one["make"] == TRAIN for one in self.recipes)
 
     @property
-    def as_they_are(self) -> tuple[Recipe, ...]:
-        """The candidates that are models as their providers have them."""
+    def untrained(self) -> tuple[Recipe, ...]:
+        """The candidates for which nothing is trained."""
         found = (Recipe(**one) for one in self.recipes)
-        return tuple(one for one in found if one.make == AS_IS)
+        return tuple(one for one in found if one.make != TRAIN)
 
     @property
     def lanes(self) -> int:
         """How many candidates a run tests at once, at most."""
-        return self.candidates * self.trains + len(self.as_they_are)
+        return self.candidates * self.trains + len(self.untrained)
 
     def _check_searched(self) -> None:
         """Several trained candidates come of a search."""

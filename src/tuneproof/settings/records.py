@@ -53,6 +53,14 @@ class TaskConfig:
         "Create engaging content", Option(doc="where all of the prompt's columns are empty")
     )
     system: str | None = option(None, Option(doc="system message"))
+    prompt_owner: str = option(
+        "application",
+        Option(
+            choices=("application", "variant"),
+            doc="who says what the task's models are asked; `variant`: the model's "
+            "[prompt does](../how-to/prompts.md), and the application sends its variables",
+        ),
+    )
     model: str | None = option(
         None,
         Option(
@@ -138,6 +146,18 @@ class TaskConfig:
         except ValueError as error:
             mend = 'Write columns in braces, such as "{original_input}"; double a brace to keep it.'
             raise checks.refuse("prompt", self.prompt, "must be a template", mend=mend) from error
+        if self.owned_by_variants:
+            self._check_first_prompt()
+
+    def _check_first_prompt(self) -> None:
+        """In a prompt a name in braces is a variable: as text it would be filled."""
+        for name, text in (("system", self.system or ""), ("empty_prompt", self.empty_prompt)):
+            if any(f"{{{column}}}" in text for column in self.columns):
+                rule = "may not name a variable in braces where variants own the prompt"
+                raise checks.refuse(name, text, rule, mend="Write it without the braces.")
+        if any(f"{{{{{name}}}}}" in self.prompt for name in self.columns):
+            rule = "may not have a variable in doubled braces where variants own the prompt"
+            raise checks.refuse("prompt", self.prompt, rule, mend="Write it without the braces.")
 
     def _check_shadow(self) -> None:
         if self.shadow_model is None:
@@ -154,6 +174,11 @@ class TaskConfig:
     def asked_here(self) -> bool:
         """Whether the gateway, and so our checks, may ask this task's models."""
         return self.served_by == "gateway"
+
+    @property
+    def owned_by_variants(self) -> bool:
+        """Whether a variant's prompt says what the task's models are asked."""
+        return self.prompt_owner == "variant"
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from tuneproof.store.idempotency import Claim, Idempotency, KeptAnswer
 from tuneproof.store.ids import uuid7
 from tuneproof.store.migrate import HEAD as SCHEMA
 from tuneproof.store.paging import Page
+from tuneproof.store.prompts import KeptPrompt
 from tuneproof.store.rollups import ArmStratum
 from tuneproof.store.runs import Run, RunStatus
 from tuneproof.store.scores import ScoringSpend, Tally, Waiting
@@ -39,6 +40,7 @@ __all__ = [
     "Idempotency",
     "KeptAlert",
     "KeptAnswer",
+    "KeptPrompt",
     "Page",
     "Phase",
     "RecentRequest",

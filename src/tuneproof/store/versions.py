@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tuneproof.errors import ConflictError, DataError, NotFoundError
+from tuneproof.experiments import Variant
 from tuneproof.store.database import Database
 from tuneproof.store.rows import to_row
 from tuneproof.store.tables import versions
@@ -128,10 +130,17 @@ class Versions:
             if id is not None and await self.find(id, tx=own):
                 await self.update(id, tx=own, status=VersionStatus.LIVE)
 
-    async def dataset_of(self, model_id: str, *, tx: Tx | None = None) -> str | None:
+    async def taken_back(self, model_id: str, *, tx: Tx | None = None) -> Sequence[ModelVersion]:
+        """The versions of this model that did harm."""
+        return await self.list(model_id=model_id, status=VersionStatus.ROLLED_BACK, tx=tx)
+
+    async def dataset_of(self, model: Variant, *, tx: Tx | None = None) -> str | None:
         """The hash of the dataset that made this model, where it is one of ours."""
-        found = await self.list(model_id=model_id, limit=1, tx=tx)
-        return found[0].dataset_hash if found else None
+        found = await self.find(model.version, tx=tx) if model.version else None
+        if found is None:
+            known = await self.list(model_id=model.model_id, limit=1, tx=tx)
+            found = known[0] if known else None
+        return found.dataset_hash if found else None
 
     async def relabel(self, old: str, new: str, *, tx: Tx | None = None) -> int:
         """Let the versions of provider `old` be those of `new`; how many there were."""

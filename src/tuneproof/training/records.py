@@ -157,8 +157,9 @@ class Answers(Protocol):
         temperature: float | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Sequence[Completion]:
-        """Ask a model for `n` replies."""
+        """Ask a model for `n` replies; `parameters` are further ones of a prompt."""
 
     async def score(
         self,

@@ -26,6 +26,7 @@ from tuneproof.errors import (
 )
 from tuneproof.resilience import retrying
 from tuneproof.settings import PipelineConfig, Settings
+from tuneproof.settings.recipes import TRAIN
 from tuneproof.standalone import ensure_open, loaded, opened_provider, opening
 from tuneproof.training.progress import JobProgress, JobWatch, progress_of
 from tuneproof.training.records import (
@@ -190,6 +191,8 @@ class ModelTrainer:
             status=VersionStatus.TRAINING,
             created_at=self._clock.now(),
             parent_id=parent_id,
+            prompt=training_data.prompt,
+            recipe=TRAIN,
         )
 
     @opening

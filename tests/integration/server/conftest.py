@@ -88,6 +88,7 @@ def chat(chat_provider: Chat) -> Chat:
         forget.clear()
     chat_provider.failing.clear()
     chat_provider.cutting.clear()
+    chat_provider.refusing = lambda body: False
     return chat_provider
 
 

@@ -80,9 +80,9 @@ def test_the_quick_way_reads_a_query_as_written_or_not_at_all(unit):
     if "\0" in unit:  # it is refused, by who says why
         assert decision(snapshot, query) is None
         return
-    assert decision(snapshot, query) == snapshot.answers["hook"].decide(unit)
+    assert decision(snapshot, query) == snapshot.answers[False]["hook"].decide(unit)
     swapped = f"unit={quote(unit, safe='')}&task=hook".encode()
-    assert decision(snapshot, swapped) == snapshot.answers["hook"].decide(unit)
+    assert decision(snapshot, swapped) == snapshot.answers[False]["hook"].decide(unit)
 
 
 @pytest.mark.parametrize(

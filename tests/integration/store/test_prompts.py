@@ -11,7 +11,7 @@ from tuneproof.prompts import Prompt
 from tuneproof.store import Store
 
 ODD = Prompt(
-    messages=(("system", "\ud800 “é”"), ("user", 'About {topic}: {"a": 1}')),
+    messages=(("system", "\u2028 “é” 🙂"), ("user", 'About {topic}: {"a": 1}')),
     parameters={"temperature": 1e-7, "max_tokens": 10**21, "stop": ["\n"], "top_p": 1.0},
     variables=("topic",),
 )

@@ -1,0 +1,126 @@
+"""Prompts: kept for people, and found for what is tested, where variants own a task's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from tuneproof.collection import Task
+from tuneproof.errors import InputError, NotFoundError
+from tuneproof.experiments import Variant
+from tuneproof.pipeline import SETTINGS, ensure_asks_for
+from tuneproof.prompts import Prompt
+from tuneproof.rollout import Routing
+from tuneproof.store import KeptPrompt, Store
+from tuneproof.workflow import Clock
+
+__all__ = ["PERSON", "PromptService", "SeenPrompts"]
+
+PERSON = "person"
+"""Where a prompt came from that somebody gave."""
+
+
+class SeenPrompts:
+    """The prompts of what is routed, held in memory: they never change, so each is read once."""
+
+    def __init__(self, store: Store, tasks: Mapping[str, Task]) -> None:
+        self._store = store
+        self._first = {
+            name: task.first_prompt for name, task in tasks.items() if task.owned_by_variants
+        }
+        self._known = {prompt.hash: prompt for prompt in self._first.values()}
+
+    async def of(self, hashes: Collection[str]) -> Mapping[str, Prompt]:
+        """These prompts. Raises `NotFoundError` where one was never kept."""
+        absent = [hash for hash in hashes if hash not in self._known]
+        if absent:
+            self._known.update(await self._store.prompts.of(absent))
+        for hash in hashes:
+            if hash not in self._known:
+                raise NotFoundError(f"There is no prompt {hash}.", mend="tuneproof prompt list")
+        return {hash: self._known[hash] for hash in hashes}
+
+    def asked(self, routing: Routing) -> Routing:
+        """The routing with the settings' prompt where the model in use has none of its own."""
+        first = self._first.get(routing.task)
+        if first is None or routing.baseline.prompt is not None:
+            return routing
+        return replace(routing, baseline=replace(routing.baseline, prompt=first.hash))
+
+
+class PromptService:
+    """What can be asked of prompts."""
+
+    def __init__(self, *, store: Store, clock: Clock, tasks: Mapping[str, Task]) -> None:
+        self._store = store
+        self._clock = clock
+        self._tasks = tasks
+
+    async def add(self, prompt: Prompt, *, task: str, actor: str = "system") -> KeptPrompt:
+        """Keep a prompt for a task. Raises `InputError` where it does not ask for that task."""
+        ensure_asks_for(self._owned(task), prompt)
+        async with self._store.database.begin() as tx:
+            if await self._store.prompts.keep(prompt, origin=PERSON, tx=tx):
+                await self._store.activity.add(
+                    self._clock.now(), actor, "prompt add", prompt.hash, tx=tx
+                )
+            return await self._store.prompts.get(prompt.hash, tx=tx)
+
+    async def get(self, hash: str) -> KeptPrompt:
+        """The prompt with this hash. Raises `NotFoundError`."""
+        return await self._store.prompts.get(hash)
+
+    async def all(self) -> Sequence[KeptPrompt]:
+        """All prompts, newest first."""
+        return await self._store.prompts.list()
+
+    def named(self, task: str, texts: Mapping[str, object]) -> Prompt:
+        """The prompt that somebody wrote for a task; its variables are the task's."""
+        return Prompt.of({**texts, "variables": self._owned(task).columns})
+
+    async def resolved(
+        self, tasks: Sequence[str], model: Variant, in_use: Variant | None = None
+    ) -> Variant:
+        """The model with the prompt that it is to be asked by: its own, else that of the model
+        `in_use`, else the settings'.
+
+        Raises `InputError` for a model with a prompt where the application owns that, and for a
+        prompt with other variables than the task's.
+        """
+        owned = [t for t in tasks if t in self._tasks and self._tasks[t].owned_by_variants]
+        if not owned:
+            if model.prompt is None:
+                return model
+            raise InputError(
+                f"{model} has a prompt, and the application owns that of {', '.join(tasks)}.",
+                mend="Name the model alone; or have the application send variables, and set "
+                'prompt_owner = "variant" in [tasks.NAME].',
+                field="prompt",
+            )
+        if len(tasks) > 1:
+            raise InputError(
+                f"A variant has one prompt, and {', '.join(tasks)} have one each.",
+                mend="Test one task at a time.",
+                field="tasks",
+            )
+        task = self._tasks[owned[0]]
+        if model.prompt is None:
+            if in_use is not None and in_use.prompt is not None:
+                return replace(model, prompt=in_use.prompt)
+            await self._store.prompts.keep(task.first_prompt, origin=SETTINGS)
+            return replace(model, prompt=task.first_prompt.hash)
+        ensure_asks_for(task, (await self._store.prompts.get(model.prompt)).prompt)
+        return model
+
+    def _owned(self, task: str) -> Task:
+        found = self._tasks.get(task)
+        if found is None or not found.owned_by_variants:
+            owned = [name for name, one in self._tasks.items() if one.owned_by_variants]
+            raise InputError(
+                f"Variants own no prompt of a task {task!r}.",
+                mend=f"Use {', '.join(owned)}."
+                if owned
+                else f'Set prompt_owner = "variant" in [tasks.{task}].',
+                field="task",
+            )
+        return found

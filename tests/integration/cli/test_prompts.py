@@ -1,0 +1,66 @@
+"""`tuneproof prompt`: kept from a file, listed, shown, and why not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SETTINGS = """
+[tasks.hook]
+prompt = "A hook about {original_input}."
+completion = "hook"
+prompt_owner = "variant"
+
+[pipelines.default]
+tasks = ["hook"]
+"""
+
+ASKS = """
+system = "You ask."
+prompt = "About {original_input}, a question."
+
+[parameters]
+temperature = 0.4
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "tuneproof.toml").write_text(SETTINGS)
+    (tmp_path / "asks.toml").write_text(ASKS)
+    return tmp_path / "asks.toml"
+
+
+def test_a_prompt_is_kept_listed_and_shown(line, file):
+    code, out, err = line("prompt", "add", str(file), "--task", "hook")
+    assert code == 0, err
+    hash = out.strip()
+    assert f"tuneproof run start --recipe make=prompt,hash={hash}" in err
+    again = json.loads(line("prompt", "add", str(file), "--task", "hook", "--json")[1])
+    assert (again["hash"], again["origin"]) == (hash, "person")
+    [listed] = json.loads(line("prompt", "list", "--json")[1])
+    assert (listed["hash"], listed["variables"]) == (hash, ["original_input"])
+    assert "About {original_input}, a question." in line("prompt", "list")[1]
+    shown = line("prompt", "show", hash)[1]
+    assert shown.splitlines() == [
+        "system: You ask.",
+        "user: About {original_input}, a question.",
+        'parameters: {"temperature": 0.4}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt = ", "cannot be read as TOML"),
+        ('temperature = 1\nprompt = "{original_input}"', "has temperature"),
+        ('system = "You."', "needs prompt, or messages"),
+        ('prompt = "Anything."', "does not say original_input"),
+    ],
+)
+def test_what_is_no_prompt_is_said(line, file, text, said):
+    file.write_text(text)
+    code, _, err = line("prompt", "add", str(file), "--task", "hook")
+    assert code == 1, err
+    assert said in err

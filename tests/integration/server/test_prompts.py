@@ -1,0 +1,252 @@
+"""Prompts over real HTTP: client, gateway and `/decide` say the same, and older ones are safe."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tests.chat import Chat
+from tests.integration.server.conftest import Service, open_service
+from tests.waiting import eventually
+
+from tuneproof.client import Client, Prompt
+from tuneproof.client.state import HeldRouting
+from tuneproof.errors import InputError, StateError
+from tuneproof.experiments import Arm
+from tuneproof.settings import Settings, TaskConfig
+
+HOOK = TaskConfig(
+    name="hook",
+    prompt="A hook about {original_input}.",
+    completion="hook",
+    empty_prompt="Any hook.",
+    prompt_owner="variant",
+)
+OTHER = Prompt(
+    messages=(("system", "You ask."), ("user", 'As {"hook": …}: {original_input}?')),
+    parameters={"temperature": 0.5, "max_tokens": 60, "stop": ["\n"]},
+    variables=("original_input",),
+)
+TEA = {"original_input": "tea"}
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Variants own the prompt of `hook`, and its pipeline has no other task."""
+    pipelines = {n: replace(c, tasks=("hook",)) for n, c in settings.pipelines.items()}
+    return replace(settings, tasks={"hook": HOOK}, pipelines=pipelines)
+
+
+@pytest.fixture
+async def tested(settings: Settings) -> AsyncIterator[Service]:
+    """`base` by its first prompt against `base` by another, a half each."""
+    async with open_service(settings) as service:
+        added = await service.post("/prompts", {"task": "hook", **OTHER.document()})
+        assert added.status_code == 201, added.text
+        answer = await service.post(
+            "/evaluation/create-ab-test",
+            {
+                "baseline_model": {"model_id": "base"},
+                "candidate_model": {"model_id": "base", "prompt": added.json()["hash"]},
+                "traffic_split": 0.5,
+                "duration_hours": 24,
+            },
+        )
+        assert answer.status_code == 201, answer.text
+        shown = (await service.http.get("/evaluation/tests")).json()["items"][0]
+        assert shown["candidate_model"]["prompt"] == OTHER.hash
+        yield service
+
+
+def units(service: Service) -> dict[Arm, str]:
+    """A unit of each arm."""
+    routing = service.app.routing.board.snapshot.by_task["hook"]
+    return {routing.serve(f"u{n}").arm: f"u{n}" for n in range(100)}
+
+
+def ask(unit: str, **more: Any) -> dict[str, Any]:
+    return {"model": "tuneproof/hook", "user": unit, "prompt_variables": TEA, **more}
+
+
+async def test_client_gateway_and_decide_agree(tested: Service, chat: Chat) -> None:
+    """On 10,000 units; the gateway on some of them, by what the provider really got."""
+    board = tested.app.routing.board.snapshot
+    answers, routing = board.answers[True]["hook"], board.by_task["hook"]
+    seen: Counter[str | None] = Counter()
+    with Client(tested.address, push=False) as client:
+        await eventually(lambda: client.status().connected, 30)
+        for number in range(10_000):
+            unit = f"unit-{number}"
+            chosen, decided = client.choose("hook", unit), json.loads(answers.decide(unit))
+            served = routing.serve(unit)
+            assert chosen.prompt is not None
+            assert chosen.prompt.hash == decided["prompt"] == served.model.prompt
+            assert (chosen.arm, chosen.subject) == (decided["arm"], decided["subject"])
+            seen[served.model.prompt] += 1
+        assert len(seen) == 2
+        assert min(seen.values()) > 4000
+        for number in range(20):
+            choice = client.choose("hook", f"unit-{number}")
+            answer = await tested.post("/v1/chat/completions", ask(choice.unit))
+            assert answer.status_code == 200, answer.text
+            assert choice.prompt is not None
+            assert answer.headers["x-tuneproof-prompt"] == choice.prompt.hash
+            wanted = {"messages": choice.messages(**TEA), **choice.parameters}
+            assert {name: chat.bodies[-1][name] for name in wanted} == wanted
+            assert not {"prompt_variables", "temperature"} - wanted.keys() & chat.bodies[-1].keys()
+
+
+async def test_openais_client_sends_variables(tested: Service, chat: Chat) -> None:
+    """Its own messages follow, and what it says of parameters gives way."""
+    unit = units(tested)[Arm.CANDIDATE]
+    async with openai.AsyncOpenAI(base_url=f"{tested.address}/v1", api_key="x") as ai:
+        answer = await ai.chat.completions.create(
+            model="tuneproof/hook",
+            messages=[{"role": "assistant", "content": "Tea?"}, {"role": "user", "content": "Go"}],
+            user=unit,
+            temperature=1.5,
+            max_completion_tokens=7,
+            seed=3,
+            extra_body={"prompt_variables": TEA},
+        )
+    assert answer.choices[0].message.content == "three small words"
+    body = chat.bodies[-1]
+    assert [m["content"] for m in body["messages"]] == [
+        "You ask.",
+        'As {"hook": …}: tea?',
+        "Tea?",
+        "Go",
+    ]
+    assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 60, 3)
+    assert "max_completion_tokens" not in body
+    streamed = await tested.post("/v1/chat/completions", ask(unit, stream=True))
+    assert streamed.headers["x-tuneproof-prompt"] == OTHER.hash
+    assert chat.bodies[-1]["messages"][0]["content"] == "You ask."
+
+
+async def test_who_knows_no_prompts_gets_the_model_in_use_and_is_no_evidence(
+    tested: Service, chat: Chat
+) -> None:
+    """A client, a caller of `/decide` and one of the gateway that were written before."""
+    unit = units(tested)[Arm.CANDIDATE]
+    table = (await tested.http.get("/routing")).json()
+    [row] = table["routing"]
+    assert "prompts" not in table
+    assert row["baseline"] == {"model_id": "base", "version": None}
+    assert (row["candidate"], row["subject"], row["share"]) == (None, None, 0.0)
+    decided = (await tested.http.get("/decide", params={"task": "hook", "unit": unit})).json()
+    assert (decided["model"], decided["arm"], decided["subject"]) == ("base", "baseline", None)
+    assert "prompt" not in decided
+    own = {"model": "tuneproof/hook", "user": unit, "messages": [{"role": "user", "content": "Hi"}]}
+    answer = await tested.post("/v1/chat/completions", own)
+    assert answer.headers["x-tuneproof-arm"] == "baseline"
+    assert not {"x-tuneproof-prompt", "x-tuneproof-subject"} & answer.headers.keys()
+    assert [m["content"] for m in chat.bodies[-1]["messages"]] == ["Hi"]
+    knowing = (await tested.http.get("/routing?knows=prompts")).json()
+    assert knowing["version"] == table["version"]
+    assert knowing["prompts"][OTHER.hash] == OTHER.document()
+    slow = await tested.http.get("/routing?knows=prompts&after=0")
+    assert slow.json() == knowing
+    same = await tested.http.get(
+        "/routing?knows=prompts", headers={"If-None-Match": slow.headers["ETag"]}
+    )
+    assert same.status_code == 304
+    other = await tested.http.get("/routing", headers={"If-None-Match": slow.headers["ETag"]})
+    assert other.status_code == 200
+    for query in (f"task=hook&unit={unit}", f"unit={unit}&task=hook"):
+        prompted = (await tested.http.get(f"/decide?{query}&knows=prompts")).json()
+        assert (prompted["arm"], prompted["prompt"]) == ("candidate", OTHER.hash)
+
+
+async def test_what_cannot_be_filled_is_refused_before_anybody_is_asked(
+    tested: Service, chat: Chat
+) -> None:
+    """As OpenAI's clients read it, with what is missing."""
+    own = [{"role": "system", "content": "Mine."}]
+    for body, said in (
+        (ask("u", prompt_variables={"topic": "tea"}), "original_input is missing"),
+        (ask("u", prompt_variables={"original_input": ["tea"]}), "neither text nor a number"),
+        (ask("u", prompt_variables="tea"), "no object"),
+        (ask("u", messages=own), "system message"),
+    ):
+        answer = await tested.post("/v1/chat/completions", body)
+        assert answer.status_code == 400, answer.text
+        assert said in answer.json()["error"]["message"]
+    wire = {"model": "tuneproof/hook", "input": "x", "prompt_variables": TEA}
+    answer = await tested.post("/v1/responses", wire)
+    assert (answer.status_code, "cannot be sent" in answer.text) == (400, True)
+    assert chat.bodies == []
+
+
+async def test_a_prompt_that_the_provider_refuses_is_its_candidates_fault(
+    tested: Service, chat: Chat
+) -> None:
+    """The baseline answers, by its own prompt, and the failure counts."""
+    chat.refusing = lambda body: "temperature" in body
+    unit = units(tested)[Arm.CANDIDATE]
+    answer = await tested.post("/v1/chat/completions", ask(unit))
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-tuneproof-fallback"] == "true"
+    assert answer.headers["x-tuneproof-prompt"] != OTHER.hash
+    assert [m["content"] for m in chat.bodies[-1]["messages"]] == ["A hook about tea."]
+    test_id = tested.app.routing.board.snapshot.by_task["hook"].subjects[0]
+    [event] = await tested.until(f"/events?subject={test_id}", lambda found: len(found) == 1)
+    assert (event["arm"], event["error"]) == ("candidate", True)
+
+
+async def test_prompts_are_kept_shown_and_refused(tested: Service) -> None:
+    """By their hash, which the content makes."""
+    shown = await tested.http.get(f"/prompts/{OTHER.hash}")
+    assert {name: shown.json()[name] for name in OTHER.document()} == OTHER.document()
+    assert (shown.json()["hash"], shown.json()["origin"]) == (OTHER.hash, "person")
+    assert "immutable" in shown.headers["cache-control"]
+    listed = (await tested.http.get("/prompts")).json()
+    assert {one["hash"] for one in listed["prompts"]} >= {OTHER.hash}
+    again = await tested.post("/prompts", {"task": "hook", **OTHER.document()})
+    assert again.json()["hash"] == OTHER.hash
+    assert (await tested.http.get(f"/prompts/{'0' * 16}")).status_code == 404
+    for body, said in (
+        ({"task": "body", "messages": []}, "Variants own no prompt"),
+        ({"task": "hook", "messages": [{"role": "user", "content": "x"}]}, "does not say"),
+        ({"task": "hook", "messages": []}, "ends with a message of the user"),
+    ):
+        refused = await tested.post("/prompts", body)
+        assert refused.status_code == 422, refused.text
+        assert said in refused.text
+    unknown = {
+        "baseline_model": {"model_id": "base"},
+        "candidate_model": {"model_id": "base", "prompt": "0" * 16},
+    }
+    assert (await tested.post("/evaluation/create-ab-test", unknown)).status_code == 404
+
+
+async def test_a_client_keeps_prompts_on_disk_where_an_older_one_is_safe(
+    tested: Service, tmp_path: Path
+) -> None:
+    """What an older one reads there is the baseline alone."""
+    with Client(tested.address, state_dir=tmp_path, push=False) as client:
+        await eventually(lambda: client.status().connected, 30)
+        chosen = {unit: client.choose("hook", unit) for unit in units(tested).values()}
+    [row] = json.loads((tmp_path / "routing.json").read_text())["routing"]
+    assert row.keys() == {"task", "baseline", "version", "knowing"}
+    with Client("http://127.0.0.1:9", state_dir=tmp_path, push=False) as client:
+        for unit, before in chosen.items():
+            assert client.choose("hook", unit) == before._replace(source="disk")
+
+
+def test_a_choice_without_a_prompt_says_so() -> None:
+    """Where the application owns it, or the service was not heard yet; `prompts` is for then."""
+    bare = HeldRouting(path=None, defaults={"hook": "base"}).choose("hook", "u")
+    assert (bare.prompt, bare.parameters) == (None, {})
+    with pytest.raises(StateError, match="No prompt is known for hook"):
+        bare.messages(original_input="tea")
+    held = HeldRouting(path=None, defaults={"hook": "base"}, prompts={"hook": OTHER})
+    assert held.choose("hook", "u").messages(original_input="tea")[0]["content"] == "You ask."
+    with pytest.raises(InputError, match="original_input is missing"):
+        held.choose("hook", "u").messages()

@@ -1,0 +1,220 @@
+"""Candidates that are prompts: made by a recipe, gated, tested, rolled out, taken back."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from tests.integration.loop import QUICK, Loop, open_loop
+
+from tuneproof.collection import Task
+from tuneproof.errors import ConfigError, InputError
+from tuneproof.experiments import Variant
+from tuneproof.prompts import Prompt
+from tuneproof.settings import BODY, Settings, TaskConfig
+from tuneproof.store import RunStatus
+from tuneproof.testing import MemoryProvider
+from tuneproof.training import VersionStatus
+
+HOOK = TaskConfig(
+    name="hook",
+    prompt="A hook about {original_input}.",
+    system="You write.",
+    completion="hook",
+    prompt_owner="variant",
+)
+FIRST = Task.of(HOOK).first_prompt
+BETTER = {"make": "prompt", "prompt": "About {original_input}, a question.", "system": "You ask."}
+WARMER = {"make": "prompt", "parameters": '{"temperature": 0.9, "max_tokens": 60}'}
+
+
+def made(recipe: dict[str, str]) -> Prompt:
+    """What a recipe makes of the first prompt."""
+    messages = FIRST.messages
+    if "prompt" in recipe:
+        messages = (("system", recipe["system"]), ("user", recipe["prompt"]))
+    parameters = orjson.loads(recipe.get("parameters", "{}"))
+    return Prompt(
+        messages=messages,
+        parameters=parameters,
+        variables=FIRST.variables,
+        empty_prompt=FIRST.empty_prompt,
+    )
+
+
+def opened(
+    folder: Path, database: str, *recipes: dict[str, str], split: float = 0.5, **more: Any
+) -> AbstractAsyncContextManager[Loop]:
+    changes = {"recipes": recipes, "traffic_split": split, "tasks": ("hook",), "base_model": "base"}
+    return open_loop(folder, database, tasks={"hook": HOOK, "body": BODY}, changes=changes, **more)
+
+
+async def in_use(loop: Loop) -> Variant:
+    await loop.app.routing.all()
+    return loop.app.routing.board.snapshot.by_task["hook"].baseline
+
+
+async def test_a_better_prompt_is_promoted_and_nothing_is_trained(
+    tmp_path: Path, database_url: str
+) -> None:
+    """The model stays; examples of the next run are made by the prompt that won."""
+    trainer = MemoryProvider(base_models=("base",))
+    async with opened(tmp_path, database_url, BETTER, provider=trainer) as loop:
+        loop.traffic.lifts = {made(BETTER).hash: 0.8}
+        run = await loop.turn()
+        assert run.status is RunStatus.SUCCESS, run.reason
+        assert not {"create_job", "upload"} & set(trainer.calls)
+        [version] = await loop.app.store.versions.list(run_id=run.id)
+        assert (version.model_id, version.prompt) == ("base", made(BETTER).hash)
+        assert (version.recipe, version.status) == ("prompt", VersionStatus.LIVE)
+        [test] = await loop.app.store.experiments.family(run.result["ab_test_id"])
+        assert test.baseline.prompt == FIRST.hash
+        assert test.candidate.prompt == made(BETTER).hash
+        assert test.identity == (f"variant:base with {made(BETTER).hash}",)
+        assert (await in_use(loop)).prompt == made(BETTER).hash
+        again = await loop.turn()
+        assert again.status is RunStatus.SKIPPED
+        assert "in use" in (again.reason or "")
+        folder = tmp_path / "datasets" / again.result["training_data"]["hash"]
+        line = orjson.loads((folder / "hook" / "train.jsonl").read_bytes().splitlines()[0])
+        assert line["messages"][0]["content"] == "You ask."
+        assert line["messages"][1]["content"].endswith(", a question.")
+
+
+async def test_a_worse_prompt_is_rejected(tmp_path: Path, database_url: str) -> None:
+    async with opened(
+        tmp_path, database_url, BETTER, provider=MemoryProvider(base_models=("base",))
+    ) as loop:
+        loop.traffic.lifts = {made(BETTER).hash: -0.3}
+        run = await loop.turn()
+        assert run.status is RunStatus.REJECTED, run.reason
+        assert (await in_use(loop)).prompt == FIRST.hash
+
+
+async def test_prompts_and_a_fine_tune_are_one_family(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """What is trained is served by the prompt that its examples were made by."""
+    trainer = MemoryProvider(base_models=("base",))
+    async with opened(
+        tmp_path, sqlite_store_url, {"make": "train"}, BETTER, WARMER, split=0.25, provider=trainer
+    ) as loop:
+        loop.traffic.lift, loop.traffic.lifts = 0.0, {made(WARMER).hash: 0.9}
+        run = await loop.turn()
+        assert run.status is RunStatus.SUCCESS, run.reason
+        tests = await loop.app.store.experiments.family(run.result["family"])
+        assert [t.candidate.prompt for t in tests] == [
+            FIRST.hash,
+            made(BETTER).hash,
+            made(WARMER).hash,
+        ]
+        assert tests[0].candidate.model_id.startswith("ft:")
+        assert (await in_use(loop)).prompt == made(WARMER).hash
+
+
+async def test_the_gate_asks_as_users_would_be_answered(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """The same inputs by the candidate's own messages and parameters."""
+    asked = []
+
+    class Noting(MemoryProvider):
+        async def complete(self, model: str, messages: Any, **how: Any) -> Any:
+            asked.append((messages, how))
+            return await super().complete(model, messages, **how)
+
+    both = {**BETTER, "parameters": '{"temperature": 0.9, "max_tokens": 60, "top_p": 0.5}'}
+    async with opened(
+        tmp_path, sqlite_store_url, both, provider=Noting(base_models=("base",))
+    ) as loop:
+        run = await loop.turn(last_stage="gate")
+        assert run.status is RunStatus.SUCCESS, run.reason
+    sampled = [one for one in asked if one[1].get("temperature") == 0.9]
+    assert len(sampled) >= QUICK.gate_samples
+    for messages, how in sampled:
+        assert messages[0]["content"] == "You ask."
+        assert messages[1]["content"].startswith("About topic number ")
+        assert messages[1]["content"].endswith(", a question.")
+        assert (how["max_tokens"], how["parameters"]) == (60, {"top_p": 0.5})
+
+
+async def test_a_rollback_returns_to_the_prompt_before(tmp_path: Path, database_url: str) -> None:
+    """The model is the same: what goes back is the prompt."""
+    async with opened(
+        tmp_path, database_url, BETTER, provider=MemoryProvider(base_models=("base",))
+    ) as loop:
+        loop.traffic.lifts = {made(BETTER).hash: 0.8}
+        run = await loop.turn()
+        assert run.status is RunStatus.SUCCESS, run.reason
+        done = await loop.app.rollouts.rollback("hook", reason="complaints")
+        assert done.restored_model == "base"
+        assert (await in_use(loop)).prompt == FIRST.hash
+        again = await loop.turn()
+        assert again.status is RunStatus.SKIPPED
+        assert "was taken back" in (again.reason or "")
+        forced = await loop.turn(force=True)
+        assert forced.status is RunStatus.SUCCESS, forced.reason
+
+
+async def test_who_may_have_a_prompt(tmp_path: Path, sqlite_store_url: str) -> None:
+    """A candidate with a prompt is refused where the application owns that, and one with other
+    variables everywhere."""
+    trainer = MemoryProvider(base_models=("base", "other"))
+    async with opened(tmp_path, sqlite_store_url, provider=trainer) as loop:
+        app = loop.app
+        base = Variant(model_id="base")
+        asked = Variant(model_id="other", prompt=FIRST.hash)
+        with pytest.raises(InputError, match="the application owns that of body"):
+            await app.experiments.create(baseline=base, candidates=[asked], tasks=["body"])
+        with pytest.raises(InputError, match="have one each"):
+            await app.experiments.create(baseline=base, candidates=[asked], tasks=["hook", "body"])
+        elsewhere = Prompt(messages=(("user", "{topic}"),), variables=("topic",))
+        with pytest.raises(InputError, match="has the variables topic, and hook has original_in"):
+            await app.prompts.add(elsewhere, task="hook")
+        with pytest.raises(InputError, match="own no prompt of a task 'body'"):
+            await app.prompts.add(FIRST, task="body")
+        kept = await app.prompts.add(made(BETTER), task="hook", actor="token:ci")
+        assert kept.origin == "person"
+        [test] = await app.experiments.create(
+            baseline=base, candidates=[Variant(model_id="base", prompt=kept.prompt.hash)]
+        )
+        assert (test.baseline.prompt, test.candidate.prompt) == (FIRST.hash, kept.prompt.hash)
+        assert (await in_use(loop)).prompt == FIRST.hash
+
+
+def test_settings_that_cannot_be() -> None:
+    """What no run could make is said when it is read."""
+
+    def read(**more: Any) -> Settings:
+        tasks = {"hook": HOOK, "body": BODY}
+        changes = {"base_model": "base", "recipes": (BETTER,), "tasks": ("hook",), **more}
+        from dataclasses import replace
+
+        return Settings(tasks=tasks, pipelines={"default": replace(QUICK, **changes)})
+
+    read()
+    for changes, said in (
+        ({"tasks": ("body",)}, "are not one whose prompt variants own"),
+        ({"tasks": ("hook", "body"), "recipes": ()}, "train_together = false"),
+        ({"recipes": ({**BETTER, "prompt": "About nothing."},)}, "does not say original_input"),
+        ({"recipes": ({"make": "prompt"},)}, "must say a prompt, or parameters, or the hash"),
+        ({"recipes": ({**BETTER, "hash": "a" * 16},)}, "must say a prompt, or parameters, or"),
+        ({"recipes": ({"make": "prompt", "system": "You."},)}, "needs prompt beside it"),
+        ({"recipes": ({**BETTER, "provider": "default"},)}, "needs model beside it"),
+        ({"recipes": ({**BETTER, "parameters": {"n": 2}},)}, "no parameter n"),
+        ({"recipes": ({**BETTER, "parameters": "warm"},)}, "must be parameters"),
+        ({"recipes": ({**BETTER, "model": "m", "provider": "nobody"},)}, "nobody"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            read(**changes)
+    with pytest.raises(ConfigError, match="variable in braces"):
+        TaskConfig(
+            name="hook",
+            prompt="{topic}",
+            completion="hook",
+            system="Not {topic}",
+            prompt_owner="variant",
+        )
