@@ -104,7 +104,7 @@ def test_a_client_that_read_the_routing(case: Case) -> None:
 
 
 def test_routing_is_sent_as_documented(case: Case) -> None:
-    body = RoutingSnapshot.of([routing_of(case["routing"])]).body[True]
+    body = RoutingSnapshot.of([routing_of(case["routing"])]).body[False]
     assert json.loads(body) == {"version": 3, "routing": [case["routing"]]}
     assert RoutingAnswer.model_validate_json(body).model_dump_json().encode() == body
 

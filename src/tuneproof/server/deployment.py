@@ -241,7 +241,9 @@ class RoutingAnswer(Answer):
 
     version: int
     routing: list[RoutingState]
-    prompts: dict[str, PromptText] | None = None
+    prompts: dict[str, PromptText] | None = Field(
+        default=None, exclude_if=lambda prompts: prompts is None
+    )
 
 
 def router() -> APIRouter:

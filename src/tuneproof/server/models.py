@@ -156,6 +156,7 @@ class Model(Strict):
     prompt: str | None = Field(
         default=None,
         pattern=HASH,
+        exclude_if=lambda prompt: prompt is None,
         description="The hash of the prompt that it is asked by, where variants own that.",
     )
 
