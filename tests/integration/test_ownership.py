@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 import psycopg
 import pytest
 from tests.servers import PostgresServer, postgres_server
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 from tuneproof.errors import StateError, StoreUnavailableError
-from tuneproof.workflow.ownership import Keeper
+from tuneproof.workflow.ownership import LOCK_SPACE, PROMPTS, Keeper
 
 pytestmark = pytest.mark.postgres
 
@@ -64,13 +64,13 @@ class Workers:
     """Keepers by name, on one database."""
 
     def __init__(self, url: str, runs: Runs, clock: Hand) -> None:
-        self._url, self._runs, self._clock = url, runs, clock
+        self.url, self._runs, self._clock = url, runs, clock
         self.all: list[Keeper] = []
 
     async def start(self, name: str) -> Keeper:
         keeper = Keeper(
             name,
-            self._url,
+            self.url,
             INTERVAL_S,
             pending=self._runs.pending,
             resume=self._runs.resume,
@@ -214,3 +214,24 @@ async def test_roles_are_held_by_one_session_each_by_the_databases_own_word(
         for keeper in reversed(keepers):
             await keeper.look()
         keepers.append(keepers.pop(0))
+
+
+async def test_workers_that_know_no_prompts_are_counted_while_they_live(
+    server: PostgresServer, workers: Workers
+) -> None:
+    """Those of before hold the lock of their id, and none of what they know."""
+    first = await workers.start("first")
+    await workers.start("second")
+    assert await first.ignorant_of(PROMPTS) == 0
+    assert await first.ignorant_of("what nobody knows") == 2
+    older = await psycopg.AsyncConnection.connect(
+        workers.url.replace("+psycopg", ""), autocommit=True
+    )
+    await older.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_SPACE, 7])
+    assert await first.ignorant_of(PROMPTS) == 1
+    await older.close()
+    await eventually(lambda: _none_is(first), 30)
+
+
+async def _none_is(keeper: Keeper) -> bool:
+    return await keeper.ignorant_of(PROMPTS) == 0

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.loop import QUICK, Loop, open_loop
 
 from tuneproof.collection import Task
-from tuneproof.errors import ConfigError, InputError
+from tuneproof.errors import ConfigError, InputError, RetryableError
 from tuneproof.experiments import Variant
 from tuneproof.prompts import Prompt
 from tuneproof.settings import BODY, Settings, TaskConfig
@@ -157,6 +157,28 @@ async def test_a_rollback_returns_to_the_prompt_before(tmp_path: Path, database_
         assert "was taken back" in (again.reason or "")
         forced = await loop.turn(force=True)
         assert forced.status is RunStatus.SUCCESS, forced.reason
+
+
+async def test_a_run_waits_for_workers_that_know_no_prompts(
+    tmp_path: Path, sqlite_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a rolling upgrade one of before would ask the candidate without its prompt."""
+    trainer = MemoryProvider(base_models=("base",))
+    async with opened(tmp_path, sqlite_store_url, BETTER, provider=trainer) as loop:
+        loop.traffic.lifts = {made(BETTER).hash: 0.8}
+        older = [2, 2, 1]
+
+        async def workers() -> int:
+            return older.pop() if older else 0
+
+        monkeypatch.setattr(loop.app.engine, "older_workers", workers)
+        with pytest.raises(RetryableError, match="1 worker of an earlier version still runs"):
+            await loop.app.experiments.create(
+                baseline=Variant(model_id="base"), candidates=[Variant(model_id="base")]
+            )
+        run = await loop.turn()
+        assert run.status is RunStatus.SUCCESS, run.reason
+        assert older == []
 
 
 async def test_who_may_have_a_prompt(tmp_path: Path, sqlite_store_url: str) -> None:

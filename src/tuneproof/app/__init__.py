@@ -10,7 +10,13 @@ from tuneproof.app.app import App, AppAdapters
 from tuneproof.app.best_of import BestOf, Picker, read_picker
 from tuneproof.app.board import Board, RoutingSnapshot
 from tuneproof.app.doctor import Doctor, Finding
-from tuneproof.app.endpoints import ChatEndpoint, ProviderEndpoint, answer_cost_usd, endpoint_at
+from tuneproof.app.endpoints import (
+    ChatEndpoint,
+    ProviderEndpoint,
+    answer_cost_usd,
+    breaker_of,
+    endpoint_at,
+)
 from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService, Sibling
 from tuneproof.app.health import HealthService, Ready
@@ -50,6 +56,7 @@ __all__ = [
     "ScoringService",
     "Sibling",
     "answer_cost_usd",
+    "breaker_of",
     "endpoint_at",
     "newest_tick",
     "next_tick",

@@ -482,6 +482,7 @@ class App:
             serves=providers.serves,
             place=self.places.label if providers.given is None else str,
             tracks_runs=settings.tracking.autolog,
+            older_workers=lambda: self.engine.older_workers(),
             picked=self.best_of.tasks,
             keep_outcomes=self.best_of.keep,
         )

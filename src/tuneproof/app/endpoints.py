@@ -23,6 +23,7 @@ __all__ = [
     "ModelEndpoints",
     "ProviderEndpoint",
     "answer_cost_usd",
+    "breaker_of",
     "endpoint_at",
 ]
 
@@ -123,6 +124,12 @@ def _called(config: ProviderConfig) -> _Called:
         "takes_n": takes_n(config),
         "length_field": length_field(config),
     }
+
+
+def breaker_of(provider: str, model: Variant) -> str:
+    """What the breaker of a variant at a provider is called: one model's two prompts, of which one
+    may ask for more than it answers in time, have one each."""
+    return f"{CHAT}{provider}:{model.model_id}{f'+{model.prompt}' if model.prompt else ''}"
 
 
 def endpoint_at(config: ProviderConfig) -> ProviderEndpoint:
@@ -226,7 +233,7 @@ class ModelEndpoints:
         if config.embedded:
             config = self._embedded(config.name)
         endpoint = ChatEndpoint(
-            **_called(config), breaker=self._breaker(config.name, model.model_id)
+            **_called(config), breaker=self._breaker(breaker_of(config.name, model))
         )
         self._known[model] = found = _Serving(config=config, base=base, endpoint=endpoint)
         return found
@@ -257,8 +264,7 @@ class ModelEndpoints:
             completion_tokens=completion_tokens,
         )
 
-    def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
-        key = f"{CHAT}{provider}:{model_id}"
+    def _breaker(self, key: str) -> CircuitBreaker:
         if key not in self._breakers:
             limits = self._settings.breakers.of("openai")
             self._breakers[key] = CircuitBreaker.named(key, on_event=self._on_event, **limits)

@@ -41,7 +41,7 @@ from tuneproof.experiments.planning import (
     read_history,
 )
 from tuneproof.experiments.view import ABOVE_ZERO
-from tuneproof.pipeline import experiment_alone
+from tuneproof.pipeline import ensure_all_know, experiment_alone
 from tuneproof.pipeline.collecting import collector
 from tuneproof.rollout import Routing
 from tuneproof.settings import Declaration, PipelineConfig
@@ -154,6 +154,8 @@ class ExperimentService:
         if in_use is not None and not in_use.same_as(baseline):
             in_use = None
         baseline = await self._prompts.resolved(config.tasks, baseline, in_use)
+        if baseline.prompt is not None:
+            await ensure_all_know(self._engine.older_workers)
         return baseline, [
             await self._prompts.resolved(config.tasks, one, baseline) for one in candidates
         ]

@@ -20,7 +20,7 @@ from tuneproof import workflow
 from tuneproof.collection import Source
 from tuneproof.errors import ConfigError
 from tuneproof.evaluation import Scorer
-from tuneproof.pipeline.prompting import SETTINGS, ensure_asks_for
+from tuneproof.pipeline.prompting import SETTINGS, ensure_all_know, ensure_asks_for
 from tuneproof.pipeline.records import (
     Hooks,
     NoHooks,
@@ -54,6 +54,7 @@ __all__ = [
     "Stage",
     "StageStatus",
     "StepName",
+    "ensure_all_know",
     "ensure_asks_for",
     "experiment_alone",
     "rollout_alone",

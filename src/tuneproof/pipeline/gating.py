@@ -40,6 +40,7 @@ from tuneproof.experiments import Variant, variant_of
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
+from tuneproof.pipeline.prompting import ensure_all_know
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.routing import base_of, baseline_of, manager_of
 from tuneproof.pipeline.steps import StepName
@@ -238,8 +239,10 @@ class GateStage:
         return await asyncio.to_thread(fit)
 
     async def _ensure_answers(self, version: ModelVersion) -> None:
-        """Both models that users are about to meet answer."""
+        """Both models that users are about to meet answer, to every worker as they should."""
         run = self._run
+        if version.prompt is not None:
+            await ensure_all_know(run.parts.older_workers)
         manager = manager_of(run)
         await manager.ensure_answers(variant_of(version))
         await manager.ensure_answers(await baseline_of(run, version))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from tuneproof.collection import Task
-from tuneproof.errors import InputError
+from tuneproof.errors import InputError, RetryableError
 from tuneproof.experiments import Variant
 from tuneproof.pipeline.context import RunContext
 from tuneproof.prompts import Prompt
 from tuneproof.workflow import Tx
 
-__all__ = ["asked_tasks", "ensure_asks_for", "owned_task", "prompt_in_use", "with_prompt"]
+__all__ = [
+    "asked_tasks",
+    "ensure_all_know",
+    "ensure_asks_for",
+    "owned_task",
+    "prompt_in_use",
+    "with_prompt",
+]
 
 SETTINGS = "settings"
 """Where a prompt came from that is made of a task's settings."""
@@ -47,6 +55,19 @@ def ensure_asks_for(task: Task, prompt: Prompt) -> None:
             f"The prompt {prompt.hash} has the variables {', '.join(prompt.variables) or 'none'}, "
             f"and {task.name} has {', '.join(task.columns) or 'none'}.",
             mend="Each prompt of a task uses the same variables: those of its settings' template.",
+        )
+
+
+async def ensure_all_know(older_workers: Callable[[], Awaitable[int]]) -> None:
+    """Refuse to test prompts while a worker lives that would serve them without; raises
+    `RetryableError`, which is waited for."""
+    older = await older_workers()
+    if older:
+        raise RetryableError(
+            f"{older} worker{'s' * (older > 1)} of an earlier version still run{'s' * (older == 1)}, "
+            "and would ask candidates without their prompts.",
+            mend="Finish the upgrade: replace or stop them.",
+            workers=older,
         )
 
 

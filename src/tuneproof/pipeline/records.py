@@ -373,6 +373,11 @@ async def _unknown(pipeline: str) -> PipelineConfig | None:
     return None
 
 
+async def _none_older() -> int:
+    """There is one process."""
+    return 0
+
+
 async def _forgets(task: str, model: OutcomeModel, run_id: str) -> None:
     """Stands where nobody uses the model beyond its run."""
 
@@ -387,7 +392,8 @@ class Parts:
     `serves(model)` is the provider that answers for a model (None: the pipeline's for all),
     `settings_now(pipeline)` is what a run that started now would be given;
     `place(provider)` a name that finds the provider also after it has moved; `asks(tasks)` whether
-    checks may ask the models of any of these tasks; `directory` holds datasets and temporary files,
+    checks may ask the models of any of these tasks; `older_workers()` how many workers live that
+    serve no variant by its prompt; `directory` holds datasets and temporary files,
     `shelved` are the datasets that all workers share (None: those of the directory are all).
     Of the tasks in `picked` the gateway picks answers by a model of their outcomes, so each run
     trains one; `keep_outcomes(task, model, run_id)` keeps such a model.
@@ -413,6 +419,7 @@ class Parts:
     place: Callable[[str], str] = str
     asks: Callable[[Sequence[str]], bool] = lambda tasks: True
     tracks_runs: bool = True
+    older_workers: Callable[[], Awaitable[int]] = _none_older
     picked: Collection[str] = ()
     keep_outcomes: Callable[[str, OutcomeModel, str], Awaitable[None]] = _forgets
 

@@ -28,6 +28,7 @@ from tuneproof.app import (
     ProviderEndpoint,
     ReceiptKey,
     answer_cost_usd,
+    breaker_of,
     endpoint_at,
 )
 from tuneproof.errors import (
@@ -383,7 +384,7 @@ class FedServing:
                 base_url=Url(row["base_url"]),
                 api_key=Secret(row["api_key"]) if row["api_key"] else None,
                 organization=row["organization"],
-                breaker=self._breaker(row["provider"], model.model_id),
+                breaker=self._breaker(breaker_of(row["provider"], model)),
                 timeout_s=row["timeout_s"],
                 key_header=row.get("key_header", ""),
                 takes_n=row.get("takes_n", False),
@@ -413,8 +414,7 @@ class FedServing:
         since = {m: self._unnamed.get(m, now) for m in self._endpoints.keys() - named}
         self._unnamed = {model: at for model, at in since.items() if now - at < KEPT_S}
 
-    def _breaker(self, provider: str, model_id: str) -> CircuitBreaker:
-        name = f"chat:{provider}:{model_id}"
+    def _breaker(self, name: str) -> CircuitBreaker:
         if name not in self._breakers:
             limits = self._settings.breakers.of("openai")
             self._breakers[name] = CircuitBreaker.named(

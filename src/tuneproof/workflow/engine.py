@@ -27,7 +27,7 @@ from tuneproof.resilience import (
 )
 from tuneproof.workflow.clocks import Clock
 from tuneproof.workflow.codec import RecordSerializer
-from tuneproof.workflow.ownership import Keeper
+from tuneproof.workflow.ownership import PROMPTS, Keeper
 from tuneproof.workflow.signals import CONTROL, TICK, Signal
 
 if TYPE_CHECKING:
@@ -247,6 +247,13 @@ class Engine:
     async def leads(self, role: str) -> bool:
         """Whether this worker is the one that does `role` (the schedule, tracking)."""
         return self._keeper is None or await self._keeper.leads(role)
+
+    async def older_workers(self) -> int:
+        """How many living workers are of a version that serves no variant by its prompt.
+
+        Raises `StoreUnavailableError` where that cannot be asked.
+        """
+        return 0 if self._keeper is None else await self._keeper.ignorant_of(PROMPTS)
 
     async def start(self, function: Callable[..., Awaitable[Any]], run_id: str, *args: Any) -> None:
         """Start a durable function under this id; a run that exists already is left as it is."""

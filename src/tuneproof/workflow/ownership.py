@@ -43,6 +43,23 @@ _SETTINGS = (
     "SET tcp_keepalives_count = 3",
 )
 
+KNOWS_SPACE = 0x7451
+"""What a worker knows that workers of before do not: a lock of each, shared by all who do."""
+
+PROMPTS = "prompts"
+"""Workers that serve variants by their prompts (from version 0.3)."""
+
+_IGNORANT = """
+    SELECT count(DISTINCT pid) FROM pg_locks AS worker
+    WHERE locktype = 'advisory' AND granted AND classid = %s AND objsubid = 2
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND NOT EXISTS (
+        SELECT 1 FROM pg_locks AS known
+        WHERE known.pid = worker.pid AND known.locktype = 'advisory' AND known.granted
+          AND known.classid = %s AND known.objid = %s AND known.objsubid = 2
+      )
+"""
+
 _HELD = """
     SELECT objid::bigint FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND classid = %s AND objsubid = 2
@@ -161,10 +178,22 @@ class Keeper:
         finally:
             await self._ask("SELECT pg_advisory_unlock(%s, %s)", LOCK_SPACE, _lock_key(owner))
 
+    async def ignorant_of(self, what: str) -> int:
+        """How many living workers do not know this.
+
+        Raises `StoreUnavailableError` where the database does not answer.
+        """
+        key = _lock_key(what) % 2**32
+        [[found]] = await self._ask(_IGNORANT, LOCK_SPACE, KNOWS_SPACE, key)
+        return int(found)
+
     async def own(self) -> None:
         """Hold the lock of this executor id. Raises `StateError` where another worker has it."""
         if self._connection is None:
             await self._connect()
+            await self._ask(
+                "SELECT pg_advisory_lock_shared(%s, %s)", KNOWS_SPACE, _lock_key(PROMPTS)
+            )
         if not await self._take(self._executor_id):
             await self._drop()
             raise errors.StateError(
