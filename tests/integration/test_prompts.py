@@ -172,7 +172,7 @@ async def test_a_run_waits_for_workers_that_know_no_prompts(
             return older.pop() if older else 0
 
         monkeypatch.setattr(loop.app.engine, "older_workers", workers)
-        with pytest.raises(RetryableError, match="1 worker of an earlier version still runs"):
+        with pytest.raises(RetryableError, match=r"an earlier version still run \(1\)"):
             await loop.app.experiments.create(
                 baseline=Variant(model_id="base"), candidates=[Variant(model_id="base")]
             )

@@ -64,8 +64,8 @@ async def ensure_all_know(older_workers: Callable[[], Awaitable[int]]) -> None:
     older = await older_workers()
     if older:
         raise RetryableError(
-            f"{older} worker{'s' * (older > 1)} of an earlier version still run{'s' * (older == 1)}, "
-            "and would ask candidates without their prompts.",
+            f"Workers of an earlier version still run ({older}): they would ask candidates "
+            "without their prompts.",
             mend="Finish the upgrade: replace or stop them.",
             workers=older,
         )
