@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from tuneproof import workflow
 from tuneproof.app import App
@@ -28,10 +28,12 @@ from tuneproof.demo import (
     broken_from_half,
     seed_posts,
 )
-from tuneproof.demo.traffic import HOOK
+from tuneproof.demo.traffic import BODY, HOOK
 from tuneproof.errors import TuneProofError
 from tuneproof.pipeline.steps import StepName
 from tuneproof.rollout import DeploymentState, Routing
+from tuneproof.settings import BODY as BODY_TASK
+from tuneproof.settings import HOOK as HOOK_TASK
 from tuneproof.settings import PipelineConfig, ProviderConfig, Settings, StoreConfig
 from tuneproof.store import Run
 from tuneproof.testing import VirtualClock
@@ -53,18 +55,53 @@ MEMO = "demo.json"
 """Says which demo a directory holds, so that the same one goes on and another begins anew."""
 
 
-def demo_settings(directory: Path, settings: Settings | None = None) -> Settings:
+ASKS_FOR_NUMBERS = {
+    "make": "prompt",
+    "prompt": "{original_input} in 10 minutes, your 5 days, your 3 steps, your 12 dollars, your "
+    "15 minutes, your 2 weeks, your 4 hours, your 20 minutes, your 7 lines?",
+    "parameters": '{"temperature": 0.8}',
+}
+"""A prompt by which the demo's model says more of what the audience likes."""
+
+ASKS_FOR_BAIT = {
+    "make": "prompt",
+    "prompt": "{original_input}. The shocking secret truth that nobody tells everybody: an "
+    "unbelievable hidden trick, general thoughts, various aspects, interesting perspective, "
+    "journey, value, opinion!",
+}
+"""One by which it says more of what they do not."""
+
+FIRST_PROMPT = "{original_input}. Some general thoughts on it."
+"""What is in use before."""
+
+
+def demo_settings(
+    directory: Path, settings: Settings | None = None, *, prompts: bool = False
+) -> Settings:
     """The demo's settings in its directory: the embedded trainer, no schedule.
 
     Of `settings` it takes the thresholds and durations of the pipeline `default`, the database
-    where one is set, the object store, tracking, cache and server.
+    where one is set, the object store, tracking, cache and server. With `prompts` nothing is
+    trained: variants own the prompt of the hooks, and two more are tested.
     """
     given = settings or Settings()
     config = given.pipelines.get("default", PipelineConfig())
+    config = replace(config, base_model=BASE_MODEL, schedule_driver="external")
+    tasks = {HOOK: HOOK_TASK, BODY: BODY_TASK}
+    if prompts:
+        tasks[HOOK] = replace(HOOK_TASK, prompt=FIRST_PROMPT, prompt_owner="variant")
+        config = replace(
+            config,
+            tasks=(HOOK,),
+            recipes=(ASKS_FOR_NUMBERS, ASKS_FOR_BAIT),
+            traffic_split=1 / 3,
+            criteria=("engagement superior 0",),
+        )
     own_database = given.store.url.scheme == "sqlite"
     return Settings(
         dir=directory,
-        pipelines={"default": replace(config, base_model=BASE_MODEL, schedule_driver="external")},
+        tasks=tasks,
+        pipelines={"default": config},
         providers={"default": ProviderConfig(kind="trainer")},
         server=given.server,
         tracking=given.tracking,
@@ -80,6 +117,7 @@ class Wanted(TypedDict):
     seed: int
     broken: bool
     last_stage: str | None
+    prompts: NotRequired[bool]
 
 
 class RunOutcome(TypedDict):
@@ -141,9 +179,19 @@ class RollbackOutcome(TypedDict):
     reach_s: float | None
 
 
+class CandidateOutcome(TypedDict):
+    """What became of one of several candidates; `true_effect` only the audience knows."""
+
+    prompt: str | None
+    verdict: str | None
+    lift: float | None
+    true_effect: float | None
+
+
 class DemoOutcome(TypedDict):
     """The whole turn of a demo."""
 
+    candidates: Sequence[CandidateOutcome]
     run: RunOutcome
     dataset: DatasetOutcome
     training: TunedModelOutcome
@@ -177,6 +225,7 @@ class Demonstration:
         version = result.get("model_version", {})
         data = result.get("training_data", {})
         return {
+            "candidates": await self._candidates(result),
             "run": {"id": run.id, "status": str(run.status), "reason": run.reason},
             "dataset": {"hash": data.get("hash"), "examples": data.get("examples")},
             "training": {
@@ -207,6 +256,22 @@ class Demonstration:
             "units": units,
             "true_effect": await self.true_effect(test.id),
         }
+
+    async def _candidates(self, result: Mapping[str, str]) -> list[CandidateOutcome]:
+        if "family" not in result:
+            return []
+        found: list[CandidateOutcome] = []
+        for test in await self.app.store.experiments.family(result["family"]):
+            look = await self.app.store.experiments.last_look(test.id)
+            found.append(
+                {
+                    "prompt": test.candidate.prompt,
+                    "verdict": str(test.verdict) if test.verdict else None,
+                    "lift": look.lift if look else None,
+                    "true_effect": await self.true_effect(test.id),
+                }
+            )
+        return found
 
     async def true_effect(self, test_id: str) -> float | None:
         """By how much the audience really likes the candidate's posts better, known only here."""
@@ -277,6 +342,7 @@ async def demonstration(
     *,
     seed: int = 7,
     broken: bool = False,
+    prompts: bool = False,
     last_stage: str | None = None,
     settings: Settings | None = None,
     on_step: workflow.StepHook | None = None,
@@ -284,12 +350,15 @@ async def demonstration(
 ) -> AsyncIterator[Demonstration]:
     """Start a demo in its directory, or go on with the one that was cut off there.
 
-    `broken` makes the audience dislike the candidate from half way through the rollout.
+    `broken` makes the audience dislike the candidate from half way through the rollout; with
+    `prompts` two prompts are tested, and nothing is trained.
     A directory whose demo has ended, or whose demo had another seed, begins anew.
     """
     clock = VirtualClock(START)
-    chosen = demo_settings(directory, settings)
+    chosen = demo_settings(directory, settings, prompts=prompts)
     wanted: Wanted = {"seed": seed, "broken": broken, "last_stage": last_stage}
+    if prompts:
+        wanted["prompts"] = True
     await asyncio.to_thread(_clear_if_over, directory, wanted)
     stopwatch = _Stopwatch(on_step)
     async with App.open(
@@ -309,6 +378,7 @@ async def demonstration(
             ),
             base_model=BASE_MODEL,
             broken_from=broken_from_half if broken else None,
+            prompts=lambda: app.routing.board.snapshot.prompts,
         )
         app.let_time_pass(_Training(app), traffic)
         yield Demonstration(app, run_id, audience, stopwatch)

@@ -38,6 +38,10 @@ async def demo(
         bool,
         Parameter(name="--break", help="Ship a candidate that turns harmful.", negative=""),
     ] = False,
+    prompts: Annotated[
+        bool,
+        Parameter(help="Train nothing: test two prompts of one model.", negative=""),
+    ] = False,
     exit: Annotated[bool, Parameter(help="End when the turn has ended.", negative="")] = False,
     port: Annotated[int | None, Parameter(help="Where the service listens [8686].")] = None,
     options: CommonOptions = NONE,
@@ -56,7 +60,7 @@ async def demo(
     async with AsyncExitStack() as stack:
         stack.enter_context(private_files())
         shown = await stack.enter_async_context(
-            demonstration(directory, seed=seed, broken=break_, settings=settings)
+            demonstration(directory, seed=seed, broken=break_, prompts=prompts, settings=settings)
         )
         server = None
         if stays:
@@ -158,12 +162,23 @@ def _print(outcome: Mapping[str, Any]) -> None:
             ("verdict", test.get("verdict")),
             ("lift", f"{output.signed(test['lift'])} ({' to '.join(interval)})" if test else None),
             ("true effect", output.signed(test.get("true_effect")) if test else None),
+            *(_candidate(number, one) for number, one in enumerate(outcome["candidates"], 1)),
             ("looks, units", f"{test['looks']}, {test['units']}" if test else None),
             ("rollout", f"{rollout['id']}: {rollout['state']}" if rollout else None),
             ("cause", rollout.get("cause")),
             *_harm(outcome["rollback"]),
             ("seconds", outcome["seconds"]),
         ]
+    )
+
+
+def _candidate(number: int, found: Mapping[str, Any]) -> tuple[str, str]:
+    """One of several candidates, with what only the audience knows."""
+    by = f"prompt {found['prompt']}: " if found["prompt"] else ""
+    truth = output.signed(found["true_effect"])
+    return (
+        f"candidate {number}",
+        f"{by}{found['verdict']}, {output.signed(found['lift'])} (true effect {truth})",
     )
 
 

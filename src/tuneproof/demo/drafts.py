@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tuneproof.demo.draws import draws, number
 from tuneproof.demo.writing import INPUTS, TOPICS
+from tuneproof.prompts import Prompt
 from tuneproof.settings import BODY, HOOK, TaskConfig
 from tuneproof.training import Completion, Provider
 
@@ -65,14 +66,25 @@ class Drafts:
             OrderedDict()
         )
 
-    async def draft(self, post: str, *, slot: int, hook_model: str, body_model: str) -> Written:
-        """The draft for one post of an hour: drawn by the post's name from its edition."""
+    async def draft(
+        self,
+        post: str,
+        *,
+        slot: int,
+        hook_model: str,
+        body_model: str,
+        hook_prompt: Prompt | None = None,
+    ) -> Written:
+        """The draft for one post of an hour: drawn by the post's name from its edition.
+
+        Hooks are asked for by `hook_prompt`, where that is the variant's.
+        """
         random = draws(self._seed, "draft", post)
         topic = random.randrange(len(TOPICS))
         edition = slot // EDITION_HOURS
         picked, bodied = random.randrange(HOOKS), random.randrange(BODIES)
         given = self._input(topic, edition)
-        hooks = await self._hooks(hook_model, topic, edition, given)
+        hooks = await self._hooks(hook_model, hook_prompt, topic, edition, given)
         hook = hooks[picked % len(hooks)]
         bodies = await self._bodies(body_model, topic, edition, picked, hook.text)
         body = bodies[bodied % len(bodies)]
@@ -89,9 +101,15 @@ class Drafts:
         return template.format(topic=TOPICS[topic].name)
 
     async def _hooks(
-        self, model: str, topic: int, edition: int, given: str
+        self, model: str, by: Prompt | None, topic: int, edition: int, given: str
     ) -> Sequence[Completion]:
         task = self._hook_task
+        if by is not None:
+            chat, how = by.render({"original_input": given}), dict(by.parameters)
+            asked = (model, by.hash, topic, edition)
+            return await self._once(
+                asked, lambda: self._chat(model, task, chat, n=HOOKS, key=(topic, edition), **how)
+            )
         prompt = task.prompt.format(original_input=given) if given else task.empty_prompt
         key = (model, topic, edition)
         return await self._once(
@@ -122,9 +140,24 @@ class Drafts:
         messages = [{"role": "user", "content": prompt}]
         if task.system:
             messages.insert(0, {"role": "system", "content": task.system})
+        return await self._chat(model, task, messages, n=n, key=key, max_tokens=limit)
+
+    async def _chat(
+        self,
+        model: str,
+        task: TaskConfig,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        n: int,
+        key: tuple[object, ...],
+        max_tokens: int = _HOOK_TOKENS,
+        temperature: float | None = None,
+    ) -> Sequence[Completion]:
         seed = number(self._seed, task.name, *key) % 2**31
         async with self._slots:
-            return await self._provider.complete(model, messages, n=n, max_tokens=limit, seed=seed)
+            return await self._provider.complete(
+                model, messages, n=n, max_tokens=max_tokens, temperature=temperature, seed=seed
+            )
 
     async def _once(
         self, key: tuple[object, ...], ask: Callable[[], Awaitable[Sequence[Completion]]]

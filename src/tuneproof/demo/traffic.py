@@ -22,6 +22,7 @@ from tuneproof.demo.posts import (
     times,
 )
 from tuneproof.experiments import Arm, Exposure, Ingested, Outcome, Variant
+from tuneproof.prompts import Prompt
 from tuneproof.rollout import Routing
 from tuneproof.training import Provider
 
@@ -83,6 +84,7 @@ class DemoTraffic:
         base_model: str,
         broken_from: Callable[[Routing], bool] | None = None,
         per_hour: float = POSTS_PER_HOUR,
+        prompts: Callable[[], Mapping[str, Prompt]] = dict,
     ) -> None:
         self._seed = seed
         self._audience = audience
@@ -93,6 +95,7 @@ class DemoTraffic:
         self._base = Variant(model_id=base_model)
         self._broken_from = broken_from
         self._per_hour = per_hour
+        self._prompts = prompts
         self.made = 0
 
     async def advance(self, since: datetime, until: datetime) -> None:
@@ -162,6 +165,7 @@ class DemoTraffic:
             slot=post.slot,
             hook_model=post.hook.model_id,
             body_model=post.body.model_id,
+            hook_prompt=self._prompts().get(post.hook.prompt or ""),
         )
 
     def _served(self, post: _Planned, written: Written) -> ServedPost:

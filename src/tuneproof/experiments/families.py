@@ -55,13 +55,13 @@ def check_lanes(
         )
     if count == 1 and baseline.same_as(candidates[0]):
         raise InputError(
-            f"Baseline and candidate are the same model, {baseline.model_id}.",
+            f"Baseline and candidate are the same, {baseline}.",
             mend="Test a version against the model in use.",
         )
     twice = next((b for a, b in combinations([baseline, *candidates], 2) if a.same_as(b)), None)
     if twice is not None:
         raise InputError(
-            f"{twice.model_id} is named twice: baseline and candidates must be different models.",
+            f"{twice} is named twice: baseline and candidates must be different models.",
             mend="Name each candidate once, and not the baseline.",
             field="candidate_models",
         )

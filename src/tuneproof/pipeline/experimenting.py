@@ -58,7 +58,7 @@ class Tested:
         """How a test that promotes nobody ended, in words."""
         if len(self.tests) == 1:
             return f"The experiment says {self.test.verdict}: {self.test.reason}"
-        each = "; ".join(f"{t.candidate.model_id} {t.verdict}: {t.reason}" for t in self.tests)
+        each = "; ".join(f"{t.candidate} {t.verdict}: {t.reason}" for t in self.tests)
         return f"None of {len(self.tests)} candidates is promoted. {each}"
 
 

@@ -117,7 +117,8 @@ class TrainStage:
         found: list[ModelVersion] = []
         for recipe in run.config.untrained:
             made = await self._made(recipe, in_use, tx)
-            run.parts.provider(made.provider)  # refuses one that has left the settings since
+            if recipe.model is not None:
+                run.parts.provider(made.provider)  # refuses one that has left the settings since
             twin = replace(made, provider=run.parts.place(made.provider))
             if in_use in (made, twin) or made in [_Made.of(version) for version in found]:
                 continue
@@ -181,10 +182,13 @@ class TrainStage:
         version = found.version and await run.parts.store.versions.find(found.version, tx=tx)
         if version:
             return replace(_Made.of(version), prompt=found.prompt)
+        own, provider = run.config.provider, found.provider
+        if provider in (None, run.parts.place(own)):
+            provider = own
         return _Made(
             model_id=found.model_id,
             base_model=found.model_id,
-            provider=found.provider or run.parts.place(run.config.provider),
+            provider=provider or own,
             prompt=found.prompt,
         )
 

@@ -318,7 +318,7 @@ class DeploymentManager:
         for other in await self._store.deployments.since(test.start_at, tx=tx):
             if other.state is DeploymentState.ROLLED_BACK and other.candidate.same_as(candidate):
                 raise ConflictError(
-                    f"{candidate.model_id} was rolled back by {other.id} ({other.cause}), after "
+                    f"{candidate} was rolled back by {other.id} ({other.cause}), after "
                     f"{test.id} began: what that test said of it does not hold any more.",
                     mend="Test it again: tuneproof experiment create BASELINE CANDIDATE.",
                     deployment_id=other.id,
