@@ -7,6 +7,7 @@ outcomes after a day: 168 hours of enrolment and the looks up to one maturation 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 T0 = datetime(2025, 1, 20, tzinfo=UTC)
 HOURS, MATURATION, PER_HOUR, SPLIT = 168, 24, 20, 0.1
-WEEKS = 400
+WEEKS = int(os.environ.get("TUNEPROOF_WEEKS", "400"))
 LIMIT = 0.05
 
 
@@ -42,8 +43,8 @@ def week() -> ABTest:
         run_id=None,
         pipeline="default",
         tasks=("hook",),
-        baseline=Variant(model_id="old"),
-        candidate=Variant(model_id="new"),
+        baseline=Variant(model_id="base", prompt="a" * 16),
+        candidate=Variant(model_id="base", prompt="b" * 16),
         declaration=Declaration(
             traffic_split=SPLIT, a_b_test_duration_hours=HOURS, maturation_hours=MATURATION
         ),

@@ -75,6 +75,8 @@ class Traffic:
         self.error_share = 0.0
         self.lifts: dict[str, float] = {}
         """What a candidate is worth where it is not `lift`, by its model or by its prompt."""
+        self.costs: dict[str, float] = {}
+        """What an answer of a model costs where it is not 0.0005 USD."""
         self.lost: dict[str, float] = {}
         """The share of a candidate model's units that are never heard of."""
 
@@ -110,7 +112,7 @@ class Traffic:
                     latency_ms=200.0,
                     error=bool(failed),
                     tokens=100,
-                    cost_usd=0.0005,
+                    cost_usd=self.costs.get(model.model_id, 0.0005),
                 )
             )
             outcomes.append(

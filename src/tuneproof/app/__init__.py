@@ -21,6 +21,7 @@ from tuneproof.app.events import EventService
 from tuneproof.app.experiments import ExperimentService, Sibling
 from tuneproof.app.health import HealthService, Ready
 from tuneproof.app.live import Live, LiveEvent
+from tuneproof.app.migrating import CHEAPER, MARGIN, MigrationPlan
 from tuneproof.app.receipts import ReceiptKey
 from tuneproof.app.rollouts import RolloutService
 from tuneproof.app.routing import RoutingService
@@ -29,6 +30,8 @@ from tuneproof.app.schedule import Schedule, newest_tick, next_tick
 from tuneproof.app.scoring import Scoring, ScoringService
 
 __all__ = [
+    "CHEAPER",
+    "MARGIN",
     "AbortedRun",
     "App",
     "AppAdapters",
@@ -43,6 +46,7 @@ __all__ = [
     "Live",
     "LiveEvent",
     "LogEntry",
+    "MigrationPlan",
     "Picker",
     "ProviderEndpoint",
     "Ready",

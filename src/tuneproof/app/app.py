@@ -33,6 +33,7 @@ from tuneproof.app.hooks import RunHooks
 from tuneproof.app.live import Live
 from tuneproof.app.look_cache import LookCache
 from tuneproof.app.managers import Managers
+from tuneproof.app.migrating import MigrationService
 from tuneproof.app.outages import LOOK_EVERY_S as OUTAGES_EVERY_S
 from tuneproof.app.outages import Outages
 from tuneproof.app.outcomes import OutcomeService
@@ -679,6 +680,17 @@ class App:
             best_of=self.best_of,
             shelf=self.shelf,
             refused=self._refused,
+        )
+        self.migration = MigrationService(
+            settings=self.settings,
+            store=self.store,
+            clock=self.clock,
+            pipelines=self.pipelines,
+            providers=self.providers,
+            routing=self.routing,
+            experiments=self.experiments,
+            runs=self.runs,
+            shutdowns=self.shutdowns,
         )
         self.tokens = TokenService(store=self.store, clock=self.clock)
         self.spending = Spending(store=self.store, clock=self.clock)

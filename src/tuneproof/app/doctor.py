@@ -298,7 +298,7 @@ class Doctor:
         return [Finding(name=f"{config.name}: embeddings", status="ok", detail=detail)]
 
     async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
-        name = f"{config.name}: base model"
+        name, config = f"{config.name}: base model", config.for_training
         if not self._providers.serves_now(config.provider):
             return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
         provider = self._providers.get(config.provider)

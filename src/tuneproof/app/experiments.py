@@ -256,7 +256,7 @@ class ExperimentService:
     async def plan(
         self,
         *,
-        pipeline: str = "default",
+        pipeline: str | PipelineConfig = "default",
         share: float | None = None,
         hours: float | None = None,
         lift: float | None = None,
@@ -273,7 +273,7 @@ class ExperimentService:
         `ConfigError` for a share or duration out of range, `DataError` where the posts cannot be
         read, `NotFoundError` for a task that nobody serves.
         """
-        config = self._pipelines.get(pipeline)
+        config = self._pipelines.get(pipeline) if isinstance(pipeline, str) else pipeline
         asked = {"traffic_split": share, "a_b_test_duration_hours": hours, "days_back": days_back}
         config = config.override(**{k: v for k, v in asked.items() if v is not None})
         until = self._clock.now()
@@ -297,6 +297,7 @@ class ExperimentService:
 
     async def _training(self, config: PipelineConfig) -> tuple[float | None, TimeEstimate | None]:
         """The tokens that the pipeline's newest training had, and how long as many take now."""
+        config = config.for_training
         earlier = await self._store.runs.training_times(config.provider)
         tokens = next((float(t.tokens) for t in earlier if t.pipeline == config.name), None)
         if tokens is None:

@@ -197,6 +197,7 @@ class Providers:
 
     def prices(self, config: PipelineConfig) -> Prices:
         """What training and answers of a pipeline's base model cost, as far as it is known."""
+        config = config.for_training
         found = self.price(config.provider, config.base_model or "", config.method)
         if found is None:
             return Prices()

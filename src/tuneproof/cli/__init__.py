@@ -25,7 +25,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "gateway": ("serve:gateway", "Answer applications beside a service that may restart."),
     "status": ("system:status", "All pipelines at a glance."),
     "doctor": ("system:doctor", "Check everything, and say how to mend what is wrong."),
-    "migrate": ("system:migrate", "Bring the database to this version's schema, and end."),
+    "migrate": ("migrating:migrate", "Move to another model; or the database to this schema."),
     "manifests": ("manifests:manifests", "Print what kubectl applies, without Helm."),
     "rollback": ("rollouts:rollback", "Return a task to its old model, now."),
     "backup": ("backups:backup", "Save everything to one file, while the service runs."),

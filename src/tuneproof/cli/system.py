@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK, USAGE, WAITS
-from tuneproof.cli.service import Service, connect, private_files, usable
+from tuneproof.cli.service import Service, connect
 from tuneproof.errors import ConflictError
 
 WATCH_S = 2.0
@@ -148,27 +148,6 @@ async def doctor(*, options: CommonOptions = NONE) -> int:
         rows = [(f["name"], f["status"], f["detail"], f["mend"]) for f in found]
         output.table(["check", "status", "finding", "mend"], rows)
     return FAILED if any(f["status"] == "failed" for f in found) else OK
-
-
-async def migrate(*, options: CommonOptions = NONE) -> int:
-    """Bring the database to this version's schema, and end.
-
-    The service does so itself when it starts; this is for an init container, whose failure shows
-    before a pod that serves is replaced. Several at once wait for each other.
-    """
-    from tuneproof.standalone import opened_store
-    from tuneproof.store.migrate import HEAD
-    from tuneproof.workflow import SystemClock
-
-    settings = options.settings()
-    usable(settings.dir)
-    with private_files():
-        async with opened_store(settings, SystemClock()):
-            pass
-    if options.json:
-        output.data({"schema": HEAD})
-    output.say(f"The database {settings.store.url} has schema {HEAD}.")
-    return OK
 
 
 def config(*, options: CommonOptions = NONE) -> int:

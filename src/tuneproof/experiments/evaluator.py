@@ -381,4 +381,8 @@ def variant_of(model: str | Variant | ModelVersion) -> Variant:
             f"Version {model.id} has no model yet: it is {model.status}.",
             mend="Wait for its training (ModelTrainer.monitor_training_job).",
         )
-    return Variant(model_id=model.model_id, version=model.id, prompt=model.prompt)
+    # Two providers may call different models alike; what was trained has a name of its own.
+    provider = None if model.training_job_id is not None else model.provider
+    return Variant(
+        model_id=model.model_id, version=model.id, provider=provider, prompt=model.prompt
+    )

@@ -244,10 +244,11 @@ def _iso(at: datetime | None) -> str | None:
 
 def trainer_of(run: RunContext, point: Point) -> ModelTrainer:
     """The trainer as the run's settings say, with the hyperparameters of one trial."""
+    config = run.config.for_training
     return ModelTrainer.of(
-        run.config,
+        config,
         point,
-        provider=run.parts.provider(run.config.provider),
+        provider=run.parts.provider(config.provider),
         clock=run.parts.clock,
         waits=False,
     )
@@ -259,7 +260,7 @@ async def find_under_way(run: RunContext, attempt: int, base: str) -> JobKey:
     An attempt may have ended without its job: the key was refused meanwhile, or the job could
     not be cancelled. A second one beside it would be paid for twice.
     """
-    provider = run.parts.provider(run.config.provider)
+    provider = run.parts.provider(run.config.for_training.provider)
     for earlier in range(attempt - 1, 0, -1):
         key = JobKey(run_id=run.id, attempt=earlier)
         job = await provider.find_job(RUN_KEY, str(key))
@@ -270,7 +271,7 @@ async def find_under_way(run: RunContext, attempt: int, base: str) -> JobKey:
 
 async def cancel(run: RunContext, key: JobKey) -> bool:
     """Cancel the job of this key; False where none runs or its provider is away."""
-    provider = run.parts.provider(run.config.provider)
+    provider = run.parts.provider(run.config.for_training.provider)
     try:
         job = await provider.find_job(RUN_KEY, str(key))
         if job is None or job.status.final:

@@ -63,14 +63,14 @@ class PlanStage:
 
     def _tokens_of(self, batch: TrainingDataBatch) -> float | None:
         """The tokens that a training on this dataset would be billed for, as a run counts them."""
-        config, path = self._run.config, Path(batch.train_path)
+        config, path = self._run.config.for_training, Path(batch.train_path)
         if not path.exists():
             return None
         price = self._run.parts.price(config.provider, config.base_model or "", config.method)
         return estimate_training(path, price, n_epochs=config.n_epochs).trained_tokens
 
     async def _time_of(self, tokens: float | None) -> TimeEstimate | None:
-        config = self._run.config
+        config = self._run.config.for_training
         if tokens is None:
             return None
         return estimate_time(

@@ -53,7 +53,7 @@ class Preflight:
     def __init__(self, run: RunContext) -> None:
         self._parts = run.parts
         self._id = run.id
-        self._config = run.config
+        self._config = run.config.for_training
 
     async def check(self, batch: TrainingDataBatch, base: str) -> Cleared:
         """Ask everything. Raises `StopError`s and `ConfigError` where the run cannot go on."""

@@ -47,9 +47,8 @@ async def baseline_of(run: RunContext, version: ModelVersion, tx: Tx | None = No
 
 
 def base_of(run: RunContext, version: ModelVersion) -> str:
-    """What a version was trained from; of a model as it is the base that the settings name."""
-    if version.training_job_id is not None:
-        return version.base_model
+    """The base that the settings name, which users meet where nothing else is in use; else what
+    the version was trained from. A recipe may train another one elsewhere."""
     return run.config.base_model or version.base_model
 
 

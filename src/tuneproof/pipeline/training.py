@@ -222,7 +222,7 @@ class TrainStage:
             version="0.0.0",
             model_id=None,
             base_model=base,
-            provider=run.config.provider,
+            provider=run.config.for_training.provider,
             training_job_id=None,
             dataset_hash=batch.hash,
             tasks=tuple(batch.examples),

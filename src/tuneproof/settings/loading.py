@@ -165,6 +165,7 @@ class Settings(Tables):
     def check_recipes(self, config: PipelineConfig) -> None:
         """Refuse recipes that no run of this pipeline could make; raises `ConfigError`."""
         where = f"pipelines.{config.name}.recipes"
+        self._check_provider(where, config.for_training.provider)
         for recipe in config.untrained:
             if recipe.provider is not None:
                 self._check_provider(where, recipe.provider)

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from tuneproof.errors import ConfigError
@@ -664,6 +664,15 @@ class PipelineConfig(Declaration):
         """The candidates for which nothing is trained."""
         found = (Recipe(**one) for one in self.recipes)
         return tuple(one for one in found if one.make != TRAIN)
+
+    @cached_property
+    def for_training(self) -> PipelineConfig:
+        """The config with the base model and the provider that its recipe trains on and at."""
+        found = next((Recipe(**one) for one in self.recipes if one["make"] == TRAIN), None)
+        if found is None or found.model is None:
+            return self
+        provider = found.provider or self.provider
+        return dataclasses.replace(self, base_model=found.model, provider=provider)
 
     @property
     def lanes(self) -> int:

@@ -35,7 +35,8 @@ MEND_PROMPT: Final = (
 class Recipe:
     """How one candidate is made: `as_is` of a `model` at a `provider`, by a prompt, or by training.
 
-    Without a provider it is the pipeline's; what is trained, and where, the pipeline says. A prompt
+    Without a provider it is the pipeline's. What is trained, and where, the pipeline says, or
+    `model` and `provider` in place of its base model and provider. A prompt
     is a kept one, by its `hash`, or what is said here of its messages and its `parameters` (JSON);
     what is not said is as in use.
     """
@@ -94,9 +95,12 @@ def _checked(field: str, given: Any) -> dict[str, str]:
         _check_as_is(field, told, others)
     if make == PROMPT:
         _check_prompt(field, told, others)
-    if make == TRAIN and others:
-        rule = "is training.base_model and training.provider where make is train"
+    if make == TRAIN and others - {"model", "provider"}:
+        rule = "has a prompt, and what is trained keeps that of its examples"
         raise checks.refuse(field, dict(given), rule, mend="Leave it out here.")
+    if make == TRAIN and "provider" in others and "model" not in others:
+        rule = "needs model beside it: which base is trained there"
+        raise checks.refuse(f"{field}.provider", told["provider"], rule, mend="Name the model.")
     return told
 
 
