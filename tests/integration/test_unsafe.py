@@ -170,7 +170,7 @@ async def test_an_endpoint_that_is_away_is_waited_for_and_no_model_is_asked_mean
         assert "The next try is at" in run.stages["gate"]["detail"]["note"]
     assert len(server.asked) > 3
     assert asked[0] == 0, "models were asked before the endpoint answered"
-    assert trainer.calls["complete"] == 22, "20 samples, once, and whether both models answer"
+    assert trainer.calls["complete"] == 42, "20 of each model, once, and whether both answer"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -273,12 +273,48 @@ def _print(run: Mapping[str, Any], address: str | None) -> None:
     ]
     if rows:
         output.table(["stage", "status", "began", "figures"], rows)
-    faulty = _faulty(run["stages"].get("gate", {}).get("detail") or {})
+    gate = run["stages"].get("gate", {}).get("detail") or {}
+    forms = _forms(gate)
+    if forms:
+        output.table(["form of", "figure", "candidate", "baseline", "published", "state"], forms)
+    faulty = _faulty(gate)
     if faulty:
         output.table(["faults", "sampled answer"], faulty)
     if told:
         output.say(told)
         output.say(f"Run: tuneproof run retry {run['pipeline_id']}")
+
+
+def _forms(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """How each candidate writes each task, beside the model in use and what was published."""
+    return [
+        (
+            f"{form['task']} by {one['version']}" if "version" in one else form["task"],
+            figure["name"],
+            *(
+                _level(figure["name"], figure[whose])
+                for whose in ("candidate", "baseline", "posts")
+            ),
+            _drifted(figure, form["allowed"]),
+        )
+        for one in gate.get("candidates") or [gate]
+        for form in one.get("forms", ())
+        for figure in form["figures"]
+    ]
+
+
+def _level(name: str, value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.0f} characters" if name == "length" else f"{value:.0%}"
+
+
+def _drifted(figure: Mapping[str, Any], allowed: Sequence[str]) -> str:
+    if figure["beyond"] is None:
+        return "unknown"
+    if not figure["beyond"]:
+        return "as before"
+    return "drifted, allowed" if figure["name"] in allowed else "drifted"
 
 
 def _faulty(gate: Mapping[str, Any]) -> list[tuple[str, str]]:

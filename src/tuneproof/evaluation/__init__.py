@@ -4,12 +4,14 @@
 `words` the list of words that it asks. `published` reads what came of posts, `outcomes` learns from
 them which of two answers does better (`texts`: what it sees of one, `vectors`: a language model's
 part in that; `packing`: the model as bytes), and `comparing` asks that of candidate and baseline;
+`form` whether it still writes as the baseline does;
 `kept` keeps what they answered, for a check that is broken off. `scorers` is what a scorer is and
 the texts that are scored online, `judge` a scorer that asks a model. None of them knows a database.
 """
 
 from tuneproof.evaluation.comparing import Asked, Prediction, predict
-from tuneproof.evaluation.gate import Gate, GateReport, HeldOut, Sample, inputs_of
+from tuneproof.evaluation.form import Form, FormFigure, form_of
+from tuneproof.evaluation.gate import Gate, GateReport, HeldOut, Sample, examples_of, inputs_of
 from tuneproof.evaluation.judge import Judge, read_score
 from tuneproof.evaluation.kept import Kept
 from tuneproof.evaluation.outcomes import (
@@ -31,6 +33,8 @@ __all__ = [
     "Asked",
     "Embedder",
     "Endpoint",
+    "Form",
+    "FormFigure",
     "Gate",
     "GateReport",
     "HeldOut",
@@ -49,7 +53,9 @@ __all__ = [
     "Text",
     "WinRate",
     "ask",
+    "examples_of",
     "fit_outcomes",
+    "form_of",
     "inputs_of",
     "listed",
     "packed",

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneproof.errors import DataError
-from tuneproof.evaluation.comparing import Prediction
+from tuneproof.evaluation.comparing import MAX_TOKENS, Prediction
 from tuneproof.evaluation.faults import COPIED, faults_of, normal
+from tuneproof.evaluation.form import Form
 from tuneproof.evaluation.kept import together
 from tuneproof.evaluation.scorers import Messages, Scorer, ask
 from tuneproof.evaluation.unsafe import (
@@ -74,6 +75,7 @@ class GateReport:
     nats in the mean; both None where there are no pairs. `predictions` say of each task how often
     the answers are expected to win. `unsafe_share` is that of the sampled outputs that a list of
     words or a moderation endpoint flags, `learnt_unsafe_share` that of the answers learnt from.
+    `forms` say of each task whether the candidate writes as the model in use does.
     """
 
     passed: bool
@@ -89,6 +91,7 @@ class GateReport:
     predictions: tuple[Prediction, ...] = ()
     unsafe_share: float | None = None
     learnt_unsafe_share: float | None = None
+    forms: tuple[Form, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +330,7 @@ class Gate:
     async def _sample(self, model: str, examples: Sequence[Messages]) -> list[Sample]:
         async def one(index: int, messages: Messages) -> Sample:
             [answer] = await self._provider.complete(
-                model, messages[:-1], max_tokens=400, seed=self._seed + index
+                model, messages[:-1], max_tokens=MAX_TOKENS, seed=self._seed + index
             )
             prompt = messages[-2]["content"] if len(messages) > 1 else ""
             faults = faults_of(prompt, answer, max_characters=self._max_characters)
@@ -496,8 +499,17 @@ def inputs_of(path: Path | str, most: int) -> list[Messages]:
 
     Raises `DataError` where the file is unreadable.
     """
-    chats = (line.chat[:-1] for line in _read(Path(path), MAX_LINES))
-    once = {json.dumps(chat, sort_keys=True): chat for chat in chats}
+    return [chat[:-1] for chat in examples_of(path, most)]
+
+
+def examples_of(path: Path | str, most: int) -> list[Messages]:
+    """The chats of a held-out file, each input once, with its first answer; at most so many.
+
+    Raises `DataError` where the file is unreadable.
+    """
+    once: dict[str, Messages] = {}
+    for line in _read(Path(path), MAX_LINES):
+        once.setdefault(json.dumps(line.chat[:-1], sort_keys=True), line.chat)
     return list(islice(once.values(), most))
 
 

@@ -20,6 +20,7 @@ from tuneproof.evaluation import (
     Asked,
     Embedder,
     Endpoint,
+    Form,
     Gate,
     GateReport,
     Kept,
@@ -29,7 +30,9 @@ from tuneproof.evaluation import (
     Prompted,
     Published,
     Scorer,
+    examples_of,
     fit_outcomes,
+    form_of,
     inputs_of,
     listed,
     predict,
@@ -61,6 +64,9 @@ log = logging.getLogger(__name__)
 
 TELL_S = 2.0
 """How often it is recorded how far a check is, seconds."""
+
+COMPARED_ANSWERS = 2
+"""How many answers to each input the outcome model compares."""
 
 SHOWN = 5
 """How many of the sampled answers are kept, for people to read."""
@@ -127,6 +133,12 @@ class GateStage:
                     await self._predicted(version, batch, kept),
                     run.config.gate_min_win_rate,
                 )
+            if report.passed:
+                report = after_forms(
+                    report,
+                    await self._formed(version, batch, kept, report.predictions),
+                    run.config.gate_allow_drift,
+                )
         if report.passed:
             await self._ensure_answers(version)
         return report
@@ -160,6 +172,56 @@ class GateStage:
         run, config = self._run, self._run.config
         if not config.gate_compared or version.model_id is None or not run.parts.asks(config.tasks):
             return ()
+        candidate, rival = await self._both(version, batch, kept)
+        return tuple(
+            [
+                await predict(
+                    task,
+                    self._models[task],
+                    candidate,
+                    rival,
+                    inputs_of(batch.datasets[task].validation_path, config.gate_compared),
+                    answers=COMPARED_ANSWERS,
+                    embedder=self._embedder,
+                    seed=config.seed,
+                )
+                for task in batch.datasets
+            ]
+        )
+
+    async def _formed(
+        self,
+        version: ModelVersion,
+        batch: TrainingDataBatch,
+        kept: Kept,
+        predictions: Sequence[Prediction],
+    ) -> tuple[Form, ...]:
+        """How the version writes each task beside the baseline: by the answers that were compared,
+        where there are any, else to as many inputs as are sampled."""
+        config = self._run.config
+        candidate, rival = await self._both(version, batch, kept)
+        compared = {one.task for one in predictions if one.win_rate is not None}
+        asks = self._run.parts.asks(config.tasks)
+        found = []
+        for task, dataset in batch.datasets.items():
+            most = config.gate_compared if task in compared else config.gate_samples
+            found.append(
+                await form_of(
+                    task,
+                    candidate,
+                    rival,
+                    examples_of(dataset.validation_path, most) if asks else (),
+                    answers=COMPARED_ANSWERS if task in compared else 1,
+                    seed=config.seed,
+                )
+            )
+        return tuple(found)
+
+    async def _both(
+        self, version: ModelVersion, batch: TrainingDataBatch, kept: Kept
+    ) -> tuple[Asked, Asked]:
+        """The version and the model in use, each at who answers for it, by its own prompt."""
+        run = self._run
         baseline = await baseline_of(run, version)
         candidate, rival = [
             Asked(
@@ -170,20 +232,7 @@ class GateStage:
             )
             for model in (variant_of(version), baseline)
         ]
-        return tuple(
-            [
-                await predict(
-                    task,
-                    self._models[task],
-                    candidate,
-                    rival,
-                    inputs_of(batch.datasets[task].validation_path, config.gate_compared),
-                    embedder=self._embedder,
-                    seed=config.seed,
-                )
-                for task in batch.datasets
-            ]
-        )
+        return candidate, rival
 
     async def _learn(self, batch: TrainingDataBatch, base: str, kept: Kept) -> None:
         """Train a model of the outcomes of each task that needs one, for all versions of the run.
@@ -283,7 +332,8 @@ class GateStage:
                 if report.predictions
                 else {}
             ),
-            **({"candidates": [_of_candidate(one) for one in judged]} if len(judged) > 1 else {}),
+            **_forms(report, run.config.gate_allow_drift),
+            **({"candidates": self._each(judged)} if len(judged) > 1 else {}),
         }
         status = StageStatus.COMPLETED if report.passed else StageStatus.FAILED
         await run.mark_stage(tx, Stage.GATE, status, detail)
@@ -299,6 +349,10 @@ class GateStage:
         if report.passed:
             alias = {"name": run.config.name, "alias": "candidate", "version_id": version.id}
             await run.tell(tx, "alias", alias, "candidate")
+
+    def _each(self, judged: Sequence[Judged]) -> list[dict[str, object]]:
+        allowed = self._run.config.gate_allow_drift
+        return [{**_of_candidate(one), **_forms(one.report, allowed)} for one in judged]
 
 
 def leading(judged: Sequence[Judged]) -> Judged:
@@ -397,6 +451,18 @@ def after_comparing(
     return replace(report, passed=False, predictions=predictions, reason=why)
 
 
+def after_forms(report: GateReport, forms: tuple[Form, ...], allowed: Sequence[str]) -> GateReport:
+    """The report with the form of the answers; it fails where one drifted that may not."""
+    drifted = [(form, one) for form in forms for one in form.drifted(allowed)]
+    report = replace(report, forms=forms)
+    if not drifted:
+        said = " ".join(form.brief() for form in forms)
+        return replace(report, reason=f"{report.reason} {said}".rstrip())
+    why = " ".join(f"Form of {form.task}: {one.said}." for form, one in drifted)
+    names = ", ".join(sorted({one.name for _, one in drifted}))
+    return replace(report, passed=False, reason=f"{why} gate.allow_drift does not name {names}.")
+
+
 def _after(version: ModelVersion, report: GateReport) -> ModelVersion:
     return replace(
         version,
@@ -425,6 +491,20 @@ def _unsafe(report: GateReport) -> dict[str, object]:
         "unsafe_share": report.unsafe_share,
         "learnt_unsafe_share": report.learnt_unsafe_share,
     }
+
+
+def _forms(report: GateReport, allowed: Sequence[str]) -> dict[str, object]:
+    if not report.forms:
+        return {}
+    told = [
+        {
+            **asdict(form),
+            "sentence": form.sentence(),
+            "allowed": [one.name for one in form.figures if one.beyond and one.name in allowed],
+        }
+        for form in report.forms
+    ]
+    return {"forms": told}
 
 
 def _said(prediction: Prediction) -> dict[str, object]:

@@ -13,7 +13,16 @@ from typing import Protocol
 from tuneproof import workflow
 from tuneproof.collection import Dataset, Source, Task, TrainingDataBatch, Window
 from tuneproof.curation import ShelvedDatasets
-from tuneproof.evaluation import GateReport, OutcomeModel, OutcomeReport, Prediction, Sample, Scorer
+from tuneproof.evaluation import (
+    Form,
+    FormFigure,
+    GateReport,
+    OutcomeModel,
+    OutcomeReport,
+    Prediction,
+    Sample,
+    Scorer,
+)
 from tuneproof.experiments import (
     ABTest,
     Arm,
@@ -441,6 +450,8 @@ workflow.register(
     EvaluationResult,
     ExpectedLift,
     ExperimentStatus,
+    Form,
+    FormFigure,
     GateReport,
     Halves,
     Job,

@@ -10,7 +10,15 @@ Nothing else in TuneProof reads the environment.
 from tuneproof.settings.declaration import Declaration, declared_rows
 from tuneproof.settings.fields import Option, options
 from tuneproof.settings.loading import ADAPTERS, WITHOUT_EFFECT, Settings, resolved
-from tuneproof.settings.pipelines import STRATEGIES, PipelineConfig, refuse_both
+from tuneproof.settings.pipelines import (
+    DRIFTS,
+    LENGTH,
+    OPENINGS,
+    STRATEGIES,
+    VARIETY,
+    PipelineConfig,
+    refuse_both,
+)
 from tuneproof.settings.records import (
     BODY,
     HOOK,
@@ -41,9 +49,13 @@ from tuneproof.settings.shadow import Shadow
 __all__ = [
     "ADAPTERS",
     "BODY",
+    "DRIFTS",
     "HOOK",
+    "LENGTH",
+    "OPENINGS",
     "POST_COLUMNS",
     "STRATEGIES",
+    "VARIETY",
     "WITHOUT_EFFECT",
     "AlertsConfig",
     "BreakersConfig",

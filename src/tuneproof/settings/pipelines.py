@@ -23,6 +23,9 @@ from tuneproof.settings.fields import (
 )
 from tuneproof.settings.recipes import TRAIN, Recipe, checked_recipes
 
+LENGTH, VARIETY, OPENINGS = DRIFTS = ("length", "variety", "openings")
+"""In what a candidate's answers may drift away from those of the model in use."""
+
 STRATEGIES = ("gradual_rollout", "canary", "immediate")
 """The rollout strategies; any list of `steps` can be set beside the first."""
 
@@ -62,6 +65,13 @@ def _min_scores(field: str, given: Mapping[str, float]) -> Mapping[str, float]:
     for scorer, least in given.items():
         checks.number(f"{field}.{scorer}", least)
     return given
+
+
+def _drifts(field: str, given: Any) -> tuple[str, ...]:
+    found = checks.names(field, given) if given else ()
+    for one in found:
+        checks.choice(field, one, DRIFTS)
+    return found
 
 
 DEFAULT_THRESHOLD = 0.06
@@ -356,6 +366,17 @@ class PipelineConfig(Declaration):
             at_most=1,
             doc="by how much the share of [unsafe](../how-to/what-it-learns.md#unsafe-answers) "
             "outputs may be above that of the answers learnt from; 1: however many there are",
+        ),
+    )
+    gate_allow_drift: tuple[str, ...] = option(
+        (),
+        gate(
+            key="allow_drift",
+            rule=_drifts,
+            by_request=False,
+            doc="in what the answers may differ from the baseline's and the posts' [without "
+            "failing](../how-to/what-it-learns.md#as-it-wrote-before): `length`, `variety`, "
+            "`openings`",
         ),
     )
     gate_moderation: str | None = option(
