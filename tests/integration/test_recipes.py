@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.loop import QUICK, Loop, open_loop
+from tests.integration.loop import QUICK, Loop, open_loop, settings
 from tests.integration.providing import Provider, open_providers
 
+from tuneproof.app import App
 from tuneproof.errors import ConfigError, NotFoundError
-from tuneproof.settings import PipelineConfig
+from tuneproof.settings import PipelineConfig, ScorerConfig
 from tuneproof.store import Run, RunStatus
-from tuneproof.testing import MemoryProvider
+from tuneproof.testing import MemoryProvider, MemorySource
 from tuneproof.training import VersionStatus
 
 NEWER = {"make": "as_is", "model": "newer"}
@@ -187,3 +188,20 @@ async def test_another_houses_model_replaces_one_that_is_no_worse_and_dearer(
         endpoint = await loop.app.routing.endpoints.of(routing["hook"])
         assert endpoint.provider == "openai"
         assert (await loop.turn()).status is RunStatus.SKIPPED
+
+
+async def test_a_run_may_not_be_told_that_one_measure_chooses_and_decides(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    judge = ScorerConfig(name="judge", model="newer")
+    config = replace(QUICK, quality_scorer="judge")
+    made = settings(tmp_path, sqlite_store_url, config, scorers={"judge": judge})
+    async with App.open(
+        made, source=MemorySource([]), provider=MemoryProvider(), background=False
+    ) as app:
+        with pytest.raises(ConfigError, match="it would decide on its own answers"):
+            await app.runs.start(
+                config_overrides={"criteria": ["quality superior 0.1"]},
+                recipes=[{"make": "as_is", "model": "newer"}],
+            )
+        assert not await app.store.runs.active()

@@ -128,6 +128,7 @@ class RunService:
             config = replace(config, recipes=tuple(recipes))
         self._check_tasks(config)
         self._settings.check_recipes(config)
+        self._settings.check_measures(config)
         _check_window(as_of, config)
         parts = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(

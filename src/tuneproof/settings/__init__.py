@@ -1,7 +1,8 @@
 """Settings: what the user set, validated, with where it came from. Read once, passed on.
 
 `secrets`, `checks` (rules for values) → `fields` (what is known of one setting) → `declaration`,
-`pipelines`, `relay`, `records`, `shadow`, `service` (what can be set) → `tables` (of the file) →
+`pipelines`, `relay`, `records`, `shadow`, `service` (what can be set) → `measures` (what chooses
+and what decides) → `tables` (of the file) →
 `environment`, `layers` (what each source sets) → `loading` (`Settings.load` merges arguments,
 environment, file, defaults).
 Nothing else in TuneProof reads the environment.

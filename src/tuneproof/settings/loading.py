@@ -20,6 +20,7 @@ from tuneproof.errors import ConfigError, InputError
 from tuneproof.prompts import Prompt
 from tuneproof.settings import checks, environment, layers, tables
 from tuneproof.settings.layers import DEFAULT_DIR, Layer
+from tuneproof.settings.measures import check_measures
 from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.recipes import PROMPT, Recipe
 from tuneproof.settings.records import BODY, CLUSTER_KINDS, HOOK, TargetConfig, shown
@@ -88,6 +89,8 @@ class Settings(Tables):
         for config in self.pipelines.values():
             self._check_names(config)
         object.__setattr__(self, "pipelines", MappingProxyType(self._with_bases()))
+        for config in self.pipelines.values():
+            self.check_measures(config)
         if self.adapters["provider"] == ADAPTERS["provider"]:
             for provider in self.providers.values():
                 checks.choice(f"providers.{provider.name}.kind", provider.kind, PROVIDER_KINDS)
@@ -107,6 +110,10 @@ class Settings(Tables):
     def task_aliases(self) -> Mapping[str, str]:
         """The task that each model name of `tasks.*.aliases` means at the gateway."""
         return {alias: task.name for task in self.tasks.values() for alias in task.aliases}
+
+    def check_measures(self, config: PipelineConfig) -> None:
+        """Refuse a pipeline in which one measure chooses candidates and judges them alone."""
+        check_measures(config, self.scorers, self.tasks)
 
     @property
     def default_provider(self) -> str:
