@@ -18,6 +18,7 @@ import pytest
 from tests.integration.loop import T0, posts
 from tests.integration.providing import Provider, open_providers
 
+from tuneproof.app.succession import command
 from tuneproof.collection import Post
 from tuneproof.errors import ConfigError, CredentialsError, DeniedError, NotFoundError
 from tuneproof.experiments import variant_of
@@ -584,7 +585,7 @@ async def test_shutdown_is_warned_of_once_and_counted_down(
             a for a in (await app.store.activity.page()).items if a.action == "model shutdown"
         ]
         assert "in 59 days" in warned.reason
-        assert "name a training.successor_model" in warned.reason
+        assert command(app.pipelines.get("default"), ()) in warned.reason
         await app.concerns.refresh()
         text = (app.metrics.render())[0].decode()
         [line] = [x for x in text.splitlines() if x.startswith("tuneproof_model_shutdown_seconds{")]

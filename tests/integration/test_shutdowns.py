@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import httpx2
 from tests.integration.loop import T0
 from tests.integration.providing import Provider, open_providers
 
+from tuneproof.app.succession import GUIDE, command, needed
+from tuneproof.cli.system import _shutdown
 from tuneproof.errors import CredentialsError
+from tuneproof.server import create_app
 from tuneproof.settings import TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.training import TrainingReadiness
@@ -111,3 +116,27 @@ async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(
         versions = await loop.app.store.versions.list()
         made = {v.pipeline: (v.provider, v.base_model) for v in versions}
         assert made == dict.fromkeys(("default.hook", "default.body"), ("two", "small"))
+
+
+async def test_status_doctor_page_and_alert_name_the_command_and_the_last_day(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    provider = Provider(name="p")
+    provider.shutdowns["base"] = T0 + timedelta(days=40)
+    async with open_providers(tmp_path, sqlite_store_url, provider) as loop:
+        app = loop.app
+        await app.shutdown_watch.look(T0)
+        config = app.pipelines.get("default")
+        last = f"start by {T0 + timedelta(days=40) - needed(config).all:%Y-%m-%d} ("
+        shown = (await app.overview.status())["pipelines"][0]["shutdown"]
+        [warned] = [
+            a for a in (await app.store.activity.page()).items if a.action == "model shutdown"
+        ]
+        [found] = [f for f in await app.doctor.examine() if "base model" in f.name]
+        asgi = httpx2.ASGITransport(app=create_app(app))
+        async with httpx2.AsyncClient(transport=asgi, base_url="http://127.0.0.1") as client:
+            page = html.unescape((await client.get("/")).text)
+        assert found.status == "warning"
+        for said in (shown["mend"], warned.reason, found.mend, page, _shutdown(shown)):
+            assert f"{command(config, ())} ({GUIDE})" in said
+            assert last in said

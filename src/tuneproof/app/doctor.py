@@ -19,7 +19,7 @@ from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.rehearsal import Rehearsal, rehearse
 from tuneproof.app.scorers import Scorers
-from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdowns
+from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdown, Shutdowns
 from tuneproof.app.sources import Sources
 from tuneproof.app.unready import unready
 from tuneproof.collection import Task
@@ -321,7 +321,11 @@ class Doctor:
         """Whether a run would train on this base, asked as a run asks; and its countdown."""
         now = self._clock.now()
         found = await preflight(self._providers.get(config.provider), base, config.method, now=now)
-        return _countdown(f"{config.name}: base model", base, found.shutdown_at, now)
+        name = f"{config.name}: base model"
+        if found.shutdown_at is None:
+            return Finding(name=name, status="ok", detail=f"{base}; no shutdown announced")
+        shutdown = Shutdown(model=base, provider=config.provider, at=found.shutdown_at, base=base)
+        return _countdown(name, shutdown, config, now)
 
     async def _served_findings(self, config: PipelineConfig) -> list[Finding]:
         """Models in use that are shut down soon, or whose provider left the settings."""
@@ -338,7 +342,7 @@ class Doctor:
         announced = await self._shutdowns.known(config)
         if announced is not None and announced.model != config.base_model:
             name = f"{config.name}: {announced.model}"
-            found.append(_countdown(name, announced.model, announced.at, self._clock.now()))
+            found.append(_countdown(name, announced, config, self._clock.now()))
         return found
 
     async def _recipe_findings(self, config: PipelineConfig) -> list[Finding]:
@@ -442,14 +446,15 @@ _FINDINGS = {
 }
 
 
-def _countdown(name: str, model: str, shutdown_at: datetime | None, now: datetime) -> Finding:
-    if shutdown_at is None:
-        return Finding(name=name, status="ok", detail=f"{model}; no shutdown announced")
-    left = shutdown_at - now
-    status = "ok" if left > SHUTDOWN_WARNING else "warning"
-    mend = "" if status == "ok" else "Name what follows it in training.successor_model."
-    detail = f"{model} shuts down on {shutdown_at:%Y-%m-%d}, in {left.days} days"
-    return Finding(name=name, status=status, detail=detail, mend=mend)
+def _countdown(name: str, found: Shutdown, config: PipelineConfig, now: datetime) -> Finding:
+    left = found.left(now)
+    near, mend = left <= SHUTDOWN_WARNING, found.mend(config, now)
+    return Finding(
+        name=name,
+        status="warning" if near else "ok",
+        detail=f"{found.model} shuts down on {found.at:%Y-%m-%d}, in {left.days} days",
+        mend=f"{mend[0].upper()}{mend[1:]}." if near else "",
+    )
 
 
 def _alerts_in_words(alerts: Sequence[KeptAlert]) -> str:

@@ -31,6 +31,8 @@ class Countdown(TypedDict):
     at: str
     days: int
     successor: str | None
+    mend: str
+    """What to do, and until when."""
 
 
 class ActiveRun(TypedDict):
@@ -168,6 +170,7 @@ class Overview:
             "at": found.at.isoformat(),
             "days": found.left(now).days,
             "successor": found.follower(config),
+            "mend": found.mend(config, now),
         }
 
 

@@ -13,6 +13,7 @@ from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.runs import RunService
+from tuneproof.app.succession import succession
 from tuneproof.errors import StateError, TuneProofError
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.store import Run, Store
@@ -68,6 +69,11 @@ class Shutdown:
             return config.base_model
         successor = config.successor_model
         return None if successor in (self.model, self.base) else successor
+
+    def mend(self, config: PipelineConfig, now: datetime) -> str:
+        """What to do about it, and until when."""
+        doomed = (self.model, self.base)
+        return succession(config, self.at, now, follower=self.follower(config), doomed=doomed)
 
 
 class Shutdowns:
@@ -229,15 +235,9 @@ class ShutdownWatch:
         key, mark = f"shutdown_warned:{config.name}", f"{found.model} {found.at.isoformat()}"
         if await self._store.meta.get(key) == mark:
             return
-        follows = found.follower(config)
         said = (
             f"{found.model} shuts down at {found.provider} on {found.at:%Y-%m-%d}, in "
-            f"{found.left(now).days} days; "
-            + (
-                f"{config.retrain_lead_days:g} days before, the loop trains on {follows}"
-                if follows
-                else "name a training.successor_model"
-            )
+            f"{found.left(now).days} days; {found.mend(config, now)}"
         )
         async with self._store.database.begin() as tx:
             await self._store.meta.set(key, mark, tx=tx)

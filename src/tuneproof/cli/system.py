@@ -133,9 +133,8 @@ def _drift(found: Mapping[str, Any] | None) -> str | None:
 def _shutdown(announced: Mapping[str, Any] | None) -> str | None:
     if not announced:
         return None
-    follows = announced["successor"]
     said = f"{announced['model']} on {announced['at'][:10]}, in {announced['days']} days"
-    return f"{said}; {follows} follows" if follows else said
+    return "; ".join(filter(None, (said, announced.get("mend"))))
 
 
 async def doctor(*, options: CommonOptions = NONE) -> int:

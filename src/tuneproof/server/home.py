@@ -14,10 +14,13 @@ from tuneproof.server.problems import RESPONSES
 from tuneproof.server.state import TheApp
 
 if TYPE_CHECKING:
+    from tuneproof.app import App
     from tuneproof.experiments import ABTest
     from tuneproof.resilience import TaskHealth
     from tuneproof.rollout import Deployment, Routing
     from tuneproof.store import Run
+
+Cells = tuple[str, ...]
 
 NEWEST = 10
 """How many of each kind are shown."""
@@ -35,6 +38,7 @@ def router() -> APIRouter:
             (await app.store.experiments.page(limit=NEWEST)).items,
             (await app.store.deployments.page(limit=NEWEST)).items,
             app.supervisor.tasks,
+            await _shutdowns(app),
         )
         page = document("Overview", "TuneProof", body, now=app.clock.now(), changes=True)
         return HTMLResponse(page, headers=HEADERS)
@@ -48,8 +52,11 @@ def _body(
     tests: Sequence[ABTest],
     rollouts: Sequence[Deployment],
     tasks: Sequence[TaskHealth],
+    shutdowns: Sequence[Cells],
 ) -> str:
+    near = ["pipeline", "model", "shuts down", "what to do"]
     sections = {
+        **({"Shutdowns": table(near, shutdowns)} if shutdowns else {}),
         "Models in use": table(
             ["task", "model", "candidate", "its share"], [_routing_cells(one) for one in routing]
         ),
@@ -100,12 +107,28 @@ def _body(
     return "\n".join(f"<h2>{name}</h2>{shown}" for name, shown in sections.items())
 
 
+async def _shutdowns(app: App) -> list[Cells]:
+    """The models that go, as last heard: when, and what to do until then."""
+    now = app.clock.now()
+    known = [(config, await app.shutdowns.known(config)) for config in app.pipelines.running]
+    return [
+        (
+            config.name,
+            found.model,
+            f"{found.at:%Y-%m-%d}, in {found.left(now).days} days",
+            found.mend(config, now),
+        )
+        for config, found in known
+        if found is not None
+    ]
+
+
 def _at(run: Run) -> str:
     """What a run is at, and how far."""
     return ": ".join(filter(None, (run.current_stage, run.note or run.progress)))
 
 
-def _routing_cells(routing: Routing) -> tuple[str, ...]:
+def _routing_cells(routing: Routing) -> Cells:
     names = ", ".join(model.model_id for model in routing.candidates)
     share = percent(routing.candidates_share or 0.0) if names else ""
     return routing.task, routing.baseline.model_id, names, share
