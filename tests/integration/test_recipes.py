@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.loop import QUICK, Loop, open_loop, settings
+from tests.integration.loop import QUICK, Loop, open_loop, posts, settings
 from tests.integration.providing import Provider, open_providers
 
 from tuneproof.app import App
@@ -205,3 +205,29 @@ async def test_a_run_may_not_be_told_that_one_measure_chooses_and_decides(
                 recipes=[{"make": "as_is", "model": "newer"}],
             )
         assert not await app.store.runs.active()
+
+
+async def test_a_plan_prices_each_candidate_and_leaves_out_what_is_in_use(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    own = Provider(name="own", base_models=("base",))
+    other = Provider(name="openai", base_models=("newer",))
+    changes = {"recipes": ({**NEWER, "provider": "openai"}, TRAIN), "traffic_split": 0.3}
+    source = [post._replace(tokens_used=100) for post in posts()]
+    more = {"prices": {"base": (0.0, 2.0), "newer": (0.0, 10.0)}}
+    async with open_providers(
+        tmp_path, sqlite_store_url, own, other, changes=changes, source=source, more=more
+    ) as loop:
+        plan = await loop.app.experiments.plan()
+        tokens = (plan.units_per_hour or 0) * plan.hours * 0.3 * 100
+        assert plan.candidates == 2
+        assert plan.answers_cost_usd == pytest.approx(tokens * (2 + 10) / 1e6)
+        run = await loop.turn(recipes=[{**NEWER, "provider": "openai"}])
+        assert run.status is RunStatus.SUCCESS, run.reason
+        assert run.result["plan"]["answers_cost_usd"] == pytest.approx(
+            run.result["plan"]["units_per_hour"] * plan.hours * 0.3 * 100 * 10 / 1e6
+        )
+        later = await loop.app.experiments.plan(days_back=60)
+        assert later.candidates == 1, "the newer model is in use"
+        tokens = (later.units_per_hour or 0) * later.hours * 0.3 * 100
+        assert later.answers_cost_usd == pytest.approx(tokens * 2 / 1e6)

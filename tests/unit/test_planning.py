@@ -11,7 +11,8 @@ from tests.posts import ListSource
 
 from tuneproof.collection import NO_TIME, Post, Window
 from tuneproof.errors import InputError
-from tuneproof.experiments.planning import History, Prices, plan_cycle, read_history
+from tuneproof.experiments import Variant
+from tuneproof.experiments.planning import History, Prices, plan_cycle, read_history, untried
 from tuneproof.settings import PipelineConfig
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.testing import MemorySource
@@ -128,6 +129,59 @@ def test_unknown_prices_are_said_not_guessed() -> None:
     plan = plan_cycle(history(), PipelineConfig(), trained_tokens=1e6)
     assert plan.cost_usd is None
     assert "no price is set" in plan.sentence()
+
+
+AS_IS = {"make": "as_is", "model": "newer", "provider": "house"}
+OPEN = {"make": "as_is", "model": "open", "provider": "own"}
+TRAINED = {"make": "train"}
+USED = Variant(model_id="newer", provider="house")
+
+
+def test_each_recipes_answers_cost_what_its_own_model_asks() -> None:
+    config = PipelineConfig(recipes=(TRAINED, AS_IS, OPEN), base_model="base")
+    each = plan_cycle(history(), PipelineConfig(), prices=Prices(answers=1.0)).answers_cost_usd
+    assert each is not None
+    prices = Prices(training=8.0, answers=1.0, untrained=(10.0, 0.5))
+    plan = plan_cycle(history(), config, trained_tokens=1e6, prices=prices)
+    assert (plan.candidates, plan.unpriced) == (3, 0)
+    assert plan.answers_cost_usd == pytest.approx(11.5 * each)
+    assert "without" not in plan.sentence()
+    some = plan_cycle(history(), config, prices=Prices(answers=1.0, untrained=(10.0, None)))
+    assert some.answers_cost_usd == pytest.approx(11 * each)
+    assert "without the answers of 1 of its candidates, whose price is not set" in some.sentence()
+    none = plan_cycle(history(), PipelineConfig(), trained_tokens=1e6, prices=Prices(training=8.0))
+    assert (none.answers_cost_usd, none.unpriced) == (None, 1)
+    assert "about $8.00, without the answers, whose price is not set." in none.sentence()
+
+
+def test_a_model_that_is_in_use_is_no_candidate_of_a_plan() -> None:
+    config = PipelineConfig(recipes=(AS_IS, OPEN), base_model="base")
+    assert [one.model for one in untried(config, USED)] == ["open"]
+    moved = replace(USED, provider="house@api.house")
+    assert [one.model for one in untried(config, moved, lambda n: f"{n}@api.{n}")] == ["open"]
+    elsewhere = replace(USED, provider="own")  # another house's model of the same name
+    assert [one.model for one in untried(config, elsewhere)] == ["newer", "open"]
+    plan = plan_cycle(history(), config, prices=Prices(untrained=(0.5,)))
+    assert plan.candidates == 1
+    assert plan.alpha == pytest.approx(0.05)
+
+
+def test_a_plan_of_nothing_to_test_says_so() -> None:
+    config = PipelineConfig(recipes=(AS_IS,), base_model="base")
+    plan = plan_cycle(history(), config, prices=Prices(untrained=()))
+    assert (plan.candidates, plan.probability) == (0, None)
+    assert plan.sentence() == (
+        "Nothing can be planned: each candidate that the recipes name is in use."
+    )
+
+
+def test_a_prompt_is_in_use_by_its_hash_alone() -> None:
+    kept = {"make": "prompt", "hash": "0123456789abcdef"}
+    said = {"make": "prompt", "prompt": "Write about {topic}."}
+    config = PipelineConfig(recipes=(kept, said), base_model="base", tasks=("hook",))
+    used = Variant(model_id="base", provider="default", prompt="0123456789abcdef")
+    assert [one.hash for one in untried(config, used)] == [None]
+    assert len(untried(config, replace(used, prompt="fedcba9876543210"))) == 2
 
 
 def test_several_candidates_share_the_baseline_and_the_level() -> None:

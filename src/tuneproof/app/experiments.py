@@ -291,9 +291,17 @@ class ExperimentService:
             lift=lift,
             trained_tokens=tokens,
             training=training,
-            prices=self._providers.prices(config),
+            prices=await self._providers.prices(config, await self._in_use(config)),
             candidates=candidates,
         )
+
+    async def _in_use(self, config: PipelineConfig) -> Variant:
+        """The model in use: as it is routed, or the settings name it, else the base."""
+        for task in config.tasks:
+            found = await self._store.routing.get(task) or self._routing.board.declared.get(task)
+            if found is not None:
+                return found.baseline
+        return Variant(model_id=config.base_model or "")
 
     async def _training(self, config: PipelineConfig) -> tuple[float | None, TimeEstimate | None]:
         """The tokens that the pipeline's newest training had, and how long as many take now."""

@@ -14,10 +14,11 @@ from tuneproof.app.places import Places
 from tuneproof.app.providing import price_at, provider_of
 from tuneproof.errors import ProviderUnavailableError, StoreUnavailableError, TuneProofError
 from tuneproof.experiments import Variant
-from tuneproof.experiments.planning import Prices
+from tuneproof.experiments.planning import Prices, untried
 from tuneproof.outgoing import Rules, told
 from tuneproof.resilience import BreakerEvent, CircuitBreaker, State, Supervisor
 from tuneproof.settings import PipelineConfig, ProviderConfig, Secret, Settings, Url
+from tuneproof.settings.recipes import Recipe
 from tuneproof.store import Store
 from tuneproof.telemetry import Metrics
 from tuneproof.testing import VirtualClock
@@ -195,13 +196,31 @@ class Providers:
                 found += await self._places.settle(name, self.get(name))
         return found
 
-    def prices(self, config: PipelineConfig) -> Prices:
-        """What training and answers of a pipeline's base model cost, as far as it is known."""
-        config = config.for_training
-        found = self.price(config.provider, config.base_model or "", config.method)
-        if found is None:
-            return Prices()
-        return Prices(training=found.training, answers=found.completion)
+    async def prices(self, config: PipelineConfig, in_use: Variant) -> Prices:
+        """What training and answers of a pipeline's candidates cost, as far as it is known."""
+        if config.untrained:
+            served_by, _ = await provider_of(self._store, self._settings, in_use)
+            in_use = replace(in_use, provider=served_by)
+        trained = config.for_training
+        found = self.price(trained.provider, trained.base_model or "", trained.method)
+        place = self._places.label if self.given is None else str
+        return Prices(
+            training=None if found is None else found.training,
+            answers=None if found is None else found.completion,
+            untrained=tuple(
+                self._price_of(one, config, in_use) for one in untried(config, in_use, place)
+            ),
+        )
+
+    def _price_of(self, recipe: Recipe, config: PipelineConfig, in_use: Variant) -> float | None:
+        """What the answers of a recipe's candidate cost: its model, else the one in use."""
+        name = recipe.provider or config.provider
+        if recipe.model is None:
+            name = (in_use.provider or config.provider).partition("@")[0]
+        if name not in self._settings.providers:
+            return None
+        found = self.price(name, recipe.model or in_use.model_id, "answers")
+        return None if found is None else found.completion
 
     def price(self, provider: str, model: str, method: str = "supervised") -> Price | None:
         """What a provider charges for a model: as the settings say, else by the dated table."""

@@ -15,13 +15,14 @@ from datetime import datetime
 from tuneproof.collection import NO_TIME, PostQuery, Source, Totalling, Totals, Window
 from tuneproof.errors import InputError
 from tuneproof.experiments.families import largest_split
-from tuneproof.experiments.records import Criterion
+from tuneproof.experiments.records import Criterion, Variant
 from tuneproof.settings import PipelineConfig
+from tuneproof.settings.recipes import PROMPT, Recipe
 from tuneproof.stats import design
 from tuneproof.stats.aggregates import Aggregate
 from tuneproof.training import TimeEstimate, duration
 
-__all__ = ["CyclePlan", "History", "Prices", "plan_cycle", "read_history"]
+__all__ = ["CyclePlan", "History", "Prices", "plan_cycle", "read_history", "untried"]
 
 POWER = 0.8
 """The share of tests in which the lift is to be found, for the days that are named."""
@@ -69,10 +70,50 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """USD per million tokens; None where the settings do not say."""
+    """USD per million tokens; None where the settings do not say.
+
+    `answers` are those of a trained candidate, `untrained` those of each other one that is to be
+    tested, in the order of the recipes; None: of all that the settings name, as trained ones.
+    """
 
     training: float | None = None
     answers: float | None = None
+    untrained: tuple[float | None, ...] | None = None
+
+    def of_candidates(self, config: PipelineConfig, candidates: int | None) -> list[float | None]:
+        """The price of the answers of each candidate; `candidates` says how many, where it is
+        not as the settings say."""
+        trained = [self.answers] * (config.candidates * config.trains)
+        untrained = self.untrained
+        if untrained is None:
+            untrained = (self.answers,) * len(config.untrained)
+        found = [*trained, *untrained]
+        if candidates is None:
+            return found
+        return [*found, *[self.answers] * candidates][:candidates]
+
+
+def untried(
+    config: PipelineConfig, in_use: Variant, place: Callable[[str], str] = str
+) -> tuple[Recipe, ...]:
+    """The candidates for which nothing is trained, without those that are in use already.
+
+    `place` is the name by which a provider is known of a model that is in use. What a prompt says,
+    other than by its hash, is not looked at: it is taken to be a new one.
+    """
+    return tuple(one for one in config.untrained if not _serves(in_use, one, config, place))
+
+
+def _serves(
+    in_use: Variant, recipe: Recipe, config: PipelineConfig, place: Callable[[str], str]
+) -> bool:
+    if recipe.make == PROMPT and (recipe.hash is None or recipe.hash != in_use.prompt):
+        return False
+    if recipe.model is None:
+        return True
+    name = recipe.provider or config.provider
+    served_by = in_use.provider or config.provider
+    return recipe.model == in_use.model_id and served_by in (name, place(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +124,8 @@ class CyclePlan:
     enrolment, at the two-sided level `alpha` that is left for promoting; `promoted` that it is
     promoted; `needed_h` the enrolment that finds it in 80 % of tests (None: more than a year).
     They are None where `reason` says why nothing can be planned, and so is `mean` unless that is
-    below 0. Costs are in USD, None where no price is set; `training_s` is how long the training
+    below 0. Costs are in USD, None where no price is set, and without the answers of those
+    candidates that are `unpriced`; `training_s` is how long the training
     takes, None where none before tells. Where several `candidates` are tested at once, all but
     the costs is about one of them.
     """
@@ -104,6 +146,7 @@ class CyclePlan:
     training_s: float | None = None
     reason: str = ""
     candidates: int = 1
+    unpriced: int = 0
 
     @property
     def cost_usd(self) -> float | None:
@@ -129,7 +172,11 @@ class CyclePlan:
     def _cost(self) -> str:
         if self.cost_usd is None:
             return "What the cycle costs is unknown: no price is set."
-        return f"This cycle costs about ${self.cost_usd:,.2f}."
+        said = f"This cycle costs about ${self.cost_usd:,.2f}"
+        if not self.unpriced:
+            return f"{said}."
+        of = "" if self.unpriced == self.candidates else f" of {self.unpriced} of its candidates"
+        return f"{said}, without the answers{of}, whose price is not set."
 
     def _time(self) -> str:
         return f" Its training takes about {duration(self.training_s)}." if self.training_s else ""
@@ -202,12 +249,15 @@ def plan_cycle(
     effect to plan for (default: the required lift; with `decision="confirmed"` one and a half
     times that, since the bound itself must exceed it); `trained_tokens` what would be trained
     and `training` how long that takes; `candidates` how many are tested at once (default: as the
-    settings say). They share the level and the baseline. Raises `InputError` where their shares
-    leave the baseline too little.
+    settings, and the `prices` of the untrained, say). They share the level and the baseline. Raises
+    `InputError` where their shares leave the baseline too little.
     """
-    count = config.lanes if candidates is None else candidates
-    _check_shares(count, config.traffic_split)
-    level = (config.significance_threshold if alpha is None else alpha) / count
+    prices = prices or Prices()
+    lanes = prices.of_candidates(config, candidates)
+    count = len(lanes)
+    if count or candidates is not None:
+        _check_shares(count, config.traffic_split)
+    level = (config.significance_threshold if alpha is None else alpha) / max(count, 1)
     wanted = _lift(config) if lift is None else lift
     blank = CyclePlan(
         lift=wanted,
@@ -218,6 +268,8 @@ def plan_cycle(
         training_s=0.0 if not config.trains else training.seconds if training else None,
         candidates=count,
     )
+    if not count:
+        return replace(blank, reason="each candidate that the recipes name is in use")
     why = _unplannable(history, wanted, config)
     if why:
         return replace(blank, reason=why, mean=history.below_zero)
@@ -229,8 +281,8 @@ def plan_cycle(
     )
     found = _finder(config, traffic, wanted, level)
     hours = config.a_b_test_duration_hours
-    prices = prices or Prices()
-    answers = history.per_hour * hours * config.traffic_split * count * (history.tokens or 0)
+    answers = history.per_hour * hours * config.traffic_split * (history.tokens or 0)
+    known = [price for price in lanes if price is not None]
     return replace(
         blank,
         units_per_hour=history.per_hour,
@@ -240,7 +292,8 @@ def plan_cycle(
         promoted=_promoted(config, traffic, wanted, level),
         needed_h=_shortest(found),
         training_cost_usd=_price(prices.training, trained_tokens) if config.trains else 0.0,
-        answers_cost_usd=_price(prices.answers, answers or None),
+        answers_cost_usd=_price(math.fsum(known), answers or None) if known else None,
+        unpriced=count - len(known),
     )
 
 

@@ -12,6 +12,7 @@ from tuneproof.errors import TuneProofError
 from tuneproof.experiments import allot
 from tuneproof.experiments.planning import CyclePlan, plan_cycle, read_history
 from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.routing import model_in_use
 from tuneproof.pipeline.steps import StepName
 from tuneproof.settings import PipelineConfig
 from tuneproof.training import TimeEstimate, estimate_time, estimate_training
@@ -41,13 +42,14 @@ class PlanStage:
         try:
             history = await read_history(source, batch.window)
             tokens = await asyncio.to_thread(self._tokens_of, batch)
+            base = config.base_model or ""
             return plan_cycle(
                 history,
                 config,
                 alpha=level,
                 trained_tokens=tokens,
                 training=await self._time_of(tokens),
-                prices=parts.prices(config),
+                prices=await parts.prices(config, await model_in_use(self._run, base)),
             )
         except TuneProofError as error:  # a plan is advice: the run goes on and says why
             return CyclePlan(

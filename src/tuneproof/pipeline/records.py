@@ -377,6 +377,10 @@ class NoHooks:
         """Ignored."""
 
 
+async def _no_prices(config: PipelineConfig, in_use: Variant) -> Prices:
+    return Prices()
+
+
 async def _unknown(pipeline: str) -> PipelineConfig | None:
     """The settings of a pipeline that stands in none."""
     return None
@@ -422,7 +426,7 @@ class Parts:
     models_in_use: Mapping[str, Variant] = field(default_factory=dict)
     settings_now: Callable[[str], Awaitable[PipelineConfig | None]] = _unknown
     hooks: Hooks = field(default_factory=NoHooks)
-    prices: Callable[[PipelineConfig], Prices] = lambda _: Prices()
+    prices: Callable[[PipelineConfig, Variant], Awaitable[Prices]] = _no_prices
     price: Callable[[str, str, str], Price | None] = lambda provider, model, method: None
     serves: Callable[[Variant], Awaitable[Provider]] | None = None
     place: Callable[[str], str] = str

@@ -108,6 +108,7 @@ class PlanAnswer(Answer):
     )
     reason: str
     candidates: int = Field(description="how many are tested at once; the rest is about one")
+    unpriced: int = Field(description="how many of them have answers whose price is not set")
     selects: str = Field(description="which posts a run would learn from; empty with `task`")
 
 
