@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from tuneproof.evaluation import Asked, form_of
-from tuneproof.evaluation.form import LEVEL, MOST_INPUTS, Form, formed
+from tuneproof.evaluation.form import LEAST_TOLD, LEVEL, MOST_INPUTS, Form, formed
+from tuneproof.stats.exact import fisher_greater
 from tuneproof.testing import MemoryProvider
 
 Draw = random.Random
@@ -129,12 +130,31 @@ def test_what_cannot_be_known_is_neither_passed_nor_0() -> None:
     assert [one.beyond for one in few.figures] == [None, None, None]
     assert [one.candidate for one in few.figures] == [None, None, None]
     assert few.brief() == "Form of hook over 4 inputs: length, variety, openings unknown."
-    assert "4 inputs are too few to compare lengths" in few.sentence()
+    assert "length unknown: 4 inputs are too few, 5 tell something" in few.sentence()
+    some = form(longer, 5)
+    assert [one.beyond for one in some.figures] == [None, None, False]
+    assert "5 inputs are too few to compare lengths" in some.sentence()
     words = formed("label", ["yes"] * 20, ["no"] * 20, ["no"] * 20)
     assert [one.beyond for one in words.figures] == [False, None, None]
     assert "too few words to compare word pairs" in words.sentence()
     assert "no answer has 5 words to open with" in words.sentence()
     assert not drifted(formed("label", [], [], []))
+
+
+def test_the_least_number_of_inputs_is_the_first_that_could_show_anything() -> None:
+    """All open alike, and nobody else does: five can show it, four not by Fisher's test."""
+    assert drifted(formed("hook", *alone(LEAST_TOLD))) == ["openings"]
+    n = LEAST_TOLD - 1
+    assert fisher_greater(n, n, 0, n) > LEVEL
+
+
+def alone(inputs: int) -> list[list[str]]:
+    draw = Draw(1)
+    return [
+        [OPENING + sentence(draw) for _ in range(inputs)],
+        [sentence(draw) for _ in range(inputs)],
+        [sentence(draw) for _ in range(inputs)],
+    ]
 
 
 def test_a_label_that_is_longer_by_chance_of_few_inputs_passes() -> None:
@@ -171,3 +191,7 @@ async def test_models_are_asked_as_the_gate_asks_them_and_for_no_more_than_is_lo
     found = await form_of("hook", new, old, examples, answers=2)
     assert found.inputs == MOST_INPUTS
     assert asked == {"new": MOST_INPUTS, "old": MOST_INPUTS}
+    asked.clear()
+    unknown = await form_of("hook", new, old, examples[: LEAST_TOLD - 1])
+    assert [one.beyond for one in unknown.figures] == [None, None, None]
+    assert not asked

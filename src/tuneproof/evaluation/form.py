@@ -51,6 +51,9 @@ OPENING_WORDS: Final = 5
 MOST_ALIKE: Final = round(1 / ALIKE)
 """So many openings can each begin that share of all answers."""
 
+LEAST_TOLD: Final = 5
+"""Fewer inputs show no figure to lie beyond its bound, whatever the answers are."""
+
 LEAST_INPUTS: Final = 8
 """For the jackknife of the variety; fewer inputs do not say how much they differ."""
 
@@ -117,9 +120,12 @@ async def form_of(
     """Ask both models for what they have not answered yet, and set the first answers side by side.
 
     `examples` are held-out chats with the answer that was published, each input once. Asked as the
-    gate's samples and comparisons are, so that who keeps those answers need not ask again.
+    gate's samples and comparisons are, so that who keeps those answers need not ask again. Nobody
+    is asked where there are too few of them to tell anything.
     """
     examples = examples[:MOST_INPUTS]
+    if len(examples) < LEAST_TOLD:
+        return _too_few(task, len(examples))
 
     async def text(asked: Asked, number: int, chat: Messages) -> str:
         found = await asked.provider.complete(
@@ -136,12 +142,19 @@ async def form_of(
 
 def formed(task: str, ours: Sequence[str], baseline: Sequence[str], posts: Sequence[str]) -> Form:
     """The form of a candidate's answers beside the others' to the same inputs, in this order."""
+    if len(ours) < LEAST_TOLD:
+        return _too_few(task, len(ours))
     figures = {LENGTH: _length, VARIETY: _variety, OPENINGS: _openings}
     return Form(
         task=task,
         inputs=len(ours),
         figures=tuple(figures[name](ours, baseline, posts) for name in DRIFTS),
     )
+
+
+def _too_few(task: str, inputs: int) -> Form:
+    why = f"{inputs} inputs are too few, {LEAST_TOLD} tell something"
+    return Form(task=task, inputs=inputs, figures=tuple(_unknown(name, why) for name in DRIFTS))
 
 
 # --- length: an exact sign test over inputs ------------------------------------------------------
@@ -291,8 +304,6 @@ def _openings(ours: Sequence[str], baseline: Sequence[str], posts: Sequence[str]
     the others hardly have it is read off their answers, and must be no accident (Fisher's test).
     """
     n = len(ours)
-    if MOST_ALIKE * ALIKE**n > LEVEL or fisher_greater(n, n, 0, n) > LEVEL:
-        return _unknown(OPENINGS, f"{n} inputs are too few to compare openings")
     counts = [Counter(filter(None, map(_opening, texts))) for texts in (ours, baseline, posts)]
     unusual = [o for o in counts[0] if all(beside[o] < SELDOM * n for beside in counts[1:])]
     if not counts[0]:
