@@ -51,9 +51,9 @@ async def test_the_best_of_what_is_no_worse_and_cheaper_takes_over(
         assert (plan.model, plan.provider) == ("base", "old")
         assert plan.candidates == ("newer at openai", "a fine-tune of open at lab")
         assert plan.share == pytest.approx(1 / 3)
-        assert plan.takes == timedelta(days=7, hours=1 + 6)
+        assert plan.takes.all == timedelta(days=7, hours=1 + 6)
         assert plan.shutdown_at == T0 + timedelta(days=40)
-        assert plan.start_by == plan.shutdown_at - plan.takes
+        assert plan.start_by == plan.shutdown_at - plan.takes.all
         said = " ".join(plan.sentences(loop.app.clock.now()))
         assert "base stops answering on 2025-02-15: from then on requests to it fail" in said
         assert "engagement non_inferior 0.1 and cost superior 0.1" in said

@@ -12,12 +12,12 @@ from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.runs import RunService
-from tuneproof.app.shutdowns import Shutdown, Shutdowns
+from tuneproof.app.shutdowns import Asked, Shutdowns
+from tuneproof.app.succession import Needed, needed
 from tuneproof.errors import ConfigError, InputError, StateError
 from tuneproof.experiments import Variant
 from tuneproof.experiments.families import largest_split
 from tuneproof.experiments.planning import CyclePlan
-from tuneproof.rollout import plan as rollout_plan
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.settings.recipes import TRAIN, Recipe
 from tuneproof.store import Claim, Run, Store
@@ -50,24 +50,19 @@ class MigrationPlan:
     candidates: tuple[str, ...]
     criteria: tuple[str, ...]
     share: float
-    test: timedelta
-    maturation: timedelta
-    rollout: timedelta
+    takes: Needed
     cycle: CyclePlan
+    silent: tuple[str, ...] = ()
+    """The models about which nobody could be asked."""
     shutdown_at: datetime | None = None
     start_by: datetime | None = None
     warnings: tuple[str, ...] = ()
 
     @property
-    def takes(self) -> timedelta:
-        """Test, outcomes and rollout; what is trained is trained before."""
-        return self.test + self.maturation + self.rollout
-
-    @property
     def units(self) -> float | None:
         """How many units each candidate gets within the test; None where nothing tells."""
         per_hour = self.cycle.units_per_hour
-        hours = self.test / timedelta(hours=1)
+        hours = self.takes.test / timedelta(hours=1)
         return None if per_hour is None else per_hour * hours * self.share
 
     def sentences(self, now: datetime) -> list[str]:
@@ -75,9 +70,8 @@ class MigrationPlan:
         found = [
             f"{', '.join(self.candidates)} against {self.model} at {self.provider}: each gets "
             f"{self.share:.0%} of the units, and must show {' and '.join(self.criteria)}.",
-            f"That takes {_days(self.takes)}: {_days(self.test)} of testing, "
-            f"{_days(self.maturation)} until the last outcomes are in, {_days(self.rollout)} of "
-            "rollout; a training comes before.",
+            f"That takes {_days(self.takes.all)}: {self.takes.sentence()}; a training comes "
+            "before.",
             self._on_the_day(now),
             self.cycle.sentence(),
         ]
@@ -86,6 +80,11 @@ class MigrationPlan:
         return [*found, *self.warnings]
 
     def _on_the_day(self, now: datetime) -> str:
+        if self.silent:
+            return (
+                f"When {self.model} is shut down is not known: {self.provider} could not be asked "
+                f"about {', '.join(self.silent)}."
+            )
         if self.shutdown_at is None or self.start_by is None:
             return f"Nobody says that {self.model} is shut down: {self.provider} announces no date."
         left = self.start_by - now
@@ -138,12 +137,9 @@ class MigrationService:
         test does.
         """
         config = self._config(pipeline, recipes, margin, cheaper)
-        model, provider, shutdown = await self._in_use(config)
-        steps = rollout_plan(config)
-        test = timedelta(hours=config.a_b_test_duration_hours)
-        maturation = timedelta(hours=config.maturation_hours)
-        rollout = timedelta(hours=steps.interval_hours * (len(steps.steps) - 1))
-        takes = test + maturation + rollout
+        model, provider, asked = await self._in_use(config)
+        shutdown = asked.first
+        takes = needed(config)
         cycle = await self._experiments.plan(pipeline=config)
         return MigrationPlan(
             pipeline=config.name,
@@ -152,12 +148,11 @@ class MigrationService:
             candidates=tuple(_named(Recipe(**one), config) for one in config.recipes),
             criteria=config.criteria,
             share=config.traffic_split,
-            test=test,
-            maturation=maturation,
-            rollout=rollout,
+            takes=takes,
             cycle=cycle,
+            silent=() if shutdown is not None else asked.silent,
             shutdown_at=None if shutdown is None else shutdown.at,
-            start_by=None if shutdown is None else shutdown.at - takes,
+            start_by=None if shutdown is None else shutdown.at - takes.all,
             warnings=tuple(await self._warnings(config, cycle, model, provider)),
         )
 
@@ -180,7 +175,7 @@ class MigrationService:
         if found.start_by is not None and now > found.start_by and not late:
             raise StateError(
                 f"{found.model} stops answering on {found.shutdown_at:%Y-%m-%d}, and the move "
-                f"takes {_days(found.takes)}: it could not be over by then.",
+                f"takes {_days(found.takes.all)}: it could not be over by then.",
                 mend="Shorten the rollout (deployment.strategy, increment_interval_hours) rather "
                 "than the test, or start all the same with --late: a verdict that comes before "
                 "that day still counts. Else a person must choose.",
@@ -226,13 +221,13 @@ class MigrationService:
             holdback=0.0,
         )
 
-    async def _in_use(self, config: PipelineConfig) -> tuple[str, str, Shutdown | None]:
+    async def _in_use(self, config: PipelineConfig) -> tuple[str, str, Asked]:
         """The model in use, who serves it, and when that stops."""
         routing = self._routing.board.snapshot.by_task.get(config.tasks[0])
         base = config.base_model or ""
         model = Variant(model_id=base) if routing is None else routing.baseline
         provider, _ = await provider_of(self._store, self._settings, model)
-        return model.model_id, provider.split("@")[0], await self._shutdowns.ask(config)
+        return model.model_id, provider.split("@")[0], await self._shutdowns.ask_all(config)
 
     async def _warnings(
         self, config: PipelineConfig, cycle: CyclePlan, model: str, provider: str

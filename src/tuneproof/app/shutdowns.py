@@ -15,6 +15,7 @@ from tuneproof.app.providing import provider_of
 from tuneproof.app.runs import RunService
 from tuneproof.app.succession import succession
 from tuneproof.errors import StateError, TuneProofError
+from tuneproof.experiments import Variant
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.store import Run, Store
 from tuneproof.training import find_model
@@ -76,6 +77,14 @@ class Shutdown:
         return succession(config, self.at, now, follower=self.follower(config), doomed=doomed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The first shutdown that was heard of, and the models of which nobody could be asked."""
+
+    first: Shutdown | None
+    silent: tuple[str, ...] = ()
+
+
 class Shutdowns:
     """When the models of pipelines shut down, as their providers say."""
 
@@ -128,26 +137,40 @@ class Shutdowns:
 
     async def ask(self, config: PipelineConfig) -> Shutdown | None:
         """The first shutdown among the model in use, its base, and the base to train on."""
+        return (await self.ask_all(config)).first
+
+    async def ask_all(self, config: PipelineConfig) -> Asked:
+        """The same, with the models of which nobody could be asked."""
         places: dict[str, tuple[str, str]] = {}  # model -> who serves it, its base
         if config.base_model is not None:
             places[config.base_model] = config.provider, config.base_model
         for task in config.tasks:
             routing = await self._store.routing.get(task)
-            if routing is None:
+            in_use = self._declared(task) if routing is None else routing.baseline
+            if in_use is None:
                 continue
-            name, base = await provider_of(self._store, self._settings, routing.baseline)
-            places |= {base: (name, base), routing.baseline.model_id: (name, base)}
-        found = []
+            name, base = await provider_of(self._store, self._settings, in_use)
+            places |= {base: (name, base), in_use.model_id: (name, base)}
+        found, silent = [], []
         for model, (name, base) in places.items():
             try:
                 info = await find_model(await self._providers.at(name), model)
             except TuneProofError as e:  # the others' dates count all the same
                 log.warning("%s could not be asked when %s shuts down: %s", name, model, e)
+                silent.append(model)
                 info = None
             at = info.shutdown_at if info is not None else await self._heard(config, model)
             if at is not None:
                 found.append(Shutdown(model=model, provider=name, at=at, base=base))
-        return min(found, default=None, key=lambda s: (s.at, s.model))
+        first = min(found, default=None, key=lambda s: (s.at, s.model))
+        return Asked(first=first, silent=tuple(silent))
+
+    def _declared(self, task: str) -> Variant | None:
+        """The model that the settings name for a task that has no routing yet."""
+        named = self._settings.tasks.get(task)
+        if named is None or named.model is None:
+            return None
+        return Variant(model_id=named.model, provider=named.model_provider)
 
     async def _heard(self, config: PipelineConfig, model: str) -> datetime | None:
         """When a model shuts down as it was last heard, of a provider that says nothing now."""

@@ -16,7 +16,7 @@ from tuneproof.settings import PipelineConfig
 __all__ = ["GUIDE", "Needed", "command", "needed", "succession"]
 
 START = "tuneproof run start"
-RECIPE = "--recipe make=as_is,model=SUCCESSOR"
+MOVE = "tuneproof migrate --to SUCCESSOR"
 """What tests a successor as it is; the guide says what else may take the place."""
 
 GUIDE = "docs/how-to/migrate.md"
@@ -62,13 +62,13 @@ def needed(config: PipelineConfig) -> Needed:
 
 
 def command(config: PipelineConfig, doomed: Sequence[str]) -> str:
-    """What starts a run that tests a successor: one of the settings' recipes, else the one named.
+    """What starts a run that tests a successor: one of the settings' recipes, else one to be named.
 
     `doomed` are the models that go: their own recipes lead nowhere.
     """
     pipeline = "" if config.name == "default" else f" --pipeline {config.name}"
     named = any(recipe.model not in (None, *doomed) for recipe in config.untrained)
-    return f"{START}{pipeline}" + ("" if named else f" {RECIPE}")
+    return f"{START if named else MOVE}{pipeline}"
 
 
 def succession(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuneproof.app.succession import GUIDE, RECIPE, command, needed, succession
+from tuneproof.app.succession import GUIDE, MOVE, command, needed, succession
 from tuneproof.settings import PipelineConfig
 
 DAY = datetime(2027, 1, 14, tzinfo=UTC)
@@ -43,7 +43,7 @@ def test_every_setting_that_takes_time_counts(config: dict[str, Any], days: floa
 
 def test_the_last_day_to_start_is_named_with_and_without_the_holdback() -> None:
     said = told(40)
-    assert f"tuneproof run start {RECIPE} ({GUIDE})" in said
+    assert f"{MOVE} ({GUIDE})" in said
     assert "start by 2026-12-14 (7 days of test" in said
     assert "by 2026-12-28 with holdback = 0" in said
     assert "start by 2026-12-14" in told(31)
@@ -56,11 +56,9 @@ def test_the_last_day_to_start_is_named_with_and_without_the_holdback() -> None:
 
 def test_the_command_is_of_the_pipeline_and_of_its_recipes() -> None:
     recipe = {"make": "as_is", "model": "gpt-5-mini"}
-    assert command(PipelineConfig(name="weekly"), ()) == (
-        f"tuneproof run start --pipeline weekly {RECIPE}"
-    )
+    assert command(PipelineConfig(name="weekly"), ()) == (f"{MOVE} --pipeline weekly")
     assert command(PipelineConfig(recipes=(recipe,)), ()) == "tuneproof run start"
-    assert RECIPE in command(PipelineConfig(recipes=(recipe,)), ("gpt-5-mini",))
+    assert MOVE in command(PipelineConfig(recipes=(recipe,)), ("gpt-5-mini",))
 
 
 def test_what_the_loop_trains_on_by_itself_begins_early_enough_or_is_told() -> None:
