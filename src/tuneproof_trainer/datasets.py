@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import orjson
 
+from tuneproof_trainer.bounded import MAX_LINE_BYTES, lines, loads
 from tuneproof_trainer.engines.protocol import Message, TrainingExample
 from tuneproof_trainer.errors import JobFailure
 
@@ -26,7 +27,6 @@ _TOOL_ROLES = ("tool", "function")
 _TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 _TOOLS = {"tools", "parallel_tool_calls", "functions"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_BOM = b"\xef\xbb\xbf"
 _CONTROL_TOKENS = (
     "<|endoftext|>",
     "<|fim_prefix|>",
@@ -36,7 +36,6 @@ _CONTROL_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",
 )
-_MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
 class LineFile:
@@ -93,7 +92,7 @@ def check_file(
     checked = Checked()
     blocked = [phrase.casefold() for phrase in blocklist]
     with path.open("rb") as file:
-        for place, line in _lines(file):
+        for place, line in lines(file):
             if stopping():
                 raise InterruptedError("the server stops")
             data = _check_line(line, len(checked.places) + 1, method, param, blocked)
@@ -112,17 +111,7 @@ def check_file(
 def find_lines(path: Path) -> array[int]:
     """Where the examples of a checked file begin."""
     with path.open("rb") as file:
-        return array("q", (place for place, _ in _lines(file)))
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank and where they begin; a byte order mark is passed over."""
-    place = 0
-    for line in file:
-        mark = len(_BOM) if place == 0 and line.startswith(_BOM) else 0
-        if line.strip():
-            yield place + mark, line[mark:]
-        place += len(line)
+        return array("q", (place for place, _ in lines(file)))
 
 
 def _named(param: str) -> str:
@@ -133,11 +122,11 @@ def _check_line(
     line: bytes, number: int, method: Method, param: str, blocked: Sequence[str]
 ) -> dict[str, Any]:
     wrong = _Wrong(number, param)
-    if len(line) > _MAX_LINE_BYTES:
-        raise wrong.format(f"is longer than {_MAX_LINE_BYTES // 1024**2} MiB")
+    if len(line) > MAX_LINE_BYTES:
+        raise wrong.format(f"is longer than {MAX_LINE_BYTES // 1024**2} MiB")
     try:
-        data = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        data = loads(line)
+    except ValueError as error:
         raise wrong.format(f"is not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise wrong.format("is not a JSON object")

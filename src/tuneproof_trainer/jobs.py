@@ -185,8 +185,6 @@ class JobStore:
         for key, value in metadata.items():
             insert(connection, "job_metadata", job_id=row["id"], key=key, value=value)
         self.say(connection, row["id"], f"Created fine-tuning job: {row['id']}")
-        training = row["training_file"]
-        self.say(connection, row["id"], f"Validating training file: {training}")
 
     def say(self, connection: Connection, job_id: str, message: str, level: str = "info") -> None:
         """Add an event of type message."""

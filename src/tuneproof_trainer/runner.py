@@ -49,6 +49,9 @@ _RESTARTS = 5
 """Restarts during a job without a single step between them after which it is given up: it may be
 what ends the server."""
 
+_CHECKING = "Validating training file: "
+"""Said whenever the check of a job's files begins, and so counted like a restart."""
+
 _UNDERWAY = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING, JobState.PAUSING)
 
 
@@ -71,6 +74,9 @@ class Runner:
         self._training: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(settings.concurrency)
+        self._one_by_one = asyncio.Lock()
+        """Files whose check ended with the server once are checked alone: one may be why."""
+
         self._threads = ThreadPoolExecutor(
             max_workers=settings.concurrency + 1, thread_name_prefix="trainer-job"
         )
@@ -88,7 +94,8 @@ class Runner:
 
     async def _recover(self, row: Row) -> None:
         job_id = row["id"]
-        if self._jobs.told_since_step(job_id, _RESTARTED) >= _RESTARTS:
+        checks = self._checks_begun(row) if row["status"] == JobState.VALIDATING else 0
+        if self._jobs.told_since_step(job_id, _RESTARTED) >= _RESTARTS or checks >= _RESTARTS:
             await self._fail(job_id, *_given_up())
             return
 
@@ -100,7 +107,13 @@ class Runner:
                 since=(JobState.RUNNING,),
                 message=_RESTARTED,
             )
-            self._jobs.move(connection, job_id, JobState.PAUSED, since=(JobState.PAUSING,))
+            self._jobs.move(
+                connection,
+                job_id,
+                JobState.PAUSED,
+                since=(JobState.PAUSING,),
+                message=_RESTARTED,
+            )
 
         await self._db.awrite(work)
         self.drive(job_id)
@@ -179,8 +192,15 @@ class Runner:
     async def _in_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
+    def _checks_begun(self, row: Row) -> int:
+        return self._jobs.told_since_step(row["id"], _CHECKING + row["training_file"])
+
     async def _validate(self, row: Row) -> None:
-        await self._in_thread(self._check, row)
+        if self._checks_begun(row):
+            async with self._one_by_one:
+                await self._in_thread(self._check, row)
+        else:
+            await self._in_thread(self._check, row)
         await self._db.awrite(
             lambda c: self._jobs.move(
                 c,
@@ -192,6 +212,8 @@ class Runner:
         )
 
     def _check(self, row: Row) -> None:
+        begun = _CHECKING + row["training_file"]
+        self._db.write(lambda c: self._jobs.say(c, row["id"], begun))
         checked = self._checked(row, "training_file")
         if row["validation_file"]:
             self._checked(row, "validation_file")
@@ -381,7 +403,7 @@ class Runner:
 
 def _given_up() -> tuple[str, str, str | None]:
     message = (
-        f"The server ended {_RESTARTS} times while it trained this job, without one step in "
+        f"The server ended {_RESTARTS} times while it worked on this job, without one step in "
         "between. The machine may have too little memory for it: its log says more."
     )
     return "server_error", message, None

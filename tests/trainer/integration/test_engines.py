@@ -209,6 +209,42 @@ def test_a_job_during_which_the_server_ends_again_and_again_is_given_up(tmp_path
         assert "5 times" in job.error.message
 
 
+class SlowReader(Scripted):
+    """Takes a while over each text of a training file, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading, self.hurry = threading.Event(), threading.Event()
+
+    def count_tokens(self, text: str) -> int:
+        self.reading.set()
+        self.hurry.wait(0.1)
+        return 1
+
+
+def test_a_job_whose_files_end_the_server_is_given_up_and_no_other(tmp_path: Path) -> None:
+    """Restarts were counted while it trained only: here it was checked again for ever."""
+    with served(tmp_path, first := SlowReader()) as trainer:
+        client = client_of(trainer)
+        file = upload(client, lines())
+        jobs = [
+            client.fine_tuning.jobs.create(model="scripted-1", training_file=file) for _ in "ab"
+        ]
+        assert first.reading.wait(30)
+    for _ in range(4):
+        with served(tmp_path, engine := SlowReader()):
+            assert engine.reading.wait(30)
+    engine = SlowReader()
+    engine.hurry.set()
+    engine.go.set()
+    with served(tmp_path, engine) as trainer:
+        guilty, other = (ended(client_of(trainer), job) for job in jobs)
+        assert guilty.error is not None
+        assert (guilty.status, guilty.error.code) == ("failed", "server_error")
+        assert "5 times" in guilty.error.message
+        assert other.status == "succeeded"
+
+
 def test_texts_are_vectors_in_both_formats_and_cut_to_length_1(tmp_path: Path) -> None:
     with served(tmp_path, Scripted()) as trainer:
         client = client_of(trainer)

@@ -37,7 +37,7 @@ def training_file(odd: Any = GOOD, copies: int = 11) -> bytes:
     return "\n".join(rows).encode()
 
 
-LONG = ("invalid_file_format", "Line 3 of the training file is longer than 16 MiB")
+LONG = ("invalid_file_format", "Line 3 of the training file is longer than 8 MiB")
 FAILURES: list[tuple[str, bytes, str, str]] = [
     ("nine examples", training_file(copies=9), "invalid_n_examples", "has 9 example(s)"),
     ("empty", b"", "invalid_n_examples", "has 0 example(s)"),
