@@ -36,7 +36,6 @@ from tuneproof_trainer.requests import ChatRequest
 from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.stops import Cut, cut_at_stops
 from tuneproof_trainer.turns import Turns, taking_turns, unless_gone
-from tuneproof_trainer.wire import read_body
 
 __all__ = ["Chat"]
 
@@ -57,9 +56,9 @@ class Chat:
         self._settings, self._models, self._clock = settings, models, clock
         self._turns = turns
 
-    async def __call__(self, caller: ApiCaller, receive: Receive, send: Send) -> None:
+    async def __call__(self, caller: ApiCaller, body: bytes, receive: Receive, send: Send) -> None:
         """Answer one request, for as long as its client is there."""
-        request = parse(ChatRequest, await read_body(receive))
+        request = parse(ChatRequest, body)
         model = self._models.resolve(caller.org, request.model)
         generation, stops = self._generation(request)
         answer = _Answer(request, model, generation, stops, int(self._clock()), self._turns)

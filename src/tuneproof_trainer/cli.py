@@ -60,6 +60,9 @@ def serve(
     concurrency: Count = 1,
     organization: str = "local",
     requests_per_minute: Count | None = None,
+    connections: Count = 1000,
+    connections_per_address: Count | None = None,
+    allowed_host: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     answers_at_once: Count = 32,
     answers_waiting: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 256,
     token_quota: Count | None = None,
@@ -114,6 +117,13 @@ def serve(
         Name of the organisation while there is no key.
     requests_per_minute:
         Limit for each key; unlimited by default.
+    connections:
+        Connections at once, as far as the process may have two open files for each.
+    connections_per_address:
+        Connections at once from one address; three quarters of all by default.
+    allowed_host:
+        Name by which requests may ask for this server, repeatable. On loopback that is `localhost`
+        or an address by default, lest a web page reaches it by a name of its own.
     answers_at_once:
         Chat completions that are made at once; others wait.
     answers_waiting:
@@ -151,6 +161,10 @@ def serve(
         concurrency=concurrency,
         organization=organization,
         open_without_keys=_is_loopback(host),
+        local_only=_is_loopback(host),
+        allowed_hosts=allowed_host,
+        connections=connections,
+        connections_per_address=connections_per_address,
         requests_per_minute=requests_per_minute,
         answers_at_once=answers_at_once,
         answers_waiting=answers_waiting,
@@ -165,25 +179,23 @@ def serve(
 
 def _serve(trainer: TrainerApp, listener: socket.socket) -> None:
     """Answer until a signal ends it; says on stderr where, and with what."""
+    import logging
+
     import uvicorn
 
-    from tuneproof_trainer.framing import Protocol
+    from tuneproof_trainer.framing import Rarely
+    from tuneproof_trainer.listening import await_all, http_config
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
+                await_all(sockets)
                 _introduce(trainer.service, listener)
 
-    config = uvicorn.Config(
-        trainer,
-        http=Protocol,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=_DRAIN_S,
-        timeout_keep_alive=75,
-    )
+    logging.getLogger("asyncio").addFilter(Rarely())
+    settings = trainer.service.settings
+    config = http_config(trainer, settings, log_level="warning", timeout_graceful_shutdown=_DRAIN_S)
     server = Server(config)
     server.run(sockets=[listener])
     if not server.started:

@@ -18,8 +18,7 @@ import uvicorn
 
 from tuneproof_trainer.engines.protocol import TrainingEngine
 from tuneproof_trainer.errors import ServerError
-from tuneproof_trainer.framing import Protocol
-from tuneproof_trainer.listening import listening
+from tuneproof_trainer.listening import await_all, http_config, listening
 from tuneproof_trainer.server import TrainerApp, create_app
 from tuneproof_trainer.settings import TrainerSettings
 
@@ -74,16 +73,7 @@ class EmbeddedTrainer:
 
     async def _serve(self, listener: socket.socket) -> None:
         self.app = create_app(self._settings, self._engines)
-        config = uvicorn.Config(
-            self.app,
-            http=Protocol,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=2,
-            timeout_keep_alive=75,
-            server_header=False,
-        )
+        config = http_config(self.app, self._settings, log_config=None, timeout_graceful_shutdown=2)
         self._server = _Server(config, self._ready)
         await self._server.serve(sockets=[listener])
         if not self._server.started:
@@ -114,6 +104,7 @@ class _Server(uvicorn.Server):
         """Start listening, then tell."""
         await super().startup(sockets)
         if self.started:
+            await_all(sockets)
             self._ready.set()
 
     def install_signal_handlers(self) -> None:

@@ -18,7 +18,6 @@ from tuneproof_trainer.models import Models, Resolved
 from tuneproof_trainer.parsing import parse
 from tuneproof_trainer.requests import EmbeddingsRequest
 from tuneproof_trainer.turns import Turns, unless_gone
-from tuneproof_trainer.wire import read_body
 
 __all__ = ["Embeddings"]
 
@@ -29,18 +28,18 @@ class Embeddings:
     def __init__(self, models: Models, turns: Turns) -> None:
         self._models, self._turns = models, turns
 
-    async def __call__(self, caller: ApiCaller, receive: Receive, send: Send) -> None:
+    async def __call__(self, caller: ApiCaller, body: bytes, receive: Receive, send: Send) -> None:
         """Answer one request, for as long as its client is there."""
-        request = parse(EmbeddingsRequest, await read_body(receive))
+        request = parse(EmbeddingsRequest, body)
         model = self._models.resolve(caller.org, request.model)
         found = await unless_gone(receive, self._embedded(model, request.texts))
-        body = orjson.dumps(_answer(request, found))
+        answer = orjson.dumps(_answer(request, found))
         headers = [
             (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
+            (b"content-length", str(len(answer)).encode()),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": answer})
 
     async def _embedded(self, model: Resolved, texts: Sequence[str]) -> Embedded:
         async with self._turns.place():

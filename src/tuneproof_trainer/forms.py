@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["Form", "read_form"]
 
 _FLUSH_BYTES = 1024 * 1024
-_MOST_FIELD_BYTES = 64 * 1024
-_MOST_FIELDS = 32
+_HELD_BYTES = 32 * 1024 * 1024
+"""What all forms that are being read may hold together."""
+
+_LEAST_FLUSH_BYTES = 16 * 1024
+_MOST_HEADERS, _MOST_HEADER_BYTES = 16, 8 * 1024
+"""Of one part of a form."""
+
+_MOST_FIELD_BYTES = 4 * 1024
+_MOST_FIELDS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,16 +46,19 @@ async def read_form(request: Request, name: str, landing: Landing) -> Form:
     too large; nothing of it is kept then.
     """
     reader = _Reader(name)
+    _Reader.at_work += 1
     try:
         parser = MultipartParser(_boundary(request), reader.callbacks())
         async for chunk in request.stream():
             parser.write(chunk)
-            if reader.held >= _FLUSH_BYTES:
+            if reader.is_full:
                 await asyncio.to_thread(landing.write, reader.take_pieces())
         return await asyncio.to_thread(_finished, reader, landing)
     except BaseException as error:
         landing.abandon()
         raise _as_api_error(error) from None
+    finally:
+        _Reader.at_work -= 1
 
 
 def _finished(reader: _Reader, landing: Landing) -> Form:
@@ -91,6 +101,9 @@ def _boundary(request: Request) -> bytes:
 class _Reader:
     """Takes the parser's pieces: plain fields whole, the file's data for the next flush."""
 
+    at_work = 0
+    """How many there are: they share what all may hold."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.fields: dict[str, str] = {}
@@ -116,6 +129,12 @@ class _Reader:
             "on_end": self._ends,
         }
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what is held should go to the disk."""
+        share = _HELD_BYTES // max(1, _Reader.at_work)
+        return self.held >= max(_LEAST_FLUSH_BYTES, min(_FLUSH_BYTES, share))
+
     def take_pieces(self) -> bytes:
         """The file's data since the last flush."""
         data = b"".join(self._pieces)
@@ -129,9 +148,16 @@ class _Reader:
 
     def _in_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
+        self._check_header()
 
     def _in_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        size = len(self._header_name) + len(self._header_value)
+        if size > _MOST_HEADER_BYTES or len(self._headers) >= _MOST_HEADERS:
+            raise _malformed("a part of it has too many headers, or too long ones")
 
     def _header_ends(self) -> None:
         self._headers[self._header_name.lower()] = self._header_value

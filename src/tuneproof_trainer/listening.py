@@ -1,14 +1,25 @@
-"""The socket that a trainer listens on, made before anything else can go wrong."""
+"""The socket that a trainer listens on, made before anything else can go wrong, and how HTTP is
+spoken there."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
 
 from tuneproof_trainer.errors import ServerError
+from tuneproof_trainer.framing import ConnectionLimits, protocol_for
+from tuneproof_trainer.settings import TrainerSettings
 
-__all__ = ["listening"]
+__all__ = ["await_all", "http_config", "listening"]
 
 _BACKLOG = 1024
+_TAKEN_AT_ONCE = 8
+"""Connections that the loop takes before it looks whether there is room for them: each has an
+open file."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -29,3 +40,29 @@ def listening(host: str, port: int) -> socket.socket:
             "host or port, or stop what uses this one."
         ) from error
     return listener
+
+
+def http_config(app: ASGIApp, settings: TrainerSettings, **how: Any) -> uvicorn.Config:
+    """How uvicorn serves a trainer."""
+    limits = ConnectionLimits(
+        most=settings.connections,
+        most_of_address=settings.connections_per_address,
+        slowest_s=settings.slowest_request_s,
+    )
+    return uvicorn.Config(
+        app,
+        http=protocol_for(limits),
+        ws="none",
+        backlog=_TAKEN_AT_ONCE,
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=75,
+        server_header=False,
+        **how,
+    )
+
+
+def await_all(sockets: Sequence[socket.socket] | None) -> None:
+    """Let more connections wait to be taken than are taken at once."""
+    for listener in sockets or ():
+        listener.listen(_BACKLOG)

@@ -83,14 +83,18 @@ def _ref(shape: object) -> Schema:
 _MEANINGS = {
     "400": "The request is at fault.",
     "401": "The API key is missing or wrong.",
-    "403": "This key may not do that.",
+    "403": "This key may not do that, or a web page asks.",
     "404": "There is no such object.",
+    "408": "The request did not come to its end.",
     "413": "The request is too large.",
+    "415": "The body must be JSON, and say so.",
     "429": "Too many requests; see Retry-After.",
+    "431": "The head of the request is too large.",
     "500": "The server is at fault.",
-    "503": "Too many answers are wanted at once; see Retry-After.",
+    "503": "Too much is asked for at once; see Retry-After.",
     "507": "The server's disk is full.",
 }
+_ALWAYS = "400 401 403 408 429 431 500 503"
 _BYTES: Schema = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -133,7 +137,8 @@ def _operation(
 ) -> Schema:
     """One operation; `errors` names the statuses beside those that every one may have."""
     responses: Schema = {"200": {"description": "OK", "content": content}}
-    for status in sorted({*errors.split(), *["400", "401", "429", "500"]}):
+    json = ["413", "415"] if body and "application/json" in body["content"] else []
+    for status in sorted({*errors.split(), *json, *_ALWAYS.split()}):
         responses[status] = {"description": _MEANINGS[status], "content": _answer(ErrorAnswer)}
     operation: Schema = {"operationId": name, "summary": summary, "responses": responses}
     if parameters:

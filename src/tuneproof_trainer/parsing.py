@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import orjson
 from pydantic import BaseModel, ValidationError
 
+from tuneproof_trainer.bounded import loads
 from tuneproof_trainer.errors import ApiError, bad_request
 from tuneproof_trainer.requests import PURPOSES, FileForm, ListQuery
 
@@ -20,8 +20,8 @@ Q = TypeVar("Q", bound=ListQuery)
 def parse(kind: type[T], body: bytes) -> T:
     """The body as `kind`; raises ApiError 400 in the words of the original."""
     try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        data = loads(body)
+    except ValueError as error:
         raise bad_request(
             f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
         ) from None

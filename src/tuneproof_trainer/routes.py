@@ -32,7 +32,7 @@ from tuneproof_trainer.requests import (
 )
 from tuneproof_trainer.service import TrainerService
 from tuneproof_trainer.states import ENDED, JobState
-from tuneproof_trainer.wire import JsonResponse, page, read_body
+from tuneproof_trainer.wire import BodyReader, JsonResponse, page
 
 __all__ = ["make_routes"]
 
@@ -83,7 +83,8 @@ def _caller(request: Request) -> ApiCaller:
 
 
 async def _body(request: Request) -> bytes:
-    return await read_body(request.receive)
+    reader: BodyReader = request.scope["body"]
+    return await reader.read(request.scope, request.receive)
 
 
 class _Files:

@@ -17,17 +17,19 @@ from tuneproof_trainer.chat import Chat
 from tuneproof_trainer.embeddings import Embeddings
 from tuneproof_trainer.engines.protocol import EngineError, TrainingEngine
 from tuneproof_trainer.errors import ApiError, is_disk_full
+from tuneproof_trainer.origins import refuse_web_pages
 from tuneproof_trainer.polls import Polls
 from tuneproof_trainer.routes import make_routes
 from tuneproof_trainer.service import TrainerService
 from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.turns import Turns
+from tuneproof_trainer.wire import BodyReader, BodyRoom
 
 __all__ = ["TrainerApp", "create_app"]
 
 logger = logging.getLogger(__name__)
 _POLLED = "/v1/fine_tuning/jobs"
-Hot = Callable[[ApiCaller, Receive, Send], Awaitable[None]]
+Hot = Callable[[ApiCaller, bytes, Receive, Send], Awaitable[None]]
 """Routes that ask a model, as plain functions."""
 
 _OPEN = frozenset({"/health", "/openapi.json"})
@@ -57,6 +59,7 @@ class TrainerApp:
             "/v1/embeddings": Embeddings(service.models, self.turns),
         }
         self._router = Router(make_routes(service), redirect_slashes=False)
+        self._room = BodyRoom()
         self._polls = Polls(self._router, service.database)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,6 +85,7 @@ class TrainerApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Headed(send)
+        reader = scope["body"] = BodyReader(self._room)
         try:
             await self._dispatch(scope, receive, answer)
         except ApiError as error:
@@ -98,17 +102,21 @@ class TrainerApp:
         except Exception:
             logger.exception("request %s failed", answer.request_id)
             await answer.fail(_unexpected(answer.request_id))
+        finally:
+            reader.close()
 
     async def _dispatch(self, scope: Scope, receive: Receive, answer: _Headed) -> None:
         path = scope["path"]
         scope["app"] = self
+        refuse_web_pages(scope, self.service.settings)
         if path not in _OPEN:
             caller = self._admitted(scope, answer)
             scope["caller"] = caller
             if (hot := self._hot.get(path)) is not None:
                 if scope["method"] != "POST":
                     raise HTTPException(405, headers={"allow": "POST"})
-                await hot(caller, receive, answer)
+                body = await scope["body"].read(scope, receive)
+                await hot(caller, body, receive, answer)
                 return
             if path.startswith(_POLLED) and scope["method"] == "GET":
                 await self._polls(caller.org, scope, receive, answer)

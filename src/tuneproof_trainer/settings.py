@@ -74,6 +74,23 @@ class TrainerSettings:
     answers_waiting: int = 256
     """Chat completions that may wait for a place; beyond them 503 `engine_overloaded`."""
 
+    connections: int = 1000
+    """At once, as far as the process may have two open files for each."""
+
+    connections_per_address: int | None = None
+    """At once from one address; None is three quarters of all."""
+
+    slowest_request_s: float = 60.0
+    """How long a request's head may take, its body stand still, and an answer go unread."""
+
+    local_only: bool = True
+    """Whether the server listens on loopback only: then requests must name it by an address or as
+    `localhost`, lest a web page reaches it by a name of its own."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which requests may ask for it beside those; without `local_only`, where there are
+    any, the only ones."""
+
     requests_per_minute: int | None = None
     """For each key; None is no limit."""
 

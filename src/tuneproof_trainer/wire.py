@@ -7,16 +7,17 @@ from typing import Any, TypeVar
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from tuneproof_trainer.answers import ObjectPage
+from tuneproof_trainer.bounded import MAX_JSON_BYTES
 from tuneproof_trainer.database import Row
 from tuneproof_trainer.errors import ApiError
+from tuneproof_trainer.origins import require_json
 
-__all__ = ["JsonResponse", "page", "read_body"]
+__all__ = ["BodyReader", "BodyRoom", "JsonResponse", "page"]
 
 T = TypeVar("T")
-_MAX_BODY_BYTES = 32 * 1024 * 1024
 
 
 class JsonResponse(Response):
@@ -28,25 +29,62 @@ class JsonResponse(Response):
         return orjson.dumps(content)
 
 
-async def read_body(receive: Receive, max_bytes: int = _MAX_BODY_BYTES) -> bytes:
-    """The whole body of a request; raises ApiError 413 beyond `max_bytes`."""
-    pieces: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionError("the client went away before its request was whole")
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > max_bytes:
+class BodyRoom:
+    """How much memory all bodies of JSON may take that are being read and answered."""
+
+    def __init__(self, most_bytes: int = 4 * MAX_JSON_BYTES) -> None:
+        self._most, self.held = most_bytes, 0
+
+    def take(self, size: int) -> None:
+        """Take room; raises ApiError 503 where there is none."""
+        if self.held + size > self._most:
+            raise ApiError(
+                503,
+                "The server holds as many large requests as it may. Please try again later.",
+                type="server_error",
+                code="engine_overloaded",
+                headers={"retry-after": "1"},
+            )
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """Give room back."""
+        self.held -= size
+
+
+class BodyReader:
+    """Reads the body of one request, which takes room until `close`."""
+
+    def __init__(self, room: BodyRoom) -> None:
+        self._room, self._taken = room, 0
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body; raises ApiError 413 beyond `MAX_JSON_BYTES`, 415 where it is no JSON."""
+        require_json(scope)
+        pieces: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client went away before its request was whole")
+            pieces.append(self._counted(message.get("body", b"")))
+            if not message.get("more_body"):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _counted(self, piece: bytes) -> bytes:
+        if self._taken + len(piece) > MAX_JSON_BYTES:
             raise ApiError(
                 413,
-                f"The body of the request is larger than {max_bytes} bytes.",
+                f"The body of the request is larger than {MAX_JSON_BYTES} bytes.",
                 code="request_too_large",
             )
-        pieces.append(piece)
-        if not message.get("more_body"):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._room.take(len(piece))
+        self._taken += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._room.give_back(self._taken)
+        self._taken = 0
 
 
 def page(rows: Sequence[Row], limit: int, show: Callable[[Row], T]) -> JsonResponse:

@@ -26,6 +26,7 @@ class Process:
 
     def __init__(self, folder: Path, *options: str, within: str = "") -> None:
         self.folder, self.port = folder, free_port()
+        self.log = folder.with_name(f"{folder.name}.log")
         self._options, self._within = options, within
         self.client = OpenAI(
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="any", max_retries=0
@@ -37,7 +38,8 @@ class Process:
         command = [sys.executable, "-c", SERVE, *arguments]
         if self._within:
             command = [*MOUNTS, "sh", "-c", f'{self._within} && exec "$@"', "sh", *command]
-        process = self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        with self.log.open("ab") as log:
+            process = self._process = subprocess.Popen(command, stderr=log)
         until(lambda: listens(self.port) or process.poll() is not None)
         assert process.poll() is None, "the trainer did not start"
 

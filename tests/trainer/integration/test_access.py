@@ -166,7 +166,7 @@ def test_the_limit_refills_evenly_and_each_key_has_its_own(tmp_path: Path) -> No
         ("GET", "/v1/fine_tuning/jobs?metadata=x", 400, "invalid_value"),
         ("GET", "/v1/fine_tuning/jobs?metadata[a][b]=x", 400, "invalid_value"),
         ("GET", "/v1/fine_tuning/jobs?metadata[]=x", 400, "invalid_value"),
-        ("POST", "/v1/fine_tuning/jobs", 400, "invalid_json"),
+        ("POST", "/v1/fine_tuning/jobs", 415, "unsupported_content_type"),
     ],
 )
 def test_errors_have_the_shape_of_the_original(

@@ -31,6 +31,11 @@ ELSEWHERE = {
     "server_error": "test_engines",
     "internal_error": "test_engines",
     "bad_framing": "test_framing",
+    "request_timeout": "test_framing",
+    "headers_too_large": "test_framing",
+    "too_many_connections": "test_framing",
+    "host_not_allowed": "test_origins",
+    "origin_not_allowed": "test_origins",
 }
 """Codes that need a machine or an engine of their own, and the tests that prove them."""
 
@@ -143,6 +148,7 @@ REFUSED: dict[str, tuple[int, Callable[[OpenAI], Any]]] = {
     "unexpected_file": (400, lambda c: raw(c, "/files", OTHER, FORM)),
     "unknown_parameter": (400, lambda c: chat(c, extra_body={"odd": 1})),
     "unknown_url": (404, lambda c: c.get("/nothing", cast_to=object)),
+    "unsupported_content_type": (415, lambda c: raw(c, "/fine_tuning/jobs", b"{}", "text/plain")),
     "unsupported_endpoint": (400, lambda c: c.embeddings.create(model=BASE, input="x")),
     "unsupported_method": (400, lambda c: job(c, method={"type": "reinforcement"})),
     "unsupported_parameter": (400, lambda c: chat(c, presence_penalty=1)),

@@ -71,7 +71,10 @@ def leave(trainer: EmbeddedTrainer, after: Callable[[], bool], **how: Any) -> No
     """Ask, and hang up once `after` holds."""
     url = urlsplit(trainer.base_url)
     body = json.dumps(ASKED | how).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection((str(url.hostname), int(url.port or 0))) as line:
         line.sendall(head.encode() + body)
         until(after)
