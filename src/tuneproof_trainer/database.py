@@ -14,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuneproof_trainer.errors import ServerError
+from tuneproof_trainer.errors import ServerError, is_disk_full
 
 __all__ = ["Row", "TrainerDatabase"]
 
@@ -45,7 +46,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     validation_file TEXT, suffix TEXT, tag TEXT NOT NULL, seed INTEGER NOT NULL,
     method TEXT NOT NULL, requested TEXT NOT NULL, effective TEXT NOT NULL, metadata TEXT,
     created_at INTEGER NOT NULL, started_at REAL, finished_at INTEGER, estimated_finish INTEGER,
-    fine_tuned_model TEXT, trained_tokens INTEGER, result_files TEXT NOT NULL, error TEXT);
+    fine_tuned_model TEXT, trained_tokens INTEGER, result_files TEXT NOT NULL, error TEXT,
+    charged_tokens INTEGER);
 CREATE INDEX IF NOT EXISTS jobs_by_org ON jobs (org, seq);
 CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status);
 CREATE TABLE IF NOT EXISTS job_metadata (
@@ -66,11 +68,19 @@ CREATE TABLE IF NOT EXISTS models (
     id TEXT PRIMARY KEY, org TEXT NOT NULL, job_id TEXT NOT NULL, root TEXT NOT NULL,
     path TEXT NOT NULL, created_at INTEGER NOT NULL, final INTEGER NOT NULL,
     deleted_at INTEGER);
+CREATE TABLE IF NOT EXISTS idempotency (
+    org TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, job_id TEXT NOT NULL,
+    created_at INTEGER NOT NULL, PRIMARY KEY (org, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, hint TEXT NOT NULL,
     org TEXT NOT NULL, may_train INTEGER NOT NULL, created_at INTEGER NOT NULL,
     revoked_at INTEGER);
 """
+
+_ADDED = (("jobs", "charged_tokens", "INTEGER"),)
+"""Columns that databases of earlier versions lack."""
+
+_BALLAST_BYTES = 1024 * 1024
 
 
 class TrainerDatabase:
@@ -91,6 +101,9 @@ class TrainerDatabase:
             connection = self._connection()
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(_SCHEMA)
+            _complete(connection)
+        self._ballast = path.with_name("ballast")
+        self.take_ballast()
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -114,11 +127,31 @@ class TrainerDatabase:
         found: Row | None = self._connection().execute(sql, values).fetchone()
         return found
 
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def take_ballast(self) -> None:
+        """Hold some room on the disk, where there is any, for what makes room."""
+        if self._ballast.exists():
+            return
+        try:
+            with self._ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
+        except OSError:
+            self._ballast.unlink(missing_ok=True)
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, frees: bool = False) -> T:
         """Run `work` in one transaction: all of it is kept, or none.
 
-        Raises OSError ENOSPC where the disk is full.
+        Raises OSError ENOSPC where the disk is full; work that frees room there, or ends what
+        takes it, is done all the same.
         """
+        try:
+            return self._write(work)
+        except OSError as error:
+            if not frees or not is_disk_full(error) or not self._ballast.exists():
+                raise
+        self._ballast.unlink(missing_ok=True)
+        return self._write(work)
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._writing:
             connection = self._connection()
             with _disk_errors():
@@ -133,9 +166,10 @@ class TrainerDatabase:
             self.version += 1
             return result
 
-    async def awrite(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def awrite(self, work: Callable[[sqlite3.Connection], T], *, frees: bool = False) -> T:
         """`write` without holding up the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.write, work)
+        write = partial(self.write, work, frees=frees)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, write)
 
     def close(self) -> None:
         """Close every connection; nothing may use the database afterwards."""
@@ -144,6 +178,14 @@ class TrainerDatabase:
             for connection in self._all:
                 connection.close()
             self._all.clear()
+
+
+def _complete(connection: sqlite3.Connection) -> None:
+    """Add the columns that an earlier version did not have."""
+    for table, column, kind in _ADDED:
+        known = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if column not in known:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
 
 @contextmanager

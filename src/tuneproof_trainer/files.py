@@ -19,7 +19,7 @@ from tuneproof_trainer.database import Row, TrainerDatabase, insert
 from tuneproof_trainer.errors import ApiError, bad_request, not_found
 from tuneproof_trainer.ids import new_id
 
-__all__ = ["FileStore", "Landed", "Landing", "file_object", "sync_folder"]
+__all__ = ["FileStore", "Landed", "Landing", "check_name", "file_object", "sync_folder"]
 
 _CHUNK = 1024 * 1024
 _ROW_DEADLINE_S = 3600
@@ -50,11 +50,25 @@ def file_object(row: Row) -> FileObject:
     }
 
 
+def check_name(filename: str, purpose: str) -> None:
+    """Raise ApiError 400 for a training file that is named like something else."""
+    kind = Path(filename).suffix.lower()
+    if purpose == "fine-tune" and kind not in ("", ".jsonl"):
+        raise bad_request(
+            f"Invalid extension {kind.removeprefix('.')}. A file to fine-tune on is JSONL: name it "
+            "*.jsonl.",
+            "file",
+            "invalid_file_format",
+        )
+
+
 class Landing:
     """Content on its way to disk: `finish` makes it last, `abandon` leaves nothing."""
 
-    def __init__(self, temporary: Path, folder: Path, max_bytes: int) -> None:
-        self._id = new_id("file-")
+    def __init__(
+        self, temporary: Path, folder: Path, max_bytes: int, refusal: Callable[[int], ApiError]
+    ) -> None:
+        self._id, self._refusal = new_id("file-"), refusal
         self._temporary, self._folder, self._max_bytes = temporary / self._id, folder, max_bytes
         self._digest, self._size = hashlib.sha256(), 0
         self._target = self._temporary.open("wb")
@@ -63,7 +77,7 @@ class Landing:
         """Add a piece; raises ApiError 413 beyond the limit."""
         self._size += len(chunk)
         if self._size > self._max_bytes:
-            raise _too_large(self._max_bytes)
+            raise self._refusal(self._max_bytes)
         self._digest.update(chunk)
         self._target.write(chunk)
 
@@ -105,9 +119,9 @@ class FileStore:
             landing.abandon()
             raise
 
-    def landing(self, max_bytes: int) -> Landing:
+    def landing(self, max_bytes: int, refusal: Callable[[int], ApiError] | None = None) -> Landing:
         """A place to write content to, piece by piece."""
-        return Landing(self._temporary, self._folder, max_bytes)
+        return Landing(self._temporary, self._folder, max_bytes, refusal or _too_large)
 
     def record(
         self,
@@ -174,7 +188,7 @@ class FileStore:
         def work(connection: Connection) -> None:
             connection.execute("UPDATE files SET deleted_at = ? WHERE id = ?", (now, file_id))
 
-        await self._db.awrite(work)
+        await self._db.awrite(work, frees=True)
         if not self.needed(file_id):
             self.path(file_id).unlink(missing_ok=True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Form", "read_form"]
 
+_EXTENDED = re.compile(
+    rb"""filename\*\s*=\s*(utf-8|iso-8859-1)'[^';"]*'([^\s;"]+)""", re.IGNORECASE
+)
 _FLUSH_BYTES = 1024 * 1024
 _HELD_BYTES = 32 * 1024 * 1024
 """What all forms that are being read may hold together."""
@@ -98,6 +103,15 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
+def _extended(disposition: bytes) -> bytes | None:
+    """The file's name as RFC 5987 writes it: `filename*=UTF-8''na%C3%AFve.jsonl`."""
+    found = _EXTENDED.search(disposition)
+    if found is None:
+        return None
+    charset, name = found[1].decode("ascii").lower(), unquote_to_bytes(found[2])
+    return name if charset == "utf-8" else name.decode("latin-1").encode()
+
+
 class _Reader:
     """Takes the parser's pieces: plain fields whole, the file's data for the next flush."""
 
@@ -164,9 +178,10 @@ class _Reader:
         self._header_name = self._header_value = b""
 
     def _headers_end(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        filename = options.get(b"filename")
+        filename = _extended(disposition) or options.get(b"filename")
         if filename is None:
             self._field = name
             if len(self.fields) >= _MOST_FIELDS:

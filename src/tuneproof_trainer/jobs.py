@@ -23,6 +23,9 @@ from tuneproof_trainer.states import ENDED, JobState
 
 __all__ = ["JobStore", "checkpoint_object", "event_object", "job_object", "model_name"]
 
+_KEYS_KEPT_S = 7 * 86400
+"""How long a job is found again by the `Idempotency-Key` that it was made with."""
+
 
 def job_object(row: Row) -> JobObject:
     """A row as the wire's FineTuningJob."""
@@ -176,10 +179,52 @@ class JobStore:
         )
         return int(found["times"]) if found is not None else 0
 
+    def charged(self, connection: Connection, org: str) -> int:
+        """Tokens of this month that jobs of `org` have trained, or will as far as they are let."""
+        found = connection.execute(
+            "SELECT COALESCE(SUM(COALESCE(charged_tokens, trained_tokens)), 0) AS tokens FROM jobs"
+            " WHERE org = ?1 AND (finished_at IS NULL OR strftime('%Y-%m', finished_at,"
+            " 'unixepoch') = strftime('%Y-%m', ?2, 'unixepoch'))",
+            (org, self.now()),
+        ).fetchone()
+        return int(found["tokens"])
+
     # -- writing ----------------------------------------------------------------------------
 
+    def made_before(
+        self, connection: Connection, org: str, key: str, body: str, job_id: str
+    ) -> str | None:
+        """The job that was made by this key, or None, and then `job_id` is.
+
+        Raises ApiError 400 where another body came with the key.
+        """
+        sql = "SELECT job_id, body FROM idempotency WHERE org = ? AND key = ?"
+        known = connection.execute(sql, (org, key)).fetchone()
+        if known is None:
+            insert(
+                connection,
+                "idempotency",
+                org=org,
+                key=key,
+                body=body,
+                job_id=job_id,
+                created_at=self.now(),
+            )
+            return None
+        if known["body"] != body:
+            raise bad_request(
+                f"The Idempotency-Key {key!r} came with another request before. Use a new one.",
+                code="idempotency_key_in_use",
+            )
+        return str(known["job_id"])
+
+    def forget_keys(self) -> None:
+        """Forget the keys of requests that nobody will repeat any more."""
+        old = self.now() - _KEYS_KEPT_S
+        self.db.write(lambda c: c.execute("DELETE FROM idempotency WHERE created_at < ?", (old,)))
+
     def create(self, connection: Connection, row: dict[str, Any]) -> None:
-        """Add a job with its metadata and first events."""
+        """Add a job with its metadata and first event."""
         insert(connection, "jobs", **row)
         metadata = orjson.loads(row["metadata"]) if row["metadata"] else {}
         for key, value in metadata.items():
@@ -187,12 +232,18 @@ class JobStore:
         self.say(connection, row["id"], f"Created fine-tuning job: {row['id']}")
 
     def say(self, connection: Connection, job_id: str, message: str, level: str = "info") -> None:
-        """Add an event of type message."""
-        self._event(connection, job_id, message, level, "message", None, None)
+        """Add an event of type message; nothing is told of a job once it was cancelled."""
+        if not self._cancelled(connection, job_id):
+            self._event(connection, job_id, message, level, "message", None, None)
 
     def tell(self, connection: Connection, job_id: str, message: str, data: dict[str, Any]) -> None:
-        """Add an event of type metrics, once for each step."""
-        self._event(connection, job_id, message, "info", "metrics", data, data["step"])
+        """Add an event of type metrics, once for each step, unless the job was cancelled."""
+        if not self._cancelled(connection, job_id):
+            self._event(connection, job_id, message, "info", "metrics", data, data["step"])
+
+    def _cancelled(self, connection: Connection, job_id: str) -> bool:
+        sql = "SELECT 1 FROM jobs WHERE id = ? AND status = ?"
+        return connection.execute(sql, (job_id, JobState.CANCELLED)).fetchone() is not None
 
     def _event(
         self,
@@ -240,9 +291,23 @@ class JobStore:
         )
         if done.rowcount != 1:
             return False
+        if to in (JobState.CANCELLED, JobState.FAILED):
+            self._charge_what_was_trained(connection, job_id)
         if message:
-            self.say(connection, job_id, message, level)
+            self._event(connection, job_id, message, level, "message", None, None)
         return True
+
+    def _charge_what_was_trained(self, connection: Connection, job_id: str) -> None:
+        """Of the tokens that a job was let train, as many as its steps have come to."""
+        share = (
+            "SELECT json_extract(data, '$.step') * 1.0 / json_extract(data, '$.total_steps')"
+            " FROM events WHERE job_id = ?1 AND step IS NOT NULL ORDER BY step DESC LIMIT 1"
+        )
+        connection.execute(
+            f"UPDATE jobs SET charged_tokens = CAST(COALESCE(charged_tokens, 0)"
+            f" * COALESCE(({share}), 0) AS INTEGER) WHERE id = ?1",
+            (job_id,),
+        )
 
     def fail(
         self, connection: Connection, job_id: str, code: str, message: str, param: str | None

@@ -130,7 +130,7 @@ class Models:
         def work(connection: Connection) -> None:
             connection.execute("UPDATE models SET deleted_at = ? WHERE id = ?", (now, name))
 
-        await self._db.awrite(work)
+        await self._db.awrite(work, frees=True)
         await asyncio.to_thread(model.engine.unload, name)
         await asyncio.to_thread(shutil.rmtree, model.path, True)
 

@@ -11,7 +11,7 @@ from tuneproof_trainer.bounded import loads
 from tuneproof_trainer.errors import ApiError, bad_request
 from tuneproof_trainer.requests import PURPOSES, FileForm, ListQuery
 
-__all__ = ["RULES", "parse", "parse_file_form", "parse_query"]
+__all__ = ["CODES", "RULES", "parse", "parse_file_form", "parse_query"]
 
 T = TypeVar("T", bound=BaseModel)
 Q = TypeVar("Q", bound=ListQuery)
@@ -89,17 +89,44 @@ def _file_form_refusal(error: ValidationError) -> ApiError:
 
 
 RULES = {
-    "greater_than_equal": ("below_min_value", "Expected a value >= {ge}"),
-    "greater_than": ("below_min_value", "Expected a value > {gt}"),
-    "less_than_equal": ("above_max_value", "Expected a value <= {le}"),
-    "less_than": ("above_max_value", "Expected a value < {lt}"),
-    "string_too_long": ("string_above_max_length", "Expected at most {max_length} characters"),
-    "string_too_short": ("empty_string", "Expected at least {min_length} character(s)"),
-    "too_long": ("above_max_length", "Expected at most {max_length} items"),
-    "too_short": ("empty_array", "Expected at least {min_length} item(s)"),
-    "string_pattern_mismatch": ("invalid_value", "Expected a match of {pattern}"),
-    "literal_error": ("invalid_value", "Expected {expected}"),
+    "greater_than_equal": ("{n}_below_min_value", "{n} below minimum value", "a value >= {ge}"),
+    "greater_than": ("{n}_below_min_value", "{n} below minimum value", "a value > {gt}"),
+    "less_than_equal": ("{n}_above_max_value", "{n} above maximum value", "a value <= {le}"),
+    "less_than": ("{n}_above_max_value", "{n} above maximum value", "a value < {lt}"),
+    "string_too_long": (
+        "string_above_max_length",
+        "string too long",
+        "a string with maximum length {max_length}",
+    ),
+    "string_too_short": (
+        "empty_string",
+        "empty string",
+        "a string with minimum length {min_length}",
+    ),
+    "too_long": (
+        "array_above_max_length",
+        "array too long",
+        "an array with maximum length {max_length}",
+    ),
+    "too_short": ("empty_array", "empty array", "an array with minimum length {min_length}"),
+    "string_pattern_mismatch": (
+        "invalid_value",
+        "string does not match the pattern",
+        "a string that matches '{pattern}'",
+    ),
+    "literal_error": ("invalid_value", "value is not one of those that are taken", "{expected}"),
 }
+"""The code, what is wrong, and what is expected, in the words of the original."""
+
+_TOO_MANY_PROPERTIES = (
+    "object_above_max_properties",
+    "too many properties",
+    "an object with at most {max_length} properties",
+)
+CODES = {code.format(n=n) for code, _, _ in RULES.values() for n in ("integer", "decimal")} | {
+    _TOO_MANY_PROPERTIES[0]
+}
+"""All codes of these rules."""
 
 
 def _refusal(error: ValidationError) -> ApiError:
@@ -112,18 +139,23 @@ def _refusal(error: ValidationError) -> ApiError:
         )
     if kind == "extra_forbidden":
         return bad_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
-    rule = RULES.get(kind)
-    got = found["input"]
-    if rule is not None:
-        expected = rule[1].format(**found.get("ctx", {}))
-        return bad_request(
-            f"Invalid '{param}': {expected}, but got {_abbreviated(got)}.", param, rule[0]
-        )
+    if kind in RULES:
+        return _broken_rule(kind, param, found["input"], found.get("ctx", {}))
     return bad_request(
-        f"Invalid type for '{param}': {found['msg']}, but got {_type_name(got)} instead.",
+        f"Invalid type for '{param}': {found['msg']}, but got {_type_name(found['input'])} "
+        "instead.",
         param,
         "invalid_type",
     )
+
+
+def _broken_rule(kind: str, param: str, got: Any, context: dict[str, Any]) -> ApiError:
+    rule = _TOO_MANY_PROPERTIES if isinstance(got, dict) else RULES[kind]
+    bound = next((v for k, v in context.items() if k in ("ge", "gt", "le", "lt")), 0)
+    number = "decimal" if isinstance(bound, float) else "integer"
+    code, wrong, expected = (part.format(n=number, **context) for part in rule)
+    message = f"Invalid '{param}': {wrong}. Expected {expected}, but got {_abbreviated(got)}"
+    return bad_request(f"{message} instead.", param, code)
 
 
 def _precedence(kind: str) -> int:
@@ -146,9 +178,9 @@ def _param(place: tuple[int | str, ...]) -> str:
 def _abbreviated(value: Any) -> str:
     if isinstance(value, str):
         return repr(value) if len(value) <= 40 else f"a string with length {len(value)}"
-    if isinstance(value, list | dict):
-        return f"{len(value)}"
-    return str(value)
+    if isinstance(value, list):
+        return f"an array with length {len(value)}"
+    return f"{len(value)}" if isinstance(value, dict) else str(value)
 
 
 def _type_name(value: Any) -> str:

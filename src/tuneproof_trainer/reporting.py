@@ -114,6 +114,9 @@ class JobReporter:
     def _add_checkpoint(
         self, connection: Connection, step: int, metrics: StepMetrics, name: str, path: str
     ) -> None:
+        alive = "SELECT 1 FROM jobs WHERE id = ? AND status IN (?, ?)"
+        if connection.execute(alive, (self._id, *_ALIVE)).fetchone() is None:
+            return  # it was cancelled while this was saved: whoever ends the job cleans up
         now = self._jobs.now()
         names = {field.name for field in dataclasses.fields(StepMetrics)} - {"total_steps"}
         insert(
@@ -175,6 +178,7 @@ class JobReporter:
         values: dict[str, Any] = {
             "fine_tuned_model": self._model,
             "trained_tokens": outcome.trained_tokens,
+            "charged_tokens": outcome.trained_tokens,
             "finished_at": self._jobs.now(),
             "estimated_finish": None,
             "result_files": orjson.dumps([result_file]).decode(),

@@ -76,7 +76,9 @@ class CreateJob(_Body):
     model: Annotated[str, Field(min_length=1)]
     training_file: Annotated[str, Field(min_length=1)]
     validation_file: Annotated[str, Field(min_length=1)] | None = None
-    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^:]*$")] | None = None
+    suffix: (
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9 _.+@-]*$")] | None
+    ) = None
     seed: Seed | None = None
     metadata: Metadata | None = None
     method: Method | None = None

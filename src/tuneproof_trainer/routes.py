@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -16,10 +17,11 @@ from starlette.routing import Route
 from tuneproof_trainer.access import ApiCaller
 from tuneproof_trainer.engines.protocol import StopReason
 from tuneproof_trainer.errors import ApiError, bad_request
-from tuneproof_trainer.files import file_object
+from tuneproof_trainer.files import check_name, file_object
 from tuneproof_trainer.forms import read_form
 from tuneproof_trainer.ids import new_id, new_tag
 from tuneproof_trainer.jobs import checkpoint_object, event_object, job_object
+from tuneproof_trainer.models import Resolved
 from tuneproof_trainer.parsing import parse, parse_file_form, parse_query
 from tuneproof_trainer.requests import (
     CheckpointsQuery,
@@ -35,6 +37,9 @@ from tuneproof_trainer.states import ENDED, JobState
 from tuneproof_trainer.wire import BodyReader, JsonResponse, page
 
 __all__ = ["make_routes"]
+
+_MOST_METADATA = 16
+"""What a job may have, and so what a list of jobs may be asked for."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -82,6 +87,19 @@ def _caller(request: Request) -> ApiCaller:
     return caller
 
 
+def _trainer(request: Request) -> ApiCaller:
+    """The caller, who must not be one that may only ask; raises ApiError 403."""
+    caller = _caller(request)
+    if not caller.may_train:
+        raise ApiError(
+            403,
+            "Fine-tuning is not available to this API key. Use a key that was made without "
+            "`--no-training`.",
+            code="training_not_available",
+        )
+    return caller
+
+
 async def _body(request: Request) -> bytes:
     reader: BodyReader = request.scope["body"]
     return await reader.read(request.scope, request.receive)
@@ -96,6 +114,8 @@ class _Files:
         form = await read_form(request, "file", landing)
         try:
             fields = parse_file_form(form.fields)
+            check_name(form.filename, fields.purpose)
+            _check_not_empty(form.landed.bytes)
         except ApiError:
             self._store.path(form.landed.id).unlink()
             raise
@@ -134,7 +154,7 @@ class _Files:
 
     async def delete(self, request: Request) -> Response:
         file_id = request.path_params["file_id"]
-        await self._store.delete(_caller(request).org, file_id)
+        await self._store.delete(_trainer(request).org, file_id)
         return JsonResponse({"id": file_id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
@@ -145,6 +165,11 @@ class _Files:
             filename=row["filename"],
             headers={"x-content-sha256": row["sha256"]},
         )
+
+
+def _check_not_empty(size: int) -> None:
+    if not size:
+        raise bad_request("The file is empty.", "file", "empty_file")
 
 
 class _Uploads:
@@ -158,8 +183,8 @@ class _Uploads:
 
     async def add_part(self, request: Request) -> Response:
         org, upload_id = _caller(request).org, request.path_params["upload_id"]
-        self._store.pending(org, upload_id)
-        form = await read_form(request, "data", self._store.landing())
+        upload = self._store.pending(org, upload_id)
+        form = await read_form(request, "data", self._store.landing(upload["bytes"]))
         part = await asyncio.to_thread(self._store.add_part, org, upload_id, form.landed)
         return JsonResponse(part)
 
@@ -180,23 +205,30 @@ class _Jobs:
         self._service, self._store = service, service.jobs
 
     async def create(self, request: Request) -> Response:
-        spec = parse(CreateJob, await _body(request))
-        caller = _caller(request)
-        if not caller.may_train:
-            raise ApiError(
-                403,
-                "Fine-tuning is not available to this API key. Use a key that was made without "
-                "`--no-training`.",
-                code="training_not_available",
-            )
+        body = await _body(request)
+        spec, caller = parse(CreateJob, body), _trainer(request)
         row = self._row(caller, spec)
-        await self._service.database.awrite(lambda c: self._store.create(c, row))
-        self._service.runner.drive(row["id"])
-        return self._answer(request, row["id"])
+        key = request.headers.get("idempotency-key")
+        digest = hashlib.sha256(body).hexdigest()
+
+        def work(connection: Any) -> str | None:
+            before = (
+                self._store.made_before(connection, caller.org, key, digest, row["id"])
+                if (key)
+                else None
+            )
+            if before is None:
+                self._store.create(connection, row)
+            return before
+
+        before = await self._service.database.awrite(work)
+        if before is None:
+            self._service.runner.drive(row["id"])
+        return self._answer(request, before or row["id"])
 
     def _row(self, caller: ApiCaller, spec: CreateJob) -> dict[str, Any]:
         method, values = _method(spec)
-        model = self._service.models.resolve(caller.org, spec.model)
+        model = self._model(caller, spec.model)
         if method not in model.engine.methods:
             raise bad_request(
                 f"The model `{spec.model}` cannot be trained by the method '{method}'; use one "
@@ -230,6 +262,15 @@ class _Jobs:
             "created_at": self._store.now(),
             "result_files": "[]",
         }
+
+    def _model(self, caller: ApiCaller, name: str) -> Resolved:
+        try:
+            return self._service.models.resolve(caller.org, name)
+        except ApiError as error:
+            message = (
+                f"Model {name} is not available for fine-tuning or does not exist. {error.message}"
+            )
+            raise bad_request(message, "model", "model_not_available") from None
 
     def _check_file(self, caller: ApiCaller, name: str, file_id: str | None) -> None:
         if file_id is None:
@@ -277,7 +318,7 @@ class _Jobs:
         return page(rows, query.limit, checkpoint_object)
 
     async def cancel(self, request: Request) -> Response:
-        job = self._store.get(_caller(request).org, request.path_params["job_id"])
+        job = self._store.get(_trainer(request).org, request.path_params["job_id"])
         now = self._store.now()
         moved = await self._service.database.awrite(
             lambda c: self._store.move(
@@ -288,7 +329,8 @@ class _Jobs:
                 message="The job has been cancelled",
                 finished_at=now,
                 estimated_finish=None,
-            )
+            ),
+            frees=True,
         )
         if not moved:
             raise self._wrong_state(job["id"], "cancelled")
@@ -297,7 +339,7 @@ class _Jobs:
         return self._answer(request, job["id"])
 
     async def pause(self, request: Request) -> Response:
-        job = self._store.get(_caller(request).org, request.path_params["job_id"])
+        job = self._store.get(_trainer(request).org, request.path_params["job_id"])
 
         def work(connection: Any) -> bool:
             move, job_id = self._store.move, job["id"]
@@ -313,7 +355,7 @@ class _Jobs:
         return self._answer(request, job["id"])
 
     async def resume(self, request: Request) -> Response:
-        job = self._store.get(_caller(request).org, request.path_params["job_id"])
+        job = self._store.get(_trainer(request).org, request.path_params["job_id"])
         moved = await self._service.database.awrite(
             lambda c: self._store.move(
                 c,
@@ -376,6 +418,13 @@ def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
             found[match[1]] = value
         elif name.startswith("metadata["):
             wrong = True
+    if len(found) > _MOST_METADATA:
+        raise bad_request(
+            f"Invalid 'metadata': too many properties. Expected at most {_MOST_METADATA}, but got "
+            f"{len(found)} instead.",
+            "metadata",
+            "object_above_max_properties",
+        )
     plain = request.query_params.get("metadata")
     if wrong or plain not in (None, "", "null"):
         raise bad_request(
@@ -399,7 +448,7 @@ class _Models:
 
     async def delete(self, request: Request) -> Response:
         name = request.path_params["model"]
-        await self._models.delete(_caller(request).org, name)
+        await self._models.delete(_trainer(request).org, name)
         return JsonResponse({"id": name, "object": "model", "deleted": True})
 
 

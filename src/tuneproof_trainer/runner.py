@@ -198,26 +198,40 @@ class Runner:
     async def _validate(self, row: Row) -> None:
         if self._checks_begun(row):
             async with self._one_by_one:
-                await self._in_thread(self._check, row)
+                tokens = await self._in_thread(self._check, row)
         else:
-            await self._in_thread(self._check, row)
-        await self._db.awrite(
-            lambda c: self._jobs.move(
-                c,
-                row["id"],
-                JobState.QUEUED,
-                since=(JobState.VALIDATING,),
-                message="Files validated, moving job to queued state",
+            tokens = await self._in_thread(self._check, row)
+        epochs = orjson.loads(row["requested"]).get("n_epochs") or _AUTO_EPOCHS
+        await self._db.awrite(lambda c: self._let_train(c, row, tokens * epochs))
+
+    def _let_train(self, connection: Connection, row: Row, tokens: int) -> None:
+        """Queue the job, and charge what it will train; raises JobFailure beyond the quota."""
+        quota = self._settings.token_quota
+        spent = self._jobs.charged(connection, row["org"])
+        if quota is not None and spent + tokens > quota:
+            raise JobFailure(
+                "exceeded_quota",
+                f"This job needs about {tokens} tokens, and {spent} of this month's quota of "
+                f"{quota} are used or will be by jobs that are under way. Use fewer examples or "
+                "epochs, or have the quota raised.",
             )
+        self._jobs.move(
+            connection,
+            row["id"],
+            JobState.QUEUED,
+            since=(JobState.VALIDATING,),
+            message="Files validated, moving job to queued state",
+            charged_tokens=tokens,
         )
 
-    def _check(self, row: Row) -> None:
+    def _check(self, row: Row) -> int:
+        """Check the job's files; returns the tokens of one epoch."""
         begun = _CHECKING + row["training_file"]
         self._db.write(lambda c: self._jobs.say(c, row["id"], begun))
         checked = self._checked(row, "training_file")
         if row["validation_file"]:
             self._checked(row, "validation_file")
-        self._check_quota(row, checked)
+        return checked.tokens
 
     def _checked(self, row: Row, param: str) -> Checked:
         model = self._models.resolve(row["org"], row["model"], deleted=True)
@@ -235,26 +249,6 @@ class Runner:
                 self._stopping or self._stop_requests.get(row["id"]) is StopReason.CANCEL
             ),
         )
-
-    def _check_quota(self, row: Row, checked: Checked) -> None:
-        quota = self._settings.token_quota
-        if quota is None:
-            return
-        epochs = orjson.loads(row["requested"]).get("n_epochs") or _AUTO_EPOCHS
-        used = self._db.row(
-            "SELECT COALESCE(SUM(trained_tokens), 0) AS used FROM jobs WHERE org = ?"
-            " AND strftime('%Y-%m', finished_at, 'unixepoch') = strftime('%Y-%m', ?, 'unixepoch')",
-            row["org"],
-            self._jobs.now(),
-        )
-        spent = used["used"] if used else 0
-        needed = checked.tokens * epochs
-        if spent + needed > quota:
-            raise JobFailure(
-                "exceeded_quota",
-                f"This job needs about {needed} tokens, and {spent} of this month's quota of "
-                f"{quota} are used. Use fewer examples or epochs, or have the quota raised.",
-            )
 
     async def _begin(self, job_id: str) -> bool:
         self._stop_requests.pop(job_id, None)
@@ -294,6 +288,7 @@ class Runner:
     def _drop_models(self, connection: Connection, job_id: str) -> None:
         sql = "UPDATE models SET deleted_at = ? WHERE job_id = ? AND deleted_at IS NULL"
         connection.execute(sql, (self._jobs.now(), job_id))
+        connection.execute("DELETE FROM checkpoints WHERE job_id = ?", (job_id,))
 
     def _work_folder(self, job_id: str) -> Path:
         return self._folder / job_id / "work"
@@ -388,7 +383,7 @@ class Runner:
         if row["status"] != JobState.SUCCEEDED:
             shutil.rmtree(self._folder / job_id, ignore_errors=True)
             if row["status"] != JobState.FAILED:
-                self._db.write(lambda c: self._drop_models(c, job_id))
+                self._db.write(lambda c: self._drop_models(c, job_id), frees=True)
         for name in ("training_file", "validation_file"):
             self._release(row[name])
 

@@ -84,6 +84,8 @@ class TrainerService:
         """Delete expired files and uploads."""
         self.uploads.collect()
         self.files.collect(self.settings.file_lifetime_s)
+        self.jobs.forget_keys()
+        self.database.take_ballast()
 
 
 def _locked(settings: TrainerSettings) -> TextIOWrapper:

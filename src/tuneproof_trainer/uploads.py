@@ -12,7 +12,7 @@ from typing import Any
 from tuneproof_trainer.answers import UploadObject, UploadPartObject, UploadStatus
 from tuneproof_trainer.database import Row, TrainerDatabase, insert
 from tuneproof_trainer.errors import ApiError, bad_request, not_found
-from tuneproof_trainer.files import FileStore, Landed, Landing, file_object, read_chunks
+from tuneproof_trainer.files import FileStore, Landed, Landing, check_name, file_object, read_chunks
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.requests import CompleteUpload, CreateUpload
 from tuneproof_trainer.settings import TrainerSettings
@@ -66,12 +66,14 @@ class UploadStore:
 
     def create(self, org: str, upload: CreateUpload) -> UploadObject:
         """Begin an upload of exactly `upload.bytes` bytes."""
+        check_name(upload.filename, upload.purpose)
         limit = self._settings.max_upload_bytes
         if upload.bytes > limit:
             raise bad_request(
-                f"Invalid 'bytes': Expected a value <= {limit}, but got {upload.bytes}.",
+                f"Invalid 'bytes': integer above maximum value. Expected a value <= {limit}, but "
+                f"got {upload.bytes} instead.",
                 "bytes",
-                "above_max_value",
+                "integer_above_max_value",
             )
         upload_id, now = new_id("upload_"), int(self._clock())
         lifetime = upload.expires_after.seconds if upload.expires_after else None
@@ -107,9 +109,9 @@ class UploadStore:
             )
         return row
 
-    def landing(self) -> Landing:
-        """A place for a part's content."""
-        return self._parts.landing(self._settings.max_part_bytes)
+    def landing(self, upload_bytes: int) -> Landing:
+        """A place for the content of a part of an upload of that size."""
+        return self._parts.landing(min(self._settings.max_part_bytes, upload_bytes), _part)
 
     def add_part(self, org: str, upload_id: str, landed: Landed) -> UploadPartObject:
         """Make landed content a part of the upload."""
@@ -118,7 +120,7 @@ class UploadStore:
         values = {"id": part_id, "upload_id": upload_id, "bytes": landed.bytes}
 
         def work(connection: Connection) -> None:
-            self.pending(org, upload_id)
+            _check_room(connection, self.pending(org, upload_id), landed.bytes)
             insert(connection, "parts", **values, created_at=now)
 
         try:
@@ -188,14 +190,15 @@ class UploadStore:
         """Give the upload up; its parts are deleted."""
         self.pending(org, upload_id)
         sql = "UPDATE uploads SET status = 'cancelled' WHERE id = ? AND status = 'pending'"
-        self._db.write(lambda c: c.execute(sql, (upload_id,)))
+        self._db.write(lambda c: c.execute(sql, (upload_id,)), frees=True)
         self._drop_parts(upload_id)
         return self.show(self.get(org, upload_id))
 
     def _drop_parts(self, upload_id: str) -> None:
         for part in self._db.rows("SELECT id FROM parts WHERE upload_id = ?", upload_id):
             self._parts.path(part["id"]).unlink(missing_ok=True)
-        self._db.write(lambda c: c.execute("DELETE FROM parts WHERE upload_id = ?", (upload_id,)))
+        sql = "DELETE FROM parts WHERE upload_id = ?"
+        self._db.write(lambda c: c.execute(sql, (upload_id,)), frees=True)
 
     def collect(self) -> None:
         """Expire old uploads and delete their parts."""
@@ -210,6 +213,29 @@ class UploadStore:
     def clear_incoming(self) -> None:
         """Remove parts that a killed server left half written."""
         self._parts.clear_incoming()
+
+
+def _part(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The part is larger than {max_bytes} bytes: a part has 64 MiB at most, and no more than "
+        "its upload.",
+        param="data",
+        code="file_too_large",
+    )
+
+
+def _check_room(connection: Connection, upload: Row, size: int) -> None:
+    """Parts may be sent again, but not without an end."""
+    sql = "SELECT COALESCE(SUM(bytes), 0) FROM parts WHERE upload_id = ?"
+    held = connection.execute(sql, (upload["id"],)).fetchone()[0]
+    if held + size > 2 * upload["bytes"]:
+        raise bad_request(
+            f"Upload {upload['id']} was created for {upload['bytes']} bytes and has parts of "
+            f"{held} already, so this one of {size} is too much. Complete or cancel it.",
+            "data",
+            "bytes_mismatch",
+        )
 
 
 def _execute(connection: Connection, sql: str, values: tuple[Any, ...]) -> None:

@@ -19,7 +19,7 @@ from tests.trainer.integration.test_access import made_key
 
 import tuneproof_trainer
 from tuneproof_trainer.embedded import EmbeddedTrainer
-from tuneproof_trainer.parsing import RULES
+from tuneproof_trainer.parsing import CODES
 from tuneproof_trainer.settings import TrainerSettings
 
 SOURCES = Path(tuneproof_trainer.__file__).parent
@@ -95,6 +95,10 @@ def job(client: OpenAI, **how: Any) -> Any:
     return client.fine_tuning.jobs.create(**asked)
 
 
+def keyed(client: OpenAI, **how: Any) -> Any:
+    return job(client, extra_headers={"Idempotency-Key": "one"}, **how)
+
+
 def chat(client: OpenAI, **how: Any) -> Any:
     asked = {"model": BASE, "messages": [{"role": "user", "content": "x"}]} | how
     return client.chat.completions.create(**asked)
@@ -117,10 +121,18 @@ def ended_job(client: OpenAI) -> str:
 FORM = "Multipart/form-data; boundary=b"  # the SDK makes a form of its own from the usual word
 OTHER = b'--b\r\ncontent-disposition: form-data; name="other"; filename="x"\r\n\r\nx\r\n--b--'
 REFUSED: dict[str, tuple[int, Callable[[OpenAI], Any]]] = {
-    "above_max_length": (400, lambda c: chat(c, stop=["a"] * 5)),
-    "above_max_value": (400, lambda c: chat(c, temperature=3)),
-    "below_min_value": (400, lambda c: job(c, seed=-1)),
+    "array_above_max_length": (400, lambda c: chat(c, stop=["a"] * 5)),
+    "decimal_above_max_value": (400, lambda c: chat(c, temperature=3)),
+    "decimal_below_min_value": (400, lambda c: chat(c, temperature=-1)),
+    "integer_above_max_value": (400, lambda c: chat(c, n=129)),
+    "integer_below_min_value": (400, lambda c: job(c, seed=-1)),
+    "object_above_max_properties": (
+        400,
+        lambda c: job(c, metadata={f"{n}": "x" for n in range(17)}),
+    ),
+    "idempotency_key_in_use": (400, lambda c: [keyed(c, seed=n) for n in (1, 2)]),
     "bytes_mismatch": (400, lambda c: completed(c, 2)),
+    "empty_file": (400, lambda c: upload(c, b"")),
     "empty_array": (400, lambda c: chat(c, messages=[])),
     "empty_string": (400, lambda c: job(c, suffix="")),
     "file_not_found": (400, lambda c: job(c, training_file="file-none")),
@@ -142,6 +154,7 @@ REFUSED: dict[str, tuple[int, Callable[[OpenAI], Any]]] = {
     "method_not_supported": (405, lambda c: c.put("/files", cast_to=object)),
     "missing_required_parameter": (400, lambda c: raw(c, "/fine_tuning/jobs", b"{}")),
     "model_not_deletable": (403, lambda c: c.models.delete(BASE)),
+    "model_not_available": (400, lambda c: job(c, model="gpt-none")),
     "model_not_found": (404, lambda c: c.models.retrieve("ft:none")),
     "request_too_large": (413, lambda c: raw(c, "/uploads", bytes(33 * 2**20))),
     "string_above_max_length": (400, lambda c: job(c, suffix="x" * 65)),
@@ -206,7 +219,7 @@ def listed() -> set[str]:
 
 def in_sources() -> set[str]:
     """The codes that the sources give to errors."""
-    found = {code for code, _ in RULES.values()}
+    found = set(CODES)
     for path in SOURCES.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             found |= _given(node)

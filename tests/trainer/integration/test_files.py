@@ -77,10 +77,10 @@ def test_old_files_abandoned_uploads_and_strays_are_collected(tmp_path: Path) ->
     old = kept(service, b"old")
     asked = CreateUpload(bytes=3, filename="f", purpose="fine-tune", mime_type="text/plain")
     upload_id = service.uploads.create("o", asked)["id"]
-    landing = service.uploads.landing()
+    landing = service.uploads.landing(6)
     landing.write(b"abc")
     service.uploads.add_part("o", upload_id, landing.finish())
-    stray = service.uploads.landing()
+    stray = service.uploads.landing(6)
     stray.write(b"no row")
     stray.finish()
     half = tmp_path / "parts" / "incoming" / "file-half"

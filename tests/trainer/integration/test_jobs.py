@@ -40,7 +40,7 @@ def training_file(odd: Any = GOOD, copies: int = 11) -> bytes:
 LONG = ("invalid_file_format", "Line 3 of the training file is longer than 8 MiB")
 FAILURES: list[tuple[str, bytes, str, str]] = [
     ("nine examples", training_file(copies=9), "invalid_n_examples", "has 9 example(s)"),
-    ("empty", b"", "invalid_n_examples", "has 0 example(s)"),
+    ("empty", b"\n", "invalid_n_examples", "has 0 example(s)"),
     ("not JSON", training_file("{nope"), "invalid_file_format", "Line 3"),
     ("not an object", training_file("[1]"), "invalid_file_format", "not a JSON object"),
     ("bad UTF-8", training_file() + b'\n"\xff\xfe"', "invalid_file_format", "Line 12"),
@@ -280,29 +280,46 @@ def test_quota_and_blocklist_have_codes_of_their_own(start: Start) -> None:
     assert job.error.code == "unsafe_file"
 
 
+MANY = {str(n): "x" for n in range(17)}
+FEW, MOST = "integer_below_min_value", "integer_above_max_value"
 REFUSALS: list[tuple[dict[str, Any], int, str, str]] = [
-    ({"model": "gpt-4o"}, 404, "model_not_found", "model"),
+    ({"model": "gpt-4o"}, 400, "model_not_available", "model"),
     ({"training_file": "file-nope"}, 400, "file_not_found", "training_file"),
     ({"validation_file": "file-nope"}, 400, "file_not_found", "validation_file"),
     ({"suffix": "x" * 65}, 400, "string_above_max_length", "suffix"),
     ({"suffix": "a:b"}, 400, "invalid_value", "suffix"),
-    ({"seed": -1}, 400, "below_min_value", "seed"),
-    ({"seed": 2**31}, 400, "above_max_value", "seed"),
+    ({"seed": -1}, 400, "integer_below_min_value", "seed"),
+    ({"seed": 2**31}, 400, "integer_above_max_value", "seed"),
     ({"seed": "x"}, 400, "invalid_type", "seed"),
-    ({"metadata": {str(n): "x" for n in range(17)}}, 400, "above_max_length", "metadata"),
+    (
+        {"metadata": {str(n): "x" for n in range(17)}},
+        400,
+        "object_above_max_properties",
+        "metadata",
+    ),
     ({"metadata": {"k": "x" * 513}}, 400, "string_above_max_length", "metadata.k"),
-    ({"hyperparameters": {"n_epochs": 51}}, 400, "above_max_value", "hyperparameters.n_epochs"),
-    ({"hyperparameters": {"batch_size": 0}}, 400, "below_min_value", "hyperparameters.batch_size"),
+    (
+        {"hyperparameters": {"n_epochs": 51}},
+        400,
+        "integer_above_max_value",
+        "hyperparameters.n_epochs",
+    ),
+    (
+        {"hyperparameters": {"batch_size": 0}},
+        400,
+        "integer_below_min_value",
+        "hyperparameters.batch_size",
+    ),
     (
         {"hyperparameters": {"learning_rate_multiplier": 0}},
         400,
-        "below_min_value",
+        "decimal_below_min_value",
         "hyperparameters.learning_rate_multiplier",
     ),
     (
         {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 2.1}}}},
         400,
-        "above_max_value",
+        "decimal_above_max_value",
         "method.dpo.hyperparameters.beta",
     ),
     ({"method": {"type": "reinforcement"}}, 400, "unsupported_method", "method"),
@@ -378,7 +395,7 @@ def _began(client: OpenAI, job_id: str) -> int:
 
 def test_lists_are_paged_and_filtered_by_metadata(start: Start) -> None:
     client = client_of(start())
-    file_id = upload(client, b"")
+    file_id = upload(client, b"\n")
     sent = []
     for n in range(5):
         metadata = {"even": str(n % 2 == 0), "number": str(n)} if n else None
