@@ -15,6 +15,7 @@ from tuneproof_trainer.requests import Purpose
 from tuneproof_trainer.states import JobState
 
 __all__ = [
+    "AnswerMessage",
     "ChatCompletion",
     "CheckpointObject",
     "ChoiceObject",
@@ -33,6 +34,7 @@ __all__ = [
     "ModelObject",
     "ObjectPage",
     "PromptLogprob",
+    "StoredMessage",
     "TokenUsage",
     "UploadObject",
     "UploadPartObject",
@@ -56,7 +58,7 @@ class DeletedObject(TypedDict):
     """What was deleted."""
 
     id: str
-    object: Literal["file", "model"]
+    object: Literal["file", "model", "chat.completion.deleted"]
     deleted: Literal[True]
 
 
@@ -253,8 +255,6 @@ class AnswerMessage(TypedDict):
     content: str
     refusal: None
     annotations: list[dict[str, Any]]
-    audio: None
-    function_call: None
 
 
 class ChoiceObject(TypedDict):
@@ -326,6 +326,18 @@ class PromptLogprob(TypedDict):
     logprob: float
     rank: int | None
     decoded_token: str
+
+
+class StoredMessage(TypedDict):
+    """A message of a kept completion."""
+
+    id: str
+    role: str
+    content: str | None
+    refusal: None
+    content_parts: list[dict[str, Any]] | None
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
 
 
 class ChatCompletion(TypedDict):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -19,6 +20,7 @@ from starlette.types import Receive, Send
 
 from tuneproof_trainer.access import ApiCaller
 from tuneproof_trainer.answers import (
+    AnswerMessage,
     ChatCompletion,
     ChoiceObject,
     FinishReason,
@@ -27,11 +29,15 @@ from tuneproof_trainer.answers import (
     TokenLogprob,
     TokenUsage,
 )
+from tuneproof_trainer.bounded import loads
+from tuneproof_trainer.completions import CompletionStore
 from tuneproof_trainer.engines.protocol import Generation, Message, Token
 from tuneproof_trainer.errors import bad_request
+from tuneproof_trainer.features import needs_relay, refuse_unsupported
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.models import Models, Resolved
 from tuneproof_trainer.parsing import parse
+from tuneproof_trainer.relaying import RelayedAnswer, relay_of
 from tuneproof_trainer.requests import ChatRequest
 from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.stops import Cut, cut_at_stops
@@ -40,7 +46,11 @@ from tuneproof_trainer.turns import Turns, taking_turns, unless_gone
 __all__ = ["Chat"]
 
 _DEFAULT_TOKENS = 1024
+_LEAST_TOP_P = 1e-9
+"""The likeliest token is always among those that are drawn from."""
+
 _SERVICE_TIER = "default"
+Keep = Callable[[ChatCompletion], Awaitable[None]]
 
 
 class Chat:
@@ -50,28 +60,44 @@ class Chat:
         self,
         settings: TrainerSettings,
         models: Models,
+        completions: CompletionStore,
         turns: Turns,
         clock: Callable[[], float],
     ) -> None:
         self._settings, self._models, self._clock = settings, models, clock
-        self._turns = turns
+        self._completions, self._turns = completions, turns
 
     async def __call__(self, caller: ApiCaller, body: bytes, receive: Receive, send: Send) -> None:
         """Answer one request, for as long as its client is there."""
         request = parse(ChatRequest, body)
         model = self._models.resolve(caller.org, request.model)
-        generation, stops = self._generation(request)
-        answer = _Answer(request, model, generation, stops, int(self._clock()), self._turns)
+        relay = relay_of(model.engine) if needs_relay(request) else None
+        refuse_unsupported(request, relayed=relay is not None)
+        keep = self._keeper(caller.org, request)
+        answer: _Answer | RelayedAnswer
+        if relay is not None:
+            answer = RelayedAnswer(relay, model.id, loads(body), self._turns, keep)
+        else:
+            generation, stops = self._generation(request)
+            now = int(self._clock())
+            answer = _Answer(request, model, generation, stops, now, self._turns, keep)
         await unless_gone(receive, self._make(answer, model, send))
 
-    async def _make(self, answer: _Answer, model: Resolved, send: Send) -> None:
+    def _keeper(self, org: str, request: ChatRequest) -> Keep | None:
+        """What keeps the answer, if it is to be kept."""
+        policy = self._settings.keep_completions
+        if policy == "all" or (policy == "asked" and request.store):
+            return partial(self._completions.keep, org, request)
+        return None
+
+    async def _make(self, answer: _Answer | RelayedAnswer, model: Resolved, send: Send) -> None:
         async with self._turns.place():
             await self._models.ready(model)
             await answer.send(send)
 
     def _generation(self, request: ChatRequest) -> tuple[Generation, tuple[str, ...]]:
         """The way to generate; raises ApiError 400 for what cannot be done here."""
-        _refuse_unsupported(request)
+        _refuse_contradictions(request)
         limit = request.max_completion_tokens
         limit = request.max_tokens if limit is None else limit
         most = self._settings.max_answer_tokens
@@ -86,33 +112,26 @@ class Chat:
         generation = Generation(
             max_tokens=min(_DEFAULT_TOKENS, most) if limit is None else limit,
             temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
+            top_p=1.0 if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
             seed=request.seed,
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         )
         return generation, tuple(stop for stop in stops if stop)
 
 
-def _refuse_unsupported(request: ChatRequest) -> None:
-    if request.top_logprobs is not None and not request.logprobs:
+def _refuse_contradictions(request: ChatRequest) -> None:
+    if request.top_logprobs and not request.logprobs:
         raise bad_request(
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
             "top_logprobs",
             "invalid_value",
         )
-    if request.stream_options is not None and not request.stream:
+    if request.stream_options and request.stream_options.include_usage and not request.stream:
         raise bad_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
             "stream_options",
             "invalid_value",
         )
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(request, name):
-            raise bad_request(
-                f"'{name}' is not supported by the models of this server; leave it out or send 0.",
-                name,
-                "unsupported_parameter",
-            )
     if request.prompt_logprobs is not None and request.stream:
         raise bad_request(
             "'prompt_logprobs' is not available when 'stream' is enabled.",
@@ -132,8 +151,9 @@ class _Answer:
         stops: tuple[str, ...],
         now: int,
         turns: Turns,
+        keep: Keep | None,
     ) -> None:
-        self._request, self._model = request, model
+        self._request, self._model, self._keep = request, model, keep
         self._generation, self._stops = generation, stops
         self._engine, self._turns = model.engine, turns
         self._messages = [Message(role=m.role, content=m.text()) for m in request.messages]
@@ -188,7 +208,13 @@ class _Answer:
         if self._request.stream:
             await self._stream(send)
         else:
-            await _send_json(send, await self._whole())
+            whole = await self._whole()
+            await self._kept(whole)
+            await _send_json(send, whole)
+
+    async def _kept(self, completion: ChatCompletion) -> None:
+        if self._keep is not None:
+            await self._keep(completion)
 
     # -- plain ------------------------------------------------------------------------------
 
@@ -200,7 +226,13 @@ class _Answer:
             choice, count = await self._choice(number)
             choices.append(choice)
             spent += count
-        completion: ChatCompletion = {
+        completion = self._completion(choices, spent)
+        if self._request.prompt_logprobs is not None:
+            completion["prompt_logprobs"] = await self._scored()
+        return completion
+
+    def _completion(self, choices: list[ChoiceObject], spent: int) -> ChatCompletion:
+        return {
             "id": self._id,
             "object": "chat.completion",
             "created": self._created,
@@ -212,9 +244,6 @@ class _Answer:
             "metadata": self._request.metadata,
             "moderation": None,
         }
-        if self._request.prompt_logprobs is not None:
-            completion["prompt_logprobs"] = await self._scored()
-        return completion
 
     async def _choice(self, number: int) -> tuple[ChoiceObject, int]:
         text: list[str] = []
@@ -227,19 +256,9 @@ class _Answer:
                 logprobs += [_logprob(token) for token in cut.tokens if token.logprob is not None]
                 count += len(cut.tokens)
                 finish = cut.finish or finish
-        choice: ChoiceObject = {
-            "index": number,
-            "message": {
-                "role": "assistant",
-                "content": "".join(text),
-                "refusal": None,
-                "annotations": [],
-                "audio": None,
-                "function_call": None,
-            },
-            "logprobs": {"content": logprobs, "refusal": None} if self._request.logprobs else None,
-            "finish_reason": finish,
-        }
+        choice = _choice(number, "".join(text), finish)
+        if self._request.logprobs:
+            choice["logprobs"] = {"content": logprobs, "refusal": None}
         return choice, count
 
     async def _scored(self) -> list[dict[str, PromptLogprob] | None]:
@@ -262,26 +281,32 @@ class _Answer:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         headers.append((b"cache-control", b"no-cache"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        spent = 0
+        spent, choices = 0, []
         for number in range(self._request.n or 1):
             delta = {"role": "assistant", "content": "", "refusal": None}
             await self._send_chunk(send, number, delta)
-            spent += await self._stream_choice(send, number)
+            choice, count = await self._stream_choice(send, number)
+            choices.append(choice)
+            spent += count
+        await self._kept(self._completion(choices, spent))
         if self._request.stream_options and self._request.stream_options.include_usage:
             await _send_event(send, self._chunk([], self._usage(spent)))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def _stream_choice(self, send: Send, number: int) -> int:
-        count = 0
+    async def _stream_choice(self, send: Send, number: int) -> tuple[ChoiceObject, int]:
+        count, said = 0, []
+        finish: FinishReason = "length"
         async with self._cuts(number) as cuts:
             async for cut in cuts:
                 count += len(cut.tokens)
                 if cut.text:
                     logprobs = [_logprob(t) for t in cut.tokens] if self._request.logprobs else None
                     await self._send_chunk(send, number, {"content": cut.text}, logprobs)
+                    said.append(cut.text)
                 if cut.finish:
-                    await self._send_chunk(send, number, {}, finish=cut.finish)
-        return count
+                    finish = cut.finish
+                    await self._send_chunk(send, number, {}, finish=finish)
+        return _choice(number, "".join(said), finish), count
 
     async def _send_chunk(
         self,
@@ -313,6 +338,16 @@ class _Answer:
         if self._request.stream_options and self._request.stream_options.include_usage:
             chunk["usage"] = usage
         return chunk
+
+
+def _choice(number: int, text: str, finish: FinishReason) -> ChoiceObject:
+    message: AnswerMessage = {
+        "role": "assistant",
+        "content": text,
+        "refusal": None,
+        "annotations": [],
+    }
+    return {"index": number, "message": message, "logprobs": None, "finish_reason": finish}
 
 
 def _logprob(token: Token) -> Logprob:

@@ -63,6 +63,8 @@ def serve(
     connections: Count = 1000,
     connections_per_address: Count | None = None,
     allowed_host: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    keep_completions: Literal["asked", "all", "none"] = "asked",
+    completion_lifetime_days: Count = 30,
     answers_at_once: Count = 32,
     answers_waiting: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 256,
     token_quota: Count | None = None,
@@ -124,6 +126,10 @@ def serve(
     allowed_host:
         Name by which requests may ask for this server, repeatable. On loopback that is `localhost`
         or an address by default, lest a web page reaches it by a name of its own.
+    keep_completions:
+        Which chat completions are kept: those asked for with `store: true`, all, or none.
+    completion_lifetime_days:
+        Delete kept chat completions that are older.
     answers_at_once:
         Chat completions that are made at once; others wait.
     answers_waiting:
@@ -166,6 +172,8 @@ def serve(
         connections=connections,
         connections_per_address=connections_per_address,
         requests_per_minute=requests_per_minute,
+        keep_completions=keep_completions,
+        completion_lifetime_s=completion_lifetime_days * 86400.0,
         answers_at_once=answers_at_once,
         answers_waiting=answers_waiting,
         token_quota=token_quota,

@@ -68,6 +68,11 @@ CREATE TABLE IF NOT EXISTS models (
     id TEXT PRIMARY KEY, org TEXT NOT NULL, job_id TEXT NOT NULL, root TEXT NOT NULL,
     path TEXT NOT NULL, created_at INTEGER NOT NULL, final INTEGER NOT NULL,
     deleted_at INTEGER);
+CREATE TABLE IF NOT EXISTS completions (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, org TEXT NOT NULL,
+    model TEXT NOT NULL, created_at INTEGER NOT NULL, metadata TEXT NOT NULL,
+    completion TEXT NOT NULL, messages TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS completions_by_org ON completions (org, seq);
 CREATE TABLE IF NOT EXISTS idempotency (
     org TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, job_id TEXT NOT NULL,
     created_at INTEGER NOT NULL, PRIMARY KEY (org, key)) WITHOUT ROWID;

@@ -26,6 +26,7 @@ _ROLES = ("system", "developer", "user", "assistant")
 _TOOL_ROLES = ("tool", "function")
 _TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 _TOOLS = {"tools", "parallel_tool_calls", "functions"}
+_OPTIONAL = frozenset({"refusal", "annotations", "audio", "name", "weight", *_TOOL_KEYS})
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CONTROL_TOKENS = (
     "<|endoftext|>",
@@ -202,7 +203,7 @@ def _check_keys(data: dict[str, Any], needed: set[str], allowed: set[str], wrong
     for name in ("tools", "functions"):
         if data.get(name):
             raise wrong.example(f"`{name}` cannot be trained on this server; remove it.")
-    if not isinstance(data.get("parallel_tool_calls", True), bool):
+    if not isinstance(data.get("parallel_tool_calls"), bool | None):
         raise wrong.example("`parallel_tool_calls` must be true or false.")
 
 
@@ -213,8 +214,7 @@ def _check_conversation(messages: Any, wrong: _Wrong) -> None:
             len(messages) - 1,
             f"the last message must be from the assistant, not from `{messages[-1]['role']}`.",
         )
-    weighted = [m.get("weight", 1) for m in messages if m["role"] == "assistant"]
-    if not any(weighted):
+    if not any(_weight(m) for m in messages if m["role"] == "assistant"):
         raise wrong.example("every assistant message has weight 0, so there is nothing to learn.")
 
 
@@ -228,6 +228,7 @@ def _check_messages(messages: Any, wrong: _Wrong, within: str) -> None:
 def _check_message(message: Any, at: int, wrong: _Wrong, within: str) -> None:
     if not isinstance(message, dict):
         raise wrong.message(at, "is not an object.", within)
+    message = _said(message)
     _check_no_tools(message, at, wrong, within)
     unknown = sorted(message.keys() - {"role", "content", "name", "weight"})
     if unknown:
@@ -243,6 +244,20 @@ def _check_message(message: Any, at: int, wrong: _Wrong, within: str) -> None:
         )
     if "weight" in message:
         _check_weight(message["weight"], role, at, wrong, within)
+
+
+def _said(message: dict[str, Any]) -> dict[str, Any]:
+    """The message without what libraries write where nothing is: nulls and empty lists."""
+    return {
+        key: value
+        for key, value in message.items()
+        if not (key in _OPTIONAL and (value is None or value == []))
+    }
+
+
+def _weight(message: dict[str, Any]) -> int:
+    weight = message.get("weight")
+    return 1 if weight is None else weight
 
 
 def _check_no_tools(message: dict[str, Any], at: int, wrong: _Wrong, within: str) -> None:
@@ -310,8 +325,7 @@ def _check_pair(data: dict[str, Any], wrong: _Wrong) -> None:
 
 def _messages(data: list[dict[str, Any]]) -> tuple[Message, ...]:
     return tuple(
-        Message(role=m["role"], content=_text(m["content"]), weight=m.get("weight", 1))
-        for m in data
+        Message(role=m["role"], content=_text(m["content"]), weight=_weight(m)) for m in data
     )
 
 

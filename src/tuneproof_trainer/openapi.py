@@ -22,6 +22,7 @@ from tuneproof_trainer.answers import (
     ModelList,
     ModelObject,
     ObjectPage,
+    StoredMessage,
     UploadObject,
     UploadPartObject,
 )
@@ -29,6 +30,7 @@ from tuneproof_trainer.requests import (
     ChatRequest,
     CheckpointsQuery,
     CompleteUpload,
+    CompletionsQuery,
     CreateJob,
     CreateUpload,
     EmbeddingsRequest,
@@ -36,7 +38,9 @@ from tuneproof_trainer.requests import (
     FileForm,
     FilesQuery,
     JobsQuery,
+    MessagesQuery,
     PartForm,
+    UpdateCompletion,
 )
 
 __all__ = ["document"]
@@ -48,6 +52,7 @@ _SHAPES = (
     *(EmbeddingList, EmbeddingsRequest),
     *(ErrorAnswer, FileForm, FileObject, HealthAnswer, JobObject, ModelList, ModelObject),
     *(ObjectPage[CheckpointObject], ObjectPage[EventObject], ObjectPage[FileObject]),
+    *(ObjectPage[ChatCompletion], ObjectPage[StoredMessage], UpdateCompletion),
     *(ObjectPage[JobObject], PartForm, UploadObject, UploadPartObject),
 )
 """What requests and answers of JSON or forms consist of."""
@@ -212,6 +217,11 @@ def _models() -> dict[str, Schema]:
     one = [_path("model")]
     model, models, deleted = _answer(ModelObject), _answer(ModelList), _answer(DeletedObject)
     completion = _answer(ChatCompletion) | {"text/event-stream": {}}
+    kept, of_kept, update = (
+        _answer(ChatCompletion),
+        [_path("completion_id")],
+        _json(UpdateCompletion),
+    )
     chat, errors = _json(ChatRequest), "404 413 503"
     return {
         "/v1/models": {"get": _operation("listModels", "List models", models)},
@@ -222,6 +232,29 @@ def _models() -> dict[str, Schema]:
         "/v1/chat/completions": {
             "post": _operation(
                 "createChatCompletion", "Answer a conversation", completion, errors, body=chat
+            ),
+            "get": _operation(
+                "listChatCompletions",
+                "Kept completions",
+                _answer(ObjectPage[ChatCompletion]),
+                "",
+                _query(CompletionsQuery),
+            ),
+        },
+        "/v1/chat/completions/{completion_id}": {
+            "get": _operation("getChatCompletion", "A kept completion", kept, "404", of_kept),
+            "post": _operation(
+                "updateChatCompletion", "Change its metadata", kept, "404", of_kept, update
+            ),
+            "delete": _operation("deleteChatCompletion", "Delete it", deleted, "404", of_kept),
+        },
+        "/v1/chat/completions/{completion_id}/messages": {
+            "get": _operation(
+                "getChatCompletionMessages",
+                "Its messages",
+                _answer(ObjectPage[StoredMessage]),
+                "404",
+                [*of_kept, *_query(MessagesQuery)],
             )
         },
         "/v1/embeddings": {

@@ -9,9 +9,11 @@ from pydantic.json_schema import SkipJsonSchema
 
 __all__ = [
     "PURPOSES",
+    "ChatMessage",
     "ChatRequest",
     "CheckpointsQuery",
     "CompleteUpload",
+    "CompletionsQuery",
     "CreateJob",
     "CreateUpload",
     "EmbeddingsRequest",
@@ -20,8 +22,10 @@ __all__ = [
     "FilesQuery",
     "JobsQuery",
     "ListQuery",
+    "MessagesQuery",
     "PartForm",
     "Purpose",
+    "UpdateCompletion",
 ]
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
@@ -108,36 +112,52 @@ class CompleteUpload(_Body):
     md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
 
 
-class TextPart(_Body):
-    type: Literal["text"]
-    text: str
+class ContentPart(_Body):
+    """A part of a message; `features` says which are done."""
+
+    type: Literal["text", "refusal", "image_url", "input_audio", "file"]
+    text: str | None = None
+    refusal: str | None = None
+    image_url: dict[str, Any] | None = None
+    input_audio: dict[str, Any] | None = None
+    file: dict[str, Any] | None = None
+
+    @property
+    def said(self) -> str | None:
+        """Its words."""
+        return self.refusal if self.type == "refusal" else self.text
 
 
 class ChatMessage(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
     name: str | None = None
     weight: int | None = None
-    refusal: None = None
-    tool_calls: None = None
-    function_call: None = None
-    audio: None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    function_call: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
     annotations: list[Any] | None = None
 
     def text(self) -> str:
         """The content as one string."""
         if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content)
+            return self.content or self.refusal or ""
+        return "".join(part.said or "" for part in self.content)
 
 
 class StreamOptions(_Body):
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class ResponseFormat(_Body):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
 
 
 class ChatRequest(_Body):
@@ -148,7 +168,7 @@ class ChatRequest(_Body):
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
@@ -157,16 +177,37 @@ class ChatRequest(_Body):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    function_call: Literal["none", "auto"] | dict[str, Any] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    web_search_options: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
     metadata: Metadata | None = None
     store: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     service_tier: str | None = None
+
+
+class UpdateCompletion(_Body):
+    """POST /v1/chat/completions/{id}."""
+
+    metadata: Metadata | None
 
 
 _TEXT = Annotated[str, Field(min_length=1)]
@@ -246,6 +287,25 @@ class JobsQuery(ListQuery):
         default_factory=dict,
         description="Only jobs with these values, as `metadata[key]=value`; all are read as text.",
     )
+
+
+class CompletionsQuery(ListQuery):
+    """GET /v1/chat/completions."""
+
+    limit: Annotated[int, Field(ge=1, le=100, description=_PAGE), _FROM_TEXT] = 20
+    order: Annotated[Literal["asc", "desc"], Field(description="By time of creation.")] = "asc"
+    model: str | SkipJsonSchema[None] = Field(None, description="Only answers of this model.")
+    metadata: dict[str, object] = Field(
+        default_factory=dict,
+        description="Only those with these values, as `metadata[key]=value`; read as text.",
+    )
+
+
+class MessagesQuery(ListQuery):
+    """GET /v1/chat/completions/{id}/messages."""
+
+    limit: Annotated[int, Field(ge=1, le=100, description=_PAGE), _FROM_TEXT] = 20
+    order: Annotated[Literal["asc", "desc"], Field(description="As asked, or backwards.")] = "asc"
 
 
 class EventsQuery(ListQuery):

@@ -15,6 +15,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from tuneproof_trainer.access import ApiCaller
+from tuneproof_trainer.completions import completion_object
+from tuneproof_trainer.database import Row
 from tuneproof_trainer.engines.protocol import StopReason
 from tuneproof_trainer.errors import ApiError, bad_request
 from tuneproof_trainer.files import check_name, file_object
@@ -26,11 +28,14 @@ from tuneproof_trainer.parsing import parse, parse_file_form, parse_query
 from tuneproof_trainer.requests import (
     CheckpointsQuery,
     CompleteUpload,
+    CompletionsQuery,
     CreateJob,
     CreateUpload,
     EventsQuery,
     FilesQuery,
     JobsQuery,
+    MessagesQuery,
+    UpdateCompletion,
 )
 from tuneproof_trainer.service import TrainerService
 from tuneproof_trainer.states import ENDED, JobState
@@ -47,7 +52,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 def make_routes(service: TrainerService) -> list[Route]:
     """All routes of `service`."""
     files, uploads, jobs = _Files(service), _Uploads(service), _Jobs(service)
-    models = _Models(service)
+    models, kept = _Models(service), _Completions(service)
+    one = "/v1/chat/completions/{completion_id}"
     job = "/v1/fine_tuning/jobs/{job_id}"
     return [
         _route("/v1/files", GET=files.list, POST=files.create),
@@ -64,6 +70,9 @@ def make_routes(service: TrainerService) -> list[Route]:
         _route(f"{job}/resume", POST=jobs.resume),
         _route(f"{job}/events", GET=jobs.events),
         _route(f"{job}/checkpoints", GET=jobs.checkpoints),
+        _route("/v1/chat/completions", GET=kept.list),
+        _route(one, GET=kept.get, POST=kept.update, DELETE=kept.delete),
+        _route(f"{one}/messages", GET=kept.messages),
         _route("/v1/models", GET=models.list),
         _route("/v1/models/{model:path}", GET=models.get, DELETE=models.delete),
         *(_route(f"/v1/{name}", POST=_refusal(why)) for name, why in _UNSUPPORTED.items()),
@@ -450,6 +459,55 @@ class _Models:
         name = request.path_params["model"]
         await self._models.delete(_trainer(request).org, name)
         return JsonResponse({"id": name, "object": "model", "deleted": True})
+
+
+class _Completions:
+    def __init__(self, service: TrainerService) -> None:
+        self._store = service.completions
+
+    def _row(self, request: Request) -> Row:
+        return self._store.get(_caller(request).org, request.path_params["completion_id"])
+
+    async def list(self, request: Request) -> Response:
+        metadata, _ = _metadata_filter(request)
+        query = parse_query(CompletionsQuery, {**request.query_params, "metadata": metadata})
+        rows = self._store.find(
+            _caller(request).org,
+            after=query.after,
+            limit=query.limit + 1,
+            ascending=query.order == "asc",
+            model=query.model,
+            metadata=metadata,
+        )
+        return page(rows, query.limit, completion_object)
+
+    async def get(self, request: Request) -> Response:
+        return JsonResponse(completion_object(self._row(request)))
+
+    async def messages(self, request: Request) -> Response:
+        row = self._row(request)
+        query = parse_query(MessagesQuery, request.query_params)
+        asked = self._store.messages(row)
+        asked = asked if query.order == "asc" else asked[::-1]
+        places = [number for number, one in enumerate(asked) if one["id"] == query.after]
+        if query.after is not None and not places:
+            raise bad_request(f"No such message: {query.after}", "after", "invalid_value")
+        begin = places[0] + 1 if places else 0
+        return page(asked[begin : begin + query.limit + 1], query.limit, dict)
+
+    async def update(self, request: Request) -> Response:
+        change = parse(UpdateCompletion, await _body(request))
+        row = await self._store.update(
+            _caller(request).org, self._row(request)["id"], change.metadata or {}
+        )
+        return JsonResponse(completion_object(row))
+
+    async def delete(self, request: Request) -> Response:
+        completion_id = request.path_params["completion_id"]
+        await self._store.delete(_caller(request).org, completion_id)
+        return JsonResponse(
+            {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
+        )
 
 
 _UNSUPPORTED = {

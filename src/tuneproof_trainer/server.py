@@ -29,6 +29,7 @@ __all__ = ["TrainerApp", "create_app"]
 
 logger = logging.getLogger(__name__)
 _POLLED = "/v1/fine_tuning/jobs"
+_KEPT = "/v1/chat/completions"
 Hot = Callable[[ApiCaller, bytes, Receive, Send], Awaitable[None]]
 """Routes that ask a model, as plain functions."""
 
@@ -55,7 +56,9 @@ class TrainerApp:
         settings = service.settings
         self.turns = Turns(settings.answers_at_once, settings.answers_waiting)
         self._hot: dict[str, Hot] = {
-            "/v1/chat/completions": Chat(settings, service.models, self.turns, service.clock),
+            "/v1/chat/completions": Chat(
+                settings, service.models, service.completions, self.turns, service.clock
+            ),
             "/v1/embeddings": Embeddings(service.models, self.turns),
         }
         self._router = Router(make_routes(service), redirect_slashes=False)
@@ -112,9 +115,10 @@ class TrainerApp:
         if path not in _OPEN:
             caller = self._admitted(scope, answer)
             scope["caller"] = caller
-            if (hot := self._hot.get(path)) is not None:
-                if scope["method"] != "POST":
-                    raise HTTPException(405, headers={"allow": "POST"})
+            hot = self._hot.get(path)
+            if hot is not None and scope["method"] != "POST":
+                self._check_method(path, scope["method"])
+            elif hot is not None:
                 body = await scope["body"].read(scope, receive)
                 await hot(caller, body, receive, answer)
                 return
@@ -122,6 +126,12 @@ class TrainerApp:
                 await self._polls(caller.org, scope, receive, answer)
                 return
         await self._router(scope, receive, answer)
+
+    def _check_method(self, path: str, method: str) -> None:
+        """Raise HTTPException 405 where `path` knows POST only, or neither that nor GET."""
+        lists = path == _KEPT
+        if not lists or method not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"allow": "GET, POST" if lists else "POST"})
 
     def _admitted(self, scope: Scope, answer: _Headed) -> ApiCaller:
         authorization = organization = ""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from tuneproof_trainer.access import Access, KeyStore
+from tuneproof_trainer.completions import CompletionStore
 from tuneproof_trainer.database import TrainerDatabase
 from tuneproof_trainer.engines import make_engine
 from tuneproof_trainer.engines.protocol import TrainingEngine
@@ -44,6 +45,7 @@ class TrainerService:
         self.files = FileStore(self.database, settings.dir / "files", clock)
         self.uploads = UploadStore(self.database, self.files, settings, clock)
         self.jobs = JobStore(self.database, clock)
+        self.completions = CompletionStore(self.database, clock)
         self.keys = KeyStore(self.database, clock)
         self.access = Access(settings, self.keys)
         self.engines = list(engines or [make_engine(settings)])
@@ -85,6 +87,7 @@ class TrainerService:
         self.uploads.collect()
         self.files.collect(self.settings.file_lifetime_s)
         self.jobs.forget_keys()
+        self.completions.collect(self.settings.completion_lifetime_s)
         self.database.take_ballast()
 
 

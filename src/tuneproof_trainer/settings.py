@@ -68,6 +68,12 @@ class TrainerSettings:
     organization: str = "local"
     """The organisation of requests while no key exists."""
 
+    keep_completions: Literal["asked", "all", "none"] = "asked"
+    """Which chat completions are kept: those asked for with `store: true`, all, or none."""
+
+    completion_lifetime_s: float = 30 * 86400.0
+    """After which kept ones are deleted."""
+
     answers_at_once: int = 32
     """Chat completions that are made at once; others wait for a place."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -18,6 +18,7 @@ from tuneproof_trainer.origins import require_json
 __all__ = ["BodyReader", "BodyRoom", "JsonResponse", "page"]
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Mapping[str, Any] | Row)
 
 
 class JsonResponse(Response):
@@ -87,7 +88,7 @@ class BodyReader:
         self._taken = 0
 
 
-def page(rows: Sequence[Row], limit: int, show: Callable[[Row], T]) -> JsonResponse:
+def page(rows: Sequence[R], limit: int, show: Callable[[R], T]) -> JsonResponse:
     """A page of a list from which one row more than `limit` was read."""
     shown = rows[:limit]
     content: ObjectPage[T] = {

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 __all__ = [
     "BaseModel",
@@ -21,6 +21,8 @@ __all__ = [
     "Generation",
     "Hyperparameters",
     "Message",
+    "Relayed",
+    "RelayingEngine",
     "Reporter",
     "ShouldStop",
     "StepMetrics",
@@ -234,6 +236,25 @@ class EngineError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.code, self.message, self.param)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Relayed:
+    """What a server behind an engine answers, as it comes."""
+
+    content_type: str
+    pieces: Iterator[bytes]
+
+
+@runtime_checkable
+class RelayingEngine(Protocol):
+    """An engine that may have a server behind it, which does more than the engine could say."""
+
+    relays: bool
+    """Whether it has one."""
+
+    def relay(self, model: str, body: dict[str, Any]) -> Relayed:
+        """The server's answer to a request as the client wrote it. Raises EngineError."""
 
 
 def no_embeddings(model: str) -> EngineError:

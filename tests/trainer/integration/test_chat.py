@@ -153,7 +153,7 @@ def test_text_parts_and_developer_messages_are_read(client: OpenAI) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "empty_array", "messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
+    ({"messages": [{"role": "boss", "content": "x"}]}, "invalid_value", "messages[0].role"),
     ({"temperature": 3}, "decimal_above_max_value", "temperature"),
     ({"top_p": -1}, "decimal_below_min_value", "top_p"),
     ({"n": 0}, "integer_below_min_value", "n"),
@@ -161,8 +161,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ["a", "b", "c", "d", "e"]}, "array_above_max_length", "stop"),
     ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
     ({"presence_penalty": 1.0}, "unsupported_parameter", "presence_penalty"),
-    ({"tools": [{"type": "function"}]}, "unknown_parameter", "tools"),
-    ({"response_format": {"type": "json_object"}}, "invalid_value", "response_format.type"),
+    ({"response_format": {"type": "yaml"}}, "invalid_value", "response_format.type"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "missing_required_parameter",
+        "messages[0].content[0].text",
+    ),
     ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
     ({"extra_body": {"nonsense": 1}}, "unknown_parameter", "nonsense"),
 ]
@@ -177,6 +181,84 @@ def test_what_cannot_be_done_is_refused_by_name(
     with pytest.raises(BadRequestError) as refused:
         ask(client, **how)
     assert (refused.value.code, refused.value.param) == (code, param)
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+NULLS = [
+    *("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "seed", "stop", "stream"),
+    *("stream_options", "logprobs", "top_logprobs", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "response_format", "tools", "tool_choice", "parallel_tool_calls", "functions"),
+    *("function_call", "modalities", "audio", "prediction", "reasoning_effort", "verbosity"),
+    *("web_search_options", "moderation", "metadata", "store", "user", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention", "service_tier", "prompt_logprobs"),
+    "add_generation_prompt",
+]
+CHANGES_NOTHING: list[dict[str, Any]] = [
+    dict.fromkeys(NULLS),
+    {"modalities": ["text"]},
+    {"logit_bias": {}},
+    {"logit_bias": {"17": 0}},
+    {"tools": []},
+    {"tools": [], "parallel_tool_calls": False},
+    {"tools": [TOOL], "tool_choice": "none"},
+    {"tool_choice": "none"},
+    {"tool_choice": "auto"},
+    {"functions": [], "function_call": "none"},
+    {"top_p": 0},
+    {"presence_penalty": 0, "frequency_penalty": 0.0},
+    {"response_format": {"type": "text"}},
+    {"reasoning_effort": "none", "verbosity": "medium"},
+    {"stream_options": {"include_usage": None}},
+    {"service_tier": "auto", "prompt_cache_key": "x", "prompt_cache_retention": "24h"},
+    {"top_logprobs": 0},
+]
+
+
+@pytest.mark.parametrize("how", CHANGES_NOTHING, ids=[f"{next(iter(c))}" for c in CHANGES_NOTHING])
+def test_what_changes_nothing_is_taken(client: OpenAI, how: dict[str, Any]) -> None:
+    """Libraries send it: it was refused, value by value."""
+    said = text_of(ask(client, seed=3, temperature=0, extra_body=how))
+    assert said
+    if "seed" not in how:
+        assert said == text_of(ask(client, seed=3, temperature=0))
+
+
+def test_messages_are_taken_back_as_libraries_dump_them(client: OpenAI) -> None:
+    said = ask(client, seed=3).choices[0].message
+    again = [*ASKED, said.model_dump(), {"role": "user", "content": "more", "name": None}]
+    assert ask(client, again).choices
+
+
+UNSUPPORTED: list[tuple[dict[str, Any], str, str]] = [
+    ({"tools": [TOOL]}, "tools", "Tools"),
+    ({"functions": [{"name": "f"}]}, "functions", "Tools"),
+    ({"tool_choice": "required"}, "tool_choice", "Tools"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "Tools"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "Structured outputs"),
+    ({"logit_bias": {"17": 5}}, "logit_bias", "biased tokens"),
+    ({"modalities": ["text", "audio"]}, "modalities", "spoken answers"),
+    ({"reasoning_effort": "high"}, "reasoning_effort", "reasoning"),
+    ({"web_search_options": {}}, "web_search_options", "web search"),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction", "predicted outputs"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content[0].type",
+        "images",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("how", "param", "feature"), UNSUPPORTED, ids=[f"{next(iter(c[0]))}" for c in UNSUPPORTED]
+)
+def test_what_is_not_done_is_refused_as_the_feature_that_it_is(
+    client: OpenAI, how: dict[str, Any], param: str, feature: str
+) -> None:
+    """`Unknown parameter: 'tools'` told nobody what to do."""
+    with pytest.raises(BadRequestError) as refused:
+        ask(client, extra_body=how)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", param)
+    assert feature in refused.value.message
 
 
 def test_unknown_models_are_refused_and_those_there_are_named(client: OpenAI) -> None:

@@ -122,6 +122,7 @@ FORM = "Multipart/form-data; boundary=b"  # the SDK makes a form of its own from
 OTHER = b'--b\r\ncontent-disposition: form-data; name="other"; filename="x"\r\n\r\nx\r\n--b--'
 REFUSED: dict[str, tuple[int, Callable[[OpenAI], Any]]] = {
     "array_above_max_length": (400, lambda c: chat(c, stop=["a"] * 5)),
+    "completion_not_found": (404, lambda c: c.chat.completions.retrieve("chatcmpl-none")),
     "decimal_above_max_value": (400, lambda c: chat(c, temperature=3)),
     "decimal_below_min_value": (400, lambda c: chat(c, temperature=-1)),
     "integer_above_max_value": (400, lambda c: chat(c, n=129)),

@@ -329,6 +329,37 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str]] = [
 ]
 
 
+DUMPED = {
+    "refusal": None,
+    "annotations": [],
+    "audio": None,
+    "function_call": None,
+    "tool_calls": None,
+    "name": None,
+    "weight": None,
+}
+
+
+@pytest.mark.parametrize("method", ["supervised", "dpo"])
+def test_rows_are_read_as_libraries_dump_them(client: OpenAI, method: Any) -> None:
+    """Seen: `tool_calls` cannot be trained, unknown key `refusal`."""
+    user, answer = USER | {"name": None}, ANSWER | DUMPED
+    if method == "supervised":
+        row: Any = say(user, answer, tools=None, parallel_tool_calls=None)
+    else:
+        given = {"messages": [user], "tools": [], "parallel_tool_calls": None}
+        row = {"input": given, "preferred_output": [answer], "non_preferred_output": [answer]}
+    content = "\n".join([json.dumps(row)] * 10).encode()
+    how: Any = {"method": {"type": method}} if method == "supervised" else {}
+    job = client.fine_tuning.jobs.create(model=BASE, training_file=upload(client, content), **how)
+    job = ended(client, job)
+    if method == "dpo":  # this engine has no such method: the row is what is looked at
+        assert job.error is not None
+        assert "'supervised'" in job.error.message
+        return
+    assert job.status == "succeeded"
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "code", "param"),
     REFUSALS,
