@@ -45,7 +45,7 @@ def serve(
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8700,
     engine: Literal["ngram", "lora", "ray"] = "ngram",
     model: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    vllm: str | None = None,
+    vllm: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     quantize: Literal["auto", "4bit", "none"] = "auto",
     rank: Count = 16,
@@ -87,8 +87,8 @@ def serve(
         A base model of the lora or ray engine, repeatable: a folder, a .gguf file or a name on the
         hub; ID=PATH gives it another name.
     vllm:
-        URL of a vLLM server that answers for the lora engine, e.g. http://127.0.0.1:8000/v1; it
-        must see this server's folder.
+        URL of a vLLM server that answers for the lora engine, e.g. http://127.0.0.1:8000/v1,
+        repeatable; each must see this server's folder.
     device:
         What the lora engine runs on.
     quantize:

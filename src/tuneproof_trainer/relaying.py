@@ -46,36 +46,42 @@ class RelayedAnswer:
         relayed = await self._turns.run(self._engine.relay, self._model, self._body)
         heard = _Heard(stream=bool(self._body.get("stream")))
         headers = [(b"content-type", relayed.content_type.encode("latin-1"))]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
         pieces = self._turns.in_threads(lambda: (piece for piece in relayed.pieces))
         async with contextlib.aclosing(pieces) as coming:
-            started = False
+            if heard.stream:
+                await send(start)
             async for piece in coming:
-                if not started:
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    started = True
-                if self._keep is not None:
+                if self._keep is not None or not heard.stream:
                     heard.hear(piece)
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if heard.stream:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
         if self._keep is not None:
             await self._keep({**heard.completion(), "metadata": self._metadata})
-        await send({"type": "http.response.body", "body": b""})
+        if not heard.stream:
+            await send(start)
+        await send({"type": "http.response.body", "body": b"" if heard.stream else heard.text()})
 
 
 class _Heard:
     """A completion put together from what was passed on."""
 
     def __init__(self, *, stream: bool) -> None:
-        self._stream = stream
+        self.stream = stream
         self._pieces: list[bytes] = []
 
     def hear(self, piece: bytes) -> None:
         """One more piece."""
         self._pieces.append(piece)
 
+    def text(self) -> bytes:
+        """All of it."""
+        return b"".join(self._pieces)
+
     def completion(self) -> dict[str, Any]:
         """The whole."""
-        text = b"".join(self._pieces)
-        if not self._stream:
+        text = self.text()
+        if not self.stream:
             whole: dict[str, Any] = orjson.loads(text)
             return whole
         chunks = [

@@ -23,8 +23,8 @@ class TrainerSettings:
     """Base models of the lora engine: a folder, a .gguf file or a name on the hub, each also as
     `ID=...`."""
 
-    vllm: str | None = None
-    """URL of a vLLM server (`http://host:8000/v1`) that answers for the lora engine's models; None
+    vllm: tuple[str, ...] = ()
+    """URLs of vLLM servers (`http://host:8000/v1`) that answer for the lora engine's models; none
     answers in this process."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

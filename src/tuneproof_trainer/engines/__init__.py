@@ -53,7 +53,7 @@ def _trained_apart(settings: TrainerSettings) -> TrainingEngine:
         max_tokens=settings.max_example_tokens,
         threads=settings.training_threads,
     )
-    answers = VllmAnswers(settings.vllm) if settings.vllm else None
+    answers = VllmAnswers(*settings.vllm) if settings.vllm else None
     if name == "lora":
         return LoraEngine(options, answers, environment=os.environ)
     from tuneproof_trainer.engines.ray.engine import RayEngine

@@ -167,7 +167,7 @@ def served(
         dir=tmp_path_factory.mktemp("trainer"),
         engine="lora",
         models=(str(tiny),),
-        vllm=vllm.url,
+        vllm=(vllm.url,),
     )
     with EmbeddedTrainer(settings) as trainer:
         yield OpenAI(base_url=trainer.base_url, api_key="any", max_retries=0)
@@ -235,7 +235,7 @@ def test_a_vllm_that_refuses_is_named_and_one_that_was_restarted_is_told_again(
 
 def test_a_vllm_that_does_not_answer_is_named(tiny: Path, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    settings = TrainerSettings(dir=tmp_path, engine="lora", models=(str(tiny),), vllm=url)
+    settings = TrainerSettings(dir=tmp_path, engine="lora", models=(str(tiny),), vllm=(url,))
     with EmbeddedTrainer(settings) as trainer:
         client = OpenAI(base_url=trainer.base_url, api_key="any", max_retries=0)
         with pytest.raises(BadRequestError, match=f"vLLM at {url} does not answer"):

@@ -3,6 +3,7 @@ models, adapter loading, chat completions with `prompt_logprobs`, and `/tokenize
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tests.wire import serving
 
 __all__ = ["FakeVllm", "vllm_server"]
 
+_NUMBERS = itertools.count()
 WORDS = ("three", " small", " words")
 
 
@@ -28,7 +30,7 @@ class FakeVllm:
         self.url, self.base = url, base
         self.adapters: dict[str, str] = {}
         self.asked: list[dict[str, Any]] = []
-        self.refuses = False
+        self.refuses = self.broken = False
 
     async def models(self, request: Request) -> Response:
         names = [self.base, *self.adapters]
@@ -60,6 +62,10 @@ class FakeVllm:
         self.asked.append(body)
         if body["model"] not in (self.base, *self.adapters):
             return _error(404, f"The model `{body['model']}` does not exist.")
+        if self.broken:
+            return _error(400, "the adapter does not fit")
+        if body.get("tools") or body.get("response_format"):
+            return _called(body)
         if body.get("stream"):
             return StreamingResponse(_stream(body), media_type="text/event-stream")
         scores = [
@@ -78,11 +84,49 @@ def _tokens(body: dict[str, Any]) -> list[str]:
     for message in body["messages"]:
         made += [f"<|{message['role']}|>", *message["content"].split(), "<|end|>"]
     made = made[:-1] if made[-1] == "" else made
-    return made + (["<|assistant|>"] if body["add_generation_prompt"] else [])
+    return made + (["<|assistant|>"] if body.get("add_generation_prompt", True) else [])
+
+
+CALL = {"name": "weather", "arguments": '{"place":"Ulm"}'}
+
+
+def _called(body: dict[str, Any]) -> Response:
+    """A call of the tool until its result is there, or JSON where that is asked for."""
+    message: dict[str, Any] = {"role": "assistant", "content": "It is dry in Ulm."}
+    reason = "stop"
+    if body.get("response_format"):
+        message["content"] = '{"place": "Ulm", "dry": true}'
+    elif body["messages"][-1]["role"] != "tool":
+        call = {"id": "call_1", "type": "function", "function": CALL}
+        message, reason = {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
+    if body.get("stream"):
+        return StreamingResponse(_streamed(body, message, reason), media_type="text/event-stream")
+    choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
+    return JSONResponse(_head(body, "chat.completion") | {"choices": [choice]})
+
+
+async def _streamed(
+    body: dict[str, Any], message: dict[str, Any], reason: str
+) -> AsyncIterator[bytes]:
+    for call in message.get("tool_calls") or ():
+        begun = {**call, "index": 0, "function": {**CALL, "arguments": ""}}
+        yield _event(body, {"index": 0, "delta": {"role": "assistant", "tool_calls": [begun]}})
+        for at in range(0, len(CALL["arguments"]), 4):
+            more = {"index": 0, "function": {"arguments": CALL["arguments"][at : at + 4]}}
+            yield _event(body, {"index": 0, "delta": {"tool_calls": [more]}})
+    if message["content"]:
+        yield _event(body, {"index": 0, "delta": {"content": message["content"]}})
+    yield _event(body, {"index": 0, "delta": {}, "finish_reason": reason})
+    yield b"data: [DONE]\n\n"
 
 
 def _head(body: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": body["model"]}
+    return {
+        "id": f"chatcmpl-{next(_NUMBERS)}",
+        "object": kind,
+        "created": 1,
+        "model": body["model"],
+    }
 
 
 async def _stream(body: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -108,9 +152,9 @@ def _error(status: int, message: str) -> Response:
 
 
 @contextmanager
-def vllm_server(base: str) -> Iterator[FakeVllm]:
+def vllm_server(base: str, port: int | None = None) -> Iterator[FakeVllm]:
     """Serve until the block ends."""
-    port = free_port()
+    port = port or free_port()
     fake = FakeVllm(f"http://127.0.0.1:{port}/v1", base)
     routes = [
         Route("/v1/models", fake.models),

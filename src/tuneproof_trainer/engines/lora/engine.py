@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tuneproof_trainer.engines.lora.adapters import adapter_base
 from tuneproof_trainer.engines.lora.conversations import Conversations
@@ -17,6 +17,7 @@ from tuneproof_trainer.engines.protocol import (
     Embedded,
     Generation,
     Message,
+    Relayed,
     Reporter,
     ShouldStop,
     Token,
@@ -52,6 +53,14 @@ class Answers(Protocol):
         """The texts as vectors."""
 
 
+@runtime_checkable
+class RelayingAnswers(Protocol):
+    """Answers of a server that may be asked as the client wrote it."""
+
+    def relay(self, model: str, body: dict[str, Any]) -> Relayed:
+        """The server's answer."""
+
+
 class LoraEngine:
     """Low-rank adapters on the base models that it was given."""
 
@@ -79,6 +88,7 @@ class LoraEngine:
             "TOKENIZERS_PARALLELISM": "false",
             **environment,
         }
+        self.relays = isinstance(self._answers, RelayingAnswers)
         self._lock = threading.Lock()
         self._talk: Conversations | None = None
 
@@ -137,6 +147,11 @@ class LoraEngine:
     def generate(self, model: str, messages: Sequence[Message], how: Generation) -> Iterator[Token]:
         """The tokens of one answer."""
         return self._answers.generate(model, messages, how)
+
+    def relay(self, model: str, body: dict[str, Any]) -> Relayed:
+        """What vLLM answers to the request as it is; only where `relays`."""
+        assert isinstance(self._answers, RelayingAnswers)
+        return self._answers.relay(model, body)
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """Each token of the conversation, with log-probabilities of the last answer's."""

@@ -1,23 +1,23 @@
-"""Answers by a vLLM server, through its endpoints for adapters.
+"""Answers by vLLM servers, through their endpoints for adapters.
 
-vLLM must be started with `--enable-lora`, with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True` and with
+Each must be started with `--enable-lora`, with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True` and with
 each base model under the id that it has here (`--served-model-name`), and must see the trainer's
 folder under the same path. An adapter that was loaded answers from the next request on.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneproof_trainer.engines.lora.replicas import Replica, Replicas
 from tuneproof_trainer.engines.protocol import (
     Embedded,
     EngineError,
     Generation,
     Message,
+    Relayed,
     Token,
     TokenScore,
     no_embeddings,
@@ -25,82 +25,29 @@ from tuneproof_trainer.engines.protocol import (
 
 __all__ = ["VllmAnswers"]
 
-logger = logging.getLogger(__name__)
-_TIMEOUT_S = 300.0
-
 
 class VllmAnswers:
-    """Generates and scores through `url`, e.g. `http://127.0.0.1:8000/v1`."""
+    """Generates and scores through `urls`, e.g. `http://127.0.0.1:8000/v1`."""
 
-    def __init__(self, url: str, key: str = "none") -> None:
-        from openai import OpenAI
-
-        self._client = OpenAI(base_url=url, api_key=key, max_retries=2, timeout=_TIMEOUT_S)
-        self._url = url
-        self._paths: dict[str, Path | None] = {}
-        self._lock = threading.Lock()
+    def __init__(self, *urls: str, key: str = "none") -> None:
+        self._replicas = Replicas(urls, key)
 
     # -- models -----------------------------------------------------------------------------
 
     def load(self, model: str, path: Path | None) -> None:
-        """Tell vLLM of an adapter; for a base model, see that it is served.
+        """Tell each vLLM of an adapter; for a base model, see that it is served.
 
-        Raises EngineError `model_not_served` where vLLM refuses.
+        Raises EngineError `model_not_served` where one refuses.
         """
-        with self._lock:
-            if path is None:
-                self._check_served(model)
-            else:
-                self._add(model, path)
-            self._paths[model] = path
-
-    def _served(self) -> list[str]:
-        return [
-            one.id for one in self._explaining_failures(lambda: list(self._client.models.list()))
-        ]
-
-    def _check_served(self, model: str) -> None:
-        served = self._served()
-        if model not in served:
-            raise EngineError(
-                "model_not_served",
-                f"vLLM at {self._url} serves {', '.join(served) or 'nothing'}, not `{model}`. "
-                f"Start it with --served-model-name {model}.",
-                "model",
-            )
-
-    def _add(self, model: str, path: Path) -> None:
-        from openai import BadRequestError
-
-        body = {"lora_name": model, "lora_path": str(path.resolve())}
-        try:
-            self._post("/load_lora_adapter", body)
-        except BadRequestError as error:
-            if model not in self._served():  # else an earlier process has loaded it
-                raise _refused(model, error) from error
+        self._replicas.load(model, path)
 
     def unload(self, model: str) -> None:
-        """Tell vLLM to forget an adapter. That it does not know it, or does not answer, is no
-        error: no request reaches the model any more."""
-        from openai import BadRequestError
-
-        with self._lock:
-            self._paths.pop(model, None)
-            try:
-                self._post("/unload_lora_adapter", {"lora_name": model})
-            except (BadRequestError, EngineError) as error:
-                logger.warning("vLLM keeps the adapter %s: %s", model, error)
+        """Tell each vLLM to forget an adapter."""
+        self._replicas.unload(model)
 
     def loaded(self, model: str) -> bool:
-        """Whether vLLM was told of it by this process."""
-        return model in self._paths
-
-    def _post(self, path: str, body: dict[str, Any]) -> None:
-        import httpx2
-
-        self._explaining_failures(
-            lambda: self._client.post(path, body=body, cast_to=httpx2.Response)
-        )
+        """Whether they were told of it by this process."""
+        return self._replicas.loaded(model)
 
     # -- answers ----------------------------------------------------------------------------
 
@@ -111,9 +58,9 @@ class VllmAnswers:
             optional["seed"] = how.seed
         if how.top_logprobs is not None:
             optional |= {"logprobs": True, "top_logprobs": how.top_logprobs}
-        stream = self._known(
+        replica, stream = self._replicas.begin(
             model,
-            lambda: self._client.chat.completions.create(
+            lambda one: one.client.chat.completions.create(
                 model=model,
                 messages=_wire(messages),
                 max_tokens=how.max_tokens,
@@ -123,14 +70,35 @@ class VllmAnswers:
                 **optional,
             ),
         )
-        with stream:
-            for chunk in stream:
-                for choice in chunk.choices:
-                    yield from _tokens(choice)
-                    if choice.finish_reason is not None:
-                        yield Token("", finish=_finish(choice.finish_reason))
-                        return
-        raise EngineError("server_error", f"vLLM at {self._url} broke off its answer.")
+        try:
+            with stream:
+                for chunk in stream:
+                    for choice in chunk.choices:
+                        yield from _tokens(choice)
+                        if choice.finish_reason is not None:
+                            yield Token("", finish=_finish(choice.finish_reason))
+                            return
+        finally:
+            self._replicas.end(replica)
+        raise EngineError("server_error", f"vLLM at {replica.url} broke off its answer.")
+
+    def relay(self, model: str, body: dict[str, Any]) -> Relayed:
+        """vLLM's answer to a request as the client wrote it, body or stream."""
+        body = body | {"model": model}
+        replica, answer = self._replicas.begin(
+            model, lambda one: one.stream("/chat/completions", body)
+        )
+        return Relayed(
+            content_type=answer.headers.get("content-type", "application/json"),
+            pieces=self._pieces(replica, answer),
+        )
+
+    def _pieces(self, replica: Replica, answer: Any) -> Iterator[bytes]:
+        try:
+            yield from answer.iter_bytes()
+        finally:
+            answer.close()
+            self._replicas.end(replica)
 
     def embed(self, model: str, texts: Sequence[str]) -> Embedded:
         """vLLM gives none of a model that generates."""
@@ -149,53 +117,25 @@ class VllmAnswers:
         ]
 
     def _prompt_scores(self, model: str, messages: Sequence[Message]) -> list[TokenScore]:
-        answer = self._known(
+        answer = self._replicas.ask(
             model,
-            lambda: self._client.chat.completions.create(
+            lambda one: one.client.chat.completions.create(
                 model=model,
                 messages=_wire(messages),
                 max_tokens=1,
                 extra_body={"prompt_logprobs": 0, "add_generation_prompt": False},
             ),
         )
-        found: list[dict[str, Any] | None] = answer.model_extra["prompt_logprobs"]
+        found: list[dict[str, Any] | None] = (answer.model_extra or {})["prompt_logprobs"]
         return [_score(entry) for entry in found]
 
     def _asked_length(self, model: str, messages: Sequence[Message]) -> int:
         """Tokens that stand before an answer to `messages`."""
-        import httpx2
-
         body = {"model": model, "messages": _wire(messages), "add_generation_prompt": True}
-        url = self._url.rstrip("/").removesuffix("/v1") + "/tokenize"
-        answer = self._explaining_failures(
-            lambda: self._client.post(url, body=body, cast_to=httpx2.Response)
+        answer = self._replicas.ask(
+            model, lambda one: one.post(one.url.rstrip("/").removesuffix("/v1") + "/tokenize", body)
         )
         return int(answer.json()["count"])
-
-    def _known(self, model: str, ask: Any) -> Any:
-        """Ask; once more with the adapter loaded anew if vLLM was restarted since."""
-        try:
-            return self._explaining_failures(ask)
-        except EngineError as error:
-            path = self._paths.get(model)
-            if error.code != "model_not_found" or path is None:
-                raise
-            self.load(model, path)
-            return self._explaining_failures(ask)
-
-    def _explaining_failures(self, ask: Any) -> Any:
-        """Do it, and say which server was not there."""
-        from openai import APIConnectionError, NotFoundError
-
-        try:
-            return ask()
-        except APIConnectionError as error:
-            raise EngineError(
-                "engine_unavailable",
-                f"vLLM at {self._url} does not answer. Start it, or leave --vllm out.",
-            ) from error
-        except NotFoundError as error:
-            raise EngineError("model_not_found", f"vLLM: {error.message}", "model") from error
 
 
 def _wire(messages: Sequence[Message]) -> Any:
@@ -223,12 +163,3 @@ def _score(entry: dict[str, Any] | None) -> TokenScore:
         return TokenScore(0, "", None)
     number, values = next(iter(entry.items()))
     return TokenScore(int(number), values["decoded_token"], values["logprob"], values["rank"])
-
-
-def _refused(model: str, error: Exception) -> EngineError:
-    return EngineError(
-        "model_not_served",
-        f"vLLM refused the adapter `{model}`: {error}. Start it with --enable-lora and "
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.",
-        "model",
-    )
