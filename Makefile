@@ -13,7 +13,7 @@ SEED ?= 7
 # Where it is set, each process compiles all modules anew, and pytest rewrites all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz sdks cluster matrix objects acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
+.PHONY: chart chaos help setup services demo test check lint types unit steady machine fuzz conformance sdks cluster matrix objects acceptance acceptance-long lora simulate mutate bench docs house lock sbom audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -59,10 +59,11 @@ machine: setup services ## new stories of tests, rollouts and people: TUNEPROOF_
 chaos: setup services ## ten minutes of requests while everything behind them fails in turn. ARGS="--seed 8"
 	$(PYTHON) -m tests.chaos $(ARGS)
 
-fuzz: setup ## 100,000 made-up requests to service and trainer: TUNEPROOF_FUZZ=1000000 sends more
+fuzz: setup ## 100,000 made-up requests to service and trainer, a line of 2 GiB, 10,000 connections: TUNEPROOF_FUZZ=1000000 sends more
 	@seed=$${TUNEPROOF_FUZZ_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "TUNEPROOF_FUZZ_SEED=$$seed"; \
 		TUNEPROOF_FUZZ_SEED=$$seed TUNEPROOF_FUZZ=$${TUNEPROOF_FUZZ:-100000} $(PYTHON) -m pytest -q -n 2 --dist loadfile --timeout 0 \
 		tests/integration/server/test_openapi.py tests/trainer/integration/test_openapi.py -k generated
+	TUNEPROOF_SIEGE=1 $(PYTHON) -m pytest -q --timeout 0 tests/trainer/integration/test_siege.py
 
 acceptance: setup services ## kills, the demo over many seeds, real posts: about half an hour
 	$(PYTHON) -m pytest -q -n 3 --dist worksteal --timeout 1800 -m slow
@@ -85,6 +86,9 @@ $(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.
 		--requirement requirements-ray.txt
 	.venv-lora/bin/pip install --quiet --no-deps --editable .
 	@touch $(LORA)
+
+conformance: setup ## the trainer's answers by the original's document: OPENAPI=openapi.json, from github.com/openai/openai-openapi
+	$(PYTHON) -m tests.conformance $(OPENAPI)
 
 sdks: setup services $(SDKS) ## the gateway by OpenAI's, LangChain's, LiteLLM's and others' libraries, unchanged
 	TUNEPROOF_SDKS=.venv-sdks/bin/python $(PYTHON) -m pytest -q -n 2 -m sdks tests/sdks

@@ -45,12 +45,12 @@ FinishReason = Literal["stop", "length"]
 
 
 class ObjectPage(TypedDict, Generic[T]):
-    """Some objects of a list; `last_id` is the next page's `after`."""
+    """Some objects of a list; `last_id` is the next page's `after`, and empty where none are."""
 
     object: Literal["list"]
     data: list[T]
-    first_id: str | None
-    last_id: str | None
+    first_id: str
+    last_id: str
     has_more: bool
 
 
@@ -92,9 +92,9 @@ class FileObject(TypedDict):
     filename: str
     bytes: int
     created_at: int
-    expires_at: int | None
     status: Literal["uploaded", "processed", "error"]
-    status_details: str | None
+    expires_at: NotRequired[int]
+    status_details: NotRequired[str]
 
 
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
@@ -153,8 +153,8 @@ class MethodObject(TypedDict):
     dpo: NotRequired[MethodDetails]
 
 
-class JobError(TypedDict, total=False):
-    """Empty while nothing is wrong."""
+class JobError(TypedDict):
+    """Why a job failed."""
 
     code: str
     message: str
@@ -179,7 +179,7 @@ class JobObject(TypedDict):
     hyperparameters: HyperparametersObject
     method: MethodObject
     trained_tokens: int | None
-    error: JobError
+    error: JobError | None
     user_provided_suffix: str | None
     seed: int
     integrations: list[dict[str, Any]]
@@ -206,7 +206,7 @@ class CheckpointObject(TypedDict):
     created_at: int
     fine_tuned_model_checkpoint: str
     fine_tuning_job_id: str
-    metrics: dict[str, float | None]
+    metrics: dict[str, float]
     step_number: int
 
 

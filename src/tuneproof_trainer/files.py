@@ -36,18 +36,21 @@ class Landed:
 
 
 def file_object(row: Row) -> FileObject:
-    """A row as the wire's File."""
-    return {
+    """A row as the wire's File; what it has not is absent."""
+    file: FileObject = {
         "object": "file",
         "id": row["id"],
         "purpose": row["purpose"],
         "filename": row["filename"],
         "bytes": row["bytes"],
         "created_at": row["created_at"],
-        "expires_at": row["expires_at"],
         "status": row["status"],
-        "status_details": row["status_details"],
     }
+    if row["expires_at"] is not None:
+        file["expires_at"] = row["expires_at"]
+    if row["status_details"] is not None:
+        file["status_details"] = row["status_details"]
+    return file
 
 
 def check_name(filename: str, purpose: str) -> None:

@@ -48,7 +48,7 @@ def job_object(row: Row) -> JobObject:
         "hyperparameters": hyperparameters,
         "method": _method_object(row["method"], hyperparameters, beta),
         "trained_tokens": row["trained_tokens"],
-        "error": orjson.loads(row["error"]) if row["error"] else {},
+        "error": orjson.loads(row["error"]) if row["error"] else None,
         "user_provided_suffix": row["suffix"],
         "seed": row["seed"],
         "integrations": [],
@@ -85,7 +85,7 @@ def checkpoint_object(row: Row) -> CheckpointObject:
         "created_at": row["created_at"],
         "fine_tuned_model_checkpoint": row["model"],
         "fine_tuning_job_id": row["job_id"],
-        "metrics": orjson.loads(row["metrics"]),
+        "metrics": {k: v for k, v in orjson.loads(row["metrics"]).items() if v is not None},
         "step_number": row["step"],
     }
 

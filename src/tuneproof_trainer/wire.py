@@ -94,8 +94,8 @@ def page(rows: Sequence[R], limit: int, show: Callable[[R], T]) -> JsonResponse:
     content: ObjectPage[T] = {
         "object": "list",
         "data": [show(row) for row in shown],
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
+        "first_id": shown[0]["id"] if shown else "",
+        "last_id": shown[-1]["id"] if shown else "",
         "has_more": len(rows) > limit,
     }
     return JsonResponse(content)

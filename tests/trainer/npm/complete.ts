@@ -18,13 +18,10 @@ export type Complete<T> = T extends readonly (infer Item)[]
 /** `Part` in place of the fields of the same names. */
 type With<T, Part> = Omit<T, keyof Part> & Part;
 
-// The original sends null for these two, which the types do not say.
-type FileObject = With<
-  OpenAI.Files.FileObject,
-  { expires_at: number | null; status_details: string | null }
->;
+// What a file does not have is absent, as the original's document says.
+type FileObject = Omit<OpenAI.Files.FileObject, "expires_at" | "status_details">;
 type Method = Pick<NonNullable<Jobs["method"]>, "type" | "supervised">;
-type Message = Omit<Chat["choices"][number]["message"], "tool_calls">;
+type Message = Omit<Chat["choices"][number]["message"], "tool_calls" | "function_call" | "audio">;
 type Choice = With<Chat["choices"][number], { message: Message }>;
 // Each chunk brings a part of the message, so here alone fields may be absent.
 type Delta = Partial<Pick<Chunk["choices"][number]["delta"], "role" | "content" | "refusal">>;
@@ -36,8 +33,8 @@ export interface Seen {
   FileDeleted: Complete<OpenAI.Files.FileDeleted>;
   Upload: Complete<With<OpenAI.Uploads.Upload, { file: FileObject | null }>>;
   UploadPart: Complete<OpenAI.Uploads.UploadPart>;
-  // `error` is {} while nothing is wrong, as in the original.
-  Job: Complete<With<Jobs, { error: Record<string, never>; method: Method }>>;
+  // `error` is null while nothing is wrong, as the original's document says.
+  Job: Complete<With<Jobs, { error: null; method: Method }>>;
   FailedJob: Complete<With<Jobs, { error: NonNullable<Jobs["error"]>; method: Method }>>;
   Event: Complete<OpenAI.FineTuning.Jobs.FineTuningJobEvent>;
   Checkpoint: Complete<OpenAI.FineTuning.Jobs.FineTuningJobCheckpoint>;

@@ -1,0 +1,1 @@
+"""The trainer held against the published OpenAPI document: `make conformance OPENAPI=...`."""
