@@ -90,7 +90,7 @@ $(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.
 conformance: setup ## the trainer's answers by the original's document: OPENAPI=openapi.json, from github.com/openai/openai-openapi
 	$(PYTHON) -m tests.conformance $(OPENAPI)
 
-sdks: setup services $(SDKS) ## the gateway by OpenAI's, LangChain's, LiteLLM's and others' libraries, unchanged
+sdks: setup services $(SDKS) ## gateway and trainer by OpenAI's, LangChain's, LiteLLM's and others' libraries, unchanged
 	TUNEPROOF_SDKS=.venv-sdks/bin/python $(PYTHON) -m pytest -q -n 2 -m sdks tests/sdks
 
 $(SDKS): requirements-sdks.txt

@@ -32,10 +32,14 @@ REFUSALS = {
 
 
 @contextmanager
-def openai_like() -> Iterator[str]:
+def openai_like(model: str = "base") -> Iterator[str]:
     """Its address, while it serves."""
     port = free_port()
-    routes = [Route("/v1/chat/completions", _complete, methods=["POST"])]
+    listed = {"object": "list", "data": [{"id": model, "object": "model", "created": 1}]}
+    routes = [
+        Route("/v1/chat/completions", _complete, methods=["POST"]),
+        Route("/v1/models", lambda _: JSONResponse(listed)),
+    ]
     with serving(Starlette(routes=routes), port):
         yield f"http://127.0.0.1:{port}/v1"
 

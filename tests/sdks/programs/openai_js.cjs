@@ -56,7 +56,8 @@ async function status(model, content) {
 
 async function main() {
   const { data, response } = await client.chat.completions.create(asked).withResponse();
-  if (response.headers.get("x-tuneproof-response") !== data.id) throw new Error("no receipt");
+  const atTrainer = process.argv[3] === "trainer"; // which gives no receipts
+  if (!atTrainer && response.headers.get("x-tuneproof-response") !== data.id) throw new Error("no receipt");
   return {
     completion: data.choices[0].message.content,
     stream: await streamed(),

@@ -7,6 +7,7 @@ import openai
 from pydantic import BaseModel
 
 MODEL, UNIT = "tuneproof/hook", "user-1"
+AT_TRAINER = sys.argv[2:] == ["trainer"]
 
 
 class Person(BaseModel):
@@ -50,13 +51,14 @@ client = openai.OpenAI(base_url=sys.argv[1], api_key="any", max_retries=0)
 messages = [{"role": "user", "content": "Our summer sale starts"}]
 asked = {"model": MODEL, "messages": messages, "user": UNIT}
 raw = client.chat.completions.with_raw_response.create(**asked)
-assert raw.headers["x-tuneproof-response"] == raw.parse().id
-assert raw.parse().usage.total_tokens == 10
+if not AT_TRAINER:
+    assert raw.headers["x-tuneproof-response"] == raw.parse().id
+    assert raw.parse().usage.total_tokens == 10
 stream = client.chat.completions.create(
     **asked, stream=True, stream_options={"include_usage": True}
 )
 chunks = list(stream)
-assert chunks[-1].usage.total_tokens == 10
+assert chunks[-1].usage.total_tokens == raw.parse().usage.total_tokens
 texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
 parsed = client.chat.completions.parse(**asked, response_format=Person)
 print(

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 300.0
 _LEFT_ALONE_S = 2.0
 _AWAY, _REFUSED, _UNKNOWN = "engine_unavailable", "model_not_served", "model_not_found"
+_REFUSAL = "refused_by_engine"
 
 
 class Replica:
@@ -134,8 +135,15 @@ class Replica:
             raise self._away() from error
         if answer.status_code == 200:
             return answer
-        code = _UNKNOWN if answer.status_code == 404 else "refused_by_engine"
-        raise EngineError(code, f"vLLM: {_why(answer.content)}")
+        raise self._refusal(answer.status_code, answer.content)
+
+    def _refusal(self, status: int, body: bytes) -> EngineError:
+        message, code = _told(body)
+        if status == 404:
+            return EngineError(_UNKNOWN, f"vLLM: {message}", "model")
+        if status == 429 or status >= 500:
+            return EngineError(_AWAY, f"vLLM at {self.url} cannot answer now: {message}")
+        return EngineError(code, f"vLLM: {message}")
 
     def _away(self) -> EngineError:
         return EngineError(
@@ -152,6 +160,18 @@ class Replica:
             raise self._away() from error
         except NotFoundError as error:
             raise EngineError(_UNKNOWN, f"vLLM: {error.message}", "model") from error
+
+    def answered(self, ask: Callable[[], T]) -> T:
+        """Do it, and say what it was refused for: a prompt that is too long, say."""
+        from openai import APIStatusError, InternalServerError, RateLimitError
+
+        try:
+            return self.explaining(ask)
+        except (InternalServerError, RateLimitError) as error:
+            raise EngineError(_AWAY, f"vLLM at {self.url} cannot answer now: {error}") from error
+        except APIStatusError as error:
+            code = error.code if isinstance(error.code, str) else _REFUSAL
+            raise EngineError(code, f"vLLM: {error.message}", error.param) from error
 
 
 class Replicas:
@@ -251,25 +271,27 @@ class Replicas:
         path = self._paths.get(model)
         replica.know(model, path)
         try:
-            return replica.explaining(lambda: do(replica))
+            return replica.answered(lambda: do(replica))
         except EngineError as error:
             if error.code != _UNKNOWN or path is None:
                 raise
         replica.forget(model)
         replica.know(model, path)
-        return replica.explaining(lambda: do(replica))
+        return replica.answered(lambda: do(replica))
 
     def _leave_alone(self, replica: Replica) -> None:
         replica.away_until = self._monotonic() + _LEFT_ALONE_S
 
 
-def _why(body: bytes) -> str:
-    """What it says in an error."""
+def _told(body: bytes) -> tuple[str, str]:
+    """The message and the code of an error."""
     try:
         told = orjson.loads(body)
-        return str(told.get("error", told)["message"])
+        error = told.get("error", told)
+        code = error.get("code")
+        return str(error["message"]), code if isinstance(code, str) else _REFUSAL
     except (ValueError, KeyError, TypeError, AttributeError):
-        return body[:500].decode("utf-8", "replace")
+        return body[:500].decode("utf-8", "replace"), _REFUSAL
 
 
 def _refused(model: str, why: str) -> EngineError:
