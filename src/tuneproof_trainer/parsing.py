@@ -150,7 +150,8 @@ def _refusal(error: ValidationError) -> ApiError:
 
 
 def _broken_rule(kind: str, param: str, got: Any, context: dict[str, Any]) -> ApiError:
-    rule = _TOO_MANY_PROPERTIES if isinstance(got, dict) else RULES[kind]
+    too_many = kind == "too_long" and isinstance(got, dict)
+    rule = _TOO_MANY_PROPERTIES if too_many else RULES[kind]
     bound = next((v for k, v in context.items() if k in ("ge", "gt", "le", "lt")), 0)
     number = "decimal" if isinstance(bound, float) else "integer"
     code, wrong, expected = (part.format(n=number, **context) for part in rule)

@@ -1,4 +1,4 @@
-"""What the docs give to systemd and Compose: commands that the trainer takes, and files that exist."""
+"""What the docs give to systemd and Compose: commands that it takes, files that exist."""
 
 from __future__ import annotations
 

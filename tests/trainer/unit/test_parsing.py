@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tuneproof_trainer.errors import ApiError
-from tuneproof_trainer.parsing import parse_file_form, parse_query
-from tuneproof_trainer.requests import FilesQuery, JobsQuery, ListQuery
+from tuneproof_trainer.parsing import parse, parse_file_form, parse_query
+from tuneproof_trainer.requests import CreateUpload, FilesQuery, JobsQuery, ListQuery
 
 LIFETIME = (
     "Invalid 'expires_after': Expected the anchor 'created_at' and between 3600 and 2592000 "
@@ -100,3 +100,20 @@ def test_a_bad_form_is_refused_in_words(fields: dict[str, str], code: str, messa
     with pytest.raises(ApiError) as refused:
         parse_file_form(fields)
     assert (refused.value.code, refused.value.message) == (code, message)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"filename":"f","purpose":{},"bytes":1,"mime_type":"x"}', "invalid_value"),
+        (b'{"filename":"f","purpose":[1],"bytes":1,"mime_type":"x"}', "invalid_value"),
+        (
+            b'{"filename":"f","purpose":"evals","bytes":0,"mime_type":"x"}',
+            "integer_below_min_value",
+        ),
+    ],
+)
+def test_a_value_of_any_type_is_refused_in_words(body: bytes, code: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        parse(CreateUpload, body)
+    assert refused.value.code == code
