@@ -121,6 +121,10 @@ class PostQuery:
     top_share: float | None = None
     rated: int | None = None
 
+    def inside(self, post: Post) -> bool:
+        """Whether the post is of the window."""
+        return self.window.since <= post.ts < self.window.until
+
     def described(self) -> dict[str, object]:
         """What a manifest says of it."""
         found: dict[str, object] = {

@@ -90,7 +90,7 @@ async def import_posts(
     database: Annotated[str | None, Parameter(help="Its database [our own].")] = None,
     options: CommonOptions = NONE,
 ) -> int:
-    """Load a file of posts (Parquet, CSV) into a table; posts that are there already stay."""
+    """Load a file of posts (Parquet, CSV, JSON Lines) into a table; those that are there stay."""
     if not file.is_file():
         raise DataError(f"The file {str(file)!r} does not exist.", mend="Check the path.")
     settings = options.settings()

@@ -31,7 +31,8 @@ async def start(
     *,
     pipeline: Annotated[str, Parameter(help="Which pipeline.")] = "default",
     posts: Annotated[
-        str | None, Parameter(help="A file (Parquet, CSV) or database address to collect from.")
+        str | None,
+        Parameter(help="A file (Parquet, CSV, JSON Lines) or database address to collect from."),
     ] = None,
     as_of: Annotated[
         datetime | None, Parameter(help="Collect as if it were this instant (UTC).")

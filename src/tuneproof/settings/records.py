@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from tuneproof.settings import checks, fields
@@ -334,6 +335,22 @@ def _columns(field: str, value: Mapping[str, str]) -> Mapping[str, str]:
     return value
 
 
+def _time_format(field: str, value: Any) -> Any:
+    """Refuse a format that cannot tell one day from another, or that `strptime` does not know."""
+    if value is None:
+        return value
+    checks.text(field, value)
+    mend = 'Write it in the words of strptime, such as "%d/%m/%Y %H:%M".'
+    try:
+        written = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC).strftime(value)
+        back = datetime.strptime(written, value)  # noqa: DTZ007
+    except ValueError as error:
+        raise checks.refuse(field, value, "must be a format of times", mend=mend) from error
+    if (back.year, back.month, back.day) != (2001, 2, 3):
+        raise checks.refuse(field, value, "must name year, month and day", mend=mend)
+    return value
+
+
 def _query(field: str, value: Any) -> Any:
     checks.text(field, value)
     for parameter in (":since", ":until"):
@@ -347,7 +364,8 @@ class SourceConfig:
     """Where posts come from: a database or a file. `url` None is our own database.
 
     `columns` says which column of the table is meant by our word for it; words left out keep
-    their own name. `where` is SQL put beside the conditions, from this file only.
+    their own name. `where` is SQL put beside the conditions, from this file only. Times without a
+    zone are of `time_zone`; `time_format` says how times are written that are not ISO 8601.
     """
 
     name: str = option("posts", _NAME)
@@ -357,6 +375,16 @@ class SourceConfig:
     table: str = option("posts", Option(doc="the table"))
     columns: Mapping[str, str] = option({}, Option(rule=_columns, doc="our word = your column"))
     where: str | None = option(None, Option(doc="SQL put beside the conditions"))
+    time_zone: str = option(
+        "UTC", Option(rule=checks.time_zone, doc="the zone of times that name none")
+    )
+    time_format: str | None = option(
+        None,
+        Option(
+            rule=_time_format,
+            doc='how times are written that are no ISO 8601, as `strptime` has it: "%d/%m/%Y"',
+        ),
+    )
 
     def __post_init__(self) -> None:
         fields.check(self)

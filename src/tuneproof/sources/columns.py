@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from tuneproof.collection import Post, PostQuery, SourceCheck
 from tuneproof.errors import DataError
+from tuneproof.sources.arithmetic import Arithmetic, is_arithmetic
 
-__all__ = ["checked", "find_columns", "need_columns"]
+__all__ = ["RATE", "checked", "find_columns", "need_columns", "rate_arithmetic"]
 
-REQUIRED: Final = ("id", "engagement_rate", "ts")
+RATE: Final = "engagement_rate"
+REQUIRED: Final = ("id", RATE, "ts")
 
 OPTIONAL: Final = ("original_input",)
 """What a table may lack, though a task's prompt names it: its task's `empty_prompt` is asked."""
@@ -27,16 +30,35 @@ _ALSO: Final[Mapping[str, Sequence[str]]] = {
 def find_columns(
     existing: Iterable[str], named: Mapping[str, str], query: PostQuery
 ) -> dict[str, str]:
-    """Our word -> the user's column, for all that the query can use and the table has."""
-    have = set(existing)
+    """Our word -> the user's column, for all that the query can use and the table has.
+
+    Names are taken as they are written, else whatever their case where only one column is meant.
+    The rate may be arithmetic over columns, which stands here as it was written.
+    """
+    have = list(existing)
+    folded = Counter(name.casefold() for name in have)
+    alone = {n.casefold(): n for n in have if folded[n.casefold()] == 1}
     found: dict[str, str] = {}
-    words = dict.fromkeys((*Post._fields[:-1], *query.columns))
-    for word in words:
+    for word in dict.fromkeys((*Post._fields[:-1], *query.columns)):
         wanted = (named[word],) if word in named else (word, *_ALSO.get(word, ()))
-        column = next((name for name in wanted if name in have), None)
+        names = (name if name in have else alone.get(name.casefold()) for name in wanted)
+        column = next((name for name in names if name is not None), None)
+        if column is None and word == RATE and _works_out(named.get(word, ""), have):
+            column = named[word]
         if column is not None:
             found[word] = column
     return found
+
+
+def rate_arithmetic(existing: Iterable[str], found: Mapping[str, str]) -> Arithmetic | None:
+    """What the rate is worked out by; None where a column has it, or there is none."""
+    text = found.get(RATE)
+    return None if text is None or text in set(existing) else Arithmetic(text)
+
+
+def _works_out(text: str, existing: Iterable[str]) -> bool:
+    """Whether this is arithmetic over columns that there are."""
+    return is_arithmetic(text) and set(Arithmetic(text).columns) <= set(existing)
 
 
 def missing_columns(

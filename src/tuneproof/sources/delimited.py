@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TextIO
@@ -31,20 +32,26 @@ def header(path: Path, *, errors: str = "strict") -> list[str]:
     return names
 
 
-def records(path: Path, *, errors: str = "strict") -> Iterator[tuple[str, dict[str, str | None]]]:
+def records(path: Path, *, errors: str = "strict") -> Iterator[tuple[str, dict[str, str]]]:
     """Each row by the names of the columns, with where it is: `'p.csv', row 7 (line 9)`.
 
-    The row below the header is row 1. Values that a short row lacks are None; empty lines are
-    no rows. `errors` is what `open` knows by this name. Raises `DataError` for what is no CSV.
+    The row below the header is row 1; empty lines are no rows. `errors` is what `open` knows by
+    this name. Raises `DataError` for what is no CSV, and for a row that has not as many fields as
+    the header.
     """
     names, lines = _opened(path, errors)
     number = 0
     for line, row in lines:
         if row:
             number += 1
-            values = [*row, *[None] * (len(names) - len(row))]
             where = f"{str(path)!r}, row {number} (line {line})"
-            yield where, dict(zip(names, values, strict=False))
+            if len(row) != len(names):
+                raise DataError(
+                    f"{where} has {len(row)} fields, and the header has {len(names)}.",
+                    mend="Mend that row: a text with a comma in it stands in quotation marks, and "
+                    "what is empty keeps its comma.",
+                )
+            yield where, dict(zip(names, row, strict=True))
 
 
 def _opened(path: Path, errors: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -53,6 +60,14 @@ def _opened(path: Path, errors: str) -> tuple[list[str], Iterator[tuple[int, lis
     if not names:
         raise DataError(
             f"{str(path)!r} is empty.", mend="Its first line names the columns, such as id,ts,body."
+        )
+    names = [name.strip() for name in names]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{len(repeated)} columns of {str(path)!r} share their name: "
+            f"{', '.join(map(repr, repeated))}.",
+            mend="Give each column a name of its own.",
         )
     if len(names) == 1:
         other = next((sign for sign in _OTHERS if sign in names[0]), None)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from tuneproof.collection import Post, PostQuery, Totals, Window
+from tuneproof.collection import Totals, Window
 from tuneproof.errors import DataError
 from tuneproof.resilience.threads import InTurn
-from tuneproof.sources.rows import maker
-from tuneproof.sources.sql import SqlSource, Table, break_off
+from tuneproof.sources.sql import SqlSource, break_off
 
 __all__ = ["GenericSource"]
 
@@ -27,19 +28,18 @@ class GenericSource(SqlSource):
             return None
 
     async def read(
-        self, table: Table, found: Mapping[str, str], query: PostQuery
-    ) -> AsyncIterator[list[Post]]:
+        self, statement: sa.Select[Any], chunk_size: int
+    ) -> AsyncIterator[Sequence[Any]]:
         """Stream the result, a chunk at a time; the transaction is rolled back at the end."""
-        make, in_turn = maker(list(found)), InTurn()
+        in_turn = InTurn()
         engine = self.engine()
         try:
             connection = await in_turn(engine.connect)
             try:
-                statement = self.statement(table, found, query)
                 streamed = connection.execution_options(stream_results=True)
                 result = await in_turn(streamed.execute, statement)
-                while rows := await in_turn(result.fetchmany, query.chunk_size):
-                    yield [make(row) for row in rows]
+                while rows := await in_turn(result.fetchmany, chunk_size):
+                    yield rows
             finally:
                 await in_turn.end(connection.close, partial(break_off, connection))
         except DBAPIError as error:

@@ -21,7 +21,8 @@ from tuneproof.resilience import damage
 from tuneproof.settings import Url
 from tuneproof.sources.delimited import header, records
 from tuneproof.sources.files import arrow, no_parquet
-from tuneproof.sources.rows import instant
+from tuneproof.sources.jsonlines import keys, objects
+from tuneproof.sources.rows import as_text, instant
 
 __all__ = ["import_posts"]
 
@@ -42,7 +43,7 @@ async def import_posts(
     table: str = "posts",
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Load a Parquet or CSV file into a table, all of it or nothing; how many rows were new.
+    """Load a file (Parquet, CSV, JSON Lines) into a table, all or nothing; how many rows were new.
 
     One transaction makes the table and its index, where they are absent, and puts in all rows.
     Posts whose `id` is there already stay as they are. `progress` gets the rows read so far.
@@ -163,8 +164,11 @@ def _read(path: Path) -> tuple[dict[str, Any], Iterator[Row]]:
         return _read_parquet(path)
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_json_lines(path)
     raise DataError(
-        f"{str(path)!r} is no file that can be loaded.", mend="Give a .parquet or a .csv file."
+        f"{str(path)!r} is no file that can be loaded.",
+        mend="Give a .parquet, a .csv or a .jsonl file.",
     )
 
 
@@ -200,6 +204,20 @@ def _sql_type(pa: Any, kind: Any) -> Any:
 def _read_csv(path: Path) -> tuple[dict[str, Any], Iterator[Row]]:
     columns: dict[str, Any] = {name: _csv_type(name) for name in header(path)}
     return columns, (_ready(row, columns, where) for where, row in records(path))
+
+
+def _read_json_lines(path: Path) -> tuple[dict[str, Any], Iterator[Row]]:
+    columns: dict[str, Any] = {name: _csv_type(name) for name in keys(path)}
+
+    def rows() -> Iterator[Row]:
+        for where, found in objects(path):
+            row = {name: found.get(name) for name in columns}
+            for name, kind in columns.items():
+                if isinstance(kind, sa.Text) and row[name] is not None:
+                    row[name] = as_text(row[name])
+            yield _ready(row, columns, where)
+
+    return columns, rows()
 
 
 def _csv_type(name: str) -> Any:

@@ -5,20 +5,27 @@ By asyncpg where it is installed (the extra `[postgres]`, several times as fast)
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import URL, Connection
 
-from tuneproof.collection import Post, PostQuery
+from tuneproof.collection import Window
 from tuneproof.errors import DataError
 from tuneproof.settings import SourceConfig
+from tuneproof.sources.columns import RATE
 from tuneproof.sources.generic import GenericSource
-from tuneproof.sources.rows import maker
-from tuneproof.sources.sql import SqlSource, Table
+from tuneproof.sources.sql import Plan, SqlSource, Times, is_single
 
 __all__ = ["AsyncpgSource", "PsycopgSource", "open_postgres"]
+
+_PLAIN: Final = (
+    *(sa.String, sa.Integer, sa.Numeric, sa.Boolean, sa.LargeBinary),
+    *(sa.DateTime, sa.Date, sa.Time, sa.Uuid),
+)
+"""Types that both drivers give alike."""
 
 
 def open_postgres(config: SourceConfig, url: URL) -> SqlSource:
@@ -33,37 +40,77 @@ def open_postgres(config: SourceConfig, url: URL) -> SqlSource:
 class PostgresTable(SqlSource):
     """What a table, view or foreign table of PostgreSQL is asked."""
 
-    def tie(self, id: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """By code point, as files and SQLite do, whatever the database's collation."""
-        return id.collate("C") if isinstance(id.type, sa.String) else id
+    def tie(self, id: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+        """By code point, whatever the database's collation; whole numbers by their size."""
+        if not isinstance(id.type, sa.String) or isinstance(id.type, sa.Enum):
+            return (id,)
+        ordered = id.collate("C")
+        digits = sa.case((id.regexp_match("^[0-9]+$"), sa.func.ltrim(id, "0")), else_=None)
+        return (sa.func.length(digits).nulls_last(), digits.collate("C"), ordered)
 
-    def since_until(
-        self, ts: sa.ColumnElement[Any], query: PostQuery
+    async def plan(self, plan: Plan) -> Plan:
+        """PostgreSQL itself tells what numbers of 32 bits stand for."""
+        return replace(await super().plan(plan), single=False)
+
+    def compares(self, kind: Any) -> Times:
+        """Numbers become instants in the query."""
+        return Times.DATABASE if _is_number(kind) else super().compares(kind)
+
+    def rated(self, plan: Plan) -> sa.ColumnElement[Any]:
+        """A double: of 32 bits the shortest number that has the same."""
+        source = plan.table.selectable()
+        if plan.rate is None:
+            return _double(source.c[plan.found[RATE]])
+        return plan.rate.sql(lambda name: _double(source.c[name]))
+
+    def ranked(self, rate: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """NaN, which PostgreSQL holds for the greatest number, comes last."""
+        return sa.func.nullif(rate, sa.cast(sa.literal("NaN", sa.Text()), sa.Double()))
+
+    def shown(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Arrays as JSON; what is neither text nor number nor time as PostgreSQL writes it."""
+        kind = column.type
+        if isinstance(kind, sa.ARRAY):
+            opaque = sa.type_coerce(column, sa.types.NullType())
+            return sa.cast(sa.func.to_jsonb(opaque, type_=sa.types.NullType()), sa.Text())
+        plain = isinstance(kind, _PLAIN) and not isinstance(kind, sa.Enum | sa.REAL)
+        opaque = sa.type_coerce(column, sa.types.NullType())
+        return column if plain else sa.cast(opaque, sa.Text())
+
+    def within(
+        self, ts: sa.ColumnElement[Any], window: Window, plan: Plan
     ) -> Sequence[sa.ColumnElement[bool]]:
-        """Times kept as text or as a number become instants in the query."""
-        return super().since_until(self._instant(ts), query)
+        """Times kept as a number become instants in the query."""
+        return super().within(self._instant(ts), window, plan)
 
     def _instant(self, ts: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        aware = sa.DateTime(timezone=True)
-        if isinstance(ts.type, sa.String):
-            return sa.cast(ts, aware)
-        if isinstance(ts.type, sa.Integer | sa.Numeric | sa.Float):
-            size = sa.func.abs(ts)
-            factor = sa.case((size >= 1e14, 1e6), (size >= 1e11, 1e3), else_=1.0)
-            return sa.func.to_timestamp(ts / factor, type_=aware)
-        return ts
+        if not _is_number(ts.type):
+            return ts
+        size = sa.func.abs(ts)
+        factor = sa.case((size >= 1e17, 1e9), (size >= 1e14, 1e6), (size >= 1e11, 1e3), else_=1.0)
+        return sa.func.to_timestamp(ts / factor, type_=sa.DateTime(timezone=True))
 
-    def ready(self, connection: Connection, table: Table, found: Mapping[str, str]) -> None:
+    def ready(self, connection: Connection, plan: Plan) -> None:
         """Nothing is written."""
         connection.execute(sa.text("SET TRANSACTION READ ONLY"))
 
-    def earliest(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+    def earliest(self, ts: sa.ColumnElement[Any], plan: Plan) -> Sequence[sa.ColumnElement[Any]]:
         """The earliest instant, of times kept in whatever way."""
         return (sa.func.min(self._instant(ts)).label("first"),)
 
-    def hour(self, ts: sa.ColumnElement[Any]) -> Sequence[sa.ColumnElement[Any]]:
+    def hour(self, ts: sa.ColumnElement[Any], plan: Plan) -> Sequence[sa.ColumnElement[Any]]:
         """The hour in the session's time zone: any will do."""
         return (sa.func.date_trunc("hour", self._instant(ts)),)
+
+
+def _is_number(kind: Any) -> bool:
+    return isinstance(kind, sa.Integer | sa.Numeric | sa.Float)
+
+
+def _double(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    if is_single(column.type):
+        column = sa.cast(column, sa.Text())
+    return sa.cast(column, sa.Double())
 
 
 class PsycopgSource(PostgresTable, GenericSource):
@@ -74,16 +121,15 @@ class AsyncpgSource(PostgresTable):
     """Read by asyncpg."""
 
     async def read(
-        self, table: Table, found: Mapping[str, str], query: PostQuery
-    ) -> AsyncIterator[list[Post]]:
+        self, statement: sa.Select[Any], chunk_size: int
+    ) -> AsyncIterator[Sequence[Any]]:
         """Fetch `chunk_size` rows a time; the server keeps the rest."""
         import asyncpg
         from sqlalchemy.dialects.postgresql import asyncpg as dialect
 
         made: Any = dialect.dialect
-        compiled = self.statement(table, found, query).compile(dialect=made())
+        compiled = statement.compile(dialect=made())
         values = [compiled.params[name] for name in compiled.positiontup or ()]
-        make = maker(list(found))
         try:
             connection = await asyncpg.connect(self._dsn(), command_timeout=None)
         except (OSError, asyncpg.PostgresConnectionError, asyncpg.InvalidCatalogNameError) as error:
@@ -95,8 +141,8 @@ class AsyncpgSource(PostgresTable):
                 # The whole result will be read: plan for that, not for a fast first row.
                 await connection.execute("SET LOCAL cursor_tuple_fraction = 1")
                 cursor = await connection.cursor(str(compiled), *values)
-                while rows := await cursor.fetch(query.chunk_size):
-                    yield [make(row) for row in rows]
+                while rows := await cursor.fetch(chunk_size):
+                    yield rows
         except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
             raise self.outage(error) from error
         except asyncpg.PostgresError as error:

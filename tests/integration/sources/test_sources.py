@@ -18,8 +18,9 @@ import pytest
 from tests.first_users import NO_INPUT, POSTS
 from tests.posts import UNTIL, csv_file, parquet_file, row, sqlite_file
 from tests.servers import PostgresServer, free_port
+from tests.sourcing import WEEK, Make, collected, fill_postgres, jsonl_file, query
 
-from tuneproof.collection import DataCollector, Post, PostQuery, Source, Totalling, Window
+from tuneproof.collection import DataCollector, Post, Source, Totalling
 from tuneproof.errors import DataError, StoreUnavailableError
 from tuneproof.experiments.planning import History, read_history
 from tuneproof.settings import SourceConfig
@@ -27,70 +28,6 @@ from tuneproof.sources import import_posts, open_source
 from tuneproof.sources.sql import OWN_MARK, OWN_TABLES
 from tuneproof.stats.design import coefficient_of_variation
 from tuneproof.store.tables import metadata
-
-WEEK = Window(since=UNTIL - timedelta(days=7), until=UNTIL)
-Make = Callable[..., Source]
-KINDS = [
-    "sqlite",
-    "parquet",
-    "csv",
-    pytest.param("postgres", marks=pytest.mark.postgres),
-    pytest.param("postgres without asyncpg", marks=pytest.mark.postgres),
-]
-
-
-def query(**changes: Any) -> PostQuery:
-    values: dict[str, Any] = {"window": WEEK, "threshold": 0.06, "max_records": None, **changes}
-    return PostQuery(**values)
-
-
-async def collected(source: Source, wanted: PostQuery) -> list[Post]:
-    found = [post async for chunk in source.posts(wanted) for post in chunk]
-    await source.close()
-    return found
-
-
-@pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """Makes a source of each kind that holds the given rows."""
-
-    def sqlite(rows: list[dict[str, Any]], **config: Any) -> Source:
-        return open_source(SourceConfig(url=sqlite_file(tmp_path / "p.db", rows), **config))
-
-    def parquet(rows: list[dict[str, Any]], **config: Any) -> Source:
-        path = parquet_file(tmp_path / "p.parquet", rows)
-        return open_source(SourceConfig(url=str(path), **config))
-
-    def csv(rows: list[dict[str, Any]], **config: Any) -> Source:
-        return open_source(SourceConfig(url=str(csv_file(tmp_path / "p.csv", rows)), **config))
-
-    def postgres(rows: list[dict[str, Any]], **config: Any) -> Source:
-        url = request.getfixturevalue("postgres_url")
-        fill_postgres(url, rows)
-        return open_source(SourceConfig(url=url, **config))
-
-    if request.param == "postgres without asyncpg":
-        hidden = request.getfixturevalue("monkeypatch")
-        hidden.setitem(sys.modules, "asyncpg", None)
-    makers: dict[str, Make] = {"sqlite": sqlite, "parquet": parquet, "csv": csv}
-    return makers.get(request.param, postgres)
-
-
-def fill_postgres(url: str, rows: list[dict[str, Any]], *, ts: str = "timestamptz") -> None:
-    kinds = {
-        "id": "bigint" if isinstance(rows[0]["id"], int) else "text",
-        "engagement_rate": "double precision",
-        "ts": ts,
-        "tokens_used": "int",
-    }
-    with psycopg.connect(url.replace("+psycopg", "")) as connection:
-        columns = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in rows[0])
-        connection.execute(f"CREATE TABLE posts ({columns})")
-        marks = ", ".join("%s" for _ in rows[0])
-        with connection.cursor() as cursor:
-            cursor.executemany(
-                f"INSERT INTO posts VALUES ({marks})", [list(r.values()) for r in rows]
-            )
 
 
 async def test_threshold_is_inclusive_and_window_half_open(make: Make) -> None:
@@ -538,11 +475,11 @@ async def test_parquet_without_pyarrow_names_the_extra(
 # --- loading ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 async def test_loading_twice_adds_nothing(database_url: str, tmp_path: Path, kind: str) -> None:
     rows = [row(i) for i in range(1, 2501)]
-    path = tmp_path / f"p.{kind}"
-    (parquet_file if kind == "parquet" else csv_file)(path, rows)
+    write = {"parquet": parquet_file, "csv": csv_file, "jsonl": jsonl_file}[kind]
+    path = write(tmp_path / f"p.{kind}", rows)
     told: list[int] = []
     assert await import_posts(path, database_url, progress=told.append) == 2500
     assert told == [1000, 2000, 2500]
@@ -710,7 +647,7 @@ async def test_file_whose_times_are_all_none_is_refused(tmp_path: Path, kind: st
     rows = [row(i, ts=f"{i}/20/2025") for i in range(1, 9)]
     path = tmp_path / f"p.{kind}"
     (parquet_file if kind == "parquet" else csv_file)(path, rows)
-    with pytest.raises(DataError, match=r"No time of .* can be read: '1/20/2025' is no time"):
+    with pytest.raises(DataError, match=r"8 of 8 values of ts .* the first is '1/20/2025'"):
         await collected(open_source(path), query())
 
 
