@@ -10,7 +10,14 @@ from tuneproof.collection import Post, PostQuery, SourceCheck
 from tuneproof.errors import DataError
 from tuneproof.sources.arithmetic import Arithmetic, is_arithmetic
 
-__all__ = ["RATE", "checked", "find_columns", "need_columns", "rate_arithmetic"]
+__all__ = [
+    "RATE",
+    "checked",
+    "find_columns",
+    "missing_columns",
+    "need_columns",
+    "rate_arithmetic",
+]
 
 RATE: Final = "engagement_rate"
 REQUIRED: Final = ("id", RATE, "ts")

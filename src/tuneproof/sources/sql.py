@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property, partial
@@ -46,6 +46,7 @@ from tuneproof.sources.columns import (
     RATE,
     checked,
     find_columns,
+    missing_columns,
     need_columns,
     rate_arithmetic,
 )
@@ -151,6 +152,7 @@ class SqlSource(ABC):
         self.url = url
         self.reading: Reading | None = None
         self._table: Table | None = None
+        self._plans: dict[tuple[tuple[str, str], ...], Plan] = {}
 
     def __str__(self) -> str:
         address = self.url.set(drivername=self.url.get_backend_name())
@@ -158,11 +160,34 @@ class SqlSource(ABC):
 
     async def check(self, query: PostQuery) -> SourceCheck:
         """The table's columns, whether it has rows, and the index that would help."""
-        return await asyncio.to_thread(self._check, query)
+        table = self._table = await asyncio.to_thread(self._look)
+        found = find_columns(table.columns, self.config.columns, query)
+        ts, rate = found.get("ts"), found.get(RATE)
+        indexed = any(index[0] == ts for index in table.indexed if index)
+        advice = []
+        if ts and rate and table.stored and not indexed:
+            advice.append(self._index(table, ts, rate))
+        plan = (
+            None
+            if missing_columns(found, self.config.columns, query)
+            else await self.plan_of(query)
+        )
+        if plan is not None:
+            advice += _costs(plan)
+        timely = plan is not None and plan.times is Times.DATABASE and indexed
+        rows, newest = await asyncio.to_thread(self._extent, table, ts if timely else None)
+        return checked(
+            table.columns,
+            self.config.columns,
+            query,
+            advice=tuple(advice),
+            rows=rows,
+            newest=newest,
+        )
 
     async def posts(self, query: PostQuery) -> AsyncIterator[list[Post]]:
         """The best posts, in chunks, from one query in a transaction that cannot write."""
-        plan = await self._planned(query)
+        plan = await self.plan_of(query)
         reading = self.reading = Reading(self.config, str(self))
         make = maker(plan.words, reading, None if plan.numbers else plan.rate)
         if plan.exact and plan.found["id"] not in plan.table.unique:
@@ -186,7 +211,7 @@ class SqlSource(ABC):
     async def totals(self, window: Window) -> Totals | None:
         """The window's totals by one aggregate of the database; None for rates that are text."""
         query = PostQuery(window=window, threshold=0.0, max_records=None)
-        plan = await self._planned(query)
+        plan = await self.plan_of(query)
         used = plan.found.get("tokens_used")
         if not plan.exact or plan.single:
             return None
@@ -197,7 +222,7 @@ class SqlSource(ABC):
     async def cut(self, window: Window, share: float) -> Cut | None:
         """Where the best share begins, by the database; None for rates that are text."""
         query = PostQuery(window=window, threshold=0.0, max_records=None)
-        plan = await self._planned(query)
+        plan = await self.plan_of(query)
         if not plan.exact or plan.single:
             return None
         return await asyncio.to_thread(self._cut, plan, query, share)
@@ -206,14 +231,20 @@ class SqlSource(ABC):
         """What the last reading could not read, by our word for the column."""
         return {} if self.reading is None else self.reading.unread()
 
-    async def _planned(self, query: PostQuery) -> Plan:
+    async def plan_of(self, query: PostQuery) -> Plan:
+        """How a query is asked; found out once, since SQLite looks at all values for it."""
         table = self._table
         if table is None:
             table = await asyncio.to_thread(self._look)
         found = find_columns(table.columns, self.config.columns, query)
         need_columns(found, self.config.columns, query, str(self))
+        known = self._plans.get(tuple(found.items()))
+        if known is not None and known.table is table:
+            return known
         rate = rate_arithmetic(table.columns, found)
-        return await self.plan(Plan(table=table, found=found, rate=rate))
+        plan = await self.plan(Plan(table=table, found=found, rate=rate))
+        self._plans[tuple(found.items())] = plan
+        return plan
 
     async def plan(self, plan: Plan) -> Plan:
         """What of a plan the database can do, by the types that it declares."""
@@ -235,6 +266,7 @@ class SqlSource(ABC):
     async def close(self) -> None:
         """Forget the schema; connections live only as long as a read."""
         self._table = None
+        self._plans.clear()
 
     @abstractmethod
     def read(self, statement: sa.Select[Any], chunk_size: int) -> AsyncIterator[Sequence[Any]]:
@@ -367,25 +399,12 @@ class SqlSource(ABC):
             mend=f"Check sources.{self.config.name}: its columns and its where.",
         )
 
-    def _check(self, query: PostQuery) -> SourceCheck:
-        table = self._look()
-        found = find_columns(table.columns, self.config.columns, query)
-        ts, rate = found.get("ts"), found.get("engagement_rate")
-        indexed = any(index[0] == ts for index in table.indexed if index)
-        advice: tuple[str, ...] = ()
-        if ts and rate and rate in table.columns and table.stored and not indexed:
-            advice = (self._index(table, ts, rate),)
-        with self._connected() as connection:
-            rows, newest = self._extent(connection, table, ts if indexed else None)
-        return checked(
-            table.columns, self.config.columns, query, advice=advice, rows=rows, newest=newest
-        )
-
     def _index(self, table: Table, ts: str, rate: str) -> str:
         quoted = self.engine().dialect.identifier_preparer
-        name = quoted.quote(re.sub(r"\W", "_", f"{table.name}_{ts}_{rate}"))
-        columns = f"{quoted.quote(ts)}, {quoted.quote(rate)}"
-        return f"CREATE INDEX {name} ON {quoted.format_table(table.selectable())} ({columns});"
+        names = [ts, rate] if rate in table.columns else [ts]
+        index = quoted.quote(re.sub(r"\W", "_", "_".join((table.name, *names))))
+        columns = ", ".join(quoted.quote(name) for name in names)
+        return f"CREATE INDEX {index} ON {quoted.format_table(table.selectable())} ({columns});"
 
     async def _check_ids(self, plan: Plan, query: PostQuery) -> None:
         """Raise `DataError` where posts that would be read share an id, or have none."""
@@ -474,15 +493,16 @@ class SqlSource(ABC):
             statement = statement.where(self.narrowed())
         return statement
 
-    def _extent(self, connection: Connection, table: Table, ts: str | None) -> tuple[Any, Any]:
+    def _extent(self, table: Table, ts: str | None) -> tuple[int | None, datetime | None]:
         source = table.selectable()
-        first = connection.execute(sa.select(sa.literal(1)).select_from(source).limit(1)).first()
-        if first is None:
-            return 0, None
-        if ts is None:
-            return None, None
-        column = sa.type_coerce(source.c[ts], sa.types.NullType())
-        newest = connection.execute(sa.select(sa.func.max(column))).scalar_one()
+        any_row = sa.select(sa.literal(1)).select_from(source).limit(1)
+        with self._connected() as connection:
+            if connection.execute(any_row).first() is None:
+                return 0, None
+            if ts is None:
+                return None, None
+            column = sa.type_coerce(source.c[ts], sa.types.NullType())
+            newest = connection.execute(sa.select(sa.func.max(column))).scalar_one()
         return None, None if newest is None else instant(newest)
 
     def _look(self) -> Table:
@@ -529,6 +549,23 @@ class _Connected:
         self._engine.dispose()
         if isinstance(error, DBAPIError):
             raise self._source.told(error) from error
+
+
+def _costs(plan: Plan) -> list[str]:
+    """What it costs that the database cannot compare by itself, and the mend."""
+    said = []
+    if not plan.numbers:
+        names = " and ".join(rated_by(plan))
+        said.append(
+            f"{names} is no number in all rows, so that each run reads every post of its window: "
+            "change the column's type to a number."
+        )
+    if plan.times is Times.HERE:
+        said.append(
+            f"{plan.found['ts']} is no time that the database can compare, so that each run reads "
+            "the whole table: change the column's type to a timestamp."
+        )
+    return said
 
 
 def is_single(kind: Any) -> bool:
