@@ -35,6 +35,7 @@ __all__ = [
     "ExampleObject",
     "Post",
     "PostQuery",
+    "Reporting",
     "Source",
     "SourceCheck",
     "Task",
@@ -155,7 +156,8 @@ class PostQuery:
 class SourceCheck:
     """What a source has: columns found and missing, and what would make it faster or right.
 
-    `missing` are columns without which nothing can be collected.
+    `missing` are columns without which nothing can be collected. `types` says of each column how
+    it is declared, `used` by our words which of them are read.
     """
 
     found: tuple[str, ...]
@@ -163,6 +165,8 @@ class SourceCheck:
     advice: tuple[str, ...] = ()
     rows: int | None = None
     newest: datetime | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+    used: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -247,6 +251,14 @@ class Totalling(Protocol):
 
     async def totals(self, window: Window) -> Totals | None:
         """The window's totals; None where they cannot be had so, and posts must be read."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A source that tells what it could not read."""
+
+    def unread(self) -> Mapping[str, Mapping[str, object]]:
+        """By our word for the column how many values of the last reading, and some of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,6 +397,12 @@ class TrainingDataBatch:
     note: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """By task, the hash of the prompt that its examples are made by, where variants own it."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The columns of the source, as it declares them."""
+    used: Mapping[str, str] = field(default_factory=dict)
+    """By our words the columns that were read."""
+    changes: tuple[str, ...] = ()
+    """What of the source's columns is not as it was at the run before."""
 
     @property
     def prompt(self) -> str | None:
@@ -454,6 +472,8 @@ class Collected:
     source: str
     chunks: AsyncIterator[list[Post]]
     directory: Path
+    check: SourceCheck | None = None
+    unread: Callable[[], Mapping[str, Mapping[str, object]]] = dict
 
 
 Curator = Callable[[Collected], Awaitable[TrainingDataBatch]]
@@ -587,10 +607,13 @@ class DataCollector:
                 source=str(source),
                 chunks=source.posts(query),
                 directory=directory,
+                check=check,
+                unread=source.unread if isinstance(source, Reporting) else dict,
             )
         )
         asked = {task.name: task.asked_by.hash for task in self.tasks if task.asked_by is not None}
-        batch = replace(batch, prompts=asked)
+        columns = {"columns": dict(check.types), "used": dict(check.used)}
+        batch = replace(batch, prompts=asked, **columns)
         return batch if batch.posts else replace(batch, note=_why_none(check, query))
 
     def _directory(self) -> Path:

@@ -34,7 +34,7 @@ from tuneproof.telemetry import Alerts, HealthStatus
 from tuneproof.training import find_model, preflight
 from tuneproof.workflow import Clock
 
-__all__ = ["Doctor", "Finding"]
+__all__ = ["Doctor", "Finding", "posts_finding"]
 
 log = logging.getLogger(__name__)
 
@@ -392,7 +392,7 @@ class Doctor:
             found = await rehearse(config, source, tasks, clock=self._clock)
         finally:
             await source.close()
-        return [_posts_finding(config, found), *_first_examples(config, found)]
+        return [posts_finding(config, found), *_first_examples(config, found)]
 
 
 def _open_directory(path: Path) -> Finding:
@@ -404,7 +404,8 @@ def _open_directory(path: Path) -> Finding:
     )
 
 
-def _posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:
+def posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:
+    """Whether a run of now would be made of these posts, and what is wrong with them."""
     batch, name = found.batch, f"{config.name}: posts"
     more = "lower engagement_threshold" if config.top_share is None else "raise top_share"
     made = sum(batch.examples.values())
@@ -421,8 +422,17 @@ def _posts_finding(config: PipelineConfig, found: Rehearsal) -> Finding:
             detail=f"{detail}; a run needs {config.training_data_threshold} in all, and is skipped",
             mend=f"Widen days_back, {more}, or lower training_data_threshold.",
         )
-    mend = " ".join(found.advice)
+    mend = " ".join((*found.advice, *_unread(found)))
     return Finding(name=name, status="warning" if mend else "ok", detail=detail, mend=mend)
+
+
+def _unread(found: Rehearsal) -> list[str]:
+    """What could not be read of the columns that are used."""
+    return [
+        f"{one.count:,} values of {word} cannot be read, such as {one.sample}: look at them by "
+        "`tuneproof posts check`."
+        for word, one in found.unread.items()
+    ]
 
 
 def _first_examples(config: PipelineConfig, found: Rehearsal) -> list[Finding]:

@@ -74,7 +74,16 @@ _GROUPS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
         },
     ),
     "data": ("Datasets.", {"export": ("data:export", "What a run's dataset is made of.")}),
-    "posts": ("Posts.", {"import": ("data:import_posts", "Load a file of posts into a table.")}),
+    "posts": (
+        "Posts.",
+        {
+            "import": ("data:import_posts", "Load a file of posts into a table."),
+            "check": (
+                "data:check_posts",
+                "What a run would make of the posts, up to ten examples.",
+            ),
+        },
+    ),
     "events": (
         "Exposures and outcomes.",
         {

@@ -18,9 +18,11 @@ from tuneproof.cli import output
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import FAILED, OK
 from tuneproof.cli.service import connect, embedded, path_to
-from tuneproof.errors import DataError
+from tuneproof.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from tuneproof.app.doctor import Finding
+    from tuneproof.app.rehearsal import Rehearsal
     from tuneproof.settings import Settings
 
 BATCH = 2_000
@@ -111,6 +113,71 @@ async def import_posts(
     else:
         output.say(f"{count} posts are in {table}. Next: tuneproof run start")
     return OK
+
+
+async def check_posts(
+    posts: str | None = None,
+    /,
+    *,
+    pipeline: Annotated[str, Parameter(help="As this pipeline would use them.")] = "default",
+    as_of: Annotated[datetime | None, Parameter(help="As if it were this instant (UTC).")] = None,
+    options: CommonOptions = NONE,
+) -> int:
+    """Do what a run does up to ten examples, of the source or a file or an address; keep nothing.
+
+    Exit 1 where a run would fail or be skipped.
+    """
+    from tuneproof.app.doctor import posts_finding
+    from tuneproof.app.rehearsal import rehearse
+    from tuneproof.collection import Task
+    from tuneproof.settings import Url
+    from tuneproof.workflow import SystemClock
+
+    settings = options.settings()
+    config = settings.pipelines.get(pipeline)
+    if config is None:
+        known = ", ".join(sorted(settings.pipelines))
+        raise ConfigError(f"There is no pipeline {pipeline!r}.", mend=f"Known are: {known}.")
+    described = settings.sources[config.source]
+    url = Url(posts) if posts else described.url or settings.store.url
+    source = settings.adapter("source")(replace(described, url=url))
+    try:
+        tasks = [Task.of(settings.tasks[name]) for name in config.tasks]
+        at = None if as_of is None else as_of.replace(tzinfo=as_of.tzinfo or UTC)
+        found = await rehearse(config, source, tasks, clock=SystemClock(), until=at)
+    finally:
+        await source.close()
+    finding = posts_finding(config, found)
+    if options.json:
+        output.data(
+            {
+                "status": finding.status,
+                "detail": finding.detail,
+                "mend": finding.mend,
+                "columns": dict(found.columns),
+                "left_out": found.left_out(),
+                "examples": {
+                    task: [json.loads(e) for e in es] for task, es in found.examples.items()
+                },
+            }
+        )
+    else:
+        _tell_posts(found, finding)
+    return FAILED if finding.status == "failed" or found.short_of(config) else OK
+
+
+def _tell_posts(found: Rehearsal, finding: Finding) -> None:
+    output.say(f"{finding.status}: {finding.detail}")
+    columns = ", ".join(f"{word} = {name}" for word, name in found.columns.items())
+    output.say(f"Columns: {columns}.")
+    for reason in found.left_out():
+        output.say(f"Left out: {reason}.")
+    if finding.mend:
+        output.say(finding.mend)
+    for task, lines in found.examples.items():
+        output.say(f"{task}, as the provider would see it:")
+        for line in lines:
+            output.line(json.loads(line))
 
 
 async def _refuse_absent_columns(file: Path, settings: Settings) -> None:

@@ -36,6 +36,7 @@ from tuneproof.curation.lines import (
     asked_by,
     line_maker,
 )
+from tuneproof.curation.provenance import provenance
 from tuneproof.curation.sift import (
     KEPT_BACK,
     TRAIN,
@@ -197,6 +198,10 @@ class _Curation:
         if rate is not None and not (math.isfinite(rate) and 0 <= rate <= _USABLE_RATE):
             self._dropped.add("invalid_rate", post, rate)
             return None
+        query = self._collected.query
+        if (rate or 0.0) < query.threshold or not query.inside(post):
+            self._dropped.add("not_asked_for", post, rate)  # whatever its source believes
+            return None
         if post.id in self._options.erased:
             self._dropped.add("erased", post)
             return None
@@ -314,6 +319,7 @@ class _Curation:
             "pipeline": self._collected.pipeline,
             "source": self._collected.source,
             "query": query.described(),
+            **provenance(self._collected),
             "tasks": {
                 task.name: {
                     "prompt": task.prompt,

@@ -34,6 +34,7 @@ from tuneproof.collection import NO_TIME, Collected, Curator, Post, TrainingData
 from tuneproof.curation.curate import CurationOptions
 from tuneproof.curation.files import DatasetFiles
 from tuneproof.curation.lines import Cleaner, LineMaker, asked_by, line_maker
+from tuneproof.curation.provenance import provenance
 from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, Dropped, side_of, split_key
 from tuneproof.errors import ConfigError
 
@@ -280,6 +281,7 @@ class _Pairing:
             "pipeline": self._collected.pipeline,
             "source": self._collected.source,
             "query": query.described(),
+            **provenance(self._collected),
             "pairs": {
                 "margin": self._options.margin,
                 "confidence": self._options.confidence,

@@ -92,13 +92,14 @@ def need_columns(
 
 
 def checked(
-    existing: Iterable[str], named: Mapping[str, str], query: PostQuery, **more: object
+    types: Mapping[str, str], named: Mapping[str, str], query: PostQuery, **more: object
 ) -> SourceCheck:
-    """What there is, as a check."""
-    existing = tuple(existing)
-    found = find_columns(existing, named, query)
+    """What there is, by its types, as a check."""
+    found = find_columns(types, named, query)
     return SourceCheck(
-        found=existing,
+        found=tuple(types),
+        types=dict(types),
+        used=found,
         missing=missing_columns(found, named, query),
         **more,  # type: ignore[arg-type]
     )

@@ -177,7 +177,7 @@ class SqlSource(ABC):
         timely = plan is not None and plan.times is Times.DATABASE and indexed
         rows, newest = await asyncio.to_thread(self._extent, table, ts if timely else None)
         return checked(
-            table.columns,
+            {name: _declared(kind) for name, kind in table.columns.items()},
             self.config.columns,
             query,
             advice=tuple(advice),
@@ -566,6 +566,12 @@ def _costs(plan: Plan) -> list[str]:
             "the whole table: change the column's type to a timestamp."
         )
     return said
+
+
+def _declared(kind: Any) -> str:
+    """A type as a manifest names it."""
+    zone = " with time zone" if getattr(kind, "timezone", False) else ""
+    return f"{str(kind).lower()}{zone}"
 
 
 def is_single(kind: Any) -> bool:
