@@ -61,7 +61,8 @@ class Post(NamedTuple):
 
     A tuple, not a dataclass: millions are made, and this takes a third of the time. `version`
     is our version that wrote it, None for anybody else. `group` is the test or slot in which it
-    competed with others, None where nobody says. `fields` holds further columns by the words
+    competed with others, None where nobody says. `matured_at` is when its outcome was settled,
+    where that was asked for. `fields` holds further columns by the words
     that the tasks' templates use.
     """
 
@@ -77,6 +78,7 @@ class Post(NamedTuple):
     clicks: int | None = None
     version: str | None = None
     group: str | None = None
+    matured_at: datetime | None = None
     fields: Mapping[str, Any] | None = None
 
     def text(self, column: str) -> str:
@@ -112,6 +114,8 @@ class PostQuery:
     Ties are in the order of their ids. `max_records` None: all. `columns` are the words that
     the tasks' templates need beside the usual ones. Where the threshold came of a share of the
     window's posts, `top_share` is that share and `rated` how many posts had a rate.
+
+    With `matured`, they are those of the window whose outcome was settled within that.
     """
 
     window: Window
@@ -121,10 +125,16 @@ class PostQuery:
     columns: tuple[str, ...] = ()
     top_share: float | None = None
     rated: int | None = None
+    matured: Window | None = None
 
     def inside(self, post: Post) -> bool:
-        """Whether the post is of the window."""
-        return self.window.since <= post.ts < self.window.until
+        """Whether the post is of the window, and was settled when that is asked."""
+        if not self.window.since <= post.ts < self.window.until:
+            return False
+        if self.matured is None:
+            return True
+        at = post.matured_at
+        return at is not None and self.matured.since <= at < self.matured.until
 
     def described(self) -> dict[str, object]:
         """What a manifest says of it."""
@@ -134,6 +144,9 @@ class PostQuery:
             "engagement_threshold": self.threshold,
             "max_records": self.max_records,
         }
+        if self.matured is not None:
+            found["matured_since"] = self.matured.since.isoformat()
+            found["matured_until"] = self.matured.until.isoformat()
         if self.top_share is not None:
             found |= {"top_share": self.top_share, "rated": self.rated}
         return found
@@ -225,7 +238,7 @@ class Cutting(Protocol):
 async def cut_of(source: Source, query: PostQuery, share: float) -> Cut:
     """Where the best `share` of a window's rated posts begins: of n the ceil(share * n) best, with
     all that are as good as the last of them."""
-    if isinstance(source, Cutting):
+    if isinstance(source, Cutting) and query.matured is None:
         found = await source.cut(query.window, share)
         if found is not None:
             return found
@@ -490,7 +503,9 @@ class TimeSource(Protocol):
 class DataCollector:
     """Collects the posts of a window and has them curated. Usable by itself.
 
-    `engagement_threshold` is inclusive; `top_share` takes its place. Left out, `source` and
+    `engagement_threshold` is inclusive; `top_share` takes its place. Posts younger than
+    `min_age_hours` are left for later, and with `late_days` posts are taken when their outcome was
+    settled (`query`). Left out, `source` and
     `tasks` are those of the settings, `dir` is the settings' data directory, and posts are
     curated by `curation`.
     Raises `ConfigError` for thresholds and sizes that cannot be.
@@ -511,6 +526,8 @@ class DataCollector:
         curator: Curator | None = None,
         settings: Settings | None = None,
         top_share: float | None = None,
+        min_age_hours: float = 0.0,
+        late_days: float | None = None,
     ) -> None:
         _check("engagement_threshold", engagement_threshold, 0, 1)
         if top_share is not None:
@@ -518,11 +535,16 @@ class DataCollector:
         refuse_both(top_share, engagement_threshold)
         _check("days_back", days_back, 0, 36_500)
         _check("chunk_size", chunk_size, 1, 100_000)
+        _check("min_age_hours", min_age_hours, 0, 876_000)
+        if late_days is not None:
+            _check("late_days", late_days, 0, 36_500)
         if max_records is not None:
             _check("max_records", max_records, 1, math.inf)
         self.engagement_threshold = engagement_threshold
         self.top_share = top_share
         self.days_back = days_back
+        self.min_age_hours = min_age_hours
+        self.late_days = late_days
         self.max_records = max_records
         self.chunk_size = chunk_size
         self.pipeline = pipeline
@@ -543,6 +565,8 @@ class DataCollector:
             max_records=config.max_records,
             chunk_size=config.chunk_size,
             top_share=config.top_share,
+            min_age_hours=config.min_age_hours,
+            late_days=config.late_days,
             **arguments,
         )
 
@@ -567,11 +591,22 @@ class DataCollector:
                 await source.close()
 
     def query(self, days_back: float, until: datetime) -> PostQuery:
-        """The query that collects the `days_back` days before `until`; naive times are UTC."""
-        end = until if until.tzinfo else until.replace(tzinfo=UTC)
+        """The query that collects the `days_back` days before `until`; naive times are UTC.
+
+        They end `min_age_hours` before it. With `late_days` they are the posts since so long ago
+        whose outcome was settled within the `days_back` days: each run after the other takes up
+        where the one before ended, so that a post comes once, however late its outcome.
+        """
+        now = until if until.tzinfo else until.replace(tzinfo=UTC)
+        end, days = now - timedelta(hours=self.min_age_hours), timedelta(days=days_back)
+        since, matured = end - days, None
+        if self.late_days is not None:
+            matured = Window(since=now - days, until=now)
+            since = min(since, now - timedelta(days=self.late_days))
         columns = (c for task in self.tasks for c in (*task.columns, task.completion))
         return PostQuery(
-            window=Window(since=end - timedelta(days=days_back), until=end),
+            window=Window(since=since, until=end),
+            matured=matured,
             threshold=self.engagement_threshold if self.top_share is None else 0.0,
             max_records=self.max_records,
             chunk_size=self.chunk_size,
@@ -612,8 +647,7 @@ class DataCollector:
             )
         )
         asked = {task.name: task.asked_by.hash for task in self.tasks if task.asked_by is not None}
-        columns = {"columns": dict(check.types), "used": dict(check.used)}
-        batch = replace(batch, prompts=asked, **columns)
+        batch = replace(batch, prompts=asked, columns=dict(check.types), used=dict(check.used))
         return batch if batch.posts else replace(batch, note=_why_none(check, query))
 
     def _directory(self) -> Path:

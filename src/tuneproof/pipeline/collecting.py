@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from tuneproof import workflow
@@ -91,7 +91,8 @@ async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataB
     for known in (batch, moved):
         if Path(known.train_path).exists():
             return known
-    again = await _built(run, batch.window.until, batch.prompt)
+    until = batch.window.until + timedelta(hours=run.config.min_age_hours)
+    again = await _built(run, until, batch.prompt)
     if again.hash != batch.hash:
         raise DataError(
             f"The posts of {batch.window.since} to {batch.window.until} changed: dataset "

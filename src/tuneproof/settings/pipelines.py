@@ -160,6 +160,24 @@ class PipelineConfig(Declaration):
     days_back: float = option(
         7, collection(above=0, at_most=CENTURY_DAYS, doc="how far back posts are collected")
     )
+    min_age_hours: float = option(
+        0.0,
+        collection(
+            at_least=0,
+            at_most=CENTURY_HOURS,
+            doc="how old a post must be; younger ones are left for a later run",
+        ),
+    )
+    late_days: float | None = option(
+        None,
+        collection(
+            above=0,
+            at_most=CENTURY_DAYS,
+            doc="posts of so many days are taken once [their outcome is "
+            "settled](../how-to/own-posts.md#outcomes-that-come-late), which the column "
+            "`matured_at` says; none: by the time of the post",
+        ),
+    )
     chunk_size: int = option(
         1000, collection(at_least=1, at_most=100_000, doc="posts read at once")
     )

@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 RATE: Final = "engagement_rate"
+MATURED: Final = "matured_at"
 REQUIRED: Final = ("id", RATE, "ts")
 
 OPTIONAL: Final = ("original_input",)
@@ -46,7 +47,9 @@ def find_columns(
     folded = Counter(name.casefold() for name in have)
     alone = {n.casefold(): n for n in have if folded[n.casefold()] == 1}
     found: dict[str, str] = {}
-    for word in dict.fromkeys((*Post._fields[:-1], *query.columns)):
+    late = query.matured is not None
+    words = (word for word in Post._fields[:-1] if late or word != MATURED)
+    for word in dict.fromkeys((*words, *query.columns)):
         wanted = (named[word],) if word in named else (word, *_ALSO.get(word, ()))
         names = (name if name in have else alone.get(name.casefold()) for name in wanted)
         column = next((name for name in names if name is not None), None)
@@ -72,7 +75,8 @@ def missing_columns(
     found: Mapping[str, str], named: Mapping[str, str], query: PostQuery
 ) -> tuple[str, ...]:
     """Our words for what the query cannot do without and the table does not have."""
-    needed = dict.fromkeys((*REQUIRED, *query.columns))
+    late = () if query.matured is None else (MATURED,)
+    needed = dict.fromkeys((*REQUIRED, *late, *query.columns))
     return tuple(
         word for word in needed if word not in found and (word in named or word not in OPTIONAL)
     )

@@ -186,7 +186,7 @@ class ParquetSource(FileSource):
 
     def _compares(self, pa: Any, schema: Any, asked: _Asked) -> bool:
         """Whether pyarrow compares rates, times and ids as we do."""
-        if asked.rate is not None:
+        if asked.rate is not None or asked.query.matured is not None:
             return False
         rate, ts, id = (schema.field(asked.found[w]).type for w in (RATE, "ts", "id"))
         naive = pa.types.is_timestamp(ts) and ts.tz is None

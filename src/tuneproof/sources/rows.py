@@ -95,11 +95,11 @@ class Reading:
         self._zone: tzinfo = UTC if config.time_zone == "UTC" else ZoneInfo(config.time_zone)
         self._tallies: dict[str, Tally] = {}
 
-    def time(self, value: Any, id: Any) -> datetime:
+    def time(self, value: Any, id: Any, word: str = "ts") -> datetime:
         """The instant; `NO_TIME` where there is none or it cannot be read."""
         if value is None or value == "":
             return NO_TIME
-        tally = self.tally("ts")
+        tally = self.tally(word)
         try:
             found = instant(value, self._zone, self._config.time_format)
         except DataError as error:
@@ -208,6 +208,7 @@ def maker(
     texts = {_WORDS.index(w) for w in _TEXTS}
     counts = [(_WORDS.index(w), w, reading.tally(w)) for w in COUNTS if w in words]
     rates, times = reading.tally("engagement_rate"), reading.tally("ts")
+    matured = _WORDS.index("matured_at") if "matured_at" in words else None
     both = {"impressions", "clicks"} <= set(words)
     clicks, impressions = _WORDS.index("clicks"), _WORDS.index("impressions")
 
@@ -232,6 +233,9 @@ def maker(
             times.read += 1
         else:
             values[6] = reading.time(values[6], id)
+        if matured is not None:
+            settled = reading.time(values[matured], id, "matured_at")
+            values[matured] = None if settled is NO_TIME else settled
         for place, word, tally in counts:
             value = values[place]
             if type(value) is int and value >= 0:

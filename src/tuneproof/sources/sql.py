@@ -43,6 +43,7 @@ from tuneproof.settings import SourceConfig
 from tuneproof.sources.arithmetic import Arithmetic
 from tuneproof.sources.choosing import OWN_ID, Best, check_ids, chunked, shared_id
 from tuneproof.sources.columns import (
+    MATURED,
     RATE,
     checked,
     find_columns,
@@ -132,8 +133,8 @@ class Plan:
 
     @property
     def exact(self) -> bool:
-        """Whether the database finds the posts by itself."""
-        return self.numbers and self.times is Times.DATABASE
+        """Whether the database finds the posts by itself; when they matured is compared here."""
+        return self.numbers and self.times is Times.DATABASE and MATURED not in self.found
 
     @property
     def words(self) -> list[str]:
