@@ -95,7 +95,9 @@ def _collect(detail: Mapping[str, Any]) -> str:
         return str(detail.get("reason", ""))
     since, until = str(detail.get("since"))[:10], str(detail.get("until"))[:10]
     posts = "rated posts" if detail.get("method") == "dpo" else "posts that did well"
-    return f"{detail['posts']:,} {posts}, {since} to {until}"
+    changes = detail.get("changes") or ()
+    changed = f"; columns: {'; '.join(changes)}" if changes else ""
+    return f"{detail['posts']:,} {posts}, {since} to {until}{changed}"
 
 
 def _curate(detail: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,12 +14,15 @@ from tuneproof.curation.files import DATASETS
 from tuneproof.curation.pairs import PairOptions, pairs_curator
 from tuneproof.errors import DataError, RetryableError
 from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.drifted_columns import column_changes
 from tuneproof.pipeline.prompting import asked_tasks
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.steps import StepName
 from tuneproof.resilience import in_daemon_thread
 from tuneproof.settings import PipelineConfig
 from tuneproof.workflow import Tx
+
+log = logging.getLogger(__name__)
 
 
 class CollectStage:
@@ -46,9 +50,9 @@ class CollectStage:
         """
         run = self._run
         try:
-            return await workflow.step(StepName.COLLECT_BUILD, _built, run, until)
+            return await workflow.step(StepName.COLLECT_BUILD, _compared, run, until)
         except RetryableError:
-            return await run.patiently(StepName.COLLECT_BUILD, _built, run, until)
+            return await run.patiently(StepName.COLLECT_BUILD, _compared, run, until)
 
     async def _write(self, tx: Tx, batch: TrainingDataBatch) -> None:
         run = self._run
@@ -65,7 +69,12 @@ class CollectStage:
             "total_records": batch.total_records,
         }
         kept = {**data, "dropped": dict(batch.dropped), "method": run.config.method}
-        await run.mark_stage(tx, Stage.COLLECT, StageStatus.COMPLETED, found)
+        columns = {
+            "columns": dict(batch.columns),
+            "used_columns": dict(batch.used),
+            "changes": list(batch.changes),
+        }
+        await run.mark_stage(tx, Stage.COLLECT, StageStatus.COMPLETED, {**found, **columns})
         await run.mark_stage(tx, Stage.CURATE, StageStatus.COMPLETED, kept)
         await run.mark_run(tx, {"training_data": data})
         started = {
@@ -100,6 +109,32 @@ async def with_files(run: RunContext, batch: TrainingDataBatch) -> TrainingDataB
             mend=f"tuneproof run retry {run.id} --stage collect",
         )
     return again
+
+
+async def _compared(run: RunContext, until: datetime) -> TrainingDataBatch:
+    """The dataset, with what changed of the source's columns since the run before.
+
+    Raises `DataError` where a column that is needed is gone or retyped, unless that is forced.
+    """
+    batch = await _built(run, until)
+    runs = run.parts.store.runs
+    before = await runs.last_detail(run.config.name, Stage.COLLECT, but=run.id)
+    if before is None or before.get("source") != batch.source:
+        return batch
+    types, used = _texts(before.get("columns")), _texts(before.get("used_columns"))
+    if not types:  # of a version that did not write them down
+        return batch
+    changes = column_changes(types, used, batch)
+    if not run.arguments.force:
+        changes.refuse(batch.source)
+    for change in (*changes.stopping, *changes.told):
+        log.warning("run %s: %s: %s", run.id, batch.source, change)
+    return replace(batch, changes=(*changes.stopping, *changes.told))
+
+
+def _texts(value: object) -> dict[str, str]:
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    return {str(name): str(text) for name, text in pairs}
 
 
 async def _built(run: RunContext, until: datetime, prompt: str | None = None) -> TrainingDataBatch:

@@ -150,6 +150,11 @@ class RunRecords(Protocol):
     ) -> object:
         """Where the run stands; `result` is merged into what is known."""
 
+    async def last_detail(
+        self, pipeline: str, stage: str, *, but: str
+    ) -> Mapping[str, object] | None:
+        """What the newest of a pipeline's other runs that completed a stage wrote of it."""
+
     async def attempt(self, id: str, *, tx: Tx | None = None) -> int:
         """How often this run was retried, plus one."""
 

@@ -126,6 +126,16 @@ class Runs:
             )
         return Page(items=tuple(_run(row) for row in rows), next_cursor=after)
 
+    async def last_detail(self, pipeline: str, stage: str, *, but: str) -> Mapping[str, Any] | None:
+        """What the newest of a pipeline's other runs that completed a stage wrote of it.
+
+        None where the last fifty have not.
+        """
+        found = await self.page(pipeline)
+        entries = (run.stages.get(stage, {}) for run in found.items if run.id != but)
+        done = (entry for entry in entries if entry.get("status") == "completed")
+        return next((dict(entry.get("detail") or {}) for entry in done), None)
+
     async def active(self, pipeline: str | None = None, *, tx: Tx | None = None) -> list[Run]:
         """Runs that have not ended, oldest first, those that hold included."""
         query = select(runs).where(runs.c.status.in_(_OPEN))
