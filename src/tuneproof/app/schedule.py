@@ -107,19 +107,59 @@ class Schedule:
 
 
 def next_tick(config: PipelineConfig, after: datetime) -> datetime:
-    """The schedule's next instant after `after`, in the pipeline's time zone, as UTC."""
-    from croniter import croniter
+    """The schedule's next instant after `after`, in the pipeline's time zone, as UTC.
 
-    local = after.astimezone(ZoneInfo(config.time_zone))
-    found: datetime = croniter(config.weekly_schedule, local).get_next(datetime)
-    return found.astimezone(UTC)
+    Each local time fires once: one that comes twice when clocks go back the first time, one that
+    does not come when they go forward as much later as they jumped.
+    """
+    found = _nearest(config, after, forward=True)
+    assert found is not None  # settings refuse what never fires
+    return found
 
 
 def newest_tick(config: PipelineConfig, after: datetime, now: datetime) -> datetime | None:
     """The newest instant of the schedule in (after, now]; None where there is none."""
-    from croniter import croniter
+    found = _nearest(config, now, forward=False)
+    return found if found is not None and after < found <= now else None
 
-    local = (now + timedelta(seconds=1)).astimezone(ZoneInfo(config.time_zone))
-    found: datetime = croniter(config.weekly_schedule, local).get_prev(datetime)
-    found = found.astimezone(UTC)
-    return found if after < found <= now else None
+
+def _nearest(config: PipelineConfig, at: datetime, *, forward: bool) -> datetime | None:
+    """The first instant after `at`, or the last one up to it.
+
+    The expression speaks of local times, which an instant is made of each by itself. Their order is
+    that of the instants but where clocks change: there all within a day are looked at.
+    """
+    from croniter import CroniterBadDateError, croniter
+
+    zone = ZoneInfo(config.time_zone)
+    sign = 1 if forward else -1
+    margin = _DAY if _changes(zone, at) else timedelta(0)
+    local = at.astimezone(zone).replace(tzinfo=None) - sign * margin
+    if not forward:
+        local += timedelta(seconds=1)
+    times = croniter(config.weekly_schedule, local)
+    found: list[datetime] = []
+    first: datetime | None = None
+    while True:
+        try:
+            naive: datetime = times.get_next(datetime) if forward else times.get_prev(datetime)
+        except CroniterBadDateError:
+            return None
+        if first is not None and abs(naive - first) > _DAY:
+            break
+        instant = naive.replace(tzinfo=zone).astimezone(UTC)
+        if (instant > at) if forward else (instant <= at):
+            found.append(instant)
+            first = first or naive
+            if not _changes(zone, instant):
+                break
+    return min(found) if forward else max(found)
+
+
+_DAY = timedelta(hours=25)
+"""Longer than clocks ever jumped: a day, where an island went over the date line."""
+
+
+def _changes(zone: ZoneInfo, at: datetime) -> bool:
+    """Whether clocks change within two days of an instant."""
+    return len({(at + n * _DAY).astimezone(zone).utcoffset() for n in (-2, -1, 0, 1, 2)}) > 1

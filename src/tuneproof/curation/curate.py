@@ -26,7 +26,7 @@ from tuneproof.collection import (
     TrainingDataBatch,
     Window,
 )
-from tuneproof.curation.files import DatasetFiles
+from tuneproof.curation.files import DatasetFiles, on_disk
 from tuneproof.curation.lines import (
     NOT_UTF8,
     Cleaner,
@@ -160,10 +160,15 @@ class _Curation:
         self._token_sum = 0
         self._posts = 0
         self._used = 0
-        self.files = DatasetFiles(collected.directory, [task.name for task in self._tasks])
+        with on_disk(collected.directory):
+            self.files = DatasetFiles(collected.directory, [task.name for task in self._tasks])
 
     def add(self, posts: Sequence[Post]) -> None:
         """Take in a chunk."""
+        with on_disk(self._collected.directory):
+            self._add(posts)
+
+    def _add(self, posts: Sequence[Post]) -> None:
         lines: dict[tuple[str, str], list[bytes]] = {
             (task.name, side): [] for task in self._tasks for side in (TRAIN, VALIDATION)
         }
@@ -260,6 +265,10 @@ class _Curation:
 
     def finish(self) -> TrainingDataBatch:
         """Take out what only the whole shows, write the manifest, move the dataset into place."""
+        with on_disk(self._collected.directory):
+            return self._finish()
+
+    def _finish(self) -> TrainingDataBatch:
         self._check_rates()
         self.files.finish_lines()
         self._take_out()

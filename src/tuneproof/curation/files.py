@@ -16,15 +16,16 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from tuneproof.collection import Dataset
 from tuneproof.curation.sift import TRAIN, VALIDATION
-from tuneproof.errors import DataError
+from tuneproof.errors import DataError, FilesUnavailableError
 
-__all__ = ["DATASETS", "LINEAGE", "DatasetFiles", "TaskFiles", "completed", "essential"]
+__all__ = ["DATASETS", "LINEAGE", "DatasetFiles", "TaskFiles", "completed", "essential", "on_disk"]
 
 DATASETS: Final = "datasets"
 """The folder of all datasets, in a data directory."""
@@ -84,7 +85,8 @@ class DatasetFiles:
 
     def __exit__(self, *error: object) -> None:
         if self.folder.exists():
-            self.finish_lines()
+            with suppress(OSError):  # a disk that is full takes nothing more, at the end neither
+                self.finish_lines()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def note_lineage(self, lines: Sequence[bytes]) -> None:
@@ -128,6 +130,18 @@ class DatasetFiles:
             self._lineage.close()
             for files in self.tasks.values():
                 files.close()
+
+
+@contextmanager
+def on_disk(directory: Path) -> Iterator[None]:
+    """Raise `FilesUnavailableError` in place of what a disk says that is full or gone."""
+    try:
+        yield
+    except OSError as error:
+        raise FilesUnavailableError(
+            f"The dataset cannot be written to {directory}: {error.strerror or error}.",
+            mend="Make room there, or let TuneProof write there; the run tries again by itself.",
+        ) from error
 
 
 def essential(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ __all__ = ["Cleaner", "ColumnText", "LineMaker", "TrainingLine", "asked_by", "li
 NOT_UTF8: Final = "not_utf8"
 SPECIAL_TOKEN: Final = "special_token"
 PERSONAL_DATA: Final = "personal_data"
+NUL: Final = "nul_character"
 
 _MIDDLE: Final = b'"},{"role":"assistant","content":"'
 _END: Final = b'"}]}'
@@ -61,6 +62,7 @@ class Cleaner:
 
     def __call__(self, text: str) -> ColumnText:
         fault = SPECIAL_TOKEN if has_special_token(text) else None
+        fault = NUL if "\0" in text else fault
         if self._rule != "keep":
             clean = redact(text, self._findings)
             if self._findings:

@@ -32,7 +32,7 @@ import orjson
 
 from tuneproof.collection import NO_TIME, Collected, Curator, Post, TrainingDataBatch
 from tuneproof.curation.curate import CurationOptions
-from tuneproof.curation.files import DatasetFiles
+from tuneproof.curation.files import DatasetFiles, on_disk
 from tuneproof.curation.lines import Cleaner, LineMaker, asked_by, line_maker
 from tuneproof.curation.provenance import provenance
 from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, Dropped, side_of, split_key
@@ -216,6 +216,10 @@ class _Pairing:
 
     def finish(self) -> TrainingDataBatch:
         """Pair what was kept, write the manifest, move the dataset into place."""
+        with on_disk(self._collected.directory):
+            return self._finish()
+
+    def _finish(self) -> TrainingDataBatch:
         counts: Counter[str] = Counter()
         for (task, side, among), answers in sorted(self._competed.items()):
             lines, lineage = [], []

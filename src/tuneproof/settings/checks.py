@@ -128,13 +128,21 @@ def cron(field: str, value: object) -> str:
     """Refuse what is not a cron expression of five fields."""
     from croniter import croniter
 
-    if not isinstance(value, str) or len(value.split()) != 5 or not croniter.is_valid(value):
+    known = isinstance(value, str) and (_DRAWN.search(value) or croniter.is_valid(value))
+    if not isinstance(value, str) or len(value.split()) != 5 or not known:
         mend = 'Write minute, hour, day, month, weekday, such as "0 2 * * 0" (Sundays at 02:00).'
         raise refuse(field, value, "must be a cron expression of five fields", mend=mend)
+    if _DRAWN.search(value):
+        mend = "Write the minute and the hour: each look at the schedule would draw anew."
+        raise refuse(field, value, "must name fixed times, without R or H", mend=mend)
     if not _ever_fires(value):
         mend = "Choose a day that the month has, such as 28."
         raise refuse(field, value, "must name an instant that comes", mend=mend)
     return value
+
+
+_DRAWN = re.compile(r"(?:^|[\s,/])[rh](?:[(/,\s]|$)", re.IGNORECASE)
+"""Forms of croniter that draw a time, or make one of a name: `R`, `H(0-29)`."""
 
 
 def _ever_fires(expression: str) -> bool:

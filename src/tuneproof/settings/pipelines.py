@@ -652,7 +652,12 @@ class PipelineConfig(Declaration):
 
     weekly_schedule: str = option(
         "0 2 * * 0",
-        schedule(rule=checks.cron, env="FINE_TUNING_SCHEDULE", doc="cron of five fields"),
+        schedule(
+            rule=checks.cron,
+            env="FINE_TUNING_SCHEDULE",
+            doc="cron of five fields, without `R` and `H`; a local time that comes twice when "
+            "clocks go back fires the first time",
+        ),
     )
     time_zone: str = option("UTC", schedule(rule=checks.time_zone, doc="IANA name"))
     overlap: str = option(

@@ -87,11 +87,17 @@ class FileSource(ABC):
 
     async def check(self, query: PostQuery) -> SourceCheck:
         """The file's columns and how many rows it has."""
-        described = await asyncio.to_thread(self.describe)
+        with self._there():
+            described = await asyncio.to_thread(self.describe)
         return checked(described.columns, self.config.columns, query, rows=described.rows)
 
     async def posts(self, query: PostQuery) -> AsyncIterator[list[Post]]:
         """The best posts, in chunks."""
+        with self._there():
+            async for chunk in self._posts(query):
+                yield chunk
+
+    async def _posts(self, query: PostQuery) -> AsyncIterator[list[Post]]:
         names = [*(await asyncio.to_thread(self.describe)).columns]
         found = find_columns(names, self.config.columns, query)
         need_columns(found, self.config.columns, query, str(self))
@@ -100,6 +106,17 @@ class FileSource(ABC):
         chunks = await asyncio.to_thread(self.best, asked, reading)
         while chunk := await asyncio.to_thread(next, chunks, None):
             yield chunk
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Raise `DataError` in place of what the system says of a file that cannot be read."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{str(self.path)!r} cannot be read: {error.strerror or error}.",
+                mend="Check that it is there, is a file, and may be read.",
+            ) from error
 
     def unread(self) -> Mapping[str, Mapping[str, object]]:
         """What the last reading could not read, by our word for the column."""
