@@ -205,7 +205,7 @@ def maker(
         for place, word in enumerate(words)
         if word not in _WORDS and place not in operands.values()
     ]
-    texts = {_WORDS.index(w) for w in _TEXTS}
+    texts = [_WORDS.index(w) for w in _TEXTS if w in words]
     counts = [(_WORDS.index(w), w, reading.tally(w)) for w in COUNTS if w in words]
     rates, times = reading.tally("engagement_rate"), reading.tally("ts")
     matured = _WORDS.index("matured_at") if "matured_at" in words else None
@@ -218,8 +218,8 @@ def maker(
         values[0] = "" if id is None else as_text(id)
         for place in texts:
             value = values[place]
-            if value is not None and type(value) is not str:
-                values[place] = as_text(value)
+            if type(value) is not str:
+                values[place] = _readable(value)
             elif not value:
                 values[place] = None
         if rate is not None:
@@ -242,9 +242,10 @@ def maker(
                 tally.read += 1
             elif value is not None:
                 values[place] = reading.count(word, value, id)
-        seen, clicked = values[impressions], values[clicks]
-        if both and clicked and seen is not None and not reading.possible(clicked, seen, id):
-            values[clicks] = values[impressions] = None
+        if both and values[clicks] and values[impressions] is not None:
+            possible = reading.possible(values[clicks], values[impressions], id)
+            values[clicks] = values[clicks] if possible else None
+            values[impressions] = values[impressions] if possible else None
         fields = {word: _readable(row[place]) for word, place in further} if further else None
         return Post._make((*values, fields))
 
@@ -369,6 +370,8 @@ def as_text(value: Any) -> str:
     """
     if type(value) is str:
         return value
+    if type(value) is int or type(value) is float:
+        return str(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode("utf-8", "surrogateescape")
     if isinstance(value, bool):
