@@ -526,8 +526,12 @@ async def test_gate_asks_both_models_whose_answers_would_win(
         return f"An answer {word if model.startswith('ft:') else 'plain'} of it"
 
     provider = Provider(name="p", answer=answer)
-    changes = {"gate_compared": 100, "engagement_threshold": 0.06, "tasks": ("hook",)}
-    changes["gate_allow_drift"] = ("openings",)
+    changes = {
+        "gate_compared": 100,
+        "gate_allow_drift": ("openings",),
+        "engagement_threshold": 0.06,
+        "tasks": ("hook",),
+    }
     async with open_providers(
         tmp_path, sqlite_store_url, provider, changes=changes, source=judged_posts()
     ) as loop:
