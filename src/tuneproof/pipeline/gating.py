@@ -43,7 +43,7 @@ from tuneproof.experiments import Variant, variant_of
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.details import VersionDetail
-from tuneproof.pipeline.prompting import ensure_all_know
+from tuneproof.pipeline.prompting import ensure_all_know, tracked_prompt
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.routing import base_of, baseline_of, manager_of
 from tuneproof.pipeline.steps import StepName
@@ -347,7 +347,12 @@ class GateStage:
         metrics = {"metrics": numbers, "step": 0, "at": run.now.isoformat()}
         await run.tell(tx, "metrics", metrics, "gate")
         if report.passed:
-            alias = {"name": run.config.name, "alias": "candidate", "version_id": version.id}
+            alias: dict[str, object] = {
+                "name": run.config.name,
+                "alias": "candidate",
+                "version_id": version.id,
+                **({"prompt": tracked_prompt(version)} if version.prompt else {}),
+            }
             await run.tell(tx, "alias", alias, "candidate")
 
     def _each(self, judged: Sequence[Judged]) -> list[dict[str, object]]:

@@ -10,6 +10,7 @@ from tuneproof.errors import InputError, RetryableError
 from tuneproof.experiments import Variant
 from tuneproof.pipeline.context import RunContext
 from tuneproof.prompts import Prompt
+from tuneproof.training import ModelVersion
 from tuneproof.workflow import Tx
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ensure_asks_for",
     "owned_task",
     "prompt_in_use",
+    "tracked_prompt",
     "with_prompt",
 ]
 
@@ -56,6 +58,11 @@ def ensure_asks_for(task: Task, prompt: Prompt) -> None:
             f"and {task.name} has {', '.join(task.columns) or 'none'}.",
             mend="Each prompt of a task uses the same variables: those of its settings' template.",
         )
+
+
+def tracked_prompt(version: ModelVersion) -> dict[str, str]:
+    """A version's prompt as the tracking server names it: one name for each task."""
+    return {"name": f"{version.tasks[0]}-prompt", "hash": version.prompt or ""}
 
 
 async def ensure_all_know(older_workers: Callable[[], Awaitable[int]]) -> None:

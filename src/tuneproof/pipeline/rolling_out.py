@@ -13,6 +13,7 @@ from tuneproof.experiments import (
     variant_of,
 )
 from tuneproof.pipeline.context import RunContext
+from tuneproof.pipeline.prompting import tracked_prompt
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.routing import manager_of, route
 from tuneproof.pipeline.steps import StepName
@@ -147,9 +148,12 @@ class RolloutStage:
         status = StageStatus.COMPLETED if complete else StageStatus.FAILED
         await run.mark_stage(tx, Stage.ROLLOUT, status, detail)
         if complete and deployment.version_id is not None:
-            alias = {
+            version = await run.parts.store.versions.find(deployment.version_id, tx=tx)
+            prompted = version is not None and version.prompt is not None
+            alias: dict[str, object] = {
                 "name": deployment.pipeline,
                 "alias": "champion",
                 "version_id": deployment.version_id,
+                **({"prompt": tracked_prompt(version)} if version and prompted else {}),
             }
             await run.tell_once(tx, f"{deployment.id}:champion", "alias", alias)

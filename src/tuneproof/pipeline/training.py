@@ -20,7 +20,13 @@ from tuneproof.pipeline.jobs import (
     trainer_of,
 )
 from tuneproof.pipeline.preflight import Cleared, Preflight
-from tuneproof.pipeline.prompting import SETTINGS, ensure_asks_for, owned_task, prompt_in_use
+from tuneproof.pipeline.prompting import (
+    SETTINGS,
+    ensure_asks_for,
+    owned_task,
+    prompt_in_use,
+    tracked_prompt,
+)
 from tuneproof.pipeline.records import Stage, StageStatus
 from tuneproof.pipeline.routing import model_in_use
 from tuneproof.pipeline.search import Searched, Trained, TrialSearch, shown_trials
@@ -289,6 +295,10 @@ class TrainStage:
         return tuple(found)
 
     async def _tell_version(self, tx: Tx, version: ModelVersion, key: str | None = None) -> None:
+        if version.prompt is not None:
+            kept = await self._run.parts.store.prompts.get(version.prompt, tx=tx)
+            told = {**tracked_prompt(version), "prompt": kept.prompt.document()}
+            await self._run.tell(tx, "prompt", told, f"prompt:{version.prompt}")
         payload = {
             "name": self._run.config.name,
             "version_id": version.id,

@@ -6,7 +6,8 @@
 | `metrics` | `run_id`, `metrics`, `step`, `at` |
 | `dataset` | `run_id`, `manifest` |
 | `model_version` | `run_id`, `name`, `version_id`, `version`, `model_id`, `tags` |
-| `alias` | `name`, `alias`, `version_id` |
+| `prompt` | `run_id`, `name`, `hash`, `prompt` (its content) |
+| `alias` | `name`, `alias`, `version_id`, maybe `prompt` with `name` and `hash` |
 | `note` | `run_id`, `text` |
 | `run_ended` | `run_id`, `status`, `at` |
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tuneproof.errors import DataError
+from tuneproof.tracking.prompts import put_prompt, put_prompt_alias
 from tuneproof.tracking.registry import put_alias, put_version
 from tuneproof.tracking.server import quoted
 
@@ -110,9 +111,17 @@ def model_version(client: MlflowClient, payload: Mapping[str, Any]) -> None:
     client.set_tag(run_id, "tuneproof_version", payload["version_id"])
 
 
+def prompt(client: MlflowClient, payload: Mapping[str, Any]) -> None:
+    """Register the prompt in the prompt registry, once: it is found by the tag of its hash."""
+    put_prompt(client, payload["name"], payload["hash"], payload["prompt"])
+
+
 def alias(client: MlflowClient, payload: Mapping[str, Any]) -> None:
-    """Move `candidate` or `champion` to a version."""
+    """Move `candidate` or `champion` to a version, and to the prompt that it is asked by."""
     put_alias(client, payload["name"], payload["alias"], payload["version_id"])
+    asked_by = payload.get("prompt")
+    if asked_by:
+        put_prompt_alias(client, asked_by["name"], payload["alias"], asked_by["hash"])
 
 
 def note(client: MlflowClient, payload: Mapping[str, Any]) -> None:
@@ -138,6 +147,7 @@ KINDS: dict[str, Callable[[MlflowClient, Mapping[str, Any]], None]] = {
     "metrics": metrics,
     "dataset": dataset,
     "model_version": model_version,
+    "prompt": prompt,
     "alias": alias,
     "note": note,
     "run_ended": run_ended,

@@ -20,6 +20,7 @@ from tuneproof.errors import (
     StoreUnavailableError,
     TrackingUnavailableError,
 )
+from tuneproof.prompts import Prompt
 from tuneproof.resilience import CircuitBreaker, State
 from tuneproof.settings import Settings, StoreConfig, TrackingConfig
 from tuneproof.store import Store
@@ -280,6 +281,57 @@ async def test_aliases_move_and_the_last_one_stands(
     assert await registry.by_alias("no such model", "champion") is None
     with pytest.raises(NotFoundError, match="no version"):
         await registry.set_alias(name, "champion", "ver-unknown")
+    registry.close()
+
+
+async def test_prompts_are_registered_once_and_their_aliases_move(
+    store: Store,
+    tracker: MLflowExperimentTracker,
+    mlflow: Server,
+    client: MlflowClient,
+    run_id: str,
+) -> None:
+    """In MLflow's prompt registry, as its own client reads them."""
+    name = f"hook-{run_id}"
+    registry = MLflowModelRegistry(mlflow.url)
+    asks = Prompt(
+        messages=(("system", 'As {"hook": …}.'), ("user", "About {topic}?")),
+        parameters={
+            "temperature": 0.4,
+            "stop": "!",
+            "reasoning_effort": "low",
+            "response_format": {"type": "json_object"},
+        },
+        variables=("topic",),
+    )
+    tells = Prompt(messages=(("user", "Tell of {topic}."),), variables=("topic",))
+    number = 0
+    for prompt in (asks, tells, asks):
+        version = f"{run_id}-{prompt.hash}"
+        await registry.register(f"model-{run_id}", version, model_id="base")
+        named = {"name": name, "hash": prompt.hash}
+        champion = {"name": f"model-{run_id}", "alias": "champion", "version_id": version}
+        for kind, payload in (
+            ("prompt", {**named, "prompt": prompt.document()}),
+            ("alias", {**champion, "prompt": named}),
+        ):
+            number += 1
+            await store.outbox.add(f"{run_id}:{number}", kind, payload, run=run_id)
+    assert await tracker.deliver_once() == 6
+    found = {one.tags["tuneproof_prompt"]: one for one in client.search_prompt_versions(name)}
+    assert found.keys() == {asks.hash, tells.hash}
+    champion = client.get_prompt_version_by_alias(name, "champion")
+    assert champion.tags["tuneproof_prompt"] == asks.hash
+    assert champion.template == [
+        {"role": "system", "content": 'As {"hook": …}.'},
+        {"role": "user", "content": "About {{topic}}?"},
+    ]
+    assert champion.model_config == {
+        "temperature": 0.4,
+        "stop_sequences": ["!"],
+        "extra_params": {"reasoning_effort": "low"},
+    }
+    assert champion.response_format == {"type": "json_object"}
     registry.close()
 
 
