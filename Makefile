@@ -5,6 +5,7 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 LORA := .venv-lora/.ready
 SDKS := .venv-sdks/.ready
+OPENAI_2 := .venv-openai-2/.ready
 MLFLOW_2 := .venv-mlflow-2/.ready
 OBJECTS := .venv-objects/.ready
 OTHER_POSTGRES := tests/matrix/node_modules/.package-lock.json
@@ -90,14 +91,20 @@ $(LORA): requirements.lock requirements-lora.txt requirements-ray.txt pyproject.
 conformance: setup ## the trainer's answers by the original's document: OPENAPI=openapi.json, from github.com/openai/openai-openapi
 	$(PYTHON) -m tests.conformance $(OPENAPI)
 
-sdks: setup services $(SDKS) ## gateway and trainer by OpenAI's, LangChain's, LiteLLM's and others' libraries, unchanged
-	TUNEPROOF_SDKS=.venv-sdks/bin/python $(PYTHON) -m pytest -q -n 2 -m sdks tests/sdks
+sdks: setup services $(SDKS) $(OPENAI_2) ## gateway and trainer by OpenAI's, LangChain's, LiteLLM's and others' libraries, unchanged
+	TUNEPROOF_SDKS=.venv-sdks/bin/python TUNEPROOF_OPENAI_2=.venv-openai-2/bin/openai $(PYTHON) -m pytest -q -n 2 -m sdks tests/sdks
 
 $(SDKS): requirements-sdks.txt
 	@sh .ci/uv
 	$(UV) venv --quiet --allow-existing --python "$${TUNEPROOF_PYTHON:-python3}" .venv-sdks
 	$(UV) pip sync --quiet --python .venv-sdks/bin/python requirements-sdks.txt
 	@touch $(SDKS)
+
+$(OPENAI_2): tests/sdks/requirements-openai-2.txt
+	@sh .ci/uv
+	$(UV) venv --quiet --allow-existing --python "$${TUNEPROOF_PYTHON:-python3}" .venv-openai-2
+	$(UV) pip sync --quiet --python .venv-openai-2/bin/python tests/sdks/requirements-openai-2.txt
+	@touch $(OPENAI_2)
 
 cluster: setup services ## a live API server, images, alerts, Sentinels, workers restarted and upgraded; root on Debian 12
 	@sh .ci/cluster
@@ -157,6 +164,9 @@ lock: ## resolve the dependencies anew; the extras lora and ray have files of th
 	$(UV) pip compile --quiet --universal --group sdks --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file requirements-sdks.txt
+	$(UV) pip compile --quiet --universal --group openai-2 --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file tests/sdks/requirements-openai-2.txt
 	$(UV) pip compile --quiet --universal --group mlflow-2 --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file tests/matrix/requirements.txt
@@ -174,4 +184,4 @@ audit: setup ## ask osv.dev for known vulnerabilities of what the lock has; fail
 	$(PYTHON) tools/audit.py requirements.lock
 
 clean: ## remove what was made here
-	rm -rf .venv .venv-lora .venv-mlflow-2 .venv-objects .venv-sdks tests/matrix/node_modules .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lora .venv-mlflow-2 .venv-objects .venv-openai-2 .venv-sdks tests/matrix/node_modules .uv .tuneproof .mutate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.sdks.provider import openai_like
 from tests.sdks.test_sdks import EXPECTED, INSTRUCTOR, LITELLM, PROGRAMS, PYTHON, said
+from tests.trainer.integration.conftest import BASE, ENDED, lines
 from tests.trainer.integration.test_npm import MODULES, program, run
 from tests.trainer.integration.test_replicas import Behind
+from tests.waiting import until
 
 from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.lora.vllm import VllmAnswers
@@ -35,6 +41,43 @@ def url(tmp_path: Path) -> Iterator[str]:
         settings = TrainerSettings(dir=tmp_path / "trainer")
         with EmbeddedTrainer(settings, engines=[engine]) as trainer:  # type: ignore[list-item]
             yield trainer.base_url
+
+
+OPENAI_2 = os.environ.get("TUNEPROOF_OPENAI_2", "")
+"""The command line that OpenAI's package had until its version 2."""
+
+
+def test_openais_command_line_works_unchanged(tmp_path: Path) -> None:
+    assert OPENAI_2, "`make sdks` says where it is"
+    training = tmp_path / "train.jsonl"
+    training.write_bytes(lines())
+    with EmbeddedTrainer(TrainerSettings(dir=tmp_path / "trainer")) as trainer:
+
+        def api(*arguments: str) -> str:
+            command = [OPENAI_2, "-b", f"{trainer.base_url}/", "-k", "any", "api", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        made = api("files.create", "-f", str(training), "-p", "fine-tune")
+        file = json.loads(made)["id"]
+        asked = ("-m", BASE, "-F", file, "-s", "cli", "-H", '{"n_epochs": 1}')
+        job = json.loads(api("fine_tuning.jobs.create", *asked))["id"]
+
+        def over() -> Any:
+            found = json.loads(api("fine_tuning.jobs.retrieve", "-i", job))
+            return found if found["status"] in ENDED else None
+
+        ended = until(over)
+        assert ended["status"] == "succeeded"
+        assert job in api("fine_tuning.jobs.list")
+        assert "New fine-tuned model created" in api("fine_tuning.jobs.list_events", "-i", job)
+        assert ended["fine_tuned_model"] in api("models.list")
+        talk = ("-m", ended["fine_tuned_model"], "-g", "user", "tips about sourdough")
+        assert api("chat.completions.create", *talk).strip()
+        assert api("chat.completions.create", *talk, "--stream", "-t", "0").strip()
+        api("models.delete", "-i", ended["fine_tuned_model"])
+        assert file in api("files.list")
 
 
 PROGRAM = {
