@@ -70,8 +70,8 @@ class CompletionStore:
         """Up to `limit` rows after the completion `after`."""
         where, values = ["org = ?"], [org]
         for key, value in metadata.items():
-            where.append("json_extract(metadata, ?) = ?")
-            values += [f'$."{key}"', value]
+            where.append("EXISTS (SELECT 1 FROM json_each(metadata) WHERE key = ? AND value = ?)")
+            values += [key, value]
         if model is not None:
             where.append("model = ?")
             values.append(model)

@@ -32,6 +32,7 @@ def test_a_kept_completion_is_listed_read_changed_and_deleted(start: Start) -> N
     assert [one.id for one in stored.list(order="desc", limit=1).data] == [second.id]
     assert [one.id for one in stored.list(metadata={"task": "body"})] == [second.id]
     assert [one.id for one in stored.list(model="another")] == []
+    assert [one.id for one in stored.list(metadata={'"x': "body"})] == []
     assert [one.id for one in stored.list(after=first.id)] == [second.id]
     read: Any = stored.retrieve(first.id)
     assert read.choices == first.choices
