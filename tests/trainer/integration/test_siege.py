@@ -9,8 +9,10 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 from openai import OpenAI
 from tests.trainer.integration.conftest import BASE, ended, lines, upload
@@ -106,4 +108,28 @@ def test_a_line_of_brackets_is_not_spread_in_memory(process: Process, nested: by
     assert job.error is not None
     assert job.error.code == "invalid_file_format"
     assert "objects and lists" in job.error.message
+    assert highest_mib(process) < MOST_MIB
+
+
+FLOOD = {
+    "strings": b'{"model":"x","messages":[{"role":"user","content":"a"}],"stop":['
+    + b'"ab",' * 1_400_000
+    + b'"a"]}',
+    "keys": b'{"model":"x","logit_bias":{'
+    + b",".join(b'"%d":1' % n for n in range(700_000))
+    + b"}}",
+}
+
+
+@pytest.mark.parametrize("body", FLOOD.values(), ids=FLOOD)
+def test_a_flood_of_large_bodies_is_refused_within_bounds(process: Process, body: bytes) -> None:
+    url = f"http://127.0.0.1:{process.port}/v1/chat/completions"
+    headers = {"content-type": "application/json"}
+
+    def answered(_: int) -> int:
+        return httpx2.post(url, content=body, headers=headers, timeout=60).status_code
+
+    with ThreadPoolExecutor(10) as pool:
+        assert set(pool.map(answered, range(10))) <= {400, 503}
+    assert process.client.models.list().data
     assert highest_mib(process) < MOST_MIB
