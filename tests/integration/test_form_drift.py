@@ -53,10 +53,15 @@ class Writer(MemoryProvider):
         super().__init__(answer=answer)
 
 
-def varied() -> MemorySource:
-    """Posts with hooks of many words."""
+def varied(topics: int = 600) -> MemorySource:
+    """Posts with hooks of many words, on so many topics."""
     draw = random.Random(1)
-    return MemorySource([post._replace(hook=words(draw)) for post in posts(600)])
+    return MemorySource(
+        [
+            post._replace(hook=words(draw), original_input=f"topic number {i % topics}")
+            for i, post in enumerate(posts(600))
+        ]
+    )
 
 
 async def gated(directory: Path, database: str, write: Write, **changes: Any) -> Run:
@@ -123,6 +128,24 @@ async def test_each_model_is_asked_once_for_what_is_looked_at(
     )
     asked = [model.startswith("ft:") for model in trainer.asked]
     assert (sum(asked), len(asked) - sum(asked)) == (12 + 1, 12 + 1)  # whether it answers at all
+
+
+async def test_posts_that_share_few_inputs_tell_as_much(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """Each held-out post is one, whatever it was asked for: the answers differ by their seeds."""
+    async with open_loop(
+        tmp_path,
+        sqlite_store_url,
+        changes={"gate_samples": 20, "tasks": ("hook",)},
+        provider=Writer(opened),
+        source=varied(topics=60),
+    ) as loop:
+        run = await loop.turn(last_stage="gate")
+    assert run.status is RunStatus.REJECTED
+    [form] = run.stages["gate"]["detail"]["forms"]
+    assert form["inputs"] == 20
+    assert [one["name"] for one in form["figures"] if one["beyond"]] == ["openings"]
 
 
 async def test_few_samples_are_unknown_and_stop_nobody(

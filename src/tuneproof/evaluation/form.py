@@ -119,9 +119,9 @@ async def form_of(
 ) -> Form:
     """Ask both models for what they have not answered yet, and set the first answers side by side.
 
-    `examples` are held-out chats with the answer that was published, each input once. Asked as the
-    gate's samples and comparisons are, so that who keeps those answers need not ask again. Nobody
-    is asked where there are too few of them to tell anything.
+    `examples` are held-out chats with the answer that was published. Asked as the gate's samples
+    and comparisons are, so that who keeps those answers need not ask again. Nobody is asked where
+    there are too few of them to tell anything.
     """
     examples = examples[:MOST_INPUTS]
     if len(examples) < LEAST_TOLD:

@@ -499,18 +499,21 @@ def inputs_of(path: Path | str, most: int) -> list[Messages]:
 
     Raises `DataError` where the file is unreadable.
     """
-    return [chat[:-1] for chat in examples_of(path, most)]
+    return [chat[:-1] for chat in examples_of(path, most, once=True)]
 
 
-def examples_of(path: Path | str, most: int) -> list[Messages]:
-    """The chats of a held-out file, each input once, with its first answer; at most so many.
+def examples_of(path: Path | str, most: int, *, once: bool = False) -> list[Messages]:
+    """The chats of a held-out file with their answers, at most so many; with `once` each input
+    with its first answer.
 
     Raises `DataError` where the file is unreadable.
     """
-    once: dict[str, Messages] = {}
+    if not once:
+        return [line.chat for line in _read(Path(path), most)]
+    found: dict[str, Messages] = {}
     for line in _read(Path(path), MAX_LINES):
-        once.setdefault(json.dumps(line.chat[:-1], sort_keys=True), line.chat)
-    return list(islice(once.values(), most))
+        found.setdefault(json.dumps(line.chat[:-1], sort_keys=True), line.chat)
+    return list(islice(found.values(), most))
 
 
 def _read(path: Path, most: int) -> list[_Line]:

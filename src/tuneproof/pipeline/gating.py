@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from tuneproof import workflow
-from tuneproof.collection import TrainingDataBatch
+from tuneproof.collection import Dataset, TrainingDataBatch
 from tuneproof.curation.files import DATASETS
 from tuneproof.errors import ConfigError
 from tuneproof.evaluation import (
@@ -24,6 +24,7 @@ from tuneproof.evaluation import (
     Gate,
     GateReport,
     Kept,
+    Messages,
     Moderator,
     OutcomeModel,
     Prediction,
@@ -201,21 +202,26 @@ class GateStage:
         config = self._run.config
         candidate, rival = await self._both(version, batch, kept)
         compared = {one.task for one in predictions if one.win_rate is not None}
-        asks = self._run.parts.asks(config.tasks)
         found = []
         for task, dataset in batch.datasets.items():
-            most = config.gate_compared if task in compared else config.gate_samples
+            examples, answers = self._answered(dataset, task in compared)
             found.append(
-                await form_of(
-                    task,
-                    candidate,
-                    rival,
-                    examples_of(dataset.validation_path, most) if asks else (),
-                    answers=COMPARED_ANSWERS if task in compared else 1,
-                    seed=config.seed,
-                )
+                await form_of(task, candidate, rival, examples, answers=answers, seed=config.seed)
             )
         return tuple(found)
+
+    def _answered(self, dataset: Dataset, compared: bool) -> tuple[Sequence[Messages], int]:
+        """The held-out chats of a task that both models have answered, or are asked for, and how
+        many answers each gives: those that were compared, where they are not fewer."""
+        config = self._run.config
+        if not self._run.parts.asks(config.tasks):
+            return (), 1
+        sampled = examples_of(dataset.validation_path, config.gate_samples)
+        if compared:
+            both = examples_of(dataset.validation_path, config.gate_compared, once=True)
+            if len(both) >= len(sampled):
+                return both, COMPARED_ANSWERS
+        return sampled, 1
 
     async def _both(
         self, version: ModelVersion, batch: TrainingDataBatch, kept: Kept
