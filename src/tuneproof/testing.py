@@ -203,8 +203,8 @@ Scorer = Callable[[str, Sequence[Mapping[str, str]]], "Score | None"]
 
 
 def echo(model: str, messages: Sequence[Mapping[str, str]], index: int) -> str:
-    """A reply that names its model and the request."""
-    return f"{model} [{index}]: {messages[-1]['content']}"
+    """A reply that names the request and how its model ends: as long whichever model says it."""
+    return f"{messages[-1]['content']} [{index} by {model[-4:]}]"
 
 
 def tuned_scores_better(model: str, messages: Sequence[Mapping[str, str]]) -> Score:

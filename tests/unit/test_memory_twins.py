@@ -77,8 +77,8 @@ async def test_job_succeeds_after_its_polls_and_its_model_answers(file: Path) ->
         job.fine_tuned_model, [{"role": "user", "content": "hi"}], n=2
     )
     assert [reply.text for reply in replies] == [
-        "ft:base:memory:tp:0001 [0]: hi",
-        "ft:base:memory:tp:0001 [1]: hi",
+        "hi [0 by 0001]",
+        "hi [1 by 0001]",
     ]
     assert "ft:base:memory:tp:0001" in [model.id for model in await provider.models()]
 
