@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tuneproof.collection import Task
 from tuneproof.errors import ConfigError, InputError, RetryableError
 from tuneproof.experiments import Variant
 from tuneproof.prompts import Prompt
-from tuneproof.settings import BODY, Settings, TaskConfig
+from tuneproof.settings import BODY, Settings, TargetConfig, TaskConfig
 from tuneproof.store import RunStatus
+from tuneproof.targets import EnvFileTarget
 from tuneproof.testing import MemoryProvider
 from tuneproof.training import VersionStatus
 
@@ -207,14 +209,39 @@ async def test_who_may_have_a_prompt(tmp_path: Path, sqlite_store_url: str) -> N
         assert (await in_use(loop)).prompt == FIRST.hash
 
 
+async def test_targets_are_told_of_prompts_or_of_the_model_in_use_alone(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """An env file with its prompts beside it; one that knows none gets no candidate."""
+    knows = EnvFileTarget(tmp_path / "knows.env", name="knows", prompts=True)
+    plain = EnvFileTarget(tmp_path / "plain.env", name="plain")
+    trainer = MemoryProvider(base_models=("base",))
+    async with opened(tmp_path, sqlite_store_url, provider=trainer, targets=[knows, plain]) as loop:
+        kept = await loop.app.prompts.add(made(BETTER), task="hook")
+        prompted = Variant(model_id="base", prompt=kept.prompt.hash)
+        await loop.app.experiments.create(
+            baseline=Variant(model_id="base"), candidates=[prompted], traffic_split=0.5
+        )
+        await loop.app.managers.of(loop.app.pipelines.get("default")).apply(["hook"])
+        told = dict(
+            line.split("=", 1) for line in (tmp_path / "knows.env").read_text().splitlines()
+        )
+        assert told["HOOK_CANDIDATE_PROMPT"] == kept.prompt.hash
+        assert told["HOOK_BASELINE_PROMPT"] == FIRST.hash
+        assert told["HOOK_CANDIDATE_SHARE"] == "0.5000"
+        for hash in (kept.prompt.hash, FIRST.hash):
+            content = orjson.loads((tmp_path / "knows.env.prompts" / f"{hash}.json").read_bytes())
+            assert Prompt.of(content).hash == hash
+        assert "PROMPT" not in (tmp_path / "plain.env").read_text()
+        assert "HOOK_CANDIDATE_SHARE=0.0000" in (tmp_path / "plain.env").read_text()
+
+
 def test_settings_that_cannot_be() -> None:
     """What no run could make is said when it is read."""
 
     def read(**more: Any) -> Settings:
         tasks = {"hook": HOOK, "body": BODY}
         changes = {"base_model": "base", "recipes": (BETTER,), "tasks": ("hook",), **more}
-        from dataclasses import replace
-
         return Settings(tasks=tasks, pipelines={"default": replace(QUICK, **changes)})
 
     read()
@@ -232,6 +259,18 @@ def test_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             read(**changes)
+    for kind, more, said in (
+        ("envfile", {"path": "x.env"}, "Set prompts = true"),
+        ("istio", {}, "take the target out"),
+    ):
+        target = TargetConfig(name="t", kind=kind, options=more)
+        with pytest.raises(ConfigError, match="of models and of no prompts") as refused:
+            Settings(
+                tasks={"hook": HOOK, "body": BODY},
+                pipelines={"default": replace(QUICK, tasks=("hook",))},
+                targets={"t": target},
+            )
+        assert said in refused.value.mend
     with pytest.raises(ConfigError, match="variable in braces"):
         TaskConfig(
             name="hook",

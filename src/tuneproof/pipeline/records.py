@@ -53,7 +53,7 @@ from tuneproof.rollout import (
     Target,
     Watch,
 )
-from tuneproof.rollout.store import MoveRecords, RolloutEvidence
+from tuneproof.rollout.store import MoveRecords, PromptTexts, RolloutEvidence
 from tuneproof.settings import Declaration, PipelineConfig
 from tuneproof.training import (
     Job,
@@ -194,7 +194,7 @@ class KeptPrompt(Protocol):
         """What it says."""
 
 
-class PromptRecords(Protocol):
+class PromptRecords(PromptTexts, Protocol):
     """Where prompts are kept."""
 
     async def keep(

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tuneproof.errors import StateError
 from tuneproof.experiments import Variant, engagement_metric
+from tuneproof.prompts import Prompt
 from tuneproof.rollout.routing import Lane, Routing
 from tuneproof.settings import Declaration
 
@@ -50,6 +51,16 @@ class Target(Protocol):
 
     async def observe(self, task: str) -> Mapping[str, object] | None:
         """What the target serves now, read back; None where it cannot say."""
+
+
+@runtime_checkable
+class TakesPrompts(Target, Protocol):
+    """A target whose applications ask models by the prompts that they are told, where `prompts`."""
+
+    prompts: bool
+
+    async def keep(self, prompts: Mapping[str, Prompt]) -> None:
+        """Have these at hand, by their hash, before a routing names them; idempotent."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from tuneproof.rollout.machine import (
     DeploymentResult,
     DeploymentState,
     RollbackResult,
+    TakesPrompts,
     Target,
 )
 from tuneproof.rollout.routing import Routing
@@ -497,18 +498,26 @@ class DeploymentManager:
     async def apply(self, tasks: Sequence[str]) -> list[str]:
         """Tell each target, in order, what these tasks serve now; the names of those that failed.
 
-        Our own routing is written already: a target that does not answer delays nothing.
+        Our own routing is written already: a target that does not answer delays nothing. One that
+        takes no prompts is told of the model in use alone where variants own the prompt.
         """
         failed = []
         for task in tasks:
             routing = await self._store.routing.get(task)
             for target in self._targets if routing is not None else ():
                 try:
-                    await target.apply(routing)  # type: ignore[arg-type]
+                    await self._apply(target, routing)  # type: ignore[arg-type]
                 except TuneProofError as e:
                     log.warning("target %s did not take %s: %s", target.name, task, e)
                     failed.append(target.name)
         return failed
+
+    async def _apply(self, target: Target, routing: Routing) -> None:
+        if isinstance(target, TakesPrompts) and target.prompts:
+            await target.keep(await self._store.prompts.of(routing.prompts))
+            await target.apply(routing)
+        else:
+            await target.apply(routing.unprompted)
 
     def result(self, deployment: Deployment) -> DeploymentResult:
         """A rollout as `deploy_model` answers it."""

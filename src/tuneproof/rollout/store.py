@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from tuneproof.experiments import ABTest, Evidence, HourRequests, Requests
 from tuneproof.experiments.store import Transactions
+from tuneproof.prompts import Prompt
 from tuneproof.rollout.machine import Deployment
 from tuneproof.rollout.routing import Routing
 from tuneproof.workflow import Tx
@@ -100,6 +101,13 @@ class Withdrawals(Protocol):
         """End what still runs of these tests and rollouts; the tasks that served them."""
 
 
+class PromptTexts(Protocol):
+    """What prompts say."""
+
+    async def of(self, hashes: Collection[str], *, tx: Tx | None = None) -> Mapping[str, Prompt]:
+        """The prompts with these hashes, those that there are."""
+
+
 class RolloutStore(Protocol):
     """What the manager keeps: rollouts with their history, phases, evidence, routing."""
 
@@ -126,6 +134,10 @@ class RolloutStore(Protocol):
     @property
     def events(self) -> RolloutEvidence:
         """What events add up to."""
+
+    @property
+    def prompts(self) -> PromptTexts:
+        """What the prompts say that are routed."""
 
     @property
     def routing(self) -> RoutingRecords:

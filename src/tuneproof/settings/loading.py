@@ -28,6 +28,9 @@ from tuneproof.settings.secrets import Secret, Url
 from tuneproof.settings.shadow import Shadow, shadows_of
 from tuneproof.settings.tables import Tables
 
+UNPROMPTED = ("envfile", "configmap", "istio", "webhook")
+"""Kinds of targets that tell of models alone, where nothing else is said."""
+
 ADAPTERS: Mapping[str, str] = MappingProxyType(
     {
         "store": "tuneproof.store:open_store",
@@ -102,6 +105,8 @@ class Settings(Tables):
                 named = getattr(task, key)
                 if named is not None:
                     self._check_provider(f"tasks.{task.name}.{key}", named)
+        for target in self.targets.values():
+            self._check_target(target)
         if self.relay.provider is not None:
             self._check_provider("relay.provider", self.relay.provider)
         self._check_aliases()
@@ -159,6 +164,22 @@ class Settings(Tables):
             )
             for name, config in self.pipelines.items()
         }
+
+    def _check_target(self, target: TargetConfig) -> None:
+        """A target of ours that tells models alone would keep each prompt from being tested."""
+        owned = [task.name for task in self.tasks.values() if task.owned_by_variants]
+        told = target.options.get("prompts") is True
+        if not owned or told or target.kind not in UNPROMPTED:
+            return
+        mend = f"Set prompts = true in [targets.{target.name}]"
+        if target.kind == "istio":
+            mend = "Let the client or the gateway choose, and take the target out"
+        raise ConfigError(
+            f"targets.{target.name} tells applications of models and of no prompts, and variants "
+            f"own the prompt of {owned[0]}.",
+            mend=f'{mend}, or leave prompt_owner = "application".',
+            field=f"targets.{target.name}",
+        )
 
     def _check_provider(self, where: str, name: str) -> None:
         if name not in self.providers:

@@ -63,7 +63,16 @@ OWN_TABLES: Final = frozenset(
         OWN_MARK,
         *("activity", "cells", "comments", "counters", "deployment_history", "deployments"),
         "engagement",
-        *("experiments", "exposures", "idempotency", "looks", "meta", "outbox", "outcomes"),
+        *(
+            "experiments",
+            "exposures",
+            "idempotency",
+            "looks",
+            "meta",
+            "outbox",
+            "outcomes",
+            "prompts",
+        ),
         *("phases", "requests", "routing", "runs", "schedule", "scores", "scoring_days"),
         *("subjects", "tokens", "units", "versions"),
     )

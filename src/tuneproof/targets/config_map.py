@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneproof.errors import NotFoundError
+from tuneproof.prompts import Prompt
 from tuneproof.rollout import Routing
 from tuneproof.targets.cluster import Cluster, namespace_or_own
 from tuneproof.targets.variables import SWITCH_AT, check_switch, observed, stem, variables
@@ -22,7 +23,8 @@ class ConfigMapTarget:
     The patch carries the `resourceVersion` that was read, so a change by somebody else is never
     written over: it is read again first. `create` makes an absent ConfigMap. `restart` names
     deployments whose pods are to be replaced when the variables changed: they get the
-    variables' hash as a pod annotation, so the same values restart nothing twice.
+    variables' hash as a pod annotation, so the same values restart nothing twice. With `prompts`
+    the variables name prompts too; what they say is in the ConfigMap `NAME-prompts`, one key each.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class ConfigMapTarget:
         switch_at: float = SWITCH_AT,
         create: bool = False,
         restart: Sequence[str] = (),
+        prompts: bool = False,
         cluster: Cluster | None = None,
     ) -> None:
         self.name = name
@@ -42,6 +45,7 @@ class ConfigMapTarget:
         self._switch_at = check_switch(switch_at)
         self._create = create
         self._restart = tuple(restart)
+        self.prompts = prompts
         self._cluster = cluster or Cluster()
 
     @property
@@ -54,7 +58,7 @@ class ConfigMapTarget:
         Raises `DeniedError` without the right, `NotFoundError` for an absent ConfigMap (unless
         `create`) or deployment, `RetryableError` where the API server does not answer.
         """
-        wanted = variables(routing, switch_at=self._switch_at)
+        wanted = variables(routing, switch_at=self._switch_at, prompts=self.prompts)
         annotation = {f"{ANNOTATION}{stem(routing.task).lower()}-version": str(routing.version)}
 
         def make(found: dict[str, Any]) -> dict[str, Any] | None:
@@ -72,15 +76,34 @@ class ConfigMapTarget:
         for deployment in self._restart:
             await self._restarted(deployment, found.get("data") or {})
 
+    async def keep(self, prompts: Mapping[str, Prompt]) -> None:
+        """Put each prompt into its ConfigMap, which is made where it is absent.
+
+        Raises as `apply` does.
+        """
+        wanted = {f"{hash}.json": prompt.canonical for hash, prompt in prompts.items()}
+        if not wanted:
+            return
+
+        def make(found: dict[str, Any]) -> dict[str, Any] | None:
+            data = found.get("data") or {}
+            return None if wanted.keys() <= data.keys() else {"data": wanted}
+
+        name = f"{self._config_map}-prompts"
+        try:
+            await self._cluster.change(f"{self._folder}/{name}", make)
+        except NotFoundError:
+            await self._make(wanted, {}, name)
+
     async def _make(
-        self, wanted: Mapping[str, str], annotation: Mapping[str, str]
+        self, wanted: Mapping[str, str], annotation: Mapping[str, str], name: str | None = None
     ) -> dict[str, Any]:
         return await self._cluster.create(
             self._folder,
             {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
-                "metadata": {"name": self._config_map, "annotations": dict(annotation)},
+                "metadata": {"name": name or self._config_map, "annotations": dict(annotation)},
                 "data": dict(wanted),
             },
         )

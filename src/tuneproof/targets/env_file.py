@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneproof.errors import DataError, RetryableError
+from tuneproof.prompts import Prompt
 from tuneproof.rollout import Routing
 from tuneproof.targets.variables import SWITCH_AT, check_switch, observed, variables
 
@@ -25,19 +26,43 @@ class EnvFileTarget:
 
     The file is replaced whole (temporary file, fsync, rename), so a reader never sees half of
     it, and is left alone when nothing changed. Its mode is kept; a new one is 0644.
+    With `prompts` the variables name prompts too; what they say is in `FILE.prompts/HASH.json`.
     """
 
     def __init__(
-        self, path: str | Path, *, name: str = "envfile", switch_at: float = SWITCH_AT
+        self,
+        path: str | Path,
+        *,
+        name: str = "envfile",
+        switch_at: float = SWITCH_AT,
+        prompts: bool = False,
     ) -> None:
         self.name = name
+        self.prompts = prompts
         self._path = Path(path)
         self._switch_at = check_switch(switch_at)
 
     async def apply(self, routing: Routing) -> None:
         """Write this routing. Raises `RetryableError` where the file cannot be written."""
-        wanted = variables(routing, switch_at=self._switch_at)
+        wanted = variables(routing, switch_at=self._switch_at, prompts=self.prompts)
         await asyncio.to_thread(self._apply, wanted)
+
+    async def keep(self, prompts: Mapping[str, Prompt]) -> None:
+        """Write a file of each prompt. Raises `RetryableError` where one cannot be written."""
+        await asyncio.to_thread(self._keep, prompts)
+
+    def _keep(self, prompts: Mapping[str, Prompt]) -> None:
+        folder = self._path.with_name(f"{self._path.name}.prompts")
+        try:
+            for hash, prompt in prompts.items():
+                if not (folder / f"{hash}.json").exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self._replace(prompt.canonical, folder / f"{hash}.json")
+        except OSError as error:
+            raise RetryableError(
+                f"The prompts in {folder} cannot be written: {error}.",
+                mend="Check that it is writable for this process.",
+            ) from error
 
     async def observe(self, task: str) -> Mapping[str, Any] | None:
         """What the file says about the task; None where it says nothing."""
@@ -85,8 +110,8 @@ class EnvFileTarget:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _replace(self, text: str) -> None:
-        target = self._path.resolve()  # a link stays a link
+    def _replace(self, text: str, path: Path | None = None) -> None:
+        target = (path or self._path).resolve()  # a link stays a link
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:

@@ -28,8 +28,11 @@ def stem(task: str) -> str:
     return re.sub(r"\W+", "_", task).upper().strip("_")
 
 
-def variables(routing: Routing, *, switch_at: float = SWITCH_AT) -> dict[str, str]:
-    """The variables of one task. All are always there, so that none is left from before.
+def variables(
+    routing: Routing, *, switch_at: float = SWITCH_AT, prompts: bool = False
+) -> dict[str, str]:
+    """The variables of one task. All are always there, so that none is left from before; with
+    `prompts` also those that name the models' prompts by their hash.
 
     >>> from tuneproof.experiments import Variant
     >>> variables(Routing(task="hook", baseline=Variant(model_id="base"), version=3))["HOOK_MODEL"]
@@ -41,7 +44,13 @@ def variables(routing: Routing, *, switch_at: float = SWITCH_AT) -> dict[str, st
     candidate = lane.candidate if lane is not None and share > 0 else None
     switched = share >= switch_at
     model = candidate if candidate is not None and switched else routing.baseline
+    asked_by = {
+        f"{name}_PROMPT": model.prompt or "",
+        f"{name}_BASELINE_PROMPT": routing.baseline.prompt or "",
+        f"{name}_CANDIDATE_PROMPT": (candidate.prompt or "") if candidate else "",
+    }
     return {
+        **(asked_by if prompts else {}),
         f"{name}_MODEL": model.model_id,
         f"{name}_BASELINE_MODEL": routing.baseline.model_id,
         f"{name}_CANDIDATE_MODEL": candidate.model_id if candidate else "",

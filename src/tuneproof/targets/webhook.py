@@ -23,6 +23,7 @@ from tuneproof.errors import (
 from tuneproof.experiments import Variant
 from tuneproof.outgoing import ANYWHERE, Rules
 from tuneproof.outgoing.clients import http_client
+from tuneproof.prompts import Prompt
 from tuneproof.rollout import Lane, Routing
 from tuneproof.settings import Url
 
@@ -33,7 +34,8 @@ class WebhookTarget:
     The same routing carries the same `Idempotency-Key`, so a repeated call can be told from a
     new one. With a `secret` the body is signed: `X-TuneProof-Signature: sha256=HEX` is its
     HMAC. `observe_url` (`{task}` is filled in) is asked by GET for what is served; without it
-    `observe` cannot say.
+    `observe` cannot say. With `prompts` each model has the hash of its prompt, which
+    `GET /prompts/HASH` of the service tells.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class WebhookTarget:
         headers: Mapping[str, str] | None = None,
         observe_url: str | None = None,
         timeout_s: float = 10.0,
+        prompts: bool = False,
         outgoing: Rules = ANYWHERE,
     ) -> None:
         self.name = name
+        self.prompts = prompts
         self._url = _checked(url)
         self._observe_url = None if observe_url is None else _checked(observe_url)
         self._secret = secret
@@ -58,7 +62,7 @@ class WebhookTarget:
     async def apply(self, routing: Routing) -> None:
         """Post this routing. Raises `RetryableError` where no answer came, it was 5xx or 429;
         `DeniedError`, `NotFoundError`, `ConflictError` or `DataError` for other refusals."""
-        body = json.dumps(_document(routing), sort_keys=True).encode()
+        body = json.dumps(_document(routing, prompts=self.prompts), sort_keys=True).encode()
         headers = {
             **self._headers,
             "Content-Type": "application/json",
@@ -68,6 +72,9 @@ class WebhookTarget:
             digest = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
             headers["X-TuneProof-Signature"] = f"sha256={digest}"
         await self._send("POST", self._url, content=body, headers=headers)
+
+    async def keep(self, prompts: Mapping[str, Prompt]) -> None:
+        """Whoever is told a prompt's hash asks the service for it."""
 
     async def observe(self, task: str) -> Mapping[str, Any] | None:
         """What the endpoint says that it serves; None without an `observe_url`."""
@@ -102,27 +109,31 @@ class WebhookTarget:
         return answer.content
 
 
-def _document(routing: Routing) -> dict[str, object]:
+def _document(routing: Routing, *, prompts: bool) -> dict[str, object]:
     fields = routing.document()
     document: dict[str, object] = {
         **fields,
         "type": "routing",
-        "baseline": _model(routing.baseline),
-        "candidate": _model(fields["candidate"]),
+        "baseline": _model(routing.baseline, prompts),
+        "candidate": _model(fields["candidate"], prompts),
         "updated_at": routing.updated_at.isoformat() if routing.updated_at else None,
-        "lanes": [_lane(lane) for lane in fields["lanes"]],
+        "lanes": [_lane(lane, prompts) for lane in fields["lanes"]],
     }
     if not fields["lanes"]:
         del document["lanes"]
     return document
 
 
-def _lane(lane: Lane) -> dict[str, Any]:
-    return {"subject": lane.subject, "candidate": _model(lane.candidate), "share": lane.share}
+def _lane(lane: Lane, prompts: bool) -> dict[str, Any]:
+    candidate = _model(lane.candidate, prompts)
+    return {"subject": lane.subject, "candidate": candidate, "share": lane.share}
 
 
-def _model(model: Variant | None) -> dict[str, str | None] | None:
-    return None if model is None else {"model_id": model.model_id, "version": model.version}
+def _model(model: Variant | None, prompts: bool) -> dict[str, str | None] | None:
+    if model is None:
+        return None
+    found = {"model_id": model.model_id, "version": model.version}
+    return {**found, "prompt": model.prompt} if prompts else found
 
 
 def _refusal(name: str, url: str, status: int) -> TuneProofError:
