@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+import unicodedata
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,6 +18,7 @@ from tests.posts import UNTIL, row
 from tests.sourcing import TABLES, Make, Row, collected, query
 
 from tuneproof.collection import DataCollector, Post
+from tuneproof.curation.provenance import DETECTORS
 from tuneproof.errors import DataError
 from tuneproof.sources import open_source
 
@@ -305,6 +309,13 @@ async def test_timestamps_of_parquet_in_any_unit(
     assert found[0].text("written").startswith("2025-01-13 00:00:00")
 
 
+async def test_days_are_times_at_their_beginning(make: Make) -> None:
+    days = [(UNTIL - timedelta(days=n)).date() for n in (8, 7, 1, 0)]
+    rows = [row(i, engagement_rate=0.1, ts=day) for i, day in enumerate(days, 1)]
+    found = await times_of(make(rows, types={"ts": "date"}))
+    assert found == [("2", UNTIL - timedelta(days=7)), ("3", UNTIL - timedelta(days=1))]
+
+
 # --- names ------------------------------------------------------------------------------
 
 
@@ -409,6 +420,15 @@ async def test_the_same_input_gives_the_same_hash(make: Make, tmp_path: Path) ->
         )
         hashes.add((await collecting.collect_training_data(until=UNTIL)).hash)
     assert hashes == {GOLDEN}
+    manifest = json.loads((tmp_path / "datasets" / GOLDEN / "manifest.json").read_text("utf-8"))
+    assert manifest["used_columns"]["engagement_rate"] == "engagement_rate"
+    assert set(manifest["columns"]) == set(rows[0])
+    assert manifest["unread"] == {}
+    assert manifest["versions"] == {
+        "tuneproof": metadata.version("tuneproof"),
+        "detectors": DETECTORS,
+        "unicode": unicodedata.unidata_version,
+    }
 
 
 GOLDEN = "2d058bfc69c24dbc1947d363bb956c9c"
