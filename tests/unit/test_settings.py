@@ -225,6 +225,10 @@ def test_several_pipelines_tasks_sources_and_targets(tmp_path):
         ("nonsense", ["tuneproof.toml", "TOML"]),
         ("[pipelines.default.schedule]\ntime_zone = 'Mars/Base'", ["'Mars/Base'", "IANA"]),
         ("[pipelines.default.schedule]\nweekly_schedule = '61 * * * *'", ["cron", "02:00"]),
+        ("[sources.posts]\ntime_format = '%H:%M'", ["year, month and day", "strptime"]),
+        ("[sources.posts]\ntime_format = 'DD/MM/YYYY'", ["year, month and day", "%d/%m/%Y"]),
+        ("[sources.posts]\ntime_zone = 'Berlin'", ["IANA time zone", "Europe/Berlin"]),
+        ("[pipelines.default.data_collection]\nlate_days = 0", ["late_days", "above 0"]),
         ("[targets.x]\nkind = 'istios'", ["targets.x.kind", '"istio"']),
     ],
 )
