@@ -44,6 +44,8 @@ def _refuse_one_judge(
 ) -> None:
     """The scorer whose scores decide also picks at the gate who is tested."""
     for name in config.gate_min_scores or ():
+        if name in scorers and name not in config.gate_scorers:
+            continue  # nobody asks it, which is refused elsewhere
         if name == judge or _same(scorers.get(name), scorers.get(judge)):
             raise checks.refuse(
                 f"pipelines.{config.name}.criteria",
