@@ -63,6 +63,33 @@ def experiment_of(seed: int, directory: str) -> dict[str, Any]:
     return asyncio.run(one())
 
 
+def prompts_of(seed: int, directory: str) -> dict[str, Any]:
+    async def one() -> dict[str, Any]:
+        folder = Path(directory) / str(seed)
+        async with demonstration(folder, seed=seed, prompts=True, last_stage="experiment") as shown:
+            await shown.wait()
+            return await shown.outcome()
+
+    return asyncio.run(one())
+
+
+def test_of_two_prompts_of_one_model_the_better_is_promoted_and_never_the_worse(
+    tmp_path: Path,
+) -> None:
+    """Two audiences; twenty by `make acceptance-long`."""
+    seeds = SEEDS if AUDIENCES > 5 else range(1, 3)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(prompts_of, seeds, [str(tmp_path)] * len(seeds)))
+    promoted = []
+    for outcome in found:
+        better, worse = outcome["candidates"]
+        print(outcome["run"]["status"], better, worse)
+        assert worse["verdict"] != "promote", outcome
+        assert worse["true_effect"] < 0 < better["true_effect"]
+        promoted.append(better["verdict"] == "promote")
+    assert sum(promoted) >= int(0.9 * len(seeds)), found
+
+
 def test_of_all_audiences_nine_in_ten_promote_and_never_a_candidate_that_is_no_better(
     tmp_path: Path,
 ) -> None:

@@ -209,6 +209,30 @@ async def test_who_may_have_a_prompt(tmp_path: Path, sqlite_store_url: str) -> N
         assert (await in_use(loop)).prompt == FIRST.hash
 
 
+async def test_an_application_that_takes_its_prompt_back_is_asked_by_nobody_elses(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """What was tested by a prompt is not any more; a later test of models goes on as ever."""
+    trainer = MemoryProvider(base_models=("base", "other"))
+    async with opened(tmp_path, sqlite_store_url, provider=trainer) as loop:
+        kept = await loop.app.prompts.add(made(BETTER), task="hook")
+        prompted = Variant(model_id="base", prompt=kept.prompt.hash)
+        await loop.app.experiments.create(baseline=Variant(model_id="base"), candidates=[prompted])
+    changes = {"tasks": ("hook",), "base_model": "base"}
+    async with open_loop(tmp_path, sqlite_store_url, provider=trainer, changes=changes) as loop:
+        routing = loop.app.routing.board.snapshot.by_task["hook"]
+        assert (routing.lanes, routing.baseline.prompt) == ((), None)
+        [test] = (await loop.app.store.experiments.page(limit=1)).items
+        await loop.app.experiments.end(test.id, reason="taken back")
+        await loop.app.experiments.create(
+            baseline=Variant(model_id="base"), candidates=[Variant(model_id="other")]
+        )
+        routing = loop.app.routing.board.snapshot.by_task["hook"]
+        assert [model.model_id for model in routing.candidates] == ["other"]
+        assert not routing.prompts
+        assert routing.unprompted is routing
+
+
 async def test_targets_are_told_of_prompts_or_of_the_model_in_use_alone(
     tmp_path: Path, sqlite_store_url: str
 ) -> None:

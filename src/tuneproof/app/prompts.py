@@ -41,11 +41,25 @@ class SeenPrompts:
         return {hash: self._known[hash] for hash in hashes}
 
     def asked(self, routing: Routing) -> Routing:
-        """The routing with the settings' prompt where the model in use has none of its own."""
+        """The routing with the settings' prompt where the model in use has none of its own.
+
+        Where the application owns the prompt, as it may again, nobody is asked by another: what
+        has one is not tested any more, and the model in use is asked as the application asks.
+        """
         first = self._first.get(routing.task)
-        if first is None or routing.baseline.prompt is not None:
+        if first is None:
+            return _without_prompts(routing)
+        if routing.baseline.prompt is not None:
             return routing
         return replace(routing, baseline=replace(routing.baseline, prompt=first.hash))
+
+
+def _without_prompts(routing: Routing) -> Routing:
+    if not routing.prompts:
+        return routing
+    if any(model.prompt is not None for model in routing.candidates):
+        routing = routing.unprompted
+    return replace(routing, baseline=replace(routing.baseline, prompt=None))
 
 
 class PromptService:

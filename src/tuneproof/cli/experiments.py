@@ -153,7 +153,7 @@ def _print(test: Mapping[str, Any], shown: Mapping[str, Any], address: str) -> N
     rows = [
         (
             arm,
-            test[f"{arm}_model"]["model_id"],
+            output.variant(test[f"{arm}_model"]),
             output.percent(test["traffic_allocation"][arm]),
             figures["sample_size"],
             output.percent(figures["engagement_rate"]),
@@ -257,7 +257,7 @@ def _print_family(family: Mapping[str, Any] | None) -> None:
         return
     rows = [
         (
-            t["candidate_model"]["model_id"],
+            output.variant(t["candidate_model"]),
             t["ab_test_id"],
             t["verdict"] or t["status"],
             output.signed(t["engagement_lift"]),
@@ -393,7 +393,7 @@ async def _show_family(family: str, options: CommonOptions) -> int:
         return OK
     output.facts(
         [
-            ("baseline", shown["baseline_model"]["model_id"]),
+            ("baseline", output.variant(shown["baseline_model"])),
             ("traffic", output.percent(shown["traffic_allocation"]["baseline"])),
             ("level", f"{shown['promotion_alpha']:.3g} for each, two-sided"),
             ("winner", shown["winner"]),

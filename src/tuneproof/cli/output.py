@@ -77,6 +77,12 @@ def data(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def variant(model: Mapping[str, Any]) -> str:
+    """A model as an answer has it, with the prompt that it is asked by."""
+    prompt = model.get("prompt")
+    return f"{model['model_id']} with {prompt}" if prompt else str(model["model_id"])
+
+
 def line(value: Any) -> None:
     """A value as one line of JSON on stdout, at once."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")

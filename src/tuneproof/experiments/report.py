@@ -50,7 +50,7 @@ def report_html(test: ABTest, looks: Sequence[Look], family: Beside = ()) -> str
     last = looks[-1] if looks else None
     parts = [
         f"<h1>Experiment {_t(test.id)}</h1>",
-        f'<p class="quiet">{_t(test.candidate.model_id)} against {_t(test.baseline.model_id)}, '
+        f'<p class="quiet">{_t(str(test.candidate))} against {_t(str(test.baseline))}, '
         f"{_percent(test.declaration.traffic_split)} of the units, from {_at(test.start_at)} to "
         f"{_at(test.end_at)}, last look {_at(test.last_look_at)}</p>",
         _verdict(test, last),
@@ -191,7 +191,7 @@ def _family(family: Beside) -> str:
     scale = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
     rows = [_candidate(t, looks[-1] if looks else None) for t, looks in family]
     charts = "".join(
-        f"<h3>{_t(t.candidate.model_id)}</h3>{chart(t, looks, scale)}" for t, looks in family
+        f"<h3>{_t(str(t.candidate))}</h3>{chart(t, looks, scale)}" for t, looks in family
     )
     note = (
         f'<p class="quiet">{len(family)} candidates of {_t(first.family)} at once, against '
@@ -205,7 +205,7 @@ def _family(family: Beside) -> str:
 
 def _candidate(test: ABTest, last: Look | None) -> tuple[str, ...]:
     verdict = test.verdict or (last.verdict if last else Verdict.CONTINUE)
-    named = (test.candidate.model_id, test.id, str(verdict))
+    named = (str(test.candidate), test.id, str(verdict))
     if last is None:
         return (*named, "–", "–", "0")
     lift = f"{_signed(last.lift)} ({_signed(last.lower)}, {_signed(last.upper)})"
@@ -297,8 +297,8 @@ def _declared(test: ABTest) -> str:
 def _arms(test: ABTest, last: Look) -> str:
     rest = 1 - test.declaration.traffic_split * test.lanes
     rows = [
-        _arm("baseline", test.baseline.model_id, rest, last.baseline),
-        _arm("candidate", test.candidate.model_id, test.declaration.traffic_split, last.candidate),
+        _arm("baseline", str(test.baseline), rest, last.baseline),
+        _arm("candidate", str(test.candidate), test.declaration.traffic_split, last.candidate),
     ]
     figures = ("units", "engagement", "USD per engagement", "ms", "quality")
     return _table(("arm", "model", "traffic", *figures), rows)

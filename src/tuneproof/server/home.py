@@ -84,7 +84,7 @@ def _body(
                     d.state,
                     instant(d.created_at),
                     percent(d.share),
-                    d.candidate.model_id,
+                    str(d.candidate),
                     d.cause or "",
                 )
                 for d in rollouts
@@ -129,6 +129,6 @@ def _at(run: Run) -> str:
 
 
 def _routing_cells(routing: Routing) -> Cells:
-    names = ", ".join(model.model_id for model in routing.candidates)
+    names = ", ".join(str(model) for model in routing.candidates)
     share = percent(routing.candidates_share or 0.0) if names else ""
-    return routing.task, routing.baseline.model_id, names, share
+    return routing.task, str(routing.baseline), names, share

@@ -143,8 +143,8 @@ def verdict(deployment: Deployment, now: datetime) -> str:
 def _facts(deployment: Deployment, limits: Iterable[str]) -> str:
     rows = [
         ("State", deployment.state),
-        ("Candidate", deployment.candidate.model_id),
-        ("Baseline", deployment.previous.model_id),
+        ("Candidate", str(deployment.candidate)),
+        ("Baseline", str(deployment.previous)),
         ("Tasks", ", ".join(deployment.tasks)),
         ("Strategy", deployment.plan.strategy),
         ("Steps", " → ".join(percent(share) for share in deployment.plan.steps)),
