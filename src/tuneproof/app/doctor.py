@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from tuneproof.app.unready import unready
 from tuneproof.collection import Task
 from tuneproof.errors import FilesUnavailableError, StoreUnavailableError, TuneProofError
 from tuneproof.experiments import Variant
+from tuneproof.pipeline import ensure_asks_for
 from tuneproof.pipeline.gating import embedder_of, moderation_of
 from tuneproof.resilience import Supervisor, TaskHealth, aside, in_daemon_thread
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
@@ -346,12 +348,47 @@ class Doctor:
         return found
 
     async def _recipe_findings(self, config: PipelineConfig) -> list[Finding]:
-        """The models that a run would test as they are."""
+        """The models and the kept prompts that a run would test, and the prompt in use."""
+        found = await self._prompt_findings(config)
+        for recipe in config.untrained:
+            if recipe.hash is not None:
+                found.append(await self._kept_finding(config, recipe.hash))
+            if recipe.model is not None and self._providers.given is None:
+                name, place = f"{config.name}: {recipe.model} as it is", recipe.provider
+                found.append(
+                    await self._place_finding(name, recipe.model, place or config.provider)
+                )
+        return found
+
+    async def _kept_finding(self, config: PipelineConfig, hash: str) -> Finding:
+        """Whether a prompt that a recipe names is kept, and asks for the pipeline's task."""
+        name = f"{config.name}: prompt {hash}"
+        try:
+            kept = await self._store.prompts.get(hash)
+            ensure_asks_for(Task.of(self._settings.tasks[config.tasks[0]]), kept.prompt)
+        except TuneProofError as e:
+            return Finding(name=name, status="failed", detail=e.message, mend=e.mend)
+        return Finding(name=name, status="ok", detail="kept, with the task's variables")
+
+    async def _prompt_findings(self, config: PipelineConfig) -> list[Finding]:
+        """By which prompt the model in use is asked, where variants own that."""
         found = []
-        for recipe in config.untrained if self._providers.given is None else ():
-            assert recipe.model is not None
-            name, place = f"{config.name}: {recipe.model} as it is", recipe.provider
-            found.append(await self._place_finding(name, recipe.model, place or config.provider))
+        for task in config.tasks:
+            declared = self._settings.tasks[task]
+            if not declared.owned_by_variants:
+                continue
+            routing = None
+            with contextlib.suppress(StoreUnavailableError):  # said of the database itself
+                routing = await self._store.routing.get(task)
+            first = Task.of(declared).first_prompt.hash
+            in_use = routing.baseline.prompt if routing is not None else None
+            detail = f"the settings' ({first})"
+            if in_use not in (None, first):
+                detail = (
+                    f"{in_use}, not that of the settings any more: they say the first one only "
+                    f"(tuneproof prompt show {in_use})"
+                )
+            found.append(Finding(name=f"{task}: prompt in use", status="ok", detail=detail))
         return found
 
     async def _answering_finding(self, name: str, model: Variant) -> list[Finding]:

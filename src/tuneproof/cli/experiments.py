@@ -19,6 +19,7 @@ from tuneproof.cli.declared import (
 from tuneproof.cli.options import NONE, CommonOptions
 from tuneproof.cli.output import OK
 from tuneproof.cli.service import connect, path_to
+from tuneproof.errors import ConfigError
 from tuneproof.settings import declared_rows
 
 
@@ -30,6 +31,14 @@ async def create(
     pipeline: Annotated[str, Parameter(help="Whose settings hold for the rest.")] = "default",
     task: Annotated[
         list[str] | None, Parameter(help="A task that it serves; again for more.", negative="")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        Parameter(
+            help="The hash of the prompt that a candidate is asked by; again for more candidates, "
+            "in their order.",
+            negative="",
+        ),
     ] = None,
     replace_baseline: Annotated[
         bool,
@@ -44,7 +53,7 @@ async def create(
     """
     asked = {
         "baseline_model": {"model_id": baseline},
-        **_candidates(candidate, *more),
+        **_candidates([candidate, *more], prompt or []),
         "pipeline": pipeline,
         "tasks": task,
         "replace_baseline": replace_baseline or None,
@@ -70,8 +79,15 @@ async def create(
     return OK
 
 
-def _candidates(*models: str) -> dict[str, Any]:
-    named = [{"model_id": model} for model in models]
+def _candidates(models: Sequence[str], prompts: Sequence[str]) -> dict[str, Any]:
+    if len(prompts) > len(models):
+        raise ConfigError(
+            f"There are {len(prompts)} prompts for {len(models)} candidates.",
+            mend="Give each candidate one at most, in their order.",
+        )
+    named: list[dict[str, str]] = [{"model_id": model} for model in models]
+    for one, hash in zip(named, prompts, strict=False):
+        one["prompt"] = hash
     return {"candidate_models": named} if len(named) > 1 else {"candidate_model": named[0]}
 
 

@@ -226,6 +226,25 @@ def test_the_model_that_the_settings_name_for_a_task_is_looked_for(line):
         assert "does not list nobodys" in found["detail"]
 
 
+def test_prompts_that_are_tested_are_looked_for(line):
+    """A recipe of parameters alone names no model; one of a hash that nobody kept is said."""
+    source(posts(200))
+    with wire_server() as wire:
+        owned = (
+            '[tasks.hook]\nprompt = "About {original_input}."\ncompletion = "hook"\n'
+            'prompt_owner = "variant"\n[pipelines.default]\ntasks = ["hook"]\n'
+            '[[pipelines.default.recipes]]\nmake = "prompt"\nparameters = {temperature = 0.2}\n'
+            f'[[pipelines.default.recipes]]\nmake = "prompt"\nhash = "{"a" * 16}"\n'
+            "[pipelines.default.evaluation]\ntraffic_split = 0.3\n"
+        )
+        provided(wire, owned)
+        line("token", "create", "x", "--scope", "read")  # the database is there from now on
+        found = findings(line, code=FAILED)
+        assert "the settings'" in found["hook: prompt in use"]["detail"]
+        kept = found[f"default: prompt {'a' * 16}"]
+        assert (kept["status"], "no prompt aaaa" in kept["detail"]) == ("failed", True)
+
+
 def test_models_that_are_tested_as_they_are_are_looked_for(line):
     source(posts(200))
     with wire_server() as wire:
