@@ -295,6 +295,14 @@ def test_settings_that_cannot_be() -> None:
                 targets={"t": target},
             )
         assert said in refused.value.mend
+    with pytest.raises(ConfigError, match="a variable's name is of letters") as refused:
+        TaskConfig(
+            name="hook",
+            prompt='As {"hook": 1}: {topic}',
+            completion="hook",
+            prompt_owner="variant",
+        )
+    assert "Double a brace" in refused.value.mend
     with pytest.raises(ConfigError, match="variable in braces"):
         TaskConfig(
             name="hook",

@@ -713,6 +713,7 @@ class App:
         """Take up what was under way, and start all that is done on the machine's own clock."""
         if self._with_engine:
             self.receipts = await receipt_key(self.store, self.clock)
+            await self.prompts.keep_first()
             await self.runs.start_forgotten()
         if not self._background:
             return

@@ -70,6 +70,12 @@ class PromptService:
         self._clock = clock
         self._tasks = tasks
 
+    async def keep_first(self) -> None:
+        """Keep the prompts of the settings: who is told their hashes may ask for them for ever."""
+        for task in self._tasks.values():
+            if task.owned_by_variants:
+                await self._store.prompts.keep(task.first_prompt, origin=SETTINGS)
+
     async def add(self, prompt: Prompt, *, task: str, actor: str = "system") -> KeptPrompt:
         """Keep a prompt for a task. Raises `InputError` where it does not ask for that task."""
         ensure_asks_for(self._owned(task), prompt)
@@ -89,8 +95,13 @@ class PromptService:
         return await self._store.prompts.list()
 
     def named(self, task: str, texts: Mapping[str, object]) -> Prompt:
-        """The prompt that somebody wrote for a task; its variables are the task's."""
-        return Prompt.of({**texts, "variables": self._owned(task).columns})
+        """The prompt that somebody wrote for a task, whose variables it has, and whose
+        `empty_prompt` where it says none."""
+        owned = self._owned(task)
+        told = dict(texts)
+        if told.get("empty_prompt") is None:
+            told["empty_prompt"] = owned.first_prompt.empty_prompt
+        return Prompt.of({**told, "variables": owned.columns})
 
     async def resolved(
         self, tasks: Sequence[str], model: Variant, in_use: Variant | None = None

@@ -55,6 +55,9 @@ def asked_of(declared: object, record: type[Declaration] = Declaration) -> dict[
 
 def flag_of(field: str, record: type[Declaration] = Declaration) -> str:
     """The option of the command line that sets a field of a request: "query.limit"."""
+    place, _, rest = field.partition(".")
+    if place == "path":
+        return rest
     named = field.removeprefix("query.").removeprefix("body.")
     for known in options(record):
         if named in (known.request_key, f"{known.within}.{known.request_key}"):

@@ -94,6 +94,18 @@ def read(file: Path) -> dict[str, Any]:
     if unknown or ("prompt" in told) == ("messages" in told):
         said = f"has {', '.join(sorted(unknown))}" if unknown else "needs prompt, or messages"
         raise InputError(f"{file} {said}.", mend=MEND)
+    for name in told.keys() & {"system", "prompt", "empty_prompt"}:
+        if not isinstance(told[name], str):
+            raise InputError(f"{name} in {file} is {told[name]!r}, no text.", mend=MEND)
+    if not isinstance(told.get("parameters", {}), dict):
+        raise InputError(f"parameters in {file} is {told['parameters']!r}, no table.", mend=MEND)
+    try:
+        json.dumps(told, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{file} has what JSON has not: {error}.",
+            mend="Use texts, finite numbers, lists and tables; write a time in quotes.",
+        ) from error
     system, prompt = told.pop("system", None), told.pop("prompt", None)
     if prompt is not None:
         before = [{"role": "system", "content": system}] if system else []

@@ -85,13 +85,30 @@ class ChatRequest:
             _go_on(asked)
         return dumped(asked)
 
+    def ensure_asks(self) -> None:
+        """Refuse a chat without variables that has no messages either, of a task whose prompt
+        variants own; raises `InputError`, with status 400."""
+        if self.wire is CHAT and self.body.get("messages") in (None, []):
+            raise _refused(
+                f"The prompt of {self.task} is its variant's, and the request has no "
+                f"{VARIABLES} to fill it by, and no messages.",
+                f'Send {VARIABLES}, such as {{"topic": "tea"}}.',
+            )
+
     def asked_by(self, prompt: Prompt, length: str = "max_tokens") -> ChatRequest:
         """The request as this prompt asks it: its messages before the caller's, its parameters in
         place of theirs. `length` is what the provider calls the limit of an answer's length.
 
         Raises `InputError`, with status 400.
         """
-        own = self.body.get("messages") or []
+        own = self.body.get("messages")
+        if own is None:
+            own = []
+        if not isinstance(own, list):
+            raise _refused(
+                f"messages is {str(own)[:50]!r}, no list.",
+                "Send the messages that follow the prompt, or leave them out.",
+            )
         roles = [one.get("role") for one in own if isinstance(one, dict)]
         if "system" in roles or "developer" in roles:
             raise _refused(

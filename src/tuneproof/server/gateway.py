@@ -166,6 +166,8 @@ class Gateway:
             )
         now, key = self._serving.now(), self._serving.receipts
         if asked.variables is None:
+            if routing.baseline.prompt is not None:
+                asked.ensure_asks()
             decision = decide(routing.unprompted, asked.unit, now, key)
         else:
             decision = decide(routing, asked.unit, now, key)

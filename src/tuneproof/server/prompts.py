@@ -93,7 +93,12 @@ class PromptRequest(Strict):
     variables: list[str] | None = Field(
         default=None, max_length=100, description="Not needed: they are the task's."
     )
-    empty_prompt: str = Field(default="", max_length=100_000)
+    empty_prompt: str | None = Field(
+        default=None,
+        max_length=100_000,
+        description="The last message where all variables are blank; left out: the task's; "
+        "empty: the template.",
+    )
 
 
 def router() -> APIRouter:

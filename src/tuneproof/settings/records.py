@@ -152,6 +152,11 @@ class TaskConfig:
 
     def _check_first_prompt(self) -> None:
         """In a prompt a name in braces is a variable: as text it would be filled."""
+        for column in self.columns:
+            if not (column.isascii() and column.isidentifier()):
+                rule = f"has {{{column}}}, and a variable's name is of letters, digits and _"
+                mend = "Double a brace that is to stay, as in {{...}}; or give the column a name."
+                raise checks.refuse("prompt", self.prompt, rule, mend=mend)
         for name, text in (("system", self.system or ""), ("empty_prompt", self.empty_prompt)):
             if any(f"{{{column}}}" in text for column in self.columns):
                 rule = "may not name a variable in braces where variants own the prompt"

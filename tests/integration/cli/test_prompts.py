@@ -47,6 +47,7 @@ def test_a_prompt_is_kept_listed_and_shown(line, file):
         "system: You ask.",
         "user: About {original_input}, a question.",
         'parameters: {"temperature": 0.4}',
+        "where all variables are blank: Create engaging content",
     ]
 
 
@@ -57,6 +58,11 @@ def test_a_prompt_is_kept_listed_and_shown(line, file):
         ('temperature = 1\nprompt = "{original_input}"', "has temperature"),
         ('system = "You."', "needs prompt, or messages"),
         ('prompt = "Anything."', "does not say original_input"),
+        ("prompt = 5", "prompt in"),
+        ('prompt = "{original_input}"\nsystem = 5', "is 5, no text"),
+        ('prompt = "{original_input}"\nparameters = 5', "is 5, no table"),
+        ('prompt = "{original_input}"\n[parameters]\nstop = 2026-01-01', "what JSON has not"),
+        ('prompt = "{original_input}"\n[parameters]\ntop_p = nan', "what JSON has not"),
     ],
 )
 def test_what_is_no_prompt_is_said(line, file, text, said):

@@ -174,6 +174,9 @@ async def test_what_cannot_be_filled_is_refused_before_anybody_is_asked(
         (ask("u", prompt_variables={"original_input": ["tea"]}), "neither text nor a number"),
         (ask("u", prompt_variables="tea"), "no object"),
         (ask("u", messages=own), "system message"),
+        (ask("u", messages=5), "messages is '5', no list"),
+        (ask("u", messages="tea"), "messages is 'tea', no list"),
+        ({"model": "tuneproof/hook", "messages": []}, "no prompt_variables to fill it by"),
     ):
         answer = await tested.post("/v1/chat/completions", body)
         assert answer.status_code == 400, answer.text
@@ -224,6 +227,20 @@ async def test_prompts_are_kept_shown_and_refused(tested: Service) -> None:
         "candidate_model": {"model_id": "base", "prompt": "0" * 16},
     }
     assert (await tested.post("/evaluation/create-ab-test", unknown)).status_code == 404
+
+
+async def test_the_settings_prompt_is_there_by_the_hash_that_is_told(settings: Settings) -> None:
+    """Before any run; and a prompt that says nothing of blank variables has the task's."""
+    served = replace(settings, tasks={"hook": replace(HOOK, model="base")})
+    async with open_service(served) as service:
+        told = (await service.http.get("/decide?task=hook&unit=u&knows=prompts")).json()["prompt"]
+        shown = await service.http.get(f"/prompts/{told}")
+        assert shown.status_code == 200, shown.text
+        assert (shown.json()["origin"], shown.json()["empty_prompt"]) == ("settings", "Any hook.")
+        messages = [{"role": "user", "content": "Of {original_input}"}]
+        for said, empty in (({}, "Any hook."), ({"empty_prompt": ""}, "")):
+            added = await service.post("/prompts", {"task": "hook", "messages": messages, **said})
+            assert added.json()["empty_prompt"] == empty
 
 
 async def test_a_client_keeps_prompts_on_disk_where_an_older_one_is_safe(
