@@ -15,6 +15,7 @@ from tuneproof.collection import Task
 from tuneproof.errors import ConfigError, InputError, RetryableError
 from tuneproof.experiments import Variant
 from tuneproof.prompts import Prompt
+from tuneproof.server.models import Model
 from tuneproof.settings import BODY, Settings, TargetConfig, TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.targets import EnvFileTarget
@@ -94,6 +95,10 @@ async def test_a_worse_prompt_is_rejected(tmp_path: Path, database_url: str) -> 
         run = await loop.turn()
         assert run.status is RunStatus.REJECTED, run.reason
         assert (await in_use(loop)).prompt == FIRST.hash
+        [version] = await loop.app.store.versions.list(run_id=run.id)
+        assert await Model(model_id="base").ref(loop.app) == Variant(model_id="base")
+        named = await Model(model_id="base", prompt=made(BETTER).hash).ref(loop.app)
+        assert (named.version, named.prompt) == (version.id, made(BETTER).hash)
 
 
 async def test_prompts_and_a_fine_tune_are_one_family(

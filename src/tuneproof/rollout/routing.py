@@ -133,9 +133,9 @@ class Routing:
         """Return where this is the model in use; raises `ConflictError`, which names both."""
         if not self.baseline.same_as(baseline):
             raise ConflictError(
-                f"The baseline {baseline.model_id} is not the model in use of {self.task}, "
-                f"{self.baseline.model_id}: {by} would put it into production.",
-                mend=f"Test against {self.baseline.model_id}, or say replace_baseline.",
+                f"The baseline {baseline} is not the model in use of {self.task}, "
+                f"{self.baseline}: {by} would put it into production.",
+                mend=f"Test against {self.baseline}, or say replace_baseline.",
                 in_use=self.baseline.model_id,
                 baseline=baseline.model_id,
             )

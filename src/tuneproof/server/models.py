@@ -18,7 +18,7 @@ from pydantic import (
 from tuneproof.errors import InputError
 from tuneproof.experiments import Variant
 from tuneproof.settings import Option, options
-from tuneproof.training import VersionStatus
+from tuneproof.training import ModelVersion, VersionStatus
 
 if TYPE_CHECKING:
     from tuneproof.app import App
@@ -163,11 +163,14 @@ class Model(Strict):
     async def ref(self, app: App) -> Variant:
         """As a record; `version` is our id where the model is one that we made.
 
-        Of several with one model it is the one that is named, else that in use, else the newest.
+        Of several with one model it is the one that is named, else that in use, else the newest. A
+        base model that was tested by a prompt is meant as such where the prompt, or the version, is
+        said too, or where it is in use: by its name alone it is asked as the model in use is.
         """
         known = await app.store.versions.list(model_id=self.model_id, limit=100)
         named = [one for one in known if self.version in (one.id, one.version)]
-        fits = [one for one in named or known if self.prompt in (None, one.prompt)]
+        fits = named or [one for one in known if self.prompt is not None or not _prompted(one)]
+        fits = [one for one in fits if self.prompt in (None, one.prompt)]
         fits.sort(key=lambda one: one.status is not VersionStatus.LIVE)
         if fits:
             return Variant(model_id=self.model_id, version=fits[0].id, prompt=fits[0].prompt)
@@ -181,6 +184,12 @@ class Model(Strict):
     def of(cls, ref: Variant) -> Model:
         """Of a record."""
         return cls(model_id=ref.model_id, version=ref.version or ref.label, prompt=ref.prompt)
+
+
+def _prompted(version: ModelVersion) -> bool:
+    """Whether it is a base model that was tried by a prompt, and is not in use."""
+    tried = version.prompt is not None and version.model_id == version.base_model
+    return tried and version.status is not VersionStatus.LIVE
 
 
 class Reason(Strict):
