@@ -90,7 +90,11 @@ async def test_what_cannot_be_shown_is_not_asked_for(tmp_path: Path, sqlite_stor
         move = loop.app.migration
         plan = await move.plan([NEWER])
         assert (plan.shutdown_at, plan.start_by) == (None, None)
-        assert "announces no date" in " ".join(plan.sentences(loop.app.clock.now()))
+        said = " ".join(plan.sentences(loop.app.clock.now()))
+        assert "announces no date" in said
+        assert "training" not in said
+        trained = (await move.plan([NEWER, OPEN])).sentences(loop.app.clock.now())
+        assert trained[1].endswith("a training comes before.")
         assert any("base at old: no price is known" in one for one in plan.warnings)
         with pytest.raises(InputError, match="base at old: no price of answers is known"):
             await move.start([NEWER])

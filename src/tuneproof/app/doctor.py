@@ -16,6 +16,7 @@ from tuneproof.app.health import HealthService
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.places import Places
 from tuneproof.app.private import readable_by_others
+from tuneproof.app.prompts import ensure_kept
 from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.rehearsal import Rehearsal, rehearse
@@ -26,10 +27,11 @@ from tuneproof.app.unready import unready
 from tuneproof.collection import Task
 from tuneproof.errors import FilesUnavailableError, StoreUnavailableError, TuneProofError
 from tuneproof.experiments import Variant
-from tuneproof.pipeline import ensure_asks_for
 from tuneproof.pipeline.gating import embedder_of, moderation_of
 from tuneproof.resilience import Supervisor, TaskHealth, aside, in_daemon_thread
+from tuneproof.rollout import Routing
 from tuneproof.settings import WITHOUT_EFFECT, PipelineConfig, Settings
+from tuneproof.settings.recipes import AS_IS
 from tuneproof.shelf import Shelf
 from tuneproof.store import KeptAlert, Store, server_connections
 from tuneproof.telemetry import Alerts, HealthStatus
@@ -333,9 +335,11 @@ class Doctor:
         """Models in use that are shut down soon, or whose provider left the settings."""
         found = []
         for task in config.tasks:
+            routing, declared = await self._store.routing.get(task), self._settings.tasks[task]
+            if routing is not None and routing.prompts and not declared.owned_by_variants:
+                found.append(_disowned(routing))
             if self._providers.given is not None:
                 continue
-            routing, declared = await self._store.routing.get(task), self._settings.tasks[task]
             if routing is not None:
                 found += await self._answering_finding(f"{task}: model in use", routing.baseline)
             elif declared.model:
@@ -351,24 +355,14 @@ class Doctor:
         """The models and the kept prompts that a run would test, and the prompt in use."""
         found = await self._prompt_findings(config)
         for recipe in config.untrained:
-            if recipe.hash is not None:
-                found.append(await self._kept_finding(config, recipe.hash))
             if recipe.model is not None and self._providers.given is None:
-                name, place = f"{config.name}: {recipe.model} as it is", recipe.provider
-                found.append(
-                    await self._place_finding(name, recipe.model, place or config.provider)
-                )
+                how, place = "as it is" if recipe.make == AS_IS else "by a prompt", recipe.provider
+                name = f"{config.name}: {recipe.model} {how}"
+                place = place or config.provider
+                found.append(await self._place_finding(name, recipe.model, place))
+            if recipe.hash is not None and not self._absent:
+                found.append(await self._prompt_finding(config, recipe.hash))
         return found
-
-    async def _kept_finding(self, config: PipelineConfig, hash: str) -> Finding:
-        """Whether a prompt that a recipe names is kept, and asks for the pipeline's task."""
-        name = f"{config.name}: prompt {hash}"
-        try:
-            kept = await self._store.prompts.get(hash)
-            ensure_asks_for(Task.of(self._settings.tasks[config.tasks[0]]), kept.prompt)
-        except TuneProofError as e:
-            return Finding(name=name, status="failed", detail=e.message, mend=e.mend)
-        return Finding(name=name, status="ok", detail="kept, with the task's variables")
 
     async def _prompt_findings(self, config: PipelineConfig) -> list[Finding]:
         """By which prompt the model in use is asked, where variants own that."""
@@ -390,6 +384,15 @@ class Doctor:
                 )
             found.append(Finding(name=f"{task}: prompt in use", status="ok", detail=detail))
         return found
+
+    async def _prompt_finding(self, config: PipelineConfig, hash: str) -> Finding:
+        """Whether a prompt that a run would test was kept, for this task."""
+        name = f"{config.name}: prompt {hash}"
+        try:
+            await ensure_kept(self._store, self._settings, config.tasks[0], hash)
+        except TuneProofError as e:
+            return Finding(name=name, status="failed", detail=e.message, mend=e.mend)
+        return Finding(name=name, status="ok", detail="kept")
 
     async def _answering_finding(self, name: str, model: Variant) -> list[Finding]:
         """Whether who serves the model in use is set, and knows it."""
@@ -491,6 +494,19 @@ _FINDINGS = {
     HealthStatus.DEGRADED: "warning",
     HealthStatus.UNHEALTHY: "failed",
 }
+
+
+def _disowned(routing: Routing) -> Finding:
+    """Variants have prompts that nobody is asked by."""
+    idle = ", ".join(lane.subject for lane in routing.lanes if lane.subject)
+    nobody = f", and nobody is in {idle}" if idle else ""
+    return Finding(
+        name=f"{routing.task}: prompt",
+        status="warning",
+        detail=f"The application owns it, so that of the model in use is left out{nobody}.",
+        mend=f'Set prompt_owner = "variant" in [tasks.{routing.task}]'
+        + (", or end what is tested or rolled out." if idle else "."),
+    )
 
 
 def _countdown(name: str, found: Shutdown, config: PipelineConfig, now: datetime) -> Finding:

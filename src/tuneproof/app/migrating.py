@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from tuneproof.app.experiments import ExperimentService
 from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.prompts import ensure_recipes_kept
 from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.routing import RoutingService
@@ -52,6 +53,8 @@ class MigrationPlan:
     share: float
     takes: Needed
     cycle: CyclePlan
+    trains: bool = True
+    """Whether a candidate is trained first."""
     silent: tuple[str, ...] = ()
     """The models about which nobody could be asked."""
     shutdown_at: datetime | None = None
@@ -70,8 +73,8 @@ class MigrationPlan:
         found = [
             f"{', '.join(self.candidates)} against {self.model} at {self.provider}: each gets "
             f"{self.share:.0%} of the units, and must show {' and '.join(self.criteria)}.",
-            f"That takes {_days(self.takes.all)}: {self.takes.sentence()}; a training comes "
-            "before.",
+            f"That takes {_days(self.takes.all)}: {self.takes.sentence()}"
+            f"{'; a training comes before' if self.trains else ''}.",
             self._on_the_day(now),
             self.cycle.sentence(),
         ]
@@ -133,10 +136,11 @@ class MigrationService:
         """What a move to the best of what these recipes make would take; changes nothing.
 
         `margin` is how much engagement may be below, `cheaper` how much less it must cost (0: the
-        price is no reason). Raises `ConfigError` for recipes that cannot be, and as the plan of a
-        test does.
+        price is no reason). Raises `ConfigError` for recipes that cannot be,
+        `NotFoundError` for a prompt that nobody kept, and as the plan of a test does.
         """
         config = self._config(pipeline, recipes, margin, cheaper)
+        await ensure_recipes_kept(self._store, self._settings, config)
         model, provider, asked = await self._in_use(config)
         shutdown = asked.first
         takes = needed(config)
@@ -150,6 +154,7 @@ class MigrationService:
             share=config.traffic_split,
             takes=takes,
             cycle=cycle,
+            trains=any(one["make"] == TRAIN for one in config.recipes),
             silent=() if shutdown is not None else asked.silent,
             shutdown_at=None if shutdown is None else shutdown.at,
             start_by=None if shutdown is None else shutdown.at - takes.all,

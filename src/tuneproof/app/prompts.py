@@ -11,13 +11,28 @@ from tuneproof.experiments import Variant
 from tuneproof.pipeline import SETTINGS, ensure_asks_for
 from tuneproof.prompts import Prompt
 from tuneproof.rollout import Routing
+from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.store import KeptPrompt, Store
 from tuneproof.workflow import Clock
 
-__all__ = ["PERSON", "PromptService", "SeenPrompts"]
+__all__ = ["PERSON", "PromptService", "SeenPrompts", "ensure_kept", "ensure_recipes_kept"]
 
 PERSON = "person"
 """Where a prompt came from that somebody gave."""
+
+
+async def ensure_recipes_kept(store: Store, settings: Settings, config: PipelineConfig) -> None:
+    """Refuse recipes by a prompt that nobody kept, or that is no prompt of the task, before
+    anything is spent. Raises `NotFoundError` or `InputError`."""
+    for recipe in config.untrained:
+        if recipe.hash is not None:
+            await ensure_kept(store, settings, config.tasks[0], recipe.hash)
+
+
+async def ensure_kept(store: Store, settings: Settings, task: str, hash: str) -> None:
+    """Refuse a prompt that nobody kept, or that is not the task's; raises `NotFoundError` or
+    `InputError`."""
+    ensure_asks_for(Task.of(settings.tasks[task]), (await store.prompts.get(hash)).prompt)
 
 
 class SeenPrompts:

@@ -13,6 +13,7 @@ from tuneproof.app.live import Live
 from tuneproof.app.managers import Managers
 from tuneproof.app.outages import Outages
 from tuneproof.app.pipelines import Pipelines
+from tuneproof.app.prompts import ensure_recipes_kept
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.curation import ShelvedDatasets
@@ -130,6 +131,8 @@ class RunService:
         self._settings.check_recipes(config)
         self._settings.check_measures(config)
         _check_window(as_of, config)
+        if recipes:
+            await ensure_recipes_kept(self._store, self._settings, config)
         parts = [await self._effective(c) for c in self._pipelines.parts(config)]
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)

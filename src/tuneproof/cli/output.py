@@ -77,12 +77,6 @@ def data(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def variant(model: Mapping[str, Any]) -> str:
-    """A model as an answer has it, with the prompt that it is asked by."""
-    prompt = model.get("prompt")
-    return f"{model['model_id']} with {prompt}" if prompt else str(model["model_id"])
-
-
 def line(value: Any) -> None:
     """A value as one line of JSON on stdout, at once."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
@@ -181,6 +175,12 @@ def signed(share: Any) -> str:
     if not isinstance(share, int | float):
         return "–"
     return f"{share * 100:+.1f} %".replace("-", "−")
+
+
+def variant(model: Mapping[str, Any]) -> str:
+    """A model, and by which prompt it is asked where variants own that."""
+    prompt = model.get("prompt")
+    return str(model["model_id"]) if prompt is None else f"{model['model_id']} with {prompt}"
 
 
 def moment(at: Any) -> str:

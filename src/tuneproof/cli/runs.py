@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,16 +187,23 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _recipe(text: str) -> dict[str, str]:
+def _recipe(text: str) -> dict[str, Any]:
     """`make=as_is,model=M,provider=P` as a table."""
     found: dict[str, str] = {}
-    for part in text.split(","):
+    for part in re.split(r",(?=\s*[a-z]+=)", text):
         name, mark, value = (one.strip() for one in part.partition("="))
         if not mark or name in found:
             mend = "For example --recipe make=as_is,model=MODEL,provider=PROVIDER"
             raise ConfigError(f"--recipe {text!r} is no list of NAME=VALUE.", mend=mend)
         found[name] = value
-    return found
+    if "parameters" not in found:
+        return found
+    try:
+        return {**found, "parameters": json.loads(found["parameters"])}
+    except ValueError as error:
+        mend = """For example --recipe 'make=prompt,parameters={"temperature": 0.4}'"""
+        said = f"parameters of --recipe {text!r} is no JSON: {error}."
+        raise ConfigError(said, mend=mend) from error
 
 
 def _number(pair: str, text: str) -> Any:

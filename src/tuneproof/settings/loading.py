@@ -217,7 +217,8 @@ class Settings(Tables):
         try:
             recipe.prompt_from(first)
         except InputError as error:
-            raise checks.refuse(where, recipe.prompt, error.message, mend=error.mend) from error
+            rule = f"that is no prompt of {task.name}: {error.message.rstrip('.')}"
+            raise checks.refuse(where, recipe.prompt, rule, mend=error.mend) from error
 
     def _check_owners(self, config: PipelineConfig) -> None:
         """A version has one prompt, so it is of one task where variants own that."""

@@ -52,6 +52,36 @@ def test_a_prompt_is_kept_listed_and_shown(line, file):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("make=prompt,hash=ffffffffffffffff", "There is no prompt ffffffffffffffff"),
+        ("make=prompt,prompt=Well, nothing", "no prompt of hook: The prompt does not say"),
+        ('make=prompt,parameters={"top_p": 1, "n": 2}', "has no parameter n"),
+        ("make=prompt,parameters=warm", "is no JSON"),
+    ],
+)
+def test_a_run_is_refused_for_its_prompt_before_it_begins(line, file, recipe, said):
+    assert line("prompt", "add", str(file), "--task", "hook")[0] == 0
+    code, _, err = line("run", "start", "--recipe", recipe, "--no-wait")
+    assert code != 0
+    assert said in err
+    assert json.loads(line("run", "list", "--json")[1])["items"] == []
+
+
+def test_the_doctor_looks_for_prompts_that_runs_would_test(line, file, tmp_path):
+    settings = tmp_path / "tuneproof.toml"
+    recipe = '[[pipelines.default.recipes]]\nmake = "prompt"\nhash = "ffffffffffffffff"\n'
+    line("prompt", "add", str(file), "--task", "hook")
+    settings.write_text(SETTINGS + recipe)
+    rows = {one["name"]: one for one in json.loads(line("doctor", "--json")[1])}
+    assert "default: recipes" not in rows
+    assert rows["default: prompt ffffffffffffffff"]["status"] == "failed"
+    settings.write_text(SETTINGS + recipe.replace('hash = "f', 'prompt = "{original_input} f'))
+    rows = {one["name"]: one for one in json.loads(line("doctor", "--json")[1])}
+    assert "default: recipes" not in rows
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("prompt = ", "cannot be read as TOML"),

@@ -47,21 +47,26 @@ def settings(settings: Settings) -> Settings:
 async def tested(settings: Settings) -> AsyncIterator[Service]:
     """`base` by its first prompt against `base` by another, a half each."""
     async with open_service(settings) as service:
-        added = await service.post("/prompts", {"task": "hook", **OTHER.document()})
-        assert added.status_code == 201, added.text
-        answer = await service.post(
-            "/evaluation/create-ab-test",
-            {
-                "baseline_model": {"model_id": "base"},
-                "candidate_model": {"model_id": "base", "prompt": added.json()["hash"]},
-                "traffic_split": 0.5,
-                "duration_hours": 24,
-            },
-        )
-        assert answer.status_code == 201, answer.text
-        shown = (await service.http.get("/evaluation/tests")).json()["items"][0]
-        assert shown["candidate_model"]["prompt"] == OTHER.hash
+        await begin(service)
         yield service
+
+
+async def begin(service: Service) -> None:
+    """The test."""
+    added = await service.post("/prompts", {"task": "hook", **OTHER.document()})
+    assert added.status_code == 201, added.text
+    answer = await service.post(
+        "/evaluation/create-ab-test",
+        {
+            "baseline_model": {"model_id": "base"},
+            "candidate_model": {"model_id": "base", "prompt": added.json()["hash"]},
+            "traffic_split": 0.5,
+            "duration_hours": 24,
+        },
+    )
+    assert answer.status_code == 201, answer.text
+    shown = (await service.http.get("/evaluation/tests")).json()["items"][0]
+    assert shown["candidate_model"]["prompt"] == OTHER.hash
 
 
 def units(service: Service) -> dict[Arm, str]:
@@ -211,6 +216,9 @@ async def test_prompts_are_kept_shown_and_refused(tested: Service) -> None:
     assert "immutable" in shown.headers["cache-control"]
     listed = (await tested.http.get("/prompts")).json()
     assert {one["hash"] for one in listed["prompts"]} >= {OTHER.hash}
+    [test] = (await tested.http.get("/evaluation/tests")).json()["items"]
+    for page in ("/", f"/evaluation/report/{test['ab_test_id']}"):
+        assert f"base with {OTHER.hash}" in (await tested.http.get(page)).text
     again = await tested.post("/prompts", {"task": "hook", **OTHER.document()})
     assert again.json()["hash"] == OTHER.hash
     assert (await tested.http.get(f"/prompts/{'0' * 16}")).status_code == 404
@@ -241,6 +249,28 @@ async def test_the_settings_prompt_is_there_by_the_hash_that_is_told(settings: S
         for said, empty in (({}, "Any hook."), ({"empty_prompt": ""}, "")):
             added = await service.post("/prompts", {"task": "hook", "messages": messages, **said})
             assert added.json()["empty_prompt"] == empty
+
+
+async def test_an_application_that_owns_its_prompt_again_is_asked_by_none(
+    settings: Settings, chat: Chat
+) -> None:
+    """Also who knows prompts and sends variables; what is tested gets nobody, and the doctor says
+    so."""
+    async with open_service(settings) as service:
+        await begin(service)
+        unit = units(service)[Arm.CANDIDATE]
+    tasks = {"hook": replace(HOOK, prompt_owner="application")}
+    async with open_service(replace(settings, tasks=tasks)) as service:
+        told = (await service.http.get(f"/decide?task=hook&unit={unit}&knows=prompts")).json()
+        assert (told["arm"], told["subject"], told["prompt"]) == ("baseline", None, None)
+        own = [{"role": "user", "content": "Hi"}]
+        answer = await service.post("/v1/chat/completions", ask(unit, messages=own))
+        assert answer.status_code == 200, answer.text
+        assert chat.bodies[-1]["messages"] == own
+        assert "x-tuneproof-prompt" not in answer.headers
+        rows = (await service.http.get("/doctor")).json()
+        [row] = [one for one in rows if one["name"] == "hook: prompt"]
+        assert "nobody is in ab-test" in row["detail"]
 
 
 async def test_a_client_keeps_prompts_on_disk_where_an_older_one_is_safe(
