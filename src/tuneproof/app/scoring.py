@@ -21,13 +21,12 @@ from tuneproof.app.scorers import Scorers
 from tuneproof.curation import redact
 from tuneproof.errors import (
     ConfigError,
-    DataError,
     NotFoundError,
     RetryableError,
     StopError,
     TuneProofError,
 )
-from tuneproof.evaluation import Messages, Scored, Scorer, Text, ask, sampled
+from tuneproof.evaluation import Scored, Text, ask, failed_usd, most_usd, sampled
 from tuneproof.experiments import ABTest, Arm, Exposure
 from tuneproof.resilience import Supervisor
 from tuneproof.settings import PipelineConfig
@@ -206,7 +205,7 @@ class ScoringService:
     async def _score(self, waiting: Waiting, config: PipelineConfig, name: str) -> bool | None:
         """Ask for one score: whether the text ended; None where the pipeline's all must wait."""
         scorer, now = self._scorers.find(name), self._clock.now()
-        most = _most_usd(scorer, waiting.messages, waiting.text)
+        most = most_usd(scorer, waiting.messages, waiting.text)
         day = f"{now.astimezone(UTC):%Y-%m-%d}"
         fits = await self._store.scores.reserve(
             config.name,
@@ -228,7 +227,7 @@ class ScoringService:
         except asyncio.CancelledError:
             raise  # the call stays in the budget: it may have been answered
         except Exception as error:  # the scorer may be anybody's, and raise anything
-            await self._store.scores.settle(config.name, day, most, _cost_of(error, most))
+            await self._store.scores.settle(config.name, day, most, failed_usd(error, most))
             return await self._failed(waiting, name, error)
         return await self._keep(waiting, config, name, day, most, found)
 
@@ -348,15 +347,3 @@ def _clean(text: str) -> str:
     """A text as every database keeps it: no NUL, no lone surrogates, of bounded length."""
     cut = text[:MAX_TEXT]
     return cut.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
-
-
-def _most_usd(scorer: Scorer, messages: Messages, text: str) -> float:
-    """What a call costs at most, where the scorer can say."""
-    tell = getattr(scorer, "most_usd", None)
-    return float(tell(messages, text)) if callable(tell) else 0.0
-
-
-def _cost_of(error: Exception, most: float) -> float:
-    """What a call that gave no score cost: as it says, else the most that it can have."""
-    cost = error.details.get("cost_usd") if isinstance(error, DataError) else None
-    return float(cost) if isinstance(cost, int | float) else most

@@ -14,7 +14,7 @@ from tuneproof.curation.curate import CurationOptions, curate, curate_posts, cur
 from tuneproof.curation.examples import read_examples
 from tuneproof.curation.rules import redact
 from tuneproof.curation.shelved import ShelvedDatasets
-from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, side_of
+from tuneproof.curation.sift import KEPT_BACK, TRAIN, VALIDATION, side_of, split_key
 
 __all__ = [
     "KEPT_BACK",
@@ -28,4 +28,5 @@ __all__ = [
     "read_examples",
     "redact",
     "side_of",
+    "split_key",
 ]

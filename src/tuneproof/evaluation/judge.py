@@ -117,6 +117,12 @@ class Judge:
         }
         return self._prompt.format(**values)
 
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what a call costs."""
+        known = self._price
+        return known is not None and None not in (known.prompt, known.completion)
+
     def most_usd(self, messages: Messages, text: str) -> float:
         """What one call costs at most: a token is at least a byte of the question."""
         if self._price is None:

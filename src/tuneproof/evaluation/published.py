@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from tuneproof.collection import NO_TIME, Post, PostQuery, Source, Task, Window
-from tuneproof.curation import KEPT_BACK, side_of
+from tuneproof.curation import KEPT_BACK, TRAIN, side_of, split_key
 from tuneproof.evaluation.outcomes import Published
 
-__all__ = ["MOST_POSTS", "published_of", "published_posts"]
+__all__ = ["MOST_POSTS", "Answered", "published_answers", "published_of", "published_posts"]
 
 MOST_POSTS = 5_000
 MOST_OF_GROUP = 200
@@ -39,6 +40,43 @@ async def published_posts(
                 if found is not None:
                     kept[task.name].add(post.id, found)
     return {name: one.published for name, one in kept.items()}
+
+
+class Answered(NamedTuple):
+    """An answer that was published, and what it answered: the values of its prompt's variables."""
+
+    id: str
+    values: Mapping[str, str]
+    published: Published
+
+
+async def published_answers(
+    source: Source, task: Task, until: datetime, *, days: float, pair_days: float
+) -> list[Answered]:
+    """Rated posts of one task that examples may be trained on: none of the gate's side.
+
+    Of more than `MOST_POSTS` a sample by hash, in a fixed order. Raises as the source does.
+    """
+    query = PostQuery(
+        window=Window(since=until - timedelta(days=days), until=until),
+        threshold=0.0,
+        max_records=None,
+        columns=(*task.columns, task.completion),
+    )
+    found: dict[str, Answered] = {}
+    async for chunk in source.posts(query):
+        for post in chunk:
+            published = published_of(post, task, pair_days)
+            if published is not None and side_of(split_key(post, (task,)), post.id) == TRAIN:
+                values = {name: post.text(name) for name in task.columns}
+                found[post.id] = Answered(post.id, values, published)
+        if len(found) > 2 * MOST_POSTS:
+            found = {one.id: one for one in _fewest(found)}
+    return _fewest(found)
+
+
+def _fewest(found: Mapping[str, Answered]) -> list[Answered]:
+    return sorted(found.values(), key=lambda one: (_hashed(one.id), one.id))[:MOST_POSTS]
 
 
 def published_of(post: Post, task: Task, pair_days: float) -> Published | None:

@@ -66,6 +66,18 @@ async def ask(scorer: Scorer, messages: Messages, text: str) -> Scored:
     return made
 
 
+def most_usd(scorer: Scorer, messages: Messages, text: str) -> float:
+    """What a call costs at most, where the scorer can say."""
+    tell = getattr(scorer, "most_usd", None)
+    return float(tell(messages, text)) if callable(tell) else 0.0
+
+
+def failed_usd(error: Exception, most: float) -> float:
+    """What a call that gave no score cost: as it says, else the most that it can have."""
+    cost = error.details.get("cost_usd") if isinstance(error, DataError) else None
+    return float(cost) if isinstance(cost, int | float) else most
+
+
 def sampled(subject: str, unit: str, arm: str, *, share: float, split: float) -> bool:
     """Whether a unit of a test is scored: `share` of the candidate's, of the baseline's as many.
 

@@ -206,6 +206,45 @@ class PromptRecords(PromptTexts, Protocol):
         """The prompt with this hash. Raises `NotFoundError`."""
 
 
+class Budgets(Protocol):
+    """Budgets from which a call is taken before it is made."""
+
+    async def reserve(
+        self,
+        pipeline: str,
+        day: str,
+        cost_usd: float,
+        *,
+        max_calls: int,
+        max_cost_usd: float | None,
+        tx: Tx | None = None,
+    ) -> bool:
+        """Take one call of at most `cost_usd`; False where it does not fit."""
+
+    async def settle(
+        self,
+        pipeline: str,
+        day: str,
+        reserved_usd: float,
+        cost_usd: float,
+        *,
+        called: bool = True,
+        tx: Tx | None = None,
+    ) -> None:
+        """Put what a call really cost in place of what was reserved for it."""
+
+    async def spent(self, pipeline: str, day: str, *, tx: Tx | None = None) -> Spent:
+        """What was taken until now."""
+
+
+class Spent(Protocol):
+    """What was taken of a budget."""
+
+    @property
+    def cost_usd(self) -> float:
+        """In USD."""
+
+
 class TrackingOutbox(Protocol):
     """What the tracking server is to be told, written with the change that it tells of."""
 
@@ -274,6 +313,10 @@ class RunStore(ExperimentStore, RolloutStore, Protocol):
     @property
     def prompts(self) -> PromptRecords:
         """The prompts."""
+
+    @property
+    def scores(self) -> Budgets:
+        """The budgets of scores."""
 
     @property
     def moves(self) -> RunMoves:
@@ -442,6 +485,20 @@ class Parts:
     keep_outcomes: Callable[[str, OutcomeModel, str], Awaitable[None]] = _forgets
 
 
+@dataclass(frozen=True, kw_only=True)
+class Optimised:
+    """What a recipe's search for a prompt came to.
+
+    `prompt` is the hash of what it found; None where there is nothing to test. `said` tells a
+    person why, with the figures.
+    """
+
+    recipe: int
+    said: str
+    prompt: str | None = None
+    spent_usd: float = 0.0
+
+
 workflow.register_as("ModelRef", Variant)
 workflow.register(
     ABTest,
@@ -467,6 +524,7 @@ workflow.register(
     JobStatus,
     Look,
     ModelVersion,
+    Optimised,
     OutcomeReport,
     Part,
     PipelineConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from tuneproof import workflow
 from tuneproof.collection import TrainingDataBatch
@@ -19,6 +19,7 @@ from tuneproof.pipeline.jobs import (
     find_under_way,
     trainer_of,
 )
+from tuneproof.pipeline.optimising import OptimiseStage, forget
 from tuneproof.pipeline.preflight import Cleared, Preflight
 from tuneproof.pipeline.prompting import (
     SETTINGS,
@@ -27,7 +28,7 @@ from tuneproof.pipeline.prompting import (
     prompt_in_use,
     tracked_prompt,
 )
-from tuneproof.pipeline.records import Stage, StageStatus
+from tuneproof.pipeline.records import Optimised, Stage, StageStatus
 from tuneproof.pipeline.routing import model_in_use
 from tuneproof.pipeline.search import Searched, Trained, TrialSearch, shown_trials
 from tuneproof.pipeline.steps import StepName
@@ -77,6 +78,8 @@ class TrainStage:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._jobs: Jobs | None = None
+        self.optimised: tuple[Optimised, ...] = ()
+        """What came of recipes that look for a prompt."""
 
     async def make(self, batch: TrainingDataBatch) -> tuple[ModelVersion, ...]:
         """A version of each recipe, those that are trained first; without recipes, of a training.
@@ -88,7 +91,10 @@ class TrainStage:
         trained = await self._train(batch, attempt) if run.config.trains else ()
         if not run.config.untrained:
             return trained
+        self.optimised = await OptimiseStage(run).optimise(batch)
         taken = await workflow.transaction(StepName.TRAIN_TAKE, self._take, batch)
+        if self.optimised:
+            await forget(run)
         run.changed()
         return (*trained, *taken)
 
@@ -121,7 +127,7 @@ class TrainStage:
         """Record a version of each model that is to be tested as it is."""
         run, in_use = self._run, await self._in_use(tx)
         found: list[ModelVersion] = []
-        for recipe in run.config.untrained:
+        for recipe in self._decided():
             made = await self._made(recipe, in_use, tx)
             if recipe.model is not None:
                 run.parts.provider(made.provider)  # refuses one that has left the settings since
@@ -150,13 +156,29 @@ class TrainStage:
             await self._tell_version(tx, kept, f"model_version:{kept.id}")
             found.append(kept)
         if not run.config.trains:
-            detail: dict[str, object] = {"cost_usd": 0.0, **UNKNOWN_PROGRESS}
+            spent = sum(one.spent_usd for one in self.optimised)
+            detail: dict[str, object] = {"cost_usd": round(spent, 6), **UNKNOWN_PROGRESS}
             if found:
                 detail["model_id"] = found[0].model_id
                 known = {"model_version": VersionDetail.of(found[0]).to_dict()}
                 await run.mark_run(tx, known)
             await run.mark_stage(tx, Stage.TRAIN, StageStatus.COMPLETED, detail)
+        if self.optimised:
+            told = {"optimised": [asdict(one) for one in self.optimised]}
+            await run.mark_stage(tx, Stage.TRAIN, StageStatus.COMPLETED, told)
         return tuple(found)
+
+    def _decided(self) -> list[Recipe]:
+        """The recipes for which nothing is trained, with the prompts that were found for them;
+        without those for which none was."""
+        searched = {one.recipe: one.prompt for one in self.optimised}
+        found = []
+        for number, recipe in enumerate(self._run.config.untrained, 1):
+            if number not in searched:
+                found.append(recipe)
+            elif searched[number] is not None:
+                found.append(replace(recipe, hash=searched[number]))
+        return found
 
     async def _made(self, recipe: Recipe, in_use: _Made, tx: Tx) -> _Made:
         """What a recipe makes of the model in use: what it does not say stays."""

@@ -17,7 +17,7 @@ from tuneproof.pipeline.ending import EndStage
 from tuneproof.pipeline.experimenting import ExperimentStage, Tested
 from tuneproof.pipeline.gating import GateStage, leading
 from tuneproof.pipeline.planning import PlanStage, refusal
-from tuneproof.pipeline.records import PipelineResult, RunArguments, Stage
+from tuneproof.pipeline.records import Optimised, PipelineResult, RunArguments, Stage
 from tuneproof.pipeline.rolling_out import RolloutStage
 from tuneproof.pipeline.training import TrainStage
 from tuneproof.rollout import Deployment, DeploymentState
@@ -136,11 +136,7 @@ class _Turn:
     async def _train(self, batch: TrainingDataBatch) -> tuple[ModelVersion, ...]:
         versions = await self._training.make(batch)
         if not versions:
-            raise _Ended(
-                RunStatus.SKIPPED,
-                "Each candidate that the recipes name is in use, or was taken back: nothing is "
-                "tested. --force tests again what was taken back.",
-            )
+            raise _Ended(RunStatus.SKIPPED, _nothing_made(self._training.optimised))
         self._result = replace(self._result, model_version=versions[0])
         return versions
 
@@ -220,6 +216,17 @@ async def _wait_unless_aborted(until: datetime) -> workflow.Signal | None:
     if signal is not None and signal.kind == "abort":
         raise AbortedError(signal.reason or "Aborted.", actor=signal.actor)
     return signal
+
+
+def _nothing_made(optimised: Sequence[Optimised]) -> str:
+    """Why a run has no candidate."""
+    said = [one.said for one in optimised if one.prompt is None]
+    if said and len(said) == len(optimised):
+        return f"No candidate was made. {' '.join(said)}"
+    return (
+        "Each candidate that the recipes name is in use, or was taken back: nothing is "
+        "tested. --force tests again what was taken back."
+    )
 
 
 def _choosing(config: PipelineConfig) -> str:

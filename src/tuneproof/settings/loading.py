@@ -199,6 +199,8 @@ class Settings(Tables):
                 self._check_provider(where, recipe.provider)
             if recipe.make == PROMPT:
                 self._check_prompt(where, recipe, config)
+            if recipe.search is not None:
+                self._check_provider(where, recipe.search.provider)
 
     def _check_prompt(self, where: str, recipe: Recipe, config: PipelineConfig) -> None:
         """A prompt is of one task, which leaves its prompt to variants, and has its variables."""

@@ -36,6 +36,7 @@ def check_measures(
         _refuse_own_picker(config, tasks)
     elif config.quality_scorer is not None:
         _refuse_one_judge(config, config.quality_scorer, scorers)
+        _refuse_own_reward(config, config.quality_scorer, scorers)
         _refuse_own_judge(config, scorers.get(config.quality_scorer))
 
 
@@ -53,6 +54,22 @@ def _refuse_one_judge(
                 f"must ask for more than the quality by {judge!r}, since gate.min_scores lets only "
                 f"candidates through that {name!r} likes: one measure would choose and decide",
                 mend=f"{MEND} Or let another scorer than {name!r} gate.",
+            )
+
+
+def _refuse_own_reward(
+    config: PipelineConfig, judge: str, scorers: Mapping[str, ScorerConfig]
+) -> None:
+    """The scorer whose scores decide is what a prompt is optimised by."""
+    rewards = [recipe.search.reward for recipe in config.untrained if recipe.search is not None]
+    for name in rewards:
+        if name == judge or _same(scorers.get(name), scorers.get(judge)):
+            raise checks.refuse(
+                f"pipelines.{config.name}.criteria",
+                ", ".join(config.criteria),
+                f"must ask for more than the quality by {judge!r}, since a recipe optimises a "
+                f"prompt by {name!r}: one measure would choose and decide",
+                mend=f"{MEND} Or optimise by another scorer than {name!r}.",
             )
 
 

@@ -1,8 +1,8 @@
 """Recipes: how a run makes its candidates, one each.
 
 `as_is` takes a model as its provider has it: a newer base, or another house's. `prompt` asks a
-model, that in use where none is named, by another prompt. `train` trains one, as a run without
-recipes does.
+model, that in use where none is named, by another prompt: one that is said, or with `optimise` one
+that is looked for. `train` trains one, as a run without recipes does.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from tuneproof.errors import InputError
 from tuneproof.prompts import Prompt
 from tuneproof.settings import checks
 
-__all__ = ["AS_IS", "PROMPT", "TRAIN", "Recipe", "checked_recipes"]
+__all__ = ["AS_IS", "OUTCOMES", "PROMPT", "TRAIN", "Optimise", "Recipe", "checked_recipes"]
 
 AS_IS: Final = "as_is"
 PROMPT: Final = "prompt"
 TRAIN: Final = "train"
+OUTCOMES: Final = "outcomes"
+"""What `optimise` names where the reward is a model of the outcomes, not a scorer."""
+
 MOST: Final = 20
 """As many candidates may be tested at once."""
 
@@ -29,6 +32,31 @@ MEND_PROMPT: Final = (
     'For example make = "prompt" with prompt = "Write about {topic}." or hash = "…", the name of '
     "one that `tuneproof prompt list` shows."
 )
+MEND_OPTIMISE: Final = (
+    'For example make = "prompt" with optimise = "SCORER" (or "outcomes"), '
+    'reflection = "MODEL@PROVIDER" and budget_usd = 5.'
+)
+SEARCH: Final = {"optimise", "reflection", "budget_usd", "prompt_max_tokens", "calls"}
+"""What a recipe says that looks for a prompt."""
+
+SEARCH_NUMBERS: Final = {"budget_usd": 0, "prompt_max_tokens": 16, "calls": 20}
+"""Which of these are numbers, and what each is at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimise:
+    """How a prompt is looked for: by which `reward`, who proposes, and what it may take.
+
+    `budget_usd` is all that answers, scores and proposals of a run may cost, `calls` how often at
+    most a prompt is tried on an input, `prompt_max_tokens` how long a prompt may be.
+    """
+
+    reward: str
+    model: str
+    provider: str
+    budget_usd: float
+    prompt_max_tokens: int = 2_000
+    calls: int = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +66,7 @@ class Recipe:
     Without a provider it is the pipeline's. What is trained, and where, the pipeline says, or
     `model` and `provider` in place of its base model and provider. A prompt
     is a kept one, by its `hash`, or what is said here of its messages and its `parameters` (JSON);
-    what is not said is as in use.
+    what is not said is as in use; or it is looked for, as `search` says.
     """
 
     make: str
@@ -48,6 +76,26 @@ class Recipe:
     prompt: str | None = None
     system: str | None = None
     parameters: str | None = None
+    optimise: str | None = None
+    reflection: str | None = None
+    budget_usd: str | None = None
+    prompt_max_tokens: str | None = None
+    calls: str | None = None
+
+    @property
+    def search(self) -> Optimise | None:
+        """How its prompt is looked for; None where it is said."""
+        if self.optimise is None or self.reflection is None or self.budget_usd is None:
+            return None
+        model, _, provider = self.reflection.rpartition("@")
+        whole = {"prompt_max_tokens": self.prompt_max_tokens, "calls": self.calls}
+        return Optimise(
+            reward=self.optimise,
+            model=model,
+            provider=provider,
+            budget_usd=float(self.budget_usd),
+            **{name: int(text) for name, text in whole.items() if text is not None},
+        )
 
     def prompt_from(self, in_use: Prompt) -> Prompt:
         """The prompt that this makes of the one in use, where it names no kept one.
@@ -86,6 +134,9 @@ def _checked(field: str, given: Any) -> dict[str, str]:
     told: dict[str, Any] = {"make": TRAIN, **given}
     if "parameters" in told:
         told["parameters"] = _parameters(f"{field}.parameters", told["parameters"])
+    for key, least in SEARCH_NUMBERS.items():
+        if key in told:
+            told[key] = _number(f"{field}.{key}", told[key], least)
     for key, value in told.items():
         checks.choice(field, key, tuple(Recipe.__dataclass_fields__))
         checks.text(f"{field}.{key}", value)
@@ -93,7 +144,9 @@ def _checked(field: str, given: Any) -> dict[str, str]:
     checks.choice(f"{field}.make", make, (AS_IS, PROMPT, TRAIN))
     if make == AS_IS:
         _check_as_is(field, told, others)
-    if make == PROMPT:
+    if make == PROMPT and others & SEARCH:
+        _check_search(field, told, others)
+    elif make == PROMPT:
         _check_prompt(field, told, others)
     if make == TRAIN and others - {"model", "provider"}:
         rule = "has a prompt, and what is trained keeps that of its examples"
@@ -120,9 +173,47 @@ def _check_prompt(field: str, told: Mapping[str, str], others: set[str]) -> None
     if "system" in said and "prompt" not in said:
         rule = "needs prompt beside it: the messages are said as a whole"
         raise checks.refuse(f"{field}.system", told["system"], rule, mend=MEND_PROMPT)
+    _check_place(field, told, others)
+
+
+def _check_search(field: str, told: Mapping[str, str], others: set[str]) -> None:
+    for key in ("optimise", "reflection", "budget_usd"):
+        if key not in others:
+            rule = "must be said where a prompt is looked for"
+            raise checks.refuse(f"{field}.{key}", None, rule, mend=MEND_OPTIMISE)
+    said = sorted(others & {"prompt", "system", "parameters", "hash"})
+    if said:
+        rule = "cannot stand beside optimise: what is looked for begins with the prompt in use"
+        raise checks.refuse(f"{field}.{said[0]}", told[said[0]], rule, mend="Leave it out.")
+    model, mark, provider = told["reflection"].rpartition("@")
+    if not (mark and model.strip() and provider.strip()):
+        rule = "must be MODEL@PROVIDER"
+        mend = "Name a model and a provider of the settings."
+        raise checks.refuse(f"{field}.reflection", told["reflection"], rule, mend=mend)
+    _check_place(field, told, others)
+
+
+def _check_place(field: str, told: Mapping[str, str], others: set[str]) -> None:
     if "provider" in others and "model" not in others:
         rule = "needs model beside it"
         raise checks.refuse(f"{field}.provider", told["provider"], rule, mend="Name the model.")
+
+
+def _number(field: str, given: Any, least: int) -> str:
+    """A number as text, however it was given: money above 0, or a whole number of at `least`."""
+    number = given
+    if isinstance(given, str):
+        try:
+            number = int(given) if least else float(given)
+        except ValueError:
+            number = None
+    if number is None:
+        raise checks.refuse(field, given, "must be a number", mend=MEND_OPTIMISE)
+    if least:
+        checks.number(field, number, at_least=least, at_most=100_000, whole=True)
+    else:
+        checks.number(field, number, above=0, at_most=1_000_000)
+    return f"{number}"
 
 
 def _parameters(field: str, given: Any) -> str:

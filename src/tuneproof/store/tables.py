@@ -407,7 +407,8 @@ comments = Table(
     sqlite_with_rowid=False,
 )
 
-# What scoring took of a pipeline's budget on a day (UTC), calls that a kill cut off included.
+# What scoring took of a pipeline's budget on a day (UTC), calls that a kill cut off included; and
+# what a search for a prompt took of its recipe's, with RUN/recipe-N as pipeline, "in all" as day.
 scoring_days = Table(
     "scoring_days",
     metadata,

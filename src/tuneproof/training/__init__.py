@@ -11,6 +11,7 @@ from tuneproof.training.costs import (
     Price,
     cost_of_training,
     count_file,
+    count_messages,
     estimate_training,
 )
 from tuneproof.training.durations import (
@@ -80,6 +81,7 @@ __all__ = [
     "VersionStatus",
     "cost_of_training",
     "count_file",
+    "count_messages",
     "duration",
     "estimate_time",
     "estimate_training",

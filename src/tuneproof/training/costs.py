@@ -10,7 +10,7 @@ o200k_base. Each message adds `MESSAGE_TOKENS` for its role and separators.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,6 +119,15 @@ def count_file(path: Path) -> tuple[int, bool]:
             mend="Retry the run from its collection; it builds the file again.",
         ) from e
     return tokens, count is not None
+
+
+def count_messages(messages: Iterable[Mapping[str, str]]) -> int:
+    """The tokens of a chat, counted or estimated from bytes."""
+    count = _counter()
+    return sum(
+        MESSAGE_TOKENS + (count(text) if count else -(-len(text.encode()) // BYTES_A_TOKEN))
+        for text in (message["content"] for message in messages)
+    )
 
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
