@@ -150,11 +150,11 @@ house: setup ## what the source weighs: functions, names, circles; ROOTS="--root
 
 lock: ## resolve the dependencies anew; the extras lora and ray have files of their own
 	@sh .ci/uv
-	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens --extra postgres --extra search \
+	$(UV) pip compile --quiet --universal --group dev --extra parquet --extra tokens --extra postgres --extra search --extra gepa \
 		--extra mlflow --extra kubernetes --extra otel --extra s3 --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock
-	$(UV) pip compile --quiet --universal --extra parquet --extra tokens --extra postgres --extra search \
+	$(UV) pip compile --quiet --universal --extra parquet --extra tokens --extra postgres --extra search --extra gepa \
 		--extra kubernetes --extra otel --extra s3 --constraint requirements.lock --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml --output-file deploy/requirements.txt

@@ -33,6 +33,13 @@ FIRST = Task.of(HOOK).first_prompt
 BETTER = {"make": "prompt", "prompt": "About {original_input}, a question.", "system": "You ask."}
 WARMER = {"make": "prompt", "parameters": '{"temperature": 0.9, "max_tokens": 60}'}
 
+LOOKED_FOR: dict[str, Any] = {
+    "make": "prompt",
+    "optimise": "outcomes",
+    "reflection": "thinker@default",
+    "budget_usd": 2,
+}
+
 
 def made(recipe: dict[str, str]) -> Prompt:
     """What a recipe makes of the first prompt."""
@@ -274,6 +281,7 @@ def test_settings_that_cannot_be() -> None:
         return Settings(tasks=tasks, pipelines={"default": replace(QUICK, **changes)})
 
     read()
+    read(recipes=(LOOKED_FOR,))
     for changes, said in (
         ({"tasks": ("body",)}, "are not one whose prompt variants own"),
         ({"tasks": ("hook", "body"), "recipes": ()}, "train_together = false"),
@@ -285,6 +293,17 @@ def test_settings_that_cannot_be() -> None:
         ({"recipes": ({**BETTER, "parameters": {"n": 2}},)}, "no parameter n"),
         ({"recipes": ({**BETTER, "parameters": "warm"},)}, "must be parameters"),
         ({"recipes": ({**BETTER, "model": "m", "provider": "nobody"},)}, "nobody"),
+        (
+            {"recipes": ({"make": "prompt", "optimise": "taste"},)},
+            "reflection is None, but must be",
+        ),
+        ({"recipes": ({**LOOKED_FOR, "reflection": "m@nobody"},)}, "nobody"),
+        ({"recipes": ({**LOOKED_FOR, "reflection": "thinker"},)}, "must be MODEL@PROVIDER"),
+        ({"recipes": ({**LOOKED_FOR, "budget_usd": "much"},)}, "budget_usd is 'much'"),
+        ({"recipes": ({**LOOKED_FOR, "budget_usd": 0},)}, "budget_usd is 0"),
+        ({"recipes": ({**LOOKED_FOR, "calls": 3},)}, "calls is 3"),
+        ({"recipes": ({**LOOKED_FOR, "calls": 30.5},)}, "calls is 30.5"),
+        ({"recipes": ({**LOOKED_FOR, "hash": "a" * 16},)}, "cannot stand beside optimise"),
     ):
         with pytest.raises(ConfigError, match=said):
             read(**changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,11 +19,23 @@ SCORERS = {
     "strict": ScorerConfig(name="strict", model="gpt-6", rubric="Is it true?"),
     "words": ScorerConfig(name="words", kind="mypackage.scoring:words"),
 }
-HOOK = TaskConfig(name="hook", prompt="On {original_input}", completion="hook")
+HOOK = TaskConfig(
+    name="hook", prompt="On {original_input}", completion="hook", prompt_owner="variant"
+)
+
+
+def looked_for(scorer: str) -> dict[str, Any]:
+    """A recipe that optimises a prompt by this scorer."""
+    return {
+        "make": "prompt",
+        "optimise": scorer,
+        "reflection": "gpt-6-sol@default",
+        "budget_usd": 5,
+    }
 
 
 def settings(best_of: int = 1, **config: Any) -> Settings:
-    task = TaskConfig(name="hook", prompt=HOOK.prompt, completion=HOOK.completion, best_of=best_of)
+    task = replace(HOOK, best_of=best_of, prompt_owner="variant" if best_of == 1 else "application")
     made = PipelineConfig(tasks=("hook",), base_model="gpt-5-mini", **config)
     return Settings(pipelines={"default": made}, scorers=SCORERS, tasks={"hook": task})
 
@@ -48,6 +61,10 @@ def gates(scorer: str) -> dict[str, Any]:
             "lets only",
         ),
         ({"criteria": QUALITY, "quality_scorer": "judge", "recipes": (AS_IS,)}, "its own answers"),
+        (
+            {"criteria": QUALITY, "quality_scorer": "judge", "recipes": (looked_for("again"),)},
+            "optimises a prompt by 'again'",
+        ),
         (
             {"criteria": CHEAPER, "best_of": 4, "gate_compared": 100},
             "alone says whether they would win",

@@ -26,6 +26,7 @@ from tuneproof.app.sources import Sources
 from tuneproof.app.unready import unready
 from tuneproof.collection import Task
 from tuneproof.errors import FilesUnavailableError, StoreUnavailableError, TuneProofError
+from tuneproof.evaluation import ensure_gepa
 from tuneproof.experiments import Variant
 from tuneproof.pipeline.gating import embedder_of, moderation_of
 from tuneproof.resilience import Supervisor, TaskHealth, aside, in_daemon_thread
@@ -362,6 +363,12 @@ class Doctor:
                 found.append(await self._place_finding(name, recipe.model, place))
             if recipe.hash is not None and not self._absent:
                 found.append(await self._prompt_finding(config, recipe.hash))
+            if recipe.search is not None:
+                ensure_gepa()
+                name = f"{config.name}: {recipe.search.model}, which proposes prompts"
+                if self._providers.given is None:
+                    model, place = recipe.search.model, recipe.search.provider
+                    found.append(await self._place_finding(name, model, place))
         return found
 
     async def _prompt_findings(self, config: PipelineConfig) -> list[Finding]:

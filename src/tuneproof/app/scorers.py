@@ -7,8 +7,15 @@ from collections.abc import Mapping
 from tuneproof.app.providers import Providers
 from tuneproof.errors import ConfigError
 from tuneproof.evaluation import Judge, Scorer
-from tuneproof.settings import ScorerConfig, Settings, resolved
+from tuneproof.settings import PipelineConfig, ScorerConfig, Settings, resolved
+from tuneproof.settings.recipes import OUTCOMES
 from tuneproof.training import Price
+
+
+def rewards_of(config: PipelineConfig) -> list[str]:
+    """The scorers by which recipes of a pipeline look for prompts."""
+    searches = (recipe.search for recipe in config.untrained)
+    return [one.reward for one in searches if one is not None and one.reward != OUTCOMES]
 
 
 class Scorers:
@@ -39,7 +46,12 @@ class Scorers:
     def used(self) -> list[str]:
         """The scorers that pipelines name, each once."""
         configs = self._settings.pipelines.values()
-        named = [n for c in configs for n in (*c.gate_scorers, c.quality_scorer) if n is not None]
+        named = [
+            name
+            for config in configs
+            for name in (*config.gate_scorers, config.quality_scorer, *rewards_of(config))
+            if name is not None
+        ]
         return list(dict.fromkeys(named))
 
     def config(self, name: str) -> ScorerConfig:
@@ -53,7 +65,7 @@ class Scorers:
         """
         for config in self._settings.pipelines.values():
             online = () if config.quality_scorer is None else (config.quality_scorer,)
-            for name in (*config.gate_scorers, *online):
+            for name in (*config.gate_scorers, *online, *rewards_of(config)):
                 self.find(name)
             for name in config.gate_min_scores or ():
                 if name not in (*config.gate_scorers, *self.given):

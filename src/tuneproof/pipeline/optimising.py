@@ -212,8 +212,8 @@ class _Search:
         if found is None:
             return None, "the budget ended before the prompt in use was measured"
         told = (
-            f"{checked.sentence()}; {found.tried} proposals were measured by {search.reward}, "
-            f"{found.refused} were refused"
+            f"{checked.sentence()}; of the proposals {found.tried} did well enough to be measured "
+            f"by {search.reward}, and {found.refused} might not be tried"
         )
         if found.prompt is None:
             return None, f"{told}, and none did better than the prompt in use, {found.before:.4g}"

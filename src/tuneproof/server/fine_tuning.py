@@ -69,6 +69,18 @@ class RecipeRequest(Strict):
     parameters: dict[str, Any] | None = Field(
         default=None, description="How the model is to answer; not said: as in use."
     )
+    optimise: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description='Look for a prompt by this scorer, or by "outcomes".',
+    )
+    reflection: str | None = Field(
+        default=None, min_length=3, max_length=700, description="MODEL@PROVIDER that proposes."
+    )
+    budget_usd: float | None = Field(default=None, gt=0, description="What all of it may cost.")
+    prompt_max_tokens: int | None = Field(default=None, ge=16)
+    calls: int | None = Field(default=None, ge=20)
 
 
 class StartRequest(Strict):

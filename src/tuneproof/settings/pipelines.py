@@ -109,7 +109,9 @@ class PipelineConfig(Declaration):
             doc="tables of `make`, `model`, `provider` and the words of a "
             "[prompt](../how-to/prompts.md): [how a run makes its "
             'candidates](../how-to/several-candidates.md#models-as-they-are), `"as_is"`, '
-            '`"prompt"` or `"train"`; none: it trains one',
+            '`"prompt"` or `"train"`; none: it trains one. With `optimise`, `reflection`, '
+            "`budget_usd`, `prompt_max_tokens` and `calls` it "
+            "[looks for a prompt](../how-to/prompts.md#look-for-a-better-one)",
         ),
     )
     train_together: bool = option(
