@@ -111,6 +111,20 @@ async def test_what_cannot_be_shown_is_not_asked_for(tmp_path: Path, sqlite_stor
             await move.plan([NEWER], margin=0)
 
 
+async def test_a_dearer_successor_is_named(tmp_path: Path, sqlite_store_url: str) -> None:
+    """Where it must be cheaper; the price alone decides nothing, so it may be tested."""
+    prices = {"prices": {"base": [1.0, 1.0], "newer": [1.0, 2.0], "open": [1.0, 0.5]}}
+    async with opened(tmp_path, sqlite_store_url, **prices) as loop:
+        [said] = [
+            w for w in (await loop.app.migration.plan([NEWER, OPEN])).warnings if "token" in w
+        ]
+        assert said.startswith(
+            "newer at openai: a token of an answer costs no less than one of base"
+        )
+        free = await loop.app.migration.plan([NEWER, OPEN], cheaper=0)
+        assert not any("token" in one for one in free.warnings)
+
+
 async def test_a_move_between_two_trainers_whose_models_are_called_alike(tmp_path: Path) -> None:
     """Two real servers; both offer a base of one name, and what is trained is on the new one."""
     async with AsyncExitStack() as stack:

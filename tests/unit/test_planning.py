@@ -131,6 +131,16 @@ def test_unknown_prices_are_said_not_guessed() -> None:
     assert "no price is set" in plan.sentence()
 
 
+def test_answers_of_unknown_length_are_not_free() -> None:
+    """Seen: "costs about $0.00", of a priced model that nobody trains."""
+    config = PipelineConfig(recipes=(AS_IS,), base_model="base")
+    plan = plan_cycle(history(tokens=None), config, prices=Prices(untrained=(10.0,)))
+    assert (plan.answers_cost_usd, plan.unpriced) == (None, 0)
+    assert "without the answers: how many tokens an answer has is not known." in plan.sentence()
+    free = plan_cycle(history(tokens=None), config, prices=Prices(untrained=(0.0,)))
+    assert "This cycle costs about $0.00." in free.sentence()
+
+
 AS_IS = {"make": "as_is", "model": "newer", "provider": "house"}
 OPEN = {"make": "as_is", "model": "open", "provider": "own"}
 TRAINED = {"make": "train"}

@@ -250,28 +250,59 @@ class MigrationService:
                 f"{', '.join(unpriced)}: no price is known, so nothing can be shown to be cheaper. "
                 "Set [providers.NAME.prices], or leave the price out with --cheaper 0."
             )
+        dearer = self._dearer(config, model, provider)
+        if dearer:
+            found.append(
+                f"{', '.join(dearer)}: a token of an answer costs no less than one of {model}, so "
+                "fewer tokens or more engagement would have to make it cheaper. Leave the price "
+                "out with --cheaper 0 where it is no reason."
+            )
         return found
+
+    def _dearer(self, config: PipelineConfig, model: str, provider: str) -> list[str]:
+        """Whose answers cost no less a token, where a lower cost is asked for."""
+        if not _compares_costs(config) or provider not in self._settings.providers:
+            return []
+        paid = self._providers.price(provider, model, "answers")
+        if paid is None or paid.completion is None:
+            return []
+        known = [one for one in _asked(config) if one[0] in self._settings.providers]
+        found = [(at, name, self._providers.price(at, name, "answers")) for at, name in known]
+        return [
+            f"{name} at {at}"
+            for at, name, price in found
+            if price is not None
+            and price.completion is not None
+            and price.completion >= paid.completion > 0
+        ]
 
     async def _unpriced(self, config: PipelineConfig, model: str, provider: str) -> list[str]:
         """Whose answers have no price, where a price is asked about."""
-        if not any(one.startswith("cost") for one in config.criteria):
+        if not _compares_costs(config):
             return []
-        asked = [(provider, model)]
-        for recipe in (Recipe(**one) for one in config.recipes):
-            where = recipe.provider or config.provider
-            if recipe.model is not None:
-                asked.append((where, recipe.model))
-            elif recipe.make == TRAIN and config.base_model is not None:
-                asked.append((where, config.base_model))
         return [
             f"{name} at {at}"
-            for at, name in dict.fromkeys(asked)
+            for at, name in dict.fromkeys([(provider, model), *_asked(config)])
             if at in self._settings.providers and not self._priced(at, name)
         ]
 
     def _priced(self, provider: str, model: str) -> bool:
         price = self._providers.price(provider, model, "answers")
         return price is not None and price.completion is not None
+
+
+def _compares_costs(config: PipelineConfig) -> bool:
+    return any(one.startswith("cost") for one in config.criteria)
+
+
+def _asked(config: PipelineConfig) -> list[tuple[str, str]]:
+    """The providers and models of the candidates that are not the model in use by a prompt."""
+    asked: dict[tuple[str, str], None] = {}
+    for recipe in (Recipe(**one) for one in config.recipes):
+        model = recipe.model or (config.base_model if recipe.make == TRAIN else None)
+        if model is not None:
+            asked[recipe.provider or config.provider, model] = None
+    return list(asked)
 
 
 def _named(recipe: Recipe, config: PipelineConfig) -> str:

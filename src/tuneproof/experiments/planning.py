@@ -170,9 +170,13 @@ class CyclePlan:
         )
 
     def _cost(self) -> str:
+        priced = self.unpriced < self.candidates
+        why = "how many tokens an answer has is not known" if priced else "no price is set"
         if self.cost_usd is None:
-            return "What the cycle costs is unknown: no price is set."
+            return f"What the cycle costs is unknown: {why}."
         said = f"This cycle costs about ${self.cost_usd:,.2f}"
+        if self.answers_cost_usd is None and priced:
+            return f"{said}, without the answers: {why}."
         if not self.unpriced:
             return f"{said}."
         of = "" if self.unpriced == self.candidates else f" of {self.unpriced} of its candidates"
@@ -292,7 +296,7 @@ def plan_cycle(
         promoted=_promoted(config, traffic, wanted, level),
         needed_h=_shortest(found),
         training_cost_usd=_price(prices.training, trained_tokens) if config.trains else 0.0,
-        answers_cost_usd=_price(math.fsum(known), answers or None) if known else None,
+        answers_cost_usd=_answers(math.fsum(known), answers) if known else None,
         unpriced=count - len(known),
     )
 
@@ -410,6 +414,11 @@ def _shortest(found: Callable[[float], float]) -> float | None:
         middle = float(math.floor((low + high) / 2))
         low, high = (low, middle) if found(middle) >= POWER else (middle, high)
     return math.ceil(high)
+
+
+def _answers(per_million: float, tokens: float) -> float | None:
+    """What so many tokens of answers cost; without tokens known of those that cost nothing."""
+    return 0.0 if per_million == 0 else _price(per_million, tokens or None)
 
 
 def _price(per_million: float | None, tokens: float | None) -> float | None:
