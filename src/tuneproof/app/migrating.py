@@ -273,7 +273,7 @@ class MigrationService:
             for at, name, price in found
             if price is not None
             and price.completion is not None
-            and price.completion >= paid.completion > 0
+            and price.completion >= paid.completion
         ]
 
     async def _unpriced(self, config: PipelineConfig, model: str, provider: str) -> list[str]:
