@@ -51,20 +51,17 @@ def test_a_prompt_is_kept_listed_and_shown(line, file):
     ]
 
 
-@pytest.mark.parametrize(
-    ("recipe", "said"),
-    [
+def test_a_run_is_refused_for_its_prompt_before_it_begins(line, file):
+    assert line("prompt", "add", str(file), "--task", "hook")[0] == 0
+    for recipe, said in (
         ("make=prompt,hash=ffffffffffffffff", "There is no prompt ffffffffffffffff"),
         ("make=prompt,prompt=Well, nothing", "no prompt of hook: The prompt does not say"),
         ('make=prompt,parameters={"top_p": 1, "n": 2}', "has no parameter n"),
         ("make=prompt,parameters=warm", "is no JSON"),
-    ],
-)
-def test_a_run_is_refused_for_its_prompt_before_it_begins(line, file, recipe, said):
-    assert line("prompt", "add", str(file), "--task", "hook")[0] == 0
-    code, _, err = line("run", "start", "--recipe", recipe, "--no-wait")
-    assert code != 0
-    assert said in err
+    ):
+        code, _, err = line("run", "start", "--recipe", recipe, "--no-wait")
+        assert code != 0, recipe
+        assert said in err
     assert json.loads(line("run", "list", "--json")[1])["items"] == []
 
 
