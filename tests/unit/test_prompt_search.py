@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from tuneproof.collection import Post, Task
 from tuneproof.curation import TRAIN, side_of, split_key
 from tuneproof.errors import (
     BudgetExceededError,
+    ConfigError,
     CredentialsError,
     DataError,
     InputError,
@@ -25,6 +27,7 @@ from tuneproof.evaluation import (
     Rules,
     Scored,
     correlation,
+    ensure_gepa,
     paid,
     published_answers,
 )
@@ -104,6 +107,13 @@ def test_a_reward_is_believed_where_its_interval_is_above_0() -> None:
     assert 10 <= sum(chance) <= 45  # 2.5 % of rewards that say nothing
 
 
+def test_without_gepa_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_gepa()
+    monkeypatch.setitem(sys.modules, "gepa", None)
+    with pytest.raises(ConfigError, match=r"Install tuneproof\[gepa\]"):
+        ensure_gepa()
+
+
 class Purse:
     """A budget in memory, and what was asked of it."""
 
@@ -171,6 +181,19 @@ async def test_a_score_is_paid_too() -> None:
     assert purse.left == pytest.approx(0.6)
     both = await asyncio.gather(scorer(CHAT, "a"), scorer(CHAT, "b"), return_exceptions=True)
     assert sorted(type(one).__name__ for one in both) == ["BudgetExceededError", "Scored"]
+
+
+async def test_a_scorer_that_names_no_price_is_paid_as_its_dearest_call() -> None:
+    async def scorer(messages: Sequence[Mapping[str, str]], text: str) -> Scored:
+        return Scored(value=1.0, cost_usd=0.4)
+
+    purse = Purse(1.0)
+    score = paid(scorer, purse)
+    await score(CHAT, "a")
+    await score(CHAT, "b")
+    with pytest.raises(BudgetExceededError):
+        await score(CHAT, "c")
+    assert purse.left == pytest.approx(0.2)
 
 
 async def test_the_gates_side_is_never_shown() -> None:

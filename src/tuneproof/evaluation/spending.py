@@ -110,10 +110,13 @@ class Paid:
 
 
 def paid(scorer: Scorer, purse: Purse) -> Scorer:
-    """This scorer, paid for each score: before, where it says what one costs at most."""
+    """This scorer, paid before each score: what it says that one costs at most, else what the
+    dearest has cost until now."""
+    dearest = 0.0
 
     async def score(messages: Messages, text: str) -> Scored:
-        most = most_usd(scorer, messages, text)
+        nonlocal dearest
+        most = most_usd(scorer, messages, text) or dearest
         await _take(purse, most)
         try:
             found = await ask(scorer, messages, text)
@@ -124,6 +127,7 @@ def paid(scorer: Scorer, purse: Purse) -> Scorer:
             await purse.settle(most, failed_usd(error, most))
             raise
         await purse.settle(most, found.cost_usd)
+        dearest = max(dearest, found.cost_usd)
         return found
 
     return score

@@ -126,7 +126,7 @@ class GateStage:
             seed=run.config.seed,
         )
         calls = await gate.calls(batch.validation_path)
-        async with self._telling(kept, calls):
+        async with telling(run, kept, calls):
             report = await gate.check(version, batch.validation_path, batch.train_path)
             if report.passed:
                 report = after_comparing(
@@ -143,28 +143,6 @@ class GateStage:
         if report.passed:
             await self._ensure_answers(version)
         return report
-
-    @asynccontextmanager
-    async def _telling(self, kept: Kept, calls: int) -> AsyncIterator[None]:
-        """Record every few seconds how many answers there are, of how many."""
-        task = asyncio.create_task(self._tell(kept, calls))
-        try:
-            yield
-        finally:
-            await end_tasks([task])
-
-    async def _tell(self, kept: Kept, calls: int) -> None:
-        began, told = kept.given, 0
-        while True:
-            await asyncio.sleep(TELL_S)
-            if kept.given - began == told:
-                continue
-            told = kept.given - began
-            try:
-                steps = {"step": told, "total_steps": max(told, calls)}
-                await self._run.progress(Stage.GATE, steps)
-            except Exception:  # the check goes on, whoever watches
-                log.exception("how far the gate is could not be kept")
 
     async def _predicted(
         self, version: ModelVersion, batch: TrainingDataBatch, kept: Kept
@@ -288,7 +266,7 @@ class GateStage:
             return await asyncio.to_thread(fit_outcomes, posts)
         texts = [post.text for post in posts]
         await embedder.recall(texts)
-        async with self._telling(kept, embedder.calls(texts)):
+        async with telling(self._run, kept, embedder.calls(texts)):
             vectors = await embedder.vectors(texts)
         fit = partial(fit_outcomes, posts, vectors, vectors_of=embedder.model)
         return await asyncio.to_thread(fit)
@@ -396,6 +374,29 @@ async def forget_kept(run: RunContext, batch: TrainingDataBatch) -> None:
 
 def _kept_path(run: RunContext, batch: TrainingDataBatch) -> Path:
     return Path(batch.validation_path).parent / f"answers-{run.id}.jsonl"
+
+
+@asynccontextmanager
+async def telling(run: RunContext, kept: Kept, calls: int) -> AsyncIterator[None]:
+    """Record every few seconds how many answers the stage has, of how many."""
+    task = asyncio.create_task(_tell(run, kept, calls))
+    try:
+        yield
+    finally:
+        await end_tasks([task])
+
+
+async def _tell(run: RunContext, kept: Kept, calls: int) -> None:
+    began, told = kept.given, 0
+    while True:
+        await asyncio.sleep(TELL_S)
+        if kept.given - began == told:
+            continue
+        told = kept.given - began
+        try:
+            await run.progress(run.stage, {"step": told, "total_steps": max(told, calls)})
+        except Exception:  # the work goes on, whoever watches
+            log.exception("how far the %s stage is could not be kept", run.stage)
 
 
 async def answering(run: RunContext, model: Variant) -> Provider:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tuneproof.collection import Task, TrainingDataBatch
 from tuneproof.errors import BudgetExceededError, ConfigError
@@ -22,6 +22,7 @@ from tuneproof.evaluation import (
     Answered,
     Case,
     Correlation,
+    Found,
     Judge,
     Kept,
     Messages,
@@ -31,6 +32,7 @@ from tuneproof.evaluation import (
     Rules,
     Scored,
     Scorer,
+    ask,
     correlation,
     ensure_gepa,
     examples_of,
@@ -40,10 +42,9 @@ from tuneproof.evaluation import (
     published_answers,
     together,
 )
-from tuneproof.experiments import Variant
 from tuneproof.pipeline.collecting import with_files
 from tuneproof.pipeline.context import RunContext
-from tuneproof.pipeline.gating import answering
+from tuneproof.pipeline.gating import answering, telling
 from tuneproof.pipeline.prompting import owned_task, prompt_in_use
 from tuneproof.pipeline.records import Optimised, RunStore
 from tuneproof.pipeline.routing import model_in_use
@@ -58,6 +59,9 @@ PROPOSAL: Final = "proposal"
 """Where a prompt came from that a search found."""
 
 FOLDER: Final = "gepa"
+STATE: Final = "state"
+"""Where searches stand that are under way, and in each what GEPA knows."""
+
 IN_ALL: Final = "in all"
 """The day of a budget that has none."""
 
@@ -115,6 +119,14 @@ class _Purse:
         return (await self.store.scores.spent(self.name, IN_ALL)).cost_usd
 
 
+class _Asked(NamedTuple):
+    """Which model is asked, who answers for it, and who proposes."""
+
+    model: str
+    answers: Answers
+    proposer: Answers
+
+
 class OptimiseStage:
     """From the prompt in use to a better one, for each recipe that asks for it."""
 
@@ -170,70 +182,91 @@ class _Search:
 
     async def go(self, batch: TrainingDataBatch) -> tuple[str | None, str]:
         """The hash of a better prompt, if there is one, and what to tell of the search."""
-        run, search = self._run, self._search
-        seed = await prompt_in_use(run, self._task)
+        seed = await prompt_in_use(self._run, self._task)
         await asyncio.to_thread(self._make_folder, batch, seed)
         kept = Kept(self._folder / "answers.jsonl")
-        model, answers = await self._asked()
-        answers = kept.of(Paid(answers, self._price(*model), self._purse))
-        reflects = Paid(
-            run.parts.provider(search.provider),
-            self._price(search.provider, search.model),
-            self._purse,
-        )
+        # For each try an answer and its score; a reward of ours is asked beside.
+        async with telling(self._run, kept, CHECKED + 2 * self._search.calls):
+            return await self._gone(batch, seed, kept)
+
+    async def _gone(
+        self, batch: TrainingDataBatch, seed: Prompt, kept: Kept
+    ) -> tuple[str | None, str]:
+        asked = await self._asked(kept)  # refuses what has no price before anything is paid
         posts = await self._posts(batch)
         known, held_out = _parted(posts)
         scorer = await self._scorer(known, kept)
-        scores = await self._scored(scorer, held_out, seed)
+        scores = await _scored(scorer, held_out, seed)
         checked = correlation(scores, [one.published.rate for one in held_out])
         if not checked.usable:
-            return None, _refused(search.reward, checked)
-        inputs = await asyncio.to_thread(
-            self._inputs, batch, seed, posts, await self._made_by(batch)
-        )
+            return None, _refused(self._search.reward, checked)
+        made_by = await self._made_by(batch)
+        inputs = await asyncio.to_thread(self._inputs, batch, seed, posts, made_by)
         if min(len(inputs.shown), len(inputs.measured)) < LEAST_INPUTS:
             return None, "the training side has too few different inputs to search by"
         texts = await asyncio.to_thread(lambda: list(_texts(batch, self._task, posts)))
-        looking = PromptSearch(
-            seed,
-            Rules(seed, texts, most_tokens=search.prompt_max_tokens),
-            model=model[1],
-            answers=answers,
-            scorer=scorer,
-            proposer=reflects,
-            proposing_model=search.model,
-            floor=min(scores),
-            calls=search.calls,
-            most_tokens=search.prompt_max_tokens,
-            number=run.config.seed,
-            folder=self._folder / "state",
-        )
+        rules = Rules(seed, texts, most_tokens=self._search.prompt_max_tokens)
+        looking = self._looking(seed, rules, asked, scorer, floor=min(scores))
         found = await looking.run(inputs.shown, inputs.measured)
+        return await self._told(seed, checked, found)
+
+    def _looking(
+        self, seed: Prompt, rules: Rules, asked: _Asked, scorer: Scorer, *, floor: float
+    ) -> PromptSearch:
+        return PromptSearch(
+            seed,
+            rules,
+            model=asked.model,
+            answers=asked.answers,
+            scorer=scorer,
+            proposer=asked.proposer,
+            proposing_model=self._search.model,
+            floor=floor,
+            calls=self._search.calls,
+            most_tokens=self._search.prompt_max_tokens,
+            number=self._run.config.seed,
+            folder=self._folder / STATE,
+        )
+
+    async def _told(
+        self, seed: Prompt, checked: Correlation, found: Found | None
+    ) -> tuple[str | None, str]:
+        """Keep what was found, and say what came of it."""
         if found is None:
             return None, "the budget ended before the prompt in use was measured"
         told = (
             f"{checked.sentence()}; of the proposals {found.tried} did well enough to be measured "
-            f"by {search.reward}, and {found.refused} might not be tried"
+            f"by {self._search.reward}, and {found.refused} might not be tried"
         )
         if found.prompt is None:
             return None, f"{told}, and none did better than the prompt in use, {found.before:.4g}"
-        store = run.parts.store
-        await store.prompts.keep(found.prompt, origin=PROPOSAL, parent=seed.hash)
-        return found.prompt.hash, (
-            f"{told}, and the best has {found.score:.4g}, the prompt in use {found.before:.4g}"
-        )
+        prompts = self._run.parts.store.prompts
+        await prompts.keep(found.prompt, origin=PROPOSAL, parent=seed.hash)
+        better = f"the best has {found.score:.4g}, the prompt in use {found.before:.4g}"
+        return found.prompt.hash, f"{told}, and {better}"
 
     # --- who answers ----------------------------------------------------------------------
 
-    async def _asked(self) -> tuple[tuple[str, str], Answers]:
-        """Which model is asked, by its provider's name and its own, and who answers for it."""
+    async def _asked(self, kept: Kept) -> _Asked:
+        """Who answers and who proposes, both paid; what was answered before is kept."""
+        run, search = self._run, self._search
+        provider, model, answers = await self._answering()
+        proposer = run.parts.provider(search.provider)
+        return _Asked(
+            model=model,
+            answers=kept.of(Paid(answers, self._price(provider, model), self._purse)),
+            proposer=Paid(proposer, self._price(search.provider, search.model), self._purse),
+        )
+
+    async def _answering(self) -> tuple[str, str, Answers]:
+        """The provider's name and the model that is asked, and who answers for it."""
         run, recipe = self._run, self._recipe
         if recipe.model is not None:
             provider = recipe.provider or run.config.provider
-            return (provider, recipe.model), run.parts.provider(provider)
-        found: Variant = await model_in_use(run, run.config.base_model or "")
+            return provider, recipe.model, run.parts.provider(provider)
+        found = await model_in_use(run, run.config.base_model or "")
         provider = (found.provider or run.config.provider).partition("@")[0]
-        return (provider, found.model_id), await answering(run, found)
+        return provider, found.model_id, await answering(run, found)
 
     def _price(self, provider: str, model: str) -> Price:
         """What a model's answers cost: without it no budget means anything."""
@@ -271,15 +304,6 @@ class _Search:
             )
         return kept.scorer(reward, paid(scorer, self._purse))
 
-    async def _scored(
-        self, scorer: Scorer, posts: Sequence[Answered], asked_by: Prompt
-    ) -> list[float]:
-        async def one(post: Answered) -> float:
-            found = await scorer(asked_by.render(post.values), post.published.text)
-            return found.value if isinstance(found, Scored) else found
-
-        return await together([one(post) for post in posts])
-
     # --- by what is searched -----------------------------------------------------------------
 
     async def _posts(self, batch: TrainingDataBatch) -> list[Answered]:
@@ -308,7 +332,7 @@ class _Search:
         before = self._read()
         if before is not None and (before.dataset, before.prompt) != (batch.hash, seed.hash):
             shutil.rmtree(self._folder)
-        for folder in (self._folder.parent, self._folder, self._folder / "state"):
+        for folder in (self._folder.parent, self._folder, self._folder / STATE):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
 
@@ -392,6 +416,15 @@ def _parted(posts: Sequence[Answered]) -> tuple[list[Answered], list[Answered]]:
         one for one in posts if _place(one.values) % CHECK_EVERY and one.published.text not in texts
     ]
     return known, held_out[:CHECKED]
+
+
+async def _scored(scorer: Scorer, posts: Sequence[Answered], asked_by: Prompt) -> list[float]:
+    """What the reward says of published answers."""
+
+    async def one(post: Answered) -> float:
+        return (await ask(scorer, asked_by.render(post.values), post.published.text)).value
+
+    return await together([one(post) for post in posts])
 
 
 def _liked(model: OutcomeModel) -> Scorer:
