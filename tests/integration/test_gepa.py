@@ -244,6 +244,13 @@ async def test_a_reward_that_says_nothing_of_outcomes_is_refused(
     assert not writer.answered
 
 
+async def test_the_doctor_looks_at_who_proposes(tmp_path: Path, sqlite_store_url: str) -> None:
+    async with opened(tmp_path, sqlite_store_url, Writer("", "")) as loop:
+        found = {one.name: one for one in await loop.app.doctor.examine()}
+        assert found["default: thinker, which proposes prompts"].status == "ok"
+        assert "scorer: taste" in found
+
+
 async def test_outcomes_themselves_can_be_the_reward(tmp_path: Path, sqlite_store_url: str) -> None:
     writer = Writer("You write of all that is sunny.", "A sun for {original_input}.")
     async with opened(
