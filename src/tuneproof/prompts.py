@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, TypedDict
 
 from tuneproof.errors import InputError
 
-__all__ = ["PARAMETERS", "Message", "Prompt", "PromptDocument", "variables_in"]
+__all__ = ["PARAMETERS", "Message", "Prompt", "PromptDocument", "check_values", "variables_in"]
 
 PARAMETERS: Final = (
     "temperature",
@@ -171,6 +171,44 @@ class Prompt:
     def request(self, values: Mapping[str, object]) -> dict[str, Any]:
         """The fields of a chat request: the messages and the parameters."""
         return {**self.parameters, "messages": self.render(values)}
+
+
+def check_values(parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that no provider takes; raises `InputError`.
+
+    For who makes a prompt: one that is kept already is read as it is.
+    """
+    for name, value in parameters.items():
+        right, rule = _VALUES.get(name, (lambda _: True, ""))
+        if not right(value):
+            raise InputError(
+                f"The parameter {name} is {str(value)[:50]!r}, but must be {rule}.",
+                mend=f"Change {name}, or leave it out.",
+                field=name,
+            )
+
+
+def _number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_VALUES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "temperature": (lambda value: _number(value, 0, 2), "a number of 0 to 2"),
+    "top_p": (lambda value: _number(value, 0, 1), "a number of 0 to 1"),
+    "max_tokens": (
+        lambda value: _number(value, 1, 10_000_000) and isinstance(value, int),
+        "a whole number above 0",
+    ),
+    "stop": (lambda value: isinstance(value, str) or _texts(value), "a text or a list of texts"),
+    "tools": (lambda value: isinstance(value, list), "a list"),
+    "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or an object"),
+    "response_format": (lambda value: isinstance(value, Mapping), "an object"),
+    "reasoning_effort": (lambda value: isinstance(value, str), "a text"),
+}
 
 
 def variables_in(templates: Iterable[str]) -> tuple[str, ...]:

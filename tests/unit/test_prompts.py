@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneproof.errors import InputError
-from tuneproof.prompts import MOST_BYTES, Prompt
+from tuneproof.prompts import MOST_BYTES, PARAMETERS, Prompt, check_values
 
 HOOK = Prompt(
     messages=(("system", "You write hooks."), ("user", "About {topic}, for {reader}.")),
@@ -118,3 +118,42 @@ def test_what_is_no_prompt(document: dict[str, object], said: str) -> None:
     """It is refused with what is wrong."""
     with pytest.raises(InputError, match=said):
         Prompt.of(document)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("temperature", "hot", "a number of 0 to 2"),
+        ("temperature", True, "a number of 0 to 2"),
+        ("top_p", 1.5, "a number of 0 to 1"),
+        ("max_tokens", -3, "a whole number above 0"),
+        ("max_tokens", 1.5, "a whole number above 0"),
+        ("stop", [1], "a text or a list of texts"),
+        ("tools", {}, "a list"),
+        ("tool_choice", 1, "a text or an object"),
+        ("response_format", "json", "an object"),
+        ("reasoning_effort", 3, "a text"),
+    ],
+)
+def test_values_that_no_provider_takes_are_refused(name: str, value: object, rule: str) -> None:
+    """Where a prompt is made; one that is kept is read all the same."""
+    with pytest.raises(InputError, match=f"parameter {name} is .* must be {rule}"):
+        check_values({name: value})
+    assert Prompt(messages=(("user", "a"),), parameters={name: value}).parameters == {name: value}
+
+
+def test_values_that_providers_take() -> None:
+    """One of each parameter."""
+    good = {
+        "temperature": 0,
+        "top_p": 1.0,
+        "max_tokens": 1,
+        "stop": ["a"],
+        "tools": [],
+        "tool_choice": "auto",
+        "response_format": {"type": "json_object"},
+        "reasoning_effort": "low",
+    }
+    assert good.keys() == set(PARAMETERS)
+    check_values(good)
+    check_values({"stop": "a", "tool_choice": {"type": "function"}})

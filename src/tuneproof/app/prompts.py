@@ -9,7 +9,7 @@ from tuneproof.collection import Task
 from tuneproof.errors import InputError, NotFoundError
 from tuneproof.experiments import Variant
 from tuneproof.pipeline import SETTINGS, ensure_asks_for
-from tuneproof.prompts import Prompt
+from tuneproof.prompts import Prompt, check_values
 from tuneproof.rollout import Routing
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.store import KeptPrompt, Store
@@ -116,7 +116,9 @@ class PromptService:
         told = dict(texts)
         if told.get("empty_prompt") is None:
             told["empty_prompt"] = owned.first_prompt.empty_prompt
-        return Prompt.of({**told, "variables": owned.columns})
+        made = Prompt.of({**told, "variables": owned.columns})
+        check_values(made.parameters)
+        return made
 
     async def resolved(
         self, tasks: Sequence[str], model: Variant, in_use: Variant | None = None

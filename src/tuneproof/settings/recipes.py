@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tuneproof.errors import InputError
-from tuneproof.prompts import Prompt
+from tuneproof.prompts import Prompt, check_values
 from tuneproof.settings import checks
 
 __all__ = ["AS_IS", "OUTCOMES", "PROMPT", "TRAIN", "Optimise", "Recipe", "checked_recipes"]
@@ -223,6 +223,7 @@ def _parameters(field: str, given: Any) -> str:
         if not isinstance(found, Mapping):
             raise InputError("It is no table.", mend=MEND_PROMPT)
         Prompt(messages=(("user", ""),), parameters=found)
+        check_values(found)
         return json.dumps(found, sort_keys=True)
     except (ValueError, InputError) as error:
         mend = error.mend if isinstance(error, InputError) else MEND_PROMPT
