@@ -15,6 +15,7 @@ from tuneproof.collection import Task
 from tuneproof.errors import ConfigError, InputError, RetryableError
 from tuneproof.experiments import Variant
 from tuneproof.prompts import Prompt
+from tuneproof.rollout import Routing
 from tuneproof.server.models import Model
 from tuneproof.settings import BODY, Settings, TargetConfig, TaskConfig
 from tuneproof.store import RunStatus
@@ -153,6 +154,34 @@ async def test_the_gate_asks_as_users_would_be_answered(
         assert messages[1]["content"].startswith("About topic number ")
         assert messages[1]["content"].endswith(", a question.")
         assert (how["max_tokens"], how["parameters"]) == (60, {"top_p": 0.5})
+
+
+async def test_the_gate_begins_anew_where_another_model_came_into_use(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """A gate may wait for days: what is tested was compared with what is in use then."""
+    asked: list[str] = []
+    loops: list[Loop] = []
+
+    class Moving(MemoryProvider):
+        async def complete(self, model: str, messages: Any, **how: Any) -> Any:
+            asked.append(model)
+            if len(asked) == 5:  # in the middle of the check somebody puts another into use
+                await loops[0].app.store.routing.set(
+                    Routing(task="hook", baseline=Variant(model_id="other"))
+                )
+            return await super().complete(model, messages, **how)
+
+    trainer = Moving(base_models=("base", "other"))
+    async with opened(
+        tmp_path, sqlite_store_url, {**BETTER, "model": "base"}, provider=trainer
+    ) as loop:
+        loops.append(loop)
+        run = await loop.turn(last_stage="gate")
+        assert run.status is RunStatus.SUCCESS, run.reason
+        first = asked.index("other")
+        assert "base" in asked[:first]
+        assert set(asked[first:]) >= {"other"}  # the answers of the candidate were kept
 
 
 async def test_a_rollback_returns_to_the_prompt_before(tmp_path: Path, database_url: str) -> None:

@@ -75,7 +75,8 @@ class GateReport:
     nats in the mean; both None where there are no pairs. `predictions` say of each task how often
     the answers are expected to win. `unsafe_share` is that of the sampled outputs that a list of
     words or a moderation endpoint flags, `learnt_unsafe_share` that of the answers learnt from.
-    `forms` say of each task whether the candidate writes as the model in use does.
+    `forms` say of each task whether the candidate writes as the model in use does. `against` is
+    that model; None in reports of before it was kept.
     """
 
     passed: bool
@@ -91,6 +92,7 @@ class GateReport:
     predictions: tuple[Prediction, ...] = ()
     unsafe_share: float | None = None
     learnt_unsafe_share: float | None = None
+    against: str | None = None
     forms: tuple[Form, ...] = ()
 
 

@@ -69,6 +69,9 @@ TELL_S = 2.0
 COMPARED_ANSWERS = 2
 """How many answers to each input the outcome model compares."""
 
+ANEW = 3
+"""How often a gate begins anew at most, since another model came into use meanwhile."""
+
 SHOWN = 5
 """How many of the sampled answers are kept, for people to read."""
 
@@ -93,19 +96,37 @@ class GateStage:
     ) -> tuple[Judged, ...]:
         """Check each version on its own, in their order; those that fail are never served.
 
-        A provider that is away is waited for, and so is a version that must be deployed first.
+        A provider that is away is waited for, and so is a version that must be deployed first; that
+        can take days. Where another model came into use meanwhile, which recipes may name, too, all
+        are checked anew, against that.
         """
         run = self._run
         await run.begin(Stage.GATE)
-        judged = []
         async with run.timed():
-            for version in versions:
-                report = await run.patiently(StepName.GATE_CHECK, self._checked, version, batch)
-                judged.append(Judged(_after(version, report), report))
+            judged = await self._judged(versions, batch)
+            for _ in range(ANEW if run.config.recipes else 0):
+                in_use = await workflow.step(StepName.GATE_IN_USE, self._in_use, versions[0])
+                if all(one.report.against in (None, in_use) for one in judged):
+                    break
+                log.info("run %s: %s is in use now, so the gate checks anew", run.id, in_use)
+                judged = await self._judged(versions, batch)
         await workflow.transaction(StepName.GATE_END, self._write, tuple(judged))
         await forget_kept(run, batch)
         run.changed()
         return tuple(judged)
+
+    async def _judged(
+        self, versions: Sequence[ModelVersion], batch: TrainingDataBatch
+    ) -> list[Judged]:
+        judged = []
+        for version in versions:
+            report = await self._run.patiently(StepName.GATE_CHECK, self._checked, version, batch)
+            judged.append(Judged(_after(version, report), report))
+        return judged
+
+    async def _in_use(self, version: ModelVersion) -> str:
+        """What a version is compared with now."""
+        return str(await baseline_of(self._run, version))
 
     async def _checked(self, version: ModelVersion, batch: TrainingDataBatch) -> GateReport:
         run = self._run
@@ -113,7 +134,7 @@ class GateStage:
         provider = await answering(run, variant_of(version))
         if isinstance(provider, Deploys) and version.model_id and version.training_job_id:
             await cast(Deploys, provider).ensure_deployed(version.model_id)
-        kept = await kept_of(run, batch)
+        kept, against = await kept_of(run, batch), await self._in_use(version)
         await self._learn(batch, base_of(run, version), kept)
         gate = Gate(
             await asked_as(run, kept.of(provider), version.prompt, batch),
@@ -142,7 +163,7 @@ class GateStage:
                 )
         if report.passed:
             await self._ensure_answers(version)
-        return report
+        return replace(report, against=against)
 
     async def _predicted(
         self, version: ModelVersion, batch: TrainingDataBatch, kept: Kept
@@ -309,6 +330,7 @@ class GateStage:
             "heldout_examples": report.heldout_examples,
             "reason": report.reason,
             "samples": _shown(report),
+            **({"against": report.against} if run.config.recipes else {}),
             **_pairs(report),
             **_unsafe(report),
             **(

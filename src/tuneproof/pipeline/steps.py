@@ -45,6 +45,7 @@ class StepName(StrEnum):
 
     GATE_BEGIN = "gate.begin"  # transaction
     GATE_CHECK = "gate.check"  # none: it asks the models, and deploys where it must: idempotent
+    GATE_IN_USE = "gate.in_use"  # none: it reads; of runs with recipes alone
     GATE_END = "gate.end"  # transaction
 
     EXPERIMENT_BEGIN = "experiment.begin"  # transaction
