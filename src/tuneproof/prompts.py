@@ -168,10 +168,6 @@ class Prompt:
             )
         return found
 
-    def request(self, values: Mapping[str, object]) -> dict[str, Any]:
-        """The fields of a chat request: the messages and the parameters."""
-        return {**self.parameters, "messages": self.render(values)}
-
 
 def check_values(parameters: Mapping[str, Any]) -> None:
     """Refuse parameters that no provider takes; raises `InputError`.

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psycopg
 import pytest
 from tests.integration.loop import QUICK, Loop, open_loop
+from tests.servers import PostgresServer
+from tests.waiting import eventually
 
 from tuneproof.collection import Task
 from tuneproof.errors import ConfigError, InputError, RetryableError
@@ -22,6 +25,7 @@ from tuneproof.store import RunStatus
 from tuneproof.targets import EnvFileTarget
 from tuneproof.testing import MemoryProvider
 from tuneproof.training import VersionStatus
+from tuneproof.workflow import LOCK_SPACE
 
 HOOK = TaskConfig(
     name="hook",
@@ -202,26 +206,75 @@ async def test_a_rollback_returns_to_the_prompt_before(tmp_path: Path, database_
         assert forced.status is RunStatus.SUCCESS, forced.reason
 
 
+@pytest.mark.postgres
 async def test_a_run_waits_for_workers_that_know_no_prompts(
-    tmp_path: Path, sqlite_store_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, postgres: PostgresServer
 ) -> None:
-    """In a rolling upgrade one of before would ask the candidate without its prompt."""
-    trainer = MemoryProvider(base_models=("base",))
-    async with opened(tmp_path, sqlite_store_url, BETTER, provider=trainer) as loop:
+    """In a rolling upgrade one of before would ask the candidate without its prompt: it holds the
+    lock of its id, and none of what it knows."""
+    url, trainer = postgres.create_database(), MemoryProvider(base_models=("base",))
+    async with opened(tmp_path, url, BETTER, provider=trainer) as loop:
         loop.traffic.lifts = {made(BETTER).hash: 0.8}
-        older = [2, 2, 1]
-
-        async def workers() -> int:
-            return older.pop() if older else 0
-
-        monkeypatch.setattr(loop.app.engine, "older_workers", workers)
+        older = await psycopg.AsyncConnection.connect(url.replace("+psycopg", ""), autocommit=True)
+        await older.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_SPACE, 7])
         with pytest.raises(RetryableError, match=r"an earlier version still run \(1\)"):
             await loop.app.experiments.create(
                 baseline=Variant(model_id="base"), candidates=[Variant(model_id="base")]
             )
-        run = await loop.turn()
-        assert run.status is RunStatus.SUCCESS, run.reason
-        assert older == []
+        run = await loop.app.runs.start()
+
+        async def waits() -> bool:
+            found = await loop.app.store.runs.get(run.id)
+            return "an earlier version" in str(found.stages.get("gate"))
+
+        await eventually(waits)
+        await older.close()
+        ended = await loop.end(run.id)
+        assert ended.status is RunStatus.SUCCESS, ended.reason
+
+
+async def test_a_test_names_the_prompt_in_use_whatever_the_settings_say_later(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """A model was in use before variants owned its prompt: what it is compared by may not change
+    by an edit of the settings while the test runs."""
+    trainer = MemoryProvider(base_models=("base",))
+    async with opened(tmp_path, sqlite_store_url, provider=trainer) as loop:
+        in_use = Routing(task="hook", baseline=Variant(model_id="base"))
+        await loop.app.store.routing.set(in_use)
+        kept = await loop.app.prompts.add(made(BETTER), task="hook")
+        await loop.app.experiments.create(
+            baseline=Variant(model_id="base"),
+            candidates=[Variant(model_id="base", prompt=kept.prompt.hash)],
+        )
+    edited = {"hook": replace(HOOK, system="You write otherwise."), "body": BODY}
+    changes = {"tasks": ("hook",), "base_model": "base"}
+    async with open_loop(
+        tmp_path, sqlite_store_url, provider=trainer, tasks=edited, changes=changes
+    ) as loop:
+        routing = loop.app.routing.board.snapshot.by_task["hook"]
+        assert routing.baseline.prompt == FIRST.hash
+        assert [model.prompt for model in routing.candidates] == [kept.prompt.hash]
+
+
+async def test_an_edit_of_the_first_prompt_is_seen_by_who_says_what_it_has(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """No write tells of it, so the version stays and the tag does not."""
+    trainer, seen = MemoryProvider(base_models=("base",)), []
+    for system in ("You write.", "You write otherwise."):
+        tasks = {"hook": replace(HOOK, system=system, model="base"), "body": BODY}
+        async with open_loop(
+            tmp_path,
+            sqlite_store_url,
+            provider=trainer,
+            tasks=tasks,
+            changes={"tasks": ("hook",), "base_model": "base"},
+        ) as loop:
+            seen.append(loop.app.routing.board.snapshot)
+    assert seen[0].version == seen[1].version
+    assert seen[0].tag[False] == seen[1].tag[False]
+    assert seen[0].tag[True] != seen[1].tag[True]
 
 
 async def test_who_may_have_a_prompt(tmp_path: Path, sqlite_store_url: str) -> None:
@@ -268,10 +321,12 @@ async def test_an_application_that_takes_its_prompt_back_is_asked_by_nobody_else
         await loop.app.experiments.create(
             baseline=Variant(model_id="base"), candidates=[Variant(model_id="other")]
         )
-        routing = loop.app.routing.board.snapshot.by_task["hook"]
-        assert [model.model_id for model in routing.candidates] == ["other"]
-        assert not routing.prompts
-        assert routing.unprompted is routing
+        stored = await loop.app.store.routing.get("hook")
+        assert stored is not None
+        for routing in (stored, loop.app.routing.board.snapshot.by_task["hook"]):
+            assert [model.model_id for model in routing.candidates] == ["other"]
+            assert not routing.prompts
+            assert routing.unprompted is routing
 
 
 async def test_targets_are_told_of_prompts_or_of_the_model_in_use_alone(

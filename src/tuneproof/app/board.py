@@ -29,6 +29,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 import orjson
+from xxhash import xxh3_64_hexdigest
 
 from tuneproof import assignment
 from tuneproof.app.live import Live
@@ -151,6 +152,8 @@ class RoutingSnapshot:
 
     `body` is the answer of `GET /routing`, `answers` are those of `GET /decide` by task: of each
     two, whether who asks knows prompts (True) or not. `prompts` are those that are served, by hash.
+    Those of the settings change without a write, so `tag`, by which a caller says what it has seen,
+    goes by the content where prompts are known.
     """
 
     version: int
@@ -158,6 +161,7 @@ class RoutingSnapshot:
     by_task: Mapping[str, Routing]
     answers: Mapping[bool, Mapping[str, TaskAnswers]]
     body: Mapping[bool, bytes]
+    tag: Mapping[bool, str]
     prompts: Mapping[str, Prompt]
 
     @classmethod
@@ -174,6 +178,7 @@ class RoutingSnapshot:
             "routing": [_document(one, prompts=True) for one in routing],
             "prompts": {hash: prompt.document() for hash, prompt in sorted(prompts.items())},
         }
+        body = {False: orjson.dumps(table), True: orjson.dumps(knowing)}
         return cls(
             version=version,
             routing=tuple(routing),
@@ -182,7 +187,8 @@ class RoutingSnapshot:
                 False: {one.task: TaskAnswers(one) for one in plain},
                 True: {one.task: TaskAnswers(one, prompts=True) for one in routing},
             },
-            body={False: orjson.dumps(table), True: orjson.dumps(knowing)},
+            body=body,
+            tag={False: str(version), True: f"{version}-{xxh3_64_hexdigest(body[True])}"},
             prompts=prompts,
         )
 

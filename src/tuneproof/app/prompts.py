@@ -110,13 +110,15 @@ class PromptService:
         return await self._store.prompts.list()
 
     def named(self, task: str, texts: Mapping[str, object]) -> Prompt:
-        """The prompt that somebody wrote for a task, whose variables it has, and whose
-        `empty_prompt` where it says none."""
+        """The prompt that somebody wrote for a task: what it does not say of variables and of an
+        `empty_prompt` is as the task says."""
         owned = self._owned(task)
         told = dict(texts)
         if told.get("empty_prompt") is None:
             told["empty_prompt"] = owned.first_prompt.empty_prompt
-        made = Prompt.of({**told, "variables": owned.columns})
+        if told.get("variables") is None:
+            told["variables"] = owned.columns
+        made = Prompt.of(told)
         check_values(made.parameters)
         return made
 

@@ -42,9 +42,12 @@ async def prompt_in_use(run: RunContext, task: Task, tx: Tx | None = None) -> Pr
 
 
 async def with_prompt(run: RunContext, model: Variant, tx: Tx | None = None) -> Variant:
-    """The same model with the prompt that it is asked by, which is kept from now on."""
+    """The same model with the prompt that it is asked by, which is kept from now on; without one
+    where the application owns that (again)."""
     task = owned_task(run)
-    if task is None or model.prompt is not None:
+    if task is None:
+        return replace(model, prompt=None)
+    if model.prompt is not None:
         return model
     await run.parts.store.prompts.keep(task.first_prompt, origin=SETTINGS, tx=tx)
     return replace(model, prompt=task.first_prompt.hash)

@@ -376,7 +376,7 @@ def routing_router() -> APIRouter:
         found = app.routing.board.snapshot
         if wait and found.version <= after:
             found = await _newer(app, after, wait)
-        headers = etag(f"{found.version}-prompts" if knows else found.version)
+        headers = etag(found.tag[knows is not None])
         if seen is not None and seen == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         body = found.body[knows is not None]

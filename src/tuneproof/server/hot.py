@@ -77,7 +77,7 @@ def answer(snapshot: RoutingSnapshot, path: str, scope: Scope) -> tuple[int, byt
     query = scope["query_string"]
     if query and query != KNOWS:
         return None
-    tag = (b'"%d-prompts"' if query else b'"%d"') % snapshot.version
+    tag = b'"%s"' % snapshot.tag[bool(query)].encode()
     if (b"if-none-match", tag) in scope["headers"]:
         return 304, b"", [(b"etag", tag), _SAFE]
     body = snapshot.body[bool(query)]

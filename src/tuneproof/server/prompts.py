@@ -91,7 +91,7 @@ class PromptRequest(Strict):
     messages: list[MessageRequest] = Field(max_length=100)
     parameters: dict[str, Any] = Field(default_factory=dict)
     variables: list[str] | None = Field(
-        default=None, max_length=100, description="Not needed: they are the task's."
+        default=None, max_length=100, description="The task's, and no others; may be left out."
     )
     empty_prompt: str | None = Field(
         default=None,
@@ -107,7 +107,7 @@ def router() -> APIRouter:
 
     @routes.post("", status_code=201, summary="Keep a prompt under the hash of its content")
     async def add(app: TheApp, caller: Writer, asked: PromptRequest) -> PromptOut:
-        prompt = app.prompts.named(asked.task, asked.model_dump(exclude={"task", "variables"}))
+        prompt = app.prompts.named(asked.task, asked.model_dump(exclude={"task"}))
         return PromptOut.of(await app.prompts.add(prompt, task=asked.task, actor=caller.actor))
 
     @routes.get("", summary="All prompts, newest first")

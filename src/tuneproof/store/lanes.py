@@ -98,12 +98,18 @@ class Lanes:
 
 
 def _first_routing(task: str, tests: Sequence[ABTest], before: Routing | None) -> Routing:
-    """A task's routing while the first phase of these tests runs: a lane each."""
+    """A task's routing while the first phase of these tests runs: a lane each.
+
+    The model in use stays as it is routed, and is asked from now on as the tests say: what they
+    compare with may not change by the settings while they run.
+    """
     first = tests[0]
-    same = before is not None and before.baseline.same_as(first.baseline)
+    baseline = first.baseline
+    if before is not None and before.baseline.same_as(baseline):
+        baseline = replace(before.baseline, prompt=baseline.prompt)
     return Routing(
         task=task,
-        baseline=before.baseline if before is not None and same else first.baseline,
+        baseline=baseline,
         lanes=tuple(
             Lane(subject=t.id, candidate=t.candidate, share=t.declaration.traffic_split)
             for t in tests

@@ -226,6 +226,7 @@ async def test_prompts_are_kept_shown_and_refused(tested: Service) -> None:
         ({"task": "body", "messages": []}, "Variants own no prompt"),
         ({"task": "hook", "messages": [{"role": "user", "content": "x"}]}, "does not say"),
         ({"task": "hook", "messages": []}, "ends with a message of the user"),
+        ({"task": "hook", **OTHER.document(), "variables": []}, "has the variables none, and hook"),
     ):
         refused = await tested.post("/prompts", body)
         assert refused.status_code == 422, refused.text
