@@ -29,6 +29,7 @@ from tests.waiting import eventually
 from tuneproof.errors import StoreUnavailableError
 from tuneproof.rollout import DeploymentState
 from tuneproof.store import Store, open_store
+from tuneproof.workflow.ownership import LOCK_SPACE
 from tuneproof_trainer.embedded import serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
@@ -43,7 +44,7 @@ WITHIN_S = 30.0
 
 LEADERS = """
     SELECT objid::bigint, count(DISTINCT pid) FROM pg_locks
-    WHERE locktype = 'advisory' AND granted AND objsubid = 2 GROUP BY objid
+    WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = %s GROUP BY objid
 """
 
 
@@ -113,7 +114,7 @@ async def one_leader(store: Store) -> AsyncIterator[Counter[int]]:
     url = store.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def count(connection: psycopg.AsyncConnection[Any]) -> bool:
-        for key, holders in await (await connection.execute(LEADERS)).fetchall():
+        for key, holders in await (await connection.execute(LEADERS, [LOCK_SPACE])).fetchall():
             assert holders == 1, f"{holders} sessions hold {key}"
             seen[key] += 1
         return False
