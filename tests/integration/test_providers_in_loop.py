@@ -602,7 +602,8 @@ async def test_successor_is_trained_on_in_an_extra_run_and_ever_after(
 ) -> None:
     provider = Provider(name="p", base_models=("base", "next"))
     provider.shutdowns["base"] = T0 + timedelta(days=20)
-    changes = {"successor_model": "next", "schedule_driver": "internal"}
+    follows = ({"make": "train", "model": "next"},)
+    changes = {"successors": follows, "schedule_driver": "internal"}
     async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
         [run_id] = await loop.app.shutdown_watch.look(T0)
         ended = await loop.end(run_id)
@@ -618,7 +619,8 @@ async def test_successor_is_trained_on_in_an_extra_run_and_ever_after(
 async def test_extra_run_waits_for_the_one_under_way(tmp_path: Path, sqlite_store_url: str) -> None:
     provider = Provider(name="p", base_models=("base", "next"))
     provider.shutdowns["base"] = T0 + timedelta(days=20)
-    changes = {"successor_model": "next", "schedule_driver": "internal"}
+    follows = ({"make": "train", "model": "next"},)
+    changes = {"successors": follows, "schedule_driver": "internal"}
     async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
         under_way = await loop.app.runs.start(last_stage="gate")
         assert await loop.app.shutdown_watch.look(T0) == []

@@ -6,6 +6,7 @@ import html
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from tests.integration.loop import T0
@@ -20,6 +21,10 @@ from tuneproof.store import RunStatus
 from tuneproof.training import TrainingReadiness
 
 INTERNAL = {"schedule_driver": "internal"}
+
+
+def successors(*models: str) -> dict[str, Any]:
+    return {"successors": tuple({"make": "train", "model": one} for one in models)}
 
 
 async def test_shutdown_is_still_counted_down_once_the_model_is_gone(
@@ -56,7 +61,7 @@ async def test_base_that_was_changed_already_is_trained_on_in_time_and_not_overr
     async with open_providers(tmp_path, sqlite_store_url, old, new) as loop:
         assert (await loop.turn()).status is RunStatus.SUCCESS
     old.shutdowns["base"] = T0 + timedelta(days=40)
-    changes = {**INTERNAL, "provider": "new", "base_model": "open-base", "successor_model": "late"}
+    changes = {**INTERNAL, "provider": "new", "base_model": "open-base", **successors("late")}
     async with open_providers(tmp_path, sqlite_store_url, old, new, changes=changes) as loop:
         [run_id] = await loop.app.shutdown_watch.look(T0 + timedelta(days=15))
         ended = await loop.end(run_id)
@@ -64,7 +69,7 @@ async def test_base_that_was_changed_already_is_trained_on_in_time_and_not_overr
         warned = [
             a for a in (await loop.app.store.activity.page()).items if a.action == "model shutdown"
         ]
-        assert "the loop trains on open-base" in warned[0].reason
+        assert "the loop starts a run with open-base" in warned[0].reason
 
 
 async def test_retry_of_a_successor_s_run_trains_on_the_successor(
@@ -72,7 +77,7 @@ async def test_retry_of_a_successor_s_run_trains_on_the_successor(
 ) -> None:
     provider = Provider(name="p", base_models=("base", "next"))
     provider.shutdowns["base"] = T0 + timedelta(days=20)
-    changes = {**INTERNAL, "successor_model": "next"}
+    changes = {**INTERNAL, **successors("next")}
     async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
         provider.says = TrainingReadiness(model="next", account=False, detail="closed for a day")
         [run_id] = await loop.app.shutdown_watch.look(T0)
@@ -81,6 +86,51 @@ async def test_retry_of_a_successor_s_run_trains_on_the_successor(
         await loop.app.runs.retry(run_id)
         await loop.end(run_id)
         assert [v.base_model for v in await loop.app.store.versions.list()] == ["next"]
+
+
+async def test_successors_are_made_each_at_its_place_and_those_that_go_are_left_out(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    old, new = (
+        Provider(name="old", base_models=("base", "newer")),
+        Provider(name="new", base_models=("open-base",)),
+    )
+    old.shutdowns["base"] = T0 + timedelta(days=20)
+    given = (
+        {"make": "as_is", "model": "newer"},
+        {"make": "train", "model": "open-base", "provider": "new"},
+        {"make": "as_is", "model": "base", "provider": "new"},
+    )
+    changes = {**INTERNAL, "successors": given, "traffic_split": 0.2}
+    async with open_providers(tmp_path, sqlite_store_url, old, new, changes=changes) as loop:
+        [run_id] = await loop.app.shutdown_watch.look(T0)
+        ended = await loop.end(run_id)
+        assert ended.status is RunStatus.SUCCESS, ended
+        versions = await loop.app.store.versions.list()
+        made = {(v.recipe, v.base_model, v.provider) for v in versions}
+        assert made == {("train", "open-base", "new"), ("as_is", "newer", "old")}
+        shown = (await loop.app.overview.status())["pipelines"][0]["shutdown"]
+        assert shown["successor"] == "newer, open-base"
+        own = await loop.turn(recipes=[{"make": "as_is", "model": "newer"}])
+        assert [one["model"] for one in own.config["recipes"]] == ["newer"]
+
+
+async def test_doctor_asks_for_the_models_that_follow(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    old, new = Provider(name="old"), Provider(name="new", base_models=("open-base",))
+    given = (
+        {"make": "as_is", "model": "newer"},
+        {"make": "train", "model": "closed-base", "provider": "new"},
+    )
+    async with open_providers(
+        tmp_path, sqlite_store_url, old, new, changes={"successors": given, "traffic_split": 0.2}
+    ) as loop:
+        new.says = TrainingReadiness(model="closed-base", account=False, detail="closed for good")
+        found = {f.name: f for f in await loop.app.doctor.examine()}
+        assert found["default: base model"].status == "ok"
+        refused = found["default: base model of successors"]
+        assert (refused.status, "closed for good" in refused.detail) == ("failed", True)
 
 
 async def test_retry_of_a_task_that_trains_apart_takes_the_settings_of_now(

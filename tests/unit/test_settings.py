@@ -24,6 +24,7 @@ from tuneproof.settings import (
     TaskConfig,
 )
 from tuneproof.settings.fields import from_table, options
+from tuneproof.workflow import RecordSerializer
 
 
 def load(tmp_path: Path, text: str = "", env: dict[str, str] | None = None, **arguments: Any):
@@ -634,3 +635,74 @@ def test_a_share_or_a_threshold_chooses_the_posts_and_never_both() -> None:
         config.override(top_share=0.2, engagement_threshold=0.05)
     with pytest.raises(ConfigError, match="top_share"):
         PipelineConfig(top_share=0)
+
+
+# --- what a pipeline goes on with where its model goes ------------------------------------------
+
+LATE = {"make": "train", "model": "late", "provider": "other"}
+FORMER_TABLE = """
+[providers.other]
+kind = "trainer"
+[pipelines.default.training]
+successor_model = "late"
+n_epochs = 2
+"""
+
+
+def test_a_successor_s_settings_of_before_are_read_as_a_recipe_and_told_of(tmp_path, caplog):
+    path = tmp_path / "tuneproof.toml"
+    path.write_text(FORMER_TABLE + 'successor_provider = "other"\n')
+    config = Settings.load(dir=tmp_path, file=path, env={}).pipeline()
+    assert (config.successors, config.n_epochs) == ((LATE,), 2)
+    assert "[[pipelines.default.successors]] with make" in caplog.text
+    assert PipelineConfig.from_sections("x", {"training": {"successor_model": "late"}}) == (
+        PipelineConfig(name="x", successors=({"make": "train", "model": "late"},))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[pipelines.default.training]\nsuccessor_provider = "other"', "needs successor_model"),
+        (
+            FORMER_TABLE + '[[pipelines.default.successors]]\nmodel = "next"',
+            "says what pipelines.default.successors says",
+        ),
+        (
+            FORMER_TABLE + 'successor_provider = "none"',
+            "successors names the provider 'none', which is not set",
+        ),
+        (
+            '[[pipelines.default.successors]]\nmake = "prompt"\nprompt = "Say {original_input}"',
+            "model is None, but must be named: the model in use is the one that goes",
+        ),
+        (
+            "[pipelines.default]\n"
+            'successors = [{ make = "as_is", model = "a" }, { make = "as_is", model = "b" }]\n'
+            "[pipelines.default.evaluation]\ntraffic_split = 0.4",
+            "traffic_split",
+        ),
+    ],
+)
+def test_successors_that_no_run_could_go_by_are_refused(tmp_path, text, said):
+    path = tmp_path / "tuneproof.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(dir=tmp_path, file=path, env={})
+    assert said in caught.value.message
+    assert caught.value.mend
+
+
+def test_a_config_that_a_version_before_stored_has_its_successor():
+    stored = PipelineConfig(base_model="b").to_dict()
+    del stored["successors"]
+    stored |= {"successor_model": None, "successor_provider": None}
+    assert PipelineConfig.from_dict(stored) == PipelineConfig(base_model="b")
+    stored |= {"successor_model": "late", "successor_provider": "other"}
+    assert PipelineConfig.from_dict(stored).successors == (LATE,)
+    text = RecordSerializer().serialize(PipelineConfig())
+    held = '"successors":{"$tuple":[]}'
+    for then, now in (("null", ()), ('"late"', ({"make": "train", "model": "late"},))):
+        old = text.replace(held, f'"successor_model":{then},"successor_provider":null')
+        assert old != text
+        assert RecordSerializer().deserialize(old).successors == now

@@ -43,6 +43,9 @@ __all__ = ["Doctor", "Finding", "posts_finding"]
 
 log = logging.getLogger(__name__)
 
+BASE, BASE_LATER = "base model", "base model of successors"
+"""What a run trains on, and a run does once the model in use is to go."""
+
 FILES_S = 30.0
 """How long the object store is waited for; a run waits for longer, and tries again."""
 
@@ -162,8 +165,14 @@ class Doctor:
         for config in self._pipelines.running:
             name = config.name
             if config.trains:
-                found += await self._tried(f"{name}: base model", self._model_findings(config))
+                found += await self._tried(f"{name}: {BASE}", self._model_findings(config))
             found += await self._tried(f"{name}: recipes", self._recipe_findings(config))
+            if (later := config.succeeding) is not None:
+                if later.trains:
+                    asking = self._model_findings(later, BASE_LATER)
+                    found += await self._tried(f"{name}: {BASE_LATER}", asking)
+                asking = self._untrained_findings(later)
+                found += await self._tried(f"{name}: successors", asking)
             if not self._absent:
                 found += await self._tried(f"{name}: models in use", self._served_findings(config))
             if config.gate_moderation is not None:
@@ -302,8 +311,8 @@ class Doctor:
         detail = f"{config.gate_embedding_model} answers"
         return [Finding(name=f"{config.name}: embeddings", status="ok", detail=detail)]
 
-    async def _model_findings(self, config: PipelineConfig) -> list[Finding]:
-        name, config = f"{config.name}: base model", config.for_training
+    async def _model_findings(self, config: PipelineConfig, whose: str = BASE) -> list[Finding]:
+        name, config = f"{config.name}: {whose}", config.for_training
         if not self._providers.serves_now(config.provider):
             return [Finding(name=name, status="ok", detail="the embedded trainer's own")]
         provider = self._providers.get(config.provider)
@@ -320,13 +329,12 @@ class Doctor:
                     mend=f"Set training.base_model to one of: {', '.join(bases[:8]) or 'none'}.",
                 )
             ]
-        return [await self._base_finding(config, base)]
+        return [await self._base_finding(name, config, base)]
 
-    async def _base_finding(self, config: PipelineConfig, base: str) -> Finding:
+    async def _base_finding(self, name: str, config: PipelineConfig, base: str) -> Finding:
         """Whether a run would train on this base, asked as a run asks; and its countdown."""
         now = self._clock.now()
         found = await preflight(self._providers.get(config.provider), base, config.method, now=now)
-        name = f"{config.name}: base model"
         if found.shutdown_at is None:
             return Finding(name=name, status="ok", detail=f"{base}; no shutdown announced")
         shutdown = Shutdown(model=base, provider=config.provider, at=found.shutdown_at, base=base)
@@ -354,7 +362,11 @@ class Doctor:
 
     async def _recipe_findings(self, config: PipelineConfig) -> list[Finding]:
         """The models and the kept prompts that a run would test, and the prompt in use."""
-        found = await self._prompt_findings(config)
+        return [*await self._prompt_findings(config), *await self._untrained_findings(config)]
+
+    async def _untrained_findings(self, config: PipelineConfig) -> list[Finding]:
+        """The models and the kept prompts that a run would test."""
+        found = []
         for recipe in config.untrained:
             if recipe.model is not None and self._providers.given is None:
                 how, place = "as it is" if recipe.make == AS_IS else "by a prompt", recipe.provider

@@ -208,7 +208,13 @@ class MigrationService:
                 field="margin",
             )
         config = self._pipelines.get(pipeline)
-        made = replace(config, recipes=tuple(recipes), traffic_split=0.01, allocation="fixed")
+        made = replace(
+            config,
+            recipes=tuple(recipes),
+            successors=(),
+            traffic_split=0.01,
+            allocation="fixed",
+        )
         criteria = [f"engagement non_inferior {margin:g}"]
         if cheaper:
             criteria.append(f"cost superior {cheaper:g}")

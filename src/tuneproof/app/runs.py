@@ -117,16 +117,16 @@ class RunService:
         """Start one turn of the loop.
 
         `force` goes on with fewer examples than the threshold; `recipes` replace those of the
-        settings, and name providers that these have. Raises `StateError` with
-        `reason` "predecessor_running" while a run of the pipeline is before `holding`. Where the
-        pipeline's tasks train apart, a run of each is started, or of none, and the first is
-        returned; `claim` is told it.
+        settings, also where a shutdown is near, and name providers that these have. Raises
+        `StateError` with `reason` "predecessor_running" while a run of the pipeline is before
+        `holding`. Where the pipeline's tasks train apart, a run of each is started, or of none,
+        and the first is returned; `claim` is told it.
         """
         config = pipeline if isinstance(pipeline, PipelineConfig) else self._pipelines.get(pipeline)
         if config_overrides:
             config = config.override(**config_overrides)
         if recipes:
-            config = replace(config, recipes=tuple(recipes))
+            config = replace(config, recipes=tuple(recipes), successors=())
         self._check_tasks(config)
         self._settings.check_recipes(config)
         self._settings.check_measures(config)

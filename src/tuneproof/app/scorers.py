@@ -14,7 +14,8 @@ from tuneproof.training import Price
 
 def rewards_of(config: PipelineConfig) -> list[str]:
     """The scorers by which recipes of a pipeline look for prompts."""
-    searches = (recipe.search for recipe in config.untrained)
+    configs = [one for one in (config, config.succeeding) if one is not None]
+    searches = [recipe.search for each in configs for recipe in each.untrained]
     return [one.reward for one in searches if one is not None and one.reward != OUTCOMES]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypedDict
 
@@ -64,12 +65,22 @@ class Shutdown:
         """How long it still answers."""
         return self.at - now
 
+    def moved_to(self, config: PipelineConfig) -> str | None:
+        """The base to which the settings have changed already; None where they have not."""
+        base = config.for_training.base_model
+        return None if base in (None, self.model, self.base) else base
+
+    def successors(self, config: PipelineConfig) -> tuple[Mapping[str, str], ...]:
+        """The recipes that take over: those that stay, where the settings have not changed."""
+        if self.moved_to(config) is not None:
+            return ()
+        doomed = (self.model, self.base)
+        return tuple(one for one in config.successors if one["model"] not in doomed)
+
     def follower(self, config: PipelineConfig) -> str | None:
-        """What to train on instead: the successor, or the base that was changed already."""
-        if config.base_model not in (None, self.model, self.base):
-            return config.base_model
-        successor = config.successor_model
-        return None if successor in (self.model, self.base) else successor
+        """The models with which the loop goes on by itself; None where it knows of none."""
+        named = dict.fromkeys(one["model"] for one in self.successors(config))
+        return self.moved_to(config) or ", ".join(named) or None
 
     def mend(self, config: PipelineConfig, now: datetime) -> str:
         """What to do about it, and until when."""
@@ -178,23 +189,18 @@ class Shutdowns:
         return kept.at if kept is not None and kept.model == model else None
 
     async def effective(self, config: PipelineConfig) -> PipelineConfig:
-        """The config with the successor for its base model, once the lead has begun.
+        """The config with the successors' recipes, once the lead has begun.
 
         A base model that the team has changed already, to one that is not shut down, stays.
         """
-        if config.successor_model is None:
+        if not config.successors:
             return config
         found = await self.known(config)
         lead = timedelta(days=config.retrain_lead_days)
         if found is None or found.left(self._clock.now()) > lead:
             return config
-        if found.follower(config) != config.successor_model:
-            return config
-        return replace(
-            config,
-            base_model=config.successor_model,
-            provider=config.successor_provider or config.provider,
-        )
+        following = found.successors(config)
+        return config.succeeded_by(following) if following else config
 
     async def settings_now(self, name: str) -> PipelineConfig | None:
         """What a run of this pipeline that started now would be given; None for an unknown one."""

@@ -81,13 +81,13 @@ def succession(
 ) -> str:
     """What to do about a shutdown at this instant, and until when.
 
-    `follower` is what the loop trains on by itself.
+    `follower` is what the loop goes on with by itself.
     """
     takes = needed(config)
     if follower is None:
         what = f"test what is to follow it: {command(config, doomed)} ({GUIDE})"
         return f"{what}; {_when(takes, at, now)}"
-    said = f"{config.retrain_lead_days:g} days before, the loop trains on {follower}"
+    said = f"{config.retrain_lead_days:g} days before, the loop starts a run with {follower}"
     if timedelta(days=config.retrain_lead_days) > takes.all:
         return said
     least = math.floor(takes.all / timedelta(days=1)) + 1

@@ -55,6 +55,7 @@ from tuneproof.rollout import (
 )
 from tuneproof.rollout.store import MoveRecords, PromptTexts, RolloutEvidence
 from tuneproof.settings import Declaration, PipelineConfig
+from tuneproof.settings.former import of_now
 from tuneproof.training import (
     Job,
     JobProgress,
@@ -500,6 +501,7 @@ class Optimised:
 
 
 workflow.register_as("ModelRef", Variant)
+workflow.register_as("PipelineConfig", PipelineConfig, upgrade=of_now)
 workflow.register(
     ABTest,
     Advice,
@@ -527,7 +529,6 @@ workflow.register(
     Optimised,
     OutcomeReport,
     Part,
-    PipelineConfig,
     PipelineResult,
     Plan,
     Prediction,

@@ -14,6 +14,7 @@ from tuneproof.errors import ConfigError
 from tuneproof.settings import checks, files
 from tuneproof.settings.checks import unknown_key
 from tuneproof.settings.fields import from_table, options
+from tuneproof.settings.former import table_of_now
 from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import ProviderConfig, key_variable
 from tuneproof.settings.secrets import Secret
@@ -77,7 +78,9 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
         elif key in NAMED:
             for name, table in _table(key, value).items():
                 where = f"{key}.{name}"
-                fields = from_table(NAMED[key], _table(where, table), where) or {"name": name}
+                table = _table(where, table)
+                table = table_of_now(table, where) if key == "pipelines" else table
+                fields = from_table(NAMED[key], table, where) or {"name": name}
                 found |= {f"{where}.{field}": given for field, given in fields.items()}
         elif key in SINGLE:
             fields = from_table(SINGLE[key], _table(key, value), key)

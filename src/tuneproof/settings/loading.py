@@ -119,6 +119,8 @@ class Settings(Tables):
     def check_measures(self, config: PipelineConfig) -> None:
         """Refuse a pipeline in which one measure chooses candidates and judges them alone."""
         check_measures(config, self.scorers, self.tasks)
+        if config.succeeding is not None:
+            check_measures(config.succeeding, self.scorers, self.tasks)
 
     @property
     def default_provider(self) -> str:
@@ -190,9 +192,9 @@ class Settings(Tables):
                 value=name,
             )
 
-    def check_recipes(self, config: PipelineConfig) -> None:
+    def check_recipes(self, config: PipelineConfig, setting: str = "recipes") -> None:
         """Refuse recipes that no run of this pipeline could make; raises `ConfigError`."""
-        where = f"pipelines.{config.name}.recipes"
+        where = f"pipelines.{config.name}.{setting}"
         self._check_provider(where, config.for_training.provider)
         for recipe in config.untrained:
             if recipe.provider is not None:
@@ -240,11 +242,10 @@ class Settings(Tables):
         named += [("source", config.source, self.sources)]
         if config.outcome_source is not None:
             named += [("outcome_source", config.outcome_source, self.outcome_sources)]
-        if config.successor_provider is not None:
-            where = f"pipelines.{config.name}.successor_provider"
-            self._check_provider(where, config.successor_provider)
         self._check_owners(config)
         self.check_recipes(config)
+        if config.succeeding is not None:
+            self.check_recipes(config.succeeding, "successors")
         if config.gate_moderation is not None:
             where = f"pipelines.{config.name}.gate.moderation"
             self._check_provider(where, config.gate_moderation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +21,8 @@ from tuneproof.settings.fields import (
     Option,
     option,
 )
-from tuneproof.settings.recipes import TRAIN, Recipe, checked_recipes
+from tuneproof.settings.former import of_now, table_of_now
+from tuneproof.settings.recipes import TRAIN, Recipe, checked_recipes, checked_successors
 
 LENGTH, VARIETY, OPENINGS = DRIFTS = ("length", "variety", "openings")
 """In what a candidate's answers may drift away from those of the model in use."""
@@ -112,6 +113,16 @@ class PipelineConfig(Declaration):
             '`"prompt"` or `"train"`; none: it trains one. With `optimise`, `reflection`, '
             "`budget_usd`, `prompt_max_tokens` and `calls` it "
             "[looks for a prompt](../how-to/prompts.md#look-for-a-better-one)",
+        ),
+    )
+    successors: tuple[Mapping[str, str], ...] = option(
+        (),
+        Option(
+            rule=checked_successors,
+            by_request=False,
+            doc="recipes, each with its `model`, that take the place of `recipes` from "
+            "`retrain_lead_days` before the model in use is [shut down]"
+            "(../how-to/providers.md#shutdowns)",
         ),
     )
     train_together: bool = option(
@@ -303,18 +314,12 @@ class PipelineConfig(Declaration):
         ),
     )
     retrain_lead_days: float = option(
-        30,
+        35,
         training(
             at_least=0,
             at_most=CENTURY_DAYS,
-            doc="how long before a model's shutdown date its successor is trained",
+            doc="how long before a model's shutdown date runs go by `successors`",
         ),
-    )
-    successor_model: str | None = option(
-        None, training(by_request=False, doc="the base model to change to")
-    )
-    successor_provider: str | None = option(
-        None, training(by_request=False, doc="the provider to change to")
     )
 
     gate_min_improvement: float = option(
@@ -699,6 +704,18 @@ class PipelineConfig(Declaration):
         if self.holdback >= self.max_traffic:
             rule = f"must be below max_traffic ({self.max_traffic:g})"
             raise checks.refuse("holdback", self.holdback, rule)
+        _ = self.succeeding  # what would be refused on that day is refused now
+
+    @cached_property
+    def succeeding(self) -> PipelineConfig | None:
+        """The config of the runs that go by `successors`; None where there are none."""
+        return self.succeeded_by(self.successors) if self.successors else None
+
+    def succeeded_by(self, recipes: Sequence[Mapping[str, str]]) -> PipelineConfig:
+        """The config by these recipes of `successors`, which train where they say."""
+        named = tuple({"provider": self.provider, **one} for one in recipes)
+        made = dataclasses.replace(self, recipes=named, successors=())
+        return made.for_training
 
     @property
     def trains(self) -> bool:
@@ -771,13 +788,16 @@ class PipelineConfig(Declaration):
 
         Raises `ConfigError` for a field that the settings do not have.
         """
+        data = of_now(data)
         fields.refuse_unknown(cls, data)
         return cls.restored(**data)
 
     @classmethod
     def from_sections(cls, name: str, sections: Mapping[str, Any]) -> PipelineConfig:
         """The config that a table `[pipelines.NAME]` of `tuneproof.toml` describes."""
-        return cls(**{"name": name, **fields.from_table(cls, sections, f"pipelines.{name}")})
+        where = f"pipelines.{name}"
+        sections = table_of_now(sections, where)
+        return cls(**{"name": name, **fields.from_table(cls, sections, where)})
 
     def override(self, **changes: Any) -> PipelineConfig:
         """This config with other thresholds and durations, as a request may ask for.

@@ -16,7 +16,16 @@ from tuneproof.errors import InputError
 from tuneproof.prompts import Prompt, check_values
 from tuneproof.settings import checks
 
-__all__ = ["AS_IS", "OUTCOMES", "PROMPT", "TRAIN", "Optimise", "Recipe", "checked_recipes"]
+__all__ = [
+    "AS_IS",
+    "OUTCOMES",
+    "PROMPT",
+    "TRAIN",
+    "Optimise",
+    "Recipe",
+    "checked_recipes",
+    "checked_successors",
+]
 
 AS_IS: Final = "as_is"
 PROMPT: Final = "prompt"
@@ -28,6 +37,9 @@ MOST: Final = 20
 """As many candidates may be tested at once."""
 
 MEND: Final = 'For example [[pipelines.default.recipes]] with make = "as_is" and model = "MODEL".'
+MEND_SUCCESSORS: Final = (
+    'For example [[pipelines.default.successors]] with make = "train" and model = "BASE".'
+)
 MEND_PROMPT: Final = (
     'For example make = "prompt" with prompt = "Write about {topic}." or hash = "…", the name of '
     "one that `tuneproof prompt list` shows."
@@ -121,6 +133,16 @@ def checked_recipes(field: str, given: Any) -> tuple[dict[str, str], ...]:
         if one in found[:number] or (one["make"] == TRAIN and _trains(found[:number])):
             rule = "must name each candidate once, and train one at most"
             raise checks.refuse(f"{field}[{number}]", one, rule, mend=MEND)
+    return found
+
+
+def checked_successors(field: str, given: Any) -> tuple[dict[str, str], ...]:
+    """The same, of recipes for a day on which the model in use is gone: each names another."""
+    found = checked_recipes(field, given)
+    for number, one in enumerate(found):
+        if "model" not in one:
+            rule = "must be named: the model in use is the one that goes"
+            raise checks.refuse(f"{field}[{number}].model", None, rule, mend=MEND_SUCCESSORS)
     return found
 
 

@@ -61,11 +61,13 @@ def test_the_command_is_of_the_pipeline_and_of_its_recipes() -> None:
     assert MOVE in command(PipelineConfig(recipes=(recipe,)), ("gpt-5-mini",))
 
 
-def test_what_the_loop_trains_on_by_itself_begins_early_enough_or_is_told() -> None:
+def test_what_the_loop_goes_on_with_by_itself_begins_early_enough_or_is_told() -> None:
     def said(**config: Any) -> str:
         made = PipelineConfig(**config)
         return succession(made, DAY, DAY - timedelta(days=50), follower="next")
 
-    assert said(holdback=0) == "30 days before, the loop trains on next"
-    assert "set training.retrain_lead_days to 32 or more, or holdback = 0" in said()
+    assert said() == "35 days before, the loop starts a run with next"  # as it is by default
+    late = said(retrain_lead_days=30)
+    assert "set training.retrain_lead_days to 32 or more, or holdback = 0" in late
     assert "too late" not in said(retrain_lead_days=32)
+    assert "too late" not in said(retrain_lead_days=30, holdback=0)
