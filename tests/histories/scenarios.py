@@ -18,6 +18,7 @@ from tuneproof import workflow
 from tuneproof.errors import ProviderUnavailableError, TrainingNotAvailableError
 from tuneproof.experiments import Variant
 from tuneproof.pipeline import StepName
+from tuneproof.settings import BODY, HOOK, TaskConfig
 from tuneproof.testing import MemoryProvider
 from tuneproof.training import JobRequest
 from tuneproof.workflow import Moment, RecordSerializer
@@ -34,6 +35,15 @@ CONFIG = replace(
 )
 SEARCH = {"search": {"n_epochs": [1, 2]}}
 SEVERAL = {**SEARCH, "candidates": 2, "traffic_split": 0.3}
+OWNED = {
+    "hook": replace(HOOK, prompt="A hook about {original_input}.", prompt_owner="variant"),
+    "body": BODY,
+}
+VARIANTS = {
+    "tasks": ("hook",),
+    "traffic_split": 0.3,
+    "recipes": ({"make": "train"}, {"make": "prompt", "prompt": "Ask about {original_input}."}),
+}
 PER_HOUR = 12
 """Units an hour: few, so that a history stays small."""
 
@@ -74,6 +84,7 @@ class Scenario:
     start: Callable[[Loop], Awaitable[str]]
     interrupted: Mapping[str, tuple[StepName, int]]
     changes: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, TaskConfig] | None = None
 
 
 async def _run(loop: Loop) -> str:
@@ -136,6 +147,16 @@ SCENARIOS = {
         interrupted={"run-two-candidates": (StepName.EXPERIMENT_LOOK, 2)},
         changes=SEVERAL,
     ),
+    "variants": Scenario(
+        start=_run,
+        interrupted={
+            "variants-gate": (StepName.GATE_CHECK, 2),
+            "variants-experiment": (StepName.EXPERIMENT_LOOK, 2),
+            "variants-rollout": (StepName.ROLLOUT_LOOK, 2),
+        },
+        changes=VARIANTS,
+        tasks=OWNED,
+    ),
     "retried": Scenario(start=_retried, interrupted={"run-retried": (StepName.TRAIN_START, 1)}),
     "test": Scenario(start=_tested, interrupted={"test-alone": (StepName.EXPERIMENT_LOOK, 2)}),
     "rollout": Scenario(
@@ -162,12 +183,13 @@ async def record(scenario: Scenario, url: str, directory: Path) -> dict[str, dic
 async def replay(
     scenario: Scenario, history: Mapping[str, Any], url: str, directory: Path
 ) -> dict[str, Any]:
-    """Open what was left behind, wait for the end, and say what it was."""
+    """Open what was left behind, wait for the end, and say of it what the history says."""
     restore(history["databases"], url, directory)
     provider = provider_of(history["provider"])
     async with _opened(scenario, url, directory, provider) as loop:
         await loop.app.engine.result(history["subject"])
-        return await end_of(loop, history["subject"])
+        end = await end_of(loop, history["subject"])
+        return {told: end.get(told) for told in history["end"]}
 
 
 @asynccontextmanager
@@ -184,6 +206,7 @@ async def _opened(
         config=CONFIG,
         lift=1.0,
         changes=scenario.changes,
+        tasks=scenario.tasks,
         provider=provider,
         on_step=on_step,
         takeover_s=0.1,
@@ -207,6 +230,7 @@ async def end_of(loop: Loop, subject: str) -> dict[str, Any]:
         "rollouts": [[d.id, str(d.state), d.share] for d in rollouts],
         "versions": [[v.version, str(v.status), v.model_id] for v in versions],
         "routing": {r.task: r.baseline.model_id for r in await app.routing.all()},
+        "prompts": {v.version: v.prompt for v in versions},
         "jobs": loop.provider.calls.get("create_job", 0),
         "steps": await steps_of(subject),
     }
@@ -238,9 +262,9 @@ def provider_of(state: str) -> MemoryProvider:
     return provider
 
 
-def path_of(name: str, database: str) -> Path:
-    """Where a history is kept."""
-    return RECORDED / f"{name}.{database}.json.gz"
+def path_of(name: str, database: str, schema: str) -> Path:
+    """Where a history is kept that a version with this schema recorded."""
+    return RECORDED / schema / f"{name}.{database}.json.gz"
 
 
 def write(path: Path, history: Mapping[str, Any]) -> None:

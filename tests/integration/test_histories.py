@@ -6,25 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories.scenarios import DATABASES, SCENARIOS, path_of, read, replay
+from tests.histories.scenarios import DATABASES, RECORDED, SCENARIOS, path_of, read, replay
 from tests.servers import PostgresServer
 
+from tuneproof.store.migrate import HEAD
+
 HISTORIES = {name: scenario for scenario in SCENARIOS.values() for name in scenario.interrupted}
+KEPT = sorted(path.relative_to(RECORDED) for path in RECORDED.rglob("*.json.gz"))
+FIRST = "0001"
+
+
+def test_each_schema_has_histories_on_both_databases_and_each_scenario_has_one() -> None:
+    found = {(str(path.parent), path.name.split(".")[1]) for path in KEPT}
+    schemas = [f"{number:04}" for number in range(1, int(HEAD) + 1)]
+    assert found == {(schema, database) for schema in schemas for database in DATABASES}
+    assert {path.name.split(".")[0] for path in KEPT} == HISTORIES.keys()
 
 
 @pytest.mark.parametrize(
-    "database",
-    [pytest.param(name, marks=[pytest.mark.postgres] * (name == "postgres")) for name in DATABASES],
+    "path",
+    [
+        pytest.param(path, id=str(path), marks=[pytest.mark.postgres] * (".postgres." in str(path)))
+        for path in KEPT
+    ],
 )
-@pytest.mark.parametrize("name", HISTORIES)
 async def test_history_is_replayed_to_its_end(
-    name: str, database: str, tmp_path: Path, request: pytest.FixtureRequest
+    path: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    name, database = path.name.split(".")[:2]
     url = f"sqlite:///{tmp_path / 'store.db'}"
     if database == "postgres":
         server: PostgresServer = request.getfixturevalue("postgres")
         url = server.create_database()
-    history = read(path_of(name, database))
+    history = read(RECORDED / path)
     found = await replay(HISTORIES[name], history, url, tmp_path)
     assert found == history["end"]
 
@@ -32,7 +46,10 @@ async def test_history_is_replayed_to_its_end(
 async def test_transaction_that_was_committed_just_before_a_kill_is_not_done_again(
     tmp_path: Path,
 ) -> None:
-    scenario, history = HISTORIES["run-experiment"], read(path_of("run-experiment", "sqlite"))
+    scenario, history = (
+        HISTORIES["run-experiment"],
+        read(path_of("run-experiment", "sqlite", FIRST)),
+    )
     engine_forgets(history, "experiment.look")
     found = await replay(scenario, history, f"sqlite:///{tmp_path / 'store.db'}", tmp_path)
     assert found == history["end"]
@@ -42,7 +59,10 @@ async def test_replay_that_asks_for_another_transaction_is_given_up_and_says_so(
     tmp_path: Path,
 ) -> None:
     """As where a later version had another transaction in its place."""
-    scenario, history = HISTORIES["run-experiment"], read(path_of("run-experiment", "sqlite"))
+    scenario, history = (
+        HISTORIES["run-experiment"],
+        read(path_of("run-experiment", "sqlite", FIRST)),
+    )
     engine_forgets(history, "experiment.look")
     known = history["databases"]["store"]
     before, name, after = known.rpartition('{"transaction":"experiment.look"')
