@@ -48,7 +48,7 @@ async def test_the_best_of_what_is_no_worse_and_cheaper_takes_over(
         loop.traffic.lifts = {"newer": -0.5}
         loop.traffic.costs = {"base": 0.002}
         plan = await loop.app.migration.plan([NEWER, OPEN], margin=0.1)
-        assert (plan.model, plan.provider) == ("base", "old")
+        assert plan.in_use == (("base", "old"),)
         assert plan.candidates == ("newer at openai", "a fine-tune of open at lab")
         assert plan.share == pytest.approx(1 / 3)
         assert plan.takes.all == timedelta(days=7, hours=1 + 6)
@@ -91,7 +91,7 @@ async def test_what_cannot_be_shown_is_not_asked_for(tmp_path: Path, sqlite_stor
         plan = await move.plan([NEWER])
         assert (plan.shutdown_at, plan.start_by) == (None, None)
         said = " ".join(plan.sentences(loop.app.clock.now()))
-        assert "announces no date" in said
+        assert "No date is announced on which base at old would be shut down." in said
         assert "training" not in said
         trained = (await move.plan([NEWER, OPEN])).sentences(loop.app.clock.now())
         assert trained[1].endswith("a training comes before.")

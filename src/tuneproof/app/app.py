@@ -546,6 +546,7 @@ class App:
             routing=self.routing,
             runs=self.runs,
             shutdowns=self.shutdown_watch,
+            alert=self.alert,
         )
 
     def _compose_tests_and_rollouts(self) -> None:
@@ -674,6 +675,7 @@ class App:
             places=self.places,
             providers=self.providers,
             scorers=self.scorers,
+            routing=self.routing,
             shutdowns=self.shutdowns,
             sources=self.sources,
             health=self.health,

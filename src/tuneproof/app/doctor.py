@@ -20,6 +20,7 @@ from tuneproof.app.prompts import ensure_kept
 from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.rehearsal import Rehearsal, rehearse
+from tuneproof.app.routing import RoutingService
 from tuneproof.app.scorers import Scorers
 from tuneproof.app.shutdowns import SHUTDOWN_WARNING, Shutdown, Shutdowns
 from tuneproof.app.sources import Sources
@@ -79,6 +80,7 @@ class Doctor:
         places: Places,
         providers: Providers,
         scorers: Scorers,
+        routing: RoutingService,
         shutdowns: Shutdowns,
         sources: Sources,
         health: HealthService,
@@ -96,6 +98,7 @@ class Doctor:
         self._places = places
         self._providers = providers
         self._scorers = scorers
+        self._routing = routing
         self._shutdowns = shutdowns
         self._sources = sources
         self._health = health
@@ -175,6 +178,7 @@ class Doctor:
                 found += await self._tried(f"{name}: successors", asking)
             if not self._absent:
                 found += await self._tried(f"{name}: models in use", self._served_findings(config))
+                found += await self._tried(f"{name}: one model in use", self._one_finding(config))
             if config.gate_moderation is not None:
                 asking = self._moderation_findings(config, config.gate_moderation)
                 found += await self._tried(f"{name}: moderation", asking)
@@ -339,6 +343,11 @@ class Doctor:
             return Finding(name=name, status="ok", detail=f"{base}; no shutdown announced")
         shutdown = Shutdown(model=base, provider=config.provider, at=found.shutdown_at, base=base)
         return _countdown(name, shutdown, config, now)
+
+    async def _one_finding(self, config: PipelineConfig) -> list[Finding]:
+        """Whether a run would be refused since its tasks have several models in use."""
+        await self._routing.ensure_one(config)
+        return []
 
     async def _served_findings(self, config: PipelineConfig) -> list[Finding]:
         """Models in use that are shut down soon, or whose provider left the settings."""

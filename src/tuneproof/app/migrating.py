@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from tuneproof.app.experiments import ExperimentService
 from tuneproof.app.pipelines import Pipelines
@@ -13,7 +14,7 @@ from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.runs import RunService
-from tuneproof.app.shutdowns import Asked, Shutdowns
+from tuneproof.app.shutdowns import Shutdowns
 from tuneproof.app.succession import Needed, needed
 from tuneproof.errors import ConfigError, InputError, StateError
 from tuneproof.experiments import Variant
@@ -36,18 +37,28 @@ LEAST_FOUND = 0.8
 """With less chance to show what is asked, a plan says how to have more."""
 
 
+class InUse(NamedTuple):
+    """A model in use, and who serves it."""
+
+    model: str
+    provider: str
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.provider}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MigrationPlan:
     """What a move would take. Shares 0–1, costs in USD.
 
-    `model` is the one in use, which `provider` shuts down at `shutdown_at` (None: nobody says so).
-    `start_by` is the last instant at which a run may start so that the test, its outcomes and the
-    rollout are over by then. `cycle` is what the test would find, of one of the candidates.
+    `in_use` are the models in use, each once, and who serves them, the first task's first. One of
+    them is shut down at `shutdown_at` (None: nobody says so). `start_by` is the last instant at
+    which a run may start so that the test, its outcomes and the rollout are over by then. `cycle`
+    is what the test would find, of one of the candidates.
     """
 
     pipeline: str
-    model: str
-    provider: str
+    in_use: tuple[InUse, ...]
     candidates: tuple[str, ...]
     criteria: tuple[str, ...]
     share: float
@@ -57,6 +68,8 @@ class MigrationPlan:
     """Whether a candidate is trained first."""
     silent: tuple[str, ...] = ()
     """The models about which nobody could be asked."""
+    doomed: str = ""
+    """The first of the models that is shut down."""
     shutdown_at: datetime | None = None
     start_by: datetime | None = None
     warnings: tuple[str, ...] = ()
@@ -71,7 +84,7 @@ class MigrationPlan:
     def sentences(self, now: datetime) -> list[str]:
         """The plan in words."""
         found = [
-            f"{', '.join(self.candidates)} against {self.model} at {self.provider}: each gets "
+            f"{', '.join(self.candidates)} against {_listed(self.in_use)}: each gets "
             f"{self.share:.0%} of the units, and must show {' and '.join(self.criteria)}.",
             f"That takes {_days(self.takes.all)}: {self.takes.sentence()}"
             f"{'; a training comes before' if self.trains else ''}.",
@@ -85,15 +98,15 @@ class MigrationPlan:
     def _on_the_day(self, now: datetime) -> str:
         if self.silent:
             return (
-                f"When {self.model} is shut down is not known: {self.provider} could not be asked "
-                f"about {', '.join(self.silent)}."
+                "When the model in use is shut down is not known: nobody could be asked about "
+                f"{', '.join(self.silent)}."
             )
         if self.shutdown_at is None or self.start_by is None:
-            return f"Nobody says that {self.model} is shut down: {self.provider} announces no date."
+            return f"No date is announced on which {_listed(self.in_use)} would be shut down."
         left = self.start_by - now
         when = f"{_days(left)} from now" if left > timedelta(0) else f"{_days(-left)} ago"
         return (
-            f"{self.model} stops answering on {self.shutdown_at:%Y-%m-%d}: from then on requests "
+            f"{self.doomed} stops answering on {self.shutdown_at:%Y-%m-%d}: from then on requests "
             "to it fail, a rollback leads nowhere, and nothing can be compared with it. Start by "
             f"{self.start_by:%Y-%m-%d} ({when})."
         )
@@ -140,15 +153,16 @@ class MigrationService:
         `NotFoundError` for a prompt that nobody kept, and as the plan of a test does.
         """
         config = self._config(pipeline, recipes, margin, cheaper)
+        await self._routing.ensure_one(config)
         await ensure_recipes_kept(self._store, self._settings, config)
-        model, provider, asked = await self._in_use(config)
+        in_use = await self._in_use(config)
+        asked = await self._shutdowns.ask_all(config)
         shutdown = asked.first
         takes = needed(config)
         cycle = await self._experiments.plan(pipeline=config)
         return MigrationPlan(
             pipeline=config.name,
-            model=model,
-            provider=provider,
+            in_use=in_use,
             candidates=tuple(_named(Recipe(**one), config) for one in config.recipes),
             criteria=config.criteria,
             share=config.traffic_split,
@@ -156,9 +170,10 @@ class MigrationService:
             cycle=cycle,
             trains=any(one["make"] == TRAIN for one in config.recipes),
             silent=() if shutdown is not None else asked.silent,
+            doomed="" if shutdown is None else shutdown.model,
             shutdown_at=None if shutdown is None else shutdown.at,
             start_by=None if shutdown is None else shutdown.at - takes.all,
-            warnings=tuple(await self._warnings(config, cycle, model, provider)),
+            warnings=tuple(await self._warnings(config, cycle, in_use)),
         )
 
     async def start(
@@ -179,7 +194,7 @@ class MigrationService:
         now = self._clock.now()
         if found.start_by is not None and now > found.start_by and not late:
             raise StateError(
-                f"{found.model} stops answering on {found.shutdown_at:%Y-%m-%d}, and the move "
+                f"{found.doomed} stops answering on {found.shutdown_at:%Y-%m-%d}, and the move "
                 f"takes {_days(found.takes.all)}: it could not be over by then.",
                 mend="Shorten the rollout (deployment.strategy, increment_interval_hours) rather "
                 "than the test, or start all the same with --late: a verdict that comes before "
@@ -187,7 +202,7 @@ class MigrationService:
                 start_by=found.start_by.isoformat(),
             )
         config = self._config(pipeline, recipes, margin, cheaper)
-        unpriced = await self._unpriced(config, found.model, found.provider)
+        unpriced = self._unpriced(config, found.in_use)
         if unpriced:
             raise InputError(
                 f"{', '.join(unpriced)}: no price of answers is known, and a candidate must be "
@@ -208,6 +223,14 @@ class MigrationService:
                 field="margin",
             )
         config = self._pipelines.get(pipeline)
+        parts = [part.name for part in self._pipelines.parts(config)]
+        if len(parts) > 1:
+            raise ConfigError(
+                f"The tasks of {pipeline} train apart, so each moves by itself.",
+                mend=f"Name one of {', '.join(parts)}, and then the next.",
+                field="pipeline",
+                value=pipeline,
+            )
         made = replace(
             config,
             recipes=tuple(recipes),
@@ -232,16 +255,20 @@ class MigrationService:
             holdback=0.0,
         )
 
-    async def _in_use(self, config: PipelineConfig) -> tuple[str, str, Asked]:
-        """The model in use, who serves it, and when that stops."""
-        routing = self._routing.board.snapshot.by_task.get(config.tasks[0])
-        base = config.base_model or ""
-        model = Variant(model_id=base) if routing is None else routing.baseline
-        provider, _ = await provider_of(self._store, self._settings, model)
-        return model.model_id, provider.split("@")[0], await self._shutdowns.ask_all(config)
+    async def _in_use(self, config: PipelineConfig) -> tuple[InUse, ...]:
+        """The models in use, each once, in the order of the tasks."""
+        by_task = self._routing.board.snapshot.by_task
+        found: dict[InUse, None] = {}
+        for task in config.tasks:
+            routing = by_task.get(task)
+            base = Variant(model_id=config.base_model or "")
+            model = base if routing is None else routing.baseline
+            provider, _ = await provider_of(self._store, self._settings, model)
+            found[InUse(model.model_id, provider.split("@")[0])] = None
+        return tuple(found)
 
     async def _warnings(
-        self, config: PipelineConfig, cycle: CyclePlan, model: str, provider: str
+        self, config: PipelineConfig, cycle: CyclePlan, in_use: Sequence[InUse]
     ) -> list[str]:
         found = []
         if cycle.probability is not None and cycle.probability < LEAST_FOUND:
@@ -250,65 +277,63 @@ class MigrationService:
                 "(evaluation.duration_hours), or allow for more (--margin). A shorter or weaker "
                 "test would only pretend to show it."
             )
-        unpriced = await self._unpriced(config, model, provider)
+        unpriced = self._unpriced(config, in_use)
         if unpriced:
             found.append(
                 f"{', '.join(unpriced)}: no price is known, so nothing can be shown to be cheaper. "
                 "Set [providers.NAME.prices], or leave the price out with --cheaper 0."
             )
-        dearer = self._dearer(config, model, provider)
+        dearer = self._dearer(config, in_use)
         if dearer:
+            models = ", ".join(one.model for one in in_use)
             found.append(
-                f"{', '.join(dearer)}: a token of an answer costs no less than one of {model}, so "
+                f"{', '.join(dearer)}: a token of an answer costs no less than one of {models}, so "
                 "fewer tokens or more engagement would have to make it cheaper. Leave the price "
                 "out with --cheaper 0 where it is no reason."
             )
         return found
 
-    def _dearer(self, config: PipelineConfig, model: str, provider: str) -> list[str]:
-        """Whose answers cost no less a token, where a lower cost is asked for."""
-        if not _compares_costs(config) or provider not in self._settings.providers:
+    def _dearer(self, config: PipelineConfig, in_use: Sequence[InUse]) -> list[str]:
+        """Whose answers cost no less a token than any in use, where a lower cost is asked for."""
+        paid = [self._price(one) for one in in_use]
+        if not _compares_costs(config) or None in paid:
             return []
-        paid = self._providers.price(provider, model, "answers")
-        if paid is None or paid.completion is None:
-            return []
-        known = [one for one in _asked(config) if one[0] in self._settings.providers]
-        found = [(at, name, self._providers.price(at, name, "answers")) for at, name in known]
-        return [
-            f"{name} at {at}"
-            for at, name, price in found
-            if price is not None
-            and price.completion is not None
-            and price.completion >= paid.completion
-        ]
+        most = max(price for price in paid if price is not None)
+        found = [(one, self._price(one)) for one in _asked(config)]
+        return [str(one) for one, price in found if price is not None and price >= most]
 
-    async def _unpriced(self, config: PipelineConfig, model: str, provider: str) -> list[str]:
+    def _unpriced(self, config: PipelineConfig, in_use: Sequence[InUse]) -> list[str]:
         """Whose answers have no price, where a price is asked about."""
         if not _compares_costs(config):
             return []
-        return [
-            f"{name} at {at}"
-            for at, name in dict.fromkeys([(provider, model), *_asked(config)])
-            if at in self._settings.providers and not self._priced(at, name)
-        ]
+        asked = dict.fromkeys([*in_use, *_asked(config)])
+        known = [one for one in asked if one.provider in self._settings.providers]
+        return [str(one) for one in known if self._price(one) is None]
 
-    def _priced(self, provider: str, model: str) -> bool:
-        price = self._providers.price(provider, model, "answers")
-        return price is not None and price.completion is not None
+    def _price(self, one: InUse) -> float | None:
+        """What a million tokens of its answers cost; None where nobody knows."""
+        if one.provider not in self._settings.providers:
+            return None
+        price = self._providers.price(one.provider, one.model, "answers")
+        return None if price is None else price.completion
 
 
 def _compares_costs(config: PipelineConfig) -> bool:
     return any(one.startswith("cost") for one in config.criteria)
 
 
-def _asked(config: PipelineConfig) -> list[tuple[str, str]]:
-    """The providers and models of the candidates that are not the model in use by a prompt."""
-    asked: dict[tuple[str, str], None] = {}
+def _asked(config: PipelineConfig) -> list[InUse]:
+    """The models of the candidates, as they would be in use, but for that in use by a prompt."""
+    asked: dict[InUse, None] = {}
     for recipe in (Recipe(**one) for one in config.recipes):
         model = recipe.model or (config.base_model if recipe.make == TRAIN else None)
         if model is not None:
-            asked[recipe.provider or config.provider, model] = None
+            asked[InUse(model, recipe.provider or config.provider)] = None
     return list(asked)
+
+
+def _listed(models: Sequence[InUse]) -> str:
+    return " and ".join(str(one) for one in models)
 
 
 def _named(recipe: Recipe, config: PipelineConfig) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from tuneproof.app.board import Board
 from tuneproof.app.endpoints import RENEW_S, ModelEndpoints
+from tuneproof.pipeline.routing import ensure_one
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Routing
+from tuneproof.settings import PipelineConfig
 
 __all__ = ["RoutingService"]
 
@@ -28,6 +30,11 @@ class RoutingService:
     async def all(self) -> Sequence[Routing]:
         """Which model serves each task; as last known while the database is away."""
         return list((await self.board.refresh_if_possible()).routing)
+
+    async def ensure_one(self, config: PipelineConfig) -> None:
+        """Refuse a run whose tasks have several models in use; raises `ConflictError`."""
+        in_use = {one.task: one.baseline for one in await self.all()}
+        ensure_one(config.name, {task: in_use[task] for task in config.tasks if task in in_use})
 
     def endpoints_changed(self) -> None:
         """Other providers may serve the models of the routing now: find out soon."""

@@ -119,8 +119,9 @@ class RunService:
         `force` goes on with fewer examples than the threshold; `recipes` replace those of the
         settings, also where a shutdown is near, and name providers that these have. Raises
         `StateError` with `reason` "predecessor_running" while a run of the pipeline is before
-        `holding`. Where the pipeline's tasks train apart, a run of each is started, or of none,
-        and the first is returned; `claim` is told it.
+        `holding`, `ConflictError` where its tasks have several models in use. Where the
+        pipeline's tasks train apart, a run of each is started, or of none, and the first is
+        returned; `claim` is told it.
         """
         config = pipeline if isinstance(pipeline, PipelineConfig) else self._pipelines.get(pipeline)
         if config_overrides:
@@ -134,6 +135,8 @@ class RunService:
         if recipes:
             await ensure_recipes_kept(self._store, self._settings, config)
         parts = [await self._effective(c) for c in self._pipelines.parts(config)]
+        for part in parts:
+            await self._routing.ensure_one(part)
         arguments = RunArguments(
             until=_aware(as_of), force=force, posts=posts, only=_stage(last_stage)
         )

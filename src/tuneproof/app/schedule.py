@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from tuneproof import workflow
+from tuneproof.app.alerting import Alerting
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
 from tuneproof.app.runs import RunService
 from tuneproof.app.shutdowns import ShutdownWatch
-from tuneproof.errors import StateError
+from tuneproof.errors import InputError, StateError
 from tuneproof.settings import PipelineConfig
 from tuneproof.store import RunStatus, Store
 from tuneproof.telemetry import Metrics
@@ -38,6 +39,7 @@ class Schedule:
         routing: RoutingService,
         runs: RunService,
         shutdowns: ShutdownWatch,
+        alert: Alerting,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -46,6 +48,7 @@ class Schedule:
         self._routing = routing
         self._runs = runs
         self._shutdowns = shutdowns
+        self._alert = alert
         self._settled = False
 
     async def look(self) -> None:
@@ -93,7 +96,18 @@ class Schedule:
             self._metrics.run_skipped("predecessor_running", pipeline=config.name)
             await self._store.activity.add(now, "schedule", "run skipped", config.name, e.message)
             return None
+        except InputError as e:
+            await self._refused(config, e, now)
+            return None
         return run.id
+
+    async def _refused(self, config: PipelineConfig, error: InputError, now: datetime) -> None:
+        """No run can be started until a person mends it; it ends no other pipeline's ticks."""
+        said = f"{error.message} {error.mend}".rstrip()
+        self._metrics.run_skipped("refused", pipeline=config.name)
+        await self._store.activity.add(now, "schedule", "run refused", config.name, said)
+        once = f"refused {now.isoformat()}"
+        self._alert("run_failed", config.name, said, once=once, pipeline=config.name)
 
     async def _busy(self, pipeline: str, tx: Tx) -> bool:
         active = await self._store.runs.active(pipeline, tx=tx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -24,6 +25,19 @@ async def migrate(
     prompt: Annotated[
         str | None,
         Parameter(help="Test each successor with this kept prompt, too (its hash)."),
+    ] = None,
+    optimise: Annotated[
+        str | None,
+        Parameter(
+            help="Test each successor with a prompt that is looked for, too, by this scorer or by "
+            '"outcomes".'
+        ),
+    ] = None,
+    reflection: Annotated[
+        str | None, Parameter(help="Who proposes prompts for --optimise: MODEL@PROVIDER.")
+    ] = None,
+    budget_usd: Annotated[
+        float | None, Parameter(help="What looking for a prompt of each may cost.")
     ] = None,
     train: Annotated[
         str | None, Parameter(help="A base to fine-tune beside them: BASE@PROVIDER.")
@@ -49,9 +63,14 @@ async def migrate(
     Without a place to go it brings the database to this version's schema, and ends: for an init
     container, whose failure shows before a pod that serves is replaced.
     """
-    recipes = [_as_is(one) for one in to or []]
+    successors = [_place(one, "--to") for one in to or []]
+    search = {"optimise": optimise, "reflection": reflection, "budget_usd": budget_usd}
+    recipes: list[dict[str, Any]] = [{**one, "make": "as_is"} for one in successors]
     if prompt is not None:
-        recipes += [{**one, "make": "prompt", "hash": prompt} for one in recipes]
+        recipes += [{**one, "make": "prompt", "hash": prompt} for one in successors]
+    if any(value is not None for value in search.values()):
+        _ensure_whole(search, successors)
+        recipes += [{**one, "make": "prompt", **search} for one in successors]
     if train is not None:
         recipes.append({**_place(train, "--train"), "make": "train"})
     if not recipes:
@@ -83,8 +102,17 @@ async def migrate(
     return OK
 
 
-def _as_is(text: str) -> dict[str, str]:
-    return {**_place(text, "--to"), "make": "as_is"}
+def _ensure_whole(search: Mapping[str, Any], successors: Sequence[object]) -> None:
+    """A prompt is looked for by all that it needs, and for somebody."""
+    lacking = [name for name, value in search.items() if value is None]
+    lacking += [] if successors else ["to"]
+    if lacking:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in lacking)
+        raise ConfigError(
+            f"A prompt cannot be looked for without {options}.",
+            mend="For example --to gpt-5-mini@openai --optimise outcomes --reflection "
+            "gpt-5@openai --budget-usd 5.",
+        )
 
 
 def _place(text: str, option: str) -> dict[str, str]:

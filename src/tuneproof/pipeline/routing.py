@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tuneproof import workflow
+from tuneproof.errors import ConflictError
 from tuneproof.experiments import Variant
 from tuneproof.pipeline.context import RunContext
 from tuneproof.pipeline.prompting import with_prompt
@@ -29,16 +31,45 @@ def manager_of(run: RunContext) -> DeploymentManager:
 
 
 async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -> Variant:
-    """The model in use: as it is routed, else as the settings name it, else the base."""
+    """The model in use: as it is routed, else as the settings name it, else the base.
+
+    Raises `ConflictError` where the tasks have several.
+    """
     config, parts = run.config, run.parts
+    routed, named = {}, {}
     for task in config.tasks:
         routing = await parts.store.routing.get(task, tx=tx)
+        model = parts.models_in_use.get(task)
         if routing is not None:
-            return await with_prompt(run, routing.baseline, tx)
-    named = (parts.models_in_use.get(task) for task in config.tasks)
-    found = next((m for m in named if m), Variant(model_id=base_model))
-    found = replace(found, provider=parts.place(found.provider or config.provider))
+            routed[task] = routing.baseline
+        elif model is not None:
+            named[task] = replace(model, provider=parts.place(model.provider or config.provider))
+    ensure_one(config.name, {**routed, **named})
+    base = Variant(model_id=base_model, provider=parts.place(config.provider))
+    found = next(iter([*routed.values(), *named.values()]), base)
     return await with_prompt(run, found, tx)
+
+
+def ensure_one(pipeline: str, in_use: Mapping[str, Variant]) -> None:
+    """A run compares with one model: where its tasks have several, the test would put that of one
+    into production for another. Raises `ConflictError`, which names both.
+    """
+    told = [(task, model, _place_of(model)) for task, model in in_use.items()]
+    for task, model, at in told[1:]:
+        first, other, there = told[0]
+        if not replace(model, provider=at).same_as(replace(other, provider=there)):
+            raise ConflictError(
+                f"{first} is served by {other}, and {task} by {model}: a run of {pipeline} "
+                "compares with one model in use, which it would put into production for both.",
+                mend=f"Set train_together = false in [pipelines.{pipeline}.training], so that each "
+                "task is trained and tested by itself; or let one model serve both.",
+                tasks=[first, task],
+            )
+
+
+def _place_of(model: Variant) -> str | None:
+    """Who serves it, wherever that is now."""
+    return None if model.provider is None else model.provider.partition("@")[0]
 
 
 async def baseline_of(run: RunContext, version: ModelVersion, tx: Tx | None = None) -> Variant:

@@ -50,6 +50,13 @@ class StartMoveRequest(MoveRequest):
     late: bool = False
 
 
+class Served(Answer):
+    """A model, and who serves it."""
+
+    model: str
+    provider: str
+
+
 class MovePlan(Answer):
     """What a move would take; days, shares, USD. Times are null where no shutdown is announced."""
 
@@ -57,6 +64,9 @@ class MovePlan(Answer):
     pipeline: str
     model: str
     provider: str
+    in_use: list[Served] = Field(
+        description="the models in use, each once: `model` and `provider` are of the first"
+    )
     candidates: list[str]
     criteria: list[str]
     share: float
@@ -73,10 +83,14 @@ class MovePlan(Answer):
 
 def _plan(found: MigrationPlan, app: TheApp) -> MovePlan:
     day = 86_400
-    same = ("pipeline", "model", "provider", "share", "units", "shutdown_at", "start_by")
+    same = ("pipeline", "share", "units", "shutdown_at", "start_by")
+    in_use = [Served(model=one.model, provider=one.provider) for one in found.in_use]
     return MovePlan(
         sentences=found.sentences(app.clock.now()),
         **{name: getattr(found, name) for name in same},
+        model=in_use[0].model,
+        provider=in_use[0].provider,
+        in_use=in_use,
         candidates=list(found.candidates),
         criteria=list(found.criteria),
         test_days=found.takes.test.total_seconds() / day,
