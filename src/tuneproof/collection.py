@@ -423,6 +423,11 @@ class TrainingDataBatch:
         return next(iter(self.prompts.values()), None)
 
     @property
+    def heldout(self) -> dict[str, str]:
+        """The held-out file of each task."""
+        return {task: dataset.validation_path for task, dataset in self.datasets.items()}
+
+    @property
     def hook_examples(self) -> list[ExampleObject]:
         """The examples of the task `hook`, as `examples_of` reads them."""
         return self.examples_of("hook")

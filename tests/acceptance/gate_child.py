@@ -21,7 +21,7 @@ async def check(url: str, heldout: str, kept: str) -> None:
     provider = open_provider(ProviderConfig(kind="compatible", base_url=url, api_key="k"))
     try:
         gate = Gate(Kept(Path(kept)).of(provider), samples=40)
-        print(asdict(await gate.check(VERSION, heldout)), flush=True)
+        print(asdict(await gate.check(VERSION, {"hook": heldout})), flush=True)
     finally:
         await provider.close()
 

@@ -120,7 +120,9 @@ async def judged(
     texts = [make(draw, text, trained) for text in unseen]
     provider = Candidate(texts, finish, score=score)
     return await Gate(provider).check(
-        VERSION, lines(directory, "held.jsonl", held), lines(directory, "train.jsonl", trained)
+        VERSION,
+        {"hook": lines(directory, "held.jsonl", held)},
+        lines(directory, "train.jsonl", trained),
     )
 
 

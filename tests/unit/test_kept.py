@@ -57,7 +57,7 @@ async def checked(kept: Kept, asked: Counting, directory: Path) -> object:
 
     scorers = {"wordy": kept.scorer("wordy", scorer)}
     gate = Gate(kept.of(asked), scorers=scorers, min_scores={"wordy": 1.0})
-    return await gate.check(VERSION, heldout(directory))
+    return await gate.check(VERSION, {"hook": heldout(directory)})
 
 
 @pytest.mark.parametrize("breaks_after", [1, 7, 30, 59, 75, 95])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -58,11 +59,15 @@ MAX_LOSS_RISE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One sampled output: its prompt's last message, the candidate's text, what is wrong."""
+    """One sampled output: its prompt's last message, the candidate's text, what is wrong.
+
+    `task` is empty in reports of before it was kept.
+    """
 
     prompt: str
     text: str
     faults: tuple[str, ...] = ()
+    task: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,11 @@ class _Line(NamedTuple):
 
     chat: Messages
     worse: Messages | None
+    task: str = ""
+
+
+HeldOutFiles = Mapping[str, Path | str]
+"""The held-out file of each task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +169,9 @@ class _Mean:
 
 
 class Gate:
-    """Checks a version against its base on held-out examples.
+    """Checks a version against its base on held-out examples, `max_heldout` of all tasks together.
 
+    Of each task `samples` outputs are checked: what writes one task well may fail at another.
     `min_improvement` is the share by which the loss must fall (0: it must fall at all);
     `min_scores` the least mean of each named scorer. `provider` and scorers are asked for all at
     once: give those of `Kept`, which bounds that and asks nothing twice. `moderators` say what is
@@ -196,7 +207,7 @@ class Gate:
     async def check(
         self,
         version: ModelVersion,
-        validation_path: Path | str,
+        heldout: HeldOutFiles,
         training_path: Path | str | None = None,
     ) -> GateReport:
         """Judge a version; by its training file, too, whether it copies what it learnt.
@@ -207,7 +218,7 @@ class Gate:
         """
         if version.model_id is None:
             return GateReport(passed=False, reason="The version has no model: its job never ended.")
-        lines = _read(Path(validation_path), self._max_heldout)
+        lines = await asyncio.to_thread(_shared, heldout, self._max_heldout)
         if not lines:
             return GateReport(
                 passed=False, reason="The held-out set is empty: nothing can be checked."
@@ -222,7 +233,8 @@ class Gate:
         base = _loss(untuned)
         worse = [line.worse for line in lines if line.worse is not None]
         gain = await self._gain(version, worse, tuned, untuned) if base and worse else None
-        samples = await self._sample(version.model_id, examples[: self._samples])
+        sampled = self._sampled(lines)
+        samples = await self._sample(version.model_id, sampled)
         if training_path is not None:
             samples = await asyncio.to_thread(_with_copies, samples, Path(training_path))
         flags = await flagged(self._moderators, [sample.text for sample in samples])
@@ -231,7 +243,7 @@ class Gate:
             for one, found in zip(samples, flags, strict=True)
         ]
         unsafe = compared(flags, learnt)
-        scores = await self._score(examples, samples)
+        scores = await self._score([line.chat for line in sampled], samples)
         faults = [
             *(_forgets(loss, base, gain) if worse else self._unlearnt(loss, base)),
             *_unfit(samples),
@@ -255,12 +267,21 @@ class Gate:
             learnt_unsafe_share=unsafe[0].learnt_share,
         )
 
-    async def calls(self, validation_path: Path | str) -> int:
+    async def calls(self, heldout: HeldOutFiles) -> int:
         """How many answers a check asks for at most. Raises `DataError` as `check` does."""
-        lines = await asyncio.to_thread(_read, Path(validation_path), self._max_heldout)
+        lines = await asyncio.to_thread(_shared, heldout, self._max_heldout)
         worse = sum(line.worse is not None for line in lines)
-        sampled = min(self._samples, len(lines))
+        sampled = len(self._sampled(lines))
         return 2 * (len(lines) + worse) + sampled * (1 + len(self._scorers))
+
+    def _sampled(self, lines: Sequence[_Line]) -> list[_Line]:
+        """The first lines of each task."""
+        tasks = dict.fromkeys(line.task for line in lines)
+        return [
+            line
+            for task in tasks
+            for line in islice((one for one in lines if one.task == task), self._samples)
+        ]
 
     async def _learnt(self, lines: Sequence[_Line], training: Path | str | None) -> list[Flags]:
         """The flags of the answers of both sides of the dataset, at most so many, each once."""
@@ -271,14 +292,14 @@ class Gate:
         return await flagged(self._moderators, list(islice(texts, MOST_LEARNT)))
 
     async def heldout(
-        self, version: ModelVersion, validation_path: Path | str, *, beta: float
+        self, version: ModelVersion, heldout: HeldOutFiles, *, beta: float
     ) -> HeldOut:
         """How a trained version does on held-out examples; `beta` is its training's, of pairs.
 
         What nobody can score is None. The base is asked only where there are pairs.
         """
         assert version.model_id is not None
-        lines = await asyncio.to_thread(_read, Path(validation_path), self._max_heldout)
+        lines = await asyncio.to_thread(_shared, heldout, self._max_heldout)
         examples = [line.chat for line in lines]
         worse = [line.worse for line in lines if line.worse is not None]
         tuned = await self._likelihoods(version.model_id, examples)
@@ -329,16 +350,23 @@ class Gate:
             )
         )
 
-    async def _sample(self, model: str, examples: Sequence[Messages]) -> list[Sample]:
-        async def one(index: int, messages: Messages) -> Sample:
-            [answer] = await self._provider.complete(
-                model, messages[:-1], max_tokens=MAX_TOKENS, seed=self._seed + index
-            )
-            prompt = messages[-2]["content"] if len(messages) > 1 else ""
-            faults = faults_of(prompt, answer, max_characters=self._max_characters)
-            return Sample(prompt=prompt, text=answer.text, faults=faults)
+    async def _sample(self, model: str, sampled: Sequence[_Line]) -> list[Sample]:
+        """An answer to each; the same seeds for each task, as its form is asked by."""
 
-        return await together([one(i, m) for i, m in enumerate(examples)])
+        async def one(number: int, line: _Line) -> Sample:
+            [answer] = await self._provider.complete(
+                model, line.chat[:-1], max_tokens=MAX_TOKENS, seed=self._seed + number
+            )
+            prompt = line.chat[-2]["content"] if len(line.chat) > 1 else ""
+            faults = faults_of(prompt, answer, max_characters=self._max_characters)
+            return Sample(prompt=prompt, text=answer.text, faults=faults, task=line.task)
+
+        numbers: Counter[str] = Counter()
+        asked = []
+        for line in sampled:
+            asked.append(one(numbers[line.task], line))
+            numbers[line.task] += 1
+        return await together(asked)
 
     async def _score(
         self, examples: Sequence[Messages], samples: Sequence[Sample]
@@ -346,7 +374,7 @@ class Gate:
         means = {}
         for name, scorer in self._scorers.items():
             found = await together(
-                [self._ask(scorer, m[:-1], s.text) for m, s in zip(examples, samples, strict=False)]
+                [self._ask(scorer, m[:-1], s.text) for m, s in zip(examples, samples, strict=True)]
             )
             scores = [score for score in found if isinstance(score, float)]
             means[name] = _Mean(
@@ -431,19 +459,29 @@ def _forgets(loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list
 
 
 def _unfit(samples: Sequence[Sample]) -> list[str]:
-    """Whether too many of the sampled outputs fail a check, or are copies."""
+    """Whether too many of the sampled outputs of a task fail a check, or are copies."""
+    tasks = dict.fromkeys(sample.task for sample in samples)
+    return [
+        fault
+        for task in tasks
+        for fault in _unfit_of(task, [sample for sample in samples if sample.task == task])
+    ]
+
+
+def _unfit_of(task: str, samples: Sequence[Sample]) -> list[str]:
     copied = sum(COPIED in sample.faults for sample in samples)
     if copied >= LEAST_COPIES and copied > MAX_COPIED_SHARE * len(samples):
         return [
-            f"{copied} of {len(samples)} sampled outputs are copies of answers that were trained "
-            f"on; {MAX_COPIED_SHARE:.0%} may."
+            f"{copied} of {len(samples)} sampled outputs of {task} are copies of answers that "
+            f"were trained on; {MAX_COPIED_SHARE:.0%} may."
         ]
     bad = [found for sample in samples if (found := _plain(sample.faults))]
     if len(bad) <= MAX_BAD_SHARE * len(samples):
         return []
     kinds = sorted({fault for found in bad for fault in found})
     return [
-        f"{len(bad)} of {len(samples)} sampled outputs fail a check ({', '.join(kinds)}); "
+        f"{len(bad)} of {len(samples)} sampled outputs of {task} fail a check "
+        f"({', '.join(kinds)}); "
         f"{MAX_BAD_SHARE:.0%} may."
     ]
 
@@ -477,11 +515,12 @@ def _praise(
     )
 
 
-def _line(line: dict[str, Any]) -> _Line:
+def _line(line: dict[str, Any], task: str) -> _Line:
     if "messages" in line:
-        return _Line(line["messages"], None)
+        return _Line(line["messages"], None, task)
     asked = line["input"]["messages"]
-    return _Line([*asked, *line["preferred_output"]], [*asked, *line["non_preferred_output"]])
+    better, worse = line["preferred_output"], line["non_preferred_output"]
+    return _Line([*asked, *better], [*asked, *worse], task)
 
 
 def _with_copies(samples: Sequence[Sample], training: Path) -> list[Sample]:
@@ -518,10 +557,23 @@ def examples_of(path: Path | str, most: int, *, once: bool = False) -> list[Mess
     return list(islice(found.values(), most))
 
 
-def _read(path: Path, most: int) -> list[_Line]:
+def _shared(heldout: HeldOutFiles, most: int) -> list[_Line]:
+    """The lines of all tasks, at most so many; each task has as many as the others, where it has
+    them. Raises `DataError` where a file is unreadable.
+    """
+    found = {task: _read(Path(path), most, task) for task, path in heldout.items()}
+    room: dict[str, int] = {}
+    fewest_first = sorted(found, key=lambda task: len(found[task]))
+    for number, task in enumerate(fewest_first):
+        fair = (most - sum(room.values())) // (len(found) - number)
+        room[task] = min(len(found[task]), fair)
+    return [line for task, lines in found.items() for line in lines[: room[task]]]
+
+
+def _read(path: Path, most: int, task: str = "") -> list[_Line]:
     try:
         with path.open(encoding="utf-8") as file:
-            return [_line(json.loads(line)) for line in islice(file, most)]
+            return [_line(json.loads(line), task) for line in islice(file, most)]
     except (OSError, ValueError, KeyError) as e:
         raise DataError(
             f"The held-out file {path} cannot be read: {e}.",

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -146,9 +147,9 @@ class GateStage:
             max_unsafe=run.config.gate_max_unsafe,
             seed=run.config.seed,
         )
-        calls = await gate.calls(batch.validation_path)
+        calls = await gate.calls(batch.heldout)
         async with telling(run, kept, calls):
-            report = await gate.check(version, batch.validation_path, batch.train_path)
+            report = await gate.check(version, batch.heldout, batch.train_path)
             if report.passed:
                 report = after_comparing(
                     report,
@@ -513,9 +514,12 @@ def _pairs(report: GateReport) -> dict[str, object]:
 
 
 def _shown(report: GateReport) -> list[dict[str, object]]:
-    """Some of the samples, those with faults first."""
-    found = sorted(report.samples, key=lambda one: not one.faults)[:SHOWN]
-    return [{"prompt": s.prompt, "text": s.text, "faults": list(s.faults)} for s in found]
+    """Some of the samples, those with faults first, of the tasks in turn."""
+    tasks = dict.fromkeys(one.task for one in report.samples)
+    by_task = [[one for one in report.samples if one.task == task] for task in tasks]
+    in_turn = [one for group in zip_longest(*by_task) for one in group if one is not None]
+    found = sorted(in_turn, key=lambda one: not one.faults)[:SHOWN]
+    return [asdict(one) for one in found]
 
 
 def _unsafe(report: GateReport) -> dict[str, object]:

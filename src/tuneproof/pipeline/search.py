@@ -116,7 +116,7 @@ class TrialSearch:
         pairs = self._run.config.method == PREFERENCES
         beta = progress.job.hyperparameters.get("beta")
         beta = float(beta) if isinstance(beta, int | float) else BETA
-        found = await gate.heldout(version, batch.validation_path, beta=beta)
+        found = await gate.heldout(version, batch.heldout, beta=beta)
         if (found.pair_loss if pairs else found.loss) is not None:
             return found
         loss = _measured(progress)

@@ -334,7 +334,12 @@ class PipelineConfig(Declaration):
     )
     gate_samples: int = option(
         20,
-        gate(key="samples", at_least=0, at_most=10**6, doc="outputs that are sampled and checked"),
+        gate(
+            key="samples",
+            at_least=0,
+            at_most=10**6,
+            doc="outputs of each task that are sampled and checked",
+        ),
     )
     gate_compared: int = option(
         0,
