@@ -18,14 +18,23 @@ import orjson
 from tuneproof_trainer.bounded import MAX_LINE_BYTES, lines, loads
 from tuneproof_trainer.engines.protocol import Message, TrainingExample
 from tuneproof_trainer.errors import JobFailure
+from tuneproof_trainer.toolcalls import (
+    calls_of,
+    names_of,
+    texts_of,
+    unanswered,
+    wrong_call,
+    wrong_tools,
+)
 
 __all__ = ["Checked", "LineFile", "check_file", "find_lines"]
 
 Method = Literal["supervised", "dpo"]
-_ROLES = ("system", "developer", "user", "assistant")
-_TOOL_ROLES = ("tool", "function")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 _TOOLS = {"tools", "parallel_tool_calls", "functions"}
+_KEYS = {"role", "content", "name"}
+_OWN_KEYS = {"assistant": {"weight", "tool_calls"}, "tool": {"tool_call_id"}}
 _OPTIONAL = frozenset({"refusal", "annotations", "audio", "name", "weight", *_TOOL_KEYS})
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CONTROL_TOKENS = (
@@ -82,13 +91,14 @@ def check_file(
     count_tokens: Callable[[str], int],
     min_examples: int,
     blocklist: Sequence[str] = (),
+    tools: bool = False,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Checked:
-    """Check every line of the file at `path`.
+    """Check every line of the file at `path`, which may have `tools` where the engine trains them.
 
-    Raises JobFailure `invalid_file_format`, `invalid_training_file`, `invalid_n_examples` or
-    `unsafe_file`, with `param` naming which of the job's files it was. Raises InterruptedError
-    as soon as `stopping` says so.
+    Raises JobFailure `invalid_file_format`, `invalid_training_file`, `invalid_n_examples`,
+    `tools_not_supported` or `unsafe_file`, with `param` naming which of the job's files it was.
+    Raises InterruptedError as soon as `stopping` says so.
     """
     checked = Checked()
     blocked = [phrase.casefold() for phrase in blocklist]
@@ -97,8 +107,11 @@ def check_file(
             if stopping():
                 raise InterruptedError("the server stops")
             data = _check_line(line, len(checked.places) + 1, method, param, blocked)
+            example = _example(data, method)
+            if example.calls and not tools:
+                raise _no_tools(len(checked.places) + 1, param)
             checked.places.append(place)
-            checked.tokens += sum(count_tokens(text) for text in _texts(data, method))
+            checked.tokens += sum(count_tokens(text) for text in _texts(example))
     if len(checked.places) < min_examples:
         raise JobFailure(
             "invalid_n_examples",
@@ -113,6 +126,15 @@ def find_lines(path: Path) -> array[int]:
     """Where the examples of a checked file begin."""
     with path.open("rb") as file:
         return array("q", (place for place, _ in lines(file)))
+
+
+def _no_tools(number: int, param: str) -> JobFailure:
+    return JobFailure(
+        "tools_not_supported",
+        f"Example {number} of the {_named(param)} has tools, which the engine of this model does "
+        "not train. Take a model of the engine lora, or remove tools and calls.",
+        param,
+    )
 
 
 def _named(param: str) -> str:
@@ -135,8 +157,8 @@ def _check_line(
     if method == "dpo":
         _check_pair(data, wrong)
     else:
-        _check_keys(data, {"messages"}, _TOOLS, wrong)
-        _check_conversation(data["messages"], wrong)
+        tools = _check_keys(data, {"messages"}, _TOOLS, wrong)
+        _check_conversation(data["messages"], tools, wrong)
     text = line.decode("utf-8", "replace").casefold() if blocked else ""
     for phrase in blocked:
         if phrase in text:
@@ -193,22 +215,32 @@ def _check_kind(data: dict[str, Any], method: Method, wrong: _Wrong) -> None:
         )
 
 
-def _check_keys(data: dict[str, Any], needed: set[str], allowed: set[str], wrong: _Wrong) -> None:
+def _check_keys(
+    data: dict[str, Any], needed: set[str], allowed: set[str], wrong: _Wrong
+) -> frozenset[str]:
+    """The names of the tools that are defined there."""
     missing = sorted(needed - data.keys())
     if missing:
         raise wrong.example(f"the key `{missing[0]}` is missing.")
     unknown = sorted(data.keys() - needed - allowed)
     if unknown:
         raise wrong.example(f"unknown key `{unknown[0]}`; remove it.")
-    for name in ("tools", "functions"):
-        if data.get(name):
-            raise wrong.example(f"`{name}` cannot be trained on this server; remove it.")
+    if data.get("functions"):
+        raise wrong.example("`functions` is the old form; write them as `tools`.")
     if not isinstance(data.get("parallel_tool_calls"), bool | None):
         raise wrong.example("`parallel_tool_calls` must be true or false.")
+    told = wrong_tools(data.get("tools") or [])
+    if told:
+        raise wrong.example(told)
+    defined = orjson.dumps(data.get("tools")).decode()
+    for token in _CONTROL_TOKENS:
+        if token in defined:
+            raise wrong.example(f"`tools` contains the special token {token}; remove it.")
+    return names_of(data.get("tools"))
 
 
-def _check_conversation(messages: Any, wrong: _Wrong) -> None:
-    _check_messages(messages, wrong, "messages")
+def _check_conversation(messages: Any, tools: frozenset[str], wrong: _Wrong) -> None:
+    _check_messages(messages, tools, wrong, "messages", ends=True)
     if messages[-1]["role"] != "assistant":
         raise wrong.message(
             len(messages) - 1,
@@ -218,32 +250,61 @@ def _check_conversation(messages: Any, wrong: _Wrong) -> None:
         raise wrong.example("every assistant message has weight 0, so there is nothing to learn.")
 
 
-def _check_messages(messages: Any, wrong: _Wrong, within: str) -> None:
+def _check_messages(
+    messages: Any, tools: frozenset[str], wrong: _Wrong, within: str, *, ends: bool
+) -> None:
     if not isinstance(messages, list) or not messages:
         raise wrong.example(f"`{within}` must be a list with at least one message.")
     for at, message in enumerate(messages):
-        _check_message(message, at, wrong, within)
+        _check_message(message, at, tools, wrong, within)
+    misfit = unanswered(messages, ends=ends)
+    if misfit is not None:
+        raise wrong.message(*misfit, within)
 
 
-def _check_message(message: Any, at: int, wrong: _Wrong, within: str) -> None:
+def _check_message(
+    message: Any, at: int, tools: frozenset[str], wrong: _Wrong, within: str
+) -> None:
     if not isinstance(message, dict):
         raise wrong.message(at, "is not an object.", within)
     message = _said(message)
-    _check_no_tools(message, at, wrong, within)
-    unknown = sorted(message.keys() - {"role", "content", "name", "weight"})
-    if unknown:
-        raise wrong.message(at, f"unknown key `{unknown[0]}`; remove it.", within)
     role = message.get("role")
+    if role == "function" or "function_call" in message:
+        raise wrong.message(
+            at, "is of the old form; write `tool_calls` and messages of the role 'tool'.", within
+        )
     if role not in _ROLES:
         raise wrong.message(at, f"role {role!r} is not one of {', '.join(_ROLES)}.", within)
-    _check_content(message.get("content"), at, wrong, within)
+    _check_parts(message, role, at, wrong, within)
+    told = wrong_call(message.get("tool_calls", []), tools)
+    if told:
+        raise wrong.message(at, told, within)
+    for call in message.get("tool_calls", []):
+        arguments = orjson.loads(call["function"]["arguments"])
+        _check_tokens(orjson.dumps(arguments).decode(), at, wrong, within)
+    nothing = message.get("content") in (None, "") and "tool_calls" in message
+    if not nothing and not (role == "tool" and message.get("content") == ""):
+        _check_content(message.get("content"), at, wrong, within)
     name = message.get("name", "x")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise wrong.message(
             at, "`name` must be a string of 1 to 64 letters, digits, `_` and `-`.", within
         )
     if "weight" in message:
-        _check_weight(message["weight"], role, at, wrong, within)
+        _check_weight(message["weight"], at, wrong, within)
+
+
+def _check_parts(message: dict[str, Any], role: str, at: int, wrong: _Wrong, within: str) -> None:
+    """Each role has keys of its own."""
+    unknown = sorted(message.keys() - _KEYS - _OWN_KEYS.get(role, set()))
+    if unknown == ["weight"]:
+        raise wrong.message(at, f"only assistant messages may have a weight, not `{role}`.", within)
+    if unknown:
+        named = f"`{unknown[0]}` of the role '{role}'" if unknown[0] in _TOOL_KEYS else unknown[0]
+        named = named if named.startswith("`") else f"`{named}`"
+        raise wrong.message(at, f"unknown key {named}; remove it.", within)
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise wrong.message(at, "`tool_call_id` must say which call it answers.", within)
 
 
 def _said(message: dict[str, Any]) -> dict[str, Any]:
@@ -260,19 +321,6 @@ def _weight(message: dict[str, Any]) -> int:
     return 1 if weight is None else weight
 
 
-def _check_no_tools(message: dict[str, Any], at: int, wrong: _Wrong, within: str) -> None:
-    role = message.get("role")
-    if role in _TOOL_ROLES:
-        raise wrong.message(
-            at, f"role '{role}' cannot be trained on this server; remove the example.", within
-        )
-    for key in _TOOL_KEYS:
-        if key in message:
-            raise wrong.message(
-                at, f"`{key}` cannot be trained on this server; remove the example.", within
-            )
-
-
 def _check_content(content: Any, at: int, wrong: _Wrong, within: str) -> None:
     if isinstance(content, list):
         for part in content:
@@ -285,19 +333,23 @@ def _check_content(content: Any, at: int, wrong: _Wrong, within: str) -> None:
         content = _text(content)
     if not isinstance(content, str) or not content:
         raise wrong.message(at, "`content` must be a string that is not empty.", within)
+    _check_tokens(content, at, wrong, within)
+
+
+def _check_tokens(text: str, at: int, wrong: _Wrong, within: str) -> None:
     for token in _CONTROL_TOKENS:
-        if token in content:
+        if token in text:
             raise wrong.message(at, f"contains the special token {token}; remove it.", within)
 
 
 def _text(content: Any) -> str:
-    """Content that was checked, as one string."""
+    """Content that was checked, as one string; of a message that only calls it is empty."""
+    if content is None:
+        return ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _check_weight(weight: Any, role: str, at: int, wrong: _Wrong, within: str) -> None:
-    if role != "assistant":
-        raise wrong.message(at, f"only assistant messages may have a weight, not `{role}`.", within)
+def _check_weight(weight: Any, at: int, wrong: _Wrong, within: str) -> None:
     if isinstance(weight, bool) or weight not in (0, 1):
         raise wrong.message(at, f"weight must be 0 or 1, not {weight!r}.", within)
 
@@ -307,9 +359,9 @@ def _check_pair(data: dict[str, Any], wrong: _Wrong) -> None:
     given = data["input"]
     if not isinstance(given, dict) or "messages" not in given:
         raise wrong.example("`input` must be an object with `messages`.")
-    _check_keys(given, {"messages"}, _TOOLS, wrong)
+    tools = _check_keys(given, {"messages"}, _TOOLS, wrong)
     messages = given["messages"]
-    _check_messages(messages, wrong, "input.messages")
+    _check_messages(messages, tools, wrong, "input.messages", ends=False)
     if messages[-1]["role"] == "assistant":
         raise wrong.message(
             len(messages) - 1,
@@ -318,32 +370,45 @@ def _check_pair(data: dict[str, Any], wrong: _Wrong) -> None:
         )
     for name in ("preferred_output", "non_preferred_output"):
         output = data[name]
-        _check_messages(output, wrong, name)
+        _check_messages(output, tools, wrong, name, ends=True)
         if len(output) != 1 or output[0]["role"] != "assistant":
             raise wrong.example(f"`{name}` must be exactly one assistant message.")
 
 
 def _messages(data: list[dict[str, Any]]) -> tuple[Message, ...]:
-    return tuple(
-        Message(role=m["role"], content=_text(m["content"]), weight=_weight(m)) for m in data
-    )
+    names: dict[str, str] = {}
+    found = []
+    for said in data:
+        calls = calls_of(said)
+        names |= {call.id: call.name for call in calls}
+        answered = said.get("tool_call_id")
+        found.append(
+            Message(
+                role=said["role"],
+                content=_text(said.get("content")),
+                weight=_weight(said),
+                tool_calls=calls,
+                tool_call_id=answered,
+                name=None if answered is None else names.get(answered),
+            )
+        )
+    return tuple(found)
 
 
 def _example(data: dict[str, Any], method: Method) -> TrainingExample:
     if method == "supervised":
-        return TrainingExample(messages=_messages(data["messages"]))
+        tools = tuple(data.get("tools") or ())
+        return TrainingExample(messages=_messages(data["messages"]), tools=tools)
     return TrainingExample(
         messages=_messages(data["input"]["messages"]),
         preferred=_messages(data["preferred_output"]),
         rejected=_messages(data["non_preferred_output"]),
+        tools=tuple(data["input"].get("tools") or ()),
     )
 
 
-def _texts(data: dict[str, Any], method: Method) -> list[str]:
+def _texts(example: TrainingExample) -> list[str]:
     """All text of an example: what is billed."""
-    if method == "supervised":
-        messages = data["messages"]
-    else:
-        messages = data["input"]["messages"] + data["preferred_output"]
-        messages = messages + data["non_preferred_output"]
-    return [_text(m["content"]) for m in messages]
+    said = (*example.messages, *example.preferred, *example.rejected)
+    texts = [text for one in said for text in (one.content, *texts_of(one.tool_calls)) if text]
+    return [*texts, *(orjson.dumps(tool).decode() for tool in example.tools)]

@@ -245,6 +245,7 @@ class Runner:
             count_tokens=model.engine.count_tokens,
             min_examples=self._settings.min_examples if param == "training_file" else 1,
             blocklist=self._settings.blocklist,
+            tools=model.engine.trains_tools,
             stopping=lambda: (
                 self._stopping or self._stop_requests.get(row["id"]) is StopReason.CANCEL
             ),

@@ -29,6 +29,7 @@ __all__ = [
     "StopReason",
     "Token",
     "TokenScore",
+    "ToolCall",
     "TrainingEngine",
     "TrainingExample",
     "TrainingOutcome",
@@ -38,13 +39,26 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """A call in an answer: the tool's name, and a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation. A message of the role `tool` says what the call
+    `tool_call_id` gave back, that of the tool `name`."""
 
     role: str
     content: str
     weight: int = 1
     """0 keeps an assistant message out of the loss."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +66,20 @@ class TrainingExample:
     """One training line.
 
     Supervised: `messages`, with answers among them. DPO: `messages` is the input, and
-    `preferred` and `rejected` are the two answers.
+    `preferred` and `rejected` are the two answers. `tools` are the definitions that answers may
+    call, as the wire has them.
     """
 
     messages: tuple[Message, ...]
     preferred: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def calls(self) -> bool:
+        """Whether tools play a part in it."""
+        said = (*self.messages, *self.preferred, *self.rejected)
+        return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in said)
 
 
 class Examples(Protocol):
@@ -277,6 +299,9 @@ class TrainingEngine(Protocol):
 
     methods: frozenset[str]
     """Methods of training that it can do: of `supervised`, `dpo`."""
+
+    trains_tools: bool
+    """Whether examples may have tools and calls of them."""
 
     def base_models(self) -> Sequence[BaseModel]:
         """The models that jobs may start from."""

@@ -36,6 +36,7 @@ class Scripted:
     name = "scripted"
     quick = False
     methods = frozenset({"supervised"})
+    trains_tools = False
 
     def __init__(self, raises: Exception | None = None) -> None:
         self._raises = raises

@@ -115,19 +115,25 @@ FAILURES: list[tuple[str, bytes, str, str]] = [
         "tool role",
         training_file(say(USER, {"role": "tool", "content": "x", "tool_call_id": "1"}, ANSWER)),
         "invalid_training_file",
-        "message 2 of `messages`: role 'tool' cannot be trained",
+        "message 2 of `messages`: `tool_call_id` '1' answers no open call",
     ),
     (
         "function role",
         training_file(say(USER, {"role": "function", "name": "f", "content": "x"}, ANSWER)),
         "invalid_training_file",
-        "message 2 of `messages`: role 'function' cannot be trained",
+        "message 2 of `messages`: is of the old form",
     ),
     (
         "tool calls",
         training_file(say(USER, {"role": "assistant", "content": None, "tool_calls": [{}]})),
         "invalid_training_file",
-        "message 2 of `messages`: `tool_calls`",
+        "message 2 of `messages`: a call of `tool_calls` needs `id`",
+    ),
+    (
+        "tools of an engine without",
+        training_file(say(USER, ANSWER, tools=[{"type": "function", "function": {"name": "f"}}])),
+        "tools_not_supported",
+        "Example 3 of the training file has tools",
     ),
     (
         "functions",

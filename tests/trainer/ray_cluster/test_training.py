@@ -255,7 +255,7 @@ def test_a_lost_node_leaves_the_work_to_the_other(
     lost: list[Node] = []
 
     def lose() -> None:
-        if recorder.checkpoints and not lost:
+        if recorder.checkpoints and not lost and cluster.other.members():
             lost.append(cluster.other)
             cluster.other.kill()
 
@@ -265,9 +265,12 @@ def test_a_lost_node_leaves_the_work_to_the_other(
         assert engine.train(job, recorder, lose).stopped is None
     finally:
         cluster.join()
-    assert lost
-    assert "Workers now: 0 on" in recorder.messages[-1]
-    assert "1 on" not in recorder.messages[-1].partition("Workers now")[2]
+    assert lost, recorder.messages
+    # The first measurement follows once more where the node went before its snapshot was whole.
+    moved = [said for said in recorder.messages if "Workers now" in said]
+    assert moved, recorder.messages
+    assert "Workers now: 0 on" in moved[-1]
+    assert "1 on" not in moved[-1].partition("Workers now")[2]
     by_step = {metrics.step: metrics.train_loss for metrics in recorder.told}
     rows = told(client, whole.id)
     assert close([by_step[row["step"]] for row in rows], [row["train_loss"] for row in rows])

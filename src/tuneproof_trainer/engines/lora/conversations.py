@@ -8,9 +8,19 @@ of weight 1 and their end; everything else has the label -100.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tuneproof_trainer.engines.lora.calls import (
+    PROBE_ASKED,
+    PROBE_CALL,
+    PROBE_TOOLS,
+    Turn,
+    ensure_said,
+    find_form,
+    turn,
+)
 from tuneproof_trainer.engines.protocol import EngineError, Message, TrainingExample
 
 __all__ = ["Conversations", "Encoded", "Pair"]
@@ -67,28 +77,56 @@ class Conversations:
             )
         if not tokenizer.chat_template:
             tokenizer.chat_template = _PLAIN_TEMPLATE
+        self._form = find_form(self._written)
         self._end = self._find_end()
+        self._call_end = self._find_call_end()
         own = [model_eos] if isinstance(model_eos, int) else list(model_eos or ())
-        self.stop_ids = frozenset([tokenizer.eos_token_id, self._end_ids()[-1], *own])
+        ends = [self._end_ids()[-1], self._call_end, tokenizer.eos_token_id]
+        self.stop_ids = frozenset([*(end for end in ends if end is not None), *own])
 
     # -- training ---------------------------------------------------------------------------
 
-    def encode(self, messages: Sequence[Message]) -> list[Encoded]:
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[Encoded]:
         """The conversation as one sequence; as several where its template shows earlier answers
-        otherwise than they were given (as templates that drop old reasoning do)."""
+        otherwise than they were given (as templates that drop old reasoning do).
+
+        Raises EngineError `tools_not_supported` where the template knows no tools, and
+        `invalid_training_file` where it leaves a call out.
+        """
+        self._ensure_tools(messages, tools)
         learned = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight]
-        whole = self._rendered(messages)
-        parts = [self._answer(messages, i) for i in learned]
-        if all(whole.startswith(before + answer) for before, answer in parts):
+        whole = self._rendered(messages, tools)
+        parts = [
+            (*self._answer_to(messages[:i], messages[i], tools), bool(messages[i].tool_calls))
+            for i in learned
+        ]
+        if all(whole.startswith(before + answer) for before, answer, _ in parts):
             return [self._marked(whole, parts)]
-        return [self._marked(before + answer, [(before, answer)]) for before, answer in parts]
+        return [self._marked(part[0] + part[1], [part]) for part in parts]
 
     def pair(self, example: TrainingExample) -> Pair:
-        """A prompt with its two answers."""
-        before, chosen = self._answer_to(example.messages, example.preferred[-1])
-        _, rejected = self._answer_to(example.messages, example.rejected[-1])
-        prompt = self._ids(before)
-        return Pair(prompt, self._answer_ids(chosen), self._answer_ids(rejected))
+        """A prompt with its two answers. Raises EngineError as `encode` does."""
+        better, worse = example.preferred[-1], example.rejected[-1]
+        self._ensure_tools([*example.messages, better, worse], example.tools)
+        before, chosen = self._answer_to(example.messages, better, example.tools)
+        _, rejected = self._answer_to(example.messages, worse, example.tools)
+        return Pair(
+            self._ids(before),
+            self._answer_ids(chosen, calls=bool(better.tool_calls)),
+            self._answer_ids(rejected, calls=bool(worse.tool_calls)),
+        )
+
+    def _ensure_tools(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+        example = TrainingExample(messages=tuple(messages), tools=tuple(tools))
+        if example.calls and self._form is None:
+            raise EngineError(
+                "tools_not_supported",
+                "The model's chat template does not show tools, what answers call, or what calls "
+                "gave back. Take a base model whose template does, or remove tools and calls.",
+                "training_file",
+            )
 
     # -- answering --------------------------------------------------------------------------
 
@@ -102,8 +140,8 @@ class Conversations:
         if last is None:
             ids = self._ids(self._rendered(messages))
             return Encoded(ids, [IGNORED] * len(ids))
-        before, answer = self._answer(messages, last)
-        return self._marked(before + answer, [(before, answer)])
+        before, answer = self._answer_to(messages[:last], messages[last])
+        return self._marked(before + answer, [(before, answer, False)])
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text that is no conversation."""
@@ -115,35 +153,47 @@ class Conversations:
 
     # -- text -------------------------------------------------------------------------------
 
-    def _rendered(self, messages: Sequence[Message], *, asks: bool = False) -> str:
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        asks: bool = False,
+    ) -> str:
+        return self._written([turn(m, self._form) for m in messages], tools, asks=asks)
+
+    def _written(
+        self, turns: list[Turn], tools: Sequence[dict[str, Any]] = (), *, asks: bool = False
+    ) -> str:
+        """What the template makes of turns. Raises EngineError where it refuses them."""
         from jinja2.exceptions import TemplateError
 
-        turns = [{"role": _role(m.role), "content": m.content} for m in messages]
+        refused = (TemplateError, TypeError, AttributeError)  # the latter of arguments' form
         try:
-            return self._by_template(turns, asks)
-        except TemplateError as error:
+            return self._by_template(turns, tools, asks)
+        except refused as error:
             merged = _without_system(turns)
             if merged == turns:
                 raise _unfit(error) from error
             try:
-                return self._by_template(merged, asks)
-            except TemplateError as again:
+                return self._by_template(merged, tools, asks)
+            except refused as again:
                 raise _unfit(again) from again
 
-    def _by_template(self, turns: list[dict[str, str]], asks: bool) -> str:
+    def _by_template(self, turns: list[Turn], tools: Sequence[dict[str, Any]], asks: bool) -> str:
         rendered: str = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=asks
+            turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=asks
         )
         return rendered
 
-    def _answer(self, messages: Sequence[Message], at: int) -> tuple[str, str]:
-        return self._answer_to(messages[:at], messages[at])
-
-    def _answer_to(self, before: Sequence[Message], answer: Message) -> tuple[str, str]:
+    def _answer_to(
+        self, before: Sequence[Message], answer: Message, tools: Sequence[dict[str, Any]] = ()
+    ) -> tuple[str, str]:
         """What stands before an answer, and the answer with its end."""
-        prompt = self._rendered(before, asks=True) if before else ""
-        rendered = self._rendered([*before, answer]).rstrip()
+        prompt = self._rendered(before, tools, asks=True) if before else ""
+        rendered = self._rendered([*before, answer], tools).rstrip()
         start = _common(prompt, rendered)
+        ensure_said(answer.tool_calls, rendered[start:])
         return rendered[:start], rendered[start:]
 
     def _find_end(self) -> str:
@@ -151,6 +201,17 @@ class Conversations:
         prompt = Message(role="user", content=_PROBE)
         rendered = self._rendered([prompt, Message(role="assistant", content=_PROBE)])
         return rendered[rendered.rindex(_PROBE) + len(_PROBE) :].strip()
+
+    def _find_call_end(self) -> int | None:
+        """The token after a call, of a template that ends calls otherwise than answers."""
+        if self._form is None:
+            return None
+        _, answer = self._answer_to([PROBE_ASKED], PROBE_CALL, PROBE_TOOLS)
+        if self._end and answer.endswith(self._end):
+            return None
+        last: int = self._ids(answer)[-1]
+        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return last if last in known else None
 
     # -- tokens -----------------------------------------------------------------------------
 
@@ -163,17 +224,20 @@ class Conversations:
         ids = self._ids(self._end) if self._end else []
         return ids if len(ids) == 1 else [*ids, self.tokenizer.eos_token_id]
 
-    def _answer_ids(self, answer: str) -> list[int]:
+    def _answer_ids(self, answer: str, *, calls: bool = False) -> list[int]:
+        if calls and self._call_end is not None:
+            return self._ids(answer)
         text = answer.removesuffix(self._end) if self._end else answer
         return self._ids(text) + self._end_ids()
 
-    def _marked(self, whole: str, parts: Sequence[tuple[str, str]]) -> Encoded:
+    def _marked(self, whole: str, parts: Sequence[tuple[str, str, bool]]) -> Encoded:
+        """Each part is what stands before an answer, the answer, and whether it calls."""
         ids: list[int] = []
         labels: list[int] = []
         at = 0
-        for before, answer in parts:
+        for before, answer, calls in parts:
             between = self._ids(whole[at : len(before)])
-            learned = self._answer_ids(answer)
+            learned = self._answer_ids(answer, calls=calls)
             ids += between + learned
             labels += [IGNORED] * len(between) + learned
             at = len(before) + len(answer)
@@ -186,19 +250,17 @@ class Conversations:
 
 
 def _common(first: str, second: str) -> int:
-    """How many characters both begin with."""
+    """How many characters both begin with, no mark such as `<think>` cut in two."""
     if second.startswith(first):
         return len(first)
-    return next(i for i, (a, b) in enumerate(zip(first, second + "\0", strict=False)) if a != b)
+    at = next(i for i, (a, b) in enumerate(zip(first, second + "\0", strict=False)) if a != b)
+    mark = re.search(r"<[^<>\s]*$", second[:at])
+    return at if mark is None else mark.start()
 
 
-def _role(role: str) -> str:
-    return "system" if role == "developer" else role
-
-
-def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+def _without_system(turns: list[Turn]) -> list[Turn]:
     """System messages moved into the next user message, for templates that refuse them."""
-    made: list[dict[str, str]] = []
+    made: list[Turn] = []
     held: list[str] = []
     for message in turns:
         if message["role"] == "system":

@@ -67,6 +67,7 @@ class LoraEngine:
     name = "lora"
     quick = False
     methods = frozenset({"supervised", "dpo"})
+    trains_tools = True
 
     def __init__(
         self,

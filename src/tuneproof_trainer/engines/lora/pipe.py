@@ -16,6 +16,7 @@ from tuneproof_trainer.engines.protocol import (
     Message,
     StepMetrics,
     StopReason,
+    ToolCall,
     TrainingExample,
     TrainingOutcome,
 )
@@ -85,4 +86,12 @@ def write_example(example: TrainingExample) -> bytes:
 def read_example(line: bytes) -> TrainingExample:
     """The example that `write_example` wrote."""
     data = orjson.loads(line)
-    return TrainingExample(**{name: tuple(Message(**m) for m in data[name]) for name in data})
+    tools = tuple(data.pop("tools"))
+    return TrainingExample(
+        **{name: tuple(_message(said) for said in found) for name, found in data.items()},
+        tools=tools,
+    )
+
+
+def _message(said: dict[str, Any]) -> Message:
+    return Message(**{**said, "tool_calls": tuple(ToolCall(**c) for c in said["tool_calls"])})

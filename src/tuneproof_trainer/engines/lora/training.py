@@ -105,7 +105,9 @@ class LoraTraining:
             rows: list[Any] = [_cut_pair(pair, limit) for pair in whole]
             usable = [row for row in rows if row.chosen and row.rejected and row.prompt]
         else:
-            whole = [row for one in examples for row in conversations.encode(one.messages)]
+            whole = [
+                row for one in examples for row in conversations.encode(one.messages, one.tools)
+            ]
             rows = [row.cut(limit) for row in whole]
             usable = [row for row in rows if row.learned]
         name = param.replace("_", " ")

@@ -47,6 +47,7 @@ class NgramEngine:
     name = "ngram"
     quick = True
     methods = frozenset({"supervised", "dpo"})
+    trains_tools = False
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
