@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ObjectPage(TypedDict, Generic[T]):
@@ -249,12 +249,13 @@ class ChoiceLogprobs(TypedDict):
 
 
 class AnswerMessage(TypedDict):
-    """What the model said."""
+    """What the model said; nothing where it only calls tools."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
     annotations: list[dict[str, Any]]
+    tool_calls: NotRequired[list[dict[str, Any]]]
 
 
 class ChoiceObject(TypedDict):

@@ -13,7 +13,7 @@ import dataclasses
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from starlette.types import Receive, Send
@@ -31,16 +31,23 @@ from tuneproof_trainer.answers import (
 )
 from tuneproof_trainer.bounded import loads
 from tuneproof_trainer.completions import CompletionStore
-from tuneproof_trainer.engines.protocol import Generation, Message, Token
+from tuneproof_trainer.engines.protocol import (
+    CallingEngine,
+    Generation,
+    Message,
+    Token,
+    ToolCall,
+)
 from tuneproof_trainer.errors import bad_request
-from tuneproof_trainer.features import needs_relay, refuse_unsupported
+from tuneproof_trainer.features import needs_relay, refuse_unsupported, tools_of, uses_tools
 from tuneproof_trainer.ids import new_id
 from tuneproof_trainer.models import Models, Resolved
 from tuneproof_trainer.parsing import parse
 from tuneproof_trainer.relaying import RelayedAnswer, relay_of
-from tuneproof_trainer.requests import ChatRequest
+from tuneproof_trainer.requests import ChatMessage, ChatRequest
 from tuneproof_trainer.settings import TrainerSettings
 from tuneproof_trainer.stops import Cut, cut_at_stops
+from tuneproof_trainer.toolcalls import calls_of, texts_of, wire_calls
 from tuneproof_trainer.turns import Turns, taking_turns, unless_gone
 
 __all__ = ["Chat"]
@@ -72,7 +79,8 @@ class Chat:
         request = parse(ChatRequest, body)
         model = self._models.resolve(caller.org, request.model)
         relay = relay_of(model.engine) if needs_relay(request) else None
-        refuse_unsupported(request, relayed=relay is not None)
+        calls = relay is None and isinstance(model.engine, CallingEngine)
+        refuse_unsupported(request, relayed=relay is not None, calls=calls)
         keep = self._keeper(caller.org, request)
         answer: _Answer | RelayedAnswer
         if relay is not None:
@@ -93,6 +101,8 @@ class Chat:
     async def _make(self, answer: _Answer | RelayedAnswer, model: Resolved, send: Send) -> None:
         async with self._turns.place():
             await self._models.ready(model)
+            if isinstance(answer, _Answer) and answer.calls:
+                await self._turns.run(cast(CallingEngine, model.engine).ensure_calls, model.id)
             await answer.send(send)
 
     def _generation(self, request: ChatRequest) -> tuple[Generation, tuple[str, ...]]:
@@ -115,6 +125,7 @@ class Chat:
             top_p=1.0 if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
             seed=request.seed,
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            tools=tools_of(request),
         )
         return generation, tuple(stop for stop in stops if stop)
 
@@ -156,7 +167,8 @@ class _Answer:
         self._request, self._model, self._keep = request, model, keep
         self._generation, self._stops = generation, stops
         self._engine, self._turns = model.engine, turns
-        self._messages = [Message(role=m.role, content=m.text()) for m in request.messages]
+        self._messages = _messages(request.messages)
+        self.calls = uses_tools(request)
         self._id, self._created = new_id("chatcmpl-"), now
         self._fingerprint = f"fp_{zlib.crc32(model.id.encode()):08x}"
 
@@ -182,7 +194,9 @@ class _Answer:
             yield cuts
 
     def _usage(self, completion_tokens: int) -> TokenUsage:
-        prompt = sum(self._engine.count_tokens(m.content) for m in self._messages)
+        said = [t for m in self._messages for t in (m.content, *texts_of(m.tool_calls))]
+        said += [orjson.dumps(tool).decode() for tool in self._generation.tools]
+        prompt = sum(map(self._engine.count_tokens, said))
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion_tokens,
@@ -250,13 +264,14 @@ class _Answer:
         logprobs: list[Logprob] = []
         count = 0
         finish: FinishReason = "length"
+        calls: tuple[ToolCall, ...] = ()
         async with self._cuts(number) as cuts:
             async for cut in cuts:
                 text.append(cut.text)
                 logprobs += [_logprob(token) for token in cut.tokens if token.logprob is not None]
                 count += len(cut.tokens)
-                finish = cut.finish or finish
-        choice = _choice(number, "".join(text), finish)
+                finish, calls = cut.finish or finish, cut.calls
+        choice = _choice(number, "".join(text), finish, calls)
         if self._request.logprobs:
             choice["logprobs"] = {"content": logprobs, "refusal": None}
         return choice, count
@@ -296,6 +311,7 @@ class _Answer:
     async def _stream_choice(self, send: Send, number: int) -> tuple[ChoiceObject, int]:
         count, said = 0, []
         finish: FinishReason = "length"
+        calls: tuple[ToolCall, ...] = ()
         async with self._cuts(number) as cuts:
             async for cut in cuts:
                 count += len(cut.tokens)
@@ -303,10 +319,14 @@ class _Answer:
                     logprobs = [_logprob(t) for t in cut.tokens] if self._request.logprobs else None
                     await self._send_chunk(send, number, {"content": cut.text}, logprobs)
                     said.append(cut.text)
+                if cut.calls:
+                    calls = cut.calls
+                    delta = {"tool_calls": wire_calls(calls, streamed=True)}
+                    await self._send_chunk(send, number, delta)
                 if cut.finish:
                     finish = cut.finish
                     await self._send_chunk(send, number, {}, finish=finish)
-        return _choice(number, "".join(said), finish), count
+        return _choice(number, "".join(said), finish, calls), count
 
     async def _send_chunk(
         self,
@@ -340,13 +360,35 @@ class _Answer:
         return chunk
 
 
-def _choice(number: int, text: str, finish: FinishReason) -> ChoiceObject:
+def _messages(said: Sequence[ChatMessage]) -> list[Message]:
+    names: dict[str, str] = {}
+    found = []
+    for one in said:
+        calls = calls_of({"tool_calls": one.tool_calls})
+        names |= {call.id: call.name for call in calls}
+        found.append(
+            Message(
+                role=one.role,
+                content=one.text(),
+                tool_calls=calls,
+                tool_call_id=one.tool_call_id,
+                name=names.get(one.tool_call_id or ""),
+            )
+        )
+    return found
+
+
+def _choice(
+    number: int, text: str, finish: FinishReason, calls: Sequence[ToolCall]
+) -> ChoiceObject:
     message: AnswerMessage = {
         "role": "assistant",
-        "content": text,
+        "content": text if text or not calls else None,
         "refusal": None,
         "annotations": [],
     }
+    if calls:
+        message["tool_calls"] = wire_calls(calls)
     return {"index": number, "message": message, "logprobs": None, "finish_reason": finish}
 
 

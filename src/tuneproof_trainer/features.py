@@ -11,8 +11,9 @@ from typing import Any
 
 from tuneproof_trainer.errors import ApiError, bad_request
 from tuneproof_trainer.requests import ChatMessage, ChatRequest
+from tuneproof_trainer.toolcalls import unanswered, wrong_call, wrong_tools
 
-__all__ = ["needs_relay", "refuse_unsupported"]
+__all__ = ["needs_relay", "refuse_unsupported", "tools_of", "uses_tools"]
 
 _TOOLS = "Tools"
 _FEATURES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -40,6 +41,9 @@ _RELAYED = frozenset(
 )
 """What an engine does that has the request passed on as it is."""
 
+_CALLED = frozenset({"tools"})
+"""What an engine does whose own models call tools: which one, they decide."""
+
 _PARTS = {
     "image_url": "Images",
     "input_audio": "Spoken questions",
@@ -66,18 +70,56 @@ def _asked(request: ChatRequest) -> list[str]:
     return found
 
 
-def refuse_unsupported(request: ChatRequest, *, relayed: bool) -> None:
-    """Raise ApiError 400 for what cannot be done; `relayed` says that the engine passes it on."""
+def refuse_unsupported(request: ChatRequest, *, relayed: bool, calls: bool = False) -> None:
+    """Raise ApiError 400 for what cannot be done; `relayed` says that the engine passes it on,
+    `calls` that its own models call tools."""
+    done = _RELAYED if relayed else _CALLED if calls else frozenset()
     for name in _asked(request):
-        if not (relayed and name in _RELAYED):
+        if name not in done:
             raise _unsupported(_FEATURES[name][0], name)
     for place, message in enumerate(request.messages):
-        _check_message(message, f"messages[{place}]", relayed)
+        old_form = message.role == "function" or bool(message.function_call)
+        _check_message(message, f"messages[{place}]", relayed or (calls and not old_form))
+    if calls and not relayed:
+        _check_calls(request)
 
 
-def _check_message(message: ChatMessage, place: str, relayed: bool) -> None:
+def tools_of(request: ChatRequest) -> tuple[dict[str, Any], ...]:
+    """What the answer may call."""
+    return () if request.tool_choice == "none" else tuple(request.tools or ())
+
+
+def uses_tools(request: ChatRequest) -> bool:
+    """Whether tools play a part in it."""
+    said = any(m.role == "tool" or m.tool_calls for m in request.messages)
+    return said or bool(tools_of(request))
+
+
+def _check_calls(request: ChatRequest) -> None:
+    """Definitions, calls and what they gave back must fit, as the original has it."""
+    wrong = wrong_tools(list(tools_of(request)))
+    if wrong:
+        raise bad_request(f"Invalid value for 'tools': {wrong}", "tools", "invalid_value")
+    for place, message in enumerate(request.messages):
+        at = f"messages[{place}]"
+        if message.role == "tool" and message.tool_call_id is None:
+            raise bad_request(
+                f"Missing required parameter: '{at}.tool_call_id'.",
+                f"{at}.tool_call_id",
+                "missing_required_parameter",
+            )
+        wrong = wrong_call(message.tool_calls or [], None)
+        if wrong:
+            raise bad_request(f"Invalid value for '{at}': {wrong}", f"{at}.tool_calls")
+    misfit = unanswered([message.model_dump() for message in request.messages], ends=False)
+    if misfit is not None:
+        at = f"messages[{misfit[0]}]"
+        raise bad_request(f"Invalid value for '{at}': {misfit[1]}", at)
+
+
+def _check_message(message: ChatMessage, place: str, allowed: bool) -> None:
     tools = message.role in ("tool", "function") or message.tool_calls or message.function_call
-    if tools and not relayed:
+    if tools and not allowed:
         named = "role" if message.role in ("tool", "function") else "tool_calls"
         raise _unsupported(_TOOLS, f"{place}.{named}")
     if message.audio:
@@ -97,7 +139,8 @@ def _check_message(message: ChatMessage, place: str, relayed: bool) -> None:
 def _unsupported(feature: str, param: str) -> ApiError:
     return bad_request(
         f"{feature} are not supported by the model of this server that was asked: leave '{param}' "
-        "out. An engine that answers through vLLM (`--vllm`) has tools and structured outputs."
+        "out. An engine that answers through vLLM (`--vllm`) has all tools and structured outputs, "
+        "and the engine lora has tools where the model may choose."
         if feature in (_TOOLS, "Structured outputs")
         else f"Unsupported: {feature.lower()} ('{param}'). No model of this server does that; "
         "leave it out.",

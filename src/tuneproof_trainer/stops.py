@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
-from tuneproof_trainer.engines.protocol import Token
+from tuneproof_trainer.engines.protocol import Token, ToolCall
 
 __all__ = ["Cut", "cut_at_stops"]
 
@@ -17,7 +17,8 @@ class Cut:
 
     text: str
     tokens: tuple[Token, ...]
-    finish: Literal["stop", "length"] | None = None
+    finish: Literal["stop", "length", "tool_calls"] | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 def cut_at_stops(tokens: Iterator[Token], stops: Sequence[str]) -> Generator[Cut, None, None]:
@@ -29,7 +30,7 @@ def cut_at_stops(tokens: Iterator[Token], stops: Sequence[str]) -> Generator[Cut
     held: list[Token] = []
     for token in tokens:
         if token.finish is not None:
-            yield Cut(held_text, tuple(held), token.finish)
+            yield Cut(held_text, tuple(held), token.finish, token.calls)
             return
         held_text += token.text
         held.append(token)

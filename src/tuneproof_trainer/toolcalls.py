@@ -14,7 +14,15 @@ import orjson
 
 from tuneproof_trainer.engines.protocol import ToolCall
 
-__all__ = ["calls_of", "names_of", "texts_of", "unanswered", "wrong_call", "wrong_tools"]
+__all__ = [
+    "calls_of",
+    "names_of",
+    "texts_of",
+    "unanswered",
+    "wire_calls",
+    "wrong_call",
+    "wrong_tools",
+]
 
 MOST_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -68,8 +76,11 @@ def names_of(tools: Sequence[Mapping[str, Any]] | None) -> frozenset[str]:
     return frozenset(tool["function"]["name"] for tool in tools or ())
 
 
-def wrong_call(calls: Any, tools: Collection[str]) -> str:
-    """What is wrong with the `tool_calls` of a message, in words; empty where nothing is."""
+def wrong_call(calls: Any, tools: Collection[str] | None) -> str:
+    """What is wrong with the `tool_calls` of a message, in words; empty where nothing is.
+
+    Where `tools` are known, each call must be of one of them.
+    """
     if not isinstance(calls, list):
         return "`tool_calls` must be a list."
     ids: set[str] = set()
@@ -85,13 +96,15 @@ def wrong_call(calls: Any, tools: Collection[str]) -> str:
     return ""
 
 
-def _wrong_function(function: Any, tools: Collection[str]) -> str:
+def _wrong_function(function: Any, tools: Collection[str] | None) -> str:
     if not isinstance(function, dict) or function.keys() != {"name", "arguments"}:
         return "the `function` of a call needs `name` and `arguments`, alone."
     name, arguments = function["name"], function["arguments"]
-    if name not in tools:
+    if not isinstance(name, str):
+        return "the `name` of a call must be a string."
+    if tools is not None and name not in tools:
         known = ", ".join(sorted(tools)) or "none"
-        return f"calls {str(name)[:64]!r}, which is not among the example's `tools` ({known})."
+        return f"calls {name[:64]!r}, which is not among the example's `tools` ({known})."
     if not isinstance(arguments, str):
         return f"the `arguments` of {name} must be a string that holds a JSON object."
     try:
@@ -132,6 +145,16 @@ def calls_of(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
         )
         for call in message.get("tool_calls") or ()
     )
+
+
+def wire_calls(calls: Sequence[ToolCall], *, streamed: bool = False) -> list[dict[str, Any]]:
+    """Calls as the wire has them; in a stream each says its place."""
+    found: list[dict[str, Any]] = []
+    for place, call in enumerate(calls):
+        function = {"name": call.name, "arguments": call.arguments}
+        told = {"id": call.id, "type": "function", "function": function}
+        found.append({"index": place, **told} if streamed else told)
+    return found
 
 
 def texts_of(calls: Sequence[ToolCall]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 __all__ = [
     "BaseModel",
+    "CallingEngine",
     "Embedded",
     "EngineError",
     "Examples",
@@ -210,15 +211,20 @@ class Generation:
     top_logprobs: int | None = None
     """Report log-probabilities, with this many alternatives; None reports none."""
 
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the answer may call, as the wire defines it; the answer then comes at its end."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Token:
-    """One token of an answer. The last one has an empty text and says why it is the last."""
+    """One token of an answer. The last one has an empty text and says why it is the last; of an
+    answer that calls tools it has the calls."""
 
     text: str
     logprob: float | None = None
     top: tuple[tuple[str, float], ...] = ()
-    finish: Literal["stop", "length"] | None = None
+    finish: Literal["stop", "length", "tool_calls"] | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -277,6 +283,17 @@ class RelayingEngine(Protocol):
 
     def relay(self, model: str, body: dict[str, Any]) -> Relayed:
         """The server's answer to a request as the client wrote it. Raises EngineError."""
+
+
+@runtime_checkable
+class CallingEngine(Protocol):
+    """An engine whose models may answer by calls of the tools that they are shown."""
+
+    def ensure_calls(self, model: str) -> None:
+        """Return where calls of a loaded model can be told from its text.
+
+        Raises EngineError `unsupported_parameter` where they cannot.
+        """
 
 
 def no_embeddings(model: str) -> EngineError:

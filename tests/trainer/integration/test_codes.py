@@ -63,10 +63,12 @@ def refused(call: Callable[[], Any]) -> tuple[int, str | None]:
 
 UNSAFE = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "a bad word"}]}
 ROLE = {"messages": [{"role": "boss", "content": "x"}]}
+TOOL = {"type": "function", "function": {"name": "f"}}
 FAILED: list[tuple[str, bytes]] = [
     ("invalid_n_examples", examples(GOOD, 9)),
     ("invalid_file_format", b"{"),
     ("invalid_training_file", examples(ROLE)),
+    ("tools_not_supported", examples({**GOOD, "tools": [TOOL]})),
     ("unsafe_file", examples(UNSAFE)),
     ("exceeded_quota", examples({"messages": [*GOOD["messages"]] * 500})),
 ]

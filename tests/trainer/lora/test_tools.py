@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from tests.trainer.integration.conftest import ended, upload
-from tests.trainer.lora.conftest import Recorder, task
-from tests.trainer.lora.test_training import made, never
 from tests.trainer.lora.tiny import WORDS, make_model
 
 from tuneproof_trainer.datasets import LineFile, check_file
+from tuneproof_trainer.embedded import EmbeddedTrainer
 from tuneproof_trainer.engines.lora.conversations import IGNORED, Conversations
 from tuneproof_trainer.engines.protocol import EngineError, TrainingExample
+from tuneproof_trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.lora
 
@@ -50,6 +50,8 @@ REFUSE = {
 """Those that show no tools, or drop calls without a word."""
 IMAGES = {"idefics3", "llava_next", "smolvlm"}
 """Of models that see: their messages are parts, which is another matter."""
+UNTOLD = {"deepseekv3", "diffusion_gemma", "muse_glimmer"}
+"""Those of which neither the tokenizer nor TRL says how calls are told from the text."""
 ONE_CALL = {"gptoss", "llama3_1", "llama3_2"}
 """Those that show one call a message."""
 
@@ -189,6 +191,31 @@ def test_several_calls_of_one_answer_are_all_learned_or_the_example_is_refused(
     assert "Oslo" in text
 
 
+@pytest.mark.parametrize("name", sorted(LEARN))
+def test_calls_are_told_from_the_text_that_was_learned(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    talk = talk_of(tiny, name)
+    if name in UNTOLD:
+        with pytest.raises(EngineError, match="Nobody says how the chat template"):
+            talk.ensure_calls()
+        return
+    talk.ensure_calls()
+    one, two = read(tmp_path, chat(ASKED, call("Riga")), chat(ASKED, call("Riga", "Oslo")))
+    for example, towns in ((one, ["Riga"]), (two, ["Riga", "Oslo"])):
+        if len(towns) > 1 and name in ONE_CALL:
+            continue
+        labels = talk.encode(example.messages, example.tools)[-1].labels
+        said = [label for label in labels if label != IGNORED][:-1]  # it stops before the end
+        found = talk.called(talk.prompt(example.messages[:-1], example.tools), said, example.tools)
+        assert found is not None
+        words, calls = found
+        assert words == ""
+        assert [(name, json.loads(given)) for name, given in calls] == [
+            ("weather", {"town": town, "days": 3}) for town in towns
+        ]
+
+
 @pytest.mark.parametrize("name", sorted(REFUSE))
 def test_a_template_that_drops_calls_refuses_the_example(
     tiny: Path, tmp_path: Path, name: str
@@ -223,11 +250,24 @@ def test_a_pair_may_be_a_call_and_an_answer(tiny: Path, tmp_path: Path, name: st
 SHORT = (
     "{% if tools %}<|system|>\n{{ tools | tojson }}<|end|>\n{% endif %}"
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}"
-    "call {{ c.function.name }} {{ c.function.arguments | tojson }}"
-    "{% endfor %}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+RESPONSE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>\n",
+    "fields": {
+        "tool_calls": {
+            "open": "<call>",
+            "close_pattern": r"</call>\s*",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"<\|end\|>\s*", "content": "text"},
+    },
+}
+"""How calls are told from the text again, in the words of Transformers."""
 
 
 @pytest.fixture(scope="module")
@@ -237,59 +277,146 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = make_model(tmp_path_factory.mktemp("callers") / "caller")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    tokenizer.chat_template = SHORT
+    tokenizer.chat_template, tokenizer.response_template = SHORT, RESPONSE
     tokenizer.save_pretrained(str(folder))
     return folder
 
 
-FRUIT = {"type": "function", "function": {"name": "pick"}}
+PICK = {"type": "function", "function": {"name": "pick"}}
+
+
+def picked(colour: str) -> dict[str, Any]:
+    arguments = json.dumps({"fruit": WORDS[colour]})
+    function = {"name": "pick", "arguments": arguments}
+    call = {"id": "call00000", "type": "function", "function": function}
+    return {"role": "assistant", "tool_calls": [call]}
 
 
 def picks(colours: Sequence[str]) -> list[dict[str, Any]]:
-    """Who is asked for a colour is to pick its fruit."""
+    """Who is asked for a colour is to pick its fruit, and to say so once it is done."""
     return [
         {
             "messages": [
                 {"role": "user", "content": colour},
-                {
-                    "role": "assistant",
-                    "tool_calls": [
-                        {
-                            "id": "call00000",
-                            "type": "function",
-                            "function": {
-                                "name": "pick",
-                                "arguments": json.dumps({"fruit": WORDS[colour]}),
-                            },
-                        }
-                    ],
-                },
+                picked(colour),
                 {"role": "tool", "tool_call_id": "call00000", "content": "picked"},
                 {"role": "assistant", "content": f"{WORDS[colour]} picked"},
             ],
-            "tools": [FRUIT],
+            "tools": [PICK],
         }
         for colour in colours
     ]
 
 
-def test_a_model_learns_to_call(caller: Path, tmp_path: Path) -> None:
-    """The examples go to another process and come back as they were."""
-    rows = picks([*WORDS] * 4)
-    recorder = Recorder(tmp_path / "kept")
-    given = task(tmp_path / "work", b"", n_epochs=30, batch_size=8, model="caller")
-    given = type(given)(
-        **{
-            **{name: getattr(given, name) for name in given.__dataclass_fields__},
-            "training": read(tmp_path, *rows),
-        }
+@pytest.fixture(scope="module")
+def server(caller: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    settings = TrainerSettings(
+        dir=tmp_path_factory.mktemp("caller"),
+        engine="lora",
+        models=(str(caller),),
+        training_threads=1,
     )
-    made(caller).train(given, recorder, never)
-    assert recorder.losses()[-1] < 0.35 * recorder.losses()[0]
-    assert recorder.told[-1].train_mean_token_accuracy > 0.85
+    with EmbeddedTrainer(settings) as running:
+        yield OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
 
 
-def test_a_job_with_tools_runs_and_one_for_a_model_without_them_says_why(
+@pytest.fixture(scope="module")
+def tuned(server: OpenAI) -> str:
+    """A fine-tune that calls."""
+    content = "\n".join(json.dumps(row) for row in picks([*WORDS] * 4)).encode()
+    job = server.fine_tuning.jobs.create(
+        model="caller",
+        training_file=upload(server, content),
+        hyperparameters={"n_epochs": 50, "batch_size": 4},
+        seed=3,
+    )
+    job = ended(server, job, timeout_s=300)
+    assert job.status == "succeeded", job.error
+    assert job.fine_tuned_model is not None
+    return job.fine_tuned_model
+
+
+def asked(client: OpenAI, model: str, *messages: Any, **how: Any) -> Any:
+    given: dict[str, Any] = {"tools": [PICK], "temperature": 0, "max_tokens": 60} | how
+    return client.chat.completions.create(model=model, messages=list(messages), **given)
+
+
+def test_a_tuned_model_calls_and_goes_on_from_what_came_back(server: OpenAI, tuned: str) -> None:
+    """A client's whole loop, plain and streamed."""
+    right = 0
+    for colour, fruit in WORDS.items():
+        question = {"role": "user", "content": colour}
+        answer = asked(server, tuned, question)
+        choice = answer.choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        [call] = choice.message.tool_calls
+        assert (call.type, call.function.name) == ("function", "pick")
+        right += json.loads(call.function.arguments) == {"fruit": fruit}
+        assert 1 < answer.usage.completion_tokens < 60
+        said = choice.message.model_dump(exclude_none=True)
+        result = {"role": "tool", "tool_call_id": call.id, "content": "picked"}
+        last = asked(server, tuned, question, said, result).choices[0]
+        assert (last.finish_reason, last.message.tool_calls) == ("stop", None)
+        assert last.message.content.endswith("picked")
+    assert right == len(WORDS)
+
+
+def test_calls_are_streamed_as_one_delta_at_the_end(server: OpenAI, tuned: str) -> None:
+    stream = asked(server, tuned, {"role": "user", "content": "red"}, stream=True)
+    chunks = [chunk.choices[0] for chunk in stream if chunk.choices]
+    assert "".join(one.delta.content or "" for one in chunks) == ""
+    [calls] = [one.delta.tool_calls for one in chunks if one.delta.tool_calls]
+    assert (calls[0].index, calls[0].function.name) == (0, "pick")
+    assert json.loads(calls[0].function.arguments) == {"fruit": WORDS["red"]}
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+def test_without_tools_or_cut_off_the_answer_is_text(server: OpenAI, tuned: str) -> None:
+    question = {"role": "user", "content": "red"}
+    cut = asked(server, tuned, question, max_tokens=6).choices[0]
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
+    assert cut.message.content.startswith("<call>")
+    for how in ({"tools": None}, {"tool_choice": "none"}):
+        plain = asked(server, tuned, question, **how).choices[0]
+        assert plain.message.tool_calls is None
+
+
+@pytest.mark.parametrize(
+    ("how", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        (
+            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+            "messages[0]",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {**picked("red"), "tool_calls": [{}]}]},
+            "messages[1].tool_calls",
+        ),
+        ({"messages": [{"role": "user", "content": "x"}, picked("red")]}, "messages[1]"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_place(
+    server: OpenAI, tuned: str, how: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        asked(server, tuned, {"role": "user", "content": "x"}, extra_body=how)
+    assert refused.value.param == param
+
+
+def test_a_model_of_whose_calls_nobody_knows_refuses_tools(client: OpenAI) -> None:
+    """Before a stream begins, too."""
+    for how in ({}, {"stream": True}):
+        with pytest.raises(BadRequestError, match="Nobody says how the chat template") as refused:
+            asked(client, "tiny", {"role": "user", "content": "red"}, **how)
+        assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tools")
+
+
+def test_a_job_with_tools_for_a_model_without_them_says_why(
     client: OpenAI,
 ) -> None:
     """The tiny model's template drops calls."""

@@ -8,6 +8,8 @@ of weight 1 and their end; everything else has the label -100.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -130,9 +132,60 @@ class Conversations:
 
     # -- answering --------------------------------------------------------------------------
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """What to show a model that is to answer."""
-        return self._ids(self._rendered(messages, asks=True))
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
+        """What to show a model that is to answer, and may call tools."""
+        return self._ids(self._rendered(messages, tools, asks=True))
+
+    def ensure_calls(self) -> None:
+        """Return where calls can be told from a model's text.
+
+        Raises EngineError `unsupported_parameter` where nothing says how the template writes them.
+        """
+        if self._form is None or not self._parses:
+            raise EngineError(
+                "unsupported_parameter",
+                "Nobody says how the chat template of this model writes calls of tools, so they "
+                "could not be told from its text: leave 'tools' out, add a `response_template` to "
+                "its tokenizer_config.json, or answer through vLLM (`--vllm`).",
+                "tools",
+            )
+
+    @functools.cached_property
+    def _parses(self) -> bool:
+        """Whether the tokenizer says how a call is written, or TRL knows it of its template."""
+        if getattr(self.tokenizer, "response_template", None) is None:
+            from trl.chat_template_utils import add_response_schema
+
+            try:
+                add_response_schema(self.tokenizer)
+            except ValueError:
+                return False
+        return True
+
+    def called(
+        self, prompt: Sequence[int], ids: Sequence[int], tools: Sequence[dict[str, Any]]
+    ) -> tuple[str, list[tuple[str, str]]] | None:
+        """The words of an answer, and the names and arguments that it calls; None where it calls
+        nothing, or nothing that can be read."""
+        answer, before = self.tokenizer.decode(ids), self.tokenizer.decode(prompt)
+        ends = [] if self._call_end is None else [self.tokenizer.decode([self._call_end])]
+        for end in (*ends, self._end):
+            try:
+                found = self.tokenizer.parse_response(
+                    answer + end, prefix=before, tools=list(tools)
+                )
+                calls = [
+                    (str(call["function"]["name"]), json.dumps(call["function"]["arguments"]))
+                    for call in found.get("tool_calls") or ()
+                    if isinstance(call["function"]["arguments"], dict)
+                ]
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # what cannot be read is no call
+            if calls:
+                return str(found.get("content") or "").strip(), calls
+        return None
 
     def scored(self, messages: Sequence[Message]) -> Encoded:
         """The conversation with the last answer and its end marked."""

@@ -61,6 +61,14 @@ class RelayingAnswers(Protocol):
         """The server's answer."""
 
 
+@runtime_checkable
+class CallingAnswers(Protocol):
+    """Answers of models in this process, which may call tools."""
+
+    def ensure_calls(self, model: str) -> None:
+        """As the engine's."""
+
+
 class LoraEngine:
     """Low-rank adapters on the base models that it was given."""
 
@@ -148,6 +156,11 @@ class LoraEngine:
     def generate(self, model: str, messages: Sequence[Message], how: Generation) -> Iterator[Token]:
         """The tokens of one answer."""
         return self._answers.generate(model, messages, how)
+
+    def ensure_calls(self, model: str) -> None:
+        """Return where the model's calls can be told from its text; raises EngineError."""
+        if isinstance(self._answers, CallingAnswers):
+            self._answers.ensure_calls(model)
 
     def relay(self, model: str, body: dict[str, Any]) -> Relayed:
         """What vLLM answers to the request as it is; only where `relays`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from tuneproof_trainer.engines.lora.adapters import adapter_base
 from tuneproof_trainer.engines.lora.batching import Batcher
+from tuneproof_trainer.engines.lora.calling import calling
 from tuneproof_trainer.engines.lora.conversations import IGNORED, Conversations
 from tuneproof_trainer.engines.lora.loading import limit_of, load_conversations, load_model
 from tuneproof_trainer.engines.lora.options import Base, LoraOptions
@@ -127,8 +128,14 @@ class LocalAnswers:
         """The tokens of one answer."""
         network, adapter = self._network_of(model)
         talk = network.conversations
-        draw = Draw(talk.tokenizer, talk.stop_ids, how)
-        return network.batcher.answer(adapter, talk.prompt(messages), draw)
+        draw, prompt = Draw(talk.tokenizer, talk.stop_ids, how), talk.prompt(messages, how.tools)
+        tokens = network.batcher.answer(adapter, prompt, draw)
+        return calling(talk, prompt, draw, tokens, how.tools) if how.tools else tokens
+
+    def ensure_calls(self, model: str) -> None:
+        """Return where the model's calls can be told from its text; raises EngineError."""
+        network, _ = self._network_of(model)
+        network.conversations.ensure_calls()
 
     def score(self, model: str, messages: Sequence[Message]) -> Sequence[TokenScore]:
         """Each token of the conversation; the last answer's with probabilities."""
