@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ __all__ = ["ChatRequest", "opened", "size", "task_of"]
 
 PREFIX = "tuneproof/"
 VARIABLES = "prompt_variables"
-LENGTHS = ("max_tokens", "max_completion_tokens")
 MAX_UNIT = 500
 MAX_COVARIATE = 9e9
 
@@ -56,7 +55,7 @@ class ChatRequest:
         if wire is RESPONSES and body.get("background"):
             mend = "Leave it out: a task's answer is waited for."
             raise _refused("background is true, and this gateway keeps no answers.", mend)
-        variables = _variables(body, wire)
+        variables = _variables(body)
         return cls(
             wire=wire,
             body={k: v for k, v in body.items() if k != VARIABLES} if VARIABLES in body else body,
@@ -86,9 +85,9 @@ class ChatRequest:
         return dumped(asked)
 
     def ensure_asks(self) -> None:
-        """Refuse a chat without variables that has no messages either, of a task whose prompt
+        """Refuse a request without variables that has no messages either, of a task whose prompt
         variants own; raises `InputError`, with status 400."""
-        if self.wire is CHAT and self.body.get("messages") in (None, []):
+        if next(self.wire.messages(self.body), None) is None:
             raise _refused(
                 f"The prompt of {self.task} is its variant's, and the request has no "
                 f"{VARIABLES} to fill it by, and no messages.",
@@ -101,30 +100,29 @@ class ChatRequest:
 
         Raises `InputError`, with status 400.
         """
-        own = self.body.get("messages")
-        if own is None:
-            own = []
-        if not isinstance(own, list):
+        unfit = self.wire.follows(self.body)
+        if unfit:
             raise _refused(
-                f"messages is {str(own)[:50]!r}, no list.",
-                "Send the messages that follow the prompt, or leave them out.",
+                f"The prompt of {self.task} is its variant's, and the request has {unfit}.",
+                f"Send {VARIABLES}, and messages that follow what is made of them, or none.",
             )
-        roles = [one.get("role") for one in own if isinstance(one, dict)]
-        if "system" in roles or "developer" in roles:
+        unsaid = self.wire.unsaid(prompt.parameters)
+        if unsaid:
             raise _refused(
-                f"The prompt of {self.task} is its variant's, and the request has a system message "
-                "of its own.",
-                "Send prompt_variables, and messages that follow what is made of them.",
+                f"The prompt of {self.task} has the parameter {unsaid}, which {self.wire.asked} "
+                "cannot say.",
+                "Ask /v1/chat/completions, or give the task a prompt without it.",
             )
         try:
             messages = prompt.render(self.variables or {})
         except InputError as error:
             raise _refused(error.message, error.mend) from error
-        body, parameters = dict(self.body), dict(prompt.parameters)
-        if "max_tokens" in parameters:
-            body = {k: v for k, v in body.items() if k not in LENGTHS}
-            parameters[length] = parameters.pop("max_tokens")
-        return replace(self, body={**body, **parameters, "messages": [*messages, *own]})
+        body = self.wire.prompted(self.body, messages, prompt.parameters, length)
+        return replace(self, body=body)
+
+    def can_say(self, prompts: Iterable[Prompt]) -> bool:
+        """Whether each of these prompts could be asked over this request's wire."""
+        return not any(self.wire.unsaid(prompt.parameters) for prompt in prompts)
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -135,12 +133,9 @@ class ChatRequest:
         ]
 
 
-def _variables(body: Mapping[str, Any], wire: Wire) -> Mapping[str, Any] | None:
+def _variables(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     given = body.get(VARIABLES)
     if given is None or isinstance(given, dict):
-        if given is not None and wire is not CHAT:
-            mend = "Ask /v1/chat/completions, or send the messages yourself."
-            raise _refused(f"{VARIABLES} cannot be sent with {wire.asked}.", mend)
         return given
     mend = 'Send an object such as {"topic": "tea"}, or leave it out.'
     raise _refused(f"{VARIABLES} is {str(given)[:50]!r}, no object.", mend)

@@ -7,14 +7,19 @@ not use is the provider's failure, whatever its status.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 
+from tuneproof.prompts import Message
+
 __all__ = ["CHAT", "MESSAGES", "RESPONSES", "WIRES", "Wire"]
 
 Body = Mapping[str, Any]
+
+LENGTHS = ("max_tokens", "max_completion_tokens")
+"""What a chat calls the limit of an answer's length."""
 
 MOST_TOKENS = 2**31 - 1
 """The largest count that a provider is believed, and that a database keeps."""
@@ -69,6 +74,26 @@ class Wire(ABC):
     @abstractmethod
     def messages(self, body: Body) -> Iterator[tuple[Any, Any]]:
         """Role and content of each message of a request, as it says them."""
+
+    @abstractmethod
+    def follows(self, body: Body) -> str:
+        """What keeps the messages of a request from following a prompt; empty where nothing does.
+
+        They may be none, and no system's.
+        """
+
+    @abstractmethod
+    def prompted(
+        self, body: Body, said: Sequence[Message], parameters: Body, length: str
+    ) -> dict[str, Any]:
+        """A request with a prompt's messages before its own, and its parameters in place of theirs.
+
+        `length` is what the provider calls the limit of a chat's answer.
+        """
+
+    def unsaid(self, parameters: Body) -> str:
+        """The first of a prompt's parameters that cannot be said here; empty where all can."""
+        return ""
 
     def unit(self, body: Body) -> Any:
         """Whom a request is for; None where it does not say.
@@ -132,6 +157,18 @@ class Chat(Wire):
     def messages(self, body: Body) -> Iterator[tuple[Any, Any]]:
         for message in _objects(body.get("messages")):
             yield message.get("role"), message.get("content")
+
+    def follows(self, body: Body) -> str:
+        return _follow(body, "messages")
+
+    def prompted(
+        self, body: Body, said: Sequence[Message], parameters: Body, length: str
+    ) -> dict[str, Any]:
+        found = {**body, **parameters, "messages": [*said, *(body.get("messages") or ())]}
+        if "max_tokens" in parameters:
+            found = {name: value for name, value in found.items() if name not in LENGTHS}
+            found[length] = parameters["max_tokens"]
+        return found
 
 
 class Responses(Wire):
@@ -198,6 +235,33 @@ class Responses(Wire):
         for item in _objects(given):
             if item.get("role"):
                 yield item["role"], item.get("content")
+
+    def follows(self, body: Body) -> str:
+        if body.get("instructions"):
+            return _SYSTEM
+        return "" if isinstance(body.get("input"), str) else _follow(body, "input")
+
+    def prompted(
+        self, body: Body, said: Sequence[Message], parameters: Body, length: str
+    ) -> dict[str, Any]:
+        own = body.get("input")
+        own = [{"role": "user", "content": own}] if isinstance(own, str) and own else own or []
+        found = {**body, "input": [*said, *own]}
+        for name, value in parameters.items():
+            if name == "max_tokens":
+                found["max_output_tokens"] = value
+            elif name == "response_format":
+                found["text"] = {**_object(body.get("text")), "format": _flat(value, "json_schema")}
+            elif name == "reasoning_effort":
+                found["reasoning"] = {**_object(body.get("reasoning")), "effort": value}
+            elif name == "tools":
+                found["tools"] = [_flat(tool, "function") for tool in value]
+            else:
+                found[name] = _flat(value, "function") if name == "tool_choice" else value
+        return found
+
+    def unsaid(self, parameters: Body) -> str:
+        return "stop" if "stop" in parameters else ""
 
     def broken(self, error: dict[str, Any], status: int) -> bytes:
         told = {"type": "error", "sequence_number": 0, **error["error"], **error}
@@ -272,6 +336,34 @@ class Messages(Wire):
         for message in _objects(body.get("messages")):
             yield message.get("role"), message.get("content")
 
+    def follows(self, body: Body) -> str:
+        return _SYSTEM if body.get("system") else _follow(body, "messages")
+
+    def prompted(
+        self, body: Body, said: Sequence[Message], parameters: Body, length: str
+    ) -> dict[str, Any]:
+        system = [one["content"] for one in said if one["role"] in _SYSTEMS]
+        others = [one for one in said if one["role"] not in _SYSTEMS]
+        found = {**body, "messages": [*others, *(body.get("messages") or ())]}
+        if system:
+            found["system"] = "\n\n".join(system)
+        for name, value in parameters.items():
+            if name == "stop":
+                found["stop_sequences"] = [value] if isinstance(value, str) else list(value)
+            elif name == "tools":
+                found["tools"] = [_anthropic_tool(tool) for tool in value]
+            elif name == "tool_choice":
+                found["tool_choice"] = _anthropic_choice(value)
+            elif name != "response_format":  # `unsaid` lets through one that says nothing
+                found[name] = value
+        return found
+
+    def unsaid(self, parameters: Body) -> str:
+        form = parameters.get("response_format")
+        if form is not None and _object(form).get("type") != "text":
+            return "response_format"
+        return "reasoning_effort" if "reasoning_effort" in parameters else ""
+
     def unit(self, body: Body) -> Any:
         metadata = body.get("metadata")
         told = metadata.get("user_id") if isinstance(metadata, Mapping) else None
@@ -289,6 +381,38 @@ CHAT, RESPONSES, MESSAGES = Chat(), Responses(), Messages()
 
 WIRES: Mapping[str, Wire] = {f"/v1{wire.path}": wire for wire in (CHAT, RESPONSES, MESSAGES)}
 """By where they are asked for."""
+
+
+_SYSTEMS = ("system", "developer")
+_SYSTEM = "a system message of its own"
+
+
+def _follow(body: Body, field: str) -> str:
+    """What keeps a list of messages from following a prompt."""
+    own = body.get(field)
+    if own is not None and not isinstance(own, list):
+        return f"{field} {str(own)[:50]!r}, which is no list"
+    return _SYSTEM if any(one.get("role") in _SYSTEMS for one in _objects(own)) else ""
+
+
+def _flat(value: Any, inner: str) -> Any:
+    """A chat's tool, its choice or form as the responses have it: without the object within."""
+    told = _object(value).get(inner)
+    return {"type": value["type"], **told} if isinstance(told, Mapping) else value
+
+
+def _anthropic_tool(tool: Any) -> Any:
+    told = _object(_object(tool).get("function"))
+    schema = told.get("parameters") or {"type": "object"}
+    named = {name: told[name] for name in ("name", "description") if name in told}
+    return {**named, "input_schema": schema}
+
+
+def _anthropic_choice(choice: Any) -> dict[str, Any]:
+    named = _object(_object(choice).get("function")).get("name")
+    if named is not None:
+        return {"type": "tool", "name": named}
+    return {"type": {"required": "any"}.get(choice, choice)}
 
 
 def wire_like(path: str) -> Wire:

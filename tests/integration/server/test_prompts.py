@@ -13,6 +13,8 @@ import openai
 import pytest
 from tests.chat import Chat
 from tests.integration.server.conftest import Service, open_service
+from tests.integration.server.test_wires import at
+from tests.raw_provider import raw_provider
 from tests.waiting import eventually
 
 from tuneproof.client import Client, Prompt
@@ -179,17 +181,81 @@ async def test_what_cannot_be_filled_is_refused_before_anybody_is_asked(
         (ask("u", prompt_variables={"original_input": ["tea"]}), "neither text nor a number"),
         (ask("u", prompt_variables="tea"), "no object"),
         (ask("u", messages=own), "system message"),
-        (ask("u", messages=5), "messages is '5', no list"),
-        (ask("u", messages="tea"), "messages is 'tea', no list"),
+        (ask("u", messages=5), "messages '5', which is no list"),
+        (ask("u", messages="tea"), "messages 'tea', which is no list"),
         ({"model": "tuneproof/hook", "messages": []}, "no prompt_variables to fill it by"),
     ):
         answer = await tested.post("/v1/chat/completions", body)
         assert answer.status_code == 400, answer.text
         assert said in answer.json()["error"]["message"]
-    wire = {"model": "tuneproof/hook", "input": "x", "prompt_variables": TEA}
-    answer = await tested.post("/v1/responses", wire)
-    assert (answer.status_code, "cannot be sent" in answer.text) == (400, True)
+    for path in ("/v1/responses", "/v1/messages"):
+        answer = await tested.post(path, {"model": "tuneproof/hook"})
+        assert (answer.status_code, "to fill it by" in answer.text) == (400, True)
     assert chat.bodies == []
+
+
+SHORTER = Prompt(
+    messages=(("system", "You ask."), ("user", "On {original_input}?")),
+    parameters={"temperature": 0.5, "max_tokens": 60},
+    variables=("original_input",),
+)
+
+
+async def begin_with(service: Service, prompt: Prompt) -> None:
+    """A test of this prompt, a half each."""
+    added = await service.post("/prompts", {"task": "hook", **prompt.document()})
+    asked = {
+        "baseline_model": {"model_id": "base"},
+        "candidate_model": {"model_id": "base", "prompt": added.json()["hash"]},
+        "traffic_split": 0.5,
+        "duration_hours": 24,
+    }
+    answer = await service.post("/evaluation/create-ab-test", asked)
+    assert answer.status_code == 201, answer.text
+
+
+def over(path: str, unit: str, **more: Any) -> dict[str, Any]:
+    """A request over a wire, of variables alone."""
+    limit = {"max_tokens": 100} if path == "/v1/messages" else {}
+    return {"model": "tuneproof/hook", "user": unit, "prompt_variables": TEA, **limit, **more}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_each_wire_takes_variables(settings: Settings, path: str) -> None:
+    async with raw_provider() as provider, open_service(at(settings, provider)) as service:
+        await begin_with(service, SHORTER)
+        for arm, unit in units(service).items():
+            for stream in (False, True):
+                answer = await service.post(path, over(path, unit, stream=stream))
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["x-tuneproof-arm"] == arm
+                body = provider.bodies[-1]
+                given = body["input" if path == "/v1/responses" else "messages"]
+                text = "On tea?" if arm is Arm.CANDIDATE else "A hook about tea."
+                assert given[-1] == {"role": "user", "content": text}
+                assert ("temperature" in body) is (arm is Arm.CANDIDATE)
+                assert "prompt_variables" not in body
+
+
+async def test_a_wire_that_cannot_say_a_candidate_s_parameters_is_no_evidence(
+    settings: Settings,
+) -> None:
+    """Of a test, which would else compare those of its units alone that can ask both."""
+    async with raw_provider() as provider, open_service(at(settings, provider)) as service:
+        await begin_with(service, OTHER)  # it has `stop`
+        for unit in units(service).values():
+            answer = await service.post("/v1/responses", over("/v1/responses", unit))
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-tuneproof-arm"] == "baseline"
+            assert "x-tuneproof-subject" not in answer.headers
+            assert provider.bodies[-1]["input"] == [
+                {"role": "user", "content": "A hook about tea."}
+            ]
+        said = await service.post(
+            "/v1/messages", over("/v1/messages", units(service)[Arm.CANDIDATE])
+        )
+        assert said.headers["x-tuneproof-prompt"] == OTHER.hash
+        assert provider.bodies[-1]["stop_sequences"] == ["\n"]
 
 
 async def test_a_prompt_that_the_provider_refuses_is_its_candidates_fault(
