@@ -97,7 +97,9 @@ async def test_a_run_that_does_not_get_on_is_over_its_time(
         run = await app.runs.start()
 
         async def trains() -> bool:
-            return (await app.store.runs.get(run.id)).current_stage == "train"
+            """It waits for its job: what it notes of that is written, and time stands."""
+            train = (await app.store.runs.get(run.id)).stages.get("train", {})
+            return bool(train.get("detail", {}).get("job_id"))
 
         await eventually(trains)
         await app.concerns.refresh()
