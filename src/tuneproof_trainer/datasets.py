@@ -33,8 +33,11 @@ Method = Literal["supervised", "dpo"]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 _TOOLS = {"tools", "parallel_tool_calls", "functions"}
-_KEYS = {"role", "content", "name"}
-_OWN_KEYS = {"assistant": {"weight", "tool_calls"}, "tool": {"tool_call_id"}}
+_KEYS = frozenset({"role", "content", "name"})
+_MAY_HAVE = dict.fromkeys(("system", "developer", "user"), _KEYS) | {
+    "assistant": _KEYS | {"weight", "tool_calls"},
+    "tool": _KEYS | {"tool_call_id"},
+}
 _OPTIONAL = frozenset({"refusal", "annotations", "audio", "name", "weight", *_TOOL_KEYS})
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CONTROL_TOKENS = (
@@ -107,11 +110,10 @@ def check_file(
             if stopping():
                 raise InterruptedError("the server stops")
             data = _check_line(line, len(checked.places) + 1, method, param, blocked)
-            example = _example(data, method)
-            if example.calls and not tools:
+            if not tools and _calls(data, method):
                 raise _no_tools(len(checked.places) + 1, param)
             checked.places.append(place)
-            checked.tokens += sum(count_tokens(text) for text in _texts(example))
+            checked.tokens += sum(count_tokens(text) for text in _texts(data, method))
     if len(checked.places) < min_examples:
         raise JobFailure(
             "invalid_n_examples",
@@ -229,14 +231,16 @@ def _check_keys(
         raise wrong.example("`functions` is the old form; write them as `tools`.")
     if not isinstance(data.get("parallel_tool_calls"), bool | None):
         raise wrong.example("`parallel_tool_calls` must be true or false.")
-    told = wrong_tools(data.get("tools") or [])
+    if not data.get("tools"):
+        return frozenset()
+    told = wrong_tools(data["tools"])
     if told:
         raise wrong.example(told)
-    defined = orjson.dumps(data.get("tools")).decode()
+    defined = orjson.dumps(data["tools"]).decode()
     for token in _CONTROL_TOKENS:
         if token in defined:
             raise wrong.example(f"`tools` contains the special token {token}; remove it.")
-    return names_of(data.get("tools"))
+    return names_of(data["tools"])
 
 
 def _check_conversation(messages: Any, tools: frozenset[str], wrong: _Wrong) -> None:
@@ -257,7 +261,8 @@ def _check_messages(
         raise wrong.example(f"`{within}` must be a list with at least one message.")
     for at, message in enumerate(messages):
         _check_message(message, at, tools, wrong, within)
-    misfit = unanswered(messages, ends=ends)
+    calls = any("tool_calls" in message or message["role"] == "tool" for message in messages)
+    misfit = unanswered(messages, ends=ends) if calls else None
     if misfit is not None:
         raise wrong.message(*misfit, within)
 
@@ -276,12 +281,8 @@ def _check_message(
     if role not in _ROLES:
         raise wrong.message(at, f"role {role!r} is not one of {', '.join(_ROLES)}.", within)
     _check_parts(message, role, at, wrong, within)
-    told = wrong_call(message.get("tool_calls", []), tools)
-    if told:
-        raise wrong.message(at, told, within)
-    for call in message.get("tool_calls", []):
-        arguments = orjson.loads(call["function"]["arguments"])
-        _check_tokens(orjson.dumps(arguments).decode(), at, wrong, within)
+    if "tool_calls" in message:
+        _check_calls(message["tool_calls"], at, tools, wrong, within)
     nothing = message.get("content") in (None, "") and "tool_calls" in message
     if not nothing and not (role == "tool" and message.get("content") == ""):
         _check_content(message.get("content"), at, wrong, within)
@@ -294,9 +295,18 @@ def _check_message(
         _check_weight(message["weight"], at, wrong, within)
 
 
+def _check_calls(calls: Any, at: int, tools: frozenset[str], wrong: _Wrong, within: str) -> None:
+    told = wrong_call(calls, tools)
+    if told:
+        raise wrong.message(at, told, within)
+    for call in calls:
+        arguments = orjson.loads(call["function"]["arguments"])
+        _check_tokens(orjson.dumps(arguments).decode(), at, wrong, within)
+
+
 def _check_parts(message: dict[str, Any], role: str, at: int, wrong: _Wrong, within: str) -> None:
     """Each role has keys of its own."""
-    unknown = sorted(message.keys() - _KEYS - _OWN_KEYS.get(role, set()))
+    unknown = sorted(message.keys() - _MAY_HAVE[role])
     if unknown == ["weight"]:
         raise wrong.message(at, f"only assistant messages may have a weight, not `{role}`.", within)
     if unknown:
@@ -407,8 +417,33 @@ def _example(data: dict[str, Any], method: Method) -> TrainingExample:
     )
 
 
-def _texts(example: TrainingExample) -> list[str]:
+def _all_messages(data: dict[str, Any], method: Method) -> list[dict[str, Any]]:
+    if method == "supervised":
+        supervised: list[dict[str, Any]] = data["messages"]
+        return supervised
+    return [*data["input"]["messages"], *data["preferred_output"], *data["non_preferred_output"]]
+
+
+def _tools(data: dict[str, Any], method: Method) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] | None = (data if method == "supervised" else data["input"]).get(
+        "tools"
+    )
+    return found or []
+
+
+def _calls(data: dict[str, Any], method: Method) -> bool:
+    """Whether tools play a part in it, without making records of it all."""
+    said = _all_messages(data, method)
+    return bool(_tools(data, method)) or any(
+        one.get("tool_calls") or one["role"] == "tool" for one in said
+    )
+
+
+def _texts(data: dict[str, Any], method: Method) -> list[str]:
     """All text of an example: what is billed."""
-    said = (*example.messages, *example.preferred, *example.rejected)
-    texts = [text for one in said for text in (one.content, *texts_of(one.tool_calls)) if text]
-    return [*texts, *(orjson.dumps(tool).decode() for tool in example.tools)]
+    found = [orjson.dumps(tool).decode() for tool in _tools(data, method)]
+    for message in _all_messages(data, method):
+        found.append(_text(message.get("content")))
+        if message.get("tool_calls"):
+            found += texts_of(calls_of(message))
+    return [text for text in found if text]
