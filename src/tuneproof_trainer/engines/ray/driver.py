@@ -43,6 +43,9 @@ def drive(folder: Path, options: RayOptions, parent: ParentProcess) -> TrainingO
         try:
             return _Drive(folder, options, parent, reservation).run()
         except EngineError as error:
+            # First: who hears of the failure ends this process, and an elastic job that follows
+            # would start with fewer workers.
+            reservation.give_back()
             # Now: leaving Ray while a worker group is at work may end this process.
             parent.failed(error)
             raise
