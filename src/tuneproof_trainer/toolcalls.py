@@ -6,6 +6,7 @@ arguments are a JSON object, and each is answered once before the conversation g
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -108,8 +109,9 @@ def _wrong_function(function: Any, tools: Collection[str] | None) -> str:
     if not isinstance(arguments, str):
         return f"the `arguments` of {name} must be a string that holds a JSON object."
     try:
-        found = orjson.loads(arguments)
-    except orjson.JSONDecodeError as error:
+        orjson.loads(arguments)  # strict, and of bounded depth
+        found = json.loads(arguments)  # as templates get them: no number is too long for that
+    except ValueError as error:
         return f"the `arguments` of {name} are not valid JSON ({error})."
     if not isinstance(found, dict):
         return f"the `arguments` of {name} must be a JSON object."

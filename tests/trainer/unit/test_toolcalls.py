@@ -152,6 +152,14 @@ BAD = {
     "arguments an object": (chat(ASKED, calls(function(arguments={}))), "must be a string"),
     "arguments no JSON": (chat(ASKED, calls(function(arguments="{"))), "are not valid JSON"),
     "arguments a list": (chat(ASKED, calls(function(arguments="[]"))), "must be a JSON object"),
+    "a number without end": (
+        chat(ASKED, calls(function(arguments='{"a": ' + "9" * 5000 + "}"))),
+        "are not valid JSON",
+    ),
+    "lists without end": (
+        chat(ASKED, calls(function(arguments='{"a": ' + "[" * 5000 + "]" * 5000 + "}"))),
+        "are not valid JSON",
+    ),
     "a call of another type": (chat(ASKED, calls({**CALL, "type": "x"})), "`type` 'function'"),
     "a call without an id": (chat(ASKED, calls({**CALL, "id": ""})), "an `id` of its own"),
     "one id twice": (chat(ASKED, calls(CALL, CALL)), "an `id` of its own"),
