@@ -111,6 +111,17 @@ async def test_what_cannot_be_shown_is_not_asked_for(tmp_path: Path, sqlite_stor
             await move.plan([NEWER], margin=0)
 
 
+async def test_a_move_from_a_model_that_nobody_names_is_refused(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    places = Provider(name="old"), Provider(name="openai", base_models=("newer",))
+    async with open_providers(
+        tmp_path, sqlite_store_url, *places, changes={"base_model": None}
+    ) as loop:
+        with pytest.raises(ConfigError, match="Nobody says which model hook has in use"):
+            await loop.app.migration.plan([NEWER], cheaper=0)
+
+
 async def test_a_dearer_successor_is_named(tmp_path: Path, sqlite_store_url: str) -> None:
     """Where it must be cheaper; the price alone decides nothing, so it may be tested."""
     prices = {"prices": {"base": [1.0, 1.0], "newer": [1.0, 2.0], "open": [1.0, 0.5]}}

@@ -54,6 +54,24 @@ async def test_a_run_and_a_move_are_refused_before_anything_is_spent(
         assert found["default: one model in use"].status == "failed"
 
 
+@pytest.mark.parametrize("given", ["hook", "body"])
+async def test_a_task_without_a_model_of_its_own_has_the_base_in_use(
+    tmp_path: Path, sqlite_store_url: str, given: str
+) -> None:
+    """Also one that came to the pipeline later than the other's rollout."""
+    tasks = {"hook": HOOK, "body": BODY} | {given: SEVERAL[given]}
+    async with open_providers(tmp_path, sqlite_store_url, *providers(), tasks=tasks) as loop:
+        with pytest.raises(ConflictError, match="compares with one model in use"):
+            await loop.app.runs.start(recipes=[NEWER])
+    alone = {"tasks": ("hook",)}
+    async with open_providers(tmp_path, sqlite_store_url, *providers(), changes=alone) as loop:
+        loop.traffic.lift = 0.5
+        assert (await loop.turn()).status is RunStatus.SUCCESS
+    async with open_providers(tmp_path, sqlite_store_url, *providers()) as loop:
+        with pytest.raises(ConflictError, match="and body by base"):
+            await loop.app.runs.start()
+
+
 async def test_a_refused_tick_is_told_and_ends_no_other_pipeline_s(
     tmp_path: Path, sqlite_store_url: str
 ) -> None:

@@ -17,7 +17,6 @@ from tuneproof.app.runs import RunService
 from tuneproof.app.shutdowns import Shutdowns
 from tuneproof.app.succession import Needed, needed
 from tuneproof.errors import ConfigError, InputError, StateError
-from tuneproof.experiments import Variant
 from tuneproof.experiments.families import largest_split
 from tuneproof.experiments.planning import CyclePlan
 from tuneproof.settings import PipelineConfig, Settings
@@ -256,15 +255,19 @@ class MigrationService:
         )
 
     async def _in_use(self, config: PipelineConfig) -> tuple[InUse, ...]:
-        """The models in use, each once, in the order of the tasks."""
-        by_task = self._routing.board.snapshot.by_task
+        """The models in use, each once, in the order of the tasks. Raises `ConfigError` where the
+        settings name none and nothing was rolled out."""
         found: dict[InUse, None] = {}
-        for task in config.tasks:
-            routing = by_task.get(task)
-            base = Variant(model_id=config.base_model or "")
-            model = base if routing is None else routing.baseline
+        for model in (await self._routing.in_use(config)).values():
             provider, _ = await provider_of(self._store, self._settings, model)
             found[InUse(model.model_id, provider.split("@")[0])] = None
+        if not found:
+            raise ConfigError(
+                f"Nobody says which model {config.tasks[0]} has in use, so there is none to move "
+                "from.",
+                mend=f"Name it: model in [tasks.{config.tasks[0]}], or training.base_model.",
+                field=f"tasks.{config.tasks[0]}.model",
+            )
         return tuple(found)
 
     async def _warnings(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from tuneproof.app.board import Board
 from tuneproof.app.endpoints import RENEW_S, ModelEndpoints
-from tuneproof.pipeline.routing import ensure_one
+from tuneproof.experiments import Variant
+from tuneproof.pipeline.routing import ensure_one, in_use_of
 from tuneproof.resilience import Supervisor
 from tuneproof.rollout import Routing
 from tuneproof.settings import PipelineConfig
@@ -33,8 +34,16 @@ class RoutingService:
 
     async def ensure_one(self, config: PipelineConfig) -> None:
         """Refuse a run whose tasks have several models in use; raises `ConflictError`."""
-        in_use = {one.task: one.baseline for one in await self.all()}
-        ensure_one(config.name, {task: in_use[task] for task in config.tasks if task in in_use})
+        ensure_one(config.name, await self.in_use(config))
+
+    async def in_use(self, config: PipelineConfig) -> dict[str, Variant]:
+        """The model in use of each task of a pipeline: as it is routed, else as the settings name
+        it, else the base, where they name that."""
+        known = {one.task: one.baseline for one in await self.all()}
+        base = None
+        if config.base_model is not None:
+            base = Variant(model_id=config.base_model, provider=config.provider)
+        return in_use_of(config.tasks, known, base)
 
     def endpoints_changed(self) -> None:
         """Other providers may serve the models of the routing now: find out soon."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tuneproof import workflow
@@ -36,6 +36,7 @@ async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -
     Raises `ConflictError` where the tasks have several.
     """
     config, parts = run.config, run.parts
+    base = Variant(model_id=base_model, provider=parts.place(config.provider))
     routed, named = {}, {}
     for task in config.tasks:
         routing = await parts.store.routing.get(task, tx=tx)
@@ -44,10 +45,18 @@ async def model_in_use(run: RunContext, base_model: str, tx: Tx | None = None) -
             routed[task] = routing.baseline
         elif model is not None:
             named[task] = replace(model, provider=parts.place(model.provider or config.provider))
-    ensure_one(config.name, {**routed, **named})
-    base = Variant(model_id=base_model, provider=parts.place(config.provider))
+    in_use = in_use_of(config.tasks, {**named, **routed}, base if base_model else None)
+    ensure_one(config.name, in_use)
     found = next(iter([*routed.values(), *named.values()]), base)
     return await with_prompt(run, found, tx)
+
+
+def in_use_of(
+    tasks: Sequence[str], known: Mapping[str, Variant], base: Variant | None
+) -> dict[str, Variant]:
+    """The model in use of each task: the known one, else the base, where that is known."""
+    found = {task: known.get(task) or base for task in tasks}
+    return {task: model for task, model in found.items() if model is not None}
 
 
 def ensure_one(pipeline: str, in_use: Mapping[str, Variant]) -> None:
