@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from tests.integration.loop import T0
 from tests.integration.providing import Provider, open_providers
 
@@ -16,9 +17,10 @@ from tuneproof.app.succession import GUIDE, command, needed
 from tuneproof.cli.system import _shutdown
 from tuneproof.errors import CredentialsError
 from tuneproof.server import create_app
-from tuneproof.settings import TaskConfig
+from tuneproof.settings import PipelineConfig, TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.training import TrainingReadiness
+from tuneproof.workflow import RecordSerializer
 
 INTERNAL = {"schedule_driver": "internal"}
 
@@ -190,3 +192,22 @@ async def test_status_doctor_page_and_alert_name_the_command_and_the_last_day(
         for said in (shown["mend"], warned.reason, found.mend, page, _shutdown(shown)):
             assert f"{command(config, ())} ({GUIDE})" in said
             assert last in said
+
+
+@pytest.mark.parametrize(
+    ("stored", "found"),
+    [
+        ("null", ()),
+        ('"late"', ({"make": "train", "model": "late"},)),
+    ],
+)
+def test_a_config_that_an_earlier_version_recorded_is_read_with_its_successor(
+    stored: str, found: tuple[dict[str, str], ...]
+) -> None:
+    text = RecordSerializer().serialize(PipelineConfig())
+    now, then = (
+        '"successors":{"$tuple":[]}',
+        f'"successor_model":{stored},"successor_provider":null',
+    )
+    assert now in text
+    assert RecordSerializer().deserialize(text.replace(now, then)).successors == found

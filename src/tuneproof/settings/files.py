@@ -17,6 +17,7 @@ from typing import Any
 from tuneproof.errors import ConfigError
 from tuneproof.settings.checks import unknown_key
 from tuneproof.settings.fields import options
+from tuneproof.settings.former import FORMER
 from tuneproof.settings.pipelines import PipelineConfig
 
 
@@ -63,6 +64,7 @@ def _of_pipeline(found: Mapping[str, Any]) -> Mapping[str, Any]:
 def _by_field(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of the pipeline `default`, each put where the file has it."""
     known = {option.name: option.paths[0] for option in options(PipelineConfig)}
+    known |= {name: f"training.{name}" for name in FORMER}
     table: dict[str, Any] = {}
     for name, value in found.items():
         if name not in known:

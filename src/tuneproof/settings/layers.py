@@ -14,7 +14,7 @@ from tuneproof.errors import ConfigError
 from tuneproof.settings import checks, files
 from tuneproof.settings.checks import unknown_key
 from tuneproof.settings.fields import from_table, options
-from tuneproof.settings.former import table_of_now
+from tuneproof.settings.former import FORMER, split
 from tuneproof.settings.pipelines import PipelineConfig
 from tuneproof.settings.records import ProviderConfig, key_variable
 from tuneproof.settings.secrets import Secret
@@ -78,9 +78,10 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
         elif key in NAMED:
             for name, table in _table(key, value).items():
                 where = f"{key}.{name}"
-                table = _table(where, table)
-                table = table_of_now(table, where) if key == "pipelines" else table
-                fields = from_table(NAMED[key], table, where) or {"name": name}
+                given, former = _table(where, table), dict[str, Any]()
+                if key == "pipelines":
+                    given, former = split(given)
+                fields = {**from_table(NAMED[key], given, where), **former} or {"name": name}
                 found |= {f"{where}.{field}": given for field, given in fields.items()}
         elif key in SINGLE:
             fields = from_table(SINGLE[key], _table(key, value), key)
@@ -104,7 +105,7 @@ def _fields(record: type[Any]) -> list[str]:
 
 def from_arguments(given: Mapping[str, Any]) -> Layer:
     """What the caller's arguments set; one that is None sets nothing."""
-    pipeline = set(_fields(PipelineConfig)) - {"name"}
+    pipeline = {*_fields(PipelineConfig), *FORMER} - {"name"}
     short = arguments()
     found: Layer = {}
     for name, value in given.items():
@@ -125,7 +126,8 @@ def from_arguments(given: Mapping[str, Any]) -> Layer:
 def _is_path(path: str) -> bool:
     head, _, rest = path.partition(".")
     if head in NAMED:
-        return rest.rpartition(".")[2] in _fields(NAMED[head])
+        former = FORMER if head == "pipelines" else ()
+        return rest.rpartition(".")[2] in (*_fields(NAMED[head]), *former)
     if head == "adapters":
         return bool(rest)
     return head in SINGLE and rest in _fields(SINGLE[head])

@@ -19,6 +19,7 @@ from typing import Any
 from tuneproof.errors import ConfigError, InputError
 from tuneproof.prompts import Prompt
 from tuneproof.settings import checks, environment, layers, tables
+from tuneproof.settings.former import fold
 from tuneproof.settings.layers import DEFAULT_DIR, Layer
 from tuneproof.settings.measures import check_measures
 from tuneproof.settings.pipelines import PipelineConfig
@@ -204,6 +205,20 @@ class Settings(Tables):
             if recipe.search is not None:
                 self._check_provider(where, recipe.search.provider)
 
+    def _check_successors(self, config: PipelineConfig) -> None:
+        """What a run would be refused for on the day is refused now."""
+        try:
+            later = config.succeeding
+        except ConfigError as error:
+            where = f"pipelines.{config.name}.successors"
+            raise ConfigError(
+                f"{where}: no run could go by them: {error.message}",
+                mend=error.mend,
+                field=where,
+            ) from error
+        if later is not None:
+            self.check_recipes(later, "successors")
+
     def _check_prompt(self, where: str, recipe: Recipe, config: PipelineConfig) -> None:
         """A prompt is of one task, which leaves its prompt to variants, and has its variables."""
         task = self.tasks.get(config.tasks[0]) if len(config.tasks) == 1 else None
@@ -244,8 +259,7 @@ class Settings(Tables):
             named += [("outcome_source", config.outcome_source, self.outcome_sources)]
         self._check_owners(config)
         self.check_recipes(config)
-        if config.succeeding is not None:
-            self.check_recipes(config.succeeding, "successors")
+        self._check_successors(config)
         if config.gate_moderation is not None:
             where = f"pipelines.{config.name}.gate.moderation"
             self._check_provider(where, config.gate_moderation)
@@ -421,6 +435,7 @@ def _nearest(origins: Mapping[str, str], path: str) -> str:
 
 def _build(cls: type[Settings], dir: Path, merged: Layer, env: Mapping[str, str]) -> Settings:
     _follow_pod(merged)
+    fold(merged)
     grouped = _grouped(merged)
     grouped.setdefault("providers", {}).setdefault("default", {"kind": "trainer"})
     built: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from tuneproof.settings.fields import (
     Option,
     option,
 )
-from tuneproof.settings.former import of_now, table_of_now
+from tuneproof.settings.former import of_now, split
 from tuneproof.settings.recipes import TRAIN, Recipe, checked_recipes, checked_successors
 
 LENGTH, VARIETY, OPENINGS = DRIFTS = ("length", "variety", "openings")
@@ -709,11 +709,14 @@ class PipelineConfig(Declaration):
         if self.holdback >= self.max_traffic:
             rule = f"must be below max_traffic ({self.max_traffic:g})"
             raise checks.refuse("holdback", self.holdback, rule)
-        _ = self.succeeding  # what would be refused on that day is refused now
 
     @cached_property
     def succeeding(self) -> PipelineConfig | None:
-        """The config of the runs that go by `successors`; None where there are none."""
+        """The config of the runs that go by `successors`; None where there are none.
+
+        Raises `ConfigError` where they do not fit the other settings. Not asked when a config is
+        made: one that an earlier version stored is restored with what it has.
+        """
         return self.succeeded_by(self.successors) if self.successors else None
 
     def succeeded_by(self, recipes: Sequence[Mapping[str, str]]) -> PipelineConfig:
@@ -801,8 +804,9 @@ class PipelineConfig(Declaration):
     def from_sections(cls, name: str, sections: Mapping[str, Any]) -> PipelineConfig:
         """The config that a table `[pipelines.NAME]` of `tuneproof.toml` describes."""
         where = f"pipelines.{name}"
-        sections = table_of_now(sections, where)
-        return cls(**{"name": name, **fields.from_table(cls, sections, where)})
+        sections, former = split(sections)
+        found = fields.from_table(cls, sections, where)
+        return cls(**{"name": name, **of_now({**found, **former})})
 
     def override(self, **changes: Any) -> PipelineConfig:
         """This config with other thresholds and durations, as a request may ask for.
