@@ -17,7 +17,7 @@ from tuneproof.app.succession import GUIDE, command, needed
 from tuneproof.cli.system import _shutdown
 from tuneproof.errors import CredentialsError
 from tuneproof.server import create_app
-from tuneproof.settings import PipelineConfig, TaskConfig
+from tuneproof.settings import BODY, HOOK, PipelineConfig, TaskConfig
 from tuneproof.store import RunStatus
 from tuneproof.training import TrainingReadiness
 from tuneproof.workflow import RecordSerializer
@@ -94,14 +94,15 @@ async def test_successors_are_made_each_at_its_place_and_those_that_go_are_left_
     tmp_path: Path, sqlite_store_url: str
 ) -> None:
     old, new = (
-        Provider(name="old", base_models=("base", "newer")),
+        Provider(name="old", base_models=("base", "newer", "soon")),
         Provider(name="new", base_models=("open-base",)),
     )
-    old.shutdowns["base"] = T0 + timedelta(days=20)
+    old.shutdowns = {"base": T0 + timedelta(days=20), "soon": T0 + timedelta(days=27)}
     given = (
         {"make": "as_is", "model": "newer"},
         {"make": "train", "model": "open-base", "provider": "new"},
-        {"make": "as_is", "model": "base", "provider": "new"},
+        {"make": "as_is", "model": "base"},
+        {"make": "as_is", "model": "soon"},
     )
     changes = {**INTERNAL, "successors": given, "traffic_split": 0.2}
     async with open_providers(tmp_path, sqlite_store_url, old, new, changes=changes) as loop:
@@ -115,6 +116,71 @@ async def test_successors_are_made_each_at_its_place_and_those_that_go_are_left_
         assert shown["successor"] == "newer, open-base"
         own = await loop.turn(recipes=[{"make": "as_is", "model": "newer"}])
         assert [one["model"] for one in own.config["recipes"]] == ["newer"]
+
+
+async def test_a_base_that_goes_with_the_model_in_use_is_no_move_already_made(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """Seen: of a fine-tune that the settings name nobody knew the base, so that this one passed
+    for the one that was changed to."""
+    old, new = Provider(name="old"), Provider(name="new", base_models=("open-base",))
+    tuned = "a-tuned"
+    old.shutdowns = dict.fromkeys((tuned, "base"), T0 + timedelta(days=20))
+    old._base_models = ("base", tuned)
+    tasks = {
+        name: replace(task, model=tuned, model_provider="old")
+        for name, task in (("hook", HOOK), ("body", BODY))
+    }
+    given = ({"make": "train", "model": "open-base", "provider": "new"},)
+    changes = {**INTERNAL, "successors": given}
+    async with open_providers(
+        tmp_path, sqlite_store_url, old, new, tasks=tasks, changes=changes
+    ) as loop:
+        [run_id] = await loop.app.shutdown_watch.look(T0)
+        ended = await loop.end(run_id)
+        assert (ended.config["base_model"], ended.config["provider"]) == ("open-base", "new")
+
+
+async def test_a_retry_follows_other_successors(tmp_path: Path, sqlite_store_url: str) -> None:
+    """As the settings say then; recipes that a run was given stay."""
+    provider = Provider(name="p", base_models=("base", "next", "other"))
+    provider.shutdowns["base"] = T0 + timedelta(days=20)
+    changes = {**INTERNAL, **successors("next")}
+    async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
+        provider.says = TrainingReadiness(model="next", account=False, detail="closed for good")
+        [run_id] = await loop.app.shutdown_watch.look(T0)
+        assert (await loop.end(run_id)).status is RunStatus.FAILED
+        own = await loop.turn(recipes=[{"make": "train", "model": "next", "provider": "p"}])
+        assert own.status is RunStatus.FAILED
+    changes = {**INTERNAL, **successors("other")}
+    async with open_providers(tmp_path, sqlite_store_url, provider, changes=changes) as loop:
+        provider.says = None
+        for retried in (run_id, own.id):
+            await loop.app.runs.retry(retried)
+            await loop.end(retried)
+        made = {v.run_id: v.base_model for v in await loop.app.store.versions.list()}
+        assert made == {run_id: "other", own.id: "next"}
+
+
+async def test_a_successor_s_run_that_is_refused_is_told_once_a_day(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    old = Provider(name="old", base_models=("base", "a", "b", "next"))
+    old.shutdowns["a"] = T0 + timedelta(days=20)
+    tasks = {"hook": replace(HOOK, model="a"), "body": replace(BODY, model="b")}
+    changes = {**INTERNAL, "base_model": None, **successors("next")}
+    async with open_providers(
+        tmp_path, sqlite_store_url, old, tasks=tasks, changes=changes
+    ) as loop:
+        for hours in (0, 1, 25):
+            assert await loop.app.shutdown_watch.look(T0 + timedelta(hours=hours)) == []
+        refused = [
+            one.reason
+            for one in (await loop.app.store.activity.page()).items
+            if one.action == "run refused"
+        ]
+        assert len(refused) == 2
+        assert all("hook is served by a, and body by b" in str(said) for said in refused)
 
 
 async def test_doctor_asks_for_the_models_that_follow(

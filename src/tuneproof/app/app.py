@@ -546,7 +546,6 @@ class App:
             routing=self.routing,
             runs=self.runs,
             shutdowns=self.shutdown_watch,
-            alert=self.alert,
         )
 
     def _compose_tests_and_rollouts(self) -> None:

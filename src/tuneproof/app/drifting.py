@@ -24,7 +24,7 @@ from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.runs import RunService
 from tuneproof.app.sources import Sources
 from tuneproof.collection import Source, Task, Window
-from tuneproof.errors import StateError, TuneProofError
+from tuneproof.errors import InputError, StateError, TuneProofError
 from tuneproof.evaluation.topics import LONGEST, Spelling, Topics
 from tuneproof.pipeline.collecting import collector
 from tuneproof.settings import PipelineConfig
@@ -286,6 +286,9 @@ class DriftWatch:
             await self._runs.start(config.name, actor="drift")
         except StateError:
             return  # a run is under way; tomorrow's look has its window, or tries again
+        except InputError as e:  # tomorrow's look tries again
+            await self._runs.tell_refused(config.name, e, actor="drift", once=mark)
+            return
         await self._store.meta.set(key, mark)
 
 

@@ -194,6 +194,18 @@ class RunService:
                 run_id=busy[0].id,
             )
 
+    async def tell_refused(
+        self, pipeline: str, error: InputError, *, actor: str, once: str
+    ) -> None:
+        """Tell that a run which nobody asked for by hand cannot begin until a person mends it.
+
+        `once` tells the occasions from each other: of each there is one alert.
+        """
+        said = f"{error.message} {error.mend}".rstrip()
+        await self._store.activity.add(self._clock.now(), actor, "run refused", pipeline, said)
+        self._live.publish("activity", pipeline)
+        self._alert("run_failed", pipeline, said, once=f"refused {once}", pipeline=pipeline)
+
     async def wait(self, run_id: str, *, seconds: float, holding_is_end: bool = False) -> Run:
         """The run once it has ended, or as it stands after `seconds` of real time."""
         loop = asyncio.get_running_loop()

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from tuneproof import workflow
-from tuneproof.app.alerting import Alerting
 from tuneproof.app.pipelines import Pipelines
 from tuneproof.app.providers import Providers
 from tuneproof.app.routing import RoutingService
@@ -39,7 +38,6 @@ class Schedule:
         routing: RoutingService,
         runs: RunService,
         shutdowns: ShutdownWatch,
-        alert: Alerting,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -48,7 +46,6 @@ class Schedule:
         self._routing = routing
         self._runs = runs
         self._shutdowns = shutdowns
-        self._alert = alert
         self._settled = False
 
     async def look(self) -> None:
@@ -96,18 +93,12 @@ class Schedule:
             self._metrics.run_skipped("predecessor_running", pipeline=config.name)
             await self._store.activity.add(now, "schedule", "run skipped", config.name, e.message)
             return None
-        except InputError as e:
-            await self._refused(config, e, now)
+        except InputError as e:  # it ends no other pipeline's ticks
+            self._metrics.run_skipped("refused", pipeline=config.name)
+            once = now.isoformat()
+            await self._runs.tell_refused(config.name, e, actor="schedule", once=once)
             return None
         return run.id
-
-    async def _refused(self, config: PipelineConfig, error: InputError, now: datetime) -> None:
-        """No run can be started until a person mends it; it ends no other pipeline's ticks."""
-        said = f"{error.message} {error.mend}".rstrip()
-        self._metrics.run_skipped("refused", pipeline=config.name)
-        await self._store.activity.add(now, "schedule", "run refused", config.name, said)
-        once = f"refused {now.isoformat()}"
-        self._alert("run_failed", config.name, said, once=once, pipeline=config.name)
 
     async def _busy(self, pipeline: str, tx: Tx) -> bool:
         active = await self._store.runs.active(pipeline, tx=tx)

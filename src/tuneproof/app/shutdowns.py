@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from tuneproof.app.alerting import Alerting
 from tuneproof.app.live import Live
@@ -15,7 +15,7 @@ from tuneproof.app.providers import Providers
 from tuneproof.app.providing import provider_of
 from tuneproof.app.runs import RunService
 from tuneproof.app.succession import succession
-from tuneproof.errors import StateError, TuneProofError
+from tuneproof.errors import InputError, StateError, TuneProofError
 from tuneproof.experiments import Variant
 from tuneproof.settings import PipelineConfig, Settings
 from tuneproof.store import Run, Store
@@ -43,23 +43,29 @@ class _Announced(TypedDict):
 
 
 class _Heard(TypedDict):
-    """What was last heard, and when; `shutdown` is None where none is announced."""
+    """What was last heard, and when; `shutdown` is None where none is announced.
+
+    `ends` are provider, model and day of each; not kept before there were `successors`.
+    """
 
     asked_at: str
     shutdown: _Announced | None
+    ends: NotRequired[list[tuple[str, str, str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown:
     """The day on which a model of a pipeline stops answering, as its provider announced it.
 
-    `base` is what the model was trained on; of a base model it is itself.
+    `base` is what the model was trained on; of a base model it is itself. `ends` are the days of
+    all models that were asked about, those of `successors` too, by provider and model.
     """
 
     model: str
     provider: str
     at: datetime
     base: str = ""
+    ends: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
 
     def left(self, now: datetime) -> timedelta:
         """How long it still answers."""
@@ -67,15 +73,26 @@ class Shutdown:
 
     def moved_to(self, config: PipelineConfig) -> str | None:
         """The base to which the settings have changed already; None where they have not."""
-        base = config.for_training.base_model
-        return None if base in (None, self.model, self.base) else base
+        trained = config.for_training
+        base = trained.base_model
+        return None if base is None or self._goes(trained.provider, base, config) else base
 
     def successors(self, config: PipelineConfig) -> tuple[Mapping[str, str], ...]:
         """The recipes that take over: those that stay, where the settings have not changed."""
         if self.moved_to(config) is not None:
             return ()
-        doomed = (self.model, self.base)
-        return tuple(one for one in config.successors if one["model"] not in doomed)
+        return tuple(
+            one
+            for one in config.successors
+            if not self._goes(one.get("provider", config.provider), one["model"], config)
+        )
+
+    def _goes(self, provider: str, model: str, config: PipelineConfig) -> bool:
+        """Whether a model is gone as well by the time that moving on would take."""
+        if provider == self.provider.partition("@")[0] and model in (self.model, self.base):
+            return True
+        end = self.ends.get((provider, model))
+        return end is not None and end - self.at <= timedelta(days=config.retrain_lead_days)
 
     def follower(self, config: PipelineConfig) -> str | None:
         """The models with which the loop goes on by itself; None where it knows of none."""
@@ -117,12 +134,19 @@ class Shutdowns:
     async def known(self, config: PipelineConfig) -> Shutdown | None:
         """The shutdown that was last heard of, without asking; None where none is announced."""
         heard = await self._last_heard(config)
-        found = heard["shutdown"] if heard else None
-        if found is None:
+        if heard is None or heard["shutdown"] is None:
             return None
-        at = datetime.fromisoformat(found["at"])
-        base = found["base"] or found["model"]
-        return Shutdown(model=found["model"], provider=found["provider"], at=at, base=base)
+        found = heard["shutdown"]
+        return Shutdown(
+            model=found["model"],
+            provider=found["provider"],
+            at=datetime.fromisoformat(found["at"]),
+            base=found["base"] or found["model"],
+            ends={
+                (place, model): datetime.fromisoformat(at)
+                for place, model, at in heard.get("ends", ())
+            },
+        )
 
     async def _last_heard(self, config: PipelineConfig) -> _Heard | None:
         heard: _Heard | None = await self._store.meta.get(f"shutdown:{config.name}")
@@ -142,7 +166,12 @@ class Shutdowns:
                 "at": found.at.isoformat(),
                 "base": found.base,
             }
-        heard = {"asked_at": now.isoformat(), "shutdown": announced}
+        ends = () if found is None else found.ends.items()
+        heard = {
+            "asked_at": now.isoformat(),
+            "shutdown": announced,
+            "ends": [(place, model, at.isoformat()) for (place, model), at in ends],
+        }
         await self._store.meta.set(f"shutdown:{config.name}", heard)
         return found
 
@@ -174,7 +203,26 @@ class Shutdowns:
             if at is not None:
                 found.append(Shutdown(model=model, provider=name, at=at, base=base))
         first = min(found, default=None, key=lambda s: (s.at, s.model))
+        if first is not None:
+            ends = {(one.provider.partition("@")[0], one.model): one.at for one in found}
+            first = replace(first, ends={**ends, **await self._ends_of_successors(config)})
         return Asked(first=first, silent=tuple(silent))
+
+    async def _ends_of_successors(
+        self, config: PipelineConfig
+    ) -> Mapping[tuple[str, str], datetime]:
+        """When those go that are to follow; of whom nobody can be asked, nothing is known."""
+        found = {}
+        for one in config.successors:
+            place, model = one.get("provider", config.provider), one["model"]
+            try:
+                info = await find_model(await self._providers.at(place), model)
+            except TuneProofError as e:
+                log.warning("%s could not be asked when %s shuts down: %s", place, model, e)
+                continue
+            if info is not None and info.shutdown_at is not None:
+                found[place, model] = info.shutdown_at
+        return found
 
     def _declared(self, task: str) -> Variant | None:
         """The model that the settings name for a task that has no routing yet."""
@@ -286,8 +334,17 @@ class ShutdownWatch:
             run = await self._runs.start(config.name, actor="schedule")
         except StateError:
             return None  # a run is under way; this is looked at again after it
+        except InputError as e:  # looked at again, and told of once a day
+            await self._refused(config, e, f"{found.model} {now:%Y-%m-%d}")
+            return None
         await self._store.meta.set(key, mark)
         follows = found.follower(config)
         said = f"{found.model} shuts down on {found.at:%Y-%m-%d}: {follows} follows"
         await self._store.activity.add(now, "schedule", "successor run", run.id, said)
         return run
+
+    async def _refused(self, config: PipelineConfig, error: InputError, mark: str) -> None:
+        key = f"shutdown_refused:{config.name}"
+        if await self._store.meta.get(key) != mark:
+            await self._runs.tell_refused(config.name, error, actor="schedule", once=mark)
+            await self._store.meta.set(key, mark)

@@ -235,7 +235,8 @@ class TrainStage:
         now = await self._run.parts.settings_now(config.name)
         if now is None:
             return config
-        return replace(config, **{name: getattr(now, name) for name in MENDED_BY_RETRY})
+        mended = replace(config, **{name: getattr(now, name) for name in MENDED_BY_RETRY})
+        return mended.trained_as(now)
 
     async def _cleared(self, batch: TrainingDataBatch, base: str) -> Cleared:
         batch = await with_files(self._run, batch)

@@ -722,8 +722,24 @@ class PipelineConfig(Declaration):
     def succeeded_by(self, recipes: Sequence[Mapping[str, str]]) -> PipelineConfig:
         """The config by these recipes of `successors`, which train where they say."""
         named = tuple({"provider": self.provider, **one} for one in recipes)
-        made = dataclasses.replace(self, recipes=named, successors=())
-        return made.for_training
+        return dataclasses.replace(self, recipes=named).for_training
+
+    def trained_as(self, now: PipelineConfig) -> PipelineConfig:
+        """The config that trains what `now` trains, where it went by `successors`: those of `now`
+        may be others. Recipes that a run was given stay."""
+        trained = now.for_training
+        if trained.base_model is None or not self._trains_successor:
+            return self
+        other = {"make": TRAIN, "model": trained.base_model, "provider": trained.provider}
+        recipes = tuple(other if one["make"] == TRAIN else one for one in self.recipes)
+        return dataclasses.replace(self, recipes=recipes)
+
+    @property
+    def _trains_successor(self) -> bool:
+        """Whether what it trains is one of its own `successors`; a run that was given recipes has
+        none."""
+        models = {one["model"] for one in self.successors if one["make"] == TRAIN}
+        return any(one["make"] == TRAIN and one.get("model") in models for one in self.recipes)
 
     @property
     def trains(self) -> bool:
