@@ -11,6 +11,8 @@ from tests.integration.loop import T0, Loop, open_loop, posts
 
 from tuneproof.collection import Post
 from tuneproof.errors import StoreUnavailableError
+from tuneproof.experiments import Variant
+from tuneproof.rollout import Routing
 from tuneproof.store import RunStatus
 from tuneproof.testing import MemorySource
 
@@ -107,6 +109,27 @@ async def test_longer_texts_start_one_run_where_the_settings_say_train(
     seen = await looked(tmp_path, sqlite_store_url, new, on_drift="train")
     assert seen["runs"] == 2
     assert "hook length rose" in seen["told"][0]
+
+
+async def test_a_run_that_drift_starts_and_that_is_refused_is_told(
+    tmp_path: Path, sqlite_store_url: str
+) -> None:
+    """It ends no look at the pipelines after it, and tomorrow's tries again."""
+    source = MemorySource(written(1, 600))
+    changes = {"on_drift": "train"}
+    async with open_loop(tmp_path, sqlite_store_url, source=source, changes=changes) as loop:
+        assert (await loop.turn(as_of=T0, last_stage="gate")).status is RunStatus.SUCCESS
+        store = loop.app.store
+        async with store.database.begin() as tx:
+            for task, model in (("hook", "one"), ("body", "two")):
+                routing = Routing(task=task, baseline=Variant(model_id=model))
+                await store.routing.set(routing, tx=tx)
+        source.rows += later(200, more=", and what is more, it is told at great length")
+        loop.app.clock.restore(T0 + timedelta(days=4))
+        await loop.app.drifts.look()
+        told = (await store.activity.page()).items
+        assert [a.actor for a in told if a.action == "run refused"] == ["drift"]
+        assert len((await store.runs.page()).items) == 1
 
 
 async def test_texts_in_another_language_are_told(tmp_path: Path, database_url: str) -> None:
