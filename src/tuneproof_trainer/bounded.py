@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-__all__ = ["MAX_JSON_BYTES", "MAX_LINE_BYTES", "lines", "loads"]
+__all__ = ["MAX_JSON_BYTES", "MAX_LINE_BYTES", "lines", "loads", "texts_in"]
 
 MAX_JSON_BYTES = 8 * 1024 * 1024
 """Of one body: some two million tokens of text."""
@@ -20,6 +20,9 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 
 _MOST_BRACKETS = 2**18
 """Objects and lists of one JSON text: each takes over twenty times its two bytes in memory."""
+
+_MOST_NESTED = 100
+"""Objects and lists in each other: more can be read than written again."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -42,3 +45,21 @@ def loads(text: bytes) -> Any:
     if text.count(b"{") + text.count(b"[") > _MOST_BRACKETS:
         raise ValueError(f"more than {_MOST_BRACKETS} objects and lists")
     return orjson.loads(text)
+
+
+def texts_in(value: Any) -> list[str]:
+    """The keys and texts of JSON; raises ValueError where it is nested too deep to be handed on."""
+    found: list[str] = []
+    left = [(value, 0)]
+    while left:
+        one, depth = left.pop()
+        if depth > _MOST_NESTED:
+            raise ValueError(f"more than {_MOST_NESTED} objects and lists in each other")
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, dict):
+            found += one
+            left += [(inner, depth + 1) for inner in one.values()]
+        elif isinstance(one, list):
+            left += [(inner, depth + 1) for inner in one]
+    return found

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import orjson
 
-from tuneproof_trainer.bounded import MAX_LINE_BYTES, lines, loads
+from tuneproof_trainer.bounded import MAX_LINE_BYTES, lines, loads, texts_in
 from tuneproof_trainer.engines.protocol import Message, TrainingExample
 from tuneproof_trainer.errors import JobFailure
 from tuneproof_trainer.toolcalls import (
     calls_of,
     names_of,
+    said_by,
     texts_of,
     unanswered,
     wrong_call,
@@ -236,10 +237,9 @@ def _check_keys(
     told = wrong_tools(data["tools"])
     if told:
         raise wrong.example(told)
-    defined = orjson.dumps(data["tools"]).decode()
-    for token in _CONTROL_TOKENS:
-        if token in defined:
-            raise wrong.example(f"`tools` contains the special token {token}; remove it.")
+    token = _token_in(texts_in(data["tools"]))
+    if token:
+        raise wrong.example(f"`tools` contains the special token {token}; remove it.")
     return names_of(data["tools"])
 
 
@@ -300,8 +300,7 @@ def _check_calls(calls: Any, at: int, tools: frozenset[str], wrong: _Wrong, with
     if told:
         raise wrong.message(at, told, within)
     for call in calls:
-        arguments = orjson.loads(call["function"]["arguments"])
-        _check_tokens(orjson.dumps(arguments).decode(), at, wrong, within)
+        _check_tokens(said_by(call), at, wrong, within)
 
 
 def _check_parts(message: dict[str, Any], role: str, at: int, wrong: _Wrong, within: str) -> None:
@@ -313,8 +312,10 @@ def _check_parts(message: dict[str, Any], role: str, at: int, wrong: _Wrong, wit
         named = f"`{unknown[0]}` of the role '{role}'" if unknown[0] in _TOOL_KEYS else unknown[0]
         named = named if named.startswith("`") else f"`{named}`"
         raise wrong.message(at, f"unknown key {named}; remove it.", within)
-    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
-        raise wrong.message(at, "`tool_call_id` must say which call it answers.", within)
+    if role == "tool":
+        if not isinstance(message.get("tool_call_id"), str):
+            raise wrong.message(at, "`tool_call_id` must say which call it answers.", within)
+        _check_tokens([message["tool_call_id"]], at, wrong, within)
 
 
 def _said(message: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +329,7 @@ def _said(message: dict[str, Any]) -> dict[str, Any]:
 
 def _weight(message: dict[str, Any]) -> int:
     weight = message.get("weight")
-    return 1 if weight is None else weight
+    return 1 if weight is None or weight == [] else weight
 
 
 def _check_content(content: Any, at: int, wrong: _Wrong, within: str) -> None:
@@ -343,13 +344,19 @@ def _check_content(content: Any, at: int, wrong: _Wrong, within: str) -> None:
         content = _text(content)
     if not isinstance(content, str) or not content:
         raise wrong.message(at, "`content` must be a string that is not empty.", within)
-    _check_tokens(content, at, wrong, within)
+    _check_tokens([content], at, wrong, within)
 
 
-def _check_tokens(text: str, at: int, wrong: _Wrong, within: str) -> None:
-    for token in _CONTROL_TOKENS:
-        if token in text:
-            raise wrong.message(at, f"contains the special token {token}; remove it.", within)
+def _check_tokens(texts: Sequence[str], at: int, wrong: _Wrong, within: str) -> None:
+    token = _token_in(texts)
+    if token:
+        raise wrong.message(at, f"contains the special token {token}; remove it.", within)
+
+
+def _token_in(texts: Sequence[str]) -> str:
+    """The first special token that stands in one of these; empty where none does."""
+    found = (token for token in _CONTROL_TOKENS for text in texts if token in text)
+    return next(found, "")
 
 
 def _text(content: Any) -> str:
@@ -391,7 +398,7 @@ def _messages(data: list[dict[str, Any]]) -> tuple[Message, ...]:
     for said in data:
         calls = calls_of(said)
         names |= {call.id: call.name for call in calls}
-        answered = said.get("tool_call_id")
+        answered = said.get("tool_call_id") or None  # libraries write an empty list, too
         found.append(
             Message(
                 role=said["role"],

@@ -11,13 +11,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import orjson
-
+from tuneproof_trainer.bounded import loads, texts_in
 from tuneproof_trainer.engines.protocol import ToolCall
 
 __all__ = [
     "calls_of",
     "names_of",
+    "said_by",
     "texts_of",
     "unanswered",
     "wire_calls",
@@ -25,7 +25,7 @@ __all__ = [
     "wrong_tools",
 ]
 
-MOST_TOOLS = 128
+MOST_TOOLS = MOST_CALLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DEFINED = {"name", "description", "parameters", "strict"}
 _CALL_KEYS = {"id", "type", "function"}
@@ -69,6 +69,10 @@ def _wrong_definition(tool: Any, seen: Collection[str]) -> str:
         return "`parameters` must describe an object."
     if not isinstance(function.get("strict"), bool | None):
         return "`strict` must be true or false."
+    try:
+        texts_in(parameters)
+    except ValueError as error:
+        return f"`parameters` are {error}."
     return ""
 
 
@@ -84,6 +88,8 @@ def wrong_call(calls: Any, tools: Collection[str] | None) -> str:
     """
     if not isinstance(calls, list):
         return "`tool_calls` must be a list."
+    if len(calls) > MOST_CALLS:
+        return f"`tool_calls` has {len(calls)} calls; {MOST_CALLS} is the most."
     ids: set[str] = set()
     for call in calls:
         if not isinstance(call, dict) or call.keys() != _CALL_KEYS or call["type"] != "function":
@@ -109,7 +115,7 @@ def _wrong_function(function: Any, tools: Collection[str] | None) -> str:
     if not isinstance(arguments, str):
         return f"the `arguments` of {name} must be a string that holds a JSON object."
     try:
-        orjson.loads(arguments)  # strict, and of bounded depth
+        texts_in(loads(arguments.encode()))  # strict, and within bounds
         found = json.loads(arguments)  # as templates get them: no number is too long for that
     except ValueError as error:
         return f"the `arguments` of {name} are not valid JSON ({error})."
@@ -147,6 +153,12 @@ def calls_of(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
         )
         for call in message.get("tool_calls") or ()
     )
+
+
+def said_by(call: Mapping[str, Any]) -> list[str]:
+    """All texts of a call that was checked, as it is written and as it is read."""
+    arguments = call["function"]["arguments"]
+    return [call["id"], arguments, *texts_in(json.loads(arguments))]
 
 
 def wire_calls(calls: Sequence[ToolCall], *, streamed: bool = False) -> list[dict[str, Any]]:

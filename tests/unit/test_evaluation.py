@@ -131,7 +131,7 @@ async def test_version_without_model_fails() -> None:
     assert not report.passed
 
 
-@pytest.mark.parametrize("content", ["not json\n", '{"no": "messages"}\n'])
+@pytest.mark.parametrize("content", ["not json\n", '{"no": "messages"}\n', "5\n", "null\n"])
 async def test_broken_heldout_file_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text(content)
@@ -258,6 +258,22 @@ async def test_the_loss_is_of_all_tasks_also_where_one_has_more_lines_than_are_r
     (tmp_path / "again").mkdir()
     halves = await Gate(of_task("a", "b"), max_heldout=20).check(VERSION, both(tmp_path / "again"))
     assert [one.task for one in halves.samples] == ["hook"] * 10 + ["body"] * 10
+
+
+@pytest.mark.parametrize(
+    ("bodies", "hooks", "told"),
+    [
+        (1, 20, None),  # one bad output of one is no share
+        (2, 20, "2 of 2 sampled outputs of body fail"),
+        (1, 5, "1 of 6 sampled outputs of all tasks fail"),
+    ],
+)
+async def test_a_task_of_few_lines_is_judged_by_two_outputs_or_with_the_others(
+    tmp_path: Path, bodies: int, hooks: int, told: str | None
+) -> None:
+    report = await Gate(of_task("fine", "")).check(VERSION, both(tmp_path, hooks, bodies))
+    assert report.passed is (told is None)
+    assert (told or "pass their checks") in report.reason
 
 
 async def test_a_task_without_held_out_lines_is_no_fault_of_the_others(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ from tuneproof.training import Answers, ModelVersion, Score
 MAX_BAD_SHARE = 0.1
 """The share of sampled outputs that may fail a check before the gate does."""
 
+LEAST_BAD = 2
+"""From how many on they count as a share of one task of several, of which few may be sampled."""
+
 MAX_COPIED_SHARE = 0.9
 LEAST_COPIES = 10
 """The share of sampled outputs that may be copies of answers that were trained on, and from how
@@ -460,15 +463,18 @@ def _forgets(loss: _Loss | None, base: _Loss | None, gain: _Gain | None) -> list
 
 def _unfit(samples: Sequence[Sample]) -> list[str]:
     """Whether too many of the sampled outputs of a task fail a check, or are copies."""
-    tasks = dict.fromkeys(sample.task for sample in samples)
-    return [
+    tasks = list(dict.fromkeys(sample.task for sample in samples))
+    if len(tasks) == 1:
+        return _unfit_of(tasks[0], samples)
+    by_task = [
         fault
         for task in tasks
-        for fault in _unfit_of(task, [sample for sample in samples if sample.task == task])
+        for fault in _unfit_of(task, [s for s in samples if s.task == task], least=LEAST_BAD)
     ]
+    return by_task or _unfit_of("all tasks", samples)
 
 
-def _unfit_of(task: str, samples: Sequence[Sample]) -> list[str]:
+def _unfit_of(task: str, samples: Sequence[Sample], *, least: int = 1) -> list[str]:
     copied = sum(COPIED in sample.faults for sample in samples)
     if copied >= LEAST_COPIES and copied > MAX_COPIED_SHARE * len(samples):
         return [
@@ -476,7 +482,7 @@ def _unfit_of(task: str, samples: Sequence[Sample]) -> list[str]:
             f"were trained on; {MAX_COPIED_SHARE:.0%} may."
         ]
     bad = [found for sample in samples if (found := _plain(sample.faults))]
-    if len(bad) <= MAX_BAD_SHARE * len(samples):
+    if len(bad) < least or len(bad) <= MAX_BAD_SHARE * len(samples):
         return []
     kinds = sorted({fault for found in bad for fault in found})
     return [
@@ -574,7 +580,7 @@ def _read(path: Path, most: int, task: str = "") -> list[_Line]:
     try:
         with path.open(encoding="utf-8") as file:
             return [_line(json.loads(line), task) for line in islice(file, most)]
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(
             f"The held-out file {path} cannot be read: {e}.",
             mend="Retry the run from its collection; it builds the file again.",

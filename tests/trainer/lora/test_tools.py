@@ -52,6 +52,8 @@ IMAGES = {"idefics3", "llava_next", "smolvlm"}
 """Of models that see: their messages are parts, which is another matter."""
 UNTOLD = {"deepseekv3", "diffusion_gemma", "muse_glimmer"}
 """Those of which neither the tokenizer nor TRL says how calls are told from the text."""
+CALLS_ALONE = {"llama3_1", "llama3_2", "muse_glimmer"}
+"""Those that leave out what an answer says beside its call."""
 ONE_CALL = {"gptoss", "llama3_1", "llama3_2"}
 """Those that show one call a message."""
 
@@ -146,12 +148,11 @@ def test_each_template_of_trl_is_known() -> None:
 def test_calls_are_learned_whole_and_nothing_else(tiny: Path, tmp_path: Path, name: str) -> None:
     talk = talk_of(tiny, name)
     system = {"role": "system", "content": "Be brief."}
-    alone, loop, weighed, told = read(
+    alone, loop, weighed = read(
         tmp_path,
         chat(ASKED, call("Riga")),
         chat(system, ASKED, call("Riga"), gave(0, '{"sky": "sunny"}'), SUNNY),
         chat(ASKED, {**call("Riga"), "weight": 0}, gave(0, "sunny"), SUNNY),
-        chat(ASKED, call("Riga", content="Let me look."), gave(0, ""), SUNNY),
     )
     [text] = learned(talk, alone)
     assert text.startswith(EXACTLY.get(name, ""))
@@ -164,7 +165,6 @@ def test_calls_are_learned_whole_and_nothing_else(tiny: Path, tmp_path: Path, na
     [only] = learned(talk, weighed)
     assert "It is sunny there." in only
     assert "Riga" not in only
-    assert "Riga" in learned(talk, told)[0]
     for row in talk.encode(loop.messages, loop.tools):
         ends = [
             at
@@ -172,6 +172,101 @@ def test_calls_are_learned_whole_and_nothing_else(tiny: Path, tmp_path: Path, na
             if label != IGNORED and (at + 1 == len(row.labels) or row.labels[at + 1] == IGNORED)
         ]
         assert all(row.labels[at] in talk.stop_ids for at in ends)
+
+
+@pytest.mark.parametrize("name", sorted(LEARN))
+def test_words_beside_a_call_are_learned_with_it_or_the_example_is_refused(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    talk = talk_of(tiny, name)
+    [told] = read(tmp_path, chat(ASKED, call("Riga", content="Let me look."), gave(0, ""), SUNNY))
+    if name in CALLS_ALONE:
+        with pytest.raises(EngineError, match=r"says beside its call, 'Let me look\.'"):
+            talk.encode(told.messages, told.tools)
+        return
+    text = learned(talk, told)[0]
+    assert "Riga" in text
+    assert "Let me look." in text
+
+
+BY_TEXT = "<call>{{ c.function.name }} {{ c.function.arguments }}</call>"
+WRITTEN = (
+    '{"days": 1e5}', '{"x": 1E-7}', '{"p": "a\\/b"}', '{"p": "\\u00E9"}', '{"p": "\\u00e9é"}',
+    '{"p": "\\u003cb>"}', '{"p": ""}', '{"p": true, "q": null}', "{}",
+)  # fmt: skip
+
+
+def talk_by(tiny: Path, call: str) -> Conversations:
+    """A tokenizer whose template writes each call `c` of a message `m` so."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny))
+    tokenizer.chat_template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m.role }}|>\n"
+        "{{ m.content }}{% for c in m.tool_calls or [] %}" + call + "{% endfor %}<|end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    return Conversations(tokenizer)
+
+
+def test_a_template_that_prints_arguments_gets_them_as_text(tiny: Path, tmp_path: Path) -> None:
+    """Of an object it would print what Python writes: single quotes, True and None."""
+    talk = talk_by(tiny, BY_TEXT)
+    for arguments in WRITTEN:
+        row = call("Riga")
+        row["tool_calls"][0]["function"]["arguments"] = arguments
+        [example] = read(tmp_path, chat(ASKED, row))
+        assert learned(talk, example) == [f"<call>weather {arguments}</call><|end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "calls", "left_out"),
+    [
+        (
+            "{% if loop.first %}" + BY_TEXT + "{% endif %}",
+            ("weather_of", "weather"),
+            "weather with",
+        ),
+        (
+            "{% if c.function.name != 'stop' %}" + BY_TEXT + "{% endif %}",
+            ("weather", "stop"),
+            "stop",
+        ),
+    ],
+)
+def test_a_call_that_is_left_out_is_noticed_whatever_else_says_its_name(
+    tiny: Path, tmp_path: Path, template: str, calls: tuple[str, ...], left_out: str
+) -> None:
+    talk = talk_by(tiny, template)
+    row = call("Riga", "Riga", content="I look at the weather, then stop.")
+    for made, name in zip(row["tool_calls"], calls, strict=True):
+        made["function"]["name"] = name
+    tools = [{"type": "function", "function": {"name": name}} for name in calls]
+    for messages in ([ASKED, row], [ASKED, {**row, "weight": 0}, gave(0, ""), gave(1, ""), SUNNY]):
+        [example] = read(tmp_path, {"messages": messages, "tools": tools})
+        with pytest.raises(EngineError, match=f"does not show the call of {left_out}"):
+            talk.encode(example.messages, example.tools)
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        "{{ 1 // 0 }}",
+        "{{ c.function.name.index('no such') }}",
+        "{{ '{x}'.format() }}",
+        "{{ range(10 ** 9) | list }}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_a_template_that_breaks_at_calls_answers_all_else(
+    tiny: Path, tmp_path: Path, breaks: str
+) -> None:
+    talk = talk_by(tiny, breaks)
+    plain, called = read(tmp_path, {"messages": [ASKED, SUNNY]}, chat(ASKED, call("Riga")))
+    assert learned(talk, plain) == ["It is sunny there.<|end|>"]
+    with pytest.raises(EngineError) as caught:
+        talk.encode(called.messages, called.tools)
+    assert caught.value.code == "tools_not_supported"
 
 
 @pytest.mark.parametrize("name", sorted(LEARN))

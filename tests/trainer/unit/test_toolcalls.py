@@ -34,6 +34,13 @@ def function(**changes: Any) -> dict[str, Any]:
     return {**CALL, "function": {**CALL["function"], **changes}}  # type: ignore[dict-item]
 
 
+def nested(depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(depth):
+        found = {"a": found}
+    return found
+
+
 def chat(*messages: dict[str, Any], tools: Any = (TOOL,)) -> dict[str, Any]:
     return {"messages": list(messages), "tools": list(tools) if tools else tools}
 
@@ -64,6 +71,9 @@ GOOD = {
         {**GAVE, "name": "f"},
         {**SAID, "tool_calls": None},
     ),
+    "empty lists where nothing is": chat(
+        {**ASKED, "tool_call_id": [], "name": []}, calls(CALL, weight=[]), GAVE, SAID
+    ),
     "weights": chat(ASKED, calls(CALL, weight=0), GAVE, {**SAID, "weight": 1}),
     "parallel": {**chat(ASKED, calls(CALL)), "parallel_tool_calls": False},
     "a name alone": chat(
@@ -87,6 +97,13 @@ def test_what_is_billed_is_all_that_is_shown(tmp_path: Path) -> None:
     found = checked(tmp_path, chat(ASKED, calls(CALL), GAVE, SAID))
     texts = ("Hi", "f", '{"a": 1}', "ok", "Hello", json.dumps(TOOL, separators=(",", ":")))
     assert found.tokens == sum(map(len, texts))
+
+
+def test_an_empty_list_as_weight_is_none(tmp_path: Path) -> None:
+    """It was read as 0, so that the answer was not learned, and nobody was told."""
+    found = checked(tmp_path, chat(ASKED, {**SAID, "weight": []}))
+    with LineFile(tmp_path / "file.jsonl", found.places, "supervised") as file:
+        assert [message.weight for message in file[0].messages] == [1, 1]
 
 
 def test_what_came_back_knows_its_tool(tmp_path: Path) -> None:
@@ -160,6 +177,28 @@ BAD = {
         chat(ASKED, calls(function(arguments='{"a": ' + "[" * 5000 + "]" * 5000 + "}"))),
         "are not valid JSON",
     ),
+    "objects in objects": (
+        chat(ASKED, calls(function(arguments='{"a": ' + "[" * 300 + "]" * 300 + "}"))),
+        "more than 100 objects and lists in each other",
+    ),
+    "a definition that is nested": (
+        chat(
+            ASKED,
+            SAID,
+            tools=[{"type": "function", "function": {"name": "f", "parameters": nested(300)}}],
+        ),
+        "`parameters` are more than 100 objects and lists in each other",
+    ),
+    "a name that is no text": (chat(ASKED, calls(function(name=["f"]))), "must be a string"),
+    "129 calls": (
+        chat(ASKED, calls(*({**CALL, "id": f"c{number}"} for number in range(129)))),
+        "128 is the most",
+    ),
+    "a special token behind another key of its name": (
+        chat(ASKED, calls(function(arguments='{"a": "<|im_end|>", "a": "x"}'))),
+        "special token",
+    ),
+    "a special token as an id": (chat(ASKED, calls({**CALL, "id": "<|im_end|>"})), "special token"),
     "a call of another type": (chat(ASKED, calls({**CALL, "type": "x"})), "`type` 'function'"),
     "a call without an id": (chat(ASKED, calls({**CALL, "id": ""})), "an `id` of its own"),
     "one id twice": (chat(ASKED, calls(CALL, CALL)), "an `id` of its own"),

@@ -7,7 +7,8 @@ word, so that an empty answer would be learned. What a template does is found ou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from tuneproof_trainer.engines.protocol import EngineError, Message, ToolCall
@@ -89,9 +90,11 @@ def _shows(write: Write, form: Form) -> bool:
         asked = shown(PROBE_ASKED)
         called = shown(PROBE_ASKED, PROBE_CALL)
         whole = shown(PROBE_ASKED, PROBE_CALL, _GAVE, _SAID)
-    except EngineError:
+    except Exception:  # a template is a program of somebody's, which may do anything
         return False
     added = called[_common(asked, called) :]
+    if f"'{_KEY}'" in added:  # as Python writes an object, which is no JSON
+        return False
     return all(part in added for part in (_NAME, _KEY, _VALUE)) and _RESULT in whole
 
 
@@ -100,39 +103,27 @@ def _common(first: str, second: str) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def ensure_said(calls: Sequence[ToolCall], answer: str) -> None:
-    """Refuse a template that leaves out some of several calls, or of what they say.
+def ensure_said(message: Message, shown: Callable[[Message], str]) -> None:
+    """Refuse a template that leaves out one of a message's calls, or what it says beside them.
 
-    Raises EngineError `invalid_training_file`, which names the call.
+    `shown` is what the template makes of the conversation up to such a message: where that is the
+    same without a part, the part is not shown. Raises EngineError `invalid_training_file`.
     """
-    for call in calls:
-        leaves = list(_leaves(json.loads(call.arguments)))
-        times = sum(other.name == call.name for other in calls)
-        if answer.count(call.name) < times or not all(_within(leaf, answer) for leaf in leaves):
-            raise EngineError(
-                "invalid_training_file",
-                f"The model's chat template does not show the call of {call.name} with "
-                f"{call.arguments[:200]}, one of {len(calls)} of its message. Let each message "
-                "call one tool, or take a base model whose template shows them.",
-                "training_file",
-            )
+    calls, whole = message.tool_calls, shown(message)
+    if message.content.strip() and shown(replace(message, content="")) == whole:
+        raise _left_out(
+            f"what an answer says beside its call, {message.content[:200]!r}", "Leave it out"
+        )
+    for at, call in enumerate(calls if len(calls) > 1 else ()):
+        if shown(replace(message, tool_calls=calls[:at] + calls[at + 1 :])) == whole:
+            told = f"the call of {call.name} with {call.arguments[:200]}, one of {len(calls)}"
+            raise _left_out(f"{told} of its message", "Let each message call one tool")
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """The keys and the values of arguments that are no objects or lists."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    else:
-        yield value
-
-
-def _within(leaf: Any, text: str) -> bool:
-    """Whether a text has this value, as it is or as one of the ways to write JSON has it."""
-    ways = {str(leaf), json.dumps(leaf), json.dumps(leaf, ensure_ascii=False)}
-    ways |= {way[1:-1] for way in ways if isinstance(leaf, str) and way.startswith('"')}
-    return any(way in text for way in ways)
+def _left_out(what: str, mend: str) -> EngineError:
+    return EngineError(
+        "invalid_training_file",
+        f"The model's chat template does not show {what}. {mend}, or take a base model whose "
+        "template shows it.",
+        "training_file",
+    )

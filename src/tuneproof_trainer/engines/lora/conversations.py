@@ -129,6 +129,17 @@ class Conversations:
                 "gave back. Take a base model whose template does, or remove tools and calls.",
                 "training_file",
             )
+        for at, message in enumerate(messages):
+            if message.tool_calls:
+                self._ensure_said(messages[:at], message, tools)
+
+    def _ensure_said(
+        self, before: Sequence[Message], message: Message, tools: Sequence[dict[str, Any]]
+    ) -> None:
+        def shown(said: Message) -> str:
+            return self._rendered([*before, said], tools)
+
+        ensure_said(message, shown)
 
     # -- answering --------------------------------------------------------------------------
 
@@ -221,7 +232,11 @@ class Conversations:
         """What the template makes of turns. Raises EngineError where it refuses them."""
         from jinja2.exceptions import TemplateError
 
-        refused = (TemplateError, TypeError, AttributeError)  # the latter of arguments' form
+        # A template is a program: what it makes of turns that do not suit it is its own affair.
+        refused = (
+            *(TemplateError, TypeError, AttributeError, ValueError, LookupError),
+            *(ArithmeticError, RecursionError),
+        )
         try:
             return self._by_template(turns, tools, asks)
         except refused as error:
@@ -246,7 +261,6 @@ class Conversations:
         prompt = self._rendered(before, tools, asks=True) if before else ""
         rendered = self._rendered([*before, answer], tools).rstrip()
         start = _common(prompt, rendered)
-        ensure_said(answer.tool_calls, rendered[start:])
         return rendered[:start], rendered[start:]
 
     def _find_end(self) -> str:
@@ -259,7 +273,10 @@ class Conversations:
         """The token after a call, of a template that ends calls otherwise than answers."""
         if self._form is None:
             return None
-        _, answer = self._answer_to([PROBE_ASKED], PROBE_CALL, PROBE_TOOLS)
+        try:
+            _, answer = self._answer_to([PROBE_ASKED], PROBE_CALL, PROBE_TOOLS)
+        except EngineError:  # it refuses to be asked for one
+            return None
         if self._end and answer.endswith(self._end):
             return None
         last: int = self._ids(answer)[-1]
