@@ -7,7 +7,7 @@ not use is the provider's failure, whatever its status.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -255,7 +255,7 @@ class Responses(Wire):
             elif name == "reasoning_effort":
                 found["reasoning"] = {**_object(body.get("reasoning")), "effort": value}
             elif name == "tools":
-                found["tools"] = [_flat(tool, "function") for tool in value]
+                found["tools"] = _each(value, lambda tool: _flat(tool, "function"))
             else:
                 found[name] = _flat(value, "function") if name == "tool_choice" else value
         return found
@@ -349,9 +349,9 @@ class Messages(Wire):
             found["system"] = "\n\n".join(system)
         for name, value in parameters.items():
             if name == "stop":
-                found["stop_sequences"] = [value] if isinstance(value, str) else list(value)
+                found["stop_sequences"] = [value] if isinstance(value, str) else value
             elif name == "tools":
-                found["tools"] = [_anthropic_tool(tool) for tool in value]
+                found["tools"] = _each(value, _anthropic_tool)
             elif name == "tool_choice":
                 found["tool_choice"] = _anthropic_choice(value)
             elif name != "response_format":  # `unsaid` lets through one that says nothing
@@ -395,24 +395,36 @@ def _follow(body: Body, field: str) -> str:
     return _SYSTEM if any(one.get("role") in _SYSTEMS for one in _objects(own)) else ""
 
 
-def _flat(value: Any, inner: str) -> Any:
+# What a prompt says may have been kept before its form was looked at. What has not a chat's form
+# stays as it is, for the provider to refuse: that is the prompt's fault, and not a request's.
+
+
+def _flat(value: object, inner: str) -> object:
     """A chat's tool, its choice or form as the responses have it: without the object within."""
     told = _object(value).get(inner)
-    return {"type": value["type"], **told} if isinstance(told, Mapping) else value
+    if not isinstance(told, Mapping):
+        return value
+    return {**{name: one for name, one in _object(value).items() if name != inner}, **told}
 
 
-def _anthropic_tool(tool: Any) -> Any:
-    told = _object(_object(tool).get("function"))
+def _anthropic_tool(tool: object) -> object:
+    told = _object(tool).get("function")
+    if not isinstance(told, Mapping):
+        return tool
     schema = told.get("parameters") or {"type": "object"}
     named = {name: told[name] for name in ("name", "description") if name in told}
     return {**named, "input_schema": schema}
 
 
-def _anthropic_choice(choice: Any) -> dict[str, Any]:
+def _anthropic_choice(choice: object) -> object:
+    if isinstance(choice, str):
+        return {"type": {"required": "any"}.get(choice, choice)}
     named = _object(_object(choice).get("function")).get("name")
-    if named is not None:
-        return {"type": "tool", "name": named}
-    return {"type": {"required": "any"}.get(choice, choice)}
+    return choice if named is None else {"type": "tool", "name": named}
+
+
+def _each(values: object, change: Callable[[object], object]) -> object:
+    return [change(one) for one in values] if isinstance(values, list) else values
 
 
 def wire_like(path: str) -> Wire:

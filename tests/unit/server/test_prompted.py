@@ -135,3 +135,21 @@ def test_what_cannot_follow_or_be_said_is_refused_by_name(
         prompted(wire, body, **parameters)
     assert said in caught.value.message
     assert caught.value.mend
+
+
+@pytest.mark.parametrize("wire", [CHAT, RESPONSES, MESSAGES])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"tools": "none"},
+        {"tools": [5, {"type": "custom", "name": "x"}, {"function": {"name": "f"}}]},
+        {"tool_choice": {"type": "custom"}},
+        {"tool_choice": ["f"]},
+        {"tool_choice": {"function": {"name": "f"}}},
+    ],
+)
+def test_a_prompt_of_another_form_is_for_the_provider_to_refuse(
+    wire: Wire, parameters: dict[str, Any]
+) -> None:
+    """It may have been kept before anybody looked; a request is not to fail here for it."""
+    assert {*parameters} <= prompted(wire, {"max_tokens": 5}, **parameters).keys()
